@@ -1,0 +1,34 @@
+"""Limbert: one pretrained Transformer encoder, run at any trained width and depth.
+
+Importing this package loads nothing else: the names below are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbert.core.space import Space as Space
+    from limbert.core.subnet import Shape as Shape
+    from limbert.core.subnet import Subnet as Subnet
+    from limbert.errors import LimbertError as LimbertError
+    from limbert.model.elastic import ElasticModel as ElasticModel
+
+_HOMES = {
+    "ElasticModel": "limbert.model.elastic",
+    "LimbertError": "limbert.errors",
+    "Shape": "limbert.core.subnet",
+    "Space": "limbert.core.space",
+    "Subnet": "limbert.core.subnet",
+}
+
+__all__ = ["ElasticModel", "LimbertError", "Shape", "Space", "Subnet"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'limbert' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

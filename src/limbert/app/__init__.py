@@ -1,0 +1,1 @@
+"""Layer 5, people: the command and what it shows."""

@@ -1,0 +1,1 @@
+"""The command ``limbert``: one file a verb."""

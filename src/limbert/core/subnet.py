@@ -1,0 +1,103 @@
+"""A sub-network as a value: which layers run, and how many heads and neurons each of them keeps."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, Self
+
+from limbert.errors import SubnetError
+
+LayerRule = Literal["first", "spread"]
+LAYER_RULES: tuple[LayerRule, ...] = ("first", "spread")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a full encoder that a sub-network can be narrower than: layers, heads and neurons a layer."""
+
+    layers: int
+    heads: int
+    neurons: int
+
+
+@dataclass(frozen=True)
+class Subnet:
+    """Which part of the encoder runs: the kept layers, and the first heads and neurons of each.
+
+    Attributes:
+        layers: indices into the full stack, increasing.
+        heads: ``heads[i]`` attention heads are kept in ``layers[i]``, always the first ones.
+        neurons: ``neurons[i]`` feed-forward neurons are kept in ``layers[i]``, always the first ones.
+
+    Raises:
+        SubnetError: if the three do not describe a non-empty network.
+    """
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    neurons: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.layers) == len(self.heads) == len(self.neurons) > 0:
+            raise SubnetError(f"a sub-network needs one head count and one neuron count per kept layer, got {self}")
+        if sorted({*self.layers}) != [*self.layers] or self.layers[0] < 0:
+            raise SubnetError(f"layers must be increasing indices from 0, got {self.layers}")
+        if min(self.heads + self.neurons) < 1:
+            raise SubnetError(f"every kept layer needs at least one head and one neuron, got {self}")
+
+    @classmethod
+    def full(cls, shape: Shape) -> Self:
+        """The whole encoder."""
+        return cls(tuple(range(shape.layers)), (shape.heads,) * shape.layers, (shape.neurons,) * shape.layers)
+
+    @classmethod
+    def uniform(cls, shape: Shape, *, width: float = 1.0, depth: float = 1.0, layers: LayerRule = "spread") -> Self:
+        """The same width in every kept layer (METHOD: DynaBERT section 3, Flexible BERT section 3).
+
+        Args:
+            width: fraction of the heads, rounded to whole heads; the neurons follow the rounded fraction, downwards.
+            depth: fraction of the layers, rounded to whole layers.
+            layers: ``"spread"`` keeps layers ``floor(i / depth)`` (DynaBERT), ``"first"`` the lowest (Flexible BERT).
+
+        Raises:
+            SubnetError: if a fraction is outside (0, 1], or keeps no head, neuron or layer.
+        """
+        for name, value in (("width", width), ("depth", depth)):
+            if not 0 < value <= 1:
+                raise SubnetError(f"{name} {value:g} is not in (0, 1]")
+        if layers not in LAYER_RULES:
+            raise SubnetError(f"unknown layer rule {layers!r}; allowed: {', '.join(LAYER_RULES)}")
+        kept = round(depth * shape.layers)
+        heads = round(width * shape.heads)
+        neurons = heads * shape.neurons // shape.heads
+        if kept == 0:
+            raise SubnetError(f"depth {depth:g} of {shape.layers} layers keeps no layer; smallest: {_least(shape.layers)}")
+        if heads == 0 or neurons == 0:
+            raise SubnetError(f"width {width:g} of {shape.heads} heads keeps no head; smallest: {_least(shape.heads)}")
+        return cls(_kept_layers(kept, depth, layers), (heads,) * kept, (neurons,) * kept)
+
+    def check(self, shape: Shape) -> None:
+        """Raise SubnetError where this sub-network asks for more than an encoder of ``shape`` has."""
+        for name, asked, available in (
+            ("layer index", max(self.layers), shape.layers - 1),
+            ("number of heads", max(self.heads), shape.heads),
+            ("number of neurons", max(self.neurons), shape.neurons),
+        ):
+            if asked > available:
+                raise SubnetError(f"{name} {asked} is more than this model has ({available})")
+
+    def widths(self) -> dict[int, tuple[int, int]]:
+        """``{layer: (heads, neurons)}`` for the kept layers."""
+        return dict(zip(self.layers, zip(self.heads, self.neurons, strict=True), strict=True))
+
+
+def _kept_layers(kept: int, depth: float, rule: LayerRule) -> tuple[int, ...]:
+    if rule == "first":
+        return tuple(range(kept))
+    exact = Fraction(str(depth))  # the fraction as written: floor(3 / 0.6) must not become 4 by a rounding error
+    return tuple(math.floor(i / exact) for i in range(kept))
+
+
+def _least(count: int) -> str:
+    """The smallest fraction of ``count`` things that Python rounds to one, as a person would write it."""
+    return f"{math.ceil(1000 / (2 * count) + 1e-9) / 1000:g}"

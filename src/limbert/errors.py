@@ -1,0 +1,42 @@
+"""Every error that Limbert raises on purpose, so that a caller can catch one name.
+
+::
+
+    LimbertError
+    ├── ConfigError(ValueError)            a setting is out of range, or two settings contradict each other
+    ├── SubnetError(ValueError)            a width, depth or layer choice that the model cannot run
+    ├── UnsupportedModelError(ValueError)  a model family that has not passed the zeroed-copy test
+    ├── DataError(ValueError)              a data file or a row that cannot be read as told
+    ├── CheckpointError                    a checkpoint folder that is missing, broken or of another kind
+    └── StorageError                       the disk is full, or a folder cannot be written
+
+Each message is one line that names the value that was given and what is allowed.
+"""
+
+
+class LimbertError(Exception):
+    """Base of all errors raised on purpose by Limbert."""
+
+
+class ConfigError(LimbertError, ValueError):
+    """A setting is out of range, or two settings contradict each other."""
+
+
+class SubnetError(LimbertError, ValueError):
+    """A width, depth or layer choice that the model cannot run."""
+
+
+class UnsupportedModelError(LimbertError, ValueError):
+    """A model family that has not passed the zeroed-copy test."""
+
+
+class DataError(LimbertError, ValueError):
+    """A data file or a row that cannot be read as told."""
+
+
+class CheckpointError(LimbertError):
+    """A checkpoint folder that is missing, broken or of another kind."""
+
+
+class StorageError(LimbertError):
+    """The disk is full, or a folder cannot be written."""

@@ -1,0 +1,94 @@
+"""How much each head and neuron matters to the task: first-order Taylor scores."""
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbert.model.elastic import ElasticModel
+from limbert.model.families import Family, LayerParts, layer_parts
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Scores of the full network, on the model's device.
+
+    Attributes:
+        heads: ``(layers, heads)``, not negative.
+        neurons: ``(layers, neurons)``, not negative.
+    """
+
+    heads: Tensor
+    neurons: Tensor
+
+
+def importance(model: ElasticModel, batches: Iterable[dict[str, Tensor]]) -> Importance:
+    """Score every head and neuron of the full network by how much the loss would change without it.
+
+    For each batch: a head's score is ``|dL/d gate|``, where the gate multiplies the head's output and equals 1; a
+    neuron's is ``|sum_j W1[n,j] dL/dW1[n,j] + b1[n] dL/db1[n]| + |sum_i W2[i,n] dL/dW2[i,n]|``. Absolute values per
+    batch are added up; gradients start from zero for every batch. Dropout is off. (DynaBERT, arXiv 2004.04037,
+    section 2.1; formulas as its released program computes them. In a gated unit the rows of both halves belong to
+    the neuron.)
+
+    Args:
+        model: scored at full size; its gradients are cleared.
+        batches: labelled batches of the training side, on the model's device.
+    """
+    network, parts = model.network, [layer_parts(layer, model.family) for layer in model.layers()]
+    gates = torch.ones(model.shape.layers, model.shape.heads, device=network.device, requires_grad=True)
+    heads = torch.zeros_like(gates, requires_grad=False)
+    neurons = torch.zeros(model.shape.layers, model.shape.neurons, device=network.device)
+    training = network.training
+    network.eval()
+    try:
+        with model.at(model.full), _gated(parts, gates):
+            for batch in batches:
+                network.zero_grad(set_to_none=True)
+                gates.grad = None
+                network(**batch).loss.backward()
+                assert gates.grad is not None
+                heads += gates.grad.abs()
+                neurons += torch.stack([_neuron_scores(part, model.family) for part in parts])
+    finally:
+        network.zero_grad(set_to_none=True)
+        network.train(training)
+    return Importance(heads=heads, neurons=neurons)
+
+
+@contextmanager
+def _gated(parts: list[LayerParts], gates: Tensor) -> Any:
+    """Multiply each head's output by its gate, where it enters the projection out of the attention."""
+
+    def hook(index: int) -> Any:
+        def multiply(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            by_head = args[0].unflatten(-1, (gates.shape[1], -1))  # (batch, tokens, heads, head size)
+            return ((by_head * gates[index, :, None].to(by_head.dtype)).flatten(-2),)
+
+        return multiply
+
+    handles = [part.attention_out.register_forward_pre_hook(hook(index)) for index, part in enumerate(parts)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _neuron_scores(parts: LayerParts, family: Family) -> Tensor:
+    """``(neurons,)`` from the gradients of one batch."""
+    into = (parts.mlp_in.weight * _gradient(parts.mlp_in.weight)).sum(dim=1)
+    if parts.mlp_in.bias is not None:
+        into += parts.mlp_in.bias * _gradient(parts.mlp_in.bias)
+    into = into.unflatten(0, (family.mlp_blocks, -1)).sum(dim=0)
+    out_of = (parts.mlp_out.weight * _gradient(parts.mlp_out.weight)).sum(dim=0)
+    return into.abs() + out_of.abs()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None, "the loss does not reach every layer"
+    return parameter.grad

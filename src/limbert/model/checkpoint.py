@@ -1,0 +1,133 @@
+"""Read and write checkpoint folders: a stock Hugging Face folder, plus ``limbert.json`` where it is elastic."""
+
+import json
+from collections.abc import Collection
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
+
+from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
+from limbert.model.storage import replaced_folder
+
+RECORD_NAME = "limbert.json"
+
+HEADS = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "masked-lm": "AutoModelForMaskedLM",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "none": "AutoModel",
+}
+
+
+def load(
+    path_or_hub_id: str | Path, *, head: str, families: Collection[str], **network_arguments: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The stock network of a checkpoint, and what its ``limbert.json`` says (empty for a stock checkpoint).
+
+    Weights are read as fp32 unless ``dtype`` says otherwise, and only from safetensors files.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, or it is incomplete or broken.
+        ConfigError: for an unknown head.
+        UnsupportedModelError: for a family that is not among ``families``, before any weight is read.
+    """
+    name = str(path_or_hub_id)
+    _check_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type not in families:
+            supported = ", ".join(families)
+            raise UnsupportedModelError(f"model family {config.model_type!r} is not supported; supported: {supported}")
+        network_class = _network_class(head, config)
+        network = network_class.from_pretrained(
+            name, **{"dtype": torch.float32, "use_safetensors": True} | network_arguments
+        )
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load {name}: {_one_line(error)}") from error
+    except ValueError as error:
+        if isinstance(error, (UnsupportedModelError, ConfigError)):
+            raise
+        raise CheckpointError(f"cannot load {name}: {_one_line(error)}") from error
+    return network, read_record(name)
+
+
+def save(directory: str | Path, *, network: PreTrainedModel, tokenizer: Any, record: dict[str, Any]) -> None:
+    """Write the network, its tokenizer and the record as one folder, whole or not at all.
+
+    Raises:
+        StorageError: if the disk is full or the folder cannot be written.
+    """
+    with replaced_folder(directory) as folder:
+        network.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        write_json(folder / RECORD_NAME, record | {"versions": versions()})
+
+
+def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
+    """What ``limbert.json`` says; empty where there is none. Hub models are looked up through Transformers' cache.
+
+    Raises:
+        CheckpointError: if the file is not valid JSON.
+    """
+    if Path(path_or_hub_id).is_dir():
+        path: str | None = str(Path(path_or_hub_id) / RECORD_NAME)
+    else:
+        path = transformers.utils.cached_file(
+            str(path_or_hub_id), RECORD_NAME, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    if path is None or not Path(path).exists():
+        return {}
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {_one_line(error)}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} holds {type(record).__name__}, not an object")
+    return record
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Readable JSON, with a newline at the end."""
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {name: version(name) for name in ("limbert", "torch", "transformers")}
+
+
+def _check_folder(name: str) -> None:
+    path = Path(name)
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
+    if not looks_local:
+        return
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint folder at {name}")
+    if not (path / "config.json").exists():
+        raise CheckpointError(f"{name} is not a model checkpoint: it has no config.json")
+
+
+def _network_class(head: str, config: Any) -> Any:
+    if head == "as-saved":
+        names = getattr(config, "architectures", None) or []
+        if len(names) != 1 or not hasattr(transformers, names[0]):
+            raise CheckpointError(f"the checkpoint's config names no model class that Transformers has: {names}")
+        return getattr(transformers, names[0])
+    if head not in HEADS:
+        raise ConfigError(f"unknown head {head!r}; allowed: {', '.join(HEADS)}, as-saved")
+    return getattr(transformers, HEADS[head])
+
+
+def _one_line(error: BaseException) -> str:
+    """The first sentence of another library's message, which may run over many lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

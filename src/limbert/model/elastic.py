@@ -1,0 +1,240 @@
+"""A stock Transformers model that runs at any of its sub-networks: scoped for training, as views for serving."""
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from limbert.core.space import Space
+from limbert.core.subnet import Shape, Subnet
+from limbert.errors import SubnetError
+from limbert.model import checkpoint
+from limbert.model.families import FAMILIES, Family, LayerParts, family_of, layer_parts, set_stack, shape_of, stack_of
+from limbert.model.sliced import SlicedLinear, install
+from limbert.model.states import recorded_states, starting_from
+from limbert.model.view import build_view
+
+
+class ElasticModel:
+    """One pretrained encoder with its task head, and all its sub-networks.
+
+    Attributes:
+        network: the stock model. Outside `at` it computes what it always did, bit for bit, and its parameter names
+            and weights are the stock ones.
+        space: the sub-networks it is trained for (or will be).
+        shape: layers, heads and neurons of the full encoder.
+        family: where this architecture keeps its parts.
+        record: what else ``limbert.json`` says: task, phases done, settings, metrics, versions.
+
+    Raises:
+        UnsupportedModelError: for a family without a passed zeroed-copy test.
+    """
+
+    def __init__(self, network: PreTrainedModel, *, space: Space | None = None, record: dict[str, Any] | None = None):
+        self.network = network
+        self.family: Family = family_of(network)
+        self.shape: Shape = shape_of(network, self.family)
+        self.space = space or Space()
+        self.record: dict[str, Any] = record or {}
+        self._layers = list(stack_of(network, self.family))
+        self._scope = threading.RLock()  # held by `at`, so that a second thread waits instead of racing
+        self._views: dict[Subnet, PreTrainedModel] = {}
+        self._views_of: tuple[tuple[int, int], ...] = ()
+        self._parts = [layer_parts(layer, self.family) for layer in self._layers]
+        self._head_size = self._parts[0].attention_out.in_features // self.shape.heads
+        for parts in self._parts:
+            for linear in parts.attention_in:
+                install(linear, blocks=self.family.attention_blocks)
+            install(parts.mlp_in, blocks=self.family.mlp_blocks)
+            install(parts.attention_out)
+            install(parts.mlp_out)
+        _install_state_hooks(network)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        space: Space | None = None,
+        head: str = "sequence-classification",
+        **network_arguments: Any,
+    ) -> Self:
+        """Load a stock checkpoint or an elastic one.
+
+        Args:
+            path_or_hub_id: a local folder, or a model's name on the Hugging Face hub.
+            space: the sub-networks to train for; default: what the checkpoint says, else the widths and depths of
+                the DynaBERT paper.
+            head: the task head, one of ``limbert.model.checkpoint.HEADS``; ``"as-saved"`` takes the class that the
+                checkpoint's config names.
+            network_arguments: passed on to Transformers, for example ``num_labels=3`` or ``dtype=torch.bfloat16``.
+
+        Raises:
+            CheckpointError: if there is no such checkpoint or it cannot be read.
+            UnsupportedModelError: for a family that is not in the table.
+        """
+        network, saved = checkpoint.load(path_or_hub_id, head=head, families=FAMILIES, **network_arguments)
+        saved_space = Space.from_dict(saved.pop("space")) if "space" in saved else None
+        return cls(network, space=space or saved_space, record=saved)
+
+    def save_pretrained(self, directory: str | Path, *, tokenizer: Any = None) -> None:
+        """Write an elastic checkpoint: a stock folder plus ``limbert.json``.
+
+        Plain ``AutoModelForSequenceClassification.from_pretrained(directory)`` loads it as the full-size model. The
+        folder is written beside its place and renamed, so a crash leaves the old one or the new one.
+
+        Args:
+            directory: must not exist, or hold a checkpoint, which is replaced.
+            tokenizer: saved along, so that the folder answers text on its own.
+
+        Raises:
+            StorageError: if the disk is full or the folder cannot be written; what was there stays.
+        """
+        with self._scope, self.at(self.full):
+            checkpoint.save(
+                directory, network=self.network, tokenizer=tokenizer, record={"space": self.space.to_dict()} | self.record
+            )
+
+    @property
+    def full(self) -> Subnet:
+        """The whole encoder as a sub-network."""
+        return Subnet.full(self.shape)
+
+    def subnet(self, name: str) -> Subnet:
+        """The uniform sub-network called ``name``, for example ``"0.5x0.75"`` (width x depth).
+
+        Raises:
+            SubnetError: if the name cannot be read, or keeps no head or no layer.
+        """
+        return self.space.subnet(self.shape, name)
+
+    def subnets(self) -> dict[str, Subnet]:
+        """The sub-networks of the model's space by name, full size first."""
+        return self.space.named(self.shape)
+
+    @contextmanager
+    def at(self, subnet: Subnet) -> Iterator[PreTrainedModel]:
+        """Run the supernet as one sub-network inside a ``with`` block, for training and evaluation.
+
+        Call ``backward()`` inside the block: gradient checkpointing runs the forward pass again. Scopes nest, and
+        whatever happens inside, the state before is restored. One thread at a time: others wait at the ``with``.
+
+        Raises:
+            SubnetError: if the model has fewer layers, heads or neurons, or its family needs layer 0.
+        """
+        self._check(subnet)
+        with self._scope:
+            stack = stack_of(self.network, self.family)
+            before = [_widths(parts) for parts in self._parts]
+            try:
+                for index, (heads, neurons) in subnet.widths().items():
+                    _set_widths(self._parts[index], (heads, heads * self._head_size, neurons))
+                set_stack(self.network, self.family, nn.ModuleList(self._layers[index] for index in subnet.layers))
+                yield self.network
+            finally:
+                set_stack(self.network, self.family, stack)
+                for parts, widths in zip(self._parts, before, strict=True):
+                    _set_widths(parts, widths)
+
+    def view(self, subnet: Subnet) -> PreTrainedModel:
+        """The sub-network as a module of its own that shares the supernet's storage: for serving and measuring.
+
+        Safe to call and to run from many threads. In evaluation mode and without gradients. It follows later training
+        of the supernet, which must not run at the same time; after the supernet moved to another device or type,
+        ask for the view again. Cached: the same sub-network is the same object.
+
+        Raises:
+            SubnetError: as `at`.
+        """
+        self._check(subnet)
+        with self._scope:
+            storage = self._storage()
+            if storage != self._views_of:
+                self._views, self._views_of = {}, storage
+            if subnet not in self._views:
+                self._views[subnet] = build_view(self.network, self._layers, self.family, subnet)
+            return self._views[subnet]
+
+    def extract(self, subnet: Subnet) -> PreTrainedModel:
+        """The sub-network as a standalone model that owns its weights and can be trained.
+
+        Its state loads into a stock class only where every layer keeps all heads and neurons.
+
+        Raises:
+            SubnetError: as `at`.
+        """
+        self._check(subnet)
+        with self._scope:
+            return copy.deepcopy(build_view(self.network, self._layers, self.family, subnet)).requires_grad_(True)
+
+    @contextmanager
+    def recorded_states(self) -> Iterator[list[Tensor]]:
+        """Inside, a list that receives the embedding output and every layer's output ``(batch, tokens, hidden)``."""
+        with recorded_states(self.network, self.family) as states:
+            yield states
+
+    def read_out(self, state: Tensor, **inputs: Tensor) -> Any:
+        """The task's answer read off a layer's output, as if that layer were the last.
+
+        Args:
+            state: ``(batch, tokens, hidden)``, from `recorded_states`.
+            inputs: the same inputs that the forward pass had.
+
+        Returns:
+            What the stock model returns; the same as running the network cut after that layer.
+        """
+        with self._scope, starting_from(self.network, self.family, state):
+            return self.network(**inputs)
+
+    def layers(self) -> list[nn.Module]:
+        """All layers of the full encoder, lowest first."""
+        return list(self._layers)
+
+    def _check(self, subnet: Subnet) -> None:
+        subnet.check(self.shape)
+        if self.family.keeps_first_layer and subnet.layers[0] != 0:
+            raise SubnetError(
+                f"{self.network.config.model_type} needs its layer 0, got layers {', '.join(map(str, subnet.layers))}"
+            )
+
+    def _storage(self) -> tuple[tuple[int, int], ...]:
+        """What the views were built on: moved tensors, and for copied (fused) slices changed ones, make them stale."""
+        copied = self.family.attention_blocks > 1 or self.family.mlp_blocks > 1
+        tensors = [*self.network.parameters()] + [p for layer in self._layers for p in layer.parameters()]
+        return tuple((tensor.data_ptr(), tensor._version if copied else 0) for tensor in tensors)
+
+
+Widths = tuple[int | None, int | None, int | None]  # heads, attention channels, neurons; None: all of them
+
+
+def _widths(parts: LayerParts) -> Widths:
+    first, mlp_in = parts.attention_in[0], parts.mlp_in
+    assert isinstance(first, SlicedLinear) and isinstance(mlp_in, SlicedLinear)
+    heads = getattr(*parts.head_count) if parts.head_count is not None else None
+    return heads, first.width, mlp_in.width
+
+
+def _set_widths(parts: LayerParts, widths: Widths) -> None:
+    """The only writer of width: on the Linears that lead into the heads and neurons; those behind follow."""
+    heads, channels, neurons = widths
+    for linear in (*parts.attention_in, parts.mlp_in):
+        assert isinstance(linear, SlicedLinear)
+        linear.width = neurons if linear is parts.mlp_in else channels
+    if parts.head_count is not None:
+        setattr(*parts.head_count, heads)
+
+
+@torch.no_grad()
+def _install_state_hooks(network: PreTrainedModel) -> None:
+    """Ask once for hidden states: Transformers hooks the layers that it finds then, and never looks again."""
+    training = network.training
+    network.eval()
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=network.device)
+    network.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_hidden_states=True)
+    network.train(training)

@@ -1,0 +1,164 @@
+"""Where each supported model family keeps the parts that width and depth cut: a table, not code.
+
+A family is added with one entry here and its row in ``tests/model/families.py``, and is supported only when every
+sub-network equals a copy of the stock model with the dropped parts zeroed. Running is no proof: attention that
+reshapes with a fixed head count accepts narrower projections and mixes the heads silently.
+"""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from limbert.core.subnet import Shape
+from limbert.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Paths inside one model family; those of a layer's parts are relative to the layer.
+
+    Attributes:
+        stack: path from the base model to the ``ModuleList`` of layers.
+        attention_in: the Linears whose rows are grouped by head (query, key, value, position projections).
+        attention_out: the Linear whose columns are grouped by head.
+        mlp_in: the Linear whose rows are neurons.
+        mlp_out: the Linear whose columns are neurons.
+        optional: those of ``attention_in`` that a configuration may leave out.
+        attention_blocks: 3 where one Linear holds query, key and value one after the other.
+        mlp_blocks: 2 where one Linear holds the two halves of a gated unit.
+        head_count: module and attribute that hold the number of heads, where the forward reads it.
+        layer_output_is_tuple: whether a layer returns ``(states, attentions)`` instead of the states.
+        layer_attributes: what the encoder's loop reads off a layer besides calling it.
+        keeps_first_layer: whether layer 0 differs from the others, so that no sub-network may drop it.
+    """
+
+    stack: str
+    attention_in: tuple[str, ...]
+    attention_out: str
+    mlp_in: str
+    mlp_out: str
+    optional: tuple[str, ...] = ()
+    attention_blocks: int = 1
+    mlp_blocks: int = 1
+    head_count: tuple[str, str] | None = None
+    layer_output_is_tuple: bool = False
+    layer_attributes: tuple[str, ...] = ()
+    keeps_first_layer: bool = False
+
+
+_BERT = Family(
+    stack="encoder.layer",
+    attention_in=("attention.self.query", "attention.self.key", "attention.self.value"),
+    attention_out="attention.output.dense",
+    mlp_in="intermediate.dense",
+    mlp_out="output.dense",
+)
+
+FAMILIES: dict[str, Family] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "electra": _BERT,
+    "distilbert": Family(
+        stack="transformer.layer",
+        attention_in=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        attention_out="attention.out_lin",
+        mlp_in="ffn.lin1",
+        mlp_out="ffn.lin2",
+    ),
+    "modernbert": Family(
+        stack="layers",
+        attention_in=("attn.Wqkv",),
+        attention_out="attn.Wo",
+        mlp_in="mlp.Wi",
+        mlp_out="mlp.Wo",
+        attention_blocks=3,
+        mlp_blocks=2,
+        layer_attributes=("attention_type",),
+        keeps_first_layer=True,  # the only layer without a norm before its attention
+    ),
+    "deberta-v2": replace(
+        _BERT,
+        attention_in=(
+            "attention.self.query_proj",
+            "attention.self.key_proj",
+            "attention.self.value_proj",
+            "attention.self.pos_key_proj",
+            "attention.self.pos_query_proj",
+        ),
+        optional=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+        head_count=("attention.self", "num_attention_heads"),
+        layer_output_is_tuple=True,
+        keeps_first_layer=True,  # a configuration may put a convolution behind it
+    ),
+}
+
+
+def family_of(network: PreTrainedModel) -> Family:
+    """The table entry for a model.
+
+    Raises:
+        UnsupportedModelError: for a family that has not passed the zeroed-copy test, or for a decoder.
+    """
+    model_type = network.config.model_type
+    if model_type not in FAMILIES:
+        raise UnsupportedModelError(f"model family {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    if getattr(network.config, "is_decoder", False):
+        raise UnsupportedModelError(f"{model_type!r} is configured as a decoder (is_decoder=true); only encoders are elastic")
+    return FAMILIES[model_type]
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The modules of one layer that width cuts, found by the family's paths."""
+
+    attention_in: tuple[nn.Linear, ...]
+    attention_out: nn.Linear
+    mlp_in: nn.Linear
+    mlp_out: nn.Linear
+    head_count: tuple[nn.Module, str] | None
+
+
+def layer_parts(layer: nn.Module, family: Family) -> LayerParts:
+    """Resolve the family's paths inside one layer."""
+    present = {name for name, _ in layer.named_modules()}
+    head_count = family.head_count and (layer.get_submodule(family.head_count[0]), family.head_count[1])
+    return LayerParts(
+        attention_in=tuple(
+            _linear(layer, path) for path in family.attention_in if path in present or path not in family.optional
+        ),
+        attention_out=_linear(layer, family.attention_out),
+        mlp_in=_linear(layer, family.mlp_in),
+        mlp_out=_linear(layer, family.mlp_out),
+        head_count=head_count,
+    )
+
+
+def _linear(layer: nn.Module, path: str) -> nn.Linear:
+    module = layer.get_submodule(path)
+    if not isinstance(module, nn.Linear):
+        raise UnsupportedModelError(f"{path} is a {type(module).__name__}; only plain Linear layers can be cut")
+    return module
+
+
+def shape_of(network: PreTrainedModel, family: Family) -> Shape:
+    """Layers, heads and neurons of the full encoder, read from its modules and config."""
+    layers = stack_of(network, family)
+    neurons = layer_parts(layers[0], family).mlp_out.in_features
+    return Shape(layers=len(layers), heads=network.config.num_attention_heads, neurons=neurons)
+
+
+def stack_of(network: PreTrainedModel, family: Family) -> nn.ModuleList:
+    """The list of layers that the encoder runs through."""
+    stack = network.base_model.get_submodule(family.stack)
+    if not isinstance(stack, nn.ModuleList):
+        raise UnsupportedModelError(f"{family.stack} of {type(network).__name__} is not a list of layers")
+    return stack
+
+
+def set_stack(network: PreTrainedModel, family: Family, layers: nn.ModuleList) -> None:
+    """Make the encoder run through other layers."""
+    holder, _, name = family.stack.rpartition(".")
+    setattr(network.base_model.get_submodule(holder), name, layers)

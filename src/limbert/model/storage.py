@@ -1,0 +1,58 @@
+"""Folders that are written whole or not at all, whatever happens in between."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from limbert.errors import StorageError
+
+
+@contextmanager
+def replaced_folder(directory: str | Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; when the block ends well it takes the place of ``directory``.
+
+    If the block fails, what it wrote is deleted and ``directory`` is as before. Files are flushed to the disk before
+    the renaming, so that a power cut leaves the old folder or the new one.
+
+    Raises:
+        StorageError: for a full disk or a folder that cannot be written, naming it and the reason.
+    """
+    target = Path(directory).absolute()
+    fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        yield fresh
+        _flush(fresh)
+        _swap(fresh, target)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "os error" not in str(error).lower():
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"cannot write {target}: {reason}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    if not target.exists():
+        fresh.rename(target)
+        return
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,9 @@
+"""Puts the shared test material on the path and keeps the suite quick on small machines."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "model"))
+torch.set_num_threads(min(2, torch.get_num_threads()))

@@ -1,0 +1,129 @@
+"""Our numbers equal those of the two released programs, on every folder of vectors that is there.
+
+Nothing here names a folder, a size or a fraction: all of that is read from the files.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from limbert import ElasticModel, Subnet
+from limbert.method.importance import Importance, importance
+from limbert.method.losses import hidden_loss, logit_loss
+from limbert.method.rewire import rewire
+
+ROOT = Path(os.environ.get("LIMBERT_CONFORMANCE", Path(__file__).parents[2].parent / "shared" / "conformance"))
+needs_vectors = pytest.mark.skipif(not ROOT.is_dir(), reason=f"no conformance vectors at {ROOT} (LIMBERT_CONFORMANCE)")
+
+
+def folders(prefix: str) -> list[Path]:
+    return sorted(ROOT.glob(f"{prefix}*")) if ROOT.is_dir() else []
+
+
+class Vectors:
+    """One folder: a model, its inputs, and what the released program computed from them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.inputs = load_file(folder / "inputs.safetensors")
+        self.expected = load_file(folder / "expected.safetensors")
+        self.folder = folder
+
+    def model(self, weights: str = "model") -> ElasticModel:
+        network = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(self.folder))
+        missing, unexpected = network.load_state_dict(load_file(self.folder / f"{weights}.safetensors"), strict=False)
+        assert all("pooler" in name for name in unexpected)  # RoBERTa's classifier reads the first token itself
+        assert all("position_ids" in name for name in missing)
+        return ElasticModel(network.eval())
+
+    def cases(self, kind: str) -> list[tuple[str, float, float]]:
+        """``(key, width, depth)`` of every expected tensor ``KIND.wW.dD``."""
+        pattern = re.compile(rf"{re.escape(kind)}\.w([0-9.]+?)(?:\.d([0-9.]+))?")
+        found = [(key, pattern.fullmatch(key)) for key in self.expected]
+        return [(key, float(match[1]), float(match[2] or 1)) for key, match in found if match]
+
+
+@pytest.fixture(params=folders("dynabert-"), ids=lambda folder: folder.name)
+def dynabert(request: pytest.FixtureRequest) -> Vectors:
+    return Vectors(request.param)
+
+
+@pytest.fixture(params=folders("flexible-bert-"), ids=lambda folder: folder.name)
+def flexible_bert(request: pytest.FixtureRequest) -> Vectors:
+    return Vectors(request.param)
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_vectors
+@torch.no_grad()
+def test_logits_losses_and_states_of_all_subnetworks(dynabert: Vectors) -> None:
+    model = dynabert.model()
+    tokens = dynabert.inputs["attention_mask"].bool()
+    cases = dynabert.cases("logits")
+    assert cases
+    for key, width, depth in cases:
+        suffix = key.removeprefix("logits")
+        subnet = Subnet.uniform(model.shape, width=width, depth=depth, layers="spread")
+        with model.at(subnet) as network:
+            output = network(**dynabert.inputs, output_hidden_states=True)
+        close(output.logits, dynabert.expected[key])
+        close(output.loss, dynabert.expected["loss" + suffix].squeeze())
+        states = torch.stack(output.hidden_states)
+        close(states[:, tokens], dynabert.expected["hidden" + suffix][:, tokens])
+
+
+@needs_vectors
+def test_importance_and_rewired_weights(dynabert: Vectors) -> None:
+    model = dynabert.model()
+    scores = importance(model, [dynabert.inputs])
+    close(scores.heads, dynabert.expected["importance.heads"])
+    close(scores.neurons, dynabert.expected["importance.neurons"])
+
+    # Scores that differ by less than the tolerance may sort either way: sort by the released program's own.
+    rewire(model, Importance(dynabert.expected["importance.heads"], dynabert.expected["importance.neurons"]))
+    expected = load_file(dynabert.folder / "rewired.safetensors")
+    actual = model.network.state_dict()
+    for name, weight in expected.items():
+        if name in actual:  # the released RoBERTa carries a pooler that its classifier does not use
+            close(actual[name], weight)
+
+
+@needs_vectors
+@torch.no_grad()
+def test_losses_of_the_width_phase(dynabert: Vectors) -> None:
+    teacher, student = dynabert.model(), dynabert.model("rewired")
+    inputs = {name: tensor for name, tensor in dynabert.inputs.items() if name != "labels"}
+    inputs["input_ids"] = dynabert.expected["unpadded_input_ids"]
+    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    target = teacher.network(**inputs, output_hidden_states=True)
+    cases = dynabert.cases("width_phase.logit_loss")
+    assert cases
+    for key, width, _ in cases:
+        with student.at(Subnet.uniform(student.shape, width=width)) as network:
+            output = network(**inputs, output_hidden_states=True)
+        logits = logit_loss(output.logits, target.logits, kind="classification")
+        hidden = hidden_loss(output.hidden_states, target.hidden_states, inputs["attention_mask"])
+        close(logits, dynabert.expected[key].squeeze())
+        close(hidden, dynabert.expected[key.replace("logit_loss", "hidden_loss")].squeeze())
+
+
+@needs_vectors
+@torch.no_grad()
+def test_static_logits_one_by_one_and_as_one_batch(flexible_bert: Vectors) -> None:
+    model = flexible_bert.model()
+    cases = flexible_bert.cases("static.logits")
+    assert cases
+    for key, width, depth in cases:
+        network = model.view(Subnet.uniform(model.shape, width=width, depth=depth, layers="first"))
+        expected = flexible_bert.expected[key]
+        close(network(**flexible_bert.inputs).logits, expected)
+        for index, alone in enumerate(expected):
+            one = {name: tensor[index : index + 1] for name, tensor in flexible_bert.inputs.items()}
+            close(network(**one).logits[0], alone)
