@@ -1,0 +1,90 @@
+"""Columnar sources, Parquet files and data sets of the Hugging Face Hub, as tables of rows."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from limbert.data.table import Row, Table
+from limbert.errors import DataError
+
+_BATCH = 1024  # rows turned into Python values at a time
+
+
+def parquet_table(path: Path) -> Table:
+    """The rows of a Parquet file; a row is named by its number, from 1.
+
+    Raises:
+        DataError: the file is no readable Parquet.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    def batches() -> Iterator[Any]:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                yield from file.iter_batches(_BATCH)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: broken Parquet ({_first_line(error)})") from None
+
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: no Parquet file ({_first_line(error)})") from None
+    return _arrow_table(str(path), schema, batches)
+
+
+def hub_tables(name: str, configuration: str | None = None) -> dict[str, Table]:
+    """The splits of a data set of the Hub (or of a local folder that ``datasets`` can load), by split name.
+
+    Raises:
+        DataError: there is no such data set or configuration, or it could not be fetched.
+    """
+    import datasets
+    import pyarrow
+
+    try:
+        splits = datasets.load_dataset(name, configuration)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
+        which = f"{name!r}" + (f" (configuration {configuration!r})" if configuration else "")
+        raise DataError(f"{which} is no local folder and no data set that the Hub gives: {_first_line(error)}") from None
+    return {str(split): _dataset_table(f"{name} ({split})", dataset) for split, dataset in splits.items()}
+
+
+def _dataset_table(name: str, dataset: Any) -> Table:
+    view = dataset.with_format("arrow")
+    return _arrow_table(name, dataset.features.arrow_schema, lambda: view.iter(_BATCH))
+
+
+def _arrow_table(name: str, schema: Any, batches: Callable[[], Iterable[Any]]) -> Table:
+    class_names = _class_names(schema)
+
+    def rows() -> Iterator[Row]:
+        line = 0
+        for batch in batches():
+            columns = [_values(batch.column(column), class_names.get(column)) for column in schema.names]
+            for line, cells in enumerate(zip(*columns, strict=True), line + 1):
+                yield Row(line, cells)
+
+    return Table(name, tuple(schema.names), rows, class_names)
+
+
+def _class_names(schema: Any) -> Mapping[str, tuple[str, ...]]:
+    """The class names that ``datasets`` left in the schema, by column; ids in that column are then turned to names."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {column: tuple(feature["names"]) for column, feature in features.items()
+                if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, ValueError):  # written by another program
+        return {}
+
+
+def _values(column: Any, names: tuple[str, ...] | None) -> list[object]:
+    values: list[object] = column.to_pylist()
+    if names is None:
+        return values
+    return [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

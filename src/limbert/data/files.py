@@ -1,0 +1,162 @@
+"""Examples, the texts and labels that everything else works on, and how they are read from the rows of a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from limbert.data.arrow import parquet_table
+from limbert.data.labels import LabelReader, label_text
+from limbert.data.table import Table, csv_table, json_lines_table, readable, tsv_table
+from limbert.data.tasks import Columns
+from limbert.errors import DataError
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts, pairs of texts if ``pairs`` is set, and labels if they are known: class ids, or scores for a regression."""
+
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None
+    labels: tuple[int, ...] | tuple[float, ...] | None
+    bad_rows: int = 0  # malformed rows that were skipped
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, indices: Sequence[int]) -> "Examples":
+        """The examples at these places, in this order."""
+        return Examples(
+            texts=tuple(self.texts[index] for index in indices),
+            pairs=None if self.pairs is None else tuple(self.pairs[index] for index in indices),
+            labels=None if self.labels is None else tuple(self.labels[index] for index in indices),
+            bad_rows=self.bad_rows,
+        )
+
+
+@dataclass(frozen=True)
+class RawExamples:
+    """Examples whose labels still stand as in the file, with the line of each for messages."""
+
+    source: str
+    lines: list[int]
+    texts: list[str]
+    pairs: list[str] | None
+    labels: list[object] | None
+    bad_rows: int
+
+
+def open_table(path: Path, *, header: bool = True) -> Table:
+    """The table in a file, by the end of its name; one of another name, or none, is read as TSV.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty, or of a format that is not read.
+    """
+    kind = readable(path).suffix.lower()
+    if kind == ".csv":
+        return csv_table(path, header=header)
+    if kind in (".jsonl", ".json"):
+        return json_lines_table(path)
+    if kind == ".parquet":
+        return parquet_table(path)
+    if kind in (".tsv", ".txt", ""):
+        return tsv_table(path, header=header)
+    raise DataError(f"{path}: format {kind!r} is not read; expected one of {', '.join(FORMATS)}")
+
+
+def read_rows(table: Table, columns: Columns, *, skip_bad_rows: bool, unlabelled: Sequence[str] = ()) -> RawExamples:
+    """Read the texts, pairs and raw labels of all rows.
+
+    Args:
+        table: where the rows come from.
+        columns: those to read; checked to be there.
+        skip_bad_rows: count malformed rows and go on, instead of stopping at the first.
+        unlabelled: labels of rows that are left out without counting as malformed.
+
+    Raises:
+        DataError: a malformed row (``FILE:LINE: what, expected``), or no row at all.
+    """
+    places = [None if name is None else table.columns.index(name) for name in (columns.text, columns.pair, columns.label)]
+    text_at, pair_at, label_at = places
+    assert text_at is not None, "columns are checked before they are read"
+    raw = RawExamples(table.name, [], [], None if pair_at is None else [], None if label_at is None else [], 0)
+    bad_rows = rows = 0
+    for rows, row in enumerate(table.rows(), 1):
+        try:
+            if row.problem is not None:
+                raise ValueError(row.problem)
+            label = None if label_at is None else _label(row.cells[label_at], table.columns[label_at])
+            if label in unlabelled:
+                continue
+            text = _text(row.cells[text_at], table.columns[text_at])
+            pair = None if pair_at is None else _text(row.cells[pair_at], table.columns[pair_at])
+        except ValueError as error:
+            bad_rows += _refuse(f"{table.name}:{row.line}: {error}", skip=skip_bad_rows)
+            continue
+        raw.lines.append(row.line)
+        raw.texts.append(text)
+        if raw.pairs is not None and pair is not None:
+            raw.pairs.append(pair)
+        if raw.labels is not None:
+            raw.labels.append(label)
+    if not raw.texts:
+        raise DataError(f"{table.name}: " + (f"none of the {rows} rows can be used" if rows else "no rows below the header")
+                        + "; expected at least one")
+    return RawExamples(raw.source, raw.lines, raw.texts, raw.pairs, raw.labels, bad_rows)
+
+
+def with_labels(raw: RawExamples, reader: LabelReader, *, skip_bad_rows: bool) -> Examples:
+    """The examples with their labels as class ids or scores.
+
+    Raises:
+        DataError: a label that the task does not know (``FILE:LINE: what, expected``), or no usable row.
+    """
+    assert raw.labels is not None, "read with a label column"
+    kept: list[int] = []
+    labels: list[int | float] = []
+    for place, value in enumerate(raw.labels):
+        try:
+            labels.append(reader.read(value))
+        except ValueError as error:
+            _refuse(f"{raw.source}:{raw.lines[place]}: {error}", skip=skip_bad_rows)
+            continue
+        kept.append(place)
+    if not kept:
+        raise DataError(f"{raw.source}: none of the {len(raw.texts)} rows has a label of the task; expected at least one")
+    bad_rows = raw.bad_rows + len(raw.texts) - len(kept)
+    texts, pairs = raw.texts, raw.pairs
+    return Examples(tuple(texts[place] for place in kept), None if pairs is None else tuple(pairs[place] for place in kept),
+                    tuple(labels), bad_rows)
+
+
+def without_labels(raw: RawExamples) -> Examples:
+    """The examples for prediction."""
+    return Examples(tuple(raw.texts), None if raw.pairs is None else tuple(raw.pairs), None, raw.bad_rows)
+
+
+def _refuse(message: str, *, skip: bool) -> int:
+    """One bad row more, or the error that it is."""
+    if not skip:
+        raise DataError(message)
+    return 1
+
+
+def _text(value: object, column: str) -> str:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f"no text in column {column!r}, expected some")
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} in column {column!r}, expected text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"half a surrogate pair in column {column!r}, expected text that can be written as UTF-8") from None
+    return value
+
+
+def _label(value: object, column: str) -> object:
+    if value is None or not label_text(value):
+        raise ValueError(f"no label in column {column!r}, expected one")
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"{type(value).__name__} in label column {column!r}, expected a name or a number")
+    return value

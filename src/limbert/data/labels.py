@@ -1,0 +1,116 @@
+"""From the labels as they stand in a file to class ids or scores: the task follows from the training labels."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from limbert.core.config import DataConfig
+from limbert.data.tasks import Task, own_task
+from limbert.errors import ConfigError, DataError
+
+_INTEGER = re.compile(r"[+-]?\d+")
+_MANY_ROWS = 20  # from here on, more than one class for two rows is taken for a wrong label column
+_SHOWN_LABELS = 8  # label names listed in a message
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Reads one label as the task understands it.
+
+    A class is written by its name. Where ``accept_ids`` is set and no name is itself a whole number, by its id too.
+    """
+
+    task: Task
+    accept_ids: bool
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        ids = {name: index for index, name in enumerate(self.task.labels)}
+        if self.accept_ids and not any(_INTEGER.fullmatch(name) for name in ids):
+            ids |= {str(index): index for index in range(len(self.task.labels))}
+        return ids
+
+    def read(self, value: object) -> int | float:
+        """The class id or the score.
+
+        Raises:
+            ValueError: the value is none; the message says what is expected instead.
+        """
+        text = label_text(value)
+        if self.task.kind == "regression":
+            number = _number(text)
+            if number is None:
+                raise ValueError(f"label {text!r} is no number, expected a finite number")
+            return number
+        if text not in self._ids:
+            raise ValueError(f"label {text!r} is unknown, expected one of {_listed(self.task.labels)}")
+        return self._ids[text]
+
+
+def label_text(value: object) -> str:
+    """A label of any type as text: as in the file, true and false in small letters."""
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
+def infer_task(values: Sequence[object], config: DataConfig, *, class_names: tuple[str, ...] | None,
+               source: str) -> Task:
+    """The task on own data that the training labels mean.
+
+    What the config says is taken. Else all whole numbers are a classification; numbers, some with a point, are a
+    regression (also if fewer than half of the labels are something else: those rows are then malformed); anything
+    else is a classification. The class names are those that the data set itself brings, or the labels sorted:
+    numbers by value, text by its letters, digits within it by value.
+
+    Args:
+        values: the training labels as they stand in the file.
+        config: ``task_type`` and ``label_names``.
+        class_names: the names that the data set brings (Hub, Parquet written by ``datasets``), or None.
+        source: the training file, for messages.
+
+    Raises:
+        ConfigError: label names for a regression.
+        DataError: a classification with a single class, or with about a class a row.
+    """
+    if config.label_names is not None:
+        if config.task_type == "regression":
+            raise ConfigError(f"label names are {list(config.label_names)} for a regression; it has none")
+        return own_task("classification", config.label_names)
+    texts = [label_text(value) for value in values]
+    distinct = set(texts)
+    if config.task_type == "regression" or (config.task_type is None and class_names is None and _are_scores(texts)):
+        return own_task("regression", ())
+    if len(distinct) < 2:
+        raise DataError(f"{source}: every label is {texts[0]!r}; a classification needs at least two classes")
+    if len(distinct) == len(texts) or (len(texts) > _MANY_ROWS and 2 * len(distinct) > len(texts)):
+        raise DataError(f"{source}: {len(distinct)} different labels in {len(texts)} rows; a classification needs several "
+                        f"rows a class (is it the right label column, or a regression?)")
+    return own_task("classification", class_names or tuple(sorted(distinct, key=_sort_key)))
+
+
+def _are_scores(texts: Sequence[str]) -> bool:
+    numbers = sum(_number(text) is not None for text in texts)
+    integers = sum(_INTEGER.fullmatch(text) is not None for text in texts)
+    return numbers > integers and 2 * numbers > len(texts)
+
+
+def _number(text: str) -> float | None:
+    """The finite number that the text writes, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _sort_key(text: str) -> tuple[int, float, list[str | int]]:
+    number = _number(text)
+    if number is not None:
+        return 0, number, [text]
+    return 1, 0.0, [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", text))]
+
+
+def _listed(labels: Sequence[str]) -> str:
+    shown = ", ".join(labels[:_SHOWN_LABELS])
+    return shown if len(labels) <= _SHOWN_LABELS else f"{shown}, ... ({len(labels)} in all)"

@@ -1,0 +1,179 @@
+"""From the data settings to the task and its examples: the one door through which the rest of Limbert gets data."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from limbert.core.config import DataConfig
+from limbert.data.columns import check_columns, choose_columns
+from limbert.data.files import Examples, RawExamples, open_table, read_rows, with_labels, without_labels
+from limbert.data.labels import LabelReader, infer_task
+from limbert.data.sources import Sources, find_sources
+from limbert.data.table import Table, lines_table, readable
+from limbert.data.tasks import Columns, GlueTask, Task, glue_task
+from limbert.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its examples. ``dev`` is only ever reported on: ``{"dev": ...}``, or MNLI's two parts."""
+
+    task: Task
+    train: Examples
+    dev: dict[str, Examples]
+
+
+def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
+    """Load the training and development examples that the settings point to.
+
+    The task and the label names are GLUE's, or follow from the *whole* training data (see ``labels.infer_task``),
+    before ``train_limit`` rows of it are chosen.
+
+    Args:
+        config: where the data is and how to read it.
+        seed: chooses the rows under ``train_limit``.
+
+    Raises:
+        ConfigError: settings that contradict each other or an unknown task.
+        DataError: a missing or unusable file, column or row.
+    """
+    glue = glue_task(config.task) if config.task is not None else None
+    sources = find_sources(config, glue)
+    if sources.train is None:
+        raise DataError(f"{_place(config)}: no training data; expected train.* in the folder, or a training file")
+    table, columns = choose_columns(sources.train, config, glue, labelled=True)
+    raw = _read(table, columns, config, glue)
+    task = _glue_task_as_told(glue, config) if glue else _own_task(raw, table, columns, config)
+    # Where the names come from the labels themselves, an id in their place is a mistake and not another spelling.
+    given = glue is not None or config.label_names is not None
+    reader = LabelReader(task, accept_ids=given)
+    train = with_labels(raw, reader, skip_bad_rows=config.skip_bad_rows)
+    if task.kind == "classification" and len(set(train.labels or ())) < 2:
+        raise DataError(f"{table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
+                        "a classification needs at least two classes")
+    dev = _load_dev(sources, columns, config, glue=glue, reader=reader)
+    return TaskData(task, _limited(train, config.train_limit, seed=seed), dev)
+
+
+def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
+    """Load the development examples only, for a task that is already known (from a checkpoint).
+
+    Label ids follow ``task.labels``; a label may be written as a name or, where no name is a number, as its id.
+    A GLUE task is read as laid out by GLUE, whether the config names it or the checkpoint.
+
+    Raises:
+        ConfigError: settings that contradict each other or an unknown task.
+        DataError: a missing or unusable file, column or row.
+    """
+    name = config.task or task.name
+    glue = glue_task(name) if name is not None else None
+    sources = find_sources(config, glue)
+    if not sources.dev:
+        raise DataError(_no_dev(config))
+    _, columns = choose_columns(next(iter(sources.dev.values())), config, glue, labelled=True)
+    return _load_dev(sources, columns, config, glue=glue, reader=LabelReader(task, accept_ids=True))
+
+
+def load_texts(path: str | Path, config: DataConfig) -> Examples:
+    """Load texts, or pairs of texts, without labels: for prediction.
+
+    A ``.txt`` file holds one text a line. Any other is read as training files are, with the same columns; a label
+    column may be there or not.
+
+    Raises:
+        DataError: a missing or unusable file, column or row.
+    """
+    path = Path(path).expanduser()
+    glue = glue_task(config.task) if config.task is not None else None
+    if path.suffix.lower() == ".txt":
+        table = lines_table(readable(path))
+        pair = config.pair_column or (glue.layouts[0].pair if glue else None)
+        columns = check_columns(table, Columns("text", pair, None))
+    else:
+        table, columns = choose_columns(lambda header: open_table(path, header=header), config, glue, labelled=False)
+    return without_labels(read_rows(table, columns, skip_bad_rows=config.skip_bad_rows))
+
+
+def split_validation(examples: Examples, task: Task, *, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Cut a validation slice from the training examples: what chooses anything is never the development set.
+
+    Stratified: after shuffling, the examples are put in the order of their labels and every (1 / fraction)-th is
+    taken, so that classes (and the range of scores) keep their shares. An only example of its class stays in training.
+
+    Args:
+        examples: labelled training examples.
+        task: their task.
+        fraction: share of the examples for validation, above 0 and at most 0.5; at least one is taken.
+        seed: chooses the examples; the same seed gives the same slices.
+
+    Returns:
+        (training examples, validation examples), both in their old order.
+
+    Raises:
+        ConfigError: the fraction is out of range.
+        DataError: too few examples to cut.
+    """
+    if not 0 < fraction <= 0.5:
+        raise ConfigError(f"validation fraction is {fraction}; it must be above 0 and at most 0.5")
+    if examples.labels is None:
+        raise DataError("examples without labels cannot be split for validation; expected labelled ones")
+    labels = np.asarray(examples.labels)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    if task.kind == "classification":
+        shuffled = shuffled[np.bincount(labels)[labels[shuffled]] > 1]
+    if len(shuffled) < 2:
+        raise DataError(f"{len(examples)} training examples are too few to cut a validation slice; expected two of a class")
+    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    share = min(max(fraction * len(labels), 1.0) / len(ordered), 0.5)
+    steps = np.floor(np.arange(len(ordered) + 1) * share + 0.5)  # rises by one at every example that is taken
+    taken = set(ordered[np.diff(steps) > 0].tolist())
+    train = [index for index in range(len(labels)) if index not in taken]
+    return examples.select(train), examples.select(sorted(taken))
+
+
+def _own_task(raw: RawExamples, table: Table, columns: Columns, config: DataConfig) -> Task:
+    return infer_task(raw.labels or (), config, class_names=table.class_names.get(columns.label or ""), source=table.name)
+
+
+def _glue_task_as_told(glue: GlueTask, config: DataConfig) -> Task:
+    """The GLUE task, with other label names (in their order) where the config gives as many."""
+    if config.task_type not in (None, glue.task.kind):
+        raise ConfigError(f"task type is {config.task_type}; it must be {glue.task.kind} for {glue.task.name}")
+    if config.label_names is None:
+        return glue.task
+    if len(config.label_names) != len(glue.task.labels):
+        raise ConfigError(f"label names are {list(config.label_names)}; they must be {len(glue.task.labels)} for "
+                          f"{glue.task.name}")
+    return replace(glue.task, labels=config.label_names)
+
+
+def _load_dev(sources: Sources, columns: Columns, config: DataConfig, *, glue: GlueTask | None,
+              reader: LabelReader) -> dict[str, Examples]:
+    if not sources.dev:
+        raise DataError(_no_dev(config))
+    dev = {}
+    for part, opener in sources.dev.items():
+        table = opener(not columns.by_number)
+        check_columns(table, columns)
+        dev[part] = with_labels(_read(table, columns, config, glue), reader, skip_bad_rows=config.skip_bad_rows)
+    return dev
+
+
+def _read(table: Table, columns: Columns, config: DataConfig, glue: GlueTask | None) -> RawExamples:
+    return read_rows(table, columns, skip_bad_rows=config.skip_bad_rows, unlabelled=glue.unlabelled if glue else ())
+
+
+def _limited(examples: Examples, limit: int | None, *, seed: int) -> Examples:
+    if limit is None or limit >= len(examples):
+        return examples
+    chosen = np.random.default_rng(seed).choice(len(examples), size=limit, replace=False)
+    return examples.select(np.sort(chosen).tolist())
+
+
+def _place(config: DataConfig) -> str:
+    return config.data or config.train or config.dev or str(config.task)
+
+
+def _no_dev(config: DataConfig) -> str:
+    return f"{_place(config)}: no development data; expected dev.* in the folder, or a development file"

@@ -1,0 +1,77 @@
+"""The metrics that GLUE reports for each task, from logits and labels to numbers."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from limbert.data.tasks import Task
+from limbert.errors import DataError
+
+
+def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
+    """The class ids, or the scores of a regression, shape ``(examples,)``, from logits ``(examples, outputs)``.
+
+    Raises:
+        DataError: the logits have another number of outputs than the task.
+    """
+    if logits.ndim != 2 or logits.shape[1] != task.outputs:
+        raise DataError(f"logits have shape {logits.shape}; expected (examples, {task.outputs})")
+    return np.asarray(logits.argmax(axis=1) if task.kind == "classification" else logits[:, 0])
+
+
+def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The task's metrics by name, in the order of ``task.metrics``; higher is better for all of them.
+
+    Predictions that are all the same have no correlation: the value is 0.0, not NaN.
+
+    Args:
+        task: says which metrics.
+        logits: ``(examples, outputs)``.
+        labels: ``(examples,)``, class ids or scores.
+
+    Raises:
+        DataError: no example, or shapes that do not fit.
+    """
+    predicted = predictions(task, logits)
+    if not len(labels) or predicted.shape != labels.shape:
+        raise DataError(f"{predicted.shape} predictions for {labels.shape} labels; expected as many, and at least one")
+    return {name: METRICS[name](predicted, labels) for name in task.metrics}
+
+
+def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    return float((predicted == labels).mean())
+
+
+def _f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of class 1 (the paraphrase, the duplicate)."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, zero_division=0.0))
+
+
+def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Matthews' correlation, which for two classes is Pearson's of the class ids."""
+    return _pearson(predicted, labels)
+
+
+def _pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
+    x, y = (values.astype(np.float64) - values.astype(np.float64).mean() for values in (predicted, labels))
+    norm = np.sqrt((x @ x) * (y @ y))
+    # Constant input leaves rounding noise behind; it is compared with the size of the values themselves.
+    noise = 1e-13 * max(1.0, float(np.abs(predicted).max())) * max(1.0, float(np.abs(labels).max())) * len(labels)
+    return float(np.clip(x @ y / norm, -1.0, 1.0)) if np.isfinite(norm) and norm > noise else 0.0
+
+
+def _spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
+    from scipy.stats import rankdata
+
+    return _pearson(rankdata(predicted), rankdata(labels))
+
+
+METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}

@@ -1,0 +1,127 @@
+"""What a model is asked to predict, and the nine GLUE tasks as a table: a new task is a row, not code."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from limbert.core.config import TaskKind
+from limbert.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted: the kind of label, the class names by id, and the metrics to report.
+
+    Raises:
+        DataError: a classification with fewer than two or repeated names, or a regression with names.
+    """
+
+    name: str | None  # canonical GLUE name such as "mrpc"; None for own data
+    kind: TaskKind
+    labels: tuple[str, ...]  # class names by id; () for regression
+    metrics: tuple[str, ...]  # the first is the primary one
+
+    def __post_init__(self) -> None:
+        if self.kind == "regression" and self.labels:
+            raise DataError(f"label names {', '.join(self.labels)} given for a regression; it has none")
+        if self.kind == "classification" and len(self.labels) < 2:
+            raise DataError(f"label names are {list(self.labels)}; a classification needs at least two")
+        if len(set(self.labels)) < len(self.labels):
+            raise DataError(f"label names are {list(self.labels)}; each may occur once")
+
+    @property
+    def primary(self) -> str:
+        """The metric that checkpoints and sub-networks are chosen by."""
+        return self.metrics[0]
+
+    @property
+    def outputs(self) -> int:
+        """The number of model outputs: one a class, or one score."""
+        return len(self.labels) if self.kind == "classification" else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The task in JSON values; ``from_dict`` reads it back."""
+        return {"name": self.name, "kind": self.kind, "labels": list(self.labels), "metrics": list(self.metrics)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Task":
+        """The task that ``to_dict`` wrote."""
+        return cls(values["name"], values["kind"], tuple(values["labels"]), tuple(values["metrics"]))
+
+
+def own_task(kind: TaskKind, labels: tuple[str, ...]) -> Task:
+    """A task on the user's own data, with the metrics that suit its kind."""
+    return Task(None, kind, labels, ("accuracy",) if kind == "classification" else ("pearson", "spearman"))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that hold an example; all digits are positions in a file without header, counted from 0."""
+
+    text: str | None
+    pair: str | None
+    label: str | None
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Those that are set."""
+        return tuple(name for name in (self.text, self.pair, self.label) if name is not None)
+
+    @property
+    def by_number(self) -> bool:
+        """True where every column that is set is a position, so that the file has no header."""
+        return self.text is not None and all(name.isdecimal() for name in self.named)
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """One GLUE task: what it predicts, and how its files and its Hub data set are laid out."""
+
+    task: Task
+    layouts: tuple[Columns, ...]  # columns it is found in: tried in this order
+    dev: tuple[tuple[str, str], ...] = (("dev", "dev"),)  # (name of the part, stem of its file)
+    unlabelled: tuple[str, ...] = ()  # labels that mean "the annotators did not agree": such rows are left out
+
+
+HUB_GLUE = "nyu-mll/glue"  # the Hub data set; its configurations are named as the tasks here
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_SENTENCE = Columns("sentence", None, "label")
+_SENTENCES = Columns("sentence1", "sentence2", "label")
+_QUESTIONS = Columns("question1", "question2", "label")
+
+
+def _classify(name: str, labels: tuple[str, ...], *metrics: str) -> Task:
+    return Task(name, "classification", labels, metrics or ("accuracy",))
+
+
+_TABLE = (
+    GlueTask(_classify("cola", ("unacceptable", "acceptable"), "matthews"), (_SENTENCE, Columns("3", None, "1"))),
+    GlueTask(_classify("sst2", ("negative", "positive")), (_SENTENCE,)),
+    GlueTask(_classify("mrpc", ("not_equivalent", "equivalent"), "accuracy", "f1"),
+             (Columns("#1 String", "#2 String", "Quality"), _SENTENCES)),
+    GlueTask(Task("stsb", "regression", (), ("pearson", "spearman")),
+             (Columns("sentence1", "sentence2", "score"), _SENTENCES)),
+    GlueTask(_classify("qqp", ("not_duplicate", "duplicate"), "accuracy", "f1"),
+             (Columns("question1", "question2", "is_duplicate"), _QUESTIONS)),
+    GlueTask(_classify("mnli", ("entailment", "neutral", "contradiction")),
+             (Columns("sentence1", "sentence2", "gold_label"), Columns("premise", "hypothesis", "label")),
+             dev=(("matched", "dev_matched"), ("mismatched", "dev_mismatched")), unlabelled=("-",)),
+    GlueTask(_classify("qnli", _ENTAILMENT), (Columns("question", "sentence", "label"),)),
+    GlueTask(_classify("rte", _ENTAILMENT), (_SENTENCES,)),
+    GlueTask(_classify("wnli", ("not_entailment", "entailment")), (_SENTENCES,)),
+)
+GLUE: Mapping[str, GlueTask] = {str(entry.task.name): entry for entry in _TABLE}
+
+
+def glue_task(name: str) -> GlueTask:
+    """The row of the GLUE table for a name in any common spelling, such as ``SST-2`` or ``sst2``.
+
+    Raises:
+        ConfigError: no GLUE task has this name.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    if plain not in GLUE:
+        raise ConfigError(f"task is {name!r}; it must be one of {', '.join(GLUE)}")
+    return GLUE[plain]

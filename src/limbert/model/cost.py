@@ -1,0 +1,102 @@
+"""The one cost model: floating-point operations of a sub-network, counted from its structure.
+
+A multiply-accumulate counts as 2. Counted are the matrix products of the layers, of the attention, and of the Linears
+outside the layers (pooler, head, embedding projection); not lookups, norms, activations and softmax, which are
+some hundredths of the work.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from limbert.core.subnet import Subnet
+from limbert.model.elastic import ElasticModel
+from limbert.model.families import layer_parts
+
+
+class CostModel:
+    """FLOPs of any sub-network of one model, by the number of real tokens.
+
+    Args:
+        model: its structure is read once, with two tiny forward passes for the Linears outside the layers.
+    """
+
+    def __init__(self, model: ElasticModel) -> None:
+        self._hidden: int = model.network.config.hidden_size
+        self._head_size: int = self._hidden // model.shape.heads
+        parts = layer_parts(model.layers()[0], model.family)
+        by_token, by_position = _projections_into_attention(parts.attention_in, model)
+        self._attention_in = by_token * model.family.attention_blocks
+        self._position_in = by_position
+        self._mlp_in = model.family.mlp_blocks
+        self._positions, self._position_terms = _relative_positions(parts.head_count and parts.head_count[0])
+        self._outside_fixed, self._outside_by_token = _linears_outside(model)
+
+    def flops(self, subnet: Subnet, tokens: int) -> int:
+        """FLOPs of one example with ``tokens`` tokens, embeddings and head included."""
+        outside = self._outside_fixed + self._outside_by_token * tokens
+        return outside + sum(
+            self.layer_flops(heads=heads, neurons=neurons, tokens=tokens) for heads, neurons in subnet.widths().values()
+        )
+
+    def mean_flops(self, subnet: Subnet, lengths: Iterable[int]) -> float:
+        """Mean FLOPs an example over inputs of these lengths, in tokens, padding not counted."""
+        counts: dict[int, int] = {}
+        for length in lengths:
+            counts[int(length)] = counts.get(int(length), 0) + 1
+        return sum(count * self.flops(subnet, length) for length, count in counts.items()) / sum(counts.values())
+
+    def layer_flops(self, *, heads: int, neurons: int, tokens: int) -> int:
+        """FLOPs of one layer for one example."""
+        channels = heads * self._head_size
+        projections = tokens * channels * self._hidden * (self._attention_in + 1)
+        attention = 2 * tokens * tokens * channels
+        positions = self._positions * channels * (self._hidden * self._position_in + tokens * self._position_terms)
+        feed_forward = tokens * neurons * self._hidden * (self._mlp_in + 1)
+        return 2 * (projections + attention + positions + feed_forward)
+
+
+def _projections_into_attention(linears: Iterable[nn.Linear], model: ElasticModel) -> tuple[int, int]:
+    """How many projections into the attention are applied to tokens, and how many to relative positions."""
+    config, count = model.network.config, len(list(linears))
+    if model.family.head_count is None or not getattr(config, "relative_attention", False):
+        return count, 0
+    terms = len(getattr(config, "pos_att_type", None) or [])
+    # with share_att_key the query and key projections are applied to the positions too, both of them
+    return (3, 2) if getattr(config, "share_att_key", False) else (count - terms, terms)
+
+
+def _relative_positions(attention: nn.Module | None) -> tuple[int, int]:
+    """Relative positions that attention scores are computed for, and the number of such scores (DeBERTa)."""
+    if attention is None or not getattr(attention, "relative_attention", False):
+        return 0, 0
+    return 2 * int(attention.pos_ebd_size), len(attention.pos_att_type)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _linears_outside(model: ElasticModel) -> tuple[int, int]:
+    """FLOPs of the Linears outside the layers: a fixed part, and a part a token."""
+    inside = {id(module) for layer in model.layers() for module in layer.modules()}
+    totals = []
+
+    def count(linear: nn.Linear, _: object, output: torch.Tensor) -> None:
+        totals[-1] += 2 * output.numel() * linear.in_features
+
+    outside = [m for m in model.network.modules() if isinstance(m, nn.Linear) and id(m) not in inside]
+    handles = [linear.register_forward_hook(count) for linear in outside]
+    training = model.network.training
+    model.network.eval()
+    smallest = Subnet((0,), (1,), (1,))
+    try:
+        for tokens in (2, 4):
+            totals.append(0)
+            ids = torch.ones(1, tokens, dtype=torch.long, device=model.network.device)
+            with model.at(smallest) as network:
+                network(input_ids=ids, attention_mask=torch.ones_like(ids))
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.network.train(training)
+    by_token = (totals[1] - totals[0]) // 2
+    return totals[0] - 2 * by_token, by_token
