@@ -47,3 +47,62 @@ class DataConfig:
                 "classification or regression")
         require(self.train_limit is None or self.train_limit > 0, "train limit", self.train_limit, "at least 1")
         require(self.max_length >= 4, "maximum length", self.max_length, "at least 4 tokens")
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """How one training phase goes: its length, its optimizer and what each sub-network's loss is made of."""
+
+    epochs: float = setting(3.0, "passes over the training rows")
+    max_steps: int | None = setting(None, "stop the phase after this many optimizer steps")
+    batch_size: int = setting(32, "training rows an optimizer step")
+    learning_rate: float = setting(2e-5, "highest learning rate; it falls linearly to 0")
+    warmup: float = setting(0.0, "share of the steps in which the learning rate rises from 0")
+    weight_decay: float = setting(0.0, "decoupled weight decay of AdamW")
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon")
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm")
+    label_weight: float = setting(0.0, "weight of the loss on the true labels")
+    logit_weight: float = setting(0.0, "weight of matching the teacher's answers")
+    hidden_weight: float = setting(0.0, "weight of matching the teacher's states after every layer")
+    teacher_width: Literal["full", "matched"] = setting("full", "run the teacher at full or at the student's width")
+    full_weight: float = setting(1.0, "weight of the largest sub-network's loss among the others'")
+    sampled: int = setting(0, "sub-networks a step, the largest and smallest always among them; 0 trains all")
+    evaluations: int = setting(1, "validations an epoch; the best validated weights are the phase's result")
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, "epochs", self.epochs, "more than 0")
+        require(self.max_steps is None or self.max_steps > 0, "max steps", self.max_steps, "at least 1")
+        require(self.batch_size > 0, "batch size", self.batch_size, "at least 1")
+        require(0 < self.learning_rate < 1, "learning rate", self.learning_rate, "between 0 and 1")
+        require(0 <= self.warmup < 1, "warm-up", self.warmup, "a share of the steps, from 0 to below 1")
+        for name in ("weight_decay", "label_weight", "logit_weight", "hidden_weight"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("adam_epsilon", "max_grad_norm", "full_weight"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        require(self.teacher_width in ("full", "matched"), "teacher width", self.teacher_width, "full or matched")
+        require(self.sampled == 0 or self.sampled >= 2, "sampled", self.sampled, "0 (all) or at least 2")
+        require(self.evaluations > 0, "evaluations", self.evaluations, "at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run: where from, where to, and what holds for all its phases."""
+
+    model: str = setting("", "pretrained encoder: a local folder or a name on the Hugging Face hub")
+    output: str = setting("", "folder for the trained elastic model")
+    recipe: str = setting("limbert", "recipe: dynabert, limbert or a TOML file")
+    phases: tuple[str, ...] | None = setting(None, "phases to run, in order (default: the recipe's)")
+    seed: int = setting(42, "seed of everything that is random")
+    precision: Precision = setting("fp32", "fp32, or bf16 autocast")
+    validation: float = setting(0.1, "share of the training rows kept back to choose checkpoints and score importance")
+    validation_limit: int = setting(1000, "at most this many rows are kept back for validation")
+    checkpoint_every: float = setting(120.0, "seconds between checkpoints of a running phase")
+    tensorboard: bool = setting(False, "write a TensorBoard log too")
+
+    def __post_init__(self) -> None:
+        require(bool(self.model), "model", self.model, "a folder or a hub name")
+        require(bool(self.output), "output", self.output, "a folder")
+        require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+        require(0 < self.validation < 1, "validation share", self.validation, "between 0 and 1")
+        require(self.validation_limit > 1, "validation limit", self.validation_limit, "at least 2")
+        require(self.checkpoint_every > 0, "checkpoint interval", self.checkpoint_every, "more than 0 seconds")

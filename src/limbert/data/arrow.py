@@ -1,5 +1,6 @@
 """Columnar sources, Parquet files and data sets of the Hugging Face Hub, as tables of rows."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ def hub_tables(name: str, configuration: str | None = None) -> dict[str, Table]:
         splits = datasets.load_dataset(name, configuration)
     except (OSError, ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
         which = f"{name!r}" + (f" (configuration {configuration!r})" if configuration else "")
-        raise DataError(f"{which} is no local folder and no data set that the Hub gives: {_first_line(error)}") from None
+        raise DataError(f"{which} is no local folder and no data set of the Hub: {_first_line(error)}") from None
     return {str(split): _dataset_table(f"{name} ({split})", dataset) for split, dataset in splits.items()}
 
 
@@ -60,11 +61,11 @@ def _arrow_table(name: str, schema: Any, batches: Callable[[], Iterable[Any]]) -
     class_names = _class_names(schema)
 
     def rows() -> Iterator[Row]:
-        line = 0
+        number = itertools.count(1)
         for batch in batches():
             columns = [_values(batch.column(column), class_names.get(column)) for column in schema.names]
-            for line, cells in enumerate(zip(*columns, strict=True), line + 1):
-                yield Row(line, cells)
+            for cells in zip(*columns, strict=True):
+                yield Row(next(number), cells)
 
     return Table(name, tuple(schema.names), rows, class_names)
 

@@ -24,8 +24,8 @@ def choose_columns(opener: Opener, config: DataConfig, glue: GlueTask | None, *,
     A column that the config names is taken. A GLUE task brings the others. On own data, names compared without case:
 
     - label: the first of ``LABEL_NAMES`` that the table has;
-    - text and pair, if no text column is given: the first of ``TEXT_NAMES`` that the table has; else the first couple of
-      ``PAIR_NAMES`` that it has whole (two texts); else the first other column where most of the first hundred
+    - text and pair, if no text column is given: the first of ``TEXT_NAMES`` that the table has; else the first couple
+      of ``PAIR_NAMES`` that it has whole (two texts); else the first other column where most of the first hundred
       rows hold two words or more;
     - pair, if a text column is given: none.
 
@@ -52,8 +52,8 @@ def choose_columns(opener: Opener, config: DataConfig, glue: GlueTask | None, *,
         if not _missing(table, wanted):
             return table, check_columns(table, wanted)
         tried.append((table, wanted))
-    named = [(table, wanted) for table, wanted in tried if not wanted.by_number]
-    return named[0][0], check_columns(*named[0])
+    table, wanted = min(tried, key=lambda pair: pair[1].by_number)  # complain about names rather than positions
+    return table, check_columns(table, wanted)
 
 
 def check_columns(table: Table, columns: Columns) -> Columns:
@@ -66,7 +66,8 @@ def check_columns(table: Table, columns: Columns) -> Columns:
         raise DataError(f"{table.name}: no column {name!r}; it has {_listed(table)}")
     for name in columns.named:
         if table.columns.count(name) > 1:
-            raise DataError(f"{table.name}: column {name!r} stands there {table.columns.count(name)} times; expected once")
+            count = table.columns.count(name)
+            raise DataError(f"{table.name}: column {name!r} stands there {count} times; expected once")
     return columns
 
 
@@ -102,9 +103,9 @@ def _guess(table: Table, given: Columns, *, labelled: bool) -> Columns:
 def _first_of_text(table: Table, *, taken: tuple[str, ...]) -> str:
     rows = [row.cells for row in itertools.islice(table.rows(), _SAMPLE) if row.problem is None]
     for position, column in enumerate(table.columns):
-        texts = sum(isinstance(cells[position], str) and len(cells[position].split()) > 1 for cells in rows)
+        texts = sum(isinstance(cell := cells[position], str) and len(cell.split()) > 1 for cells in rows)
         if column not in taken and texts * 2 > len(rows):
             return column
     if not rows:
         raise DataError(f"{table.name}: no rows below the header; expected at least one")
-    raise DataError(f"{table.name}: no text column given and none that holds texts of several words; it has {_listed(table)}")
+    raise DataError(f"{table.name}: no text column given and none with texts of several words; it has {_listed(table)}")

@@ -1,7 +1,7 @@
 """Examples, the texts and labels that everything else works on, and how they are read from the rows of a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from limbert.data.arrow import parquet_table
@@ -15,7 +15,7 @@ FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts, pairs of texts if ``pairs`` is set, and labels if they are known: class ids, or scores for a regression."""
+    """Texts, their second texts if ``pairs`` is set, and labels if they are known: class ids or scores."""
 
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
@@ -44,7 +44,16 @@ class RawExamples:
     texts: list[str]
     pairs: list[str] | None
     labels: list[object] | None
-    bad_rows: int
+    bad_rows: int = 0
+
+    def append(self, line: int, text: str, pair: str, label: object) -> None:
+        """Add one row; its pair and label only where the examples have them."""
+        self.lines.append(line)
+        self.texts.append(text)
+        if self.pairs is not None:
+            self.pairs.append(pair)
+        if self.labels is not None:
+            self.labels.append(label)
 
 
 def open_table(path: Path, *, header: bool = True) -> Table:
@@ -77,33 +86,26 @@ def read_rows(table: Table, columns: Columns, *, skip_bad_rows: bool, unlabelled
     Raises:
         DataError: a malformed row (``FILE:LINE: what, expected``), or no row at all.
     """
-    places = [None if name is None else table.columns.index(name) for name in (columns.text, columns.pair, columns.label)]
-    text_at, pair_at, label_at = places
-    assert text_at is not None, "columns are checked before they are read"
-    raw = RawExamples(table.name, [], [], None if pair_at is None else [], None if label_at is None else [], 0)
-    bad_rows = rows = 0
-    for rows, row in enumerate(table.rows(), 1):
+    raw = RawExamples(table.name, [], [], None if columns.pair is None else [], None if columns.label is None else [])
+    text_at, pair_at, label_at = (None if name is None else table.columns.index(name)
+                                  for name in (columns.text, columns.pair, columns.label))
+    bad_rows = 0
+    for row in table.rows():
         try:
             if row.problem is not None:
                 raise ValueError(row.problem)
-            label = None if label_at is None else _label(row.cells[label_at], table.columns[label_at])
+            label = _label(row.cells, label_at, table)
             if label in unlabelled:
                 continue
-            text = _text(row.cells[text_at], table.columns[text_at])
-            pair = None if pair_at is None else _text(row.cells[pair_at], table.columns[pair_at])
+            text, pair = _text(row.cells, text_at, table), _text(row.cells, pair_at, table)
         except ValueError as error:
             bad_rows += _refuse(f"{table.name}:{row.line}: {error}", skip=skip_bad_rows)
             continue
-        raw.lines.append(row.line)
-        raw.texts.append(text)
-        if raw.pairs is not None and pair is not None:
-            raw.pairs.append(pair)
-        if raw.labels is not None:
-            raw.labels.append(label)
+        raw.append(row.line, text, pair, label)
     if not raw.texts:
-        raise DataError(f"{table.name}: " + (f"none of the {rows} rows can be used" if rows else "no rows below the header")
-                        + "; expected at least one")
-    return RawExamples(raw.source, raw.lines, raw.texts, raw.pairs, raw.labels, bad_rows)
+        found = f"none of the {bad_rows} rows can be used" if bad_rows else "no rows below the header"
+        raise DataError(f"{table.name}: {found}; expected at least one")
+    return replace(raw, bad_rows=bad_rows)
 
 
 def with_labels(raw: RawExamples, reader: LabelReader, *, skip_bad_rows: bool) -> Examples:
@@ -123,11 +125,9 @@ def with_labels(raw: RawExamples, reader: LabelReader, *, skip_bad_rows: bool) -
             continue
         kept.append(place)
     if not kept:
-        raise DataError(f"{raw.source}: none of the {len(raw.texts)} rows has a label of the task; expected at least one")
+        raise DataError(f"{raw.source}: no row has a label of the task; expected at least one")
     bad_rows = raw.bad_rows + len(raw.texts) - len(kept)
-    texts, pairs = raw.texts, raw.pairs
-    return Examples(tuple(texts[place] for place in kept), None if pairs is None else tuple(pairs[place] for place in kept),
-                    tuple(labels), bad_rows)
+    return replace(without_labels(raw).select(kept), labels=tuple(labels), bad_rows=bad_rows)
 
 
 def without_labels(raw: RawExamples) -> Examples:
@@ -142,21 +142,29 @@ def _refuse(message: str, *, skip: bool) -> int:
     return 1
 
 
-def _text(value: object, column: str) -> str:
+def _text(cells: Sequence[object], place: int | None, table: Table) -> str:
+    """The text in the cell; "" where there is no such column."""
+    if place is None:
+        return ""
+    value = cells[place]
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"no text in column {column!r}, expected some")
+        raise ValueError(f"no text in column {table.columns[place]!r}, expected some")
     if not isinstance(value, str):
-        raise ValueError(f"{type(value).__name__} in column {column!r}, expected text")
+        raise ValueError(f"{type(value).__name__} in column {table.columns[place]!r}, expected text")
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"half a surrogate pair in column {column!r}, expected text that can be written as UTF-8") from None
+    except UnicodeEncodeError:  # JSON can write one
+        raise ValueError(f"half a character in column {table.columns[place]!r}, expected whole ones") from None
     return value
 
 
-def _label(value: object, column: str) -> object:
-    if value is None or not label_text(value):
-        raise ValueError(f"no label in column {column!r}, expected one")
+def _label(cells: Sequence[object], place: int | None, table: Table) -> object:
+    """The label in the cell as it stands there; None where there is no such column."""
+    if place is None:
+        return None
+    value = cells[place]
+    if value is None or value != value or not label_text(value):  # NaN is the only value that is not itself
+        raise ValueError(f"no label in column {table.columns[place]!r}, expected one")
     if not isinstance(value, (str, int, float)):
-        raise ValueError(f"{type(value).__name__} in label column {column!r}, expected a name or a number")
+        raise ValueError(f"{type(value).__name__} in column {table.columns[place]!r}, expected a name or a number")
     return value

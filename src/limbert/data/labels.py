@@ -84,8 +84,8 @@ def infer_task(values: Sequence[object], config: DataConfig, *, class_names: tup
     if len(distinct) < 2:
         raise DataError(f"{source}: every label is {texts[0]!r}; a classification needs at least two classes")
     if len(distinct) == len(texts) or (len(texts) > _MANY_ROWS and 2 * len(distinct) > len(texts)):
-        raise DataError(f"{source}: {len(distinct)} different labels in {len(texts)} rows; a classification needs several "
-                        f"rows a class (is it the right label column, or a regression?)")
+        raise DataError(f"{source}: {len(distinct)} different labels in {len(texts)} rows; a classification needs "
+                        "several rows a class (is it the right label column, or a regression?)")
     return own_task("classification", class_names or tuple(sorted(distinct, key=_sort_key)))
 
 

@@ -99,12 +99,12 @@ def split_validation(examples: Examples, task: Task, *, fraction: float, seed: i
     """Cut a validation slice from the training examples: what chooses anything is never the development set.
 
     Stratified: after shuffling, the examples are put in the order of their labels and every (1 / fraction)-th is
-    taken, so that classes (and the range of scores) keep their shares. An only example of its class stays in training.
+    taken, so that classes (and the range of scores) keep their shares. One example of each class stays in training.
 
     Args:
         examples: labelled training examples.
         task: their task.
-        fraction: share of the examples for validation, above 0 and at most 0.5; at least one is taken.
+        fraction: share of the examples for validation, between 0 and 1; at least one is taken.
         seed: chooses the examples; the same seed gives the same slices.
 
     Returns:
@@ -114,18 +114,19 @@ def split_validation(examples: Examples, task: Task, *, fraction: float, seed: i
         ConfigError: the fraction is out of range.
         DataError: too few examples to cut.
     """
-    if not 0 < fraction <= 0.5:
-        raise ConfigError(f"validation fraction is {fraction}; it must be above 0 and at most 0.5")
+    if not 0 < fraction < 1:
+        raise ConfigError(f"validation fraction is {fraction}; it must be between 0 and 1")
     if examples.labels is None:
         raise DataError("examples without labels cannot be split for validation; expected labelled ones")
     labels = np.asarray(examples.labels)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
-    if task.kind == "classification":
-        shuffled = shuffled[np.bincount(labels)[labels[shuffled]] > 1]
-    if len(shuffled) < 2:
-        raise DataError(f"{len(examples)} training examples are too few to cut a validation slice; expected two of a class")
-    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    share = min(max(fraction * len(labels), 1.0) / len(ordered), 0.5)
+    groups = labels if task.kind == "classification" else np.zeros(len(labels), dtype=np.int64)
+    _, stays = np.unique(groups[shuffled], return_index=True)  # the first of each class
+    candidates = np.delete(shuffled, stays)
+    if not len(candidates):
+        raise DataError(f"{len(examples)} training examples are too few to cut validation from; expected two a class")
+    ordered = candidates[np.argsort(labels[candidates], kind="stable")]
+    share = min(max(fraction * len(labels), 1.0) / len(ordered), 1.0)
     steps = np.floor(np.arange(len(ordered) + 1) * share + 0.5)  # rises by one at every example that is taken
     taken = set(ordered[np.diff(steps) > 0].tolist())
     train = [index for index in range(len(labels)) if index not in taken]
@@ -133,7 +134,8 @@ def split_validation(examples: Examples, task: Task, *, fraction: float, seed: i
 
 
 def _own_task(raw: RawExamples, table: Table, columns: Columns, config: DataConfig) -> Task:
-    return infer_task(raw.labels or (), config, class_names=table.class_names.get(columns.label or ""), source=table.name)
+    class_names = table.class_names.get(columns.label or "")
+    return infer_task(raw.labels or (), config, class_names=class_names, source=table.name)
 
 
 def _glue_task_as_told(glue: GlueTask, config: DataConfig) -> Task:

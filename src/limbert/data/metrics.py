@@ -58,7 +58,7 @@ def _pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
     x, y = (values.astype(np.float64) - values.astype(np.float64).mean() for values in (predicted, labels))
     norm = np.sqrt((x @ x) * (y @ y))
     # Constant input leaves rounding noise behind; it is compared with the size of the values themselves.
-    noise = 1e-13 * max(1.0, float(np.abs(predicted).max())) * max(1.0, float(np.abs(labels).max())) * len(labels)
+    noise = 1e-13 * float(np.abs(predicted).max()) * float(np.abs(labels).max()) * len(labels)
     return float(np.clip(x @ y / norm, -1.0, 1.0)) if np.isfinite(norm) and norm > noise else 0.0
 
 

@@ -1,7 +1,7 @@
 """Where the training and development rows lie: two files, a folder, or a data set of the Hub."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ class Sources:
 def find_sources(config: DataConfig, glue: GlueTask | None) -> Sources:
     """Find what ``train`` and ``dev``, or ``data``, or the GLUE task alone (then from the Hub) point to.
 
-    A folder holds ``train.*`` and ``dev.*`` (also ``validation.*``, ``valid.*`` or ``val.*``) with one of the endings in
-    ``FORMATS``. Where it has no such development file, ``test.*`` is reported on, and must have labels. MNLI's two
+    A folder holds ``train.*`` and ``dev.*`` (also ``validation.*``, ``valid.*`` or ``val.*``) with one of the endings
+    in ``FORMATS``. Where it has no such development file, ``test.*`` is reported on, and must have labels. MNLI's two
     parts are ``dev_matched`` and ``dev_mismatched``; one is enough. The same holds for the splits of a Hub data set,
     ``NAME`` or ``NAME:CONFIGURATION``.
 
@@ -44,27 +44,31 @@ def find_sources(config: DataConfig, glue: GlueTask | None) -> Sources:
         return Sources(train, {} if config.dev is None else {"dev": _file(Path(config.dev).expanduser())})
     if config.data is None:
         if glue is None:
-            raise ConfigError("no data given; it must be data (a folder or Hub name), train and dev (files), or a GLUE task")
+            raise ConfigError("no data given; it must be a folder or Hub name, train and dev files, or a GLUE task")
         return _from_hub(HUB_GLUE, glue)
     folder = Path(config.data).expanduser()
     if folder.is_dir():
         return _from_folder(folder, glue)
     if folder.exists():
         raise DataError(f"{config.data}: a file; data must be a folder or a Hub name (give files as train and dev)")
-    if not _HUB_NAME.fullmatch(config.data):
+    if not _HUB_NAME.fullmatch(config.data) or ("/" in config.data and folder.parent.is_dir()):
         raise DataError(f"{config.data}: no such folder")
     return _from_hub(config.data, glue)
 
 
 def _from_folder(folder: Path, glue: GlueTask | None) -> Sources:
-    train = _find(folder, "train")
-    parts = {part: _find(folder, stem) for part, stem in glue.dev} if glue else {}
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
+    train = _find(files, "train")
+    parts = {part: _find(files, stem) for part, stem in glue.dev} if glue else {}
     found = {part: path for part, path in parts.items() if path is not None}
     if not found:
-        dev = next((path for path in (_find(folder, stem) for stem in DEV_NAMES) if path is not None), None)
+        dev = next((path for path in (_find(files, stem) for stem in DEV_NAMES) if path is not None), None)
         found = {} if dev is None else {"dev": dev}
     if train is None and not found:
-        held = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+        held = ", ".join(path.name for path in files[:10]) or "nothing"
         raise DataError(f"{folder}: no train.* or dev.* ending in {', '.join(FORMATS)}; it holds {held}")
     return Sources(None if train is None else _file(train), {part: _file(path) for part, path in found.items()})
 
@@ -77,17 +81,18 @@ def _from_hub(name: str, glue: GlueTask | None) -> Sources:
     parts = [(part, stem.replace("dev", "validation")) for part, stem in glue.dev] if glue else []
     found = {part: tables[split] for part, split in parts if split in tables}
     if not found:
-        found = {"dev": tables[split] for split in [split for split in DEV_NAMES if split in tables][:1]}
+        dev = next((tables[split] for split in DEV_NAMES if split in tables), None)
+        found = {} if dev is None else {"dev": dev}
     if "train" not in tables and not found:
         raise DataError(f"{name}: no split train or {', '.join(DEV_NAMES)}; it has {', '.join(tables)}")
     train = tables.get("train")
     return Sources(None if train is None else _opened(train), {part: _opened(table) for part, table in found.items()})
 
 
-def _find(folder: Path, stem: str) -> Path | None:
-    found = sorted(path for path in folder.iterdir() if path.stem == stem and path.suffix.lower() in FORMATS)
+def _find(files: Sequence[Path], stem: str) -> Path | None:
+    found = [path for path in files if path.stem == stem and path.suffix.lower() in FORMATS]
     if len(found) > 1:
-        raise DataError(f"{folder}: {' and '.join(path.name for path in found)} are both there; expected one of them")
+        raise DataError(f"{found[0].parent}: {' and '.join(path.name for path in found)} are both there; expected one")
     return found[0] if found else None
 
 

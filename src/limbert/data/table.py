@@ -19,7 +19,7 @@ _JSON_SAMPLE = 100  # objects looked at to learn the columns of a JSON lines fil
 
 
 class Row(NamedTuple):
-    """One row: its line (in Parquet and Hub data its number, from 1), its cells, and what is wrong with it, if anything."""
+    """One row: its line (in Parquet and Hub data its number, from 1), its cells, and what is wrong with it."""
 
     line: int
     cells: Sequence[object]
@@ -76,8 +76,9 @@ def json_lines_table(path: Path) -> Table:
                 yield Row(line, [value.get(column) for column in columns])
 
     if not columns:
-        first = next(rows(), None)
-        raise DataError(f"{path}:{first.line if first else 1}: {first and first.problem or 'no row'}")
+        first = next(rows(), None) or Row(1, ())
+        problem = first.problem or "no keys, expected one JSON object a line with a text in it"
+        raise DataError(f"{path}:{first.line}: {problem}")
     return Table(str(path), columns, rows)
 
 
@@ -123,13 +124,13 @@ def _without_last_blanks(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
-    """Numbered lines with their line ends; None for bytes that are not UTF-8. Only LF ends a line: other breaks are text."""
+    """Numbered lines with their ends; None for bytes that are not UTF-8. Only LF ends a line: other breaks are text."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:
                 yield number, (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).decode("utf-8")
-            except UnicodeDecodeError as error:
-                yield number, None if error else ""
+            except UnicodeDecodeError:
+                yield number, None
 
 
 _NOT_UTF8 = "the bytes are not UTF-8; expected UTF-8 text"

@@ -89,6 +89,6 @@ def _neuron_scores(parts: LayerParts, family: Family) -> Tensor:
     return into.abs() + out_of.abs()
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None, "the loss does not reach every layer"
     return parameter.grad

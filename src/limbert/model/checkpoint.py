@@ -1,7 +1,8 @@
 """Read and write checkpoint folders: a stock Hugging Face folder, plus ``limbert.json`` where it is elastic."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
 from limbert.model.storage import replaced_folder
@@ -58,8 +60,14 @@ def load(
     return network, read_record(name)
 
 
-def save(directory: str | Path, *, network: PreTrainedModel, tokenizer: Any, record: dict[str, Any]) -> None:
+@contextmanager
+def saved(
+    directory: str | Path, *, network: PreTrainedModel, tokenizer: Any, record: dict[str, Any]
+) -> Iterator[Path]:
     """Write the network, its tokenizer and the record as one folder, whole or not at all.
+
+    Yields:
+        The folder before it takes its place, for more files.
 
     Raises:
         StorageError: if the disk is full or the folder cannot be written.
@@ -69,6 +77,7 @@ def save(directory: str | Path, *, network: PreTrainedModel, tokenizer: Any, rec
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         write_json(folder / RECORD_NAME, record | {"versions": versions()})
+        yield folder
 
 
 def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
@@ -80,7 +89,7 @@ def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
     if Path(path_or_hub_id).is_dir():
         path: str | None = str(Path(path_or_hub_id) / RECORD_NAME)
     else:
-        path = transformers.utils.cached_file(
+        path = cached_file(
             str(path_or_hub_id), RECORD_NAME, _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )

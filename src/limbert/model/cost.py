@@ -78,7 +78,7 @@ def _relative_positions(attention: nn.Module | None) -> tuple[int, int]:
 def _linears_outside(model: ElasticModel) -> tuple[int, int]:
     """FLOPs of the Linears outside the layers: a fixed part, and a part a token."""
     inside = {id(module) for layer in model.layers() for module in layer.modules()}
-    totals = []
+    totals: list[int] = []
 
     def count(linear: nn.Linear, _: object, output: torch.Tensor) -> None:
         totals[-1] += 2 * output.numel() * linear.in_features

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -83,7 +83,13 @@ class ElasticModel:
         saved_space = Space.from_dict(saved.pop("space")) if "space" in saved else None
         return cls(network, space=space or saved_space, record=saved)
 
-    def save_pretrained(self, directory: str | Path, *, tokenizer: Any = None) -> None:
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        tokenizer: Any = None,
+        add_files: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
         """Write an elastic checkpoint: a stock folder plus ``limbert.json``.
 
         Plain ``AutoModelForSequenceClassification.from_pretrained(directory)`` loads it as the full-size model. The
@@ -92,14 +98,15 @@ class ElasticModel:
         Args:
             directory: must not exist, or hold a checkpoint, which is replaced.
             tokenizer: saved along, so that the folder answers text on its own.
+            add_files: called with the folder before it takes its place, to put more files into it.
 
         Raises:
             StorageError: if the disk is full or the folder cannot be written; what was there stays.
         """
         with self._scope, self.at(self.full):
-            checkpoint.save(
-                directory, network=self.network, tokenizer=tokenizer, record={"space": self.space.to_dict()} | self.record
-            )
+            record = {"space": self.space.to_dict()} | self.record
+            with checkpoint.saved(directory, network=self.network, tokenizer=tokenizer, record=record) as folder:
+                add_files(folder)
 
     @property
     def full(self) -> Subnet:
@@ -215,7 +222,8 @@ Widths = tuple[int | None, int | None, int | None]  # heads, attention channels,
 
 def _widths(parts: LayerParts) -> Widths:
     first, mlp_in = parts.attention_in[0], parts.mlp_in
-    assert isinstance(first, SlicedLinear) and isinstance(mlp_in, SlicedLinear)
+    assert isinstance(first, SlicedLinear)
+    assert isinstance(mlp_in, SlicedLinear)
     heads = getattr(*parts.head_count) if parts.head_count is not None else None
     return heads, first.width, mlp_in.width
 

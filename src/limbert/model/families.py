@@ -106,7 +106,7 @@ def family_of(network: PreTrainedModel) -> Family:
     if model_type not in FAMILIES:
         raise UnsupportedModelError(f"model family {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
     if getattr(network.config, "is_decoder", False):
-        raise UnsupportedModelError(f"{model_type!r} is configured as a decoder (is_decoder=true); only encoders are elastic")
+        raise UnsupportedModelError(f"this {model_type!r} is a decoder (is_decoder=true); only encoders are elastic")
     return FAMILIES[model_type]
 
 

@@ -26,6 +26,7 @@ def build_view(network: PreTrainedModel, layers: list[nn.Module], family: Family
     # stay out of the first copy because only the kept ones are needed.
     tensors = _shared_tensors([network, *layers])
     skeleton: PreTrainedModel = copy.deepcopy(network, tensors | {id(layer): nn.Identity() for layer in layers})
+    vars(skeleton).pop("forward", None)  # accelerate's wrapper, where there is one, would run the supernet instead
     config = skeleton.config
     head_size = config.hidden_size // config.num_attention_heads
     kept = nn.ModuleList()
@@ -69,5 +70,5 @@ def _slice(linear: nn.Linear, *, rows: int, columns: int, blocks: int = 1) -> No
     weight, bias = slice_linear(linear, rows=rows, columns=columns, blocks=blocks)
     linear.__class__ = nn.Linear
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
     linear.in_features, linear.out_features = columns, rows * blocks

@@ -1,0 +1,50 @@
+"""The command's entry: verbs by name, errors as one line. Nothing heavy is imported before a verb runs."""
+
+import sys
+
+import typer
+
+from limbert.app.cli.demo import demo
+from limbert.app.cli.evaluate import evaluate
+from limbert.app.cli.predict import predict
+from limbert.app.cli.train import train
+from limbert.errors import LimbertError
+
+app = typer.Typer(
+    name="limbert",
+    help="One pretrained Transformer encoder, trained once, run at any width and depth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (demo, train, evaluate, predict):
+    app.command()(verb)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: bool = typer.Option(False, "--version", help="print the version and exit"),
+    debug: bool = typer.Option(False, "--debug", help="show a traceback for errors (anywhere on the line)"),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"limbert {installed('limbert')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command of ``sys.argv``; exit status 1 for an error, 2 for a wrong option, 130 when interrupted."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except LimbertError as error:
+        if debug:
+            raise
+        print(f"limbert: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - the command's own voice
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("limbert: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)

@@ -1,0 +1,65 @@
+"""Options that several verbs share; their help is the config dataclasses' own."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from limbert.core.config import DataConfig, PhaseConfig, TrainConfig, help_of
+from limbert.errors import ConfigError
+
+
+def _option(config: type, name: str, *flags: str) -> Any:
+    return typer.Option(*flags, help=help_of(config, name), show_default=False)
+
+
+Task = Annotated[str | None, _option(DataConfig, "task", "--task")]
+Data = Annotated[str | None, _option(DataConfig, "data", "--data")]
+TrainFile = Annotated[str | None, _option(DataConfig, "train", "--train")]
+DevFile = Annotated[str | None, _option(DataConfig, "dev", "--dev")]
+TextColumn = Annotated[str | None, _option(DataConfig, "text_column", "--text-column")]
+PairColumn = Annotated[str | None, _option(DataConfig, "pair_column", "--pair-column")]
+LabelColumn = Annotated[str | None, _option(DataConfig, "label_column", "--label-column")]
+TaskType = Annotated[str | None, _option(DataConfig, "task_type", "--task-type")]
+LabelNames = Annotated[str | None, _option(DataConfig, "label_names", "--label-names")]
+TrainLimit = Annotated[int | None, _option(DataConfig, "train_limit", "--train-limit")]
+SkipBadRows = Annotated[bool, _option(DataConfig, "skip_bad_rows", "--skip-bad-rows")]
+MaxLength = Annotated[int | None, _option(DataConfig, "max_length", "--max-length")]
+Epochs = Annotated[float | None, _option(PhaseConfig, "epochs", "--epochs")]
+MaxSteps = Annotated[int | None, _option(PhaseConfig, "max_steps", "--max-steps")]
+BatchSize = Annotated[int | None, _option(PhaseConfig, "batch_size", "--batch-size")]
+LearningRate = Annotated[float | None, _option(PhaseConfig, "learning_rate", "--learning-rate")]
+Seed = Annotated[int, _option(TrainConfig, "seed", "--seed")]
+RunPrecision = Annotated[str, _option(TrainConfig, "precision", "--precision")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines instead of a table")]
+
+
+def split(text: str | None) -> tuple[str, ...] | None:
+    """The parts of a comma-separated option; None stays None."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def fractions(text: str | None, option: str) -> tuple[float, ...] | None:
+    """The numbers of an option such as ``0.25,0.5,1.0``.
+
+    Raises:
+        ConfigError: for a part that is no number.
+    """
+    try:
+        return None if text is None else tuple(float(part) for part in split(text) or ())
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is not a list of numbers such as 0.25,0.5,1.0") from None
+
+
+def prepare_libraries(threads: int | None) -> None:
+    """Set the thread count, and quiet libraries that write to the terminal on their own account."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -1,0 +1,112 @@
+"""How results and progress look in a terminal."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from limbert.run.monitor import Monitor
+from limbert.run.monitor import Progress as Report
+
+if TYPE_CHECKING:
+    from limbert.run.evaluate import Result
+
+output = Console()
+messages = Console(stderr=True)  # progress and notes, so that standard output holds results alone
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, ensure_ascii=False))  # noqa: T201 - the command's own voice
+
+
+def amount(value: float) -> str:
+    """A count for people: ``1.2 M``, ``340.0 k``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def results_table(results: Sequence["Result"], latency: Mapping[str, float] | None = None) -> Table:
+    """Sub-networks with what they cost and reach; with measured latency (seconds) also the speed-up.
+
+    The speed-up is over the first row, which is the full model.
+    """
+    table = Table(header_style="bold", row_styles=["", "dim"])
+    table.add_column("sub-network")
+    for name in ("parameters", "FLOPs", *results[0].metrics, *(("latency", "speed-up") if latency else ())):
+        table.add_column(name, justify="right")
+    for result in results:
+        cells = [result.subnet, amount(result.params), amount(result.flops)]
+        cells += [f"{100 * value:.1f}" for value in result.metrics.values()]
+        if latency:
+            mine, full = latency[result.subnet], latency[results[0].subnet]
+            cells += [f"{1000 * mine:.2f} ms", f"{full / mine:.2f} x"]
+        table.add_row(*cells)
+    return table
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Any]:
+    """A bar on standard error; yields ``advance(done, total)``."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield advance
+
+
+class TerminalMonitor(Monitor):
+    """Shows a training run: one bar a phase with loss and rate, one line a validation."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description:9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=messages,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> "TerminalMonitor":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def phase_starts(self, phase: str, *, step: int, steps: int) -> None:
+        self._task = self._progress.add_task(phase, total=steps, completed=step, state="")
+        if not messages.is_terminal:
+            messages.print(f"{phase}: {steps} steps" + (f", going on from step {step}" if step else ""))
+
+    def progress(self, progress: Report) -> None:
+        state = f"loss {progress.loss:.4f}  {progress.examples_per_second:.0f} examples/s"
+        self._progress.update(self._task, completed=progress.step, state=state)
+        if not messages.is_terminal and (progress.step % 100 == 0 or progress.step == progress.steps):
+            messages.print(f"{progress.phase}: step {progress.step} of {progress.steps}, {state}")
+
+    def validated(self, phase: str, *, step: int, score: float, best: bool) -> None:
+        mark = ", the best so far" if best else ""
+        self._progress.console.print(f"{phase}: validation after step {step}: mean {100 * score:.1f}{mark}")
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, style="dim", highlight=False)

@@ -1,0 +1,153 @@
+"""``limbert train``: from a pretrained encoder and labelled data to an elastic model."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from limbert.app.cli import options as opt
+from limbert.core.config import DataConfig, TrainConfig, help_of
+
+
+def train(
+    model: Annotated[str, typer.Option(help=help_of(TrainConfig, "model"), show_default=False)],
+    output: Annotated[str, typer.Option(help=help_of(TrainConfig, "output"), show_default=False)],
+    task: opt.Task = None,
+    data: opt.Data = None,
+    train: opt.TrainFile = None,
+    dev: opt.DevFile = None,
+    text_column: opt.TextColumn = None,
+    pair_column: opt.PairColumn = None,
+    label_column: opt.LabelColumn = None,
+    task_type: opt.TaskType = None,
+    label_names: opt.LabelNames = None,
+    train_limit: opt.TrainLimit = None,
+    skip_bad_rows: opt.SkipBadRows = False,
+    max_length: opt.MaxLength = None,
+    recipe: Annotated[str, typer.Option(help=help_of(TrainConfig, "recipe"))] = "limbert",
+    phases: Annotated[str | None, typer.Option(help=help_of(TrainConfig, "phases"), show_default=False)] = None,
+    widths: Annotated[str | None, typer.Option(help="widths, such as 0.25,0.5,0.75,1.0 (default: the recipe's)")] = None,
+    depths: Annotated[str | None, typer.Option(help="depths, such as 0.5,0.75,1.0 (default: the recipe's)")] = None,
+    layers: Annotated[str | None, typer.Option(help="layers a depth keeps: first or spread (default: recipe's)")] = None,
+    epochs: opt.Epochs = None,
+    max_steps: opt.MaxSteps = None,
+    batch_size: opt.BatchSize = None,
+    learning_rate: opt.LearningRate = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="any setting of one phase, PHASE.SETTING=VALUE, such as width.hidden_weight=0.5"),
+    ] = None,
+    seed: opt.Seed = 42,
+    precision: opt.RunPrecision = "fp32",
+    validation: Annotated[float, typer.Option(help=help_of(TrainConfig, "validation"))] = 0.1,
+    checkpoint_every: Annotated[float, typer.Option(help=help_of(TrainConfig, "checkpoint_every"))] = 120.0,
+    tensorboard: Annotated[bool, typer.Option(help=help_of(TrainConfig, "tensorboard"))] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace a run with other settings in the output")] = False,
+    threads: opt.Threads = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Train an elastic model. Killed or stopped, the same command goes on where it was.
+
+    Example: limbert train --task mrpc --data glue/MRPC --model bert-base-uncased --output runs/mrpc
+    """
+    data_config = DataConfig(
+        task=task,
+        data=data,
+        train=train,
+        dev=dev,
+        text_column=text_column,
+        pair_column=pair_column,
+        label_column=label_column,
+        task_type=task_type,  # type: ignore[arg-type]  # checked by the dataclass
+        label_names=opt.split(label_names),
+        train_limit=train_limit,
+        skip_bad_rows=skip_bad_rows,
+        max_length=max_length or DataConfig.max_length,
+    )
+    config = TrainConfig(
+        model=model,
+        output=output,
+        recipe=recipe,
+        phases=opt.split(phases),
+        seed=seed,
+        precision=precision,  # type: ignore[arg-type]
+        validation=validation,
+        checkpoint_every=checkpoint_every,
+        tensorboard=tensorboard,
+    )
+    overrides = {
+        "space": {
+            "widths": opt.fractions(widths, "--widths"),
+            "depths": opt.fractions(depths, "--depths"),
+            "layers": layers,
+        },
+        "every_phase": {
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+        },
+        "one_phase": setting or [],
+        "phases": config.phases,
+    }
+    opt.prepare_libraries(threads)
+    _train(config, data_config, overrides, overwrite=overwrite, as_json=as_json)
+
+
+def _train(
+    config: TrainConfig, data_config: DataConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
+) -> None:
+    from limbert.app.cli import show
+    from limbert.data.load import load_task_data
+    from limbert.run.recipes import load_recipe, override
+    from limbert.run.trainer import Stopped
+    from limbert.run.training import TrainingRun, read_results
+    from limbert.run.workspace import is_finished, settings_of
+
+    recipe = override(load_recipe(config.recipe), **overrides)
+    if is_finished(config.output, settings_of(config, recipe, data_config), overwrite=overwrite):
+        show.messages.print(f"{config.output} is finished already, with these settings")
+        results = read_results(config.output)
+    else:
+        task_data = load_task_data(data_config, seed=config.seed)
+        if task_data.train.bad_rows:
+            show.messages.print(f"{task_data.train.bad_rows} malformed training rows skipped")
+        with show.TerminalMonitor() as monitor, _stop_on_interrupt() as should_stop:
+            run = TrainingRun(
+                config,
+                recipe,
+                data_config=data_config,
+                data=task_data,
+                monitor=monitor,
+                should_stop=should_stop,
+                overwrite=overwrite,
+            )
+            try:
+                results = run.run()
+            except Stopped as stopped:
+                show.messages.print(f"{stopped}; the same command goes on from there")
+                raise typer.Exit(130) from None
+    if as_json:
+        show.print_json([result.to_dict() for result in results])
+    else:
+        show.output.print(show.results_table(results))
+        show.output.print(f"elastic model in {config.output}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the run to stop after its step; a second one interrupts at once."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,173 @@
+"""From examples to batches: tokenised once, grouped by length, each padded to its own longest example only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from limbert.data.files import Examples
+from limbert.data.tokens import Tokens, cache_folder, content_key, read_tokens, write_tokens
+from limbert.errors import ConfigError, DataError
+
+_CHUNK = 2048  # examples given to the tokenizer at a time
+_POOL = 50  # batches of similar length are cut from a pool of this many
+
+
+@dataclass(frozen=True)
+class TokenizedExamples:
+    """Tokenised examples of any lengths, with their labels if they are known."""
+
+    tokens: Tokens
+    labels: Tensor | None  # (examples,) long class ids or float32 scores
+    pad_id: int
+    pad_type: int
+
+    def __len__(self) -> int:
+        return len(self.tokens.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per example, ``(examples,)``."""
+        return self.tokens.lengths
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The batch of these examples, padded on the right to its longest.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and, where the tokenizer gives them, ``token_type_ids``, each long
+            ``(batch, tokens)``; ``labels`` ``(batch,)`` where they are known.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        starts = self.tokens.offsets[chosen]
+        lengths = self.tokens.offsets[chosen + 1] - starts
+        columns = np.arange(lengths.max())
+        mask = columns < lengths[:, None]  # (batch, tokens)
+        places = (starts[:, None] + columns)[mask]  # (tokens that are no padding,)
+        batch = {"input_ids": _padded(self.tokens.ids, places, mask, fill=self.pad_id),
+                 "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        if self.tokens.types is not None:
+            batch["token_type_ids"] = _padded(self.tokens.types, places, mask, fill=self.pad_type)
+        if self.labels is not None:
+            batch["labels"] = self.labels[torch.from_numpy(chosen)]
+        return batch
+
+
+def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int,
+             cache_dir: Path | None = None) -> TokenizedExamples:
+    """Tokenise the examples, or find what an earlier run made of the same texts with the same tokenizer.
+
+    Args:
+        examples: texts, or pairs of texts; of a pair that is too long the longer text is cut.
+        tokenizer: a fast tokenizer with a padding token.
+        max_length: longest input in tokens, special ones included.
+        cache_dir: where to keep the tokens; None is ``$LIMBERT_CACHE`` or ``~/.cache/limbert``.
+
+    Raises:
+        ConfigError: the tokenizer is not a fast one or cannot pad.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(f"tokenizer is {type(tokenizer).__name__}; it must be a fast one (with a tokenizer.json)")
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"padding token of {type(tokenizer).__name__} is not set; it must be, to form batches")
+    path = _cache_path(examples, tokenizer, max_length=max_length, cache_dir=cache_dir)
+    tokens = None if path is None else read_tokens(path, examples=len(examples))
+    if tokens is None:
+        tokens = _tokenize(examples, tokenizer, max_length=max_length)
+        if path is not None:
+            write_tokens(path, tokens)
+    return TokenizedExamples(tokens, _label_tensor(examples), pad_id=int(tokenizer.pad_token_id),
+                             pad_type=int(tokenizer.pad_token_type_id))
+
+
+def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch of batches, every example once, with similar lengths together so that little is padding.
+
+    The examples are shuffled, cut into pools of fifty batches, sorted by length within each pool and cut into
+    batches, and the batches are shuffled. The last partial batch is kept. The same seed and epoch give the same order.
+
+    Args:
+        lengths: tokens per example, ``(examples,)``.
+        batch_size: examples per batch.
+        seed: of the run.
+        epoch: number of the epoch, so that each has its own order.
+    """
+    sizes = np.asarray(lengths)
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(sizes))
+    batches = []
+    for pool in _cut(order, batch_size * _POOL):
+        batches += _cut(pool[np.argsort(sizes[pool], kind="stable")], batch_size)
+    return [batches[place].tolist() for place in generator.permutation(len(batches))]
+
+
+def evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int,
+                       max_tokens: int | None = None) -> list[list[int]]:
+    """Batches of similar length, the longest first, so that a lack of memory shows at once; the caller restores order.
+
+    Args:
+        lengths: tokens per example, ``(examples,)``.
+        batch_size: most examples per batch.
+        max_tokens: most tokens per batch, padding included (a single longer example is a batch); None is no limit.
+    """
+    sizes = np.asarray(lengths)
+    batches: list[list[int]] = []
+    room = 0  # examples that the last batch can still take
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        if not room:
+            batches.append([])
+            room = batch_size if max_tokens is None else max(1, min(batch_size, max_tokens // int(sizes[index])))
+        batches[-1].append(index)
+        room -= 1
+    return batches
+
+
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[start:start + size] for start in range(0, len(order), size)]
+
+
+def _padded(flat: np.ndarray, places: np.ndarray, mask: np.ndarray, *, fill: int) -> Tensor:
+    """The values at ``places`` laid where the mask ``(batch, tokens)`` is true, ``fill`` elsewhere."""
+    values = np.full(mask.shape, fill, dtype=np.int64)
+    values[mask] = flat[places]
+    return torch.from_numpy(values)
+
+
+def _cache_path(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int,
+                cache_dir: Path | None) -> Path | None:
+    try:
+        folder = cache_folder() if cache_dir is None else Path(cache_dir)
+    except RuntimeError:  # a system user without a home
+        return None
+    key = content_key(tokenizer, examples.texts, examples.pairs, max_length=max_length)
+    return folder / "tokens" / f"{key}.safetensors"
+
+
+def _tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Tokens:
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    lengths = [0]
+    for start in range(0, len(examples), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        pairs = None if examples.pairs is None else list(examples.pairs[part])
+        encoded = tokenizer(list(examples.texts[part]), pairs, truncation=True, max_length=max_length, padding=False,
+                            return_attention_mask=False)
+        lengths += [len(row) for row in encoded["input_ids"]]
+        ids.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int32))
+        if "token_type_ids" in encoded:
+            types.append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), dtype=np.int32))
+    if not ids:
+        raise DataError("no examples to tokenise; expected at least one")
+    return Tokens(np.concatenate(ids), np.concatenate(types) if types else None, np.cumsum(lengths, dtype=np.int64))
+
+
+def _label_tensor(examples: Examples) -> Tensor | None:
+    """Class ids as long, scores as float32."""
+    if examples.labels is None:
+        return None
+    scores = any(isinstance(label, float) for label in examples.labels)
+    return torch.tensor(examples.labels, dtype=torch.float32 if scores else torch.long)

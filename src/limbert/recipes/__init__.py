@@ -1,0 +1,1 @@
+"""Recipes as data files; ``limbert.run.recipes`` reads them."""

@@ -1,0 +1,58 @@
+"""Open a checkpoint for use: the model, its tokenizer and the task that it answers."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from limbert.core.config import DataConfig
+from limbert.core.space import Space
+from limbert.data.tasks import Task
+from limbert.errors import CheckpointError
+from limbert.model.elastic import ElasticModel
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint ready to answer.
+
+    Attributes:
+        model: in evaluation mode.
+        tokenizer: saved with it.
+        task: from ``limbert.json``; None for a stock checkpoint.
+        data: how its training data was read; defaults for a stock checkpoint.
+    """
+
+    model: ElasticModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task | None
+    data: DataConfig
+
+
+def open_checkpoint(path: str | Path, *, space: Space | None = None) -> Opened:
+    """Load an elastic checkpoint, or a stock one with a sequence classification head.
+
+    Args:
+        path: folder or hub name.
+        space: instead of the checkpoint's own.
+
+    Raises:
+        CheckpointError: if it is missing or broken, or has no tokenizer.
+        UnsupportedModelError: for a family that is not supported.
+    """
+    model = ElasticModel.from_pretrained(path, space=space)
+    model.network.eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} has no tokenizer that can be read") from error
+    record = model.record
+    saved = record.get("settings", {}).get("data", {})
+    known = {field.name for field in fields(DataConfig)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    try:
+        task = Task.from_dict(record["task"]) if "task" in record else None
+        data = DataConfig(**{name: value for name, value in values.items() if name in known})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"limbert.json of {path} is broken: {error}") from error
+    return Opened(model, tokenizer, task, data)

@@ -1,0 +1,97 @@
+"""What a training run begins from: a pretrained encoder, a model already fine-tuned on the task, or an elastic one."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from limbert.core.config import TrainConfig
+from limbert.core.space import Space
+from limbert.data.files import Examples
+from limbert.data.tasks import Task
+from limbert.errors import CheckpointError
+from limbert.model.checkpoint import read_record
+from limbert.model.elastic import ElasticModel
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start that can be loaded.
+
+    Attributes:
+        path: folder or hub name.
+        task: with the labels in the order that the model has them.
+        tokenizer: the model's.
+        finetuned: whether the model has a head trained for these labels.
+        phases: phases of earlier runs that it has behind it.
+        seed: for the weights of a new head.
+    """
+
+    path: str
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    finetuned: bool
+    phases: tuple[str, ...]
+    seed: int
+
+    def model(self, space: Space) -> ElasticModel:
+        """Load it with a head for the task."""
+        names = self.task.labels or ("score",)
+        torch.manual_seed(self.seed)
+        return ElasticModel.from_pretrained(
+            self.path,
+            space=space,
+            num_labels=self.task.outputs,
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+            problem_type="regression" if self.task.kind == "regression" else "single_label_classification",
+            ignore_mismatched_sizes=True,
+        )
+
+    def relabelled(self, examples: Examples, task: Task) -> Examples:
+        """Examples of ``task`` with the class ids of this start."""
+        if examples.labels is None or task.labels == self.task.labels:
+            return examples
+        ids = [self.task.labels.index(name) for name in task.labels]
+        return replace(examples, labels=tuple(ids[int(label)] for label in examples.labels))
+
+
+def load_start(config: TrainConfig, task: Task) -> Start:
+    """Look at the model that a run begins from.
+
+    It counts as fine-tuned on the task if its config names a sequence classification head with as many outputs and,
+    where the labels have names of their own, the same names; their order is then the model's.
+
+    Raises:
+        CheckpointError: if the config or the tokenizer cannot be read.
+    """
+    try:
+        model_config = AutoConfig.from_pretrained(config.model)
+        tokenizer = AutoTokenizer.from_pretrained(config.model)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"cannot load the config and tokenizer of {config.model}: {reason}") from error
+    labels = _order_of(model_config, task)
+    return Start(
+        path=config.model,
+        task=task if labels is None else replace(task, labels=labels),
+        tokenizer=tokenizer,
+        finetuned=labels is not None,
+        phases=tuple(read_record(config.model).get("phases", ())),
+        seed=config.seed,
+    )
+
+
+def _order_of(config: Any, task: Task) -> tuple[str, ...] | None:
+    """The task's labels in the order of the model's outputs; None where its head is for something else."""
+    architectures = getattr(config, "architectures", None) or [""]
+    if not architectures[0].endswith("ForSequenceClassification") or config.num_labels != task.outputs:
+        return None
+    names = [str(config.id2label[index]) for index in range(config.num_labels)]
+    if task.kind == "regression" or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return task.labels
+    by_name = {label.lower(): label for label in task.labels}
+    if {name.lower() for name in names} != by_name.keys():
+        return None
+    return tuple(by_name[name.lower()] for name in names)

@@ -1,0 +1,259 @@
+"""The training loop: one phase, a few sub-networks a step, their gradients added up.
+
+It does not know phases by name: which sub-networks, what teacher and what loss come from outside. What is random in
+a step follows from the seed and the step's number alone, so that an interrupted run goes on bit for bit.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from limbert.core.config import PhaseConfig, TaskKind
+from limbert.core.subnet import Subnet
+from limbert.data.batches import TokenizedExamples, training_batches
+from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
+from limbert.model.elastic import ElasticModel
+from limbert.run.monitor import Monitor, Progress
+from limbert.run.passes import Answer, SharedPass, plan_passes, run_pass
+from limbert.run.state import TrainingState, latest_state, save_state
+from limbert.run.workspace import Workspace
+
+REPORT_EVERY = 10  # steps between reports; each waits for the device once
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved and the same call goes on from there."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What holds for all phases of a run.
+
+    Attributes:
+        accelerator: device and precision.
+        seed: of everything random.
+        workspace: where the running phase keeps its state and its log.
+        checkpoint_every: seconds between saved states.
+        monitor: told how it goes.
+        should_stop: asked after every step.
+    """
+
+    accelerator: Accelerator
+    seed: int
+    workspace: Workspace
+    checkpoint_every: float
+    monitor: Monitor
+    should_stop: Callable[[], bool]
+
+
+class Trainer:
+    """Trains the sub-networks of one phase.
+
+    Args:
+        name: the phase's, for reports and saved states.
+        model: trained in place.
+        teacher: what to match; None where the loss asks for labels only. Its weights stay.
+        subnets: trained sub-networks, largest first.
+        config: the phase's settings.
+        kind: what the model's outputs mean.
+        surroundings: what holds for all phases.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: ElasticModel,
+        teacher: ElasticModel | None,
+        subnets: Sequence[Subnet],
+        config: PhaseConfig,
+        kind: TaskKind,
+        surroundings: Surroundings,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.teacher = teacher
+        self.subnets = tuple(subnets)
+        self.config = config
+        self.kind = kind
+        self.around = surroundings
+        self.optimizer = torch.optim.AdamW(
+            [parameter for parameter in model.network.parameters() if parameter.requires_grad],
+            lr=config.learning_rate,
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def fit(self, examples: TokenizedExamples, validate: Callable[[], float]) -> None:
+        """Train the phase to its end, from its saved state if there is one; the best validated weights stay.
+
+        Args:
+            examples: labelled training rows.
+            validate: scores the model as it is, higher is better.
+
+        Raises:
+            Stopped: when asked to stop, after saving the state.
+            StorageError: if a state cannot be saved; the one before stays.
+        """
+        config, around = self.config, self.around
+        per_epoch = math.ceil(len(examples) / config.batch_size)
+        steps = math.ceil(config.epochs * per_epoch)
+        steps = min(steps, config.max_steps or steps)
+        validate_every = math.ceil(per_epoch / config.evaluations)
+        folder = around.workspace.folder
+        state = latest_state(folder, self.name, self.model.network, self.optimizer) or TrainingState(self.name)
+        around.workspace.rewind_log(self.name, state.step)
+        around.monitor.phase_starts(self.name, step=state.step, steps=steps)
+        self.model.network.train()
+        losses: list[Tensor] = []
+        rows, reported, saved = 0, time.monotonic(), time.monotonic()
+        for batch in self._batches(examples, start=state.step, steps=steps):
+            rate = self._learning_rate(state.step, steps)
+            losses.append(self.step(batch, number=state.step, learning_rate=rate))
+            rows += len(batch["labels"])
+            state.step += 1
+            if state.step % REPORT_EVERY == 0 or state.step == steps:
+                loss, now = torch.stack(losses).mean().item(), time.monotonic()  # waits for the device
+                self._report(state.step, steps, loss=loss, rate=rate, speed=rows / (now - reported))
+                losses, rows, reported = [], 0, now
+            if state.step % validate_every == 0 or state.step == steps:
+                self._validate(state, validate)
+                reported = time.monotonic()
+            if around.should_stop() and state.step < steps:
+                save_state(folder, state, self.model.network, self.optimizer)
+                raise Stopped(f"stopped in phase {self.name} after step {state.step} of {steps}")
+            if time.monotonic() - saved > around.checkpoint_every and state.step < steps:
+                save_state(folder, state, self.model.network, self.optimizer)
+                saved = reported = time.monotonic()
+        if state.best is not None:
+            self.model.network.load_state_dict(state.best)
+        self.model.network.eval()
+
+    def step(self, batch: dict[str, Tensor], *, number: int, learning_rate: float) -> Tensor:
+        """One optimizer step: each chosen sub-network sees the batch and their gradients add up.
+
+        Returns:
+            The mean loss of a sub-network, a scalar on the device.
+        """
+        torch.manual_seed(_step_seed(self.around.seed, self.name, number))  # dropout, wherever the run began
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        chosen = self._choose(number)
+        targets = self._targets(chosen, inputs)
+        total = torch.zeros((), device=self.model.network.device)
+        for shared in plan_passes(chosen):
+            with self.model.at(shared.deepest):  # backward stays inside: checkpointing runs the forward again
+                loss = self._pass_loss(shared, inputs, batch["labels"], targets)
+                self.around.accelerator.backward(loss)
+            total += loss.detach()
+        self.around.accelerator.clip_grad_norm_(self.model.network.parameters(), self.config.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total / len(chosen)
+
+    def _pass_loss(
+        self, shared: SharedPass, inputs: dict[str, Tensor], labels: Tensor, targets: dict[Subnet, Answer]
+    ) -> Tensor:
+        """Sum of the losses of the sub-networks that one forward pass serves."""
+        with self.around.accelerator.autocast():
+            answers = run_pass(self.model, shared, inputs, keep_states=self.config.hidden_weight > 0)
+        total = torch.zeros((), device=labels.device)
+        for subnet, answer in answers.items():
+            weight = self.config.full_weight if subnet == self.model.full else 1.0
+            total = total + weight * self._loss(subnet, answer, targets.get(subnet), labels, inputs["attention_mask"])
+        return total
+
+    def _loss(self, subnet: Subnet, answer: Answer, target: Answer | None, labels: Tensor, mask: Tensor) -> Tensor:
+        config, logits = self.config, answer.logits.float()
+        total = torch.zeros((), device=logits.device)
+        if config.label_weight:
+            total = total + config.label_weight * label_loss(logits, labels, kind=self.kind)
+        if target is not None and config.logit_weight:
+            total = total + config.logit_weight * logit_loss(logits, target.logits.float(), kind=self.kind)
+        if target is not None and config.hidden_weight:
+            theirs = matched_states(target.states, subnet.layers)
+            total = total + config.hidden_weight * hidden_loss(answer.states, theirs, mask)
+        return total
+
+    def _targets(self, subnets: Sequence[Subnet], inputs: dict[str, Tensor]) -> dict[Subnet, Answer]:
+        """The teacher's answers: at full depth, at full width or at each student's."""
+        if self.teacher is None:
+            return {}
+        deep = {subnet: self._teacher_of(subnet) for subnet in subnets}
+        answers: dict[Subnet, Answer] = {}
+        with torch.no_grad(), self.around.accelerator.autocast():
+            for teacher in dict.fromkeys(deep.values()):
+                with self.teacher.at(teacher):
+                    keep_states = self.config.hidden_weight > 0
+                    answers |= run_pass(self.teacher, SharedPass((teacher,)), inputs, keep_states=keep_states)
+        return {subnet: answers[teacher] for subnet, teacher in deep.items()}
+
+    def _teacher_of(self, subnet: Subnet) -> Subnet:
+        if self.config.teacher_width == "full":
+            return self.model.full
+        widths = {(heads, neurons) for heads, neurons in subnet.widths().values()}
+        assert len(widths) == 1, "a matched teacher is defined for uniform widths"
+        heads, neurons = widths.pop()
+        layers = self.model.shape.layers
+        return Subnet(tuple(range(layers)), (heads,) * layers, (neurons,) * layers)
+
+    def _choose(self, number: int) -> tuple[Subnet, ...]:
+        """All sub-networks, or the largest, the smallest and random others."""
+        count = self.config.sampled
+        if count == 0 or count >= len(self.subnets):
+            return self.subnets
+        generator = torch.Generator().manual_seed(_step_seed(self.around.seed, self.name + " sampling", number))
+        middle = torch.randperm(len(self.subnets) - 2, generator=generator)[: count - 2] + 1
+        return tuple(self.subnets[index] for index in sorted({0, len(self.subnets) - 1, *middle.tolist()}))
+
+    def _batches(self, examples: TokenizedExamples, *, start: int, steps: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of steps ``start`` to ``steps``, epoch after epoch, on the device."""
+        number, epoch = 0, 0
+        while number < steps:
+            order = training_batches(
+                examples.lengths, batch_size=self.config.batch_size, seed=self.around.seed, epoch=epoch
+            )
+            for indices in order[: steps - number]:
+                if number >= start:
+                    batch = examples.collate(indices)
+                    yield {name: tensor.to(self.around.accelerator.device) for name, tensor in batch.items()}
+                number += 1
+            epoch += 1
+
+    def _learning_rate(self, step: int, steps: int) -> float:
+        """Linear warm-up, then linear decay to 0."""
+        warmup = math.ceil(self.config.warmup * steps)
+        if step < warmup:
+            return self.config.learning_rate * (step + 1) / warmup
+        return self.config.learning_rate * (steps - step) / (steps - warmup)
+
+    def _validate(self, state: TrainingState, validate: Callable[[], float]) -> None:
+        score = validate()
+        best = state.best_score is None or score > state.best_score
+        if best:
+            weights = self.model.network.state_dict()
+            state.best_score, state.best = score, {name: tensor.clone() for name, tensor in weights.items()}
+        self.around.workspace.log({"phase": self.name, "step": state.step, "validation": score})
+        self.around.monitor.validated(self.name, step=state.step, score=score, best=best)
+        self.model.network.train()
+
+    def _report(self, step: int, steps: int, *, loss: float, rate: float, speed: float) -> None:
+        values = {"loss": loss, "learning_rate": rate, "examples_per_second": speed}
+        self.around.workspace.log({"phase": self.name, "step": step, **values})
+        self.around.monitor.progress(Progress(self.name, step, steps, **values))
+
+
+def _step_seed(seed: int, name: str, number: int) -> int:
+    """A seed of its own for every step of every phase."""
+    text = f"{seed} {name} {number}".encode()
+    value = 14695981039346656037  # FNV-1a: the same on every machine, unlike hash()
+    for byte in text:
+        value = (value ^ byte) * 1099511628211 % 2**64
+    return value % 2**63

@@ -1,0 +1,218 @@
+"""A whole training run: phase after phase, interrupted and resumed at will, one checkpoint at the end."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from limbert.core.config import DataConfig, TrainConfig
+from limbert.data.batches import TokenizedExamples, evaluation_batches, tokenize
+from limbert.data.files import Examples
+from limbert.data.load import TaskData, split_validation
+from limbert.data.metrics import compute_metrics
+from limbert.errors import CheckpointError
+from limbert.model.checkpoint import versions
+from limbert.model.elastic import ElasticModel
+from limbert.run.evaluate import Result, evaluate, subnet_logits
+from limbert.run.monitor import Monitor
+from limbert.run.phases import PHASES
+from limbert.run.recipes import Recipe
+from limbert.run.start import Start, load_start
+from limbert.run.trainer import Surroundings, Trainer
+from limbert.run.workspace import LOG_NAME, Workspace, settings_of
+
+RESULTS_NAME = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the phases of one run work on, tokenised."""
+
+    start: Start
+    train: TokenizedExamples
+    validation: TokenizedExamples
+    dev: dict[str, TokenizedExamples]
+
+
+class TrainingRun:
+    """Everything between the settings and the finished folder.
+
+    Args:
+        config: where from, where to.
+        recipe: what is trained, phase by phase.
+        data_config: recorded in the checkpoint, where evaluation finds the columns.
+        data: the examples that it names.
+        monitor: told how it goes.
+        should_stop: asked after every step; a True stops the run with its state saved.
+        overwrite: discard an unfinished run with other settings.
+
+    Raises:
+        ConfigError: if an unfinished run with other settings is there.
+        StorageError: if the work folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        *,
+        data_config: DataConfig,
+        data: TaskData,
+        monitor: Monitor | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        overwrite: bool = False,
+    ) -> None:
+        self.config, self.recipe, self.data_config, self.data = config, recipe, data_config, data
+        self.monitor = monitor or Monitor()
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            log_with="tensorboard" if config.tensorboard else None,
+            project_dir=config.output + ".training",
+        )
+        self.settings = settings_of(config, recipe, data_config)
+        self.workspace = Workspace(config.output, self.settings, overwrite=overwrite)
+        self._should_stop = should_stop
+
+    def run(self) -> list[Result]:
+        """Train what is left to train, write the output folder, and return the results on the development set.
+
+        Raises:
+            Stopped: when asked to stop; the same call goes on from there.
+            StorageError: for a full disk; the last saved state stays.
+            CheckpointError, UnsupportedModelError: for the model.
+        """
+        if self.config.tensorboard:
+            self.accelerator.init_trackers("tensorboard")
+        materials = self._materials()
+        start = materials.start
+        phases = self._phases(start)
+        model, done = self._resume(start, phases)
+        for name in phases[done:]:
+            model.space = self.recipe.space
+            self._train_phase(name, model, materials)
+            model.record = self._record(start, phases[: phases.index(name) + 1])
+            model.save_pretrained(self.workspace.phase_folder(name), tokenizer=start.tokenizer)
+            self.workspace.forget_before(name, phases)
+        results = evaluate(
+            model, materials.dev, task=start.task, subnets=model.subnets(), precision=self.config.precision
+        )
+        self.accelerator.end_training()
+        self._publish(model, start, results)
+        return results
+
+    def _materials(self) -> Materials:
+        start = load_start(self.config, self.data.task)
+        examples = start.relabelled(self.data.train, self.data.task)
+        fraction = min(self.config.validation, self.config.validation_limit / len(examples))
+        train, validation = split_validation(examples, start.task, fraction=fraction, seed=self.config.seed)
+
+        def prepared(part: Examples) -> TokenizedExamples:
+            return tokenize(part, start.tokenizer, max_length=self.data_config.max_length)
+
+        dev = {name: start.relabelled(part, self.data.task) for name, part in self.data.dev.items()}
+        return Materials(
+            start, prepared(train), prepared(validation), {name: prepared(part) for name, part in dev.items()}
+        )
+
+    def _phases(self, start: Start) -> list[str]:
+        """The phases of this run: fine-tuning is left out where the start has it behind it and nobody asked for it."""
+        phases = list(self.recipe.phases)
+        if start.finetuned and self.config.phases is None and "finetune" in phases:
+            phases.remove("finetune")
+            self.monitor.note(f"{self.config.model} is fine-tuned for these labels; phase finetune is skipped")
+        return phases
+
+    def _resume(self, start: Start, phases: list[str]) -> tuple[ElasticModel, int]:
+        """The model to go on with, and how many phases are behind it."""
+        finished = [index for index, name in enumerate(phases) if self.workspace.phase_folder(name).is_dir()]
+        if finished:
+            folder = self.workspace.phase_folder(phases[finished[-1]])
+            self.monitor.note(f"going on after phase {phases[finished[-1]]} from {folder}")
+            model, done = ElasticModel.from_pretrained(folder, space=self.recipe.space), finished[-1] + 1
+        else:
+            model, done = start.model(self.recipe.space), 0
+        model.network.to(self.accelerator.device)
+        return model, done
+
+    def _train_phase(self, name: str, model: ElasticModel, materials: Materials) -> None:
+        phase, config, task = PHASES[name], self.recipe.phases[name], materials.start.task
+        validation = materials.validation
+        phase.prepare(model, lambda: self._labelled_batches(validation, config.batch_size))
+        teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval()) if phase.distils else None
+        subnets = phase.subnets(model)
+
+        def score() -> float:
+            answers = subnet_logits(model, validation, subnets=subnets, batch_size=64, precision=self.config.precision)
+            assert validation.labels is not None
+            labels = validation.labels.numpy()
+            scores = [compute_metrics(task, logits, labels)[task.primary] for logits in answers.values()]
+            return sum(scores) / len(scores)
+
+        trainer = Trainer(
+            name,
+            model=model,
+            teacher=teacher,
+            subnets=tuple(subnets.values()),
+            config=config,
+            kind=task.kind,
+            surroundings=self._surroundings(),
+        )
+        trainer.fit(materials.train, score)
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            accelerator=self.accelerator,
+            seed=self.config.seed,
+            workspace=self.workspace,
+            checkpoint_every=self.config.checkpoint_every,
+            monitor=self.monitor,
+            should_stop=self._should_stop,
+        )
+
+    def _labelled_batches(self, examples: TokenizedExamples, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
+            yield {name: tensor.to(self.accelerator.device) for name, tensor in examples.collate(indices).items()}
+
+    def _record(self, start: Start, phases: list[str]) -> dict[str, Any]:
+        return {"task": start.task.to_dict(), "phases": [*start.phases, *phases], "settings": self.settings}
+
+    def _publish(self, model: ElasticModel, start: Start, results: list[Result]) -> None:
+        """The finished folder, in one renaming; then the work folder goes."""
+        stamp = {
+            "seed": self.config.seed,
+            "device": self.accelerator.device.type,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+
+        def add_results(folder: Path) -> None:
+            lines = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]
+            (folder / RESULTS_NAME).write_text("".join(lines), encoding="utf-8")
+            shutil.copy(self.workspace.folder / LOG_NAME, folder / LOG_NAME)
+            if (self.workspace.folder / "tensorboard").is_dir():
+                shutil.copytree(self.workspace.folder / "tensorboard", folder / "tensorboard")
+
+        model.record = model.record | {"metrics": {result.subnet: result.metrics for result in results}}
+        model.save_pretrained(self.config.output, tokenizer=start.tokenizer, add_files=add_results)
+        self.workspace.remove()
+
+
+def read_results(output: str | Path) -> list[Result]:
+    """The results that a finished run wrote into its folder.
+
+    Raises:
+        CheckpointError: if they cannot be read.
+    """
+    path = Path(output) / RESULTS_NAME
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Result(row["subnet"], row["params"], row["flops"], row["metrics"]) for row in rows]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the results in {path} cannot be read: {error}") from error

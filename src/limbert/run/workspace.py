@@ -1,0 +1,135 @@
+"""The folder of a run that is not finished: its settings, its log, its finished phases, its running state.
+
+It is ``OUTPUT.training`` beside the output, which itself appears only when all is done.
+"""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from limbert.core.config import DataConfig, TrainConfig
+from limbert.errors import ConfigError, StorageError
+from limbert.model.checkpoint import read_record, write_json
+from limbert.run.recipes import Recipe
+
+LOG_NAME = "log.jsonl"
+_SETTINGS_NAME = "settings.json"
+_WITHOUT_EFFECT = ("output", "checkpoint_every", "tensorboard")  # settings that do not change the result
+
+
+def settings_of(config: TrainConfig, recipe: Recipe, data_config: DataConfig) -> dict[str, Any]:
+    """Everything that decides a run's result, as JSON values: two runs that agree here are the same run."""
+    train = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
+    values = {"train": train, "recipe": recipe.to_dict(), "data": asdict(data_config)}
+    parsed: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
+    return parsed
+
+
+def is_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool = False) -> bool:
+    """Whether the output holds this very run.
+
+    Raises:
+        ConfigError: if it holds something else, unless ``overwrite`` allows another trained model to be replaced.
+    """
+    output = Path(output)
+    if not output.exists():
+        return False
+    record = read_record(output) if output.is_dir() else {}
+    if not record:
+        raise ConfigError(f"output {output} exists and is not a model trained by Limbert; choose another folder")
+    if overwrite:
+        return False
+    if record.get("settings") == settings:
+        return True
+    changed = _differences(record.get("settings", {}), settings)
+    raise ConfigError(f"output {output} has other settings ({changed}); choose another folder or --overwrite")
+
+
+class Workspace:
+    """Keeps a run's unfinished business.
+
+    Args:
+        output: the folder that the run will produce.
+        settings: from `settings_of`; a work folder with other settings is refused.
+        overwrite: discard a work folder with other settings instead.
+
+    Raises:
+        ConfigError: if an unfinished run with other settings is there.
+        StorageError: if the folder cannot be made.
+    """
+
+    def __init__(self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
+        output = Path(output)
+        self.folder = output.with_name(output.name + ".training")
+        path = self.folder / _SETTINGS_NAME
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            if found is not None and found != settings:
+                if not overwrite:
+                    raise ConfigError(
+                        f"{self.folder} holds an unfinished run with other settings ({_differences(found, settings)}); "
+                        "finish it with its own command, delete the folder, or use --overwrite"
+                    )
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                write_json(path.with_suffix(".new"), settings)
+                path.with_suffix(".new").rename(path)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.folder}: {error.strerror}") from error
+
+    def phase_folder(self, phase: str) -> Path:
+        """Where the result of a finished phase is."""
+        return self.folder / f"{phase}-done"
+
+    def forget_before(self, phase: str, phases: list[str]) -> None:
+        """Delete what a finished phase makes useless: its own states, and the phases before it."""
+        for state in self.folder.glob(f"{phase}-step-*"):
+            shutil.rmtree(state, ignore_errors=True)
+        for earlier in phases[: phases.index(phase)]:
+            shutil.rmtree(self.phase_folder(earlier), ignore_errors=True)
+
+    def log(self, record: dict[str, object]) -> None:
+        """Append one line to the log.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        try:
+            with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise StorageError(f"cannot write {self.folder / LOG_NAME}: {error.strerror}") from error
+
+    def rewind_log(self, phase: str, step: int) -> None:
+        """Drop what the log says of a phase after a step: those steps are done again."""
+        path = self.folder / LOG_NAME
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the half of a line that a killed process wrote
+            if record.get("phase") != phase or record["step"] <= step:
+                kept.append(line + "\n")
+        path.write_text("".join(kept), encoding="utf-8")
+
+    def remove(self) -> None:
+        """Delete the folder: the run is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> str:
+    """The settings that differ, as ``name old -> new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [
+            _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            for key in [*old, *(key for key in new if key not in old)]
+            if old.get(key) != new.get(key)
+        ]
+        return ", ".join(parts)
+    return f"{path} {json.dumps(old)} -> {json.dumps(new)}"

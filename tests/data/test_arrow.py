@@ -1,0 +1,78 @@
+"""Parquet and Hub data sets: the names of classes come with the data."""
+
+import pytest
+
+from limbert.core.config import DataConfig
+from limbert.data import arrow, sources
+from limbert.data.arrow import hub_tables, parquet_table
+from limbert.data.load import load_task_data
+from limbert.errors import DataError
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hub"))
+
+
+def reviews(labels):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    return datasets.Dataset.from_dict({"text": [f"review number {index}" for index in range(len(labels))],
+                                       "label": labels}, features=features)
+
+
+def test_class_ids_become_the_names_that_the_file_brings(tmp_path):
+    reviews([1, 0, -1, 1]).to_parquet(tmp_path / "a.parquet")
+    table = parquet_table(tmp_path / "a.parquet")
+    assert table.class_names == {"label": ("neg", "pos")}
+    assert [(row.line, row.cells[1]) for row in table.rows()] == [(1, "pos"), (2, "neg"), (3, None), (4, "pos")]
+
+
+def test_a_hub_data_set_keeps_the_order_of_its_names(tmp_path):
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    reviews([1, 1, 0, 1]).to_parquet(folder / "train.parquet")
+    reviews([0, 1]).to_parquet(folder / "validation.parquet")
+    tables = hub_tables(str(folder))
+    assert set(tables) == {"train", "validation"}
+    assert [row.cells for row in tables["train"].rows()][2] == ("review number 2", "neg")
+    assert tables["train"].class_names == {"label": ("neg", "pos")}
+    assert [list(row) for row in tables["train"].rows()] == [list(row) for row in tables["train"].rows()]
+
+
+def test_rows_are_numbered_over_record_batches(tmp_path, monkeypatch):
+    reviews([0, 1] * 5).to_parquet(tmp_path / "a.parquet")
+    monkeypatch.setattr(arrow, "_BATCH", 3)
+    assert [row.line for row in parquet_table(tmp_path / "a.parquet").rows()] == list(range(1, 11))
+
+
+def test_glue_from_the_hub_reads_as_from_its_folder(tmp_path, monkeypatch):
+    """A local copy of the Hub's layout stands in for the Hub: same columns, splits and class names."""
+    names = ["entailment", "neutral", "contradiction"]
+    features = datasets.Features({"premise": datasets.Value("string"), "hypothesis": datasets.Value("string"),
+                                  "label": datasets.ClassLabel(names=names)})
+    (tmp_path / "hub").mkdir()
+    for split, labels in (("train", [0, 1, 2, 0]), ("validation_matched", [2, 1]), ("validation_mismatched", [0])):
+        rows = {"premise": ["one thing"] * len(labels), "hypothesis": ["another"] * len(labels), "label": labels}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "hub" / f"{split}.parquet")
+    files = {split: str(tmp_path / "hub" / f"{split}.parquet")
+             for split in ("train", "validation_matched", "validation_mismatched")}
+    asked = []
+
+    def local(name, configuration=None):
+        asked.append((name, configuration))
+        loaded = datasets.load_dataset("parquet", data_files=files)
+        return {split: arrow._dataset_table(split, dataset) for split, dataset in loaded.items()}
+
+    monkeypatch.setattr(sources, "hub_tables", local)
+    data = load_task_data(DataConfig(task="MNLI"), seed=0)
+    assert asked == [("nyu-mll/glue", "mnli")]
+    assert data.train.labels == (0, 1, 2, 0)
+    assert data.train.pairs == ("another",) * 4
+    assert {part: examples.labels for part, examples in data.dev.items()} == {"matched": (2, 1), "mismatched": (0,)}
+
+
+def test_a_folder_without_data_is_no_data_set(tmp_path):
+    with pytest.raises(DataError, match="no data set of the Hub"):
+        hub_tables(str(tmp_path))

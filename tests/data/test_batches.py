@@ -1,0 +1,92 @@
+"""Batches equal what the tokenizer gives one by one, and each is only as long as its longest example."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from limbert.data import batches
+from limbert.data.batches import evaluation_batches, tokenize, training_batches
+from limbert.data.files import Examples
+from limbert.errors import ConfigError
+
+TEXTS = ("A short one.", "A somewhat longer sentence that has more tokens than the others.", "Two.", "word " * 300)
+PAIRS = ("Its pair is longer than it is.", "No.", "x " * 200, "word " * 100)
+
+
+@pytest.mark.parametrize("pairs", [None, PAIRS])
+def test_a_batch_is_what_the_tokenizer_itself_pads(tokenizer, tmp_path, pairs, monkeypatch):
+    monkeypatch.setattr(batches, "_CHUNK", 3)  # several chunks
+    data = tokenize(Examples(TEXTS, pairs, None), tokenizer, max_length=32, cache_dir=tmp_path)
+    for indices in ([0, 1, 2, 3], [2, 0], [2], [3, 3]):
+        expected = tokenizer([TEXTS[index] for index in indices], pairs and [pairs[index] for index in indices],
+                             truncation=True, max_length=32, padding=True, return_tensors="pt")
+        batch = data.collate(indices)
+        assert batch.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(batch[name], tensor), name
+            assert batch[name].dtype == torch.long
+
+
+def test_batches_are_only_as_long_as_their_longest(tokenizer, tmp_path):
+    data = tokenize(Examples(TEXTS, None, None), tokenizer, max_length=128, cache_dir=tmp_path)
+    assert data.lengths.max() == 128
+    assert data.collate([0, 2])["input_ids"].shape == (2, data.lengths[[0, 2]].max())
+    assert len(data) == 4
+
+
+@pytest.mark.parametrize(("labels", "dtype"), [((2, 0, 1, 1), torch.long), ((0.5, 5.0, 1.0, 2.0), torch.float32)])
+def test_labels_follow_their_examples(tokenizer, tmp_path, labels, dtype):
+    data = tokenize(Examples(TEXTS, None, labels), tokenizer, max_length=16, cache_dir=tmp_path)
+    found = data.collate([3, 0])["labels"]
+    assert found.dtype == dtype
+    assert found.tolist() == [labels[3], labels[0]]
+    unlabelled = tokenize(Examples(TEXTS, None, None), tokenizer, max_length=16, cache_dir=tmp_path)
+    assert "labels" not in unlabelled.collate([0])
+
+
+def test_tokenizers_that_cannot_pad_are_refused(tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = None
+    with pytest.raises(ConfigError, match="padding token"):
+        tokenize(Examples(TEXTS, None, None), tokenizer, max_length=16, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("examples", [1, 31, 32, 33, 5000])
+def test_training_batches_hold_every_example_once(examples):
+    lengths = np.random.default_rng(0).integers(3, 128, size=examples)
+    found = training_batches(lengths, batch_size=32, seed=1, epoch=0)
+    assert sorted(index for batch in found for index in batch) == list(range(examples))
+    assert len(found) == -(-examples // 32)
+    assert sum(len(batch) < 32 for batch in found) == (examples % 32 > 0)
+
+
+def test_training_batches_differ_by_epoch_and_seed_only():
+    lengths = np.random.default_rng(0).integers(3, 128, size=500)
+    orders = {(seed, epoch): training_batches(lengths, batch_size=8, seed=seed, epoch=epoch)
+              for seed, epoch in [(1, 0), (1, 1), (2, 0)]}
+    assert orders[1, 0] == training_batches(lengths.tolist(), batch_size=8, seed=1, epoch=0)
+    assert orders[1, 0] != orders[1, 1]
+    assert orders[1, 0] != orders[2, 0]
+
+
+def test_training_batches_waste_little_on_padding_and_are_not_sorted():
+    lengths = np.random.default_rng(0).integers(3, 128, size=10_000)
+    found = training_batches(lengths, batch_size=32, seed=0, epoch=0)
+    padded = sum(len(batch) * lengths[batch].max() for batch in found)
+    assert padded < 1.05 * lengths.sum()
+    longest = np.array([lengths[batch].max() for batch in found])
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.2
+
+
+def test_evaluation_batches_start_with_the_longest_and_keep_their_limits():
+    lengths = np.random.default_rng(0).integers(3, 128, size=1000)
+    for limit in (None, 512, 1):
+        found = evaluation_batches(lengths, batch_size=16, max_tokens=limit)
+        assert sorted(index for batch in found for index in batch) == list(range(1000))
+        order = [lengths[index] for batch in found for index in batch]
+        assert order == sorted(order, reverse=True)
+        assert all(len(batch) <= 16 for batch in found)
+        assert all(len(batch) == 1 or len(batch) * lengths[batch].max() <= (limit or 10**9) for batch in found)
+    assert evaluation_batches([], batch_size=4) == []

@@ -1,0 +1,64 @@
+"""Which columns are read: given, GLUE's, or found by the stated rule."""
+
+import pytest
+
+from limbert.core.config import DataConfig
+from limbert.data.columns import choose_columns
+from limbert.data.table import Row, Table
+from limbert.data.tasks import Columns, glue_task
+from limbert.errors import DataError
+
+
+def table(*columns, row=None):
+    cells = row or ["some words"] * len(columns)
+    return Table("file.tsv", columns, lambda: iter([Row(2, cells)] * 3))
+
+
+def chosen(source, glue=None, *, labelled=True, **settings):
+    config = DataConfig(**settings)
+    return choose_columns(lambda header: source, config, glue and glue_task(glue), labelled=labelled)[1]
+
+
+@pytest.mark.parametrize(("columns", "expected"), [
+    (("id", "text", "label"), Columns("text", None, "label")),
+    (("Label", "Sentence"), Columns("Sentence", None, "Label")),
+    (("text", "category"), Columns("text", None, "category")),
+    (("index", "sentence1", "sentence2", "score"), Columns("sentence1", "sentence2", "score")),
+    (("premise", "hypothesis", "label"), Columns("premise", "hypothesis", "label")),
+])
+def test_usual_names_are_found(columns, expected):
+    assert chosen(table(*columns)) == expected
+
+
+def test_else_the_first_column_of_several_words_is_the_text():
+    source = table("label", "id", "date", "remark", "note", row=["a", "x17", "2024", "some words", "more words"])
+    assert chosen(source) == Columns("remark", None, "label")
+    with pytest.raises(DataError, match="none with texts of several words; it has 'label', 'id'"):
+        chosen(table("label", "id", row=["two words", "x17"]))
+
+
+def test_given_columns_are_taken_as_they_are():
+    source = table("sentence1", "sentence2", "label", "other")
+    assert chosen(source, text_column="sentence1") == Columns("sentence1", None, "label")
+    assert chosen(source, text_column="other", pair_column="sentence2", label_column="sentence1") == Columns(
+        "other", "sentence2", "sentence1")
+    assert chosen(source, labelled=False, label_column="absent") == Columns("sentence1", "sentence2", None)
+
+
+def test_glue_columns_of_either_layout_and_overrides():
+    assert chosen(table("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"), "mrpc") == Columns(
+        "#1 String", "#2 String", "Quality")
+    assert chosen(table("sentence1", "sentence2", "label", "idx"), "mrpc") == Columns("sentence1", "sentence2", "label")
+    assert chosen(table("sentence", "other", "label"), "sst2", text_column="other") == Columns("other", None, "label")
+
+
+@pytest.mark.parametrize(("columns", "glue", "settings", "message"), [
+    (("a", "b"), None, {"text_column": "a"}, r"file.tsv: no label column given and none called .* it has 'a', 'b'"),
+    (("text", "label"), None, {"text_column": "body"}, r"no column 'body'; it has 'text', 'label'"),
+    (("text", "label"), "mrpc", {}, r"no column '#1 String'; it has 'text', 'label'"),
+    (("text", "label"), "sst2", {"text_column": "5", "label_column": "7"}, r"no column '5'; it has 'text', 'label'"),
+    (("text", "text", "label"), None, {}, r"column 'text' stands there 2 times"),
+])
+def test_missing_columns_are_named_with_those_that_there_are(columns, glue, settings, message):
+    with pytest.raises(DataError, match=message):
+        chosen(table(*columns), glue, **settings)

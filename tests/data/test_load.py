@@ -1,0 +1,197 @@
+"""Whole loads: own data, GLUE layouts, evaluation alone, texts to predict, the validation slice."""
+
+from collections import Counter
+
+import pytest
+
+from limbert.core.config import DataConfig
+from limbert.data.files import Examples
+from limbert.data.load import load_evaluation_data, load_task_data, load_texts, split_validation
+from limbert.data.tasks import glue_task, own_task
+from limbert.errors import ConfigError, DataError
+
+SPAM = "ham\tGo until jurong\nspam\tFree entry\nham\tOk lar\nspam\tYou won a prize\n"
+
+
+def test_cola_without_header(write, tmp_path):
+    rows = "gj04\t1\t\tOur friends won't buy this.\ngj04\t0\t*\tThey drank the \"pub.\n"
+    write("train.tsv", rows)
+    write("dev.tsv", rows)
+    data = load_task_data(DataConfig(task="CoLA", data=str(tmp_path)), seed=0)
+    assert data.train == Examples(("Our friends won't buy this.", 'They drank the "pub.'), None, (1, 0))
+    assert load_texts(tmp_path / "dev.tsv", DataConfig(task="cola")).texts == data.train.texts
+    unlabelled = write("test.tsv", "index\tsentence\n0\tBill whistled past.\n")
+    assert load_texts(unlabelled, DataConfig(task="cola")).texts == ("Bill whistled past.",)
+
+
+def test_qqp_layout(write, tmp_path):
+    rows = ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+            "1\t2\t3\tHow so?\tWhy so?\t0\n4\t5\t6\tWho?\tWho is?\t1\n")
+    write("train.tsv", rows)
+    write("dev.tsv", rows)
+    data = load_task_data(DataConfig(task="qqp", data=str(tmp_path)), seed=0)
+    assert data.train == Examples(("How so?", "Who?"), ("Why so?", "Who is?"), (0, 1))
+    assert data.task.metrics == ("accuracy", "f1")
+
+
+def test_mnli_leaves_out_rows_without_agreement(write, tmp_path):
+    rows = "sentence1\tsentence2\tgold_label\none\ttwo\tneutral\nthree\tfour\t-\nfive\tsix\tentailment\n"
+    write("train.tsv", rows)
+    write("dev_mismatched.tsv", rows)
+    data = load_task_data(DataConfig(task="mnli", data=str(tmp_path)), seed=0)
+    assert data.train.labels == (1, 0)
+    assert data.train.bad_rows == 0
+    assert {part: examples.labels for part, examples in data.dev.items()} == {"mismatched": (1, 0)}
+
+
+def test_column_numbers_mean_no_header(write):
+    path = str(write("SMSSpamCollection", SPAM))
+    config = DataConfig(train=path, dev=path, text_column="1", label_column="0")
+    data = load_task_data(config, seed=0)
+    assert data.task.labels == ("ham", "spam")
+    assert len(data.train) == 4
+    assert load_texts(path, config).texts == data.train.texts
+
+
+def test_dev_labels_must_be_known_from_train(write):
+    train = write("train.csv", "text,label\n" + "one word,a\ntwo words,b\n" * 2)
+    dev = write("dev.csv", "text,label\none word,a\nthree words,0\n")
+    with pytest.raises(DataError, match=r"dev.csv:3: label '0' is unknown, expected one of a, b"):
+        load_task_data(DataConfig(train=str(train), dev=str(dev)), seed=0)
+
+
+def test_dev_without_a_column_of_train_is_named(write):
+    train = write("train.csv", "text,label\n" + "one word,a\ntwo words,b\n" * 2)
+    dev = write("dev.csv", "body,label\none word,a\n")
+    with pytest.raises(DataError, match=r"dev.csv: no column 'text'; it has 'body', 'label'"):
+        load_task_data(DataConfig(train=str(train), dev=str(dev)), seed=0)
+
+
+def test_regression_reads_floats_and_names_what_is_none(write):
+    train = write("train.csv", "text,score\nsome words,1.5\nmore words,2\nother words,x\n")
+    with pytest.raises(DataError, match=r"train.csv:4: label 'x' is no number"):
+        load_task_data(DataConfig(train=str(train), dev=str(train)), seed=0)
+    data = load_task_data(DataConfig(train=str(train), dev=str(train), skip_bad_rows=True), seed=0)
+    assert data.task == own_task("regression", ())
+    assert data.train == Examples(("some words", "more words"), None, (1.5, 2.0), bad_rows=1)
+
+
+def test_label_names_are_taken_in_their_order_and_ids_too(write):
+    path = str(write("a.csv", "text,label\none word,1\ntwo words,0\n"))
+    data = load_task_data(DataConfig(train=path, dev=path, label_names=("no", "yes")), seed=0)
+    assert data.task.labels == ("no", "yes")
+    assert data.train.labels == (1, 0)
+
+
+def test_a_single_class_in_train_is_refused_also_for_glue(write, tmp_path):
+    write("train.tsv", "sentence\tlabel\ngood\t1\nfine\t1\n")
+    write("dev.tsv", "sentence\tlabel\ngood\t1\n")
+    with pytest.raises(DataError, match=r"every label is 'positive'"):
+        load_task_data(DataConfig(task="sst2", data=str(tmp_path)), seed=0)
+
+
+def test_glue_settings_that_contradict_are_refused(write, tmp_path):
+    write("train.tsv", "sentence\tlabel\ngood\t1\nbad\t0\n")
+    write("dev.tsv", "sentence\tlabel\ngood\t1\n")
+    folder = str(tmp_path)
+    with pytest.raises(ConfigError, match="must be classification for sst2"):
+        load_task_data(DataConfig(task="sst2", data=folder, task_type="regression"), seed=0)
+    with pytest.raises(ConfigError, match="must be 2 for sst2"):
+        load_task_data(DataConfig(task="sst2", data=folder, label_names=("a", "b", "c")), seed=0)
+    assert load_task_data(DataConfig(task="sst2", data=folder, label_names=("bad", "good")), seed=0).task.labels == (
+        "bad", "good")
+
+
+def test_missing_halves_are_named(write, tmp_path):
+    path = write("train.csv", "text,label\n" + "one word,a\ntwo words,b\n" * 2)
+    with pytest.raises(DataError, match="no development data"):
+        load_task_data(DataConfig(data=str(tmp_path)), seed=0)
+    with pytest.raises(DataError, match="no training data"):
+        load_task_data(DataConfig(dev=str(path)), seed=0)
+
+
+def test_evaluation_needs_no_training_file_and_follows_the_checkpoint(write):
+    dev = str(write("dev.csv", "text,label\none word,a\ntwo words,c\nthree words,1\n"))
+    task = own_task("classification", ("c", "b", "a"))
+    assert load_evaluation_data(DataConfig(dev=dev), task)["dev"].labels == (2, 0, 1)
+    with pytest.raises(DataError, match=r"dev.csv:2: label 'a' is unknown, expected one of x, y"):
+        load_evaluation_data(DataConfig(dev=dev), own_task("classification", ("x", "y")))
+
+
+def test_evaluation_of_a_glue_checkpoint_knows_the_layout(write, tmp_path):
+    write("dev.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t2\t3\tone\ttwo\n")
+    dev = load_evaluation_data(DataConfig(data=str(tmp_path)), glue_task("mrpc").task)
+    assert dev == {"dev": Examples(("one",), ("two",), (1,))}
+
+
+def test_texts_to_predict_in_every_form(write):
+    plain = write("a.txt", "one, two\nthree\n\n")
+    assert load_texts(plain, DataConfig()) == Examples(("one, two", "three"), None, None)
+    pairs = write("a.csv", "sentence1,sentence2,label\none,two,\n")
+    assert load_texts(pairs, DataConfig()) == Examples(("one",), ("two",), None)
+    assert load_texts(pairs, DataConfig(text_column="sentence2")) == Examples(("two",), None, None)
+    with pytest.raises(DataError, match=r"a.txt: no column 'second'; it has 'text'"):
+        load_texts(plain, DataConfig(pair_column="second"))
+    with pytest.raises(DataError, match=r"b.txt:2: no text"):
+        load_texts(write("b.txt", "one\n\ntwo\n"), DataConfig())
+
+
+def test_train_limit_chooses_by_the_seed_and_keeps_all_classes_known(write):
+    rows = "".join(f"text number {index},class {index % 4}\n" for index in range(200))
+    path = str(write("a.csv", "text,label\n" + rows))
+    full = load_task_data(DataConfig(train=path, dev=path), seed=0)
+    limited = DataConfig(train=path, dev=path, train_limit=5)
+    first, again, other = (load_task_data(limited, seed=seed) for seed in (1, 1, 2))
+    assert first.train == again.train != other.train
+    assert len(first.train) == 5
+    assert set(first.train.texts) <= set(full.train.texts)
+    assert first.task == full.task
+    assert first.dev == full.dev
+
+
+def examples_of(labels):
+    return Examples(tuple(f"text {index}" for index in range(len(labels))), None, tuple(labels))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_validation_keeps_the_shares_of_the_classes(fraction):
+    labels = [0] * 700 + [1] * 200 + [2] * 100
+    task = own_task("classification", ("a", "b", "c"))
+    train, validation = split_validation(examples_of(labels), task, fraction=fraction, seed=3)
+    assert len(validation) == 1000 * fraction
+    for label, count in Counter(labels).items():
+        assert validation.labels.count(label) == pytest.approx(count * fraction, abs=1)
+    assert sorted([*train.texts, *validation.texts]) == sorted(examples_of(labels).texts)
+
+
+def test_validation_follows_the_seed():
+    task = own_task("classification", ("a", "b"))
+    examples = examples_of([0, 1] * 50)
+    first, again, other = (split_validation(examples, task, fraction=0.2, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9])
+def test_every_class_stays_in_training_and_one_example_at_least_is_taken(fraction):
+    labels = [0, 0, 0, 1, 1, 2]
+    task = own_task("classification", ("a", "b", "c"))
+    for seed in range(10):
+        train, validation = split_validation(examples_of(labels), task, fraction=fraction, seed=seed)
+        assert set(train.labels) == {0, 1, 2}
+        assert len(validation) >= 1
+
+
+def test_validation_of_scores_covers_their_range():
+    scores = [float(index) for index in range(100)]
+    _, validation = split_validation(examples_of(scores), own_task("regression", ()), fraction=0.1, seed=0)
+    assert len(validation) == 10
+    assert min(validation.labels) < 20
+    assert max(validation.labels) > 80
+
+
+def test_impossible_slices_are_refused():
+    task = own_task("classification", ("a", "b"))
+    with pytest.raises(ConfigError, match=r"validation fraction is 1\.5"):
+        split_validation(examples_of([0, 1, 0]), task, fraction=1.5, seed=0)
+    with pytest.raises(DataError, match="2 training examples are too few"):
+        split_validation(examples_of([0, 1]), task, fraction=0.1, seed=0)

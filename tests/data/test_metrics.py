@@ -1,0 +1,64 @@
+"""Our metrics are those of scikit-learn and SciPy, and constant predictions are 0, silently."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from limbert.data.metrics import compute_metrics, predictions
+from limbert.data.tasks import glue_task, own_task
+from limbert.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_classification_metrics_are_those_of_scikit_learn():
+    logits, labels = RANDOM.normal(size=(200, 2)).astype(np.float32), RANDOM.integers(2, size=200)
+    found = logits.argmax(1)
+    assert compute_metrics(glue_task("mrpc").task, logits, labels) == pytest.approx(
+        {"accuracy": metrics.accuracy_score(labels, found), "f1": metrics.f1_score(labels, found)})
+    assert compute_metrics(glue_task("cola").task, logits, labels) == pytest.approx(
+        {"matthews": metrics.matthews_corrcoef(labels, found)})
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_correlations_are_those_of_scipy(scale):
+    labels = RANDOM.uniform(0, 5, size=300)
+    logits = (scale * np.round(labels + RANDOM.normal(size=300), 1)).astype(np.float32)[:, None]  # with ties
+    found = compute_metrics(glue_task("stsb").task, logits, labels)
+    assert list(found) == ["pearson", "spearman"]
+    assert found["pearson"] == pytest.approx(stats.pearsonr(logits[:, 0], labels).statistic, abs=1e-6)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(logits[:, 0], labels).statistic, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e9, np.nan])
+def test_constant_predictions_are_zero_without_a_warning(value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        constant = np.full((50, 1), value, dtype=np.float32)
+        assert compute_metrics(glue_task("stsb").task, constant, RANDOM.uniform(0, 5, size=50)) == {
+            "pearson": 0.0, "spearman": 0.0}
+        one_class = np.tile([[1.0, 0.0]], (50, 1))
+        labels = RANDOM.integers(2, size=50)
+        assert compute_metrics(glue_task("cola").task, one_class, labels) == {"matthews": 0.0}
+        assert compute_metrics(glue_task("mrpc").task, one_class, labels)["f1"] == 0.0
+        labels = np.zeros(50, dtype=int)
+        assert compute_metrics(glue_task("mrpc").task, one_class, labels) == {"accuracy": 1.0, "f1": 0.0}
+
+
+def test_own_data_has_accuracy_or_correlation():
+    many = own_task("classification", ("a", "b", "c"))
+    assert compute_metrics(many, np.eye(3), np.array([0, 1, 1])) == {"accuracy": pytest.approx(2 / 3)}
+    assert predictions(many, np.eye(3)).tolist() == [0, 1, 2]
+    assert predictions(own_task("regression", ()), np.array([[0.5], [2.0]])).tolist() == [0.5, 2.0]
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match=r"expected \(examples, 2\)"):
+        predictions(glue_task("rte").task, np.zeros((4, 3)))
+    with pytest.raises(DataError, match="expected as many"):
+        compute_metrics(glue_task("rte").task, np.zeros((4, 2)), np.zeros(3))
+    with pytest.raises(DataError, match="at least one"):
+        compute_metrics(glue_task("rte").task, np.zeros((0, 2)), np.zeros(0))

@@ -1,0 +1,121 @@
+"""Every format gives the same rows, and what cannot be split is named with its line."""
+
+import csv
+import json
+
+import pytest
+
+from limbert.data.files import open_table
+from limbert.data.table import Row, lines_table
+from limbert.errors import DataError
+
+TEXTS = ["plain", 'a "quoted" word', "comma, and 'apostrophe'", "separators \u2028 and \x85 in text", "čšž 😀"]
+
+
+def cells(table):
+    return [tuple(row.cells) for row in table.rows()]
+
+
+def problems(table):
+    return [(row.line, row.problem) for row in table.rows() if row.problem is not None]
+
+
+def test_the_same_rows_come_out_of_every_format(tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"{text}\tx\n" for text in TEXTS), encoding="utf-8")
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, "x") for text in TEXTS)])
+    lines = (json.dumps({"text": text, "label": "x"}, ensure_ascii=False) for text in TEXTS)
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "label": ["x"] * len(TEXTS)}), tmp_path / "a.parquet")
+    for kind in ("tsv", "csv", "jsonl", "parquet"):
+        table = open_table(tmp_path / f"a.{kind}")
+        assert table.columns == ("text", "label"), kind
+        assert cells(table) == [(text, "x") for text in TEXTS], kind
+        assert cells(table) == cells(table), f"{kind}: the second walk starts from the top"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_and_byte_order_mark_are_no_text(write, end, mark):
+    for name, cut in (("a.tsv", "\t"), ("a.csv", ",")):
+        table = open_table(write(name, mark + end.join([f"text{cut}label", f"one{cut}1", f"two{cut}2", "", ""])))
+        assert table.columns == ("text", "label")
+        assert cells(table) == [("one", "1"), ("two", "2")]
+
+
+def test_tsv_without_header_counts_its_columns_from_zero(write):
+    table = open_table(write("SMSSpamCollection", "ham\tGo until \"jurong\nspam\tFree entry\n"), header=False)
+    assert table.columns == ("0", "1")
+    assert cells(table) == [("ham", 'Go until "jurong'), ("spam", "Free entry")]
+
+
+def test_a_csv_row_over_several_lines_is_named_by_its_first_line(write):
+    table = open_table(write("a.csv", 'text,label\n"one\ntwo\nthree",a\nfour,b\n'))
+    assert list(table.rows()) == [Row(2, ["one\ntwo\nthree", "a"]), Row(5, ["four", "b"])]
+
+
+def test_rows_with_other_columns_and_blank_lines_inside_are_problems(write):
+    for name, cut in (("a.tsv", "\t"), ("a.csv", ",")):
+        table = open_table(write(name, f"text{cut}label\none{cut}1\ntwo\n\nthree{cut}1{cut}2\nfour{cut}4\n\n\n"))
+        assert problems(table) == [(3, "1 columns, expected 2 columns as in the header"),
+                                   (4, "a blank line, expected 2 columns as in the header"),
+                                   (5, "3 columns, expected 2 columns as in the header")]
+        assert cells(table)[-1] == ("four", "4")
+
+
+def test_bytes_that_are_not_utf8_are_named_and_the_next_rows_still_read(write):
+    for name, cut in (("a.tsv", b"\t"), ("a.csv", b",")):
+        rows = [b"text" + cut + b"label", b"caf\xe9" + cut + b"1", b"tea" + cut + b"2"]
+        table = open_table(write(name, b"\n".join(rows)))
+        assert problems(table) == [(2, "the bytes are not UTF-8; expected UTF-8 text")]
+        assert cells(table)[-1] == ("tea", "2")
+    table = open_table(write("a.jsonl", b'{"text": "one"}\n{"text": "caf\xe9"}\n{"text": "two"}\n'))
+    assert problems(table) == [(2, "the bytes are not UTF-8; expected UTF-8 text")]
+
+
+def test_an_open_quote_is_named_at_its_row(write):
+    assert problems(open_table(write("a.csv", 'text,label\none,1\n"two,2\nthree,3\n')))[0][0] == 3
+    [(line, problem)] = problems(open_table(write("a.csv", 'text,label\n"one" more,1\ntwo,2\n')))
+    assert line == 2
+    assert "broken CSV" in problem
+
+
+def test_broken_json_lines_are_named(write):
+    table = open_table(write("a.jsonl", '{"text": "one"}\n{"text": \n[1]\n\n{"text": "two", "extra": 1}\n\n'))
+    assert [line for line, _ in problems(table)] == [2, 3, 4]
+    assert all("expected one JSON object a line" in problem for _, problem in problems(table))
+    assert table.columns == ("text", "extra")
+    assert cells(table)[-1] == ("two", 1)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.parquet", "a"])
+def test_missing_and_empty_files_are_one_line(write, tmp_path, name):
+    with pytest.raises(DataError, match="no such file"):
+        open_table(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}: the file is empty"):
+        open_table(write(name, ""))
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.xlsx", "x", r"format '.xlsx' is not read; expected one of .csv"),
+    ("a.parquet", "no parquet", "no Parquet file"),
+    ("a.json", '[{"text": "one"}]', "a.json:1: JSON of type list, expected one JSON object a line"),
+    ("a.tsv", "\ntext\n", "a.tsv:1: the line is blank; expected the names of the columns"),
+    ("a.csv", b"\xff\xfet\x00", "a.csv:1: the bytes are not UTF-8"),
+])
+def test_files_of_another_kind_are_refused(write, name, content, message):
+    with pytest.raises(DataError, match=message):
+        open_table(write(name, content))
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        open_table(tmp_path)
+
+
+def test_plain_text_is_one_column(write):
+    assert cells(lines_table(write("a.txt", "one\ttab\n\ntwo, three\n\n"))) == [("one\ttab",), ("",), ("two, three",)]

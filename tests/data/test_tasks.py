@@ -1,0 +1,49 @@
+"""The GLUE table and the task value."""
+
+import json
+
+import pytest
+
+from limbert.data.tasks import GLUE, Columns, Task, glue_task, own_task
+from limbert.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize(("spelling", "name"), [("SST-2", "sst2"), ("sst2", "sst2"), ("STS_B", "stsb"),
+                                                ("CoLA", "cola"), ("RTE", "rte"), ("MNLI", "mnli")])
+def test_common_spellings_name_the_same_task(spelling, name):
+    assert glue_task(spelling) is GLUE[name]
+
+
+def test_unknown_name_lists_the_allowed_ones():
+    with pytest.raises(ConfigError, match=r"'sst3'.*cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli"):
+        glue_task("sst3")
+
+
+def test_standard_label_order_and_metrics():
+    assert glue_task("rte").task.labels == ("entailment", "not_entailment")
+    assert glue_task("wnli").task.labels == ("not_entailment", "entailment")
+    assert glue_task("mnli").task.labels == ("entailment", "neutral", "contradiction")
+    assert {name: entry.task.metrics for name, entry in GLUE.items()} == {
+        "cola": ("matthews",), "sst2": ("accuracy",), "mrpc": ("accuracy", "f1"), "stsb": ("pearson", "spearman"),
+        "qqp": ("accuracy", "f1"), "mnli": ("accuracy",), "qnli": ("accuracy",), "rte": ("accuracy",),
+        "wnli": ("accuracy",)}
+
+
+@pytest.mark.parametrize("task", [*(entry.task for entry in GLUE.values()), own_task("classification", ("a", "b"))])
+def test_a_task_survives_json(task):
+    assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+    assert task.outputs == (len(task.labels) or 1)
+    assert task.primary == task.metrics[0]
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("classification", ("one",)), ("classification", ("a", "a")),
+                                              ("regression", ("a", "b"))])
+def test_impossible_tasks_are_refused(kind, labels):
+    with pytest.raises(DataError, match="label names"):
+        own_task(kind, labels)
+
+
+def test_columns_are_positions_only_where_all_of_them_are():
+    assert Columns("1", None, "0").by_number
+    assert not Columns("1", None, "label").by_number
+    assert not Columns(None, None, None).by_number
