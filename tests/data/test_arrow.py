@@ -18,8 +18,9 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def reviews(labels):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
-    return datasets.Dataset.from_dict({"text": [f"review number {index}" for index in range(len(labels))],
-                                       "label": labels}, features=features)
+    return datasets.Dataset.from_dict(
+        {"text": [f"review number {index}" for index in range(len(labels))], "label": labels}, features=features
+    )
 
 
 def test_class_ids_become_the_names_that_the_file_brings(tmp_path):
@@ -50,14 +51,21 @@ def test_rows_are_numbered_over_record_batches(tmp_path, monkeypatch):
 def test_glue_from_the_hub_reads_as_from_its_folder(tmp_path, monkeypatch):
     """A local copy of the Hub's layout stands in for the Hub: same columns, splits and class names."""
     names = ["entailment", "neutral", "contradiction"]
-    features = datasets.Features({"premise": datasets.Value("string"), "hypothesis": datasets.Value("string"),
-                                  "label": datasets.ClassLabel(names=names)})
+    features = datasets.Features(
+        {
+            "premise": datasets.Value("string"),
+            "hypothesis": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=names),
+        }
+    )
     (tmp_path / "hub").mkdir()
     for split, labels in (("train", [0, 1, 2, 0]), ("validation_matched", [2, 1]), ("validation_mismatched", [0])):
         rows = {"premise": ["one thing"] * len(labels), "hypothesis": ["another"] * len(labels), "label": labels}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "hub" / f"{split}.parquet")
-    files = {split: str(tmp_path / "hub" / f"{split}.parquet")
-             for split in ("train", "validation_matched", "validation_mismatched")}
+    files = {
+        split: str(tmp_path / "hub" / f"{split}.parquet")
+        for split in ("train", "validation_matched", "validation_mismatched")
+    }
     asked = []
 
     def local(name, configuration=None):

@@ -20,8 +20,14 @@ def test_a_batch_is_what_the_tokenizer_itself_pads(tokenizer, tmp_path, pairs, m
     monkeypatch.setattr(batches, "_CHUNK", 3)  # several chunks
     data = tokenize(Examples(TEXTS, pairs, None), tokenizer, max_length=32, cache_dir=tmp_path)
     for indices in ([0, 1, 2, 3], [2, 0], [2], [3, 3]):
-        expected = tokenizer([TEXTS[index] for index in indices], pairs and [pairs[index] for index in indices],
-                             truncation=True, max_length=32, padding=True, return_tensors="pt")
+        expected = tokenizer(
+            [TEXTS[index] for index in indices],
+            pairs and [pairs[index] for index in indices],
+            truncation=True,
+            max_length=32,
+            padding=True,
+            return_tensors="pt",
+        )
         batch = data.collate(indices)
         assert batch.keys() == expected.keys()
         for name, tensor in expected.items():
@@ -64,8 +70,10 @@ def test_training_batches_hold_every_example_once(examples):
 
 def test_training_batches_differ_by_epoch_and_seed_only():
     lengths = np.random.default_rng(0).integers(3, 128, size=500)
-    orders = {(seed, epoch): training_batches(lengths, batch_size=8, seed=seed, epoch=epoch)
-              for seed, epoch in [(1, 0), (1, 1), (2, 0)]}
+    orders = {
+        (seed, epoch): training_batches(lengths, batch_size=8, seed=seed, epoch=epoch)
+        for seed, epoch in [(1, 0), (1, 1), (2, 0)]
+    }
     assert orders[1, 0] == training_batches(lengths.tolist(), batch_size=8, seed=1, epoch=0)
     assert orders[1, 0] != orders[1, 1]
     assert orders[1, 0] != orders[2, 0]

@@ -19,13 +19,16 @@ def chosen(source, glue=None, *, labelled=True, **settings):
     return choose_columns(lambda header: source, config, glue and glue_task(glue), labelled=labelled)[1]
 
 
-@pytest.mark.parametrize(("columns", "expected"), [
-    (("id", "text", "label"), Columns("text", None, "label")),
-    (("Label", "Sentence"), Columns("Sentence", None, "Label")),
-    (("text", "category"), Columns("text", None, "category")),
-    (("index", "sentence1", "sentence2", "score"), Columns("sentence1", "sentence2", "score")),
-    (("premise", "hypothesis", "label"), Columns("premise", "hypothesis", "label")),
-])
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("id", "text", "label"), Columns("text", None, "label")),
+        (("Label", "Sentence"), Columns("Sentence", None, "Label")),
+        (("text", "category"), Columns("text", None, "category")),
+        (("index", "sentence1", "sentence2", "score"), Columns("sentence1", "sentence2", "score")),
+        (("premise", "hypothesis", "label"), Columns("premise", "hypothesis", "label")),
+    ],
+)
 def test_usual_names_are_found(columns, expected):
     assert chosen(table(*columns)) == expected
 
@@ -41,24 +44,34 @@ def test_given_columns_are_taken_as_they_are():
     source = table("sentence1", "sentence2", "label", "other")
     assert chosen(source, text_column="sentence1") == Columns("sentence1", None, "label")
     assert chosen(source, text_column="other", pair_column="sentence2", label_column="sentence1") == Columns(
-        "other", "sentence2", "sentence1")
+        "other", "sentence2", "sentence1"
+    )
     assert chosen(source, labelled=False, label_column="absent") == Columns("sentence1", "sentence2", None)
 
 
 def test_glue_columns_of_either_layout_and_overrides():
     assert chosen(table("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"), "mrpc") == Columns(
-        "#1 String", "#2 String", "Quality")
+        "#1 String", "#2 String", "Quality"
+    )
     assert chosen(table("sentence1", "sentence2", "label", "idx"), "mrpc") == Columns("sentence1", "sentence2", "label")
     assert chosen(table("sentence", "other", "label"), "sst2", text_column="other") == Columns("other", None, "label")
 
 
-@pytest.mark.parametrize(("columns", "glue", "settings", "message"), [
-    (("a", "b"), None, {"text_column": "a"}, r"file.tsv: no label column given and none called .* it has 'a', 'b'"),
-    (("text", "label"), None, {"text_column": "body"}, r"no column 'body'; it has 'text', 'label'"),
-    (("text", "label"), "mrpc", {}, r"no column '#1 String'; it has 'text', 'label'"),
-    (("text", "label"), "sst2", {"text_column": "5", "label_column": "7"}, r"no column '5'; it has 'text', 'label'"),
-    (("text", "text", "label"), None, {}, r"column 'text' stands there 2 times"),
-])
+@pytest.mark.parametrize(
+    ("columns", "glue", "settings", "message"),
+    [
+        (("a", "b"), None, {"text_column": "a"}, r"file.tsv: no label column given and none called .* it has 'a', 'b'"),
+        (("text", "label"), None, {"text_column": "body"}, r"no column 'body'; it has 'text', 'label'"),
+        (("text", "label"), "mrpc", {}, r"no column '#1 String'; it has 'text', 'label'"),
+        (
+            ("text", "label"),
+            "sst2",
+            {"text_column": "5", "label_column": "7"},
+            r"no column '5'; it has 'text', 'label'",
+        ),
+        (("text", "text", "label"), None, {}, r"column 'text' stands there 2 times"),
+    ],
+)
 def test_missing_columns_are_named_with_those_that_there_are(columns, glue, settings, message):
     with pytest.raises(DataError, match=message):
         chosen(table(*columns), glue, **settings)

@@ -11,17 +11,20 @@ from limbert.errors import DataError
 GOOD = "text\tlabel\n" + "good words\ta\nbad words\tb\n" * 2
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("only one column", "1 columns, expected 2 columns as in the header"),
-    ("a\tb\tc", "3 columns, expected 2"),
-    ("\ta", "no text in column 'text', expected some"),
-    ("  \ta", "no text in column 'text', expected some"),
-    ("words\t", "no label in column 'label', expected one"),
-    ("words\t ", "no label in column 'label', expected one"),
-    ("", "a blank line, expected 2 columns"),
-    (b"caf\xe9\ta", "the bytes are not UTF-8"),
-    ("words\tc", "label 'c' is unknown, expected one of a, b"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("only one column", "1 columns, expected 2 columns as in the header"),
+        ("a\tb\tc", "3 columns, expected 2"),
+        ("\ta", "no text in column 'text', expected some"),
+        ("  \ta", "no text in column 'text', expected some"),
+        ("words\t", "no label in column 'label', expected one"),
+        ("words\t ", "no label in column 'label', expected one"),
+        ("", "a blank line, expected 2 columns"),
+        (b"caf\xe9\ta", "the bytes are not UTF-8"),
+        ("words\tc", "label 'c' is unknown, expected one of a, b"),
+    ],
+)
 def test_a_malformed_row_is_named_or_counted(write, line, message):
     train = write("train.tsv", GOOD)
     broken = line if isinstance(line, bytes) else line.encode()
@@ -37,10 +40,15 @@ def test_a_malformed_row_is_named_or_counted(write, line, message):
     assert data.train.bad_rows == 0
 
 
-@pytest.mark.parametrize(("value", "message"), [
-    ("null", "no text"), ("5", "int in column 'text', expected text"), ('"\\ud800"', "half a character"),
-    ('["a"]', "list in column 'text'"),
-])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("null", "no text"),
+        ("5", "int in column 'text', expected text"),
+        ('"\\ud800"', "half a character"),
+        ('["a"]', "list in column 'text'"),
+    ],
+)
 def test_json_texts_are_whole_strings(write, value, message):
     path = write("a.jsonl", f'{{"text": "fine"}}\n{{"text": {value}}}\n')
     with pytest.raises(DataError, match=f"a.jsonl:2: {message}"):

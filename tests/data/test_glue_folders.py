@@ -6,16 +6,19 @@ from limbert.core.config import DataConfig
 from limbert.data.load import load_task_data, load_texts
 
 
-@pytest.mark.parametrize(("task", "folder", "train", "dev"), [
-    ("mrpc", "MRPC", 3668, {"dev": 408}),
-    ("sts-b", "STS-B", 5749, {"dev": 1500}),
-    ("sst-2", "SST-2", 67349, {"dev": 872}),
-    ("rte", "RTE", 2490, {"dev": 277}),
-    ("wnli", "WNLI", 635, {"dev": 71}),
-    ("qnli", "QNLI-subset", 9999, {"dev": 5463}),
-    ("mnli", "MNLI-subset", 22641, {"matched": 9815}),
-    (None, "Banking77", 10003, {"dev": 3080}),
-])
+@pytest.mark.parametrize(
+    ("task", "folder", "train", "dev"),
+    [
+        ("mrpc", "MRPC", 3668, {"dev": 408}),
+        ("sts-b", "STS-B", 5749, {"dev": 1500}),
+        ("sst-2", "SST-2", 67349, {"dev": 872}),
+        ("rte", "RTE", 2490, {"dev": 277}),
+        ("wnli", "WNLI", 635, {"dev": 71}),
+        ("qnli", "QNLI-subset", 9999, {"dev": 5463}),
+        ("mnli", "MNLI-subset", 22641, {"matched": 9815}),
+        (None, "Banking77", 10003, {"dev": 3080}),
+    ],
+)
 def test_real_data_has_the_stated_counts(real_data, task, folder, train, dev):
     data = load_task_data(DataConfig(task=task, data=str(real_data(folder))), seed=0)
     assert len(data.train) == train

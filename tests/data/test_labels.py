@@ -12,15 +12,18 @@ def inferred(labels, *, class_names=None, **settings):
     return infer_task(labels, DataConfig(**settings), class_names=class_names, source="train.csv")
 
 
-@pytest.mark.parametrize(("labels", "names"), [
-    (["spam", "ham", "ham"], ("ham", "spam")),
-    (["1", "0", "0"], ("0", "1")),
-    ([10, 9, 10, 2, 9, 2], ("2", "9", "10")),
-    (["class 10", "class 9"] * 2, ("class 9", "class 10")),
-    ([True, False, True], ("false", "true")),
-    (["1", "2", "many", "1"], ("1", "2", "many")),
-    (["-1", "1", "1"], ("-1", "1")),
-])
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["spam", "ham", "ham"], ("ham", "spam")),
+        (["1", "0", "0"], ("0", "1")),
+        ([10, 9, 10, 2, 9, 2], ("2", "9", "10")),
+        (["class 10", "class 9"] * 2, ("class 9", "class 10")),
+        ([True, False, True], ("false", "true")),
+        (["1", "2", "many", "1"], ("1", "2", "many")),
+        (["-1", "1", "1"], ("-1", "1")),
+    ],
+)
 def test_names_and_whole_numbers_are_classes_in_their_natural_order(labels, names):
     assert inferred(labels) == own_task("classification", names)
 

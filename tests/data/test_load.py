@@ -25,8 +25,9 @@ def test_cola_without_header(write, tmp_path):
 
 
 def test_qqp_layout(write, tmp_path):
-    rows = ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
-            "1\t2\t3\tHow so?\tWhy so?\t0\n4\t5\t6\tWho?\tWho is?\t1\n")
+    rows = (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tHow so?\tWhy so?\t0\n4\t5\t6\tWho?\tWho is?\t1\n"
+    )
     write("train.tsv", rows)
     write("dev.tsv", rows)
     data = load_task_data(DataConfig(task="qqp", data=str(tmp_path)), seed=0)
@@ -99,7 +100,9 @@ def test_glue_settings_that_contradict_are_refused(write, tmp_path):
     with pytest.raises(ConfigError, match="must be 2 for sst2"):
         load_task_data(DataConfig(task="sst2", data=folder, label_names=("a", "b", "c")), seed=0)
     assert load_task_data(DataConfig(task="sst2", data=folder, label_names=("bad", "good")), seed=0).task.labels == (
-        "bad", "good")
+        "bad",
+        "good",
+    )
 
 
 def test_missing_halves_are_named(write, tmp_path):

@@ -18,9 +18,11 @@ def test_classification_metrics_are_those_of_scikit_learn():
     logits, labels = RANDOM.normal(size=(200, 2)).astype(np.float32), RANDOM.integers(2, size=200)
     found = logits.argmax(1)
     assert compute_metrics(glue_task("mrpc").task, logits, labels) == pytest.approx(
-        {"accuracy": metrics.accuracy_score(labels, found), "f1": metrics.f1_score(labels, found)})
+        {"accuracy": metrics.accuracy_score(labels, found), "f1": metrics.f1_score(labels, found)}
+    )
     assert compute_metrics(glue_task("cola").task, logits, labels) == pytest.approx(
-        {"matthews": metrics.matthews_corrcoef(labels, found)})
+        {"matthews": metrics.matthews_corrcoef(labels, found)}
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
@@ -39,7 +41,9 @@ def test_constant_predictions_are_zero_without_a_warning(value):
         warnings.simplefilter("error")
         constant = np.full((50, 1), value, dtype=np.float32)
         assert compute_metrics(glue_task("stsb").task, constant, RANDOM.uniform(0, 5, size=50)) == {
-            "pearson": 0.0, "spearman": 0.0}
+            "pearson": 0.0,
+            "spearman": 0.0,
+        }
         one_class = np.tile([[1.0, 0.0]], (50, 1))
         labels = RANDOM.integers(2, size=50)
         assert compute_metrics(glue_task("cola").task, one_class, labels) == {"matthews": 0.0}

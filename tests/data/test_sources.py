@@ -14,12 +14,15 @@ def names(sources):
     return {part: opener(True).name.rsplit("/", 1)[-1] for part, opener in sources.dev.items()}
 
 
-@pytest.mark.parametrize(("files", "dev"), [
-    (["dev.tsv", "test.tsv"], "dev.tsv"),
-    (["validation.tsv", "test.tsv"], "validation.tsv"),
-    (["valid.TSV"], "valid.TSV"),
-    (["test.tsv"], "test.tsv"),
-])
+@pytest.mark.parametrize(
+    ("files", "dev"),
+    [
+        (["dev.tsv", "test.tsv"], "dev.tsv"),
+        (["validation.tsv", "test.tsv"], "validation.tsv"),
+        (["valid.TSV"], "valid.TSV"),
+        (["test.tsv"], "test.tsv"),
+    ],
+)
 def test_test_is_reported_on_only_where_there_is_no_dev(write, tmp_path, files, dev):
     for name in ["train.tsv", *files]:
         write(name, ROW)
@@ -34,7 +37,9 @@ def test_one_part_of_mnli_is_enough(write, tmp_path):
     assert names(find_sources(DataConfig(data=str(tmp_path)), glue_task("mnli"))) == {"matched": "dev_matched.tsv"}
     write("dev_mismatched.tsv", ROW)
     assert names(find_sources(DataConfig(data=str(tmp_path)), glue_task("mnli"))) == {
-        "matched": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"}
+        "matched": "dev_matched.tsv",
+        "mismatched": "dev_mismatched.tsv",
+    }
 
 
 def test_a_dev_file_alone_has_no_training_rows(write, tmp_path):

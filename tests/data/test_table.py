@@ -48,7 +48,7 @@ def test_line_ends_and_byte_order_mark_are_no_text(write, end, mark):
 
 
 def test_tsv_without_header_counts_its_columns_from_zero(write):
-    table = open_table(write("SMSSpamCollection", "ham\tGo until \"jurong\nspam\tFree entry\n"), header=False)
+    table = open_table(write("SMSSpamCollection", 'ham\tGo until "jurong\nspam\tFree entry\n'), header=False)
     assert table.columns == ("0", "1")
     assert cells(table) == [("ham", 'Go until "jurong'), ("spam", "Free entry")]
 
@@ -61,9 +61,11 @@ def test_a_csv_row_over_several_lines_is_named_by_its_first_line(write):
 def test_rows_with_other_columns_and_blank_lines_inside_are_problems(write):
     for name, cut in (("a.tsv", "\t"), ("a.csv", ",")):
         table = open_table(write(name, f"text{cut}label\none{cut}1\ntwo\n\nthree{cut}1{cut}2\nfour{cut}4\n\n\n"))
-        assert problems(table) == [(3, "1 columns, expected 2 columns as in the header"),
-                                   (4, "a blank line, expected 2 columns as in the header"),
-                                   (5, "3 columns, expected 2 columns as in the header")]
+        assert problems(table) == [
+            (3, "1 columns, expected 2 columns as in the header"),
+            (4, "a blank line, expected 2 columns as in the header"),
+            (5, "3 columns, expected 2 columns as in the header"),
+        ]
         assert cells(table)[-1] == ("four", "4")
 
 
@@ -100,13 +102,16 @@ def test_missing_and_empty_files_are_one_line(write, tmp_path, name):
         open_table(write(name, ""))
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.xlsx", "x", r"format '.xlsx' is not read; expected one of .csv"),
-    ("a.parquet", "no parquet", "no Parquet file"),
-    ("a.json", '[{"text": "one"}]', "a.json:1: JSON of type list, expected one JSON object a line"),
-    ("a.tsv", "\ntext\n", "a.tsv:1: the line is blank; expected the names of the columns"),
-    ("a.csv", b"\xff\xfet\x00", "a.csv:1: the bytes are not UTF-8"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.xlsx", "x", r"format '.xlsx' is not read; expected one of .csv"),
+        ("a.parquet", "no parquet", "no Parquet file"),
+        ("a.json", '[{"text": "one"}]', "a.json:1: JSON of type list, expected one JSON object a line"),
+        ("a.tsv", "\ntext\n", "a.tsv:1: the line is blank; expected the names of the columns"),
+        ("a.csv", b"\xff\xfet\x00", "a.csv:1: the bytes are not UTF-8"),
+    ],
+)
 def test_files_of_another_kind_are_refused(write, name, content, message):
     with pytest.raises(DataError, match=message):
         open_table(write(name, content))

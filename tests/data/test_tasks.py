@@ -8,8 +8,10 @@ from limbert.data.tasks import GLUE, Columns, Task, glue_task, own_task
 from limbert.errors import ConfigError, DataError
 
 
-@pytest.mark.parametrize(("spelling", "name"), [("SST-2", "sst2"), ("sst2", "sst2"), ("STS_B", "stsb"),
-                                                ("CoLA", "cola"), ("RTE", "rte"), ("MNLI", "mnli")])
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [("SST-2", "sst2"), ("sst2", "sst2"), ("STS_B", "stsb"), ("CoLA", "cola"), ("RTE", "rte"), ("MNLI", "mnli")],
+)
 def test_common_spellings_name_the_same_task(spelling, name):
     assert glue_task(spelling) is GLUE[name]
 
@@ -24,9 +26,16 @@ def test_standard_label_order_and_metrics():
     assert glue_task("wnli").task.labels == ("not_entailment", "entailment")
     assert glue_task("mnli").task.labels == ("entailment", "neutral", "contradiction")
     assert {name: entry.task.metrics for name, entry in GLUE.items()} == {
-        "cola": ("matthews",), "sst2": ("accuracy",), "mrpc": ("accuracy", "f1"), "stsb": ("pearson", "spearman"),
-        "qqp": ("accuracy", "f1"), "mnli": ("accuracy",), "qnli": ("accuracy",), "rte": ("accuracy",),
-        "wnli": ("accuracy",)}
+        "cola": ("matthews",),
+        "sst2": ("accuracy",),
+        "mrpc": ("accuracy", "f1"),
+        "stsb": ("pearson", "spearman"),
+        "qqp": ("accuracy", "f1"),
+        "mnli": ("accuracy",),
+        "qnli": ("accuracy",),
+        "rte": ("accuracy",),
+        "wnli": ("accuracy",),
+    }
 
 
 @pytest.mark.parametrize("task", [*(entry.task for entry in GLUE.values()), own_task("classification", ("a", "b"))])
@@ -36,8 +45,9 @@ def test_a_task_survives_json(task):
     assert task.primary == task.metrics[0]
 
 
-@pytest.mark.parametrize(("kind", "labels"), [("classification", ("one",)), ("classification", ("a", "a")),
-                                              ("regression", ("a", "b"))])
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("classification", ("one",)), ("classification", ("a", "a")), ("regression", ("a", "b"))]
+)
 def test_impossible_tasks_are_refused(kind, labels):
     with pytest.raises(DataError, match="label names"):
         own_task(kind, labels)

@@ -44,9 +44,14 @@ def test_labels_are_no_part_of_the_cache(tokenizer, tmp_path):
 
 
 def test_every_part_of_the_content_counts(tokenizer):
-    keys = [key(tokenizer), key(tokenizer, max_length=31), key(tokenizer, texts=("one two thre", "efour")),
-            key(tokenizer, pairs=None), key(tokenizer, texts=(*EXAMPLES.texts, *EXAMPLES.pairs), pairs=None),
-            key(tokenizer, texts=EXAMPLES.texts[::-1])]
+    keys = [
+        key(tokenizer),
+        key(tokenizer, max_length=31),
+        key(tokenizer, texts=("one two thre", "efour")),
+        key(tokenizer, pairs=None),
+        key(tokenizer, texts=(*EXAMPLES.texts, *EXAMPLES.pairs), pairs=None),
+        key(tokenizer, texts=EXAMPLES.texts[::-1]),
+    ]
     assert len(set(keys)) == len(keys)
 
 
@@ -63,14 +68,22 @@ def test_another_tokenizer_is_another_key(tokenizer, tmp_path):
     assert key(AutoTokenizer.from_pretrained(tmp_path)) == key(tokenizer)
     state = json.loads((tmp_path / "tokenizer.json").read_text())
     state["model"]["vocab"]["three"], state["model"]["vocab"]["four"] = (
-        state["model"]["vocab"]["four"], state["model"]["vocab"]["three"])
+        state["model"]["vocab"]["four"],
+        state["model"]["vocab"]["three"],
+    )
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     assert key(AutoTokenizer.from_pretrained(tmp_path)) != key(tokenizer)
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-10],
-                                    lambda content: b"x" * len(content),
-                                    lambda content: content[:-1] + bytes([content[-1] ^ 1])])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-10],
+        lambda content: b"x" * len(content),
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    ],
+)
 def test_a_broken_file_is_built_anew(tokenizer, tmp_path, damage, caplog):
     first = tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
     [file] = cached_files(tmp_path)

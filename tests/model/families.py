@@ -81,7 +81,9 @@ def make_config(case: str, **changes: object) -> PretrainedConfig:
     return AutoConfig.for_model(case.partition(":")[0], **(CONFIGS[case] | {"num_labels": 3} | changes))
 
 
-def make_network(case: str, auto_class: type = AutoModelForSequenceClassification, **changes: object) -> PreTrainedModel:
+def make_network(
+    case: str, auto_class: type = AutoModelForSequenceClassification, **changes: object
+) -> PreTrainedModel:
     """A random model whose every weight matters: a fresh encoder is nearly the identity, so scale it up."""
     torch.manual_seed(len(case))
     network = auto_class.from_config(make_config(case, **changes))

@@ -29,7 +29,9 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 class DataConfig:
     """Where the examples come from and how to read them."""
 
-    task: str | None = setting(None, "GLUE task (cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli); omit for own data")
+    task: str | None = setting(
+        None, "GLUE task (cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli); omit for own data"
+    )
     data: str | None = setting(None, "folder with train.* and dev.* (and optionally test.*), or a Hub data set name")
     train: str | None = setting(None, "training file: CSV, TSV, JSONL or Parquet (instead of --data)")
     dev: str | None = setting(None, "development file, only ever reported on (instead of --data)")
@@ -37,14 +39,20 @@ class DataConfig:
     pair_column: str | None = setting(None, "column with the second text of a pair (default: the task's, or none)")
     label_column: str | None = setting(None, "column with the label (default: the task's, or 'label')")
     task_type: TaskKind | None = setting(None, "classification or regression (default: follows from the labels)")
-    label_names: tuple[str, ...] | None = setting(None, "label names in the order of their ids (default: from the data)")
+    label_names: tuple[str, ...] | None = setting(
+        None, "label names in the order of their ids (default: from the data)"
+    )
     train_limit: int | None = setting(None, "use only this many training rows, chosen by the seed")
     skip_bad_rows: bool = setting(False, "skip malformed rows and say how many, instead of stopping at the first")
     max_length: int = setting(128, "longest input in tokens; longer ones are cut")
 
     def __post_init__(self) -> None:
-        require(self.task_type in (None, "classification", "regression"), "task type", self.task_type,
-                "classification or regression")
+        require(
+            self.task_type in (None, "classification", "regression"),
+            "task type",
+            self.task_type,
+            "classification or regression",
+        )
         require(self.train_limit is None or self.train_limit > 0, "train limit", self.train_limit, "at least 1")
         require(self.max_length >= 4, "maximum length", self.max_length, "at least 4 tokens")
 

@@ -18,7 +18,7 @@ def parse_point(name: str) -> tuple[float, float]:
     Raises:
         SubnetError: if the name has another form.
     """
-    parts = name.lower().replace("×", "x").split("x")
+    parts = name.lower().split("x")
     try:
         width, depth = (float(part) for part in parts)
     except ValueError:

@@ -71,7 +71,9 @@ class Subnet:
         heads = round(width * shape.heads)
         neurons = heads * shape.neurons // shape.heads
         if kept == 0:
-            raise SubnetError(f"depth {depth:g} of {shape.layers} layers keeps no layer; smallest: {_least(shape.layers)}")
+            raise SubnetError(
+                f"depth {depth:g} of {shape.layers} layers keeps no layer; smallest: {_least(shape.layers)}"
+            )
         if heads == 0 or neurons == 0:
             raise SubnetError(f"width {width:g} of {shape.heads} heads keeps no head; smallest: {_least(shape.heads)}")
         return cls(_kept_layers(kept, depth, layers), (heads,) * kept, (neurons,) * kept)

@@ -74,8 +74,11 @@ def _class_names(schema: Any) -> Mapping[str, tuple[str, ...]]:
     """The class names that ``datasets`` left in the schema, by column; ids in that column are then turned to names."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {column: tuple(feature["names"]) for column, feature in features.items()
-                if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"}
+        return {
+            column: tuple(feature["names"])
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
     except (KeyError, TypeError, ValueError):  # written by another program
         return {}
 

@@ -48,8 +48,10 @@ class TokenizedExamples:
         columns = np.arange(lengths.max())
         mask = columns < lengths[:, None]  # (batch, tokens)
         places = (starts[:, None] + columns)[mask]  # (tokens that are no padding,)
-        batch = {"input_ids": _padded(self.tokens.ids, places, mask, fill=self.pad_id),
-                 "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        batch = {
+            "input_ids": _padded(self.tokens.ids, places, mask, fill=self.pad_id),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        }
         if self.tokens.types is not None:
             batch["token_type_ids"] = _padded(self.tokens.types, places, mask, fill=self.pad_type)
         if self.labels is not None:
@@ -57,8 +59,14 @@ class TokenizedExamples:
         return batch
 
 
-def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int,
-             cache_dir: Path | None = None) -> TokenizedExamples:
+def tokenize(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    cache_dir: Path | None = None,
+    cache: bool = True,
+) -> TokenizedExamples:
     """Tokenise the examples, or find what an earlier run made of the same texts with the same tokenizer.
 
     Args:
@@ -66,6 +74,7 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_leng
         tokenizer: a fast tokenizer with a padding token.
         max_length: longest input in tokens, special ones included.
         cache_dir: where to keep the tokens; None is ``$LIMBERT_CACHE`` or ``~/.cache/limbert``.
+        cache: whether to look for earlier tokens and keep these at all.
 
     Raises:
         ConfigError: the tokenizer is not a fast one or cannot pad.
@@ -74,14 +83,15 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_leng
         raise ConfigError(f"tokenizer is {type(tokenizer).__name__}; it must be a fast one (with a tokenizer.json)")
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"padding token of {type(tokenizer).__name__} is not set; it must be, to form batches")
-    path = _cache_path(examples, tokenizer, max_length=max_length, cache_dir=cache_dir)
+    path = _cache_path(examples, tokenizer, max_length=max_length, cache_dir=cache_dir) if cache else None
     tokens = None if path is None else read_tokens(path, examples=len(examples))
     if tokens is None:
         tokens = _tokenize(examples, tokenizer, max_length=max_length)
         if path is not None:
             write_tokens(path, tokens)
-    return TokenizedExamples(tokens, _label_tensor(examples), pad_id=int(tokenizer.pad_token_id),
-                             pad_type=int(tokenizer.pad_token_type_id))
+    return TokenizedExamples(
+        tokens, _label_tensor(examples), pad_id=int(tokenizer.pad_token_id), pad_type=int(tokenizer.pad_token_type_id)
+    )
 
 
 def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -105,8 +115,9 @@ def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, se
     return [batches[place].tolist() for place in generator.permutation(len(batches))]
 
 
-def evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int,
-                       max_tokens: int | None = None) -> list[list[int]]:
+def evaluation_batches(
+    lengths: Sequence[int] | np.ndarray, *, batch_size: int, max_tokens: int | None = None
+) -> list[list[int]]:
     """Batches of similar length, the longest first, so that a lack of memory shows at once; the caller restores order.
 
     Args:
@@ -127,7 +138,7 @@ def evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int,
 
 
 def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
-    return [order[start:start + size] for start in range(0, len(order), size)]
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _padded(flat: np.ndarray, places: np.ndarray, mask: np.ndarray, *, fill: int) -> Tensor:
@@ -137,8 +148,9 @@ def _padded(flat: np.ndarray, places: np.ndarray, mask: np.ndarray, *, fill: int
     return torch.from_numpy(values)
 
 
-def _cache_path(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int,
-                cache_dir: Path | None) -> Path | None:
+def _cache_path(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path | None
+) -> Path | None:
     try:
         folder = cache_folder() if cache_dir is None else Path(cache_dir)
     except RuntimeError:  # a system user without a home
@@ -154,8 +166,14 @@ def _tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_len
     for start in range(0, len(examples), _CHUNK):
         part = slice(start, start + _CHUNK)
         pairs = None if examples.pairs is None else list(examples.pairs[part])
-        encoded = tokenizer(list(examples.texts[part]), pairs, truncation=True, max_length=max_length, padding=False,
-                            return_attention_mask=False)
+        encoded = tokenizer(
+            list(examples.texts[part]),
+            pairs,
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+        )
         lengths += [len(row) for row in encoded["input_ids"]]
         ids.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int32))
         if "token_type_ids" in encoded:

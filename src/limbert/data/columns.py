@@ -17,8 +17,9 @@ _SAMPLE = 100  # rows looked at to find a column of text
 Opener = Callable[[bool], Table]  # called with: does the file have a header?
 
 
-def choose_columns(opener: Opener, config: DataConfig, glue: GlueTask | None, *,
-                   labelled: bool) -> tuple[Table, Columns]:
+def choose_columns(
+    opener: Opener, config: DataConfig, glue: GlueTask | None, *, labelled: bool
+) -> tuple[Table, Columns]:
     """Open a table and say which columns to read.
 
     A column that the config names is taken. A GLUE task brings the others. On own data, names compared without case:
@@ -46,8 +47,9 @@ def choose_columns(opener: Opener, config: DataConfig, glue: GlueTask | None, *,
         return table, check_columns(table, _guess(table, given, labelled=labelled))
     tried = []
     for layout in glue.layouts:
-        wanted = Columns(given.text or layout.text, given.pair or layout.pair,
-                         (given.label or layout.label) if labelled else None)
+        wanted = Columns(
+            given.text or layout.text, given.pair or layout.pair, (given.label or layout.label) if labelled else None
+        )
         table = opener(not wanted.by_number)
         if not _missing(table, wanted):
             return table, check_columns(table, wanted)
@@ -85,8 +87,9 @@ def _guess(table: Table, given: Columns, *, labelled: bool) -> Columns:
     if labelled and given.label is None:
         label = next((by_lower[name] for name in LABEL_NAMES if name in by_lower), None)
         if label is None:
-            raise DataError(f"{table.name}: no label column given and none called {', '.join(LABEL_NAMES)}; "
-                            f"it has {_listed(table)}")
+            raise DataError(
+                f"{table.name}: no label column given and none called {', '.join(LABEL_NAMES)}; it has {_listed(table)}"
+            )
         columns = replace(columns, label=label)
     if given.text is not None:
         return columns

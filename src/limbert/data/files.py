@@ -87,8 +87,9 @@ def read_rows(table: Table, columns: Columns, *, skip_bad_rows: bool, unlabelled
         DataError: a malformed row (``FILE:LINE: what, expected``), or no row at all.
     """
     raw = RawExamples(table.name, [], [], None if columns.pair is None else [], None if columns.label is None else [])
-    text_at, pair_at, label_at = (None if name is None else table.columns.index(name)
-                                  for name in (columns.text, columns.pair, columns.label))
+    text_at, pair_at, label_at = (
+        None if name is None else table.columns.index(name) for name in (columns.text, columns.pair, columns.label)
+    )
     bad_rows = 0
     for row in table.rows():
         try:

@@ -54,8 +54,9 @@ def label_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
-def infer_task(values: Sequence[object], config: DataConfig, *, class_names: tuple[str, ...] | None,
-               source: str) -> Task:
+def infer_task(
+    values: Sequence[object], config: DataConfig, *, class_names: tuple[str, ...] | None, source: str
+) -> Task:
     """The task on own data that the training labels mean.
 
     What the config says is taken. Else all whole numbers are a classification; numbers, some with a point, are a
@@ -84,8 +85,10 @@ def infer_task(values: Sequence[object], config: DataConfig, *, class_names: tup
     if len(distinct) < 2:
         raise DataError(f"{source}: every label is {texts[0]!r}; a classification needs at least two classes")
     if len(distinct) == len(texts) or (len(texts) > _MANY_ROWS and 2 * len(distinct) > len(texts)):
-        raise DataError(f"{source}: {len(distinct)} different labels in {len(texts)} rows; a classification needs "
-                        "several rows a class (is it the right label column, or a regression?)")
+        raise DataError(
+            f"{source}: {len(distinct)} different labels in {len(texts)} rows; a classification needs "
+            "several rows a class (is it the right label column, or a regression?)"
+        )
     return own_task("classification", class_names or tuple(sorted(distinct, key=_sort_key)))
 
 

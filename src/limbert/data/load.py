@@ -50,8 +50,10 @@ def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
     reader = LabelReader(task, accept_ids=given)
     train = with_labels(raw, reader, skip_bad_rows=config.skip_bad_rows)
     if task.kind == "classification" and len(set(train.labels or ())) < 2:
-        raise DataError(f"{table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
-                        "a classification needs at least two classes")
+        raise DataError(
+            f"{table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
+            "a classification needs at least two classes"
+        )
     dev = _load_dev(sources, columns, config, glue=glue, reader=reader)
     return TaskData(task, _limited(train, config.train_limit, seed=seed), dev)
 
@@ -145,13 +147,15 @@ def _glue_task_as_told(glue: GlueTask, config: DataConfig) -> Task:
     if config.label_names is None:
         return glue.task
     if len(config.label_names) != len(glue.task.labels):
-        raise ConfigError(f"label names are {list(config.label_names)}; they must be {len(glue.task.labels)} for "
-                          f"{glue.task.name}")
+        raise ConfigError(
+            f"label names are {list(config.label_names)}; they must be {len(glue.task.labels)} for {glue.task.name}"
+        )
     return replace(glue.task, labels=config.label_names)
 
 
-def _load_dev(sources: Sources, columns: Columns, config: DataConfig, *, glue: GlueTask | None,
-              reader: LabelReader) -> dict[str, Examples]:
+def _load_dev(
+    sources: Sources, columns: Columns, config: DataConfig, *, glue: GlueTask | None, reader: LabelReader
+) -> dict[str, Examples]:
     if not sources.dev:
         raise DataError(_no_dev(config))
     dev = {}

@@ -99,15 +99,24 @@ def _classify(name: str, labels: tuple[str, ...], *metrics: str) -> Task:
 _TABLE = (
     GlueTask(_classify("cola", ("unacceptable", "acceptable"), "matthews"), (_SENTENCE, Columns("3", None, "1"))),
     GlueTask(_classify("sst2", ("negative", "positive")), (_SENTENCE,)),
-    GlueTask(_classify("mrpc", ("not_equivalent", "equivalent"), "accuracy", "f1"),
-             (Columns("#1 String", "#2 String", "Quality"), _SENTENCES)),
-    GlueTask(Task("stsb", "regression", (), ("pearson", "spearman")),
-             (Columns("sentence1", "sentence2", "score"), _SENTENCES)),
-    GlueTask(_classify("qqp", ("not_duplicate", "duplicate"), "accuracy", "f1"),
-             (Columns("question1", "question2", "is_duplicate"), _QUESTIONS)),
-    GlueTask(_classify("mnli", ("entailment", "neutral", "contradiction")),
-             (Columns("sentence1", "sentence2", "gold_label"), Columns("premise", "hypothesis", "label")),
-             dev=(("matched", "dev_matched"), ("mismatched", "dev_mismatched")), unlabelled=("-",)),
+    GlueTask(
+        _classify("mrpc", ("not_equivalent", "equivalent"), "accuracy", "f1"),
+        (Columns("#1 String", "#2 String", "Quality"), _SENTENCES),
+    ),
+    GlueTask(
+        Task("stsb", "regression", (), ("pearson", "spearman")),
+        (Columns("sentence1", "sentence2", "score"), _SENTENCES),
+    ),
+    GlueTask(
+        _classify("qqp", ("not_duplicate", "duplicate"), "accuracy", "f1"),
+        (Columns("question1", "question2", "is_duplicate"), _QUESTIONS),
+    ),
+    GlueTask(
+        _classify("mnli", ("entailment", "neutral", "contradiction")),
+        (Columns("sentence1", "sentence2", "gold_label"), Columns("premise", "hypothesis", "label")),
+        dev=(("matched", "dev_matched"), ("mismatched", "dev_mismatched")),
+        unlabelled=("-",),
+    ),
     GlueTask(_classify("qnli", _ENTAILMENT), (Columns("question", "sentence", "label"),)),
     GlueTask(_classify("rte", _ENTAILMENT), (_SENTENCES,)),
     GlueTask(_classify("wnli", ("not_entailment", "entailment")), (_SENTENCES,)),

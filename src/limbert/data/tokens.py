@@ -58,8 +58,15 @@ def content_key(tokenizer: Any, texts: Iterable[str], pairs: Iterable[str] | Non
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.pop("truncation", None)
     state.pop("padding", None)
-    identity = [_FORMAT, type(tokenizer).__name__, state, list(tokenizer.model_input_names), tokenizer.truncation_side,
-                max_length, pairs is not None]
+    identity = [
+        _FORMAT,
+        type(tokenizer).__name__,
+        state,
+        list(tokenizer.model_input_names),
+        tokenizer.truncation_side,
+        max_length,
+        pairs is not None,
+    ]
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=20)
     for part in (texts, pairs or ()):
         for text in part:

@@ -61,9 +61,7 @@ def load(
 
 
 @contextmanager
-def saved(
-    directory: str | Path, *, network: PreTrainedModel, tokenizer: Any, record: dict[str, Any]
-) -> Iterator[Path]:
+def saved(directory: str | Path, *, network: PreTrainedModel, tokenizer: Any, record: dict[str, Any]) -> Iterator[Path]:
     """Write the network, its tokenizer and the record as one folder, whole or not at all.
 
     Yields:
@@ -90,7 +88,9 @@ def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
         path: str | None = str(Path(path_or_hub_id) / RECORD_NAME)
     else:
         path = cached_file(
-            str(path_or_hub_id), RECORD_NAME, _raise_exceptions_for_missing_entries=False,
+            str(path_or_hub_id),
+            RECORD_NAME,
+            _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
     if path is None or not Path(path).exists():

@@ -17,7 +17,7 @@ from limbert.errors import SubnetError
 from limbert.model import checkpoint
 from limbert.model.families import FAMILIES, Family, LayerParts, family_of, layer_parts, set_stack, shape_of, stack_of
 from limbert.model.sliced import SlicedLinear, install
-from limbert.model.states import recorded_states, starting_from
+from limbert.model.states import LayerCalls, recorded_states, starting_from
 from limbert.model.view import build_view
 
 
@@ -198,6 +198,15 @@ class ElasticModel:
         """
         with self._scope, starting_from(self.network, self.family, state):
             return self.network(**inputs)
+
+    def layer_calls(self, **inputs: Tensor) -> LayerCalls:
+        """Prepare a batch as the stock forward would, to run its layers one by one in any order.
+
+        Args:
+            inputs: what the network takes, without labels.
+        """
+        with self._scope:
+            return LayerCalls(self.network, self.family, inputs)
 
     def layers(self) -> list[nn.Module]:
         """All layers of the full encoder, lowest first."""

@@ -31,6 +31,7 @@ class Family:
         layer_output_is_tuple: whether a layer returns ``(states, attentions)`` instead of the states.
         layer_attributes: what the encoder's loop reads off a layer besides calling it.
         keeps_first_layer: whether layer 0 differs from the others, so that no sub-network may drop it.
+        absent: options of the config that must be off: what they add sits between the layers.
     """
 
     stack: str
@@ -45,6 +46,7 @@ class Family:
     layer_output_is_tuple: bool = False
     layer_attributes: tuple[str, ...] = ()
     keeps_first_layer: bool = False
+    absent: tuple[str, ...] = ()
 
 
 _BERT = Family(
@@ -91,7 +93,7 @@ FAMILIES: dict[str, Family] = {
         optional=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
         head_count=("attention.self", "num_attention_heads"),
         layer_output_is_tuple=True,
-        keeps_first_layer=True,  # a configuration may put a convolution behind it
+        absent=("conv_kernel_size",),  # a convolution behind layer 0 (v2-xlarge and v2-xxlarge)
     ),
 }
 
@@ -107,6 +109,10 @@ def family_of(network: PreTrainedModel) -> Family:
         raise UnsupportedModelError(f"model family {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
     if getattr(network.config, "is_decoder", False):
         raise UnsupportedModelError(f"this {model_type!r} is a decoder (is_decoder=true); only encoders are elastic")
+    for option in FAMILIES[model_type].absent:
+        if getattr(network.config, option, 0):
+            value = getattr(network.config, option)
+            raise UnsupportedModelError(f"this {model_type!r} has {option}={value}; only models without it are elastic")
     return FAMILIES[model_type]
 
 

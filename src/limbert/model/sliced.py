@@ -30,9 +30,7 @@ def install(linear: nn.Linear, *, blocks: int = 1) -> None:
     linear.blocks = blocks
 
 
-def slice_linear(
-    linear: nn.Linear, *, rows: int | None, columns: int, blocks: int = 1
-) -> tuple[Tensor, Tensor | None]:
+def slice_linear(linear: nn.Linear, *, rows: int | None, columns: int, blocks: int = 1) -> tuple[Tensor, Tensor | None]:
     """The first ``rows`` of each block and the first ``columns`` of a Linear's weight, and its bias likewise."""
     weight, bias = linear.weight, linear.bias
     if blocks == 1:

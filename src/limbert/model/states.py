@@ -1,10 +1,10 @@
-"""Read the states between the layers of an encoder, and start its task head from one of them.
+"""Walk an encoder layer by layer, read the states in between, and start its task head from one of them.
 
-Both work on any family through the stack of layers alone, so the head, the pooler and a final norm stay the stock
-model's own code.
+All of it works through the list of layers alone, so that embeddings, masks, pooler, head and a final norm stay the
+stock model's own code, whatever the family.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,17 +41,41 @@ def recorded_states(network: PreTrainedModel, family: Family) -> Iterator[list[T
             handle.remove()
 
 
-class _Given(nn.Module):
-    """Stands where a layer stood and returns a state that is already known."""
+class LayerCalls:
+    """How an encoder calls its layers for one batch, so that they can be run in any order.
 
-    def __init__(self, state: Tensor, layer: nn.Module, family: Family) -> None:
-        super().__init__()
-        self.output: Any = (state, None) if family.layer_output_is_tuple else state
-        for name in family.layer_attributes:
-            setattr(self, name, getattr(layer, name))
+    Attributes:
+        embedding: the embedding output, ``(batch, tokens, hidden)``.
+    """
 
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return self.output
+    def __init__(self, network: PreTrainedModel, family: Family, inputs: dict[str, Tensor]) -> None:
+        """Let the stock forward prepare the batch (embeddings, masks, positions), and stop it at the layers."""
+        self._family = family
+        self._arguments: dict[Hashable, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.embedding: Tensor
+        kinds = {_kind(layer, family): layer for layer in stack_of(network, family)}
+        catchers = [_Stand(layer, family, self._catch(kind, last=len(kinds))) for kind, layer in kinds.items()]
+        try:
+            with _replaced_stack(network, family, nn.ModuleList(catchers)):
+                network(**inputs)
+        except _Caught:
+            pass
+
+    def run(self, layer: nn.Module, state: Tensor) -> Tensor:
+        """One layer's output for a state, both ``(batch, tokens, hidden)``."""
+        args, kwargs = self._arguments[_kind(layer, self._family)]
+        output = layer(state, *args, **kwargs)
+        return output[0] if self._family.layer_output_is_tuple else output
+
+    def _catch(self, kind: Hashable, *, last: int) -> Any:
+        def catch(state: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.embedding = state
+            self._arguments[kind] = (args, kwargs)
+            if len(self._arguments) == last:
+                raise _Caught
+            return (state, None) if self._family.layer_output_is_tuple else state
+
+        return catch
 
 
 @contextmanager
@@ -63,8 +87,38 @@ def starting_from(network: PreTrainedModel, family: Family, state: Tensor) -> It
         family: its entry in the family table.
         state: the output of some layer for the same batch, ``(batch, tokens, hidden)``.
     """
+    output = (state, None) if family.layer_output_is_tuple else state
+    given = _Stand(stack_of(network, family)[0], family, lambda *_, **__: output)
+    with _replaced_stack(network, family, nn.ModuleList([given])):
+        yield
+
+
+class _Caught(Exception):
+    """Ends a forward pass once its layers' arguments are known."""
+
+
+class _Stand(nn.Module):
+    """Stands where a layer stood, with another function."""
+
+    def __init__(self, layer: nn.Module, family: Family, function: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name in family.layer_attributes:
+            setattr(self, name, getattr(layer, name))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def _kind(layer: nn.Module, family: Family) -> Hashable:
+    """Layers of one kind get the same arguments."""
+    return tuple(getattr(layer, name) for name in family.layer_attributes)
+
+
+@contextmanager
+def _replaced_stack(network: PreTrainedModel, family: Family, layers: nn.ModuleList) -> Iterator[None]:
     stack = stack_of(network, family)
-    set_stack(network, family, nn.ModuleList([_Given(state, stack[0], family)]))
+    set_stack(network, family, layers)
     try:
         yield
     finally:

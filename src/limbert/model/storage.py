@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from safetensors import SafetensorError
 
@@ -56,3 +57,24 @@ def _swap(fresh: Path, target: Path) -> None:
     target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replaced_file(path: str | Path) -> Iterator[TextIO]:
+    """Yield a text file to write; when the block ends well it takes the place of ``path``.
+
+    Raises:
+        StorageError: for a full disk or a folder that cannot be written; what was at ``path`` stays.
+    """
+    target = Path(path).absolute()
+    fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, target)
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -49,7 +50,7 @@ def open_checkpoint(path: str | Path, *, space: Space | None = None) -> Opened:
     record = model.record
     saved = record.get("settings", {}).get("data", {})
     known = {field.name for field in fields(DataConfig)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     try:
         task = Task.from_dict(record["task"]) if "task" in record else None
         data = DataConfig(**{name: value for name, value in values.items() if name in known})

@@ -115,7 +115,7 @@ def subnet_logits(
         for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
             inputs = {name: tensor.to(device) for name, tensor in examples.collate(indices).items() if name != "labels"}
             for shared in plan_passes(subnets.values()):
-                with model.at(shared.deepest), autocast:
+                with model.at(shared.scope), autocast:
                     answers = run_pass(model, shared, inputs)
                 for subnet, answer in answers.items():
                     if subnet not in found:

@@ -1,7 +1,7 @@
-"""Answers of several sub-networks for one batch, with as few forward passes as their layers allow.
+"""Answers of several sub-networks for one batch, with as few layer runs as they need.
 
-A sub-network whose layers are the first ones of a deeper one of the same widths needs no pass of its own: its last
-state is one of the deeper one's. With the depth rule ``first`` one pass a width serves all depths.
+Sub-networks of the same width that begin with the same layers share those: with the depth rule ``first`` one pass a
+width serves all depths, with ``spread`` the paths branch where they part.
 """
 
 from collections.abc import Iterable
@@ -15,14 +15,20 @@ from limbert.model.elastic import ElasticModel
 
 @dataclass(frozen=True)
 class SharedPass:
-    """One forward pass, and the sub-networks that it serves: the deepest first."""
+    """Sub-networks that run together, none contradicting another about the width of a layer."""
 
     subnets: tuple[Subnet, ...]
 
     @property
-    def deepest(self) -> Subnet:
-        """The sub-network that is run."""
-        return self.subnets[0]
+    def scope(self) -> Subnet:
+        """All their layers at their widths: what the model must be set to while they run."""
+        widths: dict[int, tuple[int, int]] = {}
+        for subnet in self.subnets:
+            widths |= subnet.widths()
+        layers = sorted(widths)
+        return Subnet(
+            tuple(layers), tuple(widths[layer][0] for layer in layers), tuple(widths[layer][1] for layer in layers)
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Answer:
 
 
 def plan_passes(subnets: Iterable[Subnet], *, share: bool = True) -> list[SharedPass]:
-    """Group sub-networks by the pass that serves them, in the order of the first of each group.
+    """Group sub-networks that can share layer runs, in the order of the first of each group.
 
     Args:
         subnets: in any order.
@@ -49,39 +55,42 @@ def plan_passes(subnets: Iterable[Subnet], *, share: bool = True) -> list[Shared
     groups: list[list[Subnet]] = []
     for subnet in subnets:
         for group in groups if share else []:
-            longest, shortest = sorted((group[0], subnet), key=lambda candidate: -len(candidate.layers))
-            if _is_start_of(shortest, longest):
-                group.insert(0 if subnet is longest else len(group), subnet)
+            if subnet.layers[0] == group[0].layers[0] and all(_agree(subnet, other) for other in group):
+                group.append(subnet)
                 break
         else:
             groups.append([subnet])
-    return [SharedPass(tuple(sorted(group, key=lambda subnet: -len(subnet.layers)))) for group in groups]
+    return [SharedPass(tuple(group)) for group in groups]
 
 
-def _is_start_of(short: Subnet, long: Subnet) -> bool:
-    kept = len(short.layers)
-    return (short.layers, short.heads, short.neurons) == (long.layers[:kept], long.heads[:kept], long.neurons[:kept])
+def _agree(one: Subnet, other: Subnet) -> bool:
+    others = other.widths()
+    return all(others.get(layer, widths) == widths for layer, widths in one.widths().items())
 
 
 def run_pass(
     model: ElasticModel, shared: SharedPass, inputs: dict[str, Tensor], *, keep_states: bool = False
 ) -> dict[Subnet, Answer]:
-    """Run one pass and read every sub-network's answer off it.
-
-    Call it, and ``backward()`` on what it returns, inside ``model.at(shared.deepest)``.
+    """The answers of one group. Call it, and ``backward()`` on what it returns, inside ``model.at(shared.scope)``.
 
     Args:
-        model: already at the pass's deepest sub-network.
+        model: already at the group's scope.
         shared: from `plan_passes`.
         inputs: ``input_ids``, ``attention_mask`` and what else the network takes, without labels.
         keep_states: return the states too.
     """
-    with model.recorded_states() as states:
-        logits = model.network(**inputs).logits
+    if len(shared.subnets) == 1:  # nothing to share: the stock forward as it is
+        with model.recorded_states() as recorded:
+            logits = model.network(**inputs).logits
+        return {shared.subnets[0]: Answer(logits, tuple(recorded) if keep_states else ())}
+    layers, calls = model.layers(), model.layer_calls(**inputs)
+    states: dict[tuple[int, ...], Tensor] = {(): calls.embedding}  # by the layers run so far
     answers = {}
     for subnet in shared.subnets:
-        depth = len(subnet.layers)
-        if subnet is not shared.deepest:
-            logits = model.read_out(states[depth], **inputs).logits
-        answers[subnet] = Answer(logits, tuple(states[: depth + 1]) if keep_states else ())
+        paths = [subnet.layers[:depth] for depth in range(len(subnet.layers) + 1)]
+        for path in paths[1:]:
+            if path not in states:
+                states[path] = calls.run(layers[path[-1]], states[path[:-1]])
+        logits = model.read_out(states[subnet.layers], **inputs).logits
+        answers[subnet] = Answer(logits, tuple(states[path] for path in paths) if keep_states else ())
     return answers

@@ -30,8 +30,9 @@ class Recipe:
 
 def bundled() -> list[str]:
     """Names of the recipes that come with Limbert."""
-    return sorted(entry.name.removesuffix(".toml") for entry in files("limbert.recipes").iterdir()
-                  if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in files("limbert.recipes").iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -102,8 +103,9 @@ def _parse_setting(text: str, configs: Mapping[str, PhaseConfig]) -> tuple[str, 
     path, _, value = text.partition("=")
     phase, _, setting = path.strip().partition(".")
     if phase not in configs or not value:
-        raise ConfigError(f"cannot read setting {text!r}; write PHASE.SETTING=VALUE with a phase of this run: "
-                          f"{', '.join(configs)}")
+        raise ConfigError(
+            f"cannot read setting {text!r}; write PHASE.SETTING=VALUE with a phase of this run: {', '.join(configs)}"
+        )
     if setting not in {field.name for field in fields(PhaseConfig)}:
         allowed = ", ".join(sorted(field.name for field in fields(PhaseConfig)))
         raise ConfigError(f"unknown setting {phase}.{setting}; allowed: {allowed}")

@@ -147,7 +147,7 @@ class Trainer:
         targets = self._targets(chosen, inputs)
         total = torch.zeros((), device=self.model.network.device)
         for shared in plan_passes(chosen):
-            with self.model.at(shared.deepest):  # backward stays inside: checkpointing runs the forward again
+            with self.model.at(shared.scope):  # backward stays inside: checkpointing runs the forward again
                 loss = self._pass_loss(shared, inputs, batch["labels"], targets)
                 self.around.accelerator.backward(loss)
             total += loss.detach()

@@ -3,12 +3,16 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from limbert.app.cli import options as opt
 from limbert.core.config import DataConfig, TrainConfig, help_of
+
+if TYPE_CHECKING:
+    from limbert.run.evaluate import Result
+    from limbert.run.recipes import Recipe
 
 
 def train(
@@ -28,9 +32,13 @@ def train(
     max_length: opt.MaxLength = None,
     recipe: Annotated[str, typer.Option(help=help_of(TrainConfig, "recipe"))] = "limbert",
     phases: Annotated[str | None, typer.Option(help=help_of(TrainConfig, "phases"), show_default=False)] = None,
-    widths: Annotated[str | None, typer.Option(help="widths, such as 0.25,0.5,0.75,1.0 (default: the recipe's)")] = None,
+    widths: Annotated[
+        str | None, typer.Option(help="widths, such as 0.25,0.5,0.75,1.0 (default: the recipe's)")
+    ] = None,
     depths: Annotated[str | None, typer.Option(help="depths, such as 0.5,0.75,1.0 (default: the recipe's)")] = None,
-    layers: Annotated[str | None, typer.Option(help="layers a depth keeps: first or spread (default: recipe's)")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="layers a depth keeps: first or spread (default: recipe's)")
+    ] = None,
     epochs: opt.Epochs = None,
     max_steps: opt.MaxSteps = None,
     batch_size: opt.BatchSize = None,
@@ -100,40 +108,52 @@ def _train(
     config: TrainConfig, data_config: DataConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
 ) -> None:
     from limbert.app.cli import show
-    from limbert.data.load import load_task_data
     from limbert.run.recipes import load_recipe, override
-    from limbert.run.trainer import Stopped
-    from limbert.run.training import TrainingRun, read_results
-    from limbert.run.workspace import is_finished, settings_of
 
     recipe = override(load_recipe(config.recipe), **overrides)
-    if is_finished(config.output, settings_of(config, recipe, data_config), overwrite=overwrite):
-        show.messages.print(f"{config.output} is finished already, with these settings")
-        results = read_results(config.output)
-    else:
-        task_data = load_task_data(data_config, seed=config.seed)
-        if task_data.train.bad_rows:
-            show.messages.print(f"{task_data.train.bad_rows} malformed training rows skipped")
-        with show.TerminalMonitor() as monitor, _stop_on_interrupt() as should_stop:
-            run = TrainingRun(
-                config,
-                recipe,
-                data_config=data_config,
-                data=task_data,
-                monitor=monitor,
-                should_stop=should_stop,
-                overwrite=overwrite,
-            )
-            try:
-                results = run.run()
-            except Stopped as stopped:
-                show.messages.print(f"{stopped}; the same command goes on from there")
-                raise typer.Exit(130) from None
+    results = train_with_progress(config, recipe, data_config, overwrite=overwrite)
     if as_json:
         show.print_json([result.to_dict() for result in results])
     else:
         show.output.print(show.results_table(results))
         show.output.print(f"elastic model in {config.output}", highlight=False, soft_wrap=True)
+
+
+def train_with_progress(
+    config: TrainConfig, recipe: "Recipe", data_config: DataConfig, *, overwrite: bool
+) -> "list[Result]":
+    """Run the training in the terminal, or read the results of a run that is finished already.
+
+    Raises:
+        typer.Exit: when stopped by Ctrl-C, after saving the state.
+    """
+    from limbert.app.cli import show
+    from limbert.data.load import load_task_data
+    from limbert.run.trainer import Stopped
+    from limbert.run.training import TrainingRun, read_results
+    from limbert.run.workspace import is_finished, settings_of
+
+    if is_finished(config.output, settings_of(config, recipe, data_config), overwrite=overwrite):
+        show.messages.print(f"{config.output} is finished already, with these settings (--overwrite trains it again)")
+        return read_results(config.output)
+    data = load_task_data(data_config, seed=config.seed)
+    if data.train.bad_rows:
+        show.messages.print(f"{data.train.bad_rows} malformed training rows skipped")
+    with show.TerminalMonitor() as monitor, _stop_on_interrupt() as should_stop:
+        run = TrainingRun(
+            config,
+            recipe,
+            data_config=data_config,
+            data=data,
+            monitor=monitor,
+            should_stop=should_stop,
+            overwrite=overwrite,
+        )
+        try:
+            return run.run()
+        except Stopped as stopped:
+            show.messages.print(f"{stopped}; the same command goes on from there")
+            raise typer.Exit(130) from None
 
 
 @contextmanager

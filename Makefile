@@ -1,0 +1,40 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both prepare .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test test-slow lint format clean
+
+install: $(VENV)/.installed
+
+# A torch that is in .venv already (a CUDA build, say) is kept: then the constraint on it does not apply.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Limbert needs Python 3.11 or newer; say which one: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi \
+	  > $(VENV)/constraints.txt
+	@echo "installing into $(VENV) (some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[demo,dev,report]'
+	@touch $@
+
+demo: install
+	$(BIN)/limbert demo
+
+test: install lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info

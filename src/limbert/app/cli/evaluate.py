@@ -1,0 +1,90 @@
+"""``limbert evaluate``: what each sub-network costs and reaches on labelled data."""
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from limbert.app.cli import options as opt
+from limbert.core.config import DataConfig
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="elastic model, or a stock model fine-tuned on the task", metavar="RUN")],
+    subnet: Annotated[
+        list[str] | None, typer.Option(help="sub-network WIDTHxDEPTH, may be repeated (default: all of the model's)")
+    ] = None,
+    task: opt.Task = None,
+    data: opt.Data = None,
+    dev: opt.DevFile = None,
+    text_column: opt.TextColumn = None,
+    pair_column: opt.PairColumn = None,
+    label_column: opt.LabelColumn = None,
+    skip_bad_rows: opt.SkipBadRows = False,
+    layers: Annotated[str | None, typer.Option(help="layers a depth keeps: first or spread (default: model's)")] = None,
+    batch_size: Annotated[int, typer.Option(help="examples a batch; results do not depend on it", min=1)] = 64,
+    precision: opt.RunPrecision = "fp32",
+    threads: opt.Threads = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Evaluate sub-networks of a trained model on the development set.
+
+    Data and columns default to those of the training. A stock model is cut as if it were elastic: the untrained
+    control.
+
+    Example: limbert evaluate runs/mrpc --data glue/MRPC --subnet 0.5x0.75 --subnet 0.25x0.5
+    """
+    opt.prepare_libraries(threads)
+    from limbert.app.cli import show
+    from limbert.core.config import require
+    from limbert.data.batches import tokenize
+    from limbert.data.load import load_evaluation_data, load_task_data
+    from limbert.run.checkpoints import open_checkpoint
+    from limbert.run.evaluate import evaluate as run_evaluation
+
+    require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
+    opened = open_checkpoint(run)
+    model = opened.model
+    if layers is not None:
+        model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
+    subnets = {name: model.subnet(name) for name in subnet} if subnet else model.subnets()
+    config = _data_config(
+        opened.data,
+        task=task,
+        data=data,
+        dev=dev,
+        text_column=text_column,
+        pair_column=pair_column,
+        label_column=label_column,
+        skip_bad_rows=skip_bad_rows,
+    )
+    if opened.task is not None:
+        known, sets = opened.task, load_evaluation_data(config, opened.task)
+    else:
+        loaded = load_task_data(config, seed=0)
+        known, sets = loaded.task, loaded.dev
+    tokenized = {
+        name: tokenize(examples, opened.tokenizer, max_length=config.max_length) for name, examples in sets.items()
+    }
+    with show.progress_bar("evaluating") as advance:
+        results = run_evaluation(
+            model,
+            tokenized,
+            task=known,
+            subnets=subnets,
+            batch_size=batch_size,
+            precision=precision,  # type: ignore[arg-type]
+            progress=advance,
+        )
+    if as_json:
+        show.print_json([result.to_dict() for result in results])
+    else:
+        show.output.print(show.results_table(results))
+
+
+def _data_config(saved: DataConfig, **given: object) -> DataConfig:
+    """The training's data settings with what the command line names instead."""
+    named = {name: value for name, value in given.items() if value}
+    if "data" in named or "dev" in named:  # files named now replace files named then
+        saved = replace(saved, data=None, train=None, dev=None, skip_bad_rows=False)
+    return replace(saved, **named)  # type: ignore[arg-type]

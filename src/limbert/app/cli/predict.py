@@ -1,0 +1,117 @@
+"""``limbert predict``: answers for texts, by one sub-network."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limbert.app.cli import options as opt
+from limbert.errors import ConfigError
+
+if TYPE_CHECKING:
+    from limbert.data.files import Examples
+
+
+def predict(
+    run: Annotated[str, typer.Argument(help="elastic model", metavar="RUN")],
+    subnet: Annotated[str, typer.Option(help="sub-network, WIDTHxDEPTH")] = "1x1",
+    text: Annotated[list[str] | None, typer.Option(help="a text to classify, may be repeated")] = None,
+    pair: Annotated[list[str] | None, typer.Option(help="the second text of a pair, one for each --text")] = None,
+    input: Annotated[str | None, typer.Option(help="file of texts: CSV, TSV, JSONL, Parquet or plain lines")] = None,
+    output: Annotated[str | None, typer.Option(help="JSONL file for the answers (default: the terminal)")] = None,
+    text_column: opt.TextColumn = None,
+    pair_column: opt.PairColumn = None,
+    batch_size: Annotated[int, typer.Option(help="texts a batch; answers do not depend on it", min=1)] = 64,
+    precision: opt.RunPrecision = "fp32",
+    threads: opt.Threads = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Answer texts from the command line or from a file, in order.
+
+    Example: limbert predict runs/mrpc --subnet 0.25x0.5 --text "It rained." --pair "Rain fell."
+    """
+    if bool(text) == bool(input):
+        raise ConfigError("give either --text or --input")
+    if pair and len(pair) != len(text or []):
+        raise ConfigError(f"{len(pair)} --pair for {len(text or [])} --text; each text needs one")
+    if output and not Path(output).absolute().parent.is_dir():
+        raise ConfigError(f"the folder of output {output} does not exist")
+    opt.prepare_libraries(threads)
+    from limbert.app.cli import show
+    from limbert.core.config import require
+    from limbert.data.batches import evaluation_batches, tokenize
+    from limbert.errors import CheckpointError
+    from limbert.run.checkpoints import open_checkpoint
+    from limbert.run.predict import predict as run_prediction
+
+    require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
+    opened = open_checkpoint(run)
+    if opened.task is None:
+        raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
+    chosen = opened.model.subnet(subnet)
+    examples = _examples(text, pair, input, text_column=text_column, pair_column=pair_column, saved=opened.data)
+    tokens = tokenize(examples, opened.tokenizer, max_length=opened.data.max_length, cache=input is not None)
+    batches = len(evaluation_batches(tokens.lengths, batch_size=batch_size))
+    with show.progress_bar("answering") as advance:
+        done = 0
+
+        def after_batch() -> None:
+            nonlocal done
+            done += 1
+            advance(done, batches)
+
+        answers = run_prediction(
+            opened.model,
+            tokens,
+            task=opened.task,
+            subnet=chosen,
+            batch_size=batch_size,
+            precision=precision,  # type: ignore[arg-type]
+            after_batch=after_batch,
+        )
+    rows = [_row(examples, index) | answer.to_dict() for index, answer in enumerate(answers)]
+    if output:
+        _write(Path(output), rows)
+        show.messages.print(f"{len(rows)} answers in {output}", highlight=False, soft_wrap=True)
+    elif as_json:
+        show.print_json(rows)
+    else:
+        for row in rows:
+            answer = f"{row['label']}  {row['score']:.3f}" if "label" in row else f"{row['score']:.3f}"
+            shown = " | ".join(part for part in (row["text"], row.get("pair")) if part)
+            show.output.print(f"{answer}  {shown}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _examples(
+    text: list[str] | None,
+    pair: list[str] | None,
+    path: str | None,
+    *,
+    text_column: str | None,
+    pair_column: str | None,
+    saved: Any,
+) -> "Examples":
+    from dataclasses import replace
+
+    from limbert.data.files import Examples
+    from limbert.data.load import load_texts
+
+    if path is None:
+        return Examples(tuple(text or ()), tuple(pair) if pair else None, None)
+    named = {"text_column": text_column, "pair_column": pair_column}
+    return load_texts(path, replace(saved, **{name: value for name, value in named.items() if value}))
+
+
+def _row(examples: "Examples", index: int) -> dict[str, Any]:
+    row = {"text": examples.texts[index]}
+    return row if examples.pairs is None else row | {"pair": examples.pairs[index]}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """All rows or no file."""
+    from limbert.model.storage import replaced_file
+
+    with replaced_file(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

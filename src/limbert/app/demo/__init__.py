@@ -1,0 +1,1 @@
+"""The demo's data files; their README names source and licence."""

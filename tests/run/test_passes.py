@@ -1,0 +1,64 @@
+"""Shared layer runs give the answers and the gradients of separate passes."""
+
+import pytest
+import torch
+from families import CONFIGS, make_inputs, make_network
+
+from limbert import ElasticModel, Space, Subnet
+from limbert.method.losses import hidden_loss, matched_states
+from limbert.run.passes import plan_passes, run_pass
+
+
+def gradients(model: ElasticModel, subnets: list[Subnet], *, share: bool) -> dict[str, torch.Tensor]:
+    inputs = make_inputs()
+    model.network.zero_grad()
+    with torch.no_grad(), model.recorded_states() as teacher:
+        model.network(**inputs)
+    for shared in plan_passes(subnets, share=share):
+        with model.at(shared.scope):
+            loss = torch.zeros(())
+            for subnet, answer in run_pass(model, shared, inputs, keep_states=True).items():
+                targets = [state * 0.9 for state in matched_states(teacher, subnet.layers)]
+                loss = (
+                    loss + answer.logits.square().mean() + hidden_loss(answer.states, targets, inputs["attention_mask"])
+                )
+            loss.backward()
+    return {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("rule", ["first", "spread"])
+@pytest.mark.parametrize("case", CONFIGS)
+def test_gradients_equal_those_of_separate_passes(case: str, rule: str) -> None:
+    model = ElasticModel(make_network(case), space=Space(layers=rule))
+    subnets = list(model.subnets().values())
+    shared, separate = (gradients(model, subnets, share=share) for share in (True, False))
+    assert shared.keys() == separate.keys()
+    largest = max(gradient.abs().max() for gradient in separate.values())
+    for name, gradient in separate.items():  # the true gradient of a key's bias is 0: what is there is rounding
+        scale = torch.maximum(gradient.abs().max(), largest / 1000)
+        torch.testing.assert_close(shared[name] / scale, gradient / scale, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["first", "spread"])
+@pytest.mark.parametrize("case", CONFIGS)
+@torch.no_grad()
+def test_answers_equal_those_of_the_views(case: str, rule: str) -> None:
+    model = ElasticModel(make_network(case), space=Space(layers=rule))
+    inputs = make_inputs()
+    for shared in plan_passes(model.subnets().values()):
+        with model.at(shared.scope):
+            answers = run_pass(model, shared, inputs)
+        for subnet, answer in answers.items():
+            torch.testing.assert_close(answer.logits, model.view(subnet)(**inputs).logits, atol=2e-5, rtol=2e-5)
+
+
+def test_one_group_a_width() -> None:
+    model = ElasticModel(make_network("bert"), space=Space(layers="first"))
+    groups = plan_passes(model.subnets().values())
+    assert [len(group.subnets) for group in groups] == [3, 3, 3, 3]
+    assert len(plan_passes(model.subnets().values(), share=False)) == 12
+
+
+def test_subnetworks_that_disagree_about_a_layer_are_not_grouped() -> None:
+    one, other = Subnet((0, 1), (2, 2), (3, 3)), Subnet((0, 1), (2, 1), (3, 3))
+    assert len(plan_passes([one, other])) == 2
