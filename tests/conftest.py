@@ -5,5 +5,6 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "model"))
+for folder in ("model", "app"):
+    sys.path.insert(0, str(Path(__file__).parent / folder))
 torch.set_num_threads(min(2, torch.get_num_threads()))

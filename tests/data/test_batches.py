@@ -84,8 +84,17 @@ def test_training_batches_waste_little_on_padding_and_are_not_sorted():
     found = training_batches(lengths, batch_size=32, seed=0, epoch=0)
     padded = sum(len(batch) * lengths[batch].max() for batch in found)
     assert padded < 1.05 * lengths.sum()
-    longest = np.array([lengths[batch].max() for batch in found])
-    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.2
+    one_pool = training_batches(lengths[:1600], batch_size=32, seed=0, epoch=0)
+    longest = np.array([lengths[batch].max() for batch in one_pool])
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.5
+
+
+def test_examples_meet_others_in_every_epoch():
+    lengths = np.arange(3, 5003)
+    first, second = (
+        {frozenset(batch) for batch in training_batches(lengths, batch_size=8, seed=0, epoch=epoch)} for epoch in (0, 1)
+    )
+    assert len(first & second) < len(first) / 10
 
 
 def test_evaluation_batches_start_with_the_longest_and_keep_their_limits():

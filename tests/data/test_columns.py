@@ -62,6 +62,7 @@ def test_glue_columns_of_either_layout_and_overrides():
     [
         (("a", "b"), None, {"text_column": "a"}, r"file.tsv: no label column given and none called .* it has 'a', 'b'"),
         (("text", "label"), None, {"text_column": "body"}, r"no column 'body'; it has 'text', 'label'"),
+        (("a", "b"), "cola", {}, r"no column 'sentence'; it has 'a', 'b'"),
         (("text", "label"), "mrpc", {}, r"no column '#1 String'; it has 'text', 'label'"),
         (
             ("text", "label"),

@@ -52,6 +52,13 @@ def test_constant_predictions_are_zero_without_a_warning(value):
         assert compute_metrics(glue_task("mrpc").task, one_class, labels) == {"accuracy": 1.0, "f1": 0.0}
 
 
+def test_rounding_noise_of_a_constant_is_no_correlation():
+    constant = np.full((1001, 1), 0.1)
+    assert (constant - constant.mean()).any()  # the mean is off by a rounding error
+    labels = RANDOM.uniform(0, 5, size=1001)
+    assert compute_metrics(glue_task("stsb").task, constant, labels)["pearson"] == 0.0
+
+
 def test_own_data_has_accuracy_or_correlation():
     many = own_task("classification", ("a", "b", "c"))
     assert compute_metrics(many, np.eye(3), np.array([0, 1, 1])) == {"accuracy": pytest.approx(2 / 3)}

@@ -119,6 +119,12 @@ def test_the_folder_follows_the_environment(monkeypatch, tmp_path, tokenizer):
     assert cache_folder() == tmp_path / ".cache" / "limbert"
 
 
+def test_without_cache_nothing_is_kept(tokenizer, tmp_path):
+    data = tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path, cache=False)
+    assert cached_files(tmp_path) == []
+    assert same(data, tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
+
+
 def test_without_a_home_there_is_no_cache(monkeypatch, tokenizer):
     def homeless():
         raise RuntimeError("Could not determine home directory.")

@@ -1,6 +1,8 @@
 """The metrics that GLUE reports for each task, from logits and labels to numbers."""
 
+import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -50,22 +52,34 @@ def _f1(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews' correlation, which for two classes is Pearson's of the class ids."""
-    return _pearson(predicted, labels)
+    """Matthews' correlation; 0 where predictions or labels are all the same."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, predicted))
 
 
 def _pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
-    x, y = (values.astype(np.float64) - values.astype(np.float64).mean() for values in (predicted, labels))
-    norm = np.sqrt((x @ x) * (y @ y))
-    # Constant input leaves rounding noise behind; it is compared with the size of the values themselves.
-    noise = 1e-13 * float(np.abs(predicted).max()) * float(np.abs(labels).max()) * len(labels)
-    return float(np.clip(x @ y / norm, -1.0, 1.0)) if np.isfinite(norm) and norm > noise else 0.0
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, predicted, labels)
 
 
 def _spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
-    return _pearson(rankdata(predicted), rankdata(labels))
+    return _correlation(spearmanr, predicted, labels)
+
+
+def _correlation(coefficient: Callable[..., Any], predicted: np.ndarray, labels: np.ndarray) -> float:
+    """SciPy's coefficient; 0 where it is undefined, because one side is constant or not finite."""
+    x, y = predicted.astype(np.float64), labels.astype(np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # SciPy warns where one side is constant, or so nearly that rounding decides
+        try:
+            value = float(coefficient(x, y).statistic)
+        except (ValueError, RuntimeWarning):  # ConstantInputWarning and NearConstantInputWarning are RuntimeWarnings
+            return 0.0
+    return value if np.isfinite(value) else 0.0
 
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {

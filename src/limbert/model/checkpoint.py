@@ -1,7 +1,7 @@
 """Read and write checkpoint folders: a stock Hugging Face folder, plus ``limbert.json`` where it is elastic."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
+from limbert.model.families import FAMILIES, unsupported
 from limbert.model.storage import replaced_folder
 
 RECORD_NAME = "limbert.json"
@@ -28,9 +29,7 @@ HEADS = {
 }
 
 
-def load(
-    path_or_hub_id: str | Path, *, head: str, families: Collection[str], **network_arguments: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load(path_or_hub_id: str | Path, *, head: str, **network_arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The stock network of a checkpoint, and what its ``limbert.json`` says (empty for a stock checkpoint).
 
     Weights are read as fp32 unless ``dtype`` says otherwise, and only from safetensors files.
@@ -38,15 +37,14 @@ def load(
     Raises:
         CheckpointError: if there is no such checkpoint, or it is incomplete or broken.
         ConfigError: for an unknown head.
-        UnsupportedModelError: for a family that is not among ``families``, before any weight is read.
+        UnsupportedModelError: for a family that is not supported, before any weight is read.
     """
     name = str(path_or_hub_id)
-    _check_folder(name)
+    check_folder(name)
     try:
         config = AutoConfig.from_pretrained(name)
-        if config.model_type not in families:
-            supported = ", ".join(families)
-            raise UnsupportedModelError(f"model family {config.model_type!r} is not supported; supported: {supported}")
+        if config.model_type not in FAMILIES:
+            raise unsupported(config.model_type)
         network_class = _network_class(head, config)
         network = network_class.from_pretrained(
             name, **{"dtype": torch.float32, "use_safetensors": True} | network_arguments
@@ -114,7 +112,9 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("limbert", "torch", "transformers")}
 
 
-def _check_folder(name: str) -> None:
+def check_folder(path_or_hub_id: str | Path) -> None:
+    """Raise CheckpointError where a local path holds no model; names that can only be the hub's pass."""
+    name = str(path_or_hub_id)
     path = Path(name)
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
     if not looks_local:

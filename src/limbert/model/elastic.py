@@ -15,10 +15,19 @@ from limbert.core.space import Space
 from limbert.core.subnet import Shape, Subnet
 from limbert.errors import SubnetError
 from limbert.model import checkpoint
-from limbert.model.families import FAMILIES, Family, LayerParts, family_of, layer_parts, set_stack, shape_of, stack_of
+from limbert.model.families import (
+    Family,
+    LayerParts,
+    family_of,
+    layer_parts,
+    longest_input,
+    set_stack,
+    shape_of,
+    stack_of,
+)
 from limbert.model.sliced import SlicedLinear, install
 from limbert.model.states import LayerCalls, recorded_states, starting_from
-from limbert.model.view import build_view
+from limbert.model.view import ViewFactory
 
 
 class ElasticModel:
@@ -45,7 +54,8 @@ class ElasticModel:
         self._layers = list(stack_of(network, self.family))
         self._scope = threading.RLock()  # held by `at`, so that a second thread waits instead of racing
         self._views: dict[Subnet, PreTrainedModel] = {}
-        self._views_of: tuple[tuple[int, int], ...] = ()
+        self._factory: ViewFactory | None = None
+        self._factory_storage: tuple[tuple[int, int], ...] = ()
         self._parts = [layer_parts(layer, self.family) for layer in self._layers]
         self._head_size = self._parts[0].attention_out.in_features // self.shape.heads
         for parts in self._parts:
@@ -79,7 +89,7 @@ class ElasticModel:
             CheckpointError: if there is no such checkpoint or it cannot be read.
             UnsupportedModelError: for a family that is not in the table.
         """
-        network, saved = checkpoint.load(path_or_hub_id, head=head, families=FAMILIES, **network_arguments)
+        network, saved = checkpoint.load(path_or_hub_id, head=head, **network_arguments)
         saved_space = Space.from_dict(saved.pop("space")) if "space" in saved else None
         return cls(network, space=space or saved_space, record=saved)
 
@@ -107,6 +117,11 @@ class ElasticModel:
             record = {"space": self.space.to_dict()} | self.record
             with checkpoint.saved(directory, network=self.network, tokenizer=tokenizer, record=record) as folder:
                 add_files(folder)
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens that the model has positions for."""
+        return longest_input(self.network.config)
 
     @property
     def full(self) -> Subnet:
@@ -161,11 +176,9 @@ class ElasticModel:
         """
         self._check(subnet)
         with self._scope:
-            storage = self._storage()
-            if storage != self._views_of:
-                self._views, self._views_of = {}, storage
+            factory = self._view_factory()
             if subnet not in self._views:
-                self._views[subnet] = build_view(self.network, self._layers, self.family, subnet)
+                self._views[subnet] = factory.build(subnet)
             return self._views[subnet]
 
     def extract(self, subnet: Subnet) -> PreTrainedModel:
@@ -178,7 +191,7 @@ class ElasticModel:
         """
         self._check(subnet)
         with self._scope:
-            return copy.deepcopy(build_view(self.network, self._layers, self.family, subnet)).requires_grad_(True)
+            return copy.deepcopy(self._view_factory().build(subnet)).requires_grad_(True)
 
     @contextmanager
     def recorded_states(self) -> Iterator[list[Tensor]]:
@@ -219,8 +232,16 @@ class ElasticModel:
                 f"{self.network.config.model_type} needs its layer 0, got layers {', '.join(map(str, subnet.layers))}"
             )
 
+    def _view_factory(self) -> ViewFactory:
+        """The views' maker; a new one, and no cached views, once the supernet's tensors moved."""
+        storage = self._storage()
+        if self._factory is None or storage != self._factory_storage:
+            self._views, self._factory_storage = {}, storage
+            self._factory = ViewFactory(self.network, self._layers, self.family)
+        return self._factory
+
     def _storage(self) -> tuple[tuple[int, int], ...]:
-        """What the views were built on: moved tensors, and for copied (fused) slices changed ones, make them stale."""
+        """What views are built on. Tensors that moved make them stale, and where slices are copies changed ones too."""
         copied = self.family.attention_blocks > 1 or self.family.mlp_blocks > 1
         tensors = [*self.network.parameters()] + [p for layer in self._layers for p in layer.parameters()]
         return tuple((tensor.data_ptr(), tensor._version if copied else 0) for tensor in tensors)

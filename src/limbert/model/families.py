@@ -8,7 +8,7 @@ reshapes with a fixed head count accepts narrower projections and mixes the head
 from dataclasses import dataclass, replace
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from limbert.core.subnet import Shape
 from limbert.errors import UnsupportedModelError
@@ -31,6 +31,7 @@ class Family:
         layer_output_is_tuple: whether a layer returns ``(states, attentions)`` instead of the states.
         layer_attributes: what the encoder's loop reads off a layer besides calling it.
         keeps_first_layer: whether layer 0 differs from the others, so that no sub-network may drop it.
+        positions_follow_padding: whether positions are counted from behind the padding id (RoBERTa and its kin).
         absent: options of the config that must be off: what they add sits between the layers.
     """
 
@@ -46,6 +47,7 @@ class Family:
     layer_output_is_tuple: bool = False
     layer_attributes: tuple[str, ...] = ()
     keeps_first_layer: bool = False
+    positions_follow_padding: bool = False
     absent: tuple[str, ...] = ()
 
 
@@ -57,11 +59,13 @@ _BERT = Family(
     mlp_out="output.dense",
 )
 
+_ROBERTA = replace(_BERT, positions_follow_padding=True)
+
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "camembert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
     "electra": _BERT,
     "distilbert": Family(
         stack="transformer.layer",
@@ -98,6 +102,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def unsupported(model_type: str) -> UnsupportedModelError:
+    """The error for a family that is not in the table."""
+    return UnsupportedModelError(f"model family {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+
+
 def family_of(network: PreTrainedModel) -> Family:
     """The table entry for a model.
 
@@ -106,7 +115,7 @@ def family_of(network: PreTrainedModel) -> Family:
     """
     model_type = network.config.model_type
     if model_type not in FAMILIES:
-        raise UnsupportedModelError(f"model family {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+        raise unsupported(model_type)
     if getattr(network.config, "is_decoder", False):
         raise UnsupportedModelError(f"this {model_type!r} is a decoder (is_decoder=true); only encoders are elastic")
     for option in FAMILIES[model_type].absent:
@@ -114,6 +123,13 @@ def family_of(network: PreTrainedModel) -> Family:
             value = getattr(network.config, option)
             raise UnsupportedModelError(f"this {model_type!r} has {option}={value}; only models without it are elastic")
     return FAMILIES[model_type]
+
+
+def longest_input(config: PretrainedConfig) -> int:
+    """Tokens that a model of a supported family has positions for."""
+    positions: int = config.max_position_embeddings
+    follow = FAMILIES[config.model_type].positions_follow_padding
+    return positions - (config.pad_token_id + 1) if follow else positions
 
 
 @dataclass(frozen=True)

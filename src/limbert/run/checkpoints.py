@@ -22,12 +22,14 @@ class Opened:
         tokenizer: saved with it.
         task: from ``limbert.json``; None for a stock checkpoint.
         data: how its training data was read; defaults for a stock checkpoint.
+        max_length: longest input in tokens: the training's, or what the model has positions for if that is less.
     """
 
     model: ElasticModel
     tokenizer: PreTrainedTokenizerBase
     task: Task | None
     data: DataConfig
+    max_length: int
 
 
 def open_checkpoint(path: str | Path, *, space: Space | None = None) -> Opened:
@@ -56,4 +58,4 @@ def open_checkpoint(path: str | Path, *, space: Space | None = None) -> Opened:
         data = DataConfig(**{name: value for name, value in values.items() if name in known})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"limbert.json of {path} is broken: {error}") from error
-    return Opened(model, tokenizer, task, data)
+    return Opened(model, tokenizer, task, data, min(data.max_length, model.longest_input))

@@ -11,8 +11,9 @@ from limbert.core.space import Space
 from limbert.data.files import Examples
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError
-from limbert.model.checkpoint import read_record
+from limbert.model.checkpoint import check_folder, read_record
 from limbert.model.elastic import ElasticModel
+from limbert.model.families import FAMILIES, longest_input, unsupported
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Start:
         path: folder or hub name.
         task: with the labels in the order that the model has them.
         tokenizer: the model's.
+        longest: tokens that it has positions for.
         finetuned: whether the model has a head trained for these labels.
         phases: phases of earlier runs that it has behind it.
         seed: for the weights of a new head.
@@ -31,6 +33,7 @@ class Start:
     path: str
     task: Task
     tokenizer: PreTrainedTokenizerBase
+    longest: int
     finetuned: bool
     phases: tuple[str, ...]
     seed: int
@@ -65,18 +68,23 @@ def load_start(config: TrainConfig, task: Task) -> Start:
 
     Raises:
         CheckpointError: if the config or the tokenizer cannot be read.
+        UnsupportedModelError: for a family that is not supported.
     """
+    check_folder(config.model)
     try:
         model_config = AutoConfig.from_pretrained(config.model)
         tokenizer = AutoTokenizer.from_pretrained(config.model)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"cannot load the config and tokenizer of {config.model}: {reason}") from error
+    if model_config.model_type not in FAMILIES:
+        raise unsupported(model_config.model_type)
     labels = _order_of(model_config, task)
     return Start(
         path=config.model,
         task=task if labels is None else replace(task, labels=labels),
         tokenizer=tokenizer,
+        longest=longest_input(model_config),
         finetuned=labels is not None,
         phases=tuple(read_record(config.model).get("phases", ())),
         seed=config.seed,

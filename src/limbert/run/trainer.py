@@ -240,14 +240,19 @@ class Trainer:
         if best:
             weights = self.model.network.state_dict()
             state.best_score, state.best = score, {name: tensor.clone() for name, tensor in weights.items()}
-        self.around.workspace.log({"phase": self.name, "step": state.step, "validation": score})
+        self._log(state.step, {"validation": score})
         self.around.monitor.validated(self.name, step=state.step, score=score, best=best)
         self.model.network.train()
 
     def _report(self, step: int, steps: int, *, loss: float, rate: float, speed: float) -> None:
         values = {"loss": loss, "learning_rate": rate, "examples_per_second": speed}
-        self.around.workspace.log({"phase": self.name, "step": step, **values})
+        self._log(step, values)
         self.around.monitor.progress(Progress(self.name, step, steps, **values))
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        """One record in the run's log, and in the trackers that the user asked for."""
+        self.around.workspace.log({"phase": self.name, "step": step, **values})
+        self.around.accelerator.log({f"{self.name}/{name}": value for name, value in values.items()}, step=step)
 
 
 def _step_seed(seed: int, name: str, number: int) -> int:

@@ -114,7 +114,7 @@ class TrainingRun:
         train, validation = split_validation(examples, start.task, fraction=fraction, seed=self.config.seed)
 
         def prepared(part: Examples) -> TokenizedExamples:
-            return tokenize(part, start.tokenizer, max_length=self.data_config.max_length)
+            return tokenize(part, start.tokenizer, max_length=min(self.data_config.max_length, start.longest))
 
         dev = {name: start.relabelled(part, self.data.task) for name, part in self.data.dev.items()}
         return Materials(

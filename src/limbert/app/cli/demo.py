@@ -116,6 +116,6 @@ def _answer(opened: "Opened", sentence: str, name: str) -> str:
     from limbert.run.predict import predict
 
     assert opened.task is not None
-    tokens = tokenize(Examples((sentence,), None, None), opened.tokenizer, max_length=64, cache=False)
+    tokens = tokenize(Examples((sentence,), None, None), opened.tokenizer, max_length=opened.max_length, cache=False)
     (prediction,) = predict(opened.model, tokens, task=opened.task, subnet=opened.model.subnet(name))
     return f"{prediction.label} ({prediction.score:.2f})"

@@ -64,7 +64,7 @@ def evaluate(
         loaded = load_task_data(config, seed=0)
         known, sets = loaded.task, loaded.dev
     tokenized = {
-        name: tokenize(examples, opened.tokenizer, max_length=config.max_length) for name, examples in sets.items()
+        name: tokenize(examples, opened.tokenizer, max_length=opened.max_length) for name, examples in sets.items()
     }
     with show.progress_bar("evaluating") as advance:
         results = run_evaluation(

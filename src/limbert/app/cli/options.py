@@ -56,9 +56,11 @@ def prepare_libraries(threads: int | None) -> None:
     """Set the thread count, and quiet libraries that write to the terminal on their own account."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import huggingface_hub
     import torch
     import transformers
 
+    huggingface_hub.utils.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if threads is not None:

@@ -51,7 +51,7 @@ def predict(
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
     chosen = opened.model.subnet(subnet)
     examples = _examples(text, pair, input, text_column=text_column, pair_column=pair_column, saved=opened.data)
-    tokens = tokenize(examples, opened.tokenizer, max_length=opened.data.max_length, cache=input is not None)
+    tokens = tokenize(examples, opened.tokenizer, max_length=opened.max_length, cache=input is not None)
     batches = len(evaluation_batches(tokens.lengths, batch_size=batch_size))
     with show.progress_bar("answering") as advance:
         done = 0

@@ -62,7 +62,7 @@ def results_table(results: Sequence["Result"], latency: Mapping[str, float] | No
 def progress_bar(title: str) -> Iterator[Any]:
     """A bar on standard error; yields ``advance(done, total)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=messages, transient=True) as progress:
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
         task = progress.add_task(title, total=None)
 
         def advance(done: int, total: int) -> None:
@@ -83,6 +83,7 @@ class TerminalMonitor(Monitor):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=messages,
+            disable=not messages.is_terminal,  # the monitor then prints lines instead
         )
         self._task: Any = None
 

@@ -1,0 +1,178 @@
+"""The commands on real files: what they print, and one clear line for whatever is wrong."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from app_material import DATA_OPTIONS, DEMO_DATA, environment, make_small_encoder, needs_encoder, run
+from transformers import AutoModelForSequenceClassification, pipeline
+
+pytestmark = needs_encoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    make_small_encoder(folder / "small")
+    options = ["--model", "small", "--output", "trained", "--max-steps", "3", "--tensorboard", "--json"]
+    trained = run(folder, "train", *DATA_OPTIONS, *options)
+    assert trained.returncode == 0, trained.stderr
+    (folder / "trained.json").write_text(trained.stdout)
+    return folder
+
+
+def test_train_and_evaluate_print_the_same_json(folder: Path) -> None:
+    trained = json.loads((folder / "trained.json").read_text())
+    evaluated = json.loads(run(folder, "evaluate", "trained", "--json", "--batch-size", "7").stdout)
+    assert [row["subnet"] for row in trained] == [row["subnet"] for row in evaluated]
+    for row, other in zip(trained, evaluated, strict=True):
+        assert set(row) == {"subnet", "width", "depth", "params", "flops", "metrics"}
+        assert (row["params"], row["flops"]) == (other["params"], other["flops"])
+        assert row["metrics"]["accuracy"] == pytest.approx(other["metrics"]["accuracy"], abs=0.003)
+    assert trained[0]["subnet"] == "1x1"
+    assert trained[0]["params"] > trained[-1]["params"]
+    assert trained[0]["flops"] > trained[-1]["flops"]
+
+
+def test_the_log_and_tensorboard_are_kept(folder: Path) -> None:
+    records = [json.loads(line) for line in (folder / "trained" / "log.jsonl").read_text().splitlines()]
+    assert [record["phase"] for record in records if "loss" in record] == ["finetune", "width", "depth"]
+    assert any("tfevents" in path.name for path in (folder / "trained" / "tensorboard").rglob("*"))
+
+
+def test_evaluate_named_subnetworks_on_another_folder(folder: Path) -> None:
+    done = run(folder, "evaluate", "trained", "--data", DEMO_DATA, "--subnet", "0.5x0.75", "--subnet", "1x1", "--json")
+    assert [row["subnet"] for row in json.loads(done.stdout)] == ["0.5x0.75", "1x1"]
+    table = run(folder, "evaluate", "trained", "--subnet", "0.5x0.75").stdout
+    assert "0.5x0.75" in table
+    assert "accuracy" in table
+
+
+def test_predict_answers_in_order(folder: Path) -> None:
+    texts = ["Where is my card?", "Why was I charged twice? " * 4, "hello"]
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n")
+    one_by_one = [
+        json.loads(run(folder, "predict", "trained", "--subnet", "0.5x1", "--text", text, "--json").stdout)[0]
+        for text in texts
+    ]
+    done = run(folder, "predict", "trained", "--subnet", "0.5x1", "--input", "texts.txt", "--output", "answers.jsonl")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts
+    for row, alone in zip(rows, one_by_one, strict=True):
+        assert row["label"] == alone["label"]
+        assert row["score"] == pytest.approx(alone["score"], abs=1e-5)
+
+
+def test_plain_transformers_reads_the_result(folder: Path) -> None:
+    network = AutoModelForSequenceClassification.from_pretrained(folder / "trained")
+    assert "card_arrival" in network.config.label2id
+    answer = pipeline("text-classification", model=str(folder / "trained"))("Where is my card?")[0]
+    alone = json.loads(run(folder, "predict", "trained", "--text", "Where is my card?", "--json").stdout)[0]
+    assert answer["label"] == alone["label"]
+    assert answer["score"] == pytest.approx(alone["score"], abs=1e-5)
+
+
+def test_a_finetuned_model_skips_finetuning_and_a_stock_one_can_be_the_control(folder: Path) -> None:
+    network = AutoModelForSequenceClassification.from_pretrained(folder / "trained")
+    network.save_pretrained(folder / "stock")
+    for path in (folder / "small").glob("token*"):
+        (folder / "stock" / path.name).write_bytes(path.read_bytes())
+    done = run(folder, "train", *DATA_OPTIONS, "--model", "stock", "--output", "second", "--max-steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert "phase finetune is skipped" in done.stderr
+    record = json.loads((folder / "second" / "limbert.json").read_text())
+    assert record["phases"] == ["width", "depth"]
+    control = run(folder, "evaluate", "stock", *DATA_OPTIONS, "--layers", "first", "--json")
+    assert len(json.loads(control.stdout)) == 8  # of 3 layers, depths 0.75 and 0.5 both keep 2
+
+
+BAD_LINES = [
+    (["evaluate", "nowhere/model"], "cannot load nowhere/model"),
+    (["evaluate", "./nowhere"], "no checkpoint folder at ./nowhere"),
+    (["evaluate", "trained", "--subnet", "0.01x1"], "width 0.01 of 4 heads keeps no head"),
+    (["evaluate", "trained", "--subnet", "half"], "cannot read sub-network 'half'; write WIDTHxDEPTH"),
+    (["evaluate", "trained", "--data", "nowhere"], "nowhere"),
+    (["evaluate", "trained", "--precision", "fp8"], "precision is 'fp8'; it must be fp32 or bf16"),
+    (["evaluate", "trained", "--dev", "texts.txt"], "texts.txt"),
+    (["predict", "trained"], "give either --text or --input"),
+    (["predict", "trained", "--text", "a", "--input", "b"], "give either --text or --input"),
+    (["predict", "trained", "--text", "a", "--pair", "b", "--pair", "c"], "2 --pair for 1 --text"),
+    (["predict", "trained", "--input", "nowhere.csv"], "nowhere.csv"),
+    (["predict", "trained", "--input", "empty.csv"], "empty.csv"),
+    (["predict", "trained", "--text", "a", "--output", "nowhere/x.jsonl"], "the folder of output nowhere/x.jsonl"),
+    (["predict", "small", "--text", "a"], "small has no limbert.json"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5,wide"], "--widths '0.5,wide'"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5"], "include 1.0, got 0.5"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--layers", "odd"], "unknown layer rule 'odd'"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--phases", "polish"], "unknown phase 'polish'"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "best"], "no recipe 'best'"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--set", "width.a=1"], "unknown setting width.a"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--batch-size", "0"], "batch size is 0"),
+    (["train", *DATA_OPTIONS, "--model", "./absent", "--output", "x"], "cannot load"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "small"], "is not a model trained by Limbert"),
+    (["train", "--task", "glue", "--data", DEMO_DATA, "--model", "small", "--output", "x"], "glue"),
+    (["train", "--data", DEMO_DATA, "--text-column", "body", "--model", "small", "--output", "x"], "body"),
+]
+
+
+def test_bad_input_gets_one_clear_line(folder: Path) -> None:
+    (folder / "empty.csv").write_text("")
+    (folder / "texts.txt").write_text("one\n")
+    lines = [[str(argument) for argument in arguments] for arguments, _ in BAD_LINES]
+    code = (  # one process for all of them: most of a command's time is importing
+        "import contextlib, io, json, sys\n"
+        "from limbert.app.cli.main import main\n"
+        "for line in json.load(sys.stdin):\n"
+        "    sys.argv = ['limbert', *line]\n"
+        "    out, err, status = io.StringIO(), io.StringIO(), 0\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        try:\n            main()\n"
+        "        except SystemExit as end:\n            status = end.code\n"
+        "    print(json.dumps([status, out.getvalue(), err.getvalue()]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(lines),
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(BAD_LINES), done.stderr
+    for (arguments, message), (status, out, err) in zip(BAD_LINES, answers, strict=True):
+        assert status == 1, (arguments, out, err)
+        assert message in err, arguments
+        assert err.startswith("limbert: error: "), err
+        assert err.count("\n") == 1, err
+        assert not out
+    assert not (folder / "x").exists()
+    assert not (folder / "x.training").exists()
+
+
+def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
+    done = run(folder, "predict", "trained", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_help_is_quick_and_has_examples(folder: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert run(folder, "--help").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+    for verb in ("demo", "train", "evaluate", "predict"):
+        assert "Example: limbert" in run(folder, verb, "--help").stdout
+
+
+def test_wrong_options_exit_with_2(folder: Path) -> None:
+    assert run(folder, "train", "--wrong").returncode == 2
+    assert run(folder, "fly").returncode == 2
+    assert "limbert 0." in run(folder, "--version").stdout

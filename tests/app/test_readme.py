@@ -1,0 +1,96 @@
+"""The README is a program: its commands and its Python run, in order, in an empty folder."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from app_material import DATA_OPTIONS, DEMO_DATA, ENCODER, command, environment, needs_encoder, run
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks() -> list[tuple[str, str]]:
+    """``(language, text)`` of all code blocks."""
+    return BLOCK.findall(README)
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a console block that a reader types, continued lines joined."""
+    joined = text.replace("\\\n", " ")
+    return [line.removeprefix("$ ") for line in joined.splitlines() if line.startswith("$ ")]
+
+
+def run_blocks(folder: Path) -> list[str]:
+    """Run every Python block and every ``limbert`` command; returns what was run."""
+    done = []
+    for language, text in blocks():
+        if language == "python":
+            process = [sys.executable, "-c", text]
+            finished = subprocess.run(
+                process, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+            )
+            assert finished.returncode == 0, finished.stderr
+            done.append(text)
+        for line in commands(text) if language == "console" else []:
+            words = shlex.split(line)
+            words += ["--max-steps", "2"] if words[:2] == ["limbert", "train"] else []
+            if words[0] != "limbert" or words[1] == "demo":
+                continue  # installing, and the demo itself: see test_demo
+            finished = subprocess.run(
+                command(*words[1:]), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+            )
+            assert finished.returncode == 0, (line, finished.stderr)
+            done.append(line)
+    return done
+
+
+def lay_out(folder: Path) -> None:
+    """What the README supposes to be there: the reader's own data and an encoder."""
+    shutil.copytree(DEMO_DATA, folder / "tickets", ignore=shutil.ignore_patterns("*.py", "*.md", "__pycache__"))
+    (folder / "path" / "to").mkdir(parents=True)
+    (folder / "path" / "to" / "encoder").symlink_to(ENCODER)
+
+
+@needs_encoder
+def test_readme_blocks_run(tmp_path: Path) -> None:
+    """With a model trained for two steps in place of the demo's, so that it is quick."""
+    trained = run(
+        tmp_path, "train", *DATA_OPTIONS, "--model", ENCODER, "--output", "limbert-demo", "--recipe", "demo",
+        "--max-steps", "2",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    lay_out(tmp_path)
+    done = run_blocks(tmp_path)
+    assert len(done) >= 4
+    assert any("ElasticModel" in text for text in done)
+
+
+def test_every_limbert_command_of_the_readme_exists() -> None:
+    lines = [line for language, text in blocks() if language == "console" for line in commands(text)]
+    verbs = {shlex.split(line)[1] for line in lines if line.startswith("limbert ")}
+    assert {"demo", "train", "evaluate", "predict"} <= verbs
+
+
+@pytest.mark.slow
+@needs_encoder
+def test_demo_tells_the_whole_story_in_five_minutes(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        command("demo"), cwd=tmp_path, env=environment(tmp_path) | {"OMP_NUM_THREADS": "2"},
+        capture_output=True, text=True, check=False, timeout=900,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    for name in ("1x1", "0.5x0.75", "0.25x0.5"):
+        assert name in finished.stdout
+    assert "speed-up" in finished.stdout
+    assert "limbert-demo" in finished.stdout
+    assert (tmp_path / "limbert-demo" / "limbert.json").exists()
+    again = run(tmp_path, "demo")
+    assert again.returncode == 0
+    assert "finished already" in again.stderr
+    lay_out(tmp_path)
+    assert len(run_blocks(tmp_path)) >= 4

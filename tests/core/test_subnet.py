@@ -1,0 +1,110 @@
+"""Sub-networks are whole numbers that follow the two papers' rules."""
+
+import pytest
+
+from limbert import Shape, Space, Subnet
+from limbert.core.space import parse_point
+from limbert.errors import ConfigError, SubnetError
+
+BERT_BASE = Shape(layers=12, heads=12, neurons=3072)
+
+
+def layers(total: int, depth: float, rule: str) -> tuple[int, ...]:
+    return Subnet.uniform(Shape(total, 12, 24), depth=depth, layers=rule).layers
+
+
+def test_spread_keeps_the_layers_that_dynabert_keeps() -> None:
+    assert {*range(12)} - {*layers(12, 0.75, "spread")} == {3, 7, 11}
+    assert layers(12, 0.5, "spread") == (0, 2, 4, 6, 8, 10)
+    assert layers(6, 0.75, "spread") == (0, 1, 2, 4)
+    assert layers(10, 0.6, "spread") == (0, 1, 3, 5, 6, 8)  # 3 / 0.6 is exactly 5, whatever floats say
+
+
+def test_first_keeps_the_lowest_layers() -> None:
+    assert layers(12, 0.75, "first") == tuple(range(9))
+    assert layers(6, 0.5, "first") == (0, 1, 2)
+
+
+def test_neurons_follow_the_rounded_heads() -> None:
+    subnet = Subnet.uniform(BERT_BASE, width=0.55)
+    assert set(subnet.heads) == {7}
+    assert set(subnet.neurons) == {7 * 3072 // 12}
+    assert subnet == Subnet.uniform(BERT_BASE, width=0.6)
+
+
+@pytest.mark.parametrize("rule", ["first", "spread"])
+@pytest.mark.parametrize("total", range(1, 25))
+def test_every_depth_gives_increasing_layers_that_exist(total: int, rule: str) -> None:
+    for percent in range(1, 101):
+        kept = round(percent / 100 * total)
+        if kept == 0:
+            with pytest.raises(SubnetError, match="keeps no layer"):
+                layers(total, percent / 100, rule)
+        else:
+            found = layers(total, percent / 100, rule)
+            assert len(found) == len({*found}) == kept
+            assert 0 <= min(found) <= max(found) < total
+
+
+def test_errors_name_the_value_and_what_is_allowed() -> None:
+    with pytest.raises(SubnetError, match=r"width 0.03 of 12 heads keeps no head; smallest: 0.042"):
+        Subnet.uniform(BERT_BASE, width=0.03)
+    assert Subnet.uniform(BERT_BASE, width=0.042).heads[0] == 1
+    with pytest.raises(SubnetError, match=r"depth 1.5 is not in \(0, 1\]"):
+        Subnet.uniform(BERT_BASE, depth=1.5)
+    with pytest.raises(SubnetError, match="unknown layer rule 'last'; allowed: first, spread"):
+        Subnet.uniform(BERT_BASE, layers="last")
+    for broken in [
+        ((), (), ()),
+        ((1, 0), (1, 1), (1, 1)),
+        ((0,), (0,), (1,)),
+        ((0,), (1, 1), (1,)),
+        ((-1,), (1,), (1,)),
+    ]:
+        with pytest.raises(SubnetError):
+            Subnet(*broken)
+
+
+def test_a_subnetwork_is_a_value() -> None:
+    one, other = Subnet((0, 2), (3, 4), (5, 6)), Subnet((0, 2), (3, 4), (5, 6))
+    assert one == other
+    assert {one: "found"}[other] == "found"
+    assert one.widths() == {0: (3, 5), 2: (4, 6)}
+
+
+def test_names() -> None:
+    space = Space(layers="first")
+    assert space.subnet(BERT_BASE, "0.5x0.75") == Subnet.uniform(BERT_BASE, width=0.5, depth=0.75, layers="first")
+    for name in ("0.5", "0.5x", "wide x deep", "1x1x1", ""):
+        with pytest.raises(SubnetError, match="write WIDTHxDEPTH"):
+            parse_point(name)
+
+
+def test_a_space_lists_its_subnetworks_once_full_size_first() -> None:
+    named = Space().named(BERT_BASE)
+    assert len(named) == 12
+    assert next(iter(named)) == "1x1"
+    assert named["1x1"] == Subnet.full(BERT_BASE)
+    assert [*Space(widths=(0.55, 0.6, 1.0), depths=(1.0,)).named(BERT_BASE)] == ["1x1", "0.6x1"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"widths": ()}, "widths must be fractions in .* got nothing"),
+        ({"widths": (0.5,)}, "include 1.0, got 0.5"),
+        ({"depths": (0.0, 1.0)}, "depths must be fractions"),
+        ({"depths": (0.5, 1.0, 2.0)}, "depths must be fractions"),
+        ({"layers": "odd"}, "unknown layer rule 'odd'"),
+    ],
+)
+def test_impossible_spaces(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Space(**values)
+
+
+def test_a_space_survives_json() -> None:
+    space = Space(widths=(0.3, 1.0), depths=(0.7, 1.0), layers="first")
+    assert Space.from_dict(space.to_dict()) == space
+    with pytest.raises(ConfigError):
+        Space.from_dict({"widths": 3})

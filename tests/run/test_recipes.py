@@ -1,0 +1,80 @@
+"""Recipes are data that can be overridden down to one setting of one phase."""
+
+from pathlib import Path
+
+import pytest
+
+from limbert.errors import ConfigError
+from limbert.run.recipes import bundled, load_recipe, override
+
+
+def test_bundled_recipes_load() -> None:
+    assert {"dynabert", "limbert"} <= {*bundled()}
+    for name in bundled():
+        assert load_recipe(name).phases
+
+
+def test_dynabert_is_the_paper() -> None:
+    recipe = load_recipe("dynabert")
+    assert recipe.space.layers == "spread"
+    assert [*recipe.phases] == ["finetune", "width", "depth"]
+    width, depth = recipe.phases["width"], recipe.phases["depth"]
+    assert (width.logit_weight, width.hidden_weight) == (1.0, 0.1)
+    assert (depth.logit_weight, depth.hidden_weight, depth.teacher_width) == (1.0, 1.0, "matched")
+    for phase in recipe.phases.values():
+        assert (phase.batch_size, phase.learning_rate, phase.warmup, phase.weight_decay) == (32, 2e-5, 0.0, 0.0)
+        assert (phase.epochs, phase.max_grad_norm, phase.sampled, phase.adam_epsilon) == (3.0, 1.0, 0, 1e-8)
+
+
+def test_overrides() -> None:
+    recipe = override(
+        load_recipe("dynabert"),
+        space={"widths": (0.5, 1.0), "depths": None, "layers": "first"},
+        every_phase={"max_steps": 7, "epochs": None},
+        one_phase=["width.learning_rate=1e-3", "depth.teacher_width=full", "depth.epochs=1"],
+        phases=["width", "depth", "final"],
+    )
+    assert recipe.space.widths == (0.5, 1.0)
+    assert recipe.space.depths == (0.5, 0.75, 1.0)
+    assert recipe.space.layers == "first"
+    assert {phase.max_steps for phase in recipe.phases.values()} == {7}
+    assert recipe.phases["width"].learning_rate == 1e-3
+    assert recipe.phases["depth"].teacher_width == "full"
+    assert recipe.phases["depth"].epochs == 1.0
+    assert recipe.phases["final"].label_weight == 1.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("width.speed=3", "unknown setting width.speed; allowed: adam_epsilon"),
+        ("wide.epochs=3", "a phase of this run: finetune, width, depth"),
+        ("width.epochs", "write PHASE.SETTING=VALUE"),
+        ("width.epochs=many", "epochs is 'many'; it must be a float"),
+        ("width.learning_rate=5", "learning rate is 5.0; it must be between 0 and 1"),
+        ("width.max_steps=0", "max steps is 0; it must be at least 1"),
+        ("depth.teacher_width=half", "it must be full or matched"),
+    ],
+)
+def test_bad_settings_say_what_is_allowed(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(load_recipe("dynabert"), one_phase=[setting])
+
+
+def test_own_recipe_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[phases.final]\nepochs = 2\n")
+    recipe = load_recipe(str(path))
+    assert recipe.phases["final"].epochs == 2
+    assert recipe.phases["final"].label_weight == 1.0
+    for text, message in [
+        ("[phases.final]\nepoch = 2\n", "unknown setting final.epoch"),
+        ("[phases.polish]\nepochs = 2\n", "unknown phase 'polish'; allowed: finetune, width, depth, final"),
+        ("[phase.final]\n", r"needs \[space\] and \[phases.NAME\] tables, got phase"),
+        ("epochs: 2", "mine.toml"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(str(path))
+    with pytest.raises(ConfigError, match="no recipe 'best'; bundled: demo, dynabert, limbert"):
+        load_recipe("best")
