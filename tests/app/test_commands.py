@@ -112,7 +112,7 @@ BAD_LINES = [
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "best"], "no recipe 'best'"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--set", "width.a=1"], "unknown setting width.a"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--batch-size", "0"], "batch size is 0"),
-    (["train", *DATA_OPTIONS, "--model", "./absent", "--output", "x"], "cannot load"),
+    (["train", *DATA_OPTIONS, "--model", "./absent", "--output", "x"], "no checkpoint folder at ./absent"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "small"], "is not a model trained by Limbert"),
     (["train", "--task", "glue", "--data", DEMO_DATA, "--model", "small", "--output", "x"], "glue"),
     (["train", "--data", DEMO_DATA, "--text-column", "body", "--model", "small", "--output", "x"], "body"),

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from accelerate import Accelerator
 from families import CONFIGS, HEADS, LAYERS, NEURONS, make_inputs, make_network, zeroed_copy
 from transformers import (
     AutoConfig,
@@ -331,3 +332,31 @@ def test_broken_checkpoints_say_what_is_wrong(tmp_path, damage, message: str) ->
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="no checkpoint folder at"):
         ElasticModel.from_pretrained(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_the_longest_input_runs(case: str) -> None:
+    model = ElasticModel(make_network(case))
+    ids = torch.full((1, model.longest_input), 7)
+    model.network(input_ids=ids, attention_mask=torch.ones_like(ids))
+    if case in ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"):
+        longer = torch.full((1, model.longest_input + 1), 7)
+        with pytest.raises((RuntimeError, IndexError)):
+            model.network(input_ids=longer, attention_mask=torch.ones_like(longer))
+
+
+@torch.no_grad()
+def test_views_of_a_model_that_accelerate_wrapped_run_the_subnetwork() -> None:
+    model = ElasticModel(make_network("bert"))
+    expected = model.view(UNEVEN)(**make_inputs()).logits
+    prepared = ElasticModel(Accelerator(mixed_precision="bf16", cpu=True).prepare(make_network("bert")))
+    assert "forward" in vars(prepared.network)
+    close(prepared.view(UNEVEN)(**make_inputs()).logits, expected)
+
+
+def test_a_convolution_between_layers_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="conv_kernel_size=3; only models without it"):
+        ElasticModel(make_network("deberta-v2", conv_kernel_size=3))
+    with pytest.raises(UnsupportedModelError, match="is a decoder"):
+        ElasticModel(make_network("bert", is_decoder=True))

@@ -1,0 +1,53 @@
+"""A folder or file is replaced whole or stays as it was."""
+
+from pathlib import Path
+
+import pytest
+
+from limbert.errors import StorageError
+from limbert.model.storage import replaced_file, replaced_folder
+
+
+def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "model"
+    for text in ("one", "two"):
+        with replaced_folder(target) as folder:
+            (folder / text).write_text(text)
+            assert not (target / text).exists()
+        assert [path.name for path in target.iterdir()] == [text]
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+
+
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with replaced_folder(target) as folder:
+        (folder / "weights").write_text("good")
+    for error, raised in (
+        (ZeroDivisionError, ZeroDivisionError),
+        (OSError(28, "No space left on device"), StorageError),
+    ):
+        with pytest.raises(raised), replaced_folder(target) as folder:
+            (folder / "weights").write_text("half")
+            raise error
+        assert (target / "weights").read_text() == "good"
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_error_names_the_place_and_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write .*file/model: (Not a directory|File exists)"):
+        with replaced_folder(tmp_path / "file" / "model"):
+            pass
+
+
+def test_a_file_is_whole_or_as_before(tmp_path: Path) -> None:
+    target = tmp_path / "answers.jsonl"
+    with replaced_file(target) as file:
+        file.write("good")
+    with pytest.raises(ZeroDivisionError), replaced_file(target) as file:
+        file.write("half")
+        raise ZeroDivisionError
+    assert target.read_text() == "good"
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+    with pytest.raises(StorageError, match="cannot write"), replaced_file(tmp_path / "absent" / "x"):
+        pass
