@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from families import CONFIGS, HEADS, LAYERS, NEURONS, make_inputs, make_network, zeroed_copy
 from transformers import (
     AutoConfig,
@@ -350,7 +351,9 @@ def test_the_longest_input_runs(case: str) -> None:
 def test_views_of_a_model_that_accelerate_wrapped_run_the_subnetwork() -> None:
     model = ElasticModel(make_network("bert"))
     expected = model.view(UNEVEN)(**make_inputs()).logits
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the first precision it was asked for
     prepared = ElasticModel(Accelerator(mixed_precision="bf16", cpu=True).prepare(make_network("bert")))
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert "forward" in vars(prepared.network)
     close(prepared.view(UNEVEN)(**make_inputs()).logits, expected)
 

@@ -22,10 +22,8 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> Non
     target = tmp_path / "model"
     with replaced_folder(target) as folder:
         (folder / "weights").write_text("good")
-    for error, raised in (
-        (ZeroDivisionError, ZeroDivisionError),
-        (OSError(28, "No space left on device"), StorageError),
-    ):
+    full_disk = OSError(28, "No space left on device")
+    for error, raised in ((ZeroDivisionError(), ZeroDivisionError), (full_disk, StorageError)):
         with pytest.raises(raised), replaced_folder(target) as folder:
             (folder / "weights").write_text("half")
             raise error
@@ -35,9 +33,9 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> Non
 
 def test_the_error_names_the_place_and_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot write .*file/model: (Not a directory|File exists)"):
-        with replaced_folder(tmp_path / "file" / "model"):
-            pass
+    reason = r"cannot write .*file/model: (Not a directory|File exists)"
+    with pytest.raises(StorageError, match=reason), replaced_folder(tmp_path / "file" / "model"):
+        pass
 
 
 def test_a_file_is_whole_or_as_before(tmp_path: Path) -> None:

@@ -122,15 +122,16 @@ class Trainer:
                 loss, now = torch.stack(losses).mean().item(), time.monotonic()  # waits for the device
                 self._report(state.step, steps, loss=loss, rate=rate, speed=rows / (now - reported))
                 losses, rows, reported = [], 0, now
+            pause = time.monotonic()
             if state.step % validate_every == 0 or state.step == steps:
                 self._validate(state, validate)
-                reported = time.monotonic()
             if around.should_stop() and state.step < steps:
                 save_state(folder, state, self.model.network, self.optimizer)
                 raise Stopped(f"stopped in phase {self.name} after step {state.step} of {steps}")
             if time.monotonic() - saved > around.checkpoint_every and state.step < steps:
                 save_state(folder, state, self.model.network, self.optimizer)
-                saved = reported = time.monotonic()
+                saved = time.monotonic()
+            reported += time.monotonic() - pause  # the rate is that of training alone
         if state.best is not None:
             self.model.network.load_state_dict(state.best)
         self.model.network.eval()
