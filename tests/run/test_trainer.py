@@ -68,7 +68,7 @@ def test_a_step_equals_the_textbook_loop(rule: str, teacher_width: str) -> None:
     for (name, ours), theirs in zip(trainer.model.network.named_parameters(), reference.parameters(), strict=True):
         remembered = trainer.optimizer.state[ours]["exp_avg"], optimizer.state[theirs]["exp_avg"]
         torch.testing.assert_close(*remembered, atol=1e-6, rtol=1e-4, msg=name)
-    moved = [not torch.equal(before, after) for before, after in zip(weights, reference.parameters(), strict=True)]
+    moved = [not torch.equal(*pair) for pair in zip(weights, trainer.model.network.parameters(), strict=True)]
     assert all(moved)
 
 

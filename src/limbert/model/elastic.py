@@ -55,7 +55,7 @@ class ElasticModel:
         self._scope = threading.RLock()  # held by `at`, so that a second thread waits instead of racing
         self._views: dict[Subnet, PreTrainedModel] = {}
         self._factory: ViewFactory | None = None
-        self._factory_storage: tuple[tuple[int, int], ...] = ()
+        self._factory_storage: frozenset[tuple[int, int]] = frozenset()
         self._parts = [layer_parts(layer, self.family) for layer in self._layers]
         self._head_size = self._parts[0].attention_out.in_features // self.shape.heads
         for parts in self._parts:
@@ -113,7 +113,7 @@ class ElasticModel:
         Raises:
             StorageError: if the disk is full or the folder cannot be written; what was there stays.
         """
-        with self._scope, self.at(self.full):
+        with self.at(self.full):
             record = {"space": self.space.to_dict()} | self.record
             with checkpoint.saved(directory, network=self.network, tokenizer=tokenizer, record=record) as folder:
                 add_files(folder)
@@ -240,11 +240,11 @@ class ElasticModel:
             self._factory = ViewFactory(self.network, self._layers, self.family)
         return self._factory
 
-    def _storage(self) -> tuple[tuple[int, int], ...]:
+    def _storage(self) -> frozenset[tuple[int, int]]:
         """What views are built on. Tensors that moved make them stale, and where slices are copies changed ones too."""
         copied = self.family.attention_blocks > 1 or self.family.mlp_blocks > 1
         tensors = [*self.network.parameters()] + [p for layer in self._layers for p in layer.parameters()]
-        return tuple((tensor.data_ptr(), tensor._version if copied else 0) for tensor in tensors)
+        return frozenset((tensor.data_ptr(), tensor._version if copied else 0) for tensor in tensors)
 
 
 Widths = tuple[int | None, int | None, int | None]  # heads, attention channels, neurons; None: all of them

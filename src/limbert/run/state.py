@@ -33,7 +33,7 @@ class TrainingState:
     best: dict[str, Tensor] | None = None
 
 
-def save_state(folder: Path, state: TrainingState, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_state(folder: Path, state: TrainingState, *, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write the state beside earlier ones, whole or not at all, then delete the earlier ones.
 
     Raises:
@@ -52,7 +52,7 @@ def save_state(folder: Path, state: TrainingState, network: nn.Module, optimizer
 
 
 def latest_state(
-    folder: Path, phase: str, network: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, phase: str, *, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> TrainingState | None:
     """Restore the newest state of a phase into the network and the optimizer; None where there is none.
 

@@ -107,7 +107,8 @@ class Trainer:
         steps = min(steps, config.max_steps or steps)
         validate_every = math.ceil(per_epoch / config.evaluations)
         folder = around.workspace.folder
-        state = latest_state(folder, self.name, self.model.network, self.optimizer) or TrainingState(self.name)
+        state = latest_state(folder, self.name, network=self.model.network, optimizer=self.optimizer)
+        state = state or TrainingState(self.name)
         around.workspace.rewind_log(self.name, state.step)
         around.monitor.phase_starts(self.name, step=state.step, steps=steps)
         self.model.network.train()
@@ -126,10 +127,10 @@ class Trainer:
             if state.step % validate_every == 0 or state.step == steps:
                 self._validate(state, validate)
             if around.should_stop() and state.step < steps:
-                save_state(folder, state, self.model.network, self.optimizer)
+                save_state(folder, state, network=self.model.network, optimizer=self.optimizer)
                 raise Stopped(f"stopped in phase {self.name} after step {state.step} of {steps}")
             if time.monotonic() - saved > around.checkpoint_every and state.step < steps:
-                save_state(folder, state, self.model.network, self.optimizer)
+                save_state(folder, state, network=self.model.network, optimizer=self.optimizer)
                 saved = time.monotonic()
             reported += time.monotonic() - pause  # the rate is that of training alone
         if state.best is not None:

@@ -34,7 +34,7 @@ def is_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool
         ConfigError: if it holds something else, unless ``overwrite`` allows another trained model to be replaced.
     """
     output = Path(output)
-    if not output.exists():
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     record = read_record(output) if output.is_dir() else {}
     if not record:
