@@ -17,7 +17,8 @@ def test_spread_keeps_the_layers_that_dynabert_keeps() -> None:
     assert {*range(12)} - {*layers(12, 0.75, "spread")} == {3, 7, 11}
     assert layers(12, 0.5, "spread") == (0, 2, 4, 6, 8, 10)
     assert layers(6, 0.75, "spread") == (0, 1, 2, 4)
-    assert layers(10, 0.6, "spread") == (0, 1, 3, 5, 6, 8)  # 3 / 0.6 is exactly 5, whatever floats say
+    assert layers(10, 0.6, "spread") == (0, 1, 3, 5, 6, 8)
+    assert layers(28, 0.28, "spread")[7] == 25  # 7 / 0.28 is exactly 25; in floats it is a little less
 
 
 def test_first_keeps_the_lowest_layers() -> None:

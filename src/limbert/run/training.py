@@ -55,7 +55,7 @@ class TrainingRun:
 
     Raises:
         ConfigError: if an unfinished run with other settings is there.
-        StorageError: if the work folder cannot be made.
+        StorageError: if its settings cannot be read.
     """
 
     def __init__(
@@ -88,12 +88,13 @@ class TrainingRun:
             StorageError: for a full disk; the last saved state stays.
             CheckpointError, UnsupportedModelError: for the model.
         """
-        if self.config.tensorboard:
-            self.accelerator.init_trackers("tensorboard")
         materials = self._materials()
         start = materials.start
         phases = self._phases(start)
         model, done = self._resume(start, phases)
+        self.workspace.create()  # only now: bad input leaves nothing behind
+        if self.config.tensorboard:
+            self.accelerator.init_trackers("tensorboard")
         for name in phases[done:]:
             model.space = self.recipe.space
             self._train_phase(name, model, materials)
@@ -131,11 +132,11 @@ class TrainingRun:
 
     def _resume(self, start: Start, phases: list[str]) -> tuple[ElasticModel, int]:
         """The model to go on with, and how many phases are behind it."""
-        finished = [index for index, name in enumerate(phases) if self.workspace.phase_folder(name).is_dir()]
-        if finished:
-            folder = self.workspace.phase_folder(phases[finished[-1]])
-            self.monitor.note(f"going on after phase {phases[finished[-1]]} from {folder}")
-            model, done = ElasticModel.from_pretrained(folder, space=self.recipe.space), finished[-1] + 1
+        last = self.workspace.last_finished(phases)
+        if last is not None:
+            folder = self.workspace.phase_folder(last)
+            self.monitor.note(f"going on after phase {last} from {folder}")
+            model, done = ElasticModel.from_pretrained(folder, space=self.recipe.space), phases.index(last) + 1
         else:
             model, done = start.model(self.recipe.space), 0
         model.network.to(self.accelerator.device)

@@ -48,37 +48,55 @@ def is_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool
 
 
 class Workspace:
-    """Keeps a run's unfinished business.
+    """Keeps a run's unfinished business. Making one looks at what is there and writes nothing; `create` does.
 
     Args:
         output: the folder that the run will produce.
         settings: from `settings_of`; a work folder with other settings is refused.
-        overwrite: discard a work folder with other settings instead.
+        overwrite: let `create` discard a work folder with other settings instead.
 
     Raises:
         ConfigError: if an unfinished run with other settings is there.
-        StorageError: if the folder cannot be made.
+        StorageError: if it cannot be read.
     """
 
     def __init__(self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
         output = Path(output)
         self.folder = output.with_name(output.name + ".training")
+        self._settings = settings
         path = self.folder / _SETTINGS_NAME
         try:
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-            if found is not None and found != settings:
-                if not overwrite:
-                    raise ConfigError(
-                        f"{self.folder} holds an unfinished run with other settings ({_differences(found, settings)}); "
-                        "finish it with its own command, delete the folder, or use --overwrite"
-                    )
+        except (OSError, ValueError) as error:
+            raise StorageError(f"cannot read {path}: {error}") from error
+        self._stale = found is not None and found != settings
+        if self._stale and not overwrite:
+            raise ConfigError(
+                f"{self.folder} holds an unfinished run with other settings ({_differences(found, settings)}); "
+                "finish it with its own command, delete the folder, or use --overwrite"
+            )
+
+    def create(self) -> None:
+        """Make the folder, with the settings in it.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        path = self.folder / _SETTINGS_NAME
+        try:
+            if self._stale:
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                write_json(path.with_suffix(".new"), settings)
+                write_json(path.with_suffix(".new"), self._settings)
                 path.with_suffix(".new").rename(path)
         except OSError as error:
             raise StorageError(f"cannot write {self.folder}: {error.strerror}") from error
+
+    def last_finished(self, phases: list[str]) -> str | None:
+        """The last of these phases whose result is here, of a run with these settings."""
+        finished = [phase for phase in phases if self.phase_folder(phase).is_dir()]
+        return finished[-1] if finished and not self._stale else None
 
     def phase_folder(self, phase: str) -> Path:
         """Where the result of a finished phase is."""
