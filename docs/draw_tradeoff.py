@@ -23,17 +23,19 @@ def main(run: Path, picture: Path) -> None:
     seconds = median_latency(networks, inputs, rounds=60)
     metric = next(iter(rows[0]["metrics"]))
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for depth, colour in zip(model.space.depths[::-1], ("#1b6ca8", "#e07a1f", "#3a9e5c"), strict=False):
+    styles = (("#1b6ca8", (4, -12)), ("#e07a1f", (-12, 7)), ("#3a9e5c", (4, -12)))
+    for depth, (colour, label) in zip(model.space.depths[::-1], styles, strict=False):
         points = [row for row in rows if row["depth"] == depth]
         x = [1000 * seconds[row["subnet"]] for row in points]
         y = [100 * row["metrics"][metric] for row in points]
         axes.plot(x, y, "o-", color=colour, label=f"depth {depth:g}")
         for row, left, up in zip(points, x, y, strict=True):
-            axes.annotate(f"{row['width']:g}", (left, up), textcoords="offset points", xytext=(4, -12), fontsize=8)
+            axes.annotate(f"{row['width']:g}", (left, up), textcoords="offset points", xytext=label, fontsize=8)
     axes.set_xlabel("milliseconds a text (batch 1, 16 tokens, median)")
     axes.set_ylabel(f"{metric} (%)")
     axes.set_title("One model, twelve sizes (numbers at the points: width)", fontsize=11)
     axes.grid(alpha=0.3)
+    axes.margins(0.07)
     axes.legend(frameon=False)
     figure.savefig(picture, dpi=140)
 
