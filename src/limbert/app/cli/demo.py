@@ -1,5 +1,6 @@
 """``limbert demo``: the whole story in some minutes, on a real encoder and real bundled data."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,11 +58,12 @@ def _train(config: TrainConfig, data_config: DataConfig, *, overwrite: bool) -> 
     from limbert.app.cli.train import train_with_progress
     from limbert.run.recipes import load_recipe
 
-    show.messages.print(
-        "Training all-MiniLM-L6-v2 (22.7 M parameters) on banking questions: "
-        "first the whole model, then its widths, then widths and depths.",
-        soft_wrap=True,
-    )
+    if overwrite or not Path(config.output).exists():
+        show.messages.print(
+            "Training all-MiniLM-L6-v2 (22.7 M parameters) on banking questions: "
+            "first the whole model, then its widths, then widths and depths.",
+            soft_wrap=True,
+        )
     train_with_progress(config, load_recipe(config.recipe), data_config, overwrite=overwrite)
 
 

@@ -134,7 +134,8 @@ def train_with_progress(
     from limbert.run.workspace import is_finished, settings_of
 
     if is_finished(config.output, settings_of(config, recipe, data_config), overwrite=overwrite):
-        show.messages.print(f"{config.output} is finished already, with these settings (--overwrite trains it again)")
+        note = f"{config.output} is finished already, with these settings (--overwrite trains it again)"
+        show.messages.print(note, soft_wrap=True)
         return read_results(config.output)
     data = load_task_data(data_config, seed=config.seed)
     if data.train.bad_rows:
