@@ -107,6 +107,10 @@ BAD_LINES = [
     (["predict", "small", "--text", "a"], "small has no limbert.json"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5,wide"], "--widths '0.5,wide'"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5"], "include 1.0, got 0.5"),
+    (
+        ["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.01,1"],
+        "0.01 of 4 heads keeps no head",
+    ),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--layers", "odd"], "unknown layer rule 'odd'"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--phases", "polish"], "unknown phase 'polish'"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "best"], "no recipe 'best'"),

@@ -87,16 +87,18 @@ class TrainingRun:
             Stopped: when asked to stop; the same call goes on from there.
             StorageError: for a full disk; the last saved state stays.
             CheckpointError, UnsupportedModelError: for the model.
+            SubnetError: if a width or depth keeps nothing of it.
         """
         materials = self._materials()
         start = materials.start
         phases = self._phases(start)
         model, done = self._resume(start, phases)
+        model.space = self.recipe.space
+        model.subnets()  # refuses a width or depth that keeps nothing
         self.workspace.create()  # only now: bad input leaves nothing behind
         if self.config.tensorboard:
             self.accelerator.init_trackers("tensorboard")
         for name in phases[done:]:
-            model.space = self.recipe.space
             self._train_phase(name, model, materials)
             model.record = self._record(start, phases[: phases.index(name) + 1])
             model.save_pretrained(self.workspace.phase_folder(name), tokenizer=start.tokenizer)
