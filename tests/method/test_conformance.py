@@ -5,6 +5,7 @@ Nothing here names a folder, a size or a fraction: all of that is read from the 
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from limbert import ElasticModel, Subnet
+from limbert import ElasticModel, Space, Subnet
+from limbert.method.exits import ExitRule
 from limbert.method.importance import Importance, importance
 from limbert.method.losses import hidden_loss, logit_loss
 from limbert.method.rewire import rewire
+from limbert.model.gates import WidthGates, read_gates
+from limbert.run.engine import DynamicAnswer, Engine
+from limbert.run.policy import Policy
 
 ROOT = Path(os.environ.get("LIMBERT_CONFORMANCE", Path(__file__).parents[2].parent / "shared" / "conformance"))
 needs_vectors = pytest.mark.skipif(not ROOT.is_dir(), reason=f"no conformance vectors at {ROOT} (LIMBERT_CONFORMANCE)")
@@ -127,3 +132,43 @@ def test_static_logits_one_by_one_and_as_one_batch(flexible_bert: Vectors) -> No
         for index, alone in enumerate(expected):
             one = {name: tensor[index : index + 1] for name, tensor in flexible_bert.inputs.items()}
             close(network(**one).logits[0], alone)
+
+
+def gates_of(vectors: Vectors, model: ElasticModel, widths: tuple[float, ...]) -> WidthGates:
+    gates = read_gates(vectors.folder / "gates.safetensors", shape=model.shape, widths=widths)
+    assert len(gates) == AutoConfig.from_pretrained(vectors.folder).num_gates
+    return gates
+
+
+def mappings(vectors: Vectors) -> list[tuple[str, tuple[float, ...]]]:
+    """The name of every mapping, and the width of each choice; widths written as 32-bit floats are rounded back."""
+    names = [key.removeprefix("mapping.") for key in vectors.expected if key.startswith("mapping.")]
+    return [(name, tuple(round(w, 6) for w in vectors.expected[f"mapping.{name}"].tolist())) for name in sorted(names)]
+
+
+def ran_one_by_one(engine: Engine, inputs: dict[str, torch.Tensor]) -> Iterator[tuple[int, DynamicAnswer]]:
+    for index in range(len(inputs["input_ids"])):
+        yield index, engine.run({name: tensor[index : index + 1] for name, tensor in inputs.items()})
+
+
+@needs_vectors
+@pytest.mark.parametrize("kind", ["width_dynamic", "width_depth_dynamic"])
+def test_dynamic_inference_one_by_one_and_as_one_batch(flexible_bert: Vectors, kind: str) -> None:
+    model, expected = flexible_bert.model(), flexible_bert.expected
+    ramps = {float(key.rpartition(".d")[2]) for key, _, _ in flexible_bert.cases("static.logits")} | {1.0}
+    model.space = Space(depths=tuple(ramps), layers="first")
+    found = mappings(flexible_bert)
+    assert found
+    for name, widths in found:
+        model.gates = gates_of(flexible_bert, model, tuple(0.01 * n for n in range(1, len(widths) + 1)))
+        exits = ExitRule("entropy", float(expected["exit_threshold"])) if "depth" in kind else None
+        policy = Policy(gates=True, widths=widths, exits=exits)
+        engine = Engine(model, policy, kind="classification")
+        together = engine.run(flexible_bert.inputs)
+        close(together.logits, expected[f"{kind}.{name}.logits"])
+        close(together.trace.widths, expected[f"{kind}.{name}.widths"].float())
+        if exits:
+            assert together.trace.layers_run.tolist() == expected[f"{kind}.{name}.layers_used"].flatten().tolist()
+        for index, alone in ran_one_by_one(engine, flexible_bert.inputs):
+            close(alone.logits[0], expected[f"{kind}.{name}.logits"][index])
+            assert torch.equal(alone.trace.widths[0], together.trace.widths[index])

@@ -76,6 +76,9 @@ class PhaseConfig:
     full_weight: float = setting(1.0, "weight of the largest sub-network's loss among the others'")
     sampled: int = setting(0, "sub-networks a step, the largest and smallest always among them; 0 trains all")
     evaluations: int = setting(1, "validations an epoch; the best validated weights are the phase's result")
+    grafts: int = setting(0, "neural graftings an epoch, until the last epoch; 0 for none")
+    graft_rate: float = setting(0.1, "share of the stronger head or neuron that is blended into the weaker")
+    graft_share: float = setting(0.5, "share of the heads and neurons that counts as the weaker ones")
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "more than 0")
@@ -90,6 +93,49 @@ class PhaseConfig:
         require(self.teacher_width in ("full", "matched"), "teacher width", self.teacher_width, "full or matched")
         require(self.sampled == 0 or self.sampled >= 2, "sampled", self.sampled, "0 (all) or at least 2")
         require(self.evaluations > 0, "evaluations", self.evaluations, "at least 1")
+        require(self.grafts >= 0, "grafts", self.grafts, "0 or more an epoch")
+        require(0 < self.graft_rate < 1, "graft rate", self.graft_rate, "between 0 and 1")
+        require(0 < self.graft_share <= 0.5, "graft share", self.graft_share, "above 0 and at most 0.5")
+
+
+GateTarget = Literal["label", "agreement"]
+
+
+@dataclass(frozen=True)
+class GatesConfig:
+    """How width gates are trained: how many, towards which target, for how long."""
+
+    count: int | None = setting(
+        None, "width gates, a divisor of the number of layers (default: the largest divisor up to 4)"
+    )
+    target: GateTarget = setting(
+        "label", "a width suffices where its answer fits the label, or (agreement) the full model's answer"
+    )
+    cost: float | None = setting(
+        None,
+        "aim at the width with the least loss + COST x share of the full width's FLOPs (default: the narrowest right)",
+    )
+    tolerance: float = setting(
+        0.25, "regression: how far an answer may be off to count as right, in standard deviations of the labels"
+    )
+    max_rows: int = setting(20000, "train gates on at most this many training rows")
+    epochs: float = setting(8.0, "passes over the training rows")
+    batch_size: int = setting(32, "training rows an optimizer step")
+    learning_rate: float = setting(2e-4, "highest learning rate; it falls linearly to 0")
+    start_temperature: float = setting(1.0, "temperature of the Gumbel-softmax in the first step")
+    end_temperature: float = setting(0.5, "temperature of the Gumbel-softmax in the last step")
+
+    def __post_init__(self) -> None:
+        require(self.count is None or self.count > 0, "gates", self.count, "at least 1")
+        require(self.target in ("label", "agreement"), "gate target", self.target, "label or agreement")
+        require(self.cost is None or self.cost >= 0, "gate cost", self.cost, "0 or more")
+        require(self.tolerance > 0, "gate tolerance", self.tolerance, "more than 0")
+        require(self.max_rows > 0, "rows for the gates", self.max_rows, "at least 1")
+        require(self.epochs > 0, "epochs", self.epochs, "more than 0")
+        require(self.batch_size > 0, "batch size", self.batch_size, "at least 1")
+        require(0 < self.learning_rate < 1, "learning rate", self.learning_rate, "between 0 and 1")
+        for name in ("start_temperature", "end_temperature"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
 
 
 @dataclass(frozen=True)
@@ -98,7 +144,7 @@ class TrainConfig:
 
     model: str = setting("", "pretrained encoder: a local folder or a name on the Hugging Face hub")
     output: str = setting("", "folder for the trained elastic model")
-    recipe: str = setting("limbert", "recipe: dynabert, limbert or a TOML file")
+    recipe: str = setting("limbert", "recipe: limbert, dynabert, flexible-bert, demo or a TOML file")
     phases: tuple[str, ...] | None = setting(None, "phases to run, in order (default: the recipe's)")
     seed: int = setting(42, "seed of everything that is random")
     precision: Precision = setting("fp32", "fp32, or bf16 autocast")

@@ -35,6 +35,18 @@ class TokenizedExamples:
         """Tokens per example, ``(examples,)``."""
         return self.tokens.lengths
 
+    def select(self, indices: Sequence[int] | np.ndarray) -> "TokenizedExamples":
+        """Some of the examples, in the order given."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        lengths = self.lengths[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        places = np.repeat(self.tokens.offsets[chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        types = None if self.tokens.types is None else self.tokens.types[places]
+        labels = None if self.labels is None else self.labels[torch.from_numpy(chosen)]
+        return TokenizedExamples(
+            Tokens(self.tokens.ids[places], types, offsets), labels, pad_id=self.pad_id, pad_type=self.pad_type
+        )
+
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The batch of these examples, padded on the right to its longest.
 

@@ -82,24 +82,30 @@ def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is not valid JSON.
     """
-    if Path(path_or_hub_id).is_dir():
-        path: str | None = str(Path(path_or_hub_id) / RECORD_NAME)
-    else:
-        path = cached_file(
-            str(path_or_hub_id),
-            RECORD_NAME,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    if path is None or not Path(path).exists():
+    path = find_file(path_or_hub_id, RECORD_NAME)
+    if path is None:
         return {}
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {_one_line(error)}") from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path} holds {type(record).__name__}, not an object")
     return record
+
+
+def find_file(path_or_hub_id: str | Path, name: str) -> Path | None:
+    """A file of a checkpoint that need not be there: in the folder, or through Transformers' cache of the hub."""
+    if Path(path_or_hub_id).is_dir():
+        path = Path(path_or_hub_id) / name
+        return path if path.exists() else None
+    found = cached_file(
+        str(path_or_hub_id),
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -35,10 +35,23 @@ class CostModel:
 
     def flops(self, subnet: Subnet, tokens: int) -> int:
         """FLOPs of one example with ``tokens`` tokens, embeddings and head included."""
-        outside = self._outside_fixed + self._outside_by_token * tokens
+        outside = self.head_flops + self.embedding_flops(tokens)
         return outside + sum(
             self.layer_flops(heads=heads, neurons=neurons, tokens=tokens) for heads, neurons in subnet.widths().values()
         )
+
+    @property
+    def head_flops(self) -> int:
+        """FLOPs of reading the task's answer off a state once, for one example."""
+        return self._outside_fixed
+
+    def embedding_flops(self, tokens: int) -> int:
+        """FLOPs of the Linears between the embeddings and the layers, for one example."""
+        return self._outside_by_token * tokens
+
+    def gate_flops(self, choices: int) -> int:
+        """FLOPs of one width gate with so many choices, for one example."""
+        return 2 * self._hidden * (self._hidden + choices)
 
     def mean_flops(self, subnet: Subnet, lengths: Iterable[int]) -> float:
         """Mean FLOPs an example over inputs of these lengths, in tokens, padding not counted."""

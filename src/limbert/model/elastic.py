@@ -25,8 +25,10 @@ from limbert.model.families import (
     shape_of,
     stack_of,
 )
+from limbert.model.frame import Frame
+from limbert.model.gates import GATES_NAME, WidthGates, read_gates, save_gates
 from limbert.model.sliced import SlicedLinear, install
-from limbert.model.states import LayerCalls, recorded_states, starting_from
+from limbert.model.states import Prepared, catch_layer_calls, recorded_states, starting_from
 from limbert.model.view import ViewFactory
 
 
@@ -40,6 +42,7 @@ class ElasticModel:
         shape: layers, heads and neurons of the full encoder.
         family: where this architecture keeps its parts.
         record: what else ``limbert.json`` says: task, phases done, settings, metrics, versions.
+        gates: choose widths input by input; None where they are not trained.
 
     Raises:
         UnsupportedModelError: for a family without a passed zeroed-copy test.
@@ -51,6 +54,7 @@ class ElasticModel:
         self.shape: Shape = shape_of(network, self.family)
         self.space = space or Space()
         self.record: dict[str, Any] = record or {}
+        self.gates: WidthGates | None = None
         self._layers = list(stack_of(network, self.family))
         self._scope = threading.RLock()  # held by `at`, so that a second thread waits instead of racing
         self._views: dict[Subnet, PreTrainedModel] = {}
@@ -91,7 +95,12 @@ class ElasticModel:
         """
         network, saved = checkpoint.load(path_or_hub_id, head=head, **network_arguments)
         saved_space = Space.from_dict(saved.pop("space")) if "space" in saved else None
-        return cls(network, space=space or saved_space, record=saved)
+        model = cls(network, space=space or saved_space, record=saved)
+        gates_file = checkpoint.find_file(path_or_hub_id, GATES_NAME)
+        if gates_file is not None:
+            widths = (saved_space or model.space).widths
+            model.gates = read_gates(gates_file, shape=model.shape, widths=widths).to(network.device, network.dtype)
+        return model
 
     def save_pretrained(
         self,
@@ -100,7 +109,7 @@ class ElasticModel:
         tokenizer: Any = None,
         add_files: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """Write an elastic checkpoint: a stock folder plus ``limbert.json``.
+        """Write an elastic checkpoint: a stock folder plus ``limbert.json``, and ``gates.safetensors`` if it has gates.
 
         Plain ``AutoModelForSequenceClassification.from_pretrained(directory)`` loads it as the full-size model. The
         folder is written beside its place and renamed, so a crash leaves the old one or the new one.
@@ -116,6 +125,8 @@ class ElasticModel:
         with self.at(self.full):
             record = {"space": self.space.to_dict()} | self.record
             with checkpoint.saved(directory, network=self.network, tokenizer=tokenizer, record=record) as folder:
+                if self.gates is not None:
+                    save_gates(self.gates, folder)
                 add_files(folder)
 
     @property
@@ -181,6 +192,25 @@ class ElasticModel:
                 self._views[subnet] = factory.build(subnet)
             return self._views[subnet]
 
+    def frame(self) -> Frame:
+        """The model without its layers, sharing storage as views do: for running layers one by one while serving.
+
+        Raises:
+            UnsupportedModelError: if the task head is none for sequence classification.
+        """
+        with self._scope:
+            return Frame(self._view_factory().build(self.full), self.family)
+
+    def layer_view(self, index: int, *, heads: int, neurons: int) -> nn.Module:
+        """One layer at one width, the same module that views of this model run.
+
+        Raises:
+            SubnetError: if the model has fewer layers, heads or neurons.
+        """
+        Subnet((index,), (heads,), (neurons,)).check(self.shape)
+        with self._scope:
+            return self._view_factory().layer(index, heads, neurons)
+
     def extract(self, subnet: Subnet) -> PreTrainedModel:
         """The sub-network as a standalone model that owns its weights and can be trained.
 
@@ -212,14 +242,17 @@ class ElasticModel:
         with self._scope, starting_from(self.network, self.family, state):
             return self.network(**inputs)
 
-    def layer_calls(self, **inputs: Tensor) -> LayerCalls:
+    def layer_calls(self, **inputs: Tensor) -> Prepared:
         """Prepare a batch as the stock forward would, to run its layers one by one in any order.
 
         Args:
             inputs: what the network takes, without labels.
+
+        Returns:
+            The embedding output ``(batch, tokens, hidden)``, and the layers' calls.
         """
         with self._scope:
-            return LayerCalls(self.network, self.family, inputs)
+            return catch_layer_calls(self.network, self.family, inputs)
 
     def layers(self) -> list[nn.Module]:
         """All layers of the full encoder, lowest first."""

@@ -32,6 +32,9 @@ class Family:
         layer_attributes: what the encoder's loop reads off a layer besides calling it.
         keeps_first_layer: whether layer 0 differs from the others, so that no sub-network may drop it.
         positions_follow_padding: whether positions are counted from behind the padding id (RoBERTa and its kin).
+        sequence_head: what a sequence classifier applies to the last layer's output, step by step: a module (``base:``
+            begins a path inside the base model), ``@first`` takes the first token, ``@relu`` the activation, ``@pool``
+            what the config's ``classifier_pooling`` says.
         absent: options of the config that must be off: what they add sits between the layers.
     """
 
@@ -48,6 +51,7 @@ class Family:
     layer_attributes: tuple[str, ...] = ()
     keeps_first_layer: bool = False
     positions_follow_padding: bool = False
+    sequence_head: tuple[str, ...] = ("classifier",)
     absent: tuple[str, ...] = ()
 
 
@@ -57,22 +61,24 @@ _BERT = Family(
     attention_out="attention.output.dense",
     mlp_in="intermediate.dense",
     mlp_out="output.dense",
+    sequence_head=("base:pooler", "classifier"),
 )
 
-_ROBERTA = replace(_BERT, positions_follow_padding=True)
+_ROBERTA = replace(_BERT, positions_follow_padding=True, sequence_head=("classifier",))
 
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "electra": _BERT,
+    "electra": replace(_BERT, sequence_head=("classifier",)),
     "distilbert": Family(
         stack="transformer.layer",
         attention_in=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         attention_out="attention.out_lin",
         mlp_in="ffn.lin1",
         mlp_out="ffn.lin2",
+        sequence_head=("@first", "pre_classifier", "@relu", "classifier"),
     ),
     "modernbert": Family(
         stack="layers",
@@ -84,6 +90,7 @@ FAMILIES: dict[str, Family] = {
         mlp_blocks=2,
         layer_attributes=("attention_type",),
         keeps_first_layer=True,  # the only layer without a norm before its attention
+        sequence_head=("base:final_norm", "@pool", "head", "classifier"),
     ),
     "deberta-v2": replace(
         _BERT,
@@ -97,6 +104,7 @@ FAMILIES: dict[str, Family] = {
         optional=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
         head_count=("attention.self", "num_attention_heads"),
         layer_output_is_tuple=True,
+        sequence_head=("pooler", "classifier"),
         absent=("conv_kernel_size",),  # a convolution behind layer 0 (v2-xlarge and v2-xxlarge)
     ),
 }

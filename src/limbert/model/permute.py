@@ -20,7 +20,7 @@ def permute_layer(layer: nn.Module, family: Family, *, heads: Tensor, neurons: T
         neurons: a permutation of the neuron indices, shape ``(neurons,)``.
     """
     parts = layer_parts(layer, family)
-    channels = _channels(heads, head_size=parts.attention_out.in_features // len(heads))
+    channels = head_channels(heads, head_size=parts.attention_out.in_features // len(heads))
     for linear in parts.attention_in:
         _permute_rows(linear, channels, family.attention_blocks)
     _permute_columns(parts.attention_out, channels)
@@ -28,8 +28,8 @@ def permute_layer(layer: nn.Module, family: Family, *, heads: Tensor, neurons: T
     _permute_columns(parts.mlp_out, neurons)
 
 
-def _channels(heads: Tensor, *, head_size: int) -> Tensor:
-    """The channel order ``(heads * head_size,)`` that a head order means."""
+def head_channels(heads: Tensor, *, head_size: int) -> Tensor:
+    """The channels ``(heads * head_size,)`` of these heads, in their order."""
     within = torch.arange(head_size, device=heads.device)
     return (heads[:, None] * head_size + within).flatten()
 

@@ -4,8 +4,10 @@ All of it works through the list of layers alone, so that embeddings, masks, poo
 stock model's own code, whatever the family.
 """
 
-from collections.abc import Hashable, Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,41 +43,67 @@ def recorded_states(network: PreTrainedModel, family: Family) -> Iterator[list[T
             handle.remove()
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is called with besides the state
+
+
+@dataclass(frozen=True)
 class LayerCalls:
     """How an encoder calls its layers for one batch, so that they can be run in any order.
 
     Attributes:
-        embedding: the embedding output, ``(batch, tokens, hidden)``.
+        arguments: by kind of layer.
+        family: the model's entry in the family table.
     """
 
-    def __init__(self, network: PreTrainedModel, family: Family, inputs: dict[str, Tensor]) -> None:
-        """Let the stock forward prepare the batch (embeddings, masks, positions), and stop it at the layers."""
-        self._family = family
-        self._arguments: dict[Hashable, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self.embedding: Tensor
-        kinds = {_kind(layer, family): layer for layer in stack_of(network, family)}
-        catchers = [_Stand(layer, family, self._catch(kind, last=len(kinds))) for kind, layer in kinds.items()]
-        try:
-            with _replaced_stack(network, family, nn.ModuleList(catchers)):
-                network(**inputs)
-        except _Caught:
-            pass
+    arguments: dict[Hashable, Arguments]
+    family: Family
 
     def run(self, layer: nn.Module, state: Tensor) -> Tensor:
         """One layer's output for a state, both ``(batch, tokens, hidden)``."""
-        args, kwargs = self._arguments[_kind(layer, self._family)]
+        args, kwargs = self.arguments[layer_kind(layer, self.family)]
         output = layer(state, *args, **kwargs)
-        return output[0] if self._family.layer_output_is_tuple else output
+        return output[0] if self.family.layer_output_is_tuple else output
 
-    def _catch(self, kind: Hashable, *, last: int) -> Any:
-        def catch(state: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.embedding = state
-            self._arguments[kind] = (args, kwargs)
-            if len(self._arguments) == last:
-                raise _Caught
+
+Prepared = tuple[Tensor, LayerCalls]  # the embedding output (batch, tokens, hidden), and how to go on from it
+
+
+def catch_layer_calls(network: PreTrainedModel, family: Family, inputs: dict[str, Tensor]) -> Prepared:
+    """Let the stock forward prepare a batch (embeddings, masks, positions), and stop it at the layers."""
+    catcher = LayerCatcher(stack_of(network, family), family)
+    with _replaced_stack(network, family, catcher.stands):
+        return catcher.catch(network, inputs)
+
+
+class LayerCatcher:
+    """Stands where the layers stood, and catches what they would be called with. Safe to use from many threads.
+
+    Attributes:
+        stands: to be set as the network's stack.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], family: Family) -> None:
+        kinds = {layer_kind(layer, family): layer for layer in layers}
+        self._family, self._count, self._caught = family, len(kinds), threading.local()
+        self.stands = nn.ModuleList(_Stand(layer, family, self._receive(kind)) for kind, layer in kinds.items())
+
+    def catch(self, network: PreTrainedModel, inputs: dict[str, Tensor]) -> Prepared:
+        """Run the network, whose stack holds the stands, until its layers' arguments are known."""
+        self._caught.arguments = {}
+        try:
+            network(**inputs)
+        except _Caught as caught:
+            return caught.embedding, LayerCalls(self._caught.arguments, self._family)
+        raise AssertionError("the forward pass reached no layer")
+
+    def _receive(self, kind: Hashable) -> Callable[..., Any]:
+        def receive(state: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._caught.arguments[kind] = (args, kwargs)
+            if len(self._caught.arguments) == self._count:
+                raise _Caught(state)
             return (state, None) if self._family.layer_output_is_tuple else state
 
-        return catch
+        return receive
 
 
 @contextmanager
@@ -96,6 +124,10 @@ def starting_from(network: PreTrainedModel, family: Family, state: Tensor) -> It
 class _Caught(Exception):
     """Ends a forward pass once its layers' arguments are known."""
 
+    def __init__(self, embedding: Tensor) -> None:
+        super().__init__()
+        self.embedding = embedding
+
 
 class _Stand(nn.Module):
     """Stands where a layer stood, with another function."""
@@ -110,7 +142,7 @@ class _Stand(nn.Module):
         return self.function(*args, **kwargs)
 
 
-def _kind(layer: nn.Module, family: Family) -> Hashable:
+def layer_kind(layer: nn.Module, family: Family) -> Hashable:
     """Layers of one kind get the same arguments."""
     return tuple(getattr(layer, name) for name in family.layer_attributes)
 

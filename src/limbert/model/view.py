@@ -55,15 +55,15 @@ class ViewFactory:
         own = {id(self._network.config): config, id(stack_of(self._network, self._family)): nn.ModuleList()}
         view: PreTrainedModel = copy.deepcopy(self._network, self._memo | own)
         vars(view).pop("forward", None)  # accelerate's wrapper, where there is one, would run the supernet instead
-        kept = [self._layer(index, heads, neurons) for index, (heads, neurons) in subnet.widths().items()]
+        kept = [self.layer(index, heads, neurons) for index, (heads, neurons) in subnet.widths().items()]
         set_stack(view, self._family, nn.ModuleList(kept))
         config.num_hidden_layers = len(kept)
         if getattr(config, "layer_types", None) is not None:
             config.layer_types = [config.layer_types[index] for index in subnet.layers]
         return view.eval()
 
-    def _layer(self, index: int, heads: int, neurons: int) -> nn.Module:
-        """One layer with plain Linears that hold slices."""
+    def layer(self, index: int, heads: int, neurons: int) -> nn.Module:
+        """One layer with plain Linears that hold slices, in evaluation mode."""
         key = (index, heads, neurons)
         if key not in self._narrowed:
             layer = copy.deepcopy(self._layers[index], dict(self._memo))
@@ -75,7 +75,7 @@ class ViewFactory:
             _slice(parts.mlp_out, rows=parts.mlp_out.out_features, columns=neurons)
             if parts.head_count is not None:
                 setattr(*parts.head_count, heads)
-            self._narrowed[key] = layer
+            self._narrowed[key] = layer.eval()
         return self._narrowed[key]
 
 

@@ -30,6 +30,9 @@ class Monitor:
     def phase_starts(self, phase: str, *, step: int, steps: int) -> None:
         """A phase begins, or goes on from ``step``."""
 
+    def preparing(self, phase: str, what: str, done: int, total: int) -> None:
+        """Something that a phase computes before its first step."""
+
     def progress(self, progress: Progress) -> None:
         """Some steps are done."""
 

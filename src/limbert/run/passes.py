@@ -83,8 +83,9 @@ def run_pass(
         with model.recorded_states() as recorded:
             logits = model.network(**inputs).logits
         return {shared.subnets[0]: Answer(logits, tuple(recorded) if keep_states else ())}
-    layers, calls = model.layers(), model.layer_calls(**inputs)
-    states: dict[tuple[int, ...], Tensor] = {(): calls.embedding}  # by the layers run so far
+    layers = model.layers()
+    embedding, calls = model.layer_calls(**inputs)
+    states: dict[tuple[int, ...], Tensor] = {(): embedding}  # by the layers run so far
     answers = {}
     for subnet in shared.subnets:
         paths = [subnet.layers[:depth] for depth in range(len(subnet.layers) + 1)]

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from limbert.core.config import PhaseConfig
 from limbert.core.space import Space
 from limbert.errors import ConfigError
+from limbert.run.phase import AnyPhaseConfig
 from limbert.run.phases import PHASES
 
 
@@ -18,7 +19,7 @@ class Recipe:
     """Which sub-networks are trained, and how, phase by phase in order."""
 
     space: Space
-    phases: dict[str, PhaseConfig]
+    phases: dict[str, AnyPhaseConfig]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint's record."""
@@ -71,7 +72,7 @@ def override(
     Args:
         recipe: what is changed.
         space: ``widths``, ``depths``, ``layers``.
-        every_phase: settings of all phases, by their name in PhaseConfig.
+        every_phase: settings of all phases that train the encoder, by their name in PhaseConfig.
         one_phase: ``"PHASE.SETTING=VALUE"``, as a person writes them.
         phases: which phases run, in this order; one that the recipe lacks runs with the defaults of its kind.
 
@@ -82,46 +83,53 @@ def override(
     names = list(phases) if phases is not None else list(recipe.phases)
     configs = {name: recipe.phases.get(name) or _phase_config(name, {}) for name in names}
     shared = {name: value for name, value in (every_phase or {}).items() if value is not None}
-    configs = {name: replace(config, **shared) for name, config in configs.items()}
+    configs = {
+        name: replace(config, **shared) if isinstance(config, PhaseConfig) else config
+        for name, config in configs.items()
+    }
     for text in one_phase:
         phase, setting, value = _parse_setting(text, configs)
         configs[phase] = replace(configs[phase], **{setting: value})
     return Recipe(Space.from_dict(recipe.space.to_dict() | given), configs)
 
 
-def _phase_config(phase: str, settings: Mapping[str, Any]) -> PhaseConfig:
+def _phase_config(phase: str, settings: Mapping[str, Any]) -> AnyPhaseConfig:
     if phase not in PHASES:
         raise ConfigError(f"unknown phase {phase!r}; allowed: {', '.join(PHASES)}")
-    known = {field.name for field in fields(PhaseConfig)}
+    config_class = PHASES[phase].config_class
     for name in settings:
-        if name not in known:
-            raise ConfigError(f"unknown setting {phase}.{name}; allowed: {', '.join(sorted(known))}")
-    return PhaseConfig(**(dict(PHASES[phase].defaults) | dict(settings)))
+        _check_setting(phase, name, config_class)
+    return config_class(**(dict(PHASES[phase].defaults) | dict(settings)))
 
 
-def _parse_setting(text: str, configs: Mapping[str, PhaseConfig]) -> tuple[str, str, Any]:
+def _check_setting(phase: str, name: str, config_class: type[AnyPhaseConfig]) -> None:
+    known = sorted(field.name for field in fields(config_class))
+    if name not in known:
+        raise ConfigError(f"unknown setting {phase}.{name}; allowed: {', '.join(known)}")
+
+
+def _parse_setting(text: str, configs: Mapping[str, AnyPhaseConfig]) -> tuple[str, str, Any]:
     path, _, value = text.partition("=")
     phase, _, setting = path.strip().partition(".")
     if phase not in configs or not value:
         raise ConfigError(
             f"cannot read setting {text!r}; write PHASE.SETTING=VALUE with a phase of this run: {', '.join(configs)}"
         )
-    if setting not in {field.name for field in fields(PhaseConfig)}:
-        allowed = ", ".join(sorted(field.name for field in fields(PhaseConfig)))
-        raise ConfigError(f"unknown setting {phase}.{setting}; allowed: {allowed}")
+    config_class = type(configs[phase])
+    _check_setting(phase, setting, config_class)
     try:
         parsed = tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
-    return phase, setting, _like_default(setting, parsed)
+    return phase, setting, _of_type(setting, parsed, get_type_hints(config_class)[setting])
 
 
-def _like_default(setting: str, value: Any) -> Any:
+def _of_type(setting: str, value: Any, hint: Any) -> Any:
     """Whole numbers serve where a fraction is expected; other mismatches are refused."""
-    default = getattr(PhaseConfig(), setting)
-    wanted = int if setting == "max_steps" else type(default)
-    if wanted is float and isinstance(value, int):
+    options = get_args(hint) or (hint,)
+    wanted = str if isinstance(options[0], str) else options[0]  # a Literal's options are its words
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, wanted):
+    if not isinstance(value, wanted) or isinstance(value, bool):
         raise ConfigError(f"{setting} is {value!r}; it must be a {wanted.__name__}")
     return value

@@ -90,12 +90,15 @@ class Trainer:
             fused=True,
         )
 
-    def fit(self, examples: TokenizedExamples, validate: Callable[[], float]) -> None:
+    def fit(
+        self, examples: TokenizedExamples, validate: Callable[[], float], *, graft: Callable[[], None] = lambda: None
+    ) -> None:
         """Train the phase to its end, from its saved state if there is one; the best validated weights stay.
 
         Args:
             examples: labelled training rows.
             validate: scores the model as it is, higher is better.
+            graft: changes the weights in place; called as often as the settings say.
 
         Raises:
             Stopped: when asked to stop, after saving the state.
@@ -106,6 +109,7 @@ class Trainer:
         steps = math.ceil(config.epochs * per_epoch)
         steps = min(steps, config.max_steps or steps)
         validate_every = math.ceil(per_epoch / config.evaluations)
+        grafted = grafting_steps(config.grafts, per_epoch=per_epoch, steps=steps)
         folder = around.workspace.folder
         state = latest_state(folder, self.name, network=self.model.network, optimizer=self.optimizer)
         state = state or TrainingState(self.name)
@@ -124,6 +128,8 @@ class Trainer:
                 self._report(state.step, steps, loss=loss, rate=rate, speed=rows / (now - reported))
                 losses, rows, reported = [], 0, now
             pause = time.monotonic()
+            if state.step in grafted:
+                graft()
             if state.step % validate_every == 0 or state.step == steps:
                 self._validate(state, validate)
             if around.should_stop() and state.step < steps:
@@ -143,7 +149,7 @@ class Trainer:
         Returns:
             The mean loss of a sub-network, a scalar on the device.
         """
-        torch.manual_seed(_step_seed(self.around.seed, self.name, number))  # dropout, wherever the run began
+        torch.manual_seed(step_seed(self.around.seed, self.name, number))  # dropout, wherever the run began
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         chosen = self._choose(number)
         targets = self._targets(chosen, inputs)
@@ -211,7 +217,7 @@ class Trainer:
         count = self.config.sampled
         if count == 0 or count >= len(self.subnets):
             return self.subnets
-        generator = torch.Generator().manual_seed(_step_seed(self.around.seed, self.name + " sampling", number))
+        generator = torch.Generator().manual_seed(step_seed(self.around.seed, self.name + " sampling", number))
         middle = torch.randperm(len(self.subnets) - 2, generator=generator)[: count - 2] + 1
         return tuple(self.subnets[index] for index in sorted({0, len(self.subnets) - 1, *middle.tolist()}))
 
@@ -257,7 +263,13 @@ class Trainer:
         self.around.accelerator.log({f"{self.name}/{name}": value for name, value in values.items()}, step=step)
 
 
-def _step_seed(seed: int, name: str, number: int) -> int:
+def grafting_steps(times: int, *, per_epoch: int, steps: int) -> frozenset[int]:
+    """After which steps weights are grafted: so many times an epoch, evenly, until the last epoch begins."""
+    every = per_epoch / times if times else math.inf
+    return frozenset(round(number * every) for number in range(1, math.floor((steps - per_epoch) / every) + 1))
+
+
+def step_seed(seed: int, name: str, number: int) -> int:
     """A seed of its own for every step of every phase."""
     text = f"{seed} {name} {number}".encode()
     value = 14695981039346656037  # FNV-1a: the same on every machine, unlike hash()

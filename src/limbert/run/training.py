@@ -1,31 +1,29 @@
 """A whole training run: phase after phase, interrupted and resumed at will, one checkpoint at the end."""
 
-import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from limbert.core.config import DataConfig, TrainConfig
-from limbert.data.batches import TokenizedExamples, evaluation_batches, tokenize
+from limbert.data.batches import TokenizedExamples, tokenize
 from limbert.data.files import Examples
 from limbert.data.load import TaskData, split_validation
-from limbert.data.metrics import compute_metrics
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import versions
 from limbert.model.elastic import ElasticModel
-from limbert.run.evaluate import Result, evaluate, subnet_logits
+from limbert.run.evaluate import Result, evaluate
 from limbert.run.monitor import Monitor
+from limbert.run.phase import PhaseWork
 from limbert.run.phases import PHASES
 from limbert.run.recipes import Recipe
 from limbert.run.start import Start, load_start
-from limbert.run.trainer import Surroundings, Trainer
+from limbert.run.trainer import Surroundings
 from limbert.run.workspace import LOG_NAME, Workspace, settings_of
 
 RESULTS_NAME = "results.jsonl"
@@ -145,29 +143,16 @@ class TrainingRun:
         return model, done
 
     def _train_phase(self, name: str, model: ElasticModel, materials: Materials) -> None:
-        phase, config, task = PHASES[name], self.recipe.phases[name], materials.start.task
-        validation = materials.validation
-        phase.prepare(model, lambda: self._labelled_batches(validation, config.batch_size))
-        teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval()) if phase.distils else None
-        subnets = phase.subnets(model)
-
-        def score() -> float:
-            answers = subnet_logits(model, validation, subnets=subnets, batch_size=64, precision=self.config.precision)
-            assert validation.labels is not None
-            labels = validation.labels.numpy()
-            scores = [compute_metrics(task, logits, labels)[task.primary] for logits in answers.values()]
-            return sum(scores) / len(scores)
-
-        trainer = Trainer(
+        work = PhaseWork(
             name,
             model=model,
-            teacher=teacher,
-            subnets=tuple(subnets.values()),
-            config=config,
-            kind=task.kind,
+            task=materials.start.task,
+            train=materials.train,
+            validation=materials.validation,
+            precision=self.config.precision,
             surroundings=self._surroundings(),
         )
-        trainer.fit(materials.train, score)
+        PHASES[name].train(work, self.recipe.phases[name])
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
@@ -178,10 +163,6 @@ class TrainingRun:
             monitor=self.monitor,
             should_stop=self._should_stop,
         )
-
-    def _labelled_batches(self, examples: TokenizedExamples, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
-            yield {name: tensor.to(self.accelerator.device) for name, tensor in examples.collate(indices).items()}
 
     def _record(self, start: Start, phases: list[str]) -> dict[str, Any]:
         return {"task": start.task.to_dict(), "phases": [*start.phases, *phases], "settings": self.settings}

@@ -7,19 +7,21 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.errors import ConfigError, StorageError
 from limbert.model.checkpoint import read_record, write_json
-from limbert.run.recipes import Recipe
+
+if TYPE_CHECKING:
+    from limbert.run.recipes import Recipe
 
 LOG_NAME = "log.jsonl"
 _SETTINGS_NAME = "settings.json"
 _WITHOUT_EFFECT = ("output", "checkpoint_every", "tensorboard")  # settings that do not change the result
 
 
-def settings_of(config: TrainConfig, recipe: Recipe, data_config: DataConfig) -> dict[str, Any]:
+def settings_of(config: TrainConfig, recipe: "Recipe", data_config: DataConfig) -> dict[str, Any]:
     """Everything that decides a run's result, as JSON values: two runs that agree here are the same run."""
     train = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
     values = {"train": train, "recipe": recipe.to_dict(), "data": asdict(data_config)}
@@ -106,6 +108,8 @@ class Workspace:
         """Delete what a finished phase makes useless: its own states, and the phases before it."""
         for state in self.folder.glob(f"{phase}-step-*"):
             shutil.rmtree(state, ignore_errors=True)
+        for part in self.folder.glob(f"{phase}-*-part-*"):
+            part.unlink(missing_ok=True)
         for earlier in phases[: phases.index(phase)]:
             shutil.rmtree(self.phase_folder(earlier), ignore_errors=True)
 

@@ -99,6 +99,13 @@ class TerminalMonitor(Monitor):
         if not messages.is_terminal:
             messages.print(f"{phase}: {steps} steps" + (f", going on from step {step}" if step else ""))
 
+    def preparing(self, phase: str, what: str, done: int, total: int) -> None:
+        if self._task is None or self._progress.tasks[-1].description != what:
+            self._task = self._progress.add_task(what, state="")
+            if not messages.is_terminal:
+                messages.print(f"{phase}: {what}")
+        self._progress.update(self._task, completed=done + 1, total=total)
+
     def progress(self, progress: Report) -> None:
         state = f"loss {progress.loss:.4f}  {progress.examples_per_second:.0f} examples/s"
         self._progress.update(self._task, completed=progress.step, state=state)

@@ -1,0 +1,78 @@
+"""Early exit: when an example's answer at an off-ramp is sure enough to stop there. Vectorised over the batch.
+
+An off-ramp is a depth that was trained; it shares the pooler and the head of the full model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from limbert.core.config import TaskKind, require
+from limbert.errors import ConfigError
+
+ExitRuleName = Literal["entropy", "confidence", "patience"]
+EXIT_RULES: tuple[ExitRuleName, ...] = get_args(ExitRuleName)
+
+
+@dataclass(frozen=True)
+class ExitRule:
+    """When an example leaves at an off-ramp.
+
+    Attributes:
+        name: ``entropy`` of the softmax below the threshold, in nats (Flexible BERT; DeeBERT, arXiv 2004.12993);
+            ``confidence``, the largest probability, at least the threshold; ``patience``: for classification the label
+            has stayed the same over so many further off-ramps, for regression the value has moved by less than the
+            threshold since the off-ramp before (PABEE, arXiv 2006.04152).
+        threshold: as the rule reads it.
+
+    Raises:
+        ConfigError: for an unknown rule or a threshold that it cannot have.
+    """
+
+    name: ExitRuleName
+    threshold: float
+
+    def __post_init__(self) -> None:
+        require(self.name in EXIT_RULES, "exit rule", self.name, "one of " + ", ".join(EXIT_RULES))
+        if self.name == "confidence":
+            require(0 <= self.threshold <= 1, "exit threshold", self.threshold, "a probability, from 0 to 1")
+        else:
+            require(self.threshold >= 0, "exit threshold", self.threshold, "0 or more")
+
+    def check(self, kind: TaskKind) -> None:
+        """Raise ConfigError where the rule has no meaning for the kind of task."""
+        if kind == "regression" and self.name != "patience":
+            raise ConfigError(f"exit rule {self.name!r} needs classes; for regression it must be patience")
+        if kind == "classification" and self.name == "patience" and self.threshold != int(self.threshold):
+            raise ConfigError(
+                f"exit threshold is {self.threshold}; for patience it must be a whole number of off-ramps"
+            )
+
+    def leaving(self, answers: Sequence[Tensor], *, kind: TaskKind) -> Tensor:
+        """Which examples leave, ``(examples,)``, boolean.
+
+        Args:
+            answers: the logits ``(examples, outputs)`` at every off-ramp so far, the present one last.
+            kind: what the outputs mean.
+        """
+        now = answers[-1]
+        if self.name == "patience":
+            return _stayed(answers, self.threshold, kind=kind)
+        logarithms = now.float().log_softmax(dim=-1)
+        if self.name == "entropy":
+            return -(logarithms.exp() * logarithms).sum(dim=-1) < self.threshold
+        return logarithms.amax(dim=-1).exp() >= self.threshold
+
+
+def _stayed(answers: Sequence[Tensor], threshold: float, *, kind: TaskKind) -> Tensor:
+    now = answers[-1]
+    if kind == "regression":
+        if len(answers) < 2:
+            return torch.zeros(len(now), dtype=torch.bool, device=now.device)
+        return (now[:, 0] - answers[-2][:, 0]).abs() < threshold
+    labels = torch.stack([answer.argmax(dim=-1) for answer in answers])  # (off-ramps, examples)
+    same = labels[:-1].flip(0) == labels[-1]
+    return same.long().cumprod(dim=0).sum(dim=0) >= threshold

@@ -1,0 +1,56 @@
+"""Neural grafting: blend some of the strongest heads and neurons into the weakest, so that none lies idle."""
+
+import torch
+from torch import Tensor, nn
+
+from limbert.method.importance import Importance
+from limbert.model.elastic import ElasticModel
+from limbert.model.families import layer_parts
+from limbert.model.permute import head_channels
+
+
+@torch.no_grad()
+def graft(model: ElasticModel, scores: Importance, *, rate: float = 0.1, share: float = 0.5) -> None:
+    """In every layer, ``W_weak <- rate * W_strong + (1 - rate) * W_weak``, in place.
+
+    The weakest head takes from the strongest, the next weakest from the next strongest, and so on; neurons likewise.
+    Blended are the rows of the projections into attention and feed-forward with their biases, and the columns of the
+    projections out of them. (Hu, Meinel, Yang: "A flexible BERT model enabling width- and depth-dynamic inference",
+    Computer Speech & Language 2024, section on neural grafting.)
+
+    Args:
+        model: changed in place; the full network's function changes too.
+        scores: of the full network, as `importance` gives them.
+        rate: share of the strong one, between 0 and 1.
+        share: share of the heads, and of the neurons, that are weak; rounded down, at most a half.
+    """
+    family = model.family
+    for layer, heads, neurons in zip(model.layers(), scores.heads, scores.neurons, strict=True):
+        parts = layer_parts(layer, family)
+        head_size = parts.attention_out.in_features // len(heads)
+        weak, strong = (head_channels(part, head_size=head_size) for part in _pairs(heads, share))
+        for linear in parts.attention_in:
+            _blend_rows(linear, weak, strong, blocks=family.attention_blocks, rate=rate)
+        _blend(parts.attention_out.weight.T, weak, strong, rate)
+        weak, strong = _pairs(neurons, share)
+        _blend_rows(parts.mlp_in, weak, strong, blocks=family.mlp_blocks, rate=rate)
+        _blend(parts.mlp_out.weight.T, weak, strong, rate)
+
+
+def _pairs(scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The weak ones, weakest first, and the strong one that goes with each. Equal scores keep their order."""
+    order = scores.argsort(descending=True, stable=True)
+    count = int(share * len(scores))
+    return order.flip(0)[:count], order[:count]
+
+
+def _blend_rows(linear: nn.Linear, weak: Tensor, strong: Tensor, *, blocks: int, rate: float) -> None:
+    for parameter in (linear.weight, linear.bias):
+        if parameter is not None:
+            for block in parameter.unflatten(0, (blocks, -1)):
+                _blend(block, weak, strong, rate)
+
+
+def _blend(rows: Tensor, weak: Tensor, strong: Tensor, rate: float) -> None:
+    """Blend along the first dimension of a view of the weights."""
+    rows[weak] = torch.lerp(rows[weak], rows[strong], rate)
