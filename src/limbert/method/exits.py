@@ -61,10 +61,10 @@ class ExitRule:
         now = answers[-1]
         if self.name == "patience":
             return _stayed(answers, self.threshold, kind=kind)
-        logarithms = now.float().log_softmax(dim=-1)
+        probabilities = now.float().softmax(dim=-1)
         if self.name == "entropy":
-            return -(logarithms.exp() * logarithms).sum(dim=-1) < self.threshold
-        return logarithms.amax(dim=-1).exp() >= self.threshold
+            return torch.special.entr(probabilities).sum(dim=-1) < self.threshold
+        return probabilities.amax(dim=-1) >= self.threshold
 
 
 def _stayed(answers: Sequence[Tensor], threshold: float, *, kind: TaskKind) -> Tensor:

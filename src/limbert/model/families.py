@@ -15,6 +15,15 @@ from limbert.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
+class PlainLayer:
+    """Paths of what a plain post-norm layer has besides its Linears: see ``model/lean.py``."""
+
+    attention_norm: str
+    mlp_norm: str
+    activation: str
+
+
+@dataclass(frozen=True)
 class Family:
     """Paths inside one model family; those of a layer's parts are relative to the layer.
 
@@ -35,6 +44,7 @@ class Family:
         sequence_head: what a sequence classifier applies to the last layer's output, step by step: a module (``base:``
             begins a path inside the base model), ``@first`` takes the first token, ``@relu`` the activation, ``@pool``
             what the config's ``classifier_pooling`` says.
+        plain_layer: where the layers are plain post-norm ones with query, key and value in this order; else None.
         absent: options of the config that must be off: what they add sits between the layers.
     """
 
@@ -52,6 +62,7 @@ class Family:
     keeps_first_layer: bool = False
     positions_follow_padding: bool = False
     sequence_head: tuple[str, ...] = ("classifier",)
+    plain_layer: PlainLayer | None = None
     absent: tuple[str, ...] = ()
 
 
@@ -62,6 +73,11 @@ _BERT = Family(
     mlp_in="intermediate.dense",
     mlp_out="output.dense",
     sequence_head=("base:pooler", "classifier"),
+    plain_layer=PlainLayer(
+        attention_norm="attention.output.LayerNorm",
+        mlp_norm="output.LayerNorm",
+        activation="intermediate.intermediate_act_fn",
+    ),
 )
 
 _ROBERTA = replace(_BERT, positions_follow_padding=True, sequence_head=("classifier",))
@@ -79,6 +95,9 @@ FAMILIES: dict[str, Family] = {
         mlp_in="ffn.lin1",
         mlp_out="ffn.lin2",
         sequence_head=("@first", "pre_classifier", "@relu", "classifier"),
+        plain_layer=PlainLayer(
+            attention_norm="sa_layer_norm", mlp_norm="output_layer_norm", activation="ffn.activation"
+        ),
     ),
     "modernbert": Family(
         stack="layers",
@@ -105,6 +124,7 @@ FAMILIES: dict[str, Family] = {
         head_count=("attention.self", "num_attention_heads"),
         layer_output_is_tuple=True,
         sequence_head=("pooler", "classifier"),
+        plain_layer=None,  # relative positions
         absent=("conv_kernel_size",),  # a convolution behind layer 0 (v2-xlarge and v2-xxlarge)
     ),
 }

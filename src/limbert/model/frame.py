@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from limbert.errors import UnsupportedModelError
 from limbert.model.families import Family, set_stack, stack_of
+from limbert.model.lean import RunLayer, layer_runner
 from limbert.model.states import LayerCalls, LayerCatcher, Prepared
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (state or pooled state, attention mask) -> the next one
@@ -31,12 +32,12 @@ class Frame:
             raise UnsupportedModelError(
                 f"dynamic inference needs a head for sequence classification, got {type(network).__name__}"
             )
-        self._network = network
+        self._network, self._family = network, family
         self._catcher = LayerCatcher(stack_of(network, family), family)
         set_stack(network, family, self._catcher.stands)
         self._steps = [_step(network, name) for name in family.sequence_head]
         pooling = getattr(network.config, "classifier_pooling", "cls")
-        self._whole = "@pool" in family.sequence_head and pooling != "cls"
+        self._whole = "@pool" in family.sequence_head and pooling != "cls"  # the head reads every token
         self._batched = self._find_batched()
 
     def prepare(self, inputs: dict[str, Tensor]) -> Prepared:
@@ -65,17 +66,24 @@ class Frame:
         arguments = {kind: _mapped((kind,), value, chosen) for kind, value in calls.arguments.items()}
         return LayerCalls(arguments, calls.family)
 
-    def read_out(self, states: Sequence[Tensor], attention_mask: Tensor) -> Tensor:
+    def runner(self, layer: nn.Module) -> RunLayer:
+        """How to run one of the model's layer views."""
+        return layer_runner(layer, self._network, self._family)
+
+    def read_out(self, states: Sequence[Tensor], attention_mask: Tensor, rows: Sequence[int]) -> Tensor:
         """The task's answers off any layer's output, as if that layer were the last.
 
         Args:
             states: ``(examples, tokens, hidden)`` each, for consecutive examples.
-            attention_mask: ``(all examples, tokens)``.
+            attention_mask: of the whole batch, ``(batch, tokens)``.
+            rows: of the batch, one an example.
 
         Returns:
             Logits ``(all examples, outputs)``.
         """
-        if not self._whole:  # heads that look at the first token need no other
+        if self._whole:
+            attention_mask = attention_mask[list(rows)]
+        else:
             states = [state[:, :1] for state in states]
         value = states[0] if len(states) == 1 else torch.cat(list(states))
         for step in self._steps:

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class WidthGate(nn.Module):
         self.dense_out = nn.Linear(hidden, choices)
 
     def forward(self, first_token: Tensor) -> Tensor:
-        return self.dense_out(self.dense_in(first_token).relu())
+        inner = F.linear(first_token, self.dense_in.weight, self.dense_in.bias).relu_()
+        return F.linear(inner, self.dense_out.weight, self.dense_out.bias)
 
 
 class WidthGates(nn.Module):

@@ -64,6 +64,12 @@ class LayerCalls:
         output = layer(state, *args, **kwargs)
         return output[0] if self.family.layer_output_is_tuple else output
 
+    def attention_mask(self, layer: nn.Module) -> Tensor | None:
+        """The mask that a layer is called with, as its attention takes it; None where nothing is masked."""
+        args, kwargs = self.arguments[layer_kind(layer, self.family)]
+        mask: Tensor | None = kwargs["attention_mask"] if "attention_mask" in kwargs else args[0]
+        return mask
+
 
 Prepared = tuple[Tensor, LayerCalls]  # the embedding output (batch, tokens, hidden), and how to go on from it
 

@@ -6,8 +6,7 @@ makes no choices: those are in the plan, the gates and the exit rule.
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,61 +15,8 @@ from limbert.core.config import Precision, TaskKind
 from limbert.model.cost import CostModel
 from limbert.model.elastic import ElasticModel
 from limbert.model.states import LayerCalls
-from limbert.run.policy import Option, Plan, Policy, resolve
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What ran for each example of a batch; on the CPU.
-
-    Attributes:
-        options: the widths that could run.
-        chosen: ``(batch, layers)``, the index of the option that a layer ran at, -1 where it did not run.
-        tokens: ``(batch,)``, tokens that are no padding.
-        plan: what was executed.
-        cost: the model's cost model.
-    """
-
-    options: tuple[Option, ...]
-    chosen: Tensor
-    tokens: Tensor
-    plan: Plan
-    cost: CostModel
-    gate_choices: int
-
-    @cached_property
-    def widths(self) -> Tensor:
-        """``(batch, layers)``, the width that each layer ran at as a fraction, 0 where it did not run."""
-        return torch.tensor([*(option.width for option in self.options), 0.0])[self.chosen]
-
-    @cached_property
-    def layers_run(self) -> Tensor:
-        """``(batch,)``, layers that ran."""
-        return (self.chosen >= 0).sum(dim=1)
-
-    @cached_property
-    def flops(self) -> Tensor:
-        """``(batch,)``, floating-point operations of each example, those of gates and off-ramps included.
-
-        2 a multiply-accumulate, at the example's own number of tokens (see ``model/cost.py``).
-        """
-        total = self.tokens * 0
-        for index, option in enumerate(self.options):
-            layers = (self.chosen == index).sum(dim=1)
-            for tokens in self.tokens.unique().tolist():
-                here = self.tokens == tokens
-                layer = self.cost.layer_flops(heads=option.heads, neurons=option.neurons, tokens=tokens)
-                total[here] += layers[here] * layer
-        for tokens in self.tokens.unique().tolist():
-            total[self.tokens == tokens] += self.cost.embedding_flops(tokens)
-        full = self.chosen.shape[1]
-        answers = sum((self.layers_run >= ramp).long() for ramp in self.plan.ramps) + torch.zeros_like(total)
-        if self.plan.subnet is None:
-            answers += (self.layers_run == full).long()
-        else:
-            answers += 1
-        gates = sum((self.layers_run > layer).long() for layer in self.plan.gates) + torch.zeros_like(total)
-        return total + answers * self.cost.head_flops + gates * self.cost.gate_flops(self.gate_choices)
+from limbert.run.policy import Policy, resolve
+from limbert.run.trace import Decision, Trace
 
 
 @dataclass(frozen=True)
@@ -96,6 +42,30 @@ class _Group:
     calls: LayerCalls
 
 
+@dataclass
+class _Batch:
+    """Where one batch stands."""
+
+    mask: Tensor  # (batch, tokens)
+    calls: LayerCalls  # of the whole batch
+    groups: list[_Group]
+    decisions: list[Decision] = field(default_factory=list)
+    finished: list[tuple[list[int], Tensor]] = field(default_factory=list)  # rows, and their logits
+    answers: list[Tensor] = field(default_factory=list)  # at the off-ramps so far, of those still running
+
+    @property
+    def running(self) -> list[int]:
+        return [row for group in self.groups for row in group.rows]
+
+    def logits(self) -> Tensor:
+        """All answers in the order of the batch."""
+        rows = [row for part, _ in self.finished for row in part]
+        logits = torch.cat([logits for _, logits in self.finished]) if len(self.finished) > 1 else self.finished[0][1]
+        if rows == list(range(len(rows))):
+            return logits
+        return logits[torch.tensor(rows, device=logits.device).argsort()]
+
+
 class Engine:
     """Executes one policy on one model. Safe to call from many threads, as views are.
 
@@ -107,26 +77,26 @@ class Engine:
 
     Raises:
         ConfigError: if the policy does not fit the model or the task.
-        UnsupportedModelError: for a dynamic policy on a head that is none for sequence classification.
+        UnsupportedModelError: if the task head is none for sequence classification.
     """
 
     def __init__(self, model: ElasticModel, policy: Policy, *, kind: TaskKind, precision: Precision = "fp32") -> None:
         self.policy = policy
-        self.plan = plan = resolve(policy, model, kind=kind)
+        self.plan = resolve(policy, model, kind=kind)
         self._kind: TaskKind = kind
         self._cost = CostModel(model)
-        self._layers_of_model = model.shape.layers
+        self._depth = model.shape.layers
         self._device = model.network.device
         self._autocast = precision == "bf16"
         self._gates = model.gates
-        if plan.subnet is not None:
-            self._static = model.view(plan.subnet)
-            return
         self._frame = model.frame()
-        self._layers = [
-            [model.layer_view(index, heads=option.heads, neurons=option.neurons) for option in plan.options]
-            for index in range(model.shape.layers)
-        ]
+        self._layers = {
+            index: [
+                self._frame.runner(model.layer_view(index, heads=option.heads, neurons=option.neurons))
+                for option in self.plan.options
+            ]
+            for index in self.plan.layers
+        }
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Tensor]) -> DynamicAnswer:
@@ -136,111 +106,71 @@ class Engine:
             inputs: ``input_ids`` and ``attention_mask`` ``(batch, tokens)``, padded on the right, and what else the
                 network takes; on the model's device, without labels.
         """
-        autocast = torch.autocast(self._device.type, torch.bfloat16) if self._autocast else nullcontext()
-        with autocast:
-            if self.plan.subnet is not None:
-                logits = self._static(**inputs).logits
-                chosen = torch.full((len(logits), self._layers_of_model), -1)
-                chosen[:, list(self.plan.subnet.layers)] = 0
-            else:
-                logits, chosen = self._run_dynamic(dict(inputs))
-        choices = len(self._gates.widths) if self._gates is not None else 0
-        tokens = inputs["attention_mask"].sum(dim=1).cpu()
-        return DynamicAnswer(
-            logits.float(), Trace(self.plan.options, chosen, tokens, self.plan, self._cost, gate_choices=choices)
-        )
-
-    def _run_dynamic(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits ``(batch, outputs)`` and the options chosen ``(batch, layers)``."""
         plan, mask = self.plan, inputs["attention_mask"]
-        state, calls = self._frame.prepare(inputs)
-        batch = len(state)
-        groups = [_Group(list(range(batch)), 0, state, calls)]
-        chosen = torch.zeros(batch, self._layers_of_model, dtype=torch.long)
-        results: list[tuple[list[int], Tensor]] = []
-        history: list[Tensor] = []  # answers at the off-ramps so far, of the examples still running
-        for index in range(self._layers_of_model):
-            if index in plan.ramps:
-                groups = self._exit(groups, history, results, chosen, mask, layer=index)
-                if not groups:
-                    break
-            if index in plan.gates:
-                groups = self._regroup(groups, calls, chosen, layer=index, batch=batch)
-            for group in groups:
-                group.state = group.calls.run(self._layers[index][group.option], group.state)
-        if groups:
-            rows = _rows(groups)
-            results.append((rows, self._frame.read_out([group.state for group in groups], _taken(mask, rows))))
-        if len(results) == 1 and results[0][0] == list(range(batch)):
-            return results[0][1], chosen
-        order = torch.tensor([row for rows, _ in results for row in rows], device=state.device)
-        return torch.cat([logits for _, logits in results])[order.argsort()], chosen
+        with torch.autocast(self._device.type, torch.bfloat16) if self._autocast else nullcontext():
+            embedding, calls = self._frame.prepare(dict(inputs))
+            batch = _Batch(mask, calls, [_Group(list(range(len(mask))), 0, embedding, calls)])
+            for done, index in enumerate(plan.layers):
+                if done in plan.ramps:
+                    self._exit(batch, layer=index)
+                if index in plan.gates:
+                    self._regroup(batch, layer=index)
+                for group in batch.groups:
+                    group.state = self._layers[index][group.option](group.state, group.calls)
+            if batch.groups:
+                batch.finished.append((batch.running, self._read_out(batch)))
+        return DynamicAnswer(batch.logits().float(), Trace(plan, batch.decisions, self._depth, mask, self._cost))
 
-    def _exit(
-        self,
-        groups: list[_Group],
-        history: list[Tensor],
-        results: list[tuple[list[int], Tensor]],
-        chosen: Tensor,
-        mask: Tensor,
-        *,
-        layer: int,
-    ) -> list[_Group]:
-        """Let those leave whose answer here is good enough, before layer ``layer`` runs; the groups that stay."""
-        assert self.plan.exits is not None
-        rows = _rows(groups)
-        logits = self._frame.read_out([group.state for group in groups], _taken(mask, rows))
-        history.append(logits)
-        leaving = self.plan.exits.leaving(history, kind=self._kind).tolist()  # waits for the device
+    def _read_out(self, batch: _Batch) -> Tensor:
+        return self._frame.read_out([group.state for group in batch.groups], batch.mask, batch.running)
+
+    def _exit(self, batch: _Batch, *, layer: int) -> None:
+        """Let those leave whose answer is good enough before layer ``layer``."""
+        if self.plan.exits is None or not batch.groups:
+            return
+        rows, logits = batch.running, self._read_out(batch)
+        batch.answers.append(logits)
+        leaving = self.plan.exits.leaving(batch.answers, kind=self._kind).tolist()  # waits for the device
         if not any(leaving):
-            return groups
+            return
         left = [place for place, leaves in enumerate(leaving) if leaves]
         kept = [place for place, leaves in enumerate(leaving) if not leaves]
-        results.append(([rows[place] for place in left], logits[left]))
-        chosen[[rows[place] for place in left], layer:] = -1
-        history[:] = [answers[kept] for answers in history]
-        staying, start = [], 0
-        for group in groups:
-            inside = [place - start for place in kept if start <= place < start + len(group.rows)]
-            start += len(group.rows)
-            if len(inside) == len(group.rows):
-                staying.append(group)
-            elif inside:
-                places = torch.tensor(inside, device=group.state.device)
-                calls = self._frame.select(group.calls, places, batch=len(group.rows))
-                rows_inside = [group.rows[place] for place in inside]
-                staying.append(_Group(rows_inside, group.option, group.state.index_select(0, places), calls))
-        return staying
+        gone = [rows[place] for place in left]
+        batch.decisions.append(Decision(layer, None, gone))
+        batch.finished.append((gone, logits[left]))
+        batch.answers = [answers[kept] for answers in batch.answers]
+        groups, gone_rows = batch.groups, {*gone}
+        batch.groups = [part for group in groups if (part := self._without(group, gone_rows)) is not None]
 
-    def _regroup(
-        self, groups: list[_Group], calls: LayerCalls, chosen: Tensor, *, layer: int, batch: int
-    ) -> list[_Group]:
+    def _without(self, group: _Group, gone: set[int]) -> _Group | None:
+        """What is left of a group; None where that is nobody."""
+        places = [place for place, row in enumerate(group.rows) if row not in gone]
+        if not places or len(places) == len(group.rows):
+            return group if places else None
+        rows = [group.rows[place] for place in places]
+        chosen = torch.tensor(places, device=group.state.device)
+        calls = self._frame.select(group.calls, chosen, batch=len(group.rows))
+        return _Group(rows, group.option, group.state.index_select(0, chosen), calls)
+
+    def _regroup(self, batch: _Batch, *, layer: int) -> None:
         """Ask the gate before layer ``layer`` and put together the examples that it sends to the same width."""
-        assert self._gates is not None
+        groups, rows = batch.groups, batch.running
+        if self._gates is None or not groups:
+            return
         gate = self._gates.gate[self.plan.gates[layer]]
         first_tokens = [group.state[:, 0] for group in groups]
         logits = gate(first_tokens[0] if len(groups) == 1 else torch.cat(first_tokens))
         options = [self.plan.choices[choice] for choice in logits.argmax(dim=-1).tolist()]  # waits for the device
-        rows = _rows(groups)
         if len(groups) == 1 and len({*options}) == 1:  # nobody parts: nothing to copy
             groups[0].option = options[0]
-            chosen[groups[0].rows, layer:] = options[0]
-            return groups
+            batch.decisions.append(Decision(layer, options[0], rows))
+            return
         state = groups[0].state if len(groups) == 1 else torch.cat([group.state for group in groups])
-        parted = []
+        batch.groups = []
         for option in sorted({*options}):
             places = [place for place, its in enumerate(options) if its == option]
             members = [rows[place] for place in places]
-            chosen[members, layer:] = option
+            batch.decisions.append(Decision(layer, option, members))
+            calls = self._frame.select(batch.calls, torch.tensor(members, device=state.device), batch=len(batch.mask))
             mine = state if len(places) == len(rows) else state[places]
-            selected = self._frame.select(calls, torch.tensor(members, device=state.device), batch=batch)
-            parted.append(_Group(members, option, mine, selected))
-        return parted
-
-
-def _rows(groups: list[_Group]) -> list[int]:
-    return [row for group in groups for row in group.rows]
-
-
-def _taken(mask: Tensor, rows: list[int]) -> Tensor:
-    return mask if rows == list(range(len(mask))) else mask[rows]
+            batch.groups.append(_Group(members, option, mine, calls))

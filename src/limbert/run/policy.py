@@ -115,20 +115,25 @@ class Plan:
     """A policy resolved for one model: what the engine executes without any further choice of its own.
 
     Attributes:
-        subnet: of a static policy; the rest is then without use.
+        layers: those that run, as indices into the full stack: all of them but for a static policy.
         options: the widths that may run; the first is where everything starts.
         gates: the gate that is asked before each layer, by the layer.
-        choices: for each choice of a gate, the index of its option.
+        choices: for each choice of a gate, the index of its option; empty without gates.
         ramps: the numbers of layers after which examples may leave.
         exits: when they leave.
     """
 
-    subnet: Subnet | None
+    layers: tuple[int, ...]
     options: tuple[Option, ...]
     gates: Mapping[int, int]
     choices: tuple[int, ...]
     ramps: frozenset[int]
     exits: ExitRule | None
+
+    @property
+    def gate_choices(self) -> int:
+        """Widths that each gate chooses among; 0 without gates."""
+        return len(self.choices)
 
 
 def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
@@ -142,7 +147,8 @@ def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
     if policy.subnet is not None:
         subnet = model.subnet(policy.subnet)
         option = _option(model, float(policy.subnet.lower().partition("x")[0]))
-        return Plan(subnet, (option,), {}, (), frozenset(), None)
+        return Plan(subnet.layers, (option,), {}, (), frozenset(), None)
+    every = tuple(range(model.shape.layers))
     ramps: frozenset[int] = frozenset()
     if policy.exits is not None:
         policy.exits.check(kind)
@@ -151,7 +157,7 @@ def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
         widths = policy.widths or (1.0,)
         if len(widths) != 1:
             raise ConfigError(f"policy depth runs all layers at one width, got {len(widths)}: {_shown(widths)}")
-        return Plan(None, (_option(model, widths[0]),), {}, (), ramps, policy.exits)
+        return Plan(every, (_option(model, widths[0]),), {}, (), ramps, policy.exits)
     if model.gates is None:
         raise ConfigError("this model has no width gates; train them: limbert train --phases gates --model RUN")
     widths = policy.widths or model.gates.widths
@@ -162,7 +168,7 @@ def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
     options = tuple(dict.fromkeys(_option(model, width) for width in widths))
     places = model.gates.layer_of_gate(model.shape.layers)
     return Plan(
-        None,
+        every,
         options,
         {layer: gate for gate, layer in enumerate(places)},
         tuple(options.index(_option(model, width)) for width in widths),
