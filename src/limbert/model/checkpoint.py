@@ -108,9 +108,14 @@ def find_file(path_or_hub_id: str | Path, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def write_json(path: Path, values: Any) -> None:
+def json_text(values: Any) -> str:
     """Readable JSON, with a newline at the end."""
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write readable JSON."""
+    path.write_text(json_text(values), encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

@@ -106,30 +106,51 @@ class Engine:
             inputs: ``input_ids`` and ``attention_mask`` ``(batch, tokens)``, padded on the right, and what else the
                 network takes; on the model's device, without labels.
         """
+        batch = self._run(inputs, leave=True)
+        return DynamicAnswer(batch.logits().float(), self._trace(batch))
+
+    @torch.inference_mode()
+    def run_to_the_end(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Trace]:
+        """Let nobody leave, and say what each off-ramp answers: what a search for thresholds needs.
+
+        Args:
+            inputs: as `run`.
+
+        Returns:
+            Logits ``(off-ramps + 1, batch, outputs)``, the end's last, and what ran.
+        """
+        batch = self._run(inputs, leave=False)
+        answers = torch.stack([*batch.answers, batch.finished[0][1]]).float()
+        return answers[:, torch.tensor(batch.finished[0][0], device=answers.device).argsort()], self._trace(batch)
+
+    def _run(self, inputs: Mapping[str, Tensor], *, leave: bool) -> _Batch:
         plan, mask = self.plan, inputs["attention_mask"]
         with torch.autocast(self._device.type, torch.bfloat16) if self._autocast else nullcontext():
             embedding, calls = self._frame.prepare(dict(inputs))
             batch = _Batch(mask, calls, [_Group(list(range(len(mask))), 0, embedding, calls)])
             for done, index in enumerate(plan.layers):
-                if done in plan.ramps:
-                    self._exit(batch, layer=index)
-                if index in plan.gates:
+                if done in plan.ramps and batch.groups:
+                    batch.answers.append(self._read_out(batch))
+                    if leave:
+                        self._exit(batch, layer=index)
+                if index in plan.gates and batch.groups:
                     self._regroup(batch, layer=index)
                 for group in batch.groups:
                     group.state = self._layers[index][group.option](group.state, group.calls)
             if batch.groups:
                 batch.finished.append((batch.running, self._read_out(batch)))
-        return DynamicAnswer(batch.logits().float(), Trace(plan, batch.decisions, self._depth, mask, self._cost))
+        return batch
+
+    def _trace(self, batch: _Batch) -> Trace:
+        return Trace(self.plan, batch.decisions, self._depth, batch.mask, self._cost)
 
     def _read_out(self, batch: _Batch) -> Tensor:
         return self._frame.read_out([group.state for group in batch.groups], batch.mask, batch.running)
 
     def _exit(self, batch: _Batch, *, layer: int) -> None:
         """Let those leave whose answer is good enough before layer ``layer``."""
-        if self.plan.exits is None or not batch.groups:
-            return
-        rows, logits = batch.running, self._read_out(batch)
-        batch.answers.append(logits)
+        assert self.plan.exits is not None
+        rows, logits = batch.running, batch.answers[-1]
         leaving = self.plan.exits.leaving(batch.answers, kind=self._kind).tolist()  # waits for the device
         if not any(leaving):
             return
@@ -154,9 +175,8 @@ class Engine:
 
     def _regroup(self, batch: _Batch, *, layer: int) -> None:
         """Ask the gate before layer ``layer`` and put together the examples that it sends to the same width."""
+        assert self._gates is not None
         groups, rows = batch.groups, batch.running
-        if self._gates is None or not groups:
-            return
         gate = self._gates.gate[self.plan.gates[layer]]
         first_tokens = [group.state[:, 0] for group in groups]
         logits = gate(first_tokens[0] if len(groups) == 1 else torch.cat(first_tokens))
@@ -167,8 +187,10 @@ class Engine:
             return
         state = groups[0].state if len(groups) == 1 else torch.cat([group.state for group in groups])
         batch.groups = []
+        order = sorted(range(len(rows)), key=lambda place: options[place])
+        batch.answers = [answers[order] for answers in batch.answers]
         for option in sorted({*options}):
-            places = [place for place, its in enumerate(options) if its == option]
+            places = [place for place in order if options[place] == option]
             members = [rows[place] for place in places]
             batch.decisions.append(Decision(layer, option, members))
             calls = self._frame.select(batch.calls, torch.tensor(members, device=state.device), batch=len(batch.mask))

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from limbert.core.config import PhaseConfig
+from limbert.core.config import GatesConfig, PhaseConfig
 from limbert.core.space import Space
 from limbert.errors import ConfigError
 from limbert.run.phase import AnyPhaseConfig
@@ -64,6 +64,7 @@ def override(
     *,
     space: Mapping[str, Any] | None = None,
     every_phase: Mapping[str, Any] | None = None,
+    gates: Mapping[str, Any] | None = None,
     one_phase: Iterable[str] = (),
     phases: Iterable[str] | None = None,
 ) -> Recipe:
@@ -73,6 +74,7 @@ def override(
         recipe: what is changed.
         space: ``widths``, ``depths``, ``layers``.
         every_phase: settings of all phases that train the encoder, by their name in PhaseConfig.
+        gates: settings of the phases that train gates, by their name in GatesConfig.
         one_phase: ``"PHASE.SETTING=VALUE"``, as a person writes them.
         phases: which phases run, in this order; one that the recipe lacks runs with the defaults of its kind.
 
@@ -83,8 +85,13 @@ def override(
     names = list(phases) if phases is not None else list(recipe.phases)
     configs = {name: recipe.phases.get(name) or _phase_config(name, {}) for name in names}
     shared = {name: value for name, value in (every_phase or {}).items() if value is not None}
+    of_gates = {name: value for name, value in (gates or {}).items() if value is not None}
+    if of_gates and not any(isinstance(config, GatesConfig) for config in configs.values()):
+        raise ConfigError(
+            f"gate settings ({', '.join(of_gates)}) need a phase that trains gates; phases: {', '.join(configs)}"
+        )
     configs = {
-        name: replace(config, **shared) if isinstance(config, PhaseConfig) else config
+        name: replace(config, **(shared if isinstance(config, PhaseConfig) else of_gates))  # type: ignore[arg-type]
         for name, config in configs.items()
     }
     for text in one_phase:

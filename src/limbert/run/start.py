@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from limbert.core.config import TrainConfig
 from limbert.core.space import Space
 from limbert.data.files import Examples
+from limbert.data.load import split_validation
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import check_folder, read_record
@@ -54,10 +55,7 @@ class Start:
 
     def relabelled(self, examples: Examples, task: Task) -> Examples:
         """Examples of ``task`` with the class ids of this start."""
-        if examples.labels is None or task.labels == self.task.labels:
-            return examples
-        ids = [self.task.labels.index(name) for name in task.labels]
-        return replace(examples, labels=tuple(ids[int(label)] for label in examples.labels))
+        return in_order_of(examples, task, self.task)
 
 
 def load_start(config: TrainConfig, task: Task) -> Start:
@@ -89,6 +87,20 @@ def load_start(config: TrainConfig, task: Task) -> Start:
         phases=tuple(read_record(config.model).get("phases", ())),
         seed=config.seed,
     )
+
+
+def in_order_of(examples: Examples, task: Task, wanted: Task) -> Examples:
+    """Examples of ``task`` with the class ids of ``wanted``, which has the same labels."""
+    if examples.labels is None or task.labels == wanted.labels:
+        return examples
+    ids = [wanted.labels.index(name) for name in task.labels]
+    return replace(examples, labels=tuple(ids[int(label)] for label in examples.labels))
+
+
+def kept_back(examples: Examples, task: Task, config: TrainConfig) -> tuple[Examples, Examples]:
+    """The training rows of a run, and its validation slice: the rows kept back to choose and score."""
+    fraction = min(config.validation, config.validation_limit / len(examples))
+    return split_validation(examples, task, fraction=fraction, seed=config.seed)
 
 
 def _order_of(config: Any, task: Task) -> tuple[str, ...] | None:

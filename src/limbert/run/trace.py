@@ -50,7 +50,8 @@ class Trace:
     @cached_property
     def widths(self) -> Tensor:
         """``(batch, layers)``, the width that each layer ran at as a fraction, 0 where it did not run."""
-        return torch.tensor([*(option.width for option in self.plan.options), 0.0])[self.chosen]
+        widths = [option.width for option in self.plan.options]
+        return torch.tensor([*widths, 0.0], dtype=torch.float64)[self.chosen]
 
     @cached_property
     def layers_run(self) -> Tensor:

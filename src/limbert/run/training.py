@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.data.batches import TokenizedExamples, tokenize
 from limbert.data.files import Examples
-from limbert.data.load import TaskData, split_validation
+from limbert.data.load import TaskData
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import versions
 from limbert.model.elastic import ElasticModel
@@ -22,7 +22,7 @@ from limbert.run.monitor import Monitor
 from limbert.run.phase import PhaseWork
 from limbert.run.phases import PHASES
 from limbert.run.recipes import Recipe
-from limbert.run.start import Start, load_start
+from limbert.run.start import Start, kept_back, load_start
 from limbert.run.trainer import Surroundings
 from limbert.run.workspace import LOG_NAME, Workspace, settings_of
 
@@ -111,8 +111,7 @@ class TrainingRun:
     def _materials(self) -> Materials:
         start = load_start(self.config, self.data.task)
         examples = start.relabelled(self.data.train, self.data.task)
-        fraction = min(self.config.validation, self.config.validation_limit / len(examples))
-        train, validation = split_validation(examples, start.task, fraction=fraction, seed=self.config.seed)
+        train, validation = kept_back(examples, start.task, self.config)
 
         def prepared(part: Examples) -> TokenizedExamples:
             return tokenize(part, start.tokenizer, max_length=min(self.data_config.max_length, start.longest))

@@ -1,4 +1,4 @@
-"""``limbert evaluate``: what each sub-network costs and reaches on labelled data."""
+"""``limbert evaluate``: what each sub-network, or a dynamic policy, costs and reaches on labelled data."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from limbert.app.cli import options as opt
+from limbert.app.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths, choose_policy
 from limbert.core.config import DataConfig
+from limbert.errors import ConfigError
 
 
 def evaluate(
@@ -22,24 +24,35 @@ def evaluate(
     label_column: opt.LabelColumn = None,
     skip_bad_rows: opt.SkipBadRows = False,
     layers: Annotated[str | None, typer.Option(help="layers a depth keeps: first or spread (default: model's)")] = None,
-    batch_size: Annotated[int, typer.Option(help="examples a batch; results do not depend on it", min=1)] = 64,
+    policy: PolicyName = None,
+    widths: Widths = None,
+    exit_threshold: ExitThreshold = None,
+    exit_rule: ExitRuleOption = None,
+    batch_size: Annotated[int, typer.Option(help="examples a batch; only the time depends on it", min=1)] = 64,
     precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Evaluate sub-networks of a trained model on the development set.
+    """Evaluate sub-networks of a trained model, or a policy that chooses a size for each input, on the development set.
 
     Data and columns default to those of the training. A stock model is cut as if it were elastic: the untrained
     control.
 
     Example: limbert evaluate runs/mrpc --data glue/MRPC --subnet 0.5x0.75 --subnet 0.25x0.5
+
+    Example: limbert evaluate runs/mrpc --policy width+depth --widths 0.5,0.75,0.75,0.75 --exit-threshold 0.15
     """
+    if policy is None and (widths or exit_threshold is not None or exit_rule):
+        raise ConfigError("--widths, --exit-threshold and --exit-rule belong to a --policy")
+    if policy is not None and subnet:
+        raise ConfigError("give either --subnet or --policy; one size is --policy static:WIDTHxDEPTH")
     opt.prepare_libraries(threads)
     from limbert.app.cli import show
     from limbert.core.config import require
     from limbert.data.batches import tokenize
     from limbert.data.load import load_evaluation_data, load_task_data
     from limbert.run.checkpoints import open_checkpoint
+    from limbert.run.dynamic import evaluate_policy
     from limbert.run.evaluate import evaluate as run_evaluation
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
@@ -47,8 +60,7 @@ def evaluate(
     model = opened.model
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
-    subnets = {name: model.subnet(name) for name in subnet} if subnet else model.subnets()
-    config = _data_config(
+    config = data_config(
         opened.data,
         task=task,
         data=data,
@@ -66,6 +78,31 @@ def evaluate(
     tokenized = {
         name: tokenize(examples, opened.tokenizer, max_length=opened.max_length) for name, examples in sets.items()
     }
+    if policy is not None:
+        chosen = choose_policy(
+            policy,
+            record=model.record,
+            kind=known.kind,
+            widths=widths,
+            exit_threshold=exit_threshold,
+            exit_rule=exit_rule,
+        )
+        with show.progress_bar("evaluating") as advance:
+            result = evaluate_policy(
+                model,
+                tokenized,
+                task=known,
+                policy=chosen,
+                batch_size=batch_size,
+                precision=precision,  # type: ignore[arg-type]
+                progress=advance,
+            )
+        if as_json:
+            show.print_json(result.to_dict())
+        else:
+            show.print_policy_result(result, batch_size=batch_size)
+        return
+    subnets = {name: model.subnet(name) for name in subnet} if subnet else model.subnets()
     with show.progress_bar("evaluating") as advance:
         results = run_evaluation(
             model,
@@ -77,14 +114,14 @@ def evaluate(
             progress=advance,
         )
     if as_json:
-        show.print_json([result.to_dict() for result in results])
+        show.print_json([one.to_dict() for one in results])
     else:
         show.output.print(show.results_table(results))
 
 
-def _data_config(saved: DataConfig, **given: object) -> DataConfig:
+def data_config(saved: DataConfig, **given: object) -> DataConfig:
     """The training's data settings with what the command line names instead."""
     named = {name: value for name, value in given.items() if value}
-    if "data" in named or "dev" in named:  # files named now replace files named then
+    if named.keys() & {"data", "train", "dev"}:  # files named now replace files named then
         saved = replace(saved, data=None, train=None, dev=None, skip_bad_rows=False)
     return replace(saved, **named)  # type: ignore[arg-type]

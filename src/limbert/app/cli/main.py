@@ -8,6 +8,7 @@ from limbert.app.cli.demo import demo
 from limbert.app.cli.evaluate import evaluate
 from limbert.app.cli.predict import predict
 from limbert.app.cli.train import train
+from limbert.app.cli.tune import tune
 from limbert.errors import LimbertError
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, train, evaluate, predict):
+for verb in (demo, train, evaluate, tune, predict):
     app.command()(verb)
 
 

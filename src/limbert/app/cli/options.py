@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from limbert.core.config import DataConfig, PhaseConfig, TrainConfig, help_of
+from limbert.core.config import DataConfig, GatesConfig, PhaseConfig, TrainConfig, help_of
 from limbert.errors import ConfigError
 
 
@@ -29,6 +29,9 @@ Epochs = Annotated[float | None, _option(PhaseConfig, "epochs", "--epochs")]
 MaxSteps = Annotated[int | None, _option(PhaseConfig, "max_steps", "--max-steps")]
 BatchSize = Annotated[int | None, _option(PhaseConfig, "batch_size", "--batch-size")]
 LearningRate = Annotated[float | None, _option(PhaseConfig, "learning_rate", "--learning-rate")]
+Gates = Annotated[int | None, _option(GatesConfig, "count", "--gates")]
+GateTarget = Annotated[str | None, _option(GatesConfig, "target", "--gate-target")]
+GateCost = Annotated[float | None, _option(GatesConfig, "cost", "--gate-cost")]
 Seed = Annotated[int, _option(TrainConfig, "seed", "--seed")]
 RunPrecision = Annotated[str, _option(TrainConfig, "precision", "--precision")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1)]

@@ -1,4 +1,4 @@
-"""``limbert predict``: answers for texts, by one sub-network."""
+"""``limbert predict``: answers for texts, by a sub-network or a dynamic policy."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.app.cli import options as opt
+from limbert.app.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths, choose_policy
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 def predict(
     run: Annotated[str, typer.Argument(help="elastic model", metavar="RUN")],
-    subnet: Annotated[str, typer.Option(help="sub-network, WIDTHxDEPTH")] = "1x1",
+    subnet: Annotated[str | None, typer.Option(help="sub-network, WIDTHxDEPTH (default: 1x1)")] = None,
+    policy: PolicyName = None,
+    widths: Widths = None,
+    exit_threshold: ExitThreshold = None,
+    exit_rule: ExitRuleOption = None,
     text: Annotated[list[str] | None, typer.Option(help="a text to classify, may be repeated")] = None,
     pair: Annotated[list[str] | None, typer.Option(help="the second text of a pair, one for each --text")] = None,
     input: Annotated[str | None, typer.Option(help="file of texts: CSV, TSV, JSONL, Parquet or plain lines")] = None,
@@ -30,7 +35,11 @@ def predict(
     """Answer texts from the command line or from a file, in order.
 
     Example: limbert predict runs/mrpc --subnet 0.25x0.5 --text "It rained." --pair "Rain fell."
+
+    Example: limbert predict runs/mrpc --policy balanced --input pairs.tsv --output answers.jsonl
     """
+    if policy is not None and subnet:
+        raise ConfigError("give either --subnet or --policy; one size is --policy static:WIDTHxDEPTH")
     if bool(text) == bool(input):
         raise ConfigError("give either --text or --input")
     if pair and len(pair) != len(text or []):
@@ -43,13 +52,22 @@ def predict(
     from limbert.data.batches import evaluation_batches, tokenize
     from limbert.errors import CheckpointError
     from limbert.run.checkpoints import open_checkpoint
+    from limbert.run.policy import resolve
     from limbert.run.predict import predict as run_prediction
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
     opened = open_checkpoint(run)
     if opened.task is None:
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
-    chosen = opened.model.subnet(subnet)
+    chosen = choose_policy(
+        policy or f"static:{subnet or '1x1'}",
+        record=opened.model.record,
+        kind=opened.task.kind,
+        widths=widths,
+        exit_threshold=exit_threshold,
+        exit_rule=exit_rule,
+    )
+    resolve(chosen, opened.model, kind=opened.task.kind)  # refuses early what the model cannot do
     examples = _examples(text, pair, input, text_column=text_column, pair_column=pair_column, saved=opened.data)
     tokens = tokenize(examples, opened.tokenizer, max_length=opened.max_length, cache=input is not None)
     batches = len(evaluation_batches(tokens.lengths, batch_size=batch_size))
@@ -65,12 +83,16 @@ def predict(
             opened.model,
             tokens,
             task=opened.task,
-            subnet=chosen,
+            policy=chosen,
             batch_size=batch_size,
             precision=precision,  # type: ignore[arg-type]
             after_batch=after_batch,
         )
-    rows = [_row(examples, index) | answer.to_dict() for index, answer in enumerate(answers)]
+    dynamic = chosen.subnet is None
+    rows = [
+        _row(examples, index) | answer.to_dict() | (answer.spent() if dynamic else {})
+        for index, answer in enumerate(answers)
+    ]
     if output:
         _write(Path(output), rows)
         show.messages.print(f"{len(rows)} answers in {output}", highlight=False, soft_wrap=True)

@@ -20,7 +20,9 @@ from limbert.run.monitor import Monitor
 from limbert.run.monitor import Progress as Report
 
 if TYPE_CHECKING:
+    from limbert.run.dynamic import PolicyResult
     from limbert.run.evaluate import Result
+    from limbert.run.tune import Candidate
 
 output = Console()
 messages = Console(stderr=True)  # progress and notes, so that standard output holds results alone
@@ -55,6 +57,41 @@ def results_table(results: Sequence["Result"], latency: Mapping[str, float] | No
             mine, full = latency[result.subnet], latency[results[0].subnet]
             cells += [f"{1000 * mine:.2f} ms", f"{full / mine:.2f} x"]
         table.add_row(*cells)
+    return table
+
+
+def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:
+    """What a policy reaches and costs, and how it spends it layer by layer."""
+    share = result.flops_mean / result.flops_full
+    table = Table(show_header=False)
+    table.add_row("policy", str(result.policy))
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{100 * value:.1f}")
+    table.add_row("FLOPs an example", f"{amount(result.flops_mean)}, {100 * share:.1f} % of the full model's")
+    table.add_row("time an example", f"{1000 * result.time_per_example:.2f} ms (batches of {batch_size})")
+    output.print(table)
+    used = sorted({width for layer in result.widths for width in layer})
+    layers = Table(header_style="bold", title="share of the inputs, by the width that each layer ran at")
+    layers.add_column("layer", justify="right")
+    for width in used:
+        layers.add_column(f"{width:g}" if width else "not run", justify="right")
+    for index, widths in enumerate(result.widths):
+        layers.add_row(str(index), *(f"{100 * widths[width]:.1f} %" if width in widths else "" for width in used))
+    output.print(layers)
+    exits = ", ".join(f"{layers} for {100 * share:.1f} %" for layers, share in result.exits.items())
+    output.print(f"layers run: {exits}", highlight=False, soft_wrap=True)
+
+
+def candidates_table(candidates: Sequence["Candidate"], names: Mapping[int, str], metric: str) -> Table:
+    """Policies by what they compute and reach on the examples of a search; ``names`` by their place in the list."""
+    table = Table(header_style="bold")
+    table.add_column("operating point")
+    table.add_column("policy")
+    table.add_column("FLOPs of full", justify="right")
+    table.add_column(metric, justify="right")
+    for place, candidate in enumerate(candidates):
+        cells = str(candidate.policy), f"{100 * candidate.flops:.1f} %", f"{100 * candidate.value:.1f}"
+        table.add_row(names.get(place, ""), *cells, style="bold" if place in names else "")
     return table
 
 

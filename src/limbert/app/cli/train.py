@@ -43,6 +43,9 @@ def train(
     max_steps: opt.MaxSteps = None,
     batch_size: opt.BatchSize = None,
     learning_rate: opt.LearningRate = None,
+    gates: opt.Gates = None,
+    gate_target: opt.GateTarget = None,
+    gate_cost: opt.GateCost = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="any setting of one phase, PHASE.SETTING=VALUE, such as width.hidden_weight=0.5"),
@@ -59,6 +62,8 @@ def train(
     """Train an elastic model. Killed or stopped, the same command goes on where it was.
 
     Example: limbert train --task mrpc --data glue/MRPC --model bert-base-uncased --output runs/mrpc
+
+    Example: limbert train --task mrpc --data glue/MRPC --model runs/mrpc --phases gates --output runs/mrpc-gates
     """
     data_config = DataConfig(
         task=task,
@@ -97,6 +102,7 @@ def train(
             "batch_size": batch_size,
             "learning_rate": learning_rate,
         },
+        "gates": {"count": gates, "target": gate_target, "cost": gate_cost},
         "one_phase": setting or [],
         "phases": config.phases,
     }
