@@ -43,7 +43,7 @@ INPUTS = batch_of([3 + row % 10 for row in range(BATCH)])
 def make_model(case: str, **changes: object) -> ElasticModel:
     """A model with a gate before every layer, whose choices fall evenly."""
     model = ElasticModel(
-        make_network(case, **changes), space=Space(widths=WIDTHS, depths=(0.5, 0.75, 1.0), layers="first")
+        make_network(case, **changes), space=Space(widths=WIDTHS, depths=(0.25, 0.5, 0.75, 1.0), layers="first")
     )
     torch.manual_seed(1)
     gates = WidthGates(count=LAYERS, hidden=48, widths=WIDTHS).requires_grad_(False).eval()
@@ -94,7 +94,7 @@ def test_a_batch_equals_each_example_alone_in_its_own_subnetwork(case: str, poli
         at_once = [len({*layer[layer > 0].tolist()}) for layer in trace.widths.T]
         assert max(at_once) > 1
     if policy.exits:
-        assert len({*trace.layers_run.tolist()}) > 1
+        assert int(trace.layers_run.min()) < LAYERS
     for row in range(BATCH):
         alone = engine.run(one(row))
         assert torch.equal(alone.trace.widths[0], trace.widths[row])
@@ -118,7 +118,7 @@ def test_gates_read_the_state_and_exits_come_first(case: str) -> None:
         for layer in range(len(subnet.layers)):
             choice = int(model.gates.gate[layer](states[layer][:, 0]).argmax())
             assert WIDTHS[choice] == trace.widths[row, layer]
-        for ramp in (2, 3):
+        for ramp in (1, 2, 3):
             if ramp <= len(subnet.layers):
                 cut = Subnet(subnet.layers[:ramp], subnet.heads[:ramp], subnet.neurons[:ramp])
                 leaves = policy.exits.leaving([model.view(cut)(**one(row)).logits], kind="classification").item()
@@ -154,9 +154,8 @@ def test_the_answers_of_every_offramp_are_the_exits_answers(name: str) -> None:
     answers, trace = engine.run_to_the_end(INPUTS)
     assert trace.layers_run.tolist() == [LAYERS] * BATCH
     usual = engine.run(INPUTS)
-    places = {2: 0, 3: 1, LAYERS: 2}
     for row in range(BATCH):
-        place = places[int(usual.trace.layers_run[row])]
+        place = int(usual.trace.layers_run[row]) - 1  # an off-ramp after every layer
         torch.testing.assert_close(answers[place, row], usual.logits[row], atol=1e-5, rtol=1e-5)
 
 
@@ -183,7 +182,7 @@ def test_regression_leaves_by_patience() -> None:
     model = make_model("roberta", num_labels=1)
     engine = Engine(model, Policy(gates=True, exits=ExitRule("patience", 0.7)), kind="regression")
     answer = engine.run(INPUTS)
-    assert {*answer.trace.layers_run.tolist()} == {3, LAYERS}  # at the first off-ramp there is nothing to compare
+    assert {2} < {*answer.trace.layers_run.tolist()} <= {2, 3, LAYERS}  # at the first there is nothing to compare
     for row in range(BATCH):
         torch.testing.assert_close(engine.run(one(row)).logits[0], answer.logits[row], atol=1e-5, rtol=1e-5)
 
