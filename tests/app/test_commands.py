@@ -11,6 +11,7 @@ from app_material import DATA_OPTIONS, DEMO_DATA, environment, make_small_encode
 from transformers import AutoModelForSequenceClassification, pipeline
 
 pytestmark = needs_encoder
+GATES = [*DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "flexible-bert"]
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained = run(folder, "train", *DATA_OPTIONS, *options)
     assert trained.returncode == 0, trained.stderr
     (folder / "trained.json").write_text(trained.stdout)
+    options = ["--model", "small", "--output", "dynamic", "--recipe", "flexible-bert", "--max-steps", "3"]
+    dynamic = run(folder, "train", *DATA_OPTIONS, *options, "--set", "gates.epochs=1")
+    assert dynamic.returncode == 0, dynamic.stderr
+    tuned = run(folder, "tune", "dynamic", "--thresholds", "3")
+    assert tuned.returncode == 0, tuned.stderr
     return folder
 
 
@@ -90,6 +96,79 @@ def test_a_finetuned_model_skips_finetuning_and_a_stock_one_can_be_the_control(f
     assert len(json.loads(control.stdout)) == 8  # of 3 layers, depths 0.75 and 0.5 both keep 2
 
 
+def test_train_gates_tune_and_answer_by_policy(folder: Path) -> None:
+    record = json.loads((folder / "dynamic" / "limbert.json").read_text())
+    assert record["phases"] == ["finetune", "width", "depth", "gates"]
+    for name in ("tune.jsonl", "tune.png", "gates.safetensors"):
+        assert (folder / "dynamic" / name).stat().st_size > 0
+    assert (folder / "dynamic" / "tune.png").read_bytes().startswith(b"\x89PNG")
+    points = record["operating_points"]
+    assert [*points] == ["fast", "balanced", "accurate"]
+    assert points["fast"]["flops_share"] <= points["balanced"]["flops_share"] <= points["accurate"]["flops_share"] <= 1
+    tried = [json.loads(line) for line in (folder / "dynamic" / "tune.jsonl").read_text().splitlines()]
+    assert {row["policy"].partition(":")[0] for row in tried} == {"static", "width", "depth", "width+depth"}
+
+    policy = ["--policy", "width+depth", "--widths", "0.25,0.5,0.5,1", "--exit-threshold", "3.17"]
+    first, second = (
+        json.loads(run(folder, "evaluate", "dynamic", *policy, "--json", "--batch-size", size).stdout)
+        for size in ("1", "50")
+    )
+    assert {"policy", "metrics", "flops_mean", "flops_full", "time_per_example", "widths", "exits"} <= {*first}
+    assert first["policy"] == "width+depth"
+    assert len(first["widths"]) == 3
+    for layer in first["widths"]:
+        assert sum(layer.values()) == pytest.approx(1.0)
+        assert {*layer} <= {"0", "0.25", "0.5", "1"}
+    assert sum(first["exits"].values()) == pytest.approx(1.0)
+    assert first["flops_mean"] < first["flops_full"]
+    assert first["time_per_example"] > 0
+    for name in ("metrics", "flops_mean", "flops_full", "widths", "exits"):
+        assert first[name] == second[name]
+    table = run(folder, "evaluate", "dynamic", "--policy", "balanced").stdout
+    assert "accuracy" in table
+    assert "layers run" in table
+
+    texts = ["Where is my card?", "Why was I charged twice? " * 4, "hello"]
+    (folder / "some.txt").write_text("\n".join(texts) + "\n")
+    rows = json.loads(run(folder, "predict", "dynamic", *policy, "--input", "some.txt", "--json").stdout)
+    assert [row["text"] for row in rows] == texts
+    for row, text in zip(rows, texts, strict=True):
+        alone = json.loads(run(folder, "predict", "dynamic", *policy, "--text", text, "--json").stdout)[0]
+        assert (row["label"], row["layers"], row["flops"]) == (alone["label"], alone["layers"], alone["flops"])
+        assert row["score"] == pytest.approx(alone["score"], abs=1e-5)
+    assert run(folder, "predict", "dynamic", "--policy", "fast", "--text", "hello").returncode == 0
+
+
+def test_gates_are_added_to_a_trained_model_for_its_own_sizes(folder: Path) -> None:
+    options = [
+        "--model",
+        "trained",
+        "--phases",
+        "gates",
+        "--gates",
+        "3",
+        "--output",
+        "gated",
+        "--set",
+        "gates.epochs=1",
+    ]
+    for space, message in (([], "going on with what trained was trained for"), (["--widths", "0.5,1"], "")):
+        done = run(folder, "train", *DATA_OPTIONS, *options, *space, "--overwrite")
+        assert done.returncode == 0, done.stderr
+        assert message in done.stderr
+        record = json.loads((folder / "gated" / "limbert.json").read_text())
+        assert record["space"]["widths"] == ([0.5, 1.0] if space else [0.25, 0.5, 0.75, 1.0])
+    assert record["phases"] == ["finetune", "width", "depth", "gates"]
+
+
+def test_training_the_encoder_again_drops_its_gates(folder: Path) -> None:
+    options = ["--model", "dynamic", "--phases", "final", "--output", "further", "--max-steps", "1"]
+    done = run(folder, "train", *DATA_OPTIONS, *options)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "further" / "gates.safetensors").exists()
+    assert "operating_points" not in json.loads((folder / "further" / "limbert.json").read_text())
+
+
 BAD_LINES = [
     (["evaluate", "nowhere/model"], "cannot load nowhere/model"),
     (["evaluate", "./nowhere"], "no checkpoint folder at ./nowhere"),
@@ -118,6 +197,37 @@ BAD_LINES = [
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--batch-size", "0"], "batch size is 0"),
     (["train", *DATA_OPTIONS, "--model", "./absent", "--output", "x"], "no checkpoint folder at ./absent"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "small"], "is not a model trained by Limbert"),
+    (["train", *GATES, "--gates", "2"], "number of gates is 2; it must be a divisor of the 3 layers: 1, 3"),
+    (["train", *GATES, "--gate-target", "luck"], "gate target is 'luck'; it must be label or agreement"),
+    (["train", *GATES, "--set", "gates.speed=1"], "unknown setting gates.speed"),
+    (["train", *GATES, "--widths", "1.0"], "gates choose among widths, and this model has 1"),
+    (
+        ["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--gates", "3"],
+        "gate settings (count) need a phase that trains gates",
+    ),
+    (["evaluate", "trained", "--policy", "width"], "this model has no width gates"),
+    (["evaluate", "trained", "--policy", "fly"], "unknown policy 'fly'; write static:WIDTHxDEPTH, width, depth"),
+    (["evaluate", "trained", "--policy", "depth"], "policy 'depth' needs an exit threshold"),
+    (["evaluate", "trained", "--policy", "depth", "--exit-threshold", "0.1"], "trained with layers 'spread'"),
+    (["evaluate", "dynamic", "--policy", "width", "--exit-threshold", "1"], "policy 'width' has no exits"),
+    (["evaluate", "dynamic", "--policy", "width", "--widths", "0.5"], "the gates have 4 choices"),
+    (
+        ["evaluate", "dynamic", "--policy", "depth", "--exit-threshold", "1", "--exit-rule", "luck"],
+        "exit rule is 'luck'",
+    ),
+    (["evaluate", "dynamic", "--policy", "depth", "--exit-rule", "entropy"], "needs an --exit-threshold"),
+    (["evaluate", "dynamic", "--policy", "static:0.5x1", "--widths", "0.5"], "policy static:0.5x1 has a fixed size"),
+    (["evaluate", "dynamic", "--policy", "width", "--subnet", "1x1"], "give either --subnet or --policy"),
+    (["evaluate", "dynamic", "--widths", "0.5"], "belong to a --policy"),
+    (["predict", "dynamic", "--policy", "swift", "--text", "a"], "an operating point of this model: fast, balanced"),
+    (
+        ["predict", "dynamic", "--policy", "fast", "--widths", "0.5", "--text", "a"],
+        "'fast' has its widths and threshold",
+    ),
+    (["tune", "nowhere"], "no model folder at nowhere"),
+    (["tune", "small"], "small has no limbert.json"),
+    (["tune", "dynamic", "--fast-drop", "-1"], "fast drop is -1.0"),
+    (["tune", "dynamic", "--widths", "0.01,1"], "0.01 of 4 heads keeps no head"),
     (["train", "--task", "glue", "--data", DEMO_DATA, "--model", "small", "--output", "x"], "glue"),
     (["train", "--data", DEMO_DATA, "--text-column", "body", "--model", "small", "--output", "x"], "body"),
 ]
@@ -173,7 +283,7 @@ def test_help_is_quick_and_has_examples(folder: Path) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
-    for verb in ("demo", "train", "evaluate", "predict"):
+    for verb in ("demo", "train", "evaluate", "tune", "predict"):
         assert "Example: limbert" in run(folder, verb, "--help").stdout
 
 

@@ -13,13 +13,13 @@ from safetensors import safe_open
 
 from limbert import ElasticModel
 
-TRAIN = ["train", *DATA_OPTIONS, "--model", "small", "--recipe", "dynabert", "--max-steps", "60", "--batch-size", "8",
-         "--learning-rate", "1e-3", "--train-limit", "300", "--validation", "0.2", "--checkpoint-every", "0.05",
-         "--threads", "1"]  # fmt: skip
+TRAIN = ["train", *DATA_OPTIONS, "--model", "small", "--recipe", "flexible-bert", "--max-steps", "60",
+         "--batch-size", "8", "--learning-rate", "1e-3", "--train-limit", "300", "--validation", "0.2",
+         "--checkpoint-every", "0.05", "--threads", "1"]  # fmt: skip
 
 
 def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+    return (folder / "model.safetensors").read_bytes() + (folder / "gates.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_result_is_a_finished_checkpoint(folder: Path) -> None:
     assert again.returncode == 0
     assert "finished already" in again.stderr
     model = ElasticModel.from_pretrained(folder / "whole")
-    assert model.record["phases"] == ["finetune", "width", "depth"]
+    assert model.record["phases"] == ["finetune", "width", "depth", "gates"]
     assert len(model.record["task"]["labels"]) == 24
     with safe_open(folder / "whole" / "model.safetensors", "pt") as file:
         assert {*file.keys()} == {*model.network.state_dict()}

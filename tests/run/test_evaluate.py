@@ -13,6 +13,7 @@ from limbert.data.tasks import Task
 from limbert.model.cost import CostModel
 from limbert.run.evaluate import count_parameters, evaluate, subnet_logits
 from limbert.run.latency import median_latency
+from limbert.run.policy import Policy
 from limbert.run.predict import predict
 
 pytestmark = needs_encoder
@@ -62,7 +63,7 @@ def test_results_hold_metric_cost_and_size() -> None:
 
 def test_predictions_are_probabilities_of_the_best_class() -> None:
     model, examples = make_model(), make_examples()
-    answers = predict(model, examples, task=TASK, subnet=model.subnet("0.5x0.5"), batch_size=2)
+    answers = predict(model, examples, task=TASK, policy=Policy(subnet="0.5x0.5"), batch_size=2)
     logits = torch.from_numpy(subnet_logits(model, examples, subnets={"": model.subnet("0.5x0.5")}, batch_size=5)[""])
     best = logits.softmax(-1).max(-1)
     assert [answer.label for answer in answers] == [TASK.labels[index] for index in best.indices]

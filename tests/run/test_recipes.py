@@ -76,5 +76,34 @@ def test_own_recipe_files(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
             load_recipe(str(path))
-    with pytest.raises(ConfigError, match="no recipe 'best'; bundled: demo, dynabert, limbert"):
+    with pytest.raises(ConfigError, match="no recipe 'best'; bundled: demo, dynabert, flexible-bert, limbert"):
         load_recipe("best")
+
+
+def test_flexible_bert_is_the_paper() -> None:
+    recipe = load_recipe("flexible-bert")
+    assert recipe.space.layers == "first"
+    assert [*recipe.phases] == ["finetune", "width", "depth", "gates"]
+    width, gates = recipe.phases["width"], recipe.phases["gates"]
+    assert (width.grafts, width.graft_rate, width.graft_share) == (3, 0.1, 0.5)
+    assert recipe.phases["depth"].grafts == 0
+    assert (gates.epochs, gates.learning_rate, gates.batch_size, gates.target) == (8.0, 2e-4, 32, "label")
+    assert (gates.start_temperature, gates.end_temperature, gates.cost) == (1.0, 0.5, None)
+
+
+def test_gate_settings_reach_the_gates_and_encoder_settings_do_not() -> None:
+    recipe = override(
+        load_recipe("flexible-bert"),
+        every_phase={"learning_rate": 1e-3, "epochs": 1.0},
+        gates={"count": 2, "target": "agreement", "cost": None},
+        one_phase=["gates.cost=1", "gates.epochs=2", "width.grafts=0"],
+    )
+    gates = recipe.phases["gates"]
+    assert (gates.count, gates.target, gates.cost, gates.epochs) == (2, "agreement", 1.0, 2.0)
+    assert gates.learning_rate == 2e-4
+    assert recipe.phases["width"].learning_rate == 1e-3
+    assert recipe.phases["width"].grafts == 0
+    with pytest.raises(ConfigError, match="need a phase that trains gates; phases: finetune, width, depth"):
+        override(load_recipe("dynabert"), gates={"count": 2})
+    with pytest.raises(ConfigError, match=r"count is 1\.5; it must be a int"):
+        override(load_recipe("flexible-bert"), one_phase=["gates.count=1.5"])

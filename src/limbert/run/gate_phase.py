@@ -52,10 +52,14 @@ class GatePhase(Phase):
     def config_class(self) -> type[GatesConfig]:
         return GatesConfig
 
+    def check(self, model: ElasticModel, config: GatesConfig) -> None:
+        gated_layers(_count(config, model), model.shape.layers)
+        _widths(model)
+
     def train(self, work: PhaseWork, config: GatesConfig) -> None:
-        model, layers = work.model, work.model.shape.layers
-        count = config.count or max(n for n in range(1, DEFAULT_MOST_GATES + 1) if layers % n == 0)
-        places = gated_layers(count, layers)
+        model = work.model
+        count = _count(config, model)
+        places = gated_layers(count, model.shape.layers)
         subnets = _widths(model)
         train = _some_of(work.train, config.max_rows, seed=work.surroundings.seed)
         lessons, held_out = (
@@ -66,6 +70,11 @@ class GatePhase(Phase):
         torch.manual_seed(step_seed(work.surroundings.seed, work.name, 0))
         gates = WidthGates(count=count, hidden=lessons.first_tokens.shape[-1], widths=tuple(subnets))
         model.gates = _fit(gates.to(model.network.device), lessons, held_out, work=work, config=config)
+
+
+def _count(config: GatesConfig, model: ElasticModel) -> int:
+    layers = model.shape.layers
+    return config.count or max(n for n in range(1, DEFAULT_MOST_GATES + 1) if layers % n == 0)
 
 
 def _widths(model: ElasticModel) -> dict[float, Subnet]:

@@ -62,6 +62,10 @@ class Phase(ABC):
     def config_class(self) -> type[AnyPhaseConfig]:
         """The settings that it has."""
 
+    def check(self, model: ElasticModel, config: Any) -> None:
+        """Refuse, before anything is written, settings that this model cannot have."""
+        return None
+
     @abstractmethod
     def train(self, work: PhaseWork, config: Any) -> None:
         """Train ``work.model`` in place, from the phase's saved state if there is one.

@@ -89,6 +89,17 @@ def load_start(config: TrainConfig, task: Task) -> Start:
     )
 
 
+def trained_space(path_or_hub_id: str) -> Space | None:
+    """The space that a model was trained for, widths or depths; None for one that was not.
+
+    Raises:
+        CheckpointError: if its ``limbert.json`` cannot be read.
+    """
+    record = read_record(path_or_hub_id)
+    trained = {*record.get("phases", ())} - {"finetune"}
+    return Space.from_dict(record["space"]) if trained and "space" in record else None
+
+
 def in_order_of(examples: Examples, task: Task, wanted: Task) -> Examples:
     """Examples of ``task`` with the class ids of ``wanted``, which has the same labels."""
     if examples.labels is None or task.labels == wanted.labels:

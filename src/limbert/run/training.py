@@ -93,6 +93,8 @@ class TrainingRun:
         model, done = self._resume(start, phases)
         model.space = self.recipe.space
         model.subnets()  # refuses a width or depth that keeps nothing
+        for name in phases[done:]:
+            PHASES[name].check(model, self.recipe.phases[name])
         self.workspace.create()  # only now: bad input leaves nothing behind
         if self.config.tensorboard:
             self.accelerator.init_trackers("tensorboard")

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -114,9 +115,17 @@ def _train(
     config: TrainConfig, data_config: DataConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
 ) -> None:
     from limbert.app.cli import show
+    from limbert.model.checkpoint import check_folder
     from limbert.run.recipes import load_recipe, override
+    from limbert.run.start import trained_space
 
     recipe = override(load_recipe(config.recipe), **overrides)
+    check_folder(config.model)
+    space = trained_space(config.model)
+    if space is not None and space != recipe.space and not any(overrides["space"].values()):
+        recipe = replace(recipe, space=space)
+        shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
+        show.messages.print(f"going on with what {config.model} was trained for: {shown}", soft_wrap=True)
     results = train_with_progress(config, recipe, data_config, overwrite=overwrite)
     if as_json:
         show.print_json([result.to_dict() for result in results])
