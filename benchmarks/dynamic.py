@@ -1,0 +1,197 @@
+"""Does dynamic inference save time, and not FLOPs alone? One run, all contenders taking turns on the same batches.
+
+The unit is the stock model at full size (plain Transformers). For every policy: its share of the full model's FLOPs,
+its share of the full model's time, and the ratio of the two, which is 1 where all saved work is saved time. The own
+cost of gates and off-ramps is measured where they are asked and change nothing: every choice of the gates mapped to
+full width, and a threshold that no example passes.
+
+Example: python benchmarks/dynamic.py runs/mrpc --data glue/MRPC --policy width --policy balanced
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from limbert.app.cli.evaluate import data_config
+from limbert.app.cli.policies import choose_policy, default_exit_rule
+from limbert.core.config import TaskKind
+from limbert.data.batches import TokenizedExamples, evaluation_batches, tokenize
+from limbert.data.load import load_evaluation_data
+from limbert.errors import LimbertError
+from limbert.method.exits import ExitRule
+from limbert.model.checkpoint import versions
+from limbert.run.checkpoints import Opened, open_checkpoint
+from limbert.run.engine import Engine
+from limbert.run.policy import Policy
+
+FULL, ENGINE = "stock full model", "engine, full size"
+GATES, RAMPS, BOTH = "gates, always full", "off-ramps, nobody leaves", "gates and off-ramps, always full"
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    try:
+        opened = open_checkpoint(arguments.run)
+        policies = _policies(opened, arguments)
+        examples = _examples(opened, arguments)
+    except LimbertError as error:
+        sys.exit(f"benchmark: error: {error}")
+    stock = AutoModelForSequenceClassification.from_pretrained(arguments.run).eval()
+    assert opened.task is not None
+    engines = {name: Engine(opened.model, policy, kind=opened.task.kind) for name, policy in policies.items()}
+    report = {
+        "run": Path(arguments.run).name,
+        "device": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
+        "versions": versions(),
+        "policies": {name: str(policy) for name, policy in policies.items()},
+        "batches": [],
+    }
+    for batch_size in arguments.batch_size:
+        chosen = _sample(examples, max(batch_size * 4, arguments.examples))
+        report["batches"].append(_measure(stock, engines, chosen, batch_size=batch_size, rounds=arguments.rounds))
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="elastic model with gates, trained with layers 'first'")
+    parser.add_argument("--data", help="folder with dev.* (default: the training's)")
+    parser.add_argument("--policy", action="append", help="operating point, width, or static:...; may be repeated")
+    parser.add_argument("--widths", help="of the policies width and width+depth")
+    parser.add_argument("--exit-threshold", type=float, help="of the policies depth and width+depth")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--examples", type=int, default=192, help="dev examples")
+    parser.add_argument("--rounds", type=int, default=7, help="timed passes over each batch")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="64 examples, 3 rounds: within two minutes")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.examples, arguments.rounds = 64, 3
+    return arguments
+
+
+def _policies(opened: Opened, arguments: argparse.Namespace) -> dict[str, Policy]:
+    """What is measured beside the stock model, by name."""
+    model, task = opened.model, opened.task
+    if task is None or model.gates is None:
+        raise LimbertError(f"{arguments.run} is no elastic model with gates: limbert train --phases gates")
+    whole = (1.0,) * len(model.gates.widths)
+    never = _never(task.kind)
+    policies = {
+        ENGINE: Policy(subnet="1x1"),
+        GATES: Policy(gates=True, widths=whole),
+        RAMPS: Policy(exits=never),
+        BOTH: Policy(gates=True, widths=whole, exits=never),
+    }
+    for name in arguments.policy or ["width"]:
+        policies[name] = choose_policy(
+            name,
+            record=model.record,
+            kind=task.kind,
+            widths=arguments.widths if name in ("width", "width+depth") else None,
+            exit_threshold=arguments.exit_threshold if name in ("depth", "width+depth") else None,
+            exit_rule=None,
+        )
+    return policies
+
+
+def _never(kind: TaskKind) -> ExitRule:
+    """A rule that asks at every off-ramp and lets nobody leave."""
+    return ExitRule(default_exit_rule(kind), 0.0)
+
+
+def _examples(opened: Opened, arguments: argparse.Namespace) -> TokenizedExamples:
+    assert opened.task is not None
+    sets = load_evaluation_data(data_config(opened.data, data=arguments.data), opened.task)
+    return tokenize(next(iter(sets.values())), opened.tokenizer, max_length=opened.max_length)
+
+
+def _sample(examples: TokenizedExamples, count: int) -> TokenizedExamples:
+    return examples.select(np.random.default_rng(0).permutation(len(examples))[:count])
+
+
+def _measure(
+    stock: torch.nn.Module,
+    engines: dict[str, Engine],
+    examples: TokenizedExamples,
+    *,
+    batch_size: int,
+    rounds: int,
+) -> dict[str, object]:
+    """Seconds (the median over rounds, batch by batch, summed) and FLOPs of every contender on all the examples."""
+    seconds = dict.fromkeys([FULL, *engines], 0.0)
+    flops = dict.fromkeys(engines, 0)
+    for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
+        inputs = {name: tensor for name, tensor in examples.collate(indices).items() if name != "labels"}
+        contenders: dict[str, Callable[[], object]] = {FULL: lambda inputs=inputs: _run_stock(stock, inputs)}
+        contenders |= {
+            name: lambda engine=engine, inputs=inputs: engine.run(inputs) for name, engine in engines.items()
+        }
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(-1, rounds):  # the first is warm-up
+            for name, run in contenders.items():
+                start = time.perf_counter()
+                run()
+                if turn >= 0:
+                    times[name].append(time.perf_counter() - start)
+        for name, values in times.items():
+            seconds[name] += statistics.median(values)
+        for name, engine in engines.items():
+            flops[name] += int(engine.run(inputs).trace.flops.sum())
+    rows = {
+        name: {
+            "time_share": seconds[name] / seconds[FULL],
+            "flops_share": flops[name] / flops[ENGINE],
+            "ratio": seconds[name] / seconds[FULL] / (flops[name] / flops[ENGINE]),
+        }
+        for name in engines
+    }
+    return {
+        "batch_size": batch_size,
+        "examples": len(examples),
+        "tokens_mean": float(examples.lengths.mean()),
+        "full_ms_per_example": 1000 * seconds[FULL] / len(examples),
+        "policies": rows,
+        "own_cost": {name: (seconds[name] - seconds[ENGINE]) / seconds[FULL] for name in (GATES, RAMPS, BOTH)},
+    }
+
+
+@torch.inference_mode()
+def _run_stock(stock: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> object:
+    return stock(**inputs)
+
+
+def _print(report: dict[str, object]) -> None:
+    """A table in Markdown."""
+    print(f"{report['run']}: {report['device']}")
+    for name, policy in report["policies"].items():  # type: ignore[attr-defined]
+        if name not in (ENGINE, GATES, RAMPS, BOTH):
+            print(f"- {name}: {policy}")
+    for part in report["batches"]:  # type: ignore[attr-defined]
+        print(
+            f"\nBatch {part['batch_size']}: {part['examples']} examples, {part['tokens_mean']:.1f} tokens; "
+            f"full model {part['full_ms_per_example']:.2f} ms an example\n"
+        )
+        print("| | FLOPs share | time share | time / FLOPs |\n|---|---:|---:|---:|")
+        for name, row in part["policies"].items():
+            print(f"| {name} | {row['flops_share']:.3f} | {row['time_share']:.3f} | {row['ratio']:.2f} |")
+        costs = ", ".join(f"{name} {100 * cost:+.1f} %" for name, cost in part["own_cost"].items())
+        print(f"\nOwn cost, of the full model's time: {costs}")
+
+
+if __name__ == "__main__":
+    main()
