@@ -11,17 +11,23 @@ if TYPE_CHECKING:
     from limbert.core.subnet import Shape as Shape
     from limbert.core.subnet import Subnet as Subnet
     from limbert.errors import LimbertError as LimbertError
+    from limbert.method.exits import ExitRule as ExitRule
     from limbert.model.elastic import ElasticModel as ElasticModel
+    from limbert.run.engine import Engine as Engine
+    from limbert.run.policy import Policy as Policy
 
 _HOMES = {
     "ElasticModel": "limbert.model.elastic",
+    "Engine": "limbert.run.engine",
+    "ExitRule": "limbert.method.exits",
     "LimbertError": "limbert.errors",
+    "Policy": "limbert.run.policy",
     "Shape": "limbert.core.subnet",
     "Space": "limbert.core.space",
     "Subnet": "limbert.core.subnet",
 }
 
-__all__ = ["ElasticModel", "LimbertError", "Shape", "Space", "Subnet"]
+__all__ = ["ElasticModel", "Engine", "ExitRule", "LimbertError", "Policy", "Shape", "Space", "Subnet"]
 
 
 def __getattr__(name: str) -> Any:

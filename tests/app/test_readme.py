@@ -66,14 +66,14 @@ def test_readme_blocks_run(tmp_path: Path) -> None:
     trained = run(tmp_path, "train", *options, "--model", ENCODER, "--output", "limbert-demo")
     assert trained.returncode == 0, trained.stderr
     done = run_blocks(tmp_path)
-    assert len(done) >= 4
+    assert len(done) >= 8
     assert any("ElasticModel" in text for text in done)
 
 
 def test_every_limbert_command_of_the_readme_exists() -> None:
     lines = [line for language, text in blocks() if language == "console" for line in commands(text)]
     verbs = {shlex.split(line)[1] for line in lines if line.startswith("limbert ")}
-    assert {"demo", "train", "evaluate", "predict"} <= verbs
+    assert {"demo", "train", "evaluate", "tune", "predict"} <= verbs
 
 
 @pytest.mark.slow
