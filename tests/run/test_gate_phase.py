@@ -15,7 +15,8 @@ from limbert.data.batches import TokenizedExamples
 from limbert.data.tasks import Task
 from limbert.data.tokens import Tokens
 from limbert.errors import ConfigError
-from limbert.run.gate_phase import GatePhase
+from limbert.model.gates import WidthGates
+from limbert.run.gate_phase import GatePhase, Lessons, _fit
 from limbert.run.monitor import Monitor
 from limbert.run.phase import PhaseWork
 from limbert.run.static_answers import Keeping, StaticAnswers, static_answers
@@ -163,3 +164,18 @@ def test_impossible_gates_are_refused_before_anything_is_written() -> None:
         phase.check(make_model(), GatesConfig(count=3))
     with pytest.raises(ConfigError, match="this model has 1; train it with two or more"):
         phase.check(ElasticModel(make_network("bert"), space=Space(widths=(1.0,))), GatesConfig())
+
+
+def test_a_gate_learns_from_the_states_of_every_width_below_it(tmp_path: Path) -> None:
+    """Each width leaves its hint in another channel; a gate must know them all."""
+    targets = torch.arange(600) % 2
+    first_tokens = torch.zeros(600, 2, 1, 8)
+    for width in range(2):
+        first_tokens[:, width, 0, width] = 2.0 * targets - 1
+    lessons = Lessons(first_tokens, targets)
+    torch.manual_seed(0)
+    gates = WidthGates(count=1, hidden=8, widths=(0.5, 1.0))
+    config = GatesConfig(epochs=10.0, learning_rate=1e-2)
+    gates = _fit(gates, lessons, lessons, work=make_work(tmp_path), config=config)
+    for width in range(2):
+        assert torch.equal(gates(first_tokens[:, width])[:, 0].argmax(dim=-1), targets)
