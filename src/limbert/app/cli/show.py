@@ -71,7 +71,8 @@ def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:
     table.add_row("time an example", f"{1000 * result.time_per_example:.2f} ms (batches of {batch_size})")
     output.print(table)
     used = sorted({width for layer in result.widths for width in layer})
-    layers = Table(header_style="bold", title="share of the inputs, by the width that each layer ran at")
+    output.print("Share of the inputs, by the width that each layer ran at:")
+    layers = Table(header_style="bold")
     layers.add_column("layer", justify="right")
     for width in used:
         layers.add_column(f"{width:g}" if width else "not run", justify="right")

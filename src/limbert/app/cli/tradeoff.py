@@ -48,7 +48,15 @@ def draw_tradeoff(
         placed.setdefault((100 * point.flops, 100 * point.value), []).append(name)
     for (x_value, y_value), names in placed.items():
         axes.scatter([x_value], [y_value], s=90, facecolors="none", edgecolors="black", linewidths=1.4)
-        axes.annotate(", ".join(names), (x_value, y_value), textcoords="offset points", xytext=(7, -14), weight="bold")
+        right = x_value > 60  # there the name goes to the left, or it would leave the picture
+        axes.annotate(
+            ", ".join(names),
+            (x_value, y_value),
+            textcoords="offset points",
+            xytext=(-7 if right else 7, -14),
+            ha="right" if right else "left",
+            weight="bold",
+        )
     axes.set_xlabel("FLOPs an input, % of the full model's")
     axes.set_ylabel(f"{metric}, %")
     axes.set_title(title)
