@@ -1,0 +1,253 @@
+"""How fast does a training step go, against the loop as the papers' programs write it? Contenders take turns.
+
+Contenders, all with the same sub-networks, losses and teacher weights, on the same batches:
+
+* textbook, padded to 128: one forward and backward pass a sub-network, the teacher once a width, every batch padded to
+  128 tokens, fp32;
+* textbook, padded per batch: the same, each batch padded to its own longest example;
+* limbert: the trainer's own step, layer runs shared between depths; with --precision bf16 also under autocast.
+
+Printed are examples a second (batch size over the median step) and their ratios. --check compares the gradients of
+limbert's fp32 step with the textbook's, without dropout.
+
+Example: python benchmarks/train.py --model ENCODER --data SST-2=glue/SST-2 --data MRPC=glue/MRPC
+"""
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from limbert import ElasticModel, LimbertError, Space, Subnet
+from limbert.core.config import DataConfig, PhaseConfig, TaskKind
+from limbert.data.batches import TokenizedExamples, tokenize, training_batches
+from limbert.data.load import load_task_data
+from limbert.method.losses import hidden_loss, logit_loss, matched_states
+from limbert.model.checkpoint import versions
+from limbert.run.phases import PHASES
+from limbert.run.start import load_start
+from limbert.run.trainer import Trainer
+
+PADDED = 128
+TEXTBOOK, PER_BATCH, LIMBERT = "textbook, padded to 128", "textbook, padded per batch", "limbert"
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    try:
+        for text in arguments.data:
+            task, _, folder = text.partition("=")
+            rows += _measure_task(task, folder, arguments)
+    except LimbertError as error:
+        sys.exit(f"benchmark: error: {error}")
+    report = {
+        "device": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
+        "versions": versions(),
+        "batch_size": arguments.batch_size,
+        "steps": arguments.steps,
+        "rows": rows,
+    }
+    print(json.dumps(report)) if arguments.json else _print(report)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="pretrained encoder: folder or hub name")
+    parser.add_argument("--data", action="append", required=True, metavar="TASK=FOLDER", help="may be repeated")
+    parser.add_argument("--phase", action="append", choices=["width", "depth"], help="default: both")
+    parser.add_argument("--layers", default="spread", choices=["spread", "first"])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each contender, after one of warm-up")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--check", action="store_true", help="compare gradients instead of timing")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="2 steps of the first task's depth phase")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.steps, arguments.data, arguments.phase = 2, arguments.data[:1], ["depth"]
+    arguments.phase = arguments.phase or ["width", "depth"]
+    return arguments
+
+
+def _measure_task(task: str, folder: str, arguments: argparse.Namespace) -> list[dict[str, object]]:
+    from limbert.core.config import TrainConfig
+
+    data = load_task_data(DataConfig(task=task, data=folder), seed=0)
+    start = load_start(TrainConfig(model=arguments.model, output="-"), data.task)
+    examples = tokenize(start.relabelled(data.train, data.task), start.tokenizer, max_length=PADDED)
+    model = start.model(Space(layers=arguments.layers))
+    return [
+        {"task": task, "phase": phase} | _measure(phase, model, examples, kind=data.task.kind, arguments=arguments)
+        for phase in arguments.phase
+    ]
+
+
+def _measure(
+    phase: str, model: ElasticModel, examples: TokenizedExamples, *, kind: TaskKind, arguments: argparse.Namespace
+) -> dict[str, object]:
+    config = PhaseConfig(**(dict(PHASES[phase].defaults) | {"batch_size": arguments.batch_size}))
+    subnets = list(PHASES[phase].subnets(model).values())  # type: ignore[attr-defined]
+    steps = {}
+    for name, padded in ((TEXTBOOK, True), (PER_BATCH, False)):
+        steps[name] = _textbook(_twin(model), _twin(model), subnets, config=config, kind=kind, padded=padded)
+    for precision in dict.fromkeys(("fp32", arguments.precision)):
+        steps[f"{LIMBERT}, {precision}"] = _limbert(phase, model, subnets, config, kind=kind, precision=precision)
+    batches = _batches(examples, arguments.batch_size)
+    if arguments.check:
+        return {"largest_gradient_difference": _difference(steps, next(batches))}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    tokens = []
+    for number, batch in zip(range(arguments.steps + 1), batches, strict=False):
+        tokens.append(float(batch["attention_mask"].sum(dim=1).float().mean()))
+        for name, (step, _) in steps.items():
+            begin = time.perf_counter()
+            step(batch)
+            if number:
+                seconds[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    fast = {name: arguments.batch_size / value for name, value in medians.items()}
+    return {
+        "tokens_mean": statistics.mean(tokens),
+        "examples_per_second": fast,
+        "over_textbook": {name: fast[name] / fast[TEXTBOOK] for name in fast},
+        "over_per_batch": {name: fast[name] / fast[PER_BATCH] for name in fast},
+    }
+
+
+Step = tuple[Callable[[dict[str, Tensor]], object], ElasticModel]
+
+
+def _twin(model: ElasticModel) -> ElasticModel:
+    return ElasticModel(copy.deepcopy(model.network), space=model.space)
+
+
+def _textbook(
+    model: ElasticModel,
+    teacher: ElasticModel,
+    subnets: list[Subnet],
+    *,
+    config: PhaseConfig,
+    kind: TaskKind,
+    padded: bool,
+) -> Step:
+    """The papers' loop: for every width a teacher pass, for every sub-network a pass of its own."""
+    optimizer = torch.optim.AdamW(model.network.parameters(), lr=config.learning_rate, eps=config.adam_epsilon)
+    by_width: dict[int, list[Subnet]] = {}
+    for subnet in subnets:
+        by_width.setdefault(subnet.heads[0], []).append(subnet)
+    teacher.network.eval()
+
+    def step(batch: dict[str, Tensor]) -> None:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        if padded:
+            missing = PADDED - inputs["input_ids"].shape[1]
+            inputs = {name: torch.nn.functional.pad(tensor, (0, missing)) for name, tensor in inputs.items()}
+        for group in by_width.values():
+            wide = _teacher_of(model, group[0], config)
+            with torch.no_grad(), teacher.at(wide) as network:
+                target = network(**inputs, output_hidden_states=True)
+            for subnet in group:
+                with model.at(subnet) as network:
+                    answer = network(**inputs, output_hidden_states=True)
+                    states = matched_states(target.hidden_states, subnet.layers)
+                    loss = config.logit_weight * logit_loss(answer.logits, target.logits, kind=kind)
+                    loss = loss + config.hidden_weight * hidden_loss(
+                        answer.hidden_states, states, inputs["attention_mask"]
+                    )
+                    loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.network.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.network.train()
+    return step, model
+
+
+def _teacher_of(model: ElasticModel, subnet: Subnet, config: PhaseConfig) -> Subnet:
+    if config.teacher_width == "full":
+        return model.full
+    layers = model.shape.layers
+    return Subnet(tuple(range(layers)), subnet.heads[:1] * layers, subnet.neurons[:1] * layers)
+
+
+def _limbert(
+    phase: str, model: ElasticModel, subnets: list[Subnet], config: PhaseConfig, *, kind: TaskKind, precision: str
+) -> Step:
+    AcceleratorState._reset_state(reset_partial_state=True)  # else it keeps the first precision of the process
+    own, teacher = _twin(model), _twin(model)
+    teacher.network.eval()
+    trainer = Trainer(
+        phase,
+        model=own,
+        teacher=teacher,
+        subnets=subnets,
+        config=config,
+        kind=kind,
+        surroundings=types.SimpleNamespace(  # type: ignore[arg-type]  # a step needs no more
+            accelerator=Accelerator(mixed_precision="bf16" if precision == "bf16" else "no"), seed=0
+        ),
+    )
+    own.network.train()
+    return lambda batch: trainer.step(batch, number=0, learning_rate=config.learning_rate), own
+
+
+def _batches(examples: TokenizedExamples, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    for epoch in range(1000):
+        for indices in training_batches(examples.lengths, batch_size=batch_size, seed=0, epoch=epoch):
+            if len(indices) == batch_size:
+                yield examples.collate(indices)
+
+
+def _difference(steps: dict[str, Step], batch: dict[str, Tensor]) -> float:
+    """Largest difference of a gradient between limbert's fp32 step and the textbook's, relative to the largest one."""
+    found = []
+    for name in (PER_BATCH, f"{LIMBERT}, fp32"):
+        step, model = steps[name]
+        model.network.eval()  # no dropout
+        gradients: dict[str, Tensor] = {}
+
+        def keep(*_: object, model: ElasticModel = model, gradients: dict[str, Tensor] = gradients) -> None:
+            for key, parameter in model.network.named_parameters():
+                assert parameter.grad is not None, key
+                gradients[key] = parameter.grad.clone()
+
+        hook = register_optimizer_step_pre_hook(keep)  # gradients as the optimizer sees them, clipped
+        step(batch)
+        hook.remove()
+        found.append(gradients)
+    largest = max(float(gradient.abs().max()) for gradient in found[0].values())
+    return max(float((found[0][key] - found[1][key]).abs().max()) for key in found[0]) / largest
+
+
+def _print(report: dict[str, object]) -> None:
+    print(f"{report['device']}, batch {report['batch_size']}, median of {report['steps']} steps\n")
+    rows: list[dict[str, Any]] = report["rows"]  # type: ignore[assignment]
+    for row in rows:
+        if "largest_gradient_difference" in row:
+            print(f"{row['task']}, {row['phase']}: gradients differ by {row['largest_gradient_difference']:.1e}")
+    if "examples_per_second" in rows[0]:
+        print("| task, phase | contender | examples/s | over padded to 128 | over padded per batch |")
+        print("|---|---|---:|---:|---:|")
+    for row in rows:
+        for name, speed in row.get("examples_per_second", {}).items():
+            ratios = f"{row['over_textbook'][name]:.1f} x | {row['over_per_batch'][name]:.2f} x"
+            print(f"| {row['task']}, {row['phase']} | {name} | {speed:.1f} | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
