@@ -140,25 +140,17 @@ def test_train_gates_tune_and_answer_by_policy(folder: Path) -> None:
 
 
 def test_gates_are_added_to_a_trained_model_for_its_own_sizes(folder: Path) -> None:
-    options = [
-        "--model",
-        "trained",
-        "--phases",
-        "gates",
-        "--gates",
-        "3",
-        "--output",
-        "gated",
-        "--set",
-        "gates.epochs=1",
-    ]
-    for space, message in (([], "going on with what trained was trained for"), (["--widths", "0.5,1"], "")):
-        done = run(folder, "train", *DATA_OPTIONS, *options, *space, "--overwrite")
-        assert done.returncode == 0, done.stderr
-        assert message in done.stderr
-        record = json.loads((folder / "gated" / "limbert.json").read_text())
-        assert record["space"]["widths"] == ([0.5, 1.0] if space else [0.25, 0.5, 0.75, 1.0])
-    assert record["phases"] == ["finetune", "width", "depth", "gates"]
+    """The recipe's own sizes (depths spread over the layers) give way to those that the model was trained for."""
+    options = ["--model", "dynamic", "--phases", "gates", "--gates", "3", "--set", "gates.epochs=1"]
+    done = run(folder, "train", *DATA_OPTIONS, *options, "--output", "gated")
+    assert done.returncode == 0, done.stderr
+    assert "going on with what dynamic was trained for" in done.stderr
+    record = json.loads((folder / "gated" / "limbert.json").read_text())
+    assert record["space"]["layers"] == "first"
+    assert record["phases"] == ["finetune", "width", "depth", "gates", "gates"]
+    told = run(folder, "train", *DATA_OPTIONS, *options, "--output", "told", "--widths", "0.5,1", "--layers", "first")
+    assert told.returncode == 0, told.stderr
+    assert json.loads((folder / "told" / "limbert.json").read_text())["space"]["widths"] == [0.5, 1.0]
 
 
 def test_training_the_encoder_again_drops_its_gates(folder: Path) -> None:
