@@ -153,6 +153,26 @@ def test_gates_are_added_to_a_trained_model_for_its_own_sizes(folder: Path) -> N
     assert json.loads((folder / "told" / "limbert.json").read_text())["space"]["widths"] == [0.5, 1.0]
 
 
+def test_the_benchmark_of_dynamic_inference_measures_time_and_flops(folder: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "dynamic.py"
+    options = ["dynamic", "--policy", "width", "--policy", "fast", "--quick", "--json", "--batch-size", "8"]
+    done = subprocess.run(
+        [sys.executable, str(script), *options],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (batch,) = json.loads(done.stdout)["batches"]
+    for row in batch["policies"].values():
+        assert row["time_share"] > 0
+        assert row["ratio"] == pytest.approx(row["time_share"] / row["flops_share"])
+    assert batch["policies"]["width"]["flops_share"] < 1.1
+    assert batch["policies"]["engine, full size"]["flops_share"] == 1.0
+
+
 def test_training_the_encoder_again_drops_its_gates(folder: Path) -> None:
     options = ["--model", "dynamic", "--phases", "final", "--output", "further", "--max-steps", "1"]
     done = run(folder, "train", *DATA_OPTIONS, *options)
