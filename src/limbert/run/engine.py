@@ -88,7 +88,7 @@ class Engine:
         self._depth = model.shape.layers
         self._device = model.network.device
         self._autocast = precision == "bf16"
-        self._gates = model.gates
+        self._gates = None if model.gates is None else model.gates.to(self._device)
         self._frame = model.frame()
         self._layers = {
             index: [
