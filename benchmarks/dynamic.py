@@ -132,26 +132,30 @@ def _measure(
     batch_size: int,
     rounds: int,
 ) -> dict[str, object]:
-    """Seconds (the median over rounds, batch by batch, summed) and FLOPs of every contender on all the examples."""
-    seconds = dict.fromkeys([FULL, *engines], 0.0)
-    flops = dict.fromkeys(engines, 0)
-    for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
-        inputs = {name: tensor for name, tensor in examples.collate(indices).items() if name != "labels"}
-        contenders: dict[str, Callable[[], object]] = {FULL: lambda inputs=inputs: _run_stock(stock, inputs)}
-        contenders |= {
-            name: lambda engine=engine, inputs=inputs: engine.run(inputs) for name, engine in engines.items()
-        }
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(-1, rounds):  # the first is warm-up
-            for name, run in contenders.items():
+    """Seconds (the median over rounds, batch by batch, summed) and FLOPs of every contender on all the examples.
+
+    In each round every contender runs through all batches before the next one does, as it would when it serves alone.
+    """
+    batches = [
+        {name: tensor for name, tensor in examples.collate(indices).items() if name != "labels"}
+        for indices in evaluation_batches(examples.lengths, batch_size=batch_size)
+    ]
+    contenders: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+        FULL: lambda inputs: _run_stock(stock, inputs)
+    }
+    contenders |= {name: engine.run for name, engine in engines.items()}
+    times: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in contenders}
+    for turn in range(-1, rounds):  # the first is warm-up
+        for name, run in contenders.items():
+            for inputs, taken in zip(batches, times[name], strict=True):
                 start = time.perf_counter()
-                run()
+                run(inputs)
                 if turn >= 0:
-                    times[name].append(time.perf_counter() - start)
-        for name, values in times.items():
-            seconds[name] += statistics.median(values)
-        for name, engine in engines.items():
-            flops[name] += int(engine.run(inputs).trace.flops.sum())
+                    taken.append(time.perf_counter() - start)
+    seconds = {name: sum(map(statistics.median, taken)) for name, taken in times.items()}
+    flops = {
+        name: sum(int(engine.run(inputs).trace.flops.sum()) for inputs in batches) for name, engine in engines.items()
+    }
     rows = {
         name: {
             "time_share": seconds[name] / seconds[FULL],

@@ -15,12 +15,20 @@ from limbert.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
-class PlainLayer:
-    """Paths of what a plain post-norm layer has besides its Linears: see ``model/lean.py``."""
+class PlainEncoder:
+    """Paths of what an encoder of plain post-norm layers has besides its Linears: see ``model/lean.py``.
+
+    Attributes:
+        attention_norm, mlp_norm, activation: inside a layer.
+        embedding_inputs: inputs that the embeddings take.
+        embedding_projection: inside the base model, applied to the embeddings where a model has it.
+    """
 
     attention_norm: str
     mlp_norm: str
     activation: str
+    embedding_inputs: tuple[str, ...] = ("input_ids", "token_type_ids")
+    embedding_projection: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class Family:
         sequence_head: what a sequence classifier applies to the last layer's output, step by step: a module (``base:``
             begins a path inside the base model), ``@first`` takes the first token, ``@relu`` the activation, ``@pool``
             what the config's ``classifier_pooling`` says.
-        plain_layer: where the layers are plain post-norm ones with query, key and value in this order; else None.
+        plain: where the layers are plain post-norm ones with query, key and value in this order, and get nothing but
+            the embeddings and a mask; else None.
         absent: options of the config that must be off: what they add sits between the layers.
     """
 
@@ -62,9 +71,15 @@ class Family:
     keeps_first_layer: bool = False
     positions_follow_padding: bool = False
     sequence_head: tuple[str, ...] = ("classifier",)
-    plain_layer: PlainLayer | None = None
+    plain: PlainEncoder | None = None
     absent: tuple[str, ...] = ()
 
+
+_PLAIN_BERT = PlainEncoder(
+    attention_norm="attention.output.LayerNorm",
+    mlp_norm="output.LayerNorm",
+    activation="intermediate.intermediate_act_fn",
+)
 
 _BERT = Family(
     stack="encoder.layer",
@@ -73,11 +88,7 @@ _BERT = Family(
     mlp_in="intermediate.dense",
     mlp_out="output.dense",
     sequence_head=("base:pooler", "classifier"),
-    plain_layer=PlainLayer(
-        attention_norm="attention.output.LayerNorm",
-        mlp_norm="output.LayerNorm",
-        activation="intermediate.intermediate_act_fn",
-    ),
+    plain=_PLAIN_BERT,
 )
 
 _ROBERTA = replace(_BERT, positions_follow_padding=True, sequence_head=("classifier",))
@@ -87,7 +98,11 @@ FAMILIES: dict[str, Family] = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "electra": replace(_BERT, sequence_head=("classifier",)),
+    "electra": replace(
+        _BERT,
+        sequence_head=("classifier",),
+        plain=replace(_PLAIN_BERT, embedding_projection="embeddings_project"),
+    ),
     "distilbert": Family(
         stack="transformer.layer",
         attention_in=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
@@ -95,8 +110,11 @@ FAMILIES: dict[str, Family] = {
         mlp_in="ffn.lin1",
         mlp_out="ffn.lin2",
         sequence_head=("@first", "pre_classifier", "@relu", "classifier"),
-        plain_layer=PlainLayer(
-            attention_norm="sa_layer_norm", mlp_norm="output_layer_norm", activation="ffn.activation"
+        plain=PlainEncoder(
+            attention_norm="sa_layer_norm",
+            mlp_norm="output_layer_norm",
+            activation="ffn.activation",
+            embedding_inputs=("input_ids",),
         ),
     ),
     "modernbert": Family(
@@ -124,7 +142,7 @@ FAMILIES: dict[str, Family] = {
         head_count=("attention.self", "num_attention_heads"),
         layer_output_is_tuple=True,
         sequence_head=("pooler", "classifier"),
-        plain_layer=None,  # relative positions
+        plain=None,  # relative positions
         absent=("conv_kernel_size",),  # a convolution behind layer 0 (v2-xlarge and v2-xxlarge)
     ),
 }

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from limbert.errors import UnsupportedModelError
 from limbert.model.families import Family, set_stack, stack_of
-from limbert.model.lean import RunLayer, layer_runner
+from limbert.model.lean import RunLayer, layer_runner, preparation
 from limbert.model.states import LayerCalls, LayerCatcher, Prepared
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (state or pooled state, attention mask) -> the next one
@@ -35,6 +35,7 @@ class Frame:
         self._network, self._family = network, family
         self._catcher = LayerCatcher(stack_of(network, family), family)
         set_stack(network, family, self._catcher.stands)
+        self._plain = preparation(network, family)
         self._steps = [_step(network, name) for name in family.sequence_head]
         pooling = getattr(network.config, "classifier_pooling", "cls")
         self._whole = "@pool" in family.sequence_head and pooling != "cls"  # the head reads every token
@@ -49,7 +50,8 @@ class Frame:
         Returns:
             The embedding output ``(batch, tokens, hidden)``, and the layers' calls.
         """
-        return self._catcher.catch(self._network, inputs)
+        prepared = self._plain(inputs) if self._plain is not None else None
+        return prepared or self._catcher.catch(self._network, inputs)
 
     def select(self, calls: LayerCalls, rows: Tensor, *, batch: int) -> LayerCalls:
         """The calls for some examples of the batch.

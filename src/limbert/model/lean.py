@@ -1,8 +1,9 @@
-"""Run a plain post-norm encoder layer with as few calls as it needs.
+"""Run an encoder of plain post-norm layers with as few calls as it needs.
 
 On one short text a good part of a narrow layer's time goes into the Python around its dozen operations, and that part
 does not shrink with the width. Where the family table says that a layer is the plain one (self-attention with absolute
-positions, residual, norm, feed-forward, residual, norm), these operations are called directly, on the same parameters.
+positions, residual, norm, feed-forward, residual, norm), these operations are called directly, on the same parameters,
+and so are the embeddings.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbert.model.families import Family, layer_parts
-from limbert.model.states import LayerCalls
+from limbert.model.states import LayerCalls, Prepared
 
+Prepare = Callable[[dict[str, Tensor]], Prepared | None]  # inputs -> embedding output, and the layers' calls
 RunLayer = Callable[[Tensor, LayerCalls], Tensor]  # (state, the batch's calls) -> state, (batch, tokens, hidden)
 
 
@@ -27,9 +29,10 @@ def layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> 
         network: the model that it belongs to.
         family: the model's entry in the family table.
     """
-    if family.plain_layer is None or network.config._attn_implementation != "sdpa":
+    if not _is_plain(network, family):
         return lambda state, calls: calls.run(layer, state)
-    parts, paths = layer_parts(layer, family), family.plain_layer
+    assert family.plain is not None
+    parts, paths = layer_parts(layer, family), family.plain
     head_size = network.config.hidden_size // network.config.num_attention_heads
     query, key, value = (_Linear.of(linear) for linear in parts.attention_in)
     attention_out, mlp_in, mlp_out = (_Linear.of(part) for part in (parts.attention_out, parts.mlp_in, parts.mlp_out))
@@ -51,6 +54,37 @@ def layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> 
         return mlp_norm(mlp_out(activation(mlp_in(state))) + state)
 
     return run
+
+
+def preparation(network: PreTrainedModel, family: Family) -> Prepare | None:
+    """The quickest way from a batch to the embeddings and the layers' calls; None where only the stock forward knows.
+
+    What it returns gives None, too, for a batch with inputs that it does not know.
+    """
+    if not _is_plain(network, family):
+        return None
+    assert family.plain is not None
+    base, names = network.base_model, family.plain.embedding_inputs
+    embeddings = base.get_submodule("embeddings")
+    projection = dict(base.named_children()).get(family.plain.embedding_projection or "")
+
+    def prepare(inputs: dict[str, Tensor]) -> Prepared | None:
+        mask = inputs.get("attention_mask")
+        if mask is None or mask.ndim != 2 or inputs.keys() - {*names, "attention_mask"}:
+            return None
+        state = embeddings(**{name: inputs[name] for name in names if name in inputs})
+        if projection is not None:
+            state = projection(state)
+        allowed = (
+            None if bool(mask.all()) else mask[:, None, None, :].bool()
+        )  # (batch, heads, tokens, tokens) broadcast
+        return state, LayerCalls({(): ((), {"attention_mask": allowed})}, family)
+
+    return prepare
+
+
+def _is_plain(network: PreTrainedModel, family: Family) -> bool:
+    return family.plain is not None and network.config._attn_implementation == "sdpa"
 
 
 @dataclass(frozen=True, slots=True)
