@@ -1,7 +1,7 @@
 """``limbert evaluate``: what each sub-network, or a dynamic policy, costs and reaches on labelled data."""
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from limbert.app.cli import options as opt
 from limbert.app.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths, choose_policy
 from limbert.core.config import DataConfig
 from limbert.errors import ConfigError
+
+if TYPE_CHECKING:
+    from limbert.data.batches import TokenizedExamples
 
 
 def evaluate(
@@ -54,12 +57,14 @@ def evaluate(
     from limbert.run.checkpoints import open_checkpoint
     from limbert.run.dynamic import evaluate_policy
     from limbert.run.evaluate import evaluate as run_evaluation
+    from limbert.run.policy import resolve
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
     opened = open_checkpoint(run)
     model = opened.model
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
+    subnets = {name: model.subnet(name) for name in subnet} if subnet else model.subnets()
     config = data_config(
         opened.data,
         task=task,
@@ -75,48 +80,29 @@ def evaluate(
     else:
         loaded = load_task_data(config, seed=0)
         known, sets = loaded.task, loaded.dev
-    tokenized = {
-        name: tokenize(examples, opened.tokenizer, max_length=opened.max_length) for name, examples in sets.items()
-    }
-    if policy is not None:
-        chosen = choose_policy(
-            policy,
-            record=model.record,
-            kind=known.kind,
-            widths=widths,
-            exit_threshold=exit_threshold,
-            exit_rule=exit_rule,
-        )
+    settings = {"task": known, "batch_size": batch_size, "precision": precision}
+
+    def tokenized() -> "dict[str, TokenizedExamples]":
+        return {name: tokenize(part, opened.tokenizer, max_length=opened.max_length) for name, part in sets.items()}
+
+    if policy is None:
         with show.progress_bar("evaluating") as advance:
-            result = evaluate_policy(
-                model,
-                tokenized,
-                task=known,
-                policy=chosen,
-                batch_size=batch_size,
-                precision=precision,  # type: ignore[arg-type]
-                progress=advance,
-            )
+            results = run_evaluation(model, tokenized(), subnets=subnets, progress=advance, **settings)  # type: ignore[arg-type]
         if as_json:
-            show.print_json(result.to_dict())
+            show.print_json([one.to_dict() for one in results])
         else:
-            show.print_policy_result(result, batch_size=batch_size)
+            show.output.print(show.results_table(results))
         return
-    subnets = {name: model.subnet(name) for name in subnet} if subnet else model.subnets()
+    chosen = choose_policy(
+        policy, record=model.record, kind=known.kind, widths=widths, exit_threshold=exit_threshold, exit_rule=exit_rule
+    )
+    resolve(chosen, model, kind=known.kind)  # refuses early what the model cannot do
     with show.progress_bar("evaluating") as advance:
-        results = run_evaluation(
-            model,
-            tokenized,
-            task=known,
-            subnets=subnets,
-            batch_size=batch_size,
-            precision=precision,  # type: ignore[arg-type]
-            progress=advance,
-        )
+        result = evaluate_policy(model, tokenized(), policy=chosen, progress=advance, **settings)  # type: ignore[arg-type]
     if as_json:
-        show.print_json([one.to_dict() for one in results])
+        show.print_json(result.to_dict())
     else:
-        show.output.print(show.results_table(results))
+        show.print_policy_result(result, batch_size=batch_size)
 
 
 def data_config(saved: DataConfig, **given: object) -> DataConfig:
