@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from limbert import ElasticModel, LimbertError, Space, Subnet
-from limbert.core.config import DataConfig, PhaseConfig, TaskKind
+from limbert.core.config import DataConfig, PhaseConfig, TaskKind, TrainConfig
 from limbert.data.batches import TokenizedExamples, tokenize, training_batches
 from limbert.data.load import load_task_data
 from limbert.method.losses import hidden_loss, logit_loss, matched_states
@@ -74,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each contender, after one of warm-up")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--check", action="store_true", help="compare gradients instead of timing")
+    parser.add_argument("--profile", action="store_true", help="show where limbert's step spends its time instead")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="2 steps of the first task's depth phase")
     parser.add_argument("--json", action="store_true")
@@ -85,8 +86,6 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure_task(task: str, folder: str, arguments: argparse.Namespace) -> list[dict[str, object]]:
-    from limbert.core.config import TrainConfig
-
     data = load_task_data(DataConfig(task=task, data=folder), seed=0)
     start = load_start(TrainConfig(model=arguments.model, output="-"), data.task)
     examples = tokenize(start.relabelled(data.train, data.task), start.tokenizer, max_length=PADDED)
@@ -110,6 +109,9 @@ def _measure(
     batches = _batches(examples, arguments.batch_size)
     if arguments.check:
         return {"largest_gradient_difference": _difference(steps, next(batches))}
+    if arguments.profile:
+        step = steps[f"{LIMBERT}, fp32"][0]
+        return {"profile": _profile(step, [next(batches) for _ in range(12)])}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     tokens = []
     for number, batch in zip(range(arguments.steps + 1), batches, strict=False):
@@ -234,12 +236,25 @@ def _difference(steps: dict[str, Step], batch: dict[str, Tensor]) -> float:
     return max(float((found[0][key] - found[1][key]).abs().max()) for key in found[0]) / largest
 
 
+def _profile(step: Callable[[dict[str, Tensor]], object], batches: list[dict[str, Tensor]]) -> str:
+    """The operations that take the most time of their own in some steps, the first of them as warm-up."""
+    step(batches[0])
+    with torch.profiler.profile() as profile:
+        for batch in batches[1:]:
+            step(batch)
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return "\n".join(f"{100 * e.self_cpu_time_total / total:5.1f} % {e.key}" for e in events[:10])
+
+
 def _print(report: dict[str, object]) -> None:
     print(f"{report['device']}, batch {report['batch_size']}, median of {report['steps']} steps\n")
     rows: list[dict[str, Any]] = report["rows"]  # type: ignore[assignment]
     for row in rows:
         if "largest_gradient_difference" in row:
             print(f"{row['task']}, {row['phase']}: gradients differ by {row['largest_gradient_difference']:.1e}")
+        if "profile" in row:
+            print(f"{row['task']}, {row['phase']}\n{row['profile']}")
     if "examples_per_second" in rows[0]:
         print("| task, phase | contender | examples/s | over padded to 128 | over padded per batch |")
         print("|---|---|---:|---:|---:|")

@@ -75,9 +75,7 @@ def preparation(network: PreTrainedModel, family: Family) -> Prepare | None:
         state = embeddings(**{name: inputs[name] for name in names if name in inputs})
         if projection is not None:
             state = projection(state)
-        allowed = (
-            None if bool(mask.all()) else mask[:, None, None, :].bool()
-        )  # (batch, heads, tokens, tokens) broadcast
+        allowed = None if bool(mask.all()) else mask[:, None, None, :].bool()  # (batch, 1, 1, tokens)
         return state, LayerCalls({(): ((), {"attention_mask": allowed})}, family)
 
     return prepare

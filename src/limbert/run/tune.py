@@ -26,7 +26,7 @@ from limbert.run.operating_points import OperatingPoint
 from limbert.run.policy import Policy
 from limbert.run.trace import Decision
 
-_NEVER_WIDER = 1e-9  # slack for comparing metrics
+_SLACK = 1e-9  # slack for comparing metrics
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,12 @@ def search(
     """
     candidates = _static(model, examples, task=task, batch_size=batch_size, precision=precision)
     runs = list(_runs(model, widths, exit_rule))
+    full = CostModel(model).mean_flops(model.full, examples.lengths)
     for number, policy in enumerate(runs):
         progress(number, len(runs))
         engine = Engine(model, policy, kind=task.kind, precision=precision)
         notes = _run_to_the_end(engine, examples, batch_size=batch_size, device=model.network.device)
-        candidates += _judged(notes, policy, examples, model=model, task=task, thresholds=thresholds)
+        candidates += _judged(notes, policy, examples, full=full, task=task, thresholds=thresholds)
     progress(len(runs), len(runs))
     return candidates
 
@@ -91,7 +92,7 @@ def front(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that no other beats at as few FLOPs, cheapest first."""
     best: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda one: (one.flops, -one.value)):
-        if not best or candidate.value > best[-1].value + _NEVER_WIDER:
+        if not best or candidate.value > best[-1].value + _SLACK:
             best.append(candidate)
     return best
 
@@ -109,7 +110,7 @@ def choose_points(
     full = candidates[0]
     points = {}
     for name, drop in drops.items():
-        good = [one for one in candidates if one.value >= full.value - drop - _NEVER_WIDER]
+        good = [one for one in candidates if one.value >= full.value - drop - _SLACK]
         best = min(good, key=lambda one: (one.flops, -one.value))
         points[name] = OperatingPoint(best.policy, metric, best.value, best.flops)
     return points
@@ -172,10 +173,9 @@ def _run_to_the_end(engine: Engine, examples: TokenizedExamples, *, batch_size: 
 
 
 def _judged(
-    notes: _Notes, policy: Policy, examples: TokenizedExamples, *, model: ElasticModel, task: Task, thresholds: int
+    notes: _Notes, policy: Policy, examples: TokenizedExamples, *, full: float, task: Task, thresholds: int
 ) -> Iterator[Candidate]:
-    """What the policy reaches without exits, and with each threshold."""
-    full = CostModel(model).mean_flops(model.full, examples.lengths)
+    """What the policy reaches without exits, and with each threshold; ``full``: mean FLOPs of the full model."""
     if policy.gates:
         last = notes.answers[-1].numpy()
         yield Candidate(
