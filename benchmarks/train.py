@@ -1,14 +1,17 @@
 """How fast does a training step go, against the loop as the papers' programs write it? Contenders take turns.
 
-Contenders, all with the same sub-networks, losses and teacher weights, on the same batches:
+Contenders, all with the same sub-networks, losses and teacher weights:
 
-* textbook, padded to 128: one forward and backward pass a sub-network, the teacher once a width, every batch padded to
-  128 tokens, fp32;
+* textbook, padded to 128: one forward and backward pass a sub-network, the teacher once a width, batches drawn at
+  random, every one padded to 128 tokens, fp32;
 * textbook, padded per batch: the same, each batch padded to its own longest example;
-* limbert: the trainer's own step, layer runs shared between depths; with --precision bf16 also under autocast.
+* textbook, limbert's batches: the same on the batches that limbert draws (similar lengths together);
+* limbert: the trainer's own step on its own batches; with --precision bf16 also under autocast; and, with its own
+  sampling of four sub-networks a step, as recipe limbert trains the depth phase.
 
-Printed are examples a second (batch size over the median step) and their ratios. --check compares the gradients of
-limbert's fp32 step with the textbook's, without dropout.
+Printed are examples a second and their ratios, medians of rounds. Every round takes limbert's batches evenly from the
+shortest to the longest of fifty, so that all of them stand for an epoch. --check compares the gradients of limbert's
+fp32 step with the textbook's on the same batch, without dropout.
 
 Example: python benchmarks/train.py --model ENCODER --data SST-2=glue/SST-2 --data MRPC=glue/MRPC
 """
@@ -21,7 +24,8 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,8 +44,10 @@ from limbert.run.phases import PHASES
 from limbert.run.start import load_start
 from limbert.run.trainer import Trainer
 
-PADDED = 128
-TEXTBOOK, PER_BATCH, LIMBERT = "textbook, padded to 128", "textbook, padded per batch", "limbert"
+PADDED = 128  # tokens
+POOL, EVERY = 50, 5  # of so many of limbert's batches every fifth is in a round
+TEXTBOOK, PER_BATCH = "textbook, padded to 128", "textbook, padded per batch"
+SAME_BATCHES, FP32, SAMPLED = "textbook, limbert's batches", "limbert, fp32", "limbert, fp32, 4 sampled"
 
 
 def main() -> None:
@@ -58,7 +64,7 @@ def main() -> None:
         "device": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
         "versions": versions(),
         "batch_size": arguments.batch_size,
-        "steps": arguments.steps,
+        "rounds": arguments.rounds,
         "rows": rows,
     }
     print(json.dumps(report)) if arguments.json else _print(report)
@@ -71,16 +77,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--phase", action="append", choices=["width", "depth"], help="default: both")
     parser.add_argument("--layers", default="spread", choices=["spread", "first"])
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each contender, after one of warm-up")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--check", action="store_true", help="compare gradients instead of timing")
     parser.add_argument("--profile", action="store_true", help="show where limbert's step spends its time instead")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="2 steps of the first task's depth phase")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of the first task's depth phase")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.steps, arguments.data, arguments.phase = 2, arguments.data[:1], ["depth"]
+        arguments.rounds, arguments.data, arguments.phase = 2, arguments.data[:1], ["depth"]
     arguments.phase = arguments.phase or ["width", "depth"]
     return arguments
 
@@ -102,32 +108,47 @@ def _measure(
     config = PhaseConfig(**(dict(PHASES[phase].defaults) | {"batch_size": arguments.batch_size}))
     subnets = list(PHASES[phase].subnets(model).values())  # type: ignore[attr-defined]
     steps = {}
-    for name, padded in ((TEXTBOOK, True), (PER_BATCH, False)):
-        steps[name] = _textbook(_twin(model), _twin(model), subnets, config=config, kind=kind, padded=padded)
+    for name in (TEXTBOOK, PER_BATCH, SAME_BATCHES):
+        own = _twin(model), _twin(model)
+        steps[name] = _textbook(*own, subnets, config=config, kind=kind, padded=name == TEXTBOOK)
     for precision in dict.fromkeys(("fp32", arguments.precision)):
-        steps[f"{LIMBERT}, {precision}"] = _limbert(phase, model, subnets, config, kind=kind, precision=precision)
-    batches = _batches(examples, arguments.batch_size)
+        steps[f"limbert, {precision}"] = _limbert(phase, model, subnets, config, kind=kind, precision=precision)
+    if phase == "depth":
+        recipe = replace(config, sampled=4, teacher_width="full")
+        steps[SAMPLED] = _limbert(phase, model, subnets, recipe, kind=kind, precision="fp32")
     if arguments.check:
-        return {"largest_gradient_difference": _difference(steps, next(batches))}
+        batch = examples.collate(_random(examples, arguments.batch_size)[0])
+        return {"largest_gradient_difference": _difference(steps, batch)}
     if arguments.profile:
-        step = steps[f"{LIMBERT}, fp32"][0]
-        return {"profile": _profile(step, [next(batches) for _ in range(12)])}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    tokens = []
-    for number, batch in zip(range(arguments.steps + 1), batches, strict=False):
-        tokens.append(float(batch["attention_mask"].sum(dim=1).float().mean()))
+        batches = _grouped(examples, arguments.batch_size)[:: POOL // 12]
+        return {"profile": _profile(steps[FP32][0], [examples.collate(indices) for indices in batches])}
+    return _timed(steps, examples, arguments)
+
+
+def _timed(steps: dict[str, "Step"], examples: TokenizedExamples, arguments: argparse.Namespace) -> dict[str, object]:
+    """Rounds in which every contender takes some steps, after one of warm-up (but for the slowest)."""
+    size, rounds = arguments.batch_size, arguments.rounds
+    drawn, grouped = _random(examples, size), _grouped(examples, size)
+    for name, (step, _) in steps.items():
+        if name != TEXTBOOK:
+            step(examples.collate(grouped[0]))
+    fast: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
+        spread = grouped[(2 * number + 1) * EVERY // (2 * rounds) :: EVERY]
         for name, (step, _) in steps.items():
+            count = 1 if name == TEXTBOOK else 2
+            chosen = drawn[2 * number : 2 * number + count] if name in (TEXTBOOK, PER_BATCH) else spread
+            batches = [examples.collate(indices) for indices in chosen]
             begin = time.perf_counter()
-            step(batch)
-            if number:
-                seconds[name].append(time.perf_counter() - begin)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    fast = {name: arguments.batch_size / value for name, value in medians.items()}
+            for batch in batches:
+                step(batch)
+            fast[name].append(size * len(batches) / (time.perf_counter() - begin))
+    medians = {name: statistics.median(values) for name, values in fast.items()}
     return {
-        "tokens_mean": statistics.mean(tokens),
-        "examples_per_second": fast,
-        "over_textbook": {name: fast[name] / fast[TEXTBOOK] for name in fast},
-        "over_per_batch": {name: fast[name] / fast[PER_BATCH] for name in fast},
+        "examples_per_second": medians,
+        "over_textbook": {name: medians[name] / medians[TEXTBOOK] for name in medians},
+        "over_per_batch": {name: medians[name] / medians[PER_BATCH] for name in medians},
+        "rounds": fast,
     }
 
 
@@ -208,17 +229,23 @@ def _limbert(
     return lambda batch: trainer.step(batch, number=0, learning_rate=config.learning_rate), own
 
 
-def _batches(examples: TokenizedExamples, batch_size: int) -> Iterator[dict[str, Tensor]]:
-    for epoch in range(1000):
-        for indices in training_batches(examples.lengths, batch_size=batch_size, seed=0, epoch=epoch):
-            if len(indices) == batch_size:
-                yield examples.collate(indices)
+def _random(examples: TokenizedExamples, batch_size: int) -> list[list[int]]:
+    """Batches as the papers' programs draw them."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
+    return [order[start : start + batch_size] for start in range(0, len(order) - batch_size + 1, batch_size)]
+
+
+def _grouped(examples: TokenizedExamples, batch_size: int) -> list[list[int]]:
+    """The first fifty of limbert's batches, or all where there are fewer, the shortest first."""
+    batches = training_batches(examples.lengths, batch_size=batch_size, seed=0, epoch=0)
+    whole = [indices for indices in batches if len(indices) == batch_size][:POOL]
+    return sorted(whole, key=lambda indices: int(examples.lengths[indices].max()))
 
 
 def _difference(steps: dict[str, Step], batch: dict[str, Tensor]) -> float:
     """Largest difference of a gradient between limbert's fp32 step and the textbook's, relative to the largest one."""
     found = []
-    for name in (PER_BATCH, f"{LIMBERT}, fp32"):
+    for name in (SAME_BATCHES, FP32):
         step, model = steps[name]
         model.network.eval()  # no dropout
         gradients: dict[str, Tensor] = {}
@@ -248,7 +275,7 @@ def _profile(step: Callable[[dict[str, Tensor]], object], batches: list[dict[str
 
 
 def _print(report: dict[str, object]) -> None:
-    print(f"{report['device']}, batch {report['batch_size']}, median of {report['steps']} steps\n")
+    print(f"{report['device']}, batch {report['batch_size']}, median of {report['rounds']} rounds\n")
     rows: list[dict[str, Any]] = report["rows"]  # type: ignore[assignment]
     for row in rows:
         if "largest_gradient_difference" in row:

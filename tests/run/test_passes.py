@@ -6,7 +6,7 @@ from families import CONFIGS, make_inputs, make_network
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.method.losses import hidden_loss, matched_states
-from limbert.run.passes import plan_passes, run_pass
+from limbert.run.passes import Answer, plan_passes, run_pass, train_pass
 
 
 def gradients(model: ElasticModel, subnets: list[Subnet], *, share: bool) -> dict[str, torch.Tensor]:
@@ -14,15 +14,14 @@ def gradients(model: ElasticModel, subnets: list[Subnet], *, share: bool) -> dic
     model.network.zero_grad()
     with torch.no_grad(), model.recorded_states() as teacher:
         model.network(**inputs)
+
+    def loss(subnet: Subnet, answer: Answer) -> torch.Tensor:
+        targets = [state * 0.9 for state in matched_states(teacher, subnet.layers)]
+        return answer.logits.square().mean() + hidden_loss(answer.states, targets, inputs["attention_mask"])
+
     for shared in plan_passes(subnets, share=share):
         with model.at(shared.scope):
-            loss = torch.zeros(())
-            for subnet, answer in run_pass(model, shared, inputs, keep_states=True).items():
-                targets = [state * 0.9 for state in matched_states(teacher, subnet.layers)]
-                loss = (
-                    loss + answer.logits.square().mean() + hidden_loss(answer.states, targets, inputs["attention_mask"])
-                )
-            loss.backward()
+            train_pass(model, shared, inputs, loss=loss, backward=torch.Tensor.backward)
     return {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
 
 

@@ -1,7 +1,6 @@
 """A model without its layers: what comes before them and what comes after, for engines that run layers themselves."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +9,9 @@ from transformers import PreTrainedModel
 from limbert.errors import UnsupportedModelError
 from limbert.model.families import Family, set_stack, stack_of
 from limbert.model.lean import RunLayer, layer_runner, preparation
-from limbert.model.states import LayerCalls, LayerCatcher, Prepared
+from limbert.model.states import LayerCalls, LayerCatcher, Place, Prepared
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (state or pooled state, attention mask) -> the next one
-Place = tuple[Any, ...]  # where a tensor is among a layer's arguments: kind of layer, position or name, and so on
 
 
 class Frame:
@@ -65,8 +63,7 @@ class Frame:
         def chosen(place: Place, tensor: Tensor) -> Tensor:
             return tensor.index_select(0, rows) if place in self._batched and len(tensor) == batch else tensor
 
-        arguments = {kind: _mapped((kind,), value, chosen) for kind, value in calls.arguments.items()}
-        return LayerCalls(arguments, calls.family)
+        return calls.changed(chosen)
 
     def runner(self, layer: nn.Module) -> RunLayer:
         """How to run one of the model's layer views."""
@@ -108,21 +105,9 @@ class Frame:
 
             with torch.no_grad():
                 _, calls = self.prepare({"input_ids": ids, "attention_mask": mask})
-            for kind, value in calls.arguments.items():
-                _mapped((kind,), value, note)
+            calls.changed(note)
             found.append(places)
         return frozenset(found[0] & found[1])
-
-
-def _mapped(place: Place, value: Any, change: Callable[[Place, Tensor], Tensor]) -> Any:
-    """The same nested value with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(place, value)
-    if isinstance(value, tuple | list):
-        return type(value)(_mapped((*place, index), part, change) for index, part in enumerate(value))
-    if isinstance(value, dict):
-        return {name: _mapped((*place, name), part, change) for name, part in value.items()}
-    return value
 
 
 def _step(network: PreTrainedModel, name: str) -> Step:

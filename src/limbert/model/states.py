@@ -44,6 +44,7 @@ def recorded_states(network: PreTrainedModel, family: Family) -> Iterator[list[T
 
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is called with besides the state
+Place = tuple[Any, ...]  # where a tensor is among a layer's arguments: kind of layer, position or name, and so on
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,27 @@ class LayerCalls:
         output = layer(state, *args, **kwargs)
         return output[0] if self.family.layer_output_is_tuple else output
 
+    def changed(self, change: Callable[[Place, Tensor], Tensor]) -> "LayerCalls":
+        """The same calls with every tensor among their arguments changed."""
+        arguments = {kind: _mapped((kind,), value, change) for kind, value in self.arguments.items()}
+        return LayerCalls(arguments, self.family)
+
     def attention_mask(self, layer: nn.Module) -> Tensor | None:
         """The mask that a layer is called with, as its attention takes it; None where nothing is masked."""
         args, kwargs = self.arguments[layer_kind(layer, self.family)]
         mask: Tensor | None = kwargs["attention_mask"] if "attention_mask" in kwargs else args[0]
         return mask
+
+
+def _mapped(place: Place, value: Any, change: Callable[[Place, Tensor], Tensor]) -> Any:
+    """The same nested value with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(place, value)
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped((*place, index), part, change) for index, part in enumerate(value))
+    if isinstance(value, dict):
+        return {name: _mapped((*place, name), part, change) for name, part in value.items()}
+    return value
 
 
 Prepared = tuple[Tensor, LayerCalls]  # the embedding output (batch, tokens, hidden), and how to go on from it

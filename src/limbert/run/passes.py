@@ -4,13 +4,19 @@ Sub-networks of the same width that begin with the same layers share those: with
 width serves all depths, with ``spread`` the paths branch where they part.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from limbert.core.subnet import Subnet
 from limbert.model.elastic import ElasticModel
+from limbert.model.states import Place
+
+Path = tuple[int, ...]  # the layers run so far
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def _agree(one: Subnet, other: Subnet) -> bool:
 def run_pass(
     model: ElasticModel, shared: SharedPass, inputs: dict[str, Tensor], *, keep_states: bool = False
 ) -> dict[Subnet, Answer]:
-    """The answers of one group. Call it, and ``backward()`` on what it returns, inside ``model.at(shared.scope)``.
+    """The answers of one group, to be called inside ``model.at(shared.scope)``.
 
     Args:
         model: already at the group's scope.
@@ -85,13 +91,103 @@ def run_pass(
         return {shared.subnets[0]: Answer(logits, tuple(recorded) if keep_states else ())}
     layers = model.layers()
     embedding, calls = model.layer_calls(**inputs)
-    states: dict[tuple[int, ...], Tensor] = {(): embedding}  # by the layers run so far
+    states: dict[Path, Tensor] = {(): embedding}
     answers = {}
     for subnet in shared.subnets:
-        paths = [subnet.layers[:depth] for depth in range(len(subnet.layers) + 1)]
+        paths = _paths(subnet)
         for path in paths[1:]:
             if path not in states:
                 states[path] = calls.run(layers[path[-1]], states[path[:-1]])
         logits = model.read_out(states[subnet.layers], **inputs).logits
         answers[subnet] = Answer(logits, tuple(states[path] for path in paths) if keep_states else ())
     return answers
+
+
+def train_pass(
+    model: ElasticModel,
+    shared: SharedPass,
+    inputs: dict[str, Tensor],
+    *,
+    loss: Callable[[Subnet, Answer], Tensor],
+    backward: Callable[[Tensor], None],
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Add the gradients of one group's losses, to be called inside ``model.at(shared.scope)``.
+
+    The tree of layer runs is walked branch by branch, and what a branch keeps for its backward pass is freed before
+    the next one begins: no more than one sub-network's activations are held, as in plain fine-tuning.
+
+    Args:
+        model: already at the group's scope.
+        shared: from `plan_passes`.
+        inputs: ``input_ids``, ``attention_mask`` and what else the network takes, without labels.
+        loss: of one sub-network's answer, a scalar.
+        backward: runs the backward pass of a loss.
+        precision: a scope for forward passes, such as autocast.
+
+    Returns:
+        The sum of the losses, a scalar without gradient.
+    """
+    if len(shared.subnets) == 1:
+        (subnet,) = shared.subnets
+        with precision():
+            answer = run_pass(model, shared, inputs, keep_states=True)[subnet]
+        value = loss(subnet, answer)
+        backward(value)
+        return value.detach()
+    layers, ends = model.layers(), {subnet.layers: subnet for subnet in shared.subnets}
+    with precision():
+        embedding, calls = model.layer_calls(**inputs)
+    cut: dict[Path, Tensor] = {(): _cut(embedding)}  # states without history, in which gradients gather
+    shared_by_layers = [(embedding, cut[()])]
+
+    def cut_argument(_: Place, tensor: Tensor) -> Tensor:
+        """DeBERTa hands all layers one tensor of relative positions that has weights behind it."""
+        if not tensor.requires_grad:
+            return tensor
+        shared_by_layers.append((tensor, _cut(tensor)))
+        return shared_by_layers[-1][1]
+
+    calls = calls.changed(cut_argument)
+    total = torch.zeros((), device=embedding.device)
+
+    def visit(path: Path) -> None:
+        nonlocal total
+        if path in ends:
+            subnet = ends[path]
+            with precision():
+                logits = model.read_out(cut[path], **inputs).logits
+            value = loss(subnet, Answer(logits, tuple(cut[part] for part in _paths(subnet))))
+            backward(value)
+            total = total + value.detach()
+        for child in _children(path, ends):
+            with precision():
+                output = calls.run(layers[child[-1]], cut[path])
+            cut[child] = _cut(output)
+            visit(child)
+            output.backward(cut.pop(child).grad)
+
+    visit(())
+    trained = [(tensor, gathered.grad) for tensor, gathered in shared_by_layers if tensor.requires_grad]
+    if trained:
+        torch.autograd.backward([tensor for tensor, _ in trained], [gradient for _, gradient in trained])
+    return total
+
+
+def _paths(subnet: Subnet) -> list[Path]:
+    """From no layer to all of a sub-network's layers."""
+    return [subnet.layers[:depth] for depth in range(len(subnet.layers) + 1)]
+
+
+def _children(path: Path, ends: Iterable[Path]) -> list[Path]:
+    """The paths one layer longer, those with the shortest way to go first."""
+    longest: dict[Path, int] = {}
+    for end in ends:
+        if len(end) > len(path) and end[: len(path)] == path:
+            child = end[: len(path) + 1]
+            longest[child] = max(longest.get(child, 0), len(end))
+    return sorted(longest, key=lambda child: longest[child])
+
+
+def _cut(state: Tensor) -> Tensor:
+    return state.detach().requires_grad_()

@@ -19,7 +19,7 @@ from limbert.data.batches import TokenizedExamples, training_batches
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
 from limbert.run.monitor import Monitor, Progress
-from limbert.run.passes import Answer, SharedPass, plan_passes, run_pass
+from limbert.run.passes import Answer, SharedPass, plan_passes, run_pass, train_pass
 from limbert.run.state import TrainingState, latest_state, save_state
 from limbert.run.workspace import Workspace
 
@@ -152,13 +152,12 @@ class Trainer:
         torch.manual_seed(step_seed(self.around.seed, self.name, number))  # dropout, wherever the run began
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         chosen = self._choose(number)
-        targets = self._targets(chosen, inputs)
         total = torch.zeros((), device=self.model.network.device)
+        targets: dict[Subnet, Answer] = {}
         for shared in plan_passes(chosen):
+            targets = self._targets(shared, inputs, known=targets)
             with self.model.at(shared.scope):  # backward stays inside: checkpointing runs the forward again
-                loss = self._pass_loss(shared, inputs, batch["labels"], targets)
-                self.around.accelerator.backward(loss)
-            total += loss.detach()
+                total += self._pass(shared, inputs, batch["labels"], targets)
         self.around.accelerator.clip_grad_norm_(self.model.network.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -166,17 +165,18 @@ class Trainer:
         self.optimizer.zero_grad()
         return total / len(chosen)
 
-    def _pass_loss(
+    def _pass(
         self, shared: SharedPass, inputs: dict[str, Tensor], labels: Tensor, targets: dict[Subnet, Answer]
     ) -> Tensor:
-        """Sum of the losses of the sub-networks that one forward pass serves."""
-        with self.around.accelerator.autocast():
-            answers = run_pass(self.model, shared, inputs, keep_states=self.config.hidden_weight > 0)
-        total = torch.zeros((), device=labels.device)
-        for subnet, answer in answers.items():
+        """Adds the gradients of the sub-networks that one pass serves; the sum of their losses."""
+
+        def loss(subnet: Subnet, answer: Answer) -> Tensor:
             weight = self.config.full_weight if subnet == self.model.full else 1.0
-            total = total + weight * self._loss(subnet, answer, targets.get(subnet), labels, inputs["attention_mask"])
-        return total
+            target = targets[self._teacher_of(subnet)] if targets else None
+            return weight * self._loss(subnet, answer, target, labels, inputs["attention_mask"])
+
+        around = self.around.accelerator
+        return train_pass(self.model, shared, inputs, loss=loss, backward=around.backward, precision=around.autocast)
 
     def _loss(self, subnet: Subnet, answer: Answer, target: Answer | None, labels: Tensor, mask: Tensor) -> Tensor:
         config, logits = self.config, answer.logits.float()
@@ -190,20 +190,23 @@ class Trainer:
             total = total + config.hidden_weight * hidden_loss(answer.states, theirs, mask)
         return total
 
-    def _targets(self, subnets: Sequence[Subnet], inputs: dict[str, Tensor]) -> dict[Subnet, Answer]:
-        """The teacher's answers: at full depth, at full width or at each student's."""
+    def _targets(
+        self, shared: SharedPass, inputs: dict[str, Tensor], *, known: dict[Subnet, Answer]
+    ) -> dict[Subnet, Answer]:
+        """The answers of the teachers that one pass learns from; those of the pass before are taken over or dropped."""
         if self.teacher is None:
             return {}
-        deep = {subnet: self._teacher_of(subnet) for subnet in subnets}
-        answers: dict[Subnet, Answer] = {}
-        with torch.no_grad(), self.around.accelerator.autocast():
-            for teacher in dict.fromkeys(deep.values()):
-                with self.teacher.at(teacher):
+        answers = {}
+        for teacher in dict.fromkeys(self._teacher_of(subnet) for subnet in shared.subnets):
+            if teacher not in known:
+                with torch.no_grad(), self.around.accelerator.autocast(), self.teacher.at(teacher):
                     keep_states = self.config.hidden_weight > 0
-                    answers |= run_pass(self.teacher, SharedPass((teacher,)), inputs, keep_states=keep_states)
-        return {subnet: answers[teacher] for subnet, teacher in deep.items()}
+                    known |= run_pass(self.teacher, SharedPass((teacher,)), inputs, keep_states=keep_states)
+            answers[teacher] = known[teacher]
+        return answers
 
     def _teacher_of(self, subnet: Subnet) -> Subnet:
+        """The teacher at full depth, at full width or at the student's."""
         if self.config.teacher_width == "full":
             return self.model.full
         widths = {(heads, neurons) for heads, neurons in subnet.widths().values()}
