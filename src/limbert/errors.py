@@ -8,7 +8,8 @@
     ├── UnsupportedModelError(ValueError)  a model family that has not passed the zeroed-copy test
     ├── DataError(ValueError)              a data file or a row that cannot be read as told
     ├── CheckpointError                    a checkpoint folder that is missing, broken or of another kind
-    └── StorageError                       the disk is full, or a folder cannot be written
+    ├── StorageError                       the disk is full, or a folder cannot be written
+    └── ExportError                        an exported model that does not answer as its source does
 
 Each message is one line that names the value that was given and what is allowed.
 """
@@ -40,3 +41,7 @@ class CheckpointError(LimbertError):
 
 class StorageError(LimbertError):
     """The disk is full, or a folder cannot be written."""
+
+
+class ExportError(LimbertError):
+    """An exported model that does not answer as its source does."""

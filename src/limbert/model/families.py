@@ -55,6 +55,7 @@ class Family:
         plain: where the layers are plain post-norm ones with query, key and value in this order, and get nothing but
             the embeddings and a mask; else None.
         absent: options of the config that must be off: what they add sits between the layers.
+        neurons_option: what the config calls the number of neurons.
     """
 
     stack: str
@@ -73,6 +74,7 @@ class Family:
     sequence_head: tuple[str, ...] = ("classifier",)
     plain: PlainEncoder | None = None
     absent: tuple[str, ...] = ()
+    neurons_option: str = "intermediate_size"
 
 
 _PLAIN_BERT = PlainEncoder(
@@ -109,6 +111,7 @@ FAMILIES: dict[str, Family] = {
         attention_out="attention.out_lin",
         mlp_in="ffn.lin1",
         mlp_out="ffn.lin2",
+        neurons_option="hidden_dim",
         sequence_head=("@first", "pre_classifier", "@relu", "classifier"),
         plain=PlainEncoder(
             attention_norm="sa_layer_norm",

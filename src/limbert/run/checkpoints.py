@@ -32,18 +32,19 @@ class Opened:
     max_length: int
 
 
-def open_checkpoint(path: str | Path, *, space: Space | None = None) -> Opened:
+def open_checkpoint(path: str | Path, *, space: Space | None = None, head: str = "sequence-classification") -> Opened:
     """Load an elastic checkpoint, or a stock one with a sequence classification head.
 
     Args:
         path: folder or hub name.
         space: instead of the checkpoint's own.
+        head: see ``ElasticModel.from_pretrained``.
 
     Raises:
         CheckpointError: if it is missing or broken, or has no tokenizer.
         UnsupportedModelError: for a family that is not supported.
     """
-    model = ElasticModel.from_pretrained(path, space=space)
+    model = ElasticModel.from_pretrained(path, space=space, head=head)
     model.network.eval()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)

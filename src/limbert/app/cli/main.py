@@ -6,6 +6,7 @@ import typer
 
 from limbert.app.cli.demo import demo
 from limbert.app.cli.evaluate import evaluate
+from limbert.app.cli.export import export
 from limbert.app.cli.predict import predict
 from limbert.app.cli.train import train
 from limbert.app.cli.tune import tune
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, train, evaluate, tune, predict):
+for verb in (demo, train, evaluate, tune, predict, export):
     app.command()(verb)
 
 

@@ -1,0 +1,83 @@
+"""What int8 costs and gives: the metric and the speed of the exported model before and after, measured side by side."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from limbert.data.batches import TokenizedExamples, evaluation_batches
+from limbert.data.metrics import compute_metrics
+from limbert.data.tasks import Task
+from limbert.run.export.runtimes import Runtime
+
+_BATCH = 16
+_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good and how fast one exported model is.
+
+    Attributes:
+        metrics: by name, on the labelled examples.
+        latency_ms: median of one text at a time, texts of real lengths.
+        throughput: examples a second in batches of 16 of similar length.
+        file_bytes: its weights' file.
+    """
+
+    metrics: dict[str, float]
+    latency_ms: float
+    throughput: float
+    file_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def measure(
+    runtimes: Mapping[str, tuple[Runtime, int]],
+    examples: TokenizedExamples,
+    *,
+    task: Task,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Quality]:
+    """The quality of several exported models, taking turns, so that a noisy machine is noisy for all.
+
+    Args:
+        runtimes: by name, each with the size of its file in bytes.
+        examples: labelled.
+        task: how logits become metrics.
+        progress: called with passes done and in all.
+    """
+    assert examples.labels is not None
+    batches = evaluation_batches(examples.lengths, batch_size=_BATCH)
+    logits = {name: np.empty((len(examples), task.outputs), dtype=np.float32) for name in runtimes}
+    together = dict.fromkeys(runtimes, 0.0)
+    alone: dict[str, list[float]] = {name: [] for name in runtimes}
+    passes = [*batches, *([index % len(examples)] for index in range(_ROUNDS))]
+    for done, places in enumerate(passes):
+        inputs = {name: tensor for name, tensor in examples.collate(places).items() if name != "labels"}
+        for name, (runtime, _) in runtimes.items():
+            start = time.perf_counter()
+            answers = runtime(inputs).numpy()
+            seconds = time.perf_counter() - start
+            if done < len(batches):
+                logits[name][places] = answers
+                together[name] += seconds
+            else:
+                alone[name].append(seconds)
+        progress(done + 1, len(passes))
+    labels = examples.labels.numpy()
+    return {
+        name: Quality(
+            compute_metrics(task, logits[name], labels),
+            1000 * statistics.median(alone[name]),
+            len(examples) / together[name],
+            size,
+        )
+        for name, (_, size) in runtimes.items()
+    }
