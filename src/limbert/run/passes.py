@@ -7,14 +7,14 @@ width serves all depths, with ``spread`` the paths branch where they part.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from limbert.core.subnet import Subnet
 from limbert.model.elastic import ElasticModel
-from limbert.model.states import Place
+from limbert.model.states import LayerCalls, Place
 
 Path = tuple[int, ...]  # the layers run so far
 
@@ -51,16 +51,11 @@ class Answer:
     states: tuple[Tensor, ...]
 
 
-def plan_passes(subnets: Iterable[Subnet], *, share: bool = True) -> list[SharedPass]:
-    """Group sub-networks that can share layer runs, in the order of the first of each group.
-
-    Args:
-        subnets: in any order.
-        share: with False, one pass each.
-    """
+def plan_passes(subnets: Iterable[Subnet]) -> list[SharedPass]:
+    """Group sub-networks that can share layer runs, in the order of the first of each group."""
     groups: list[list[Subnet]] = []
     for subnet in subnets:
-        for group in groups if share else []:
+        for group in groups:
             if subnet.layers[0] == group[0].layers[0] and all(_agree(subnet, other) for other in group):
                 group.append(subnet)
                 break
@@ -103,11 +98,56 @@ def run_pass(
     return answers
 
 
+@dataclass(frozen=True)
+class SharedStart:
+    """A training batch made ready for the layers once, for all the passes of a step.
+
+    Gradients of the embeddings gather in states without history, so that the passes can go backward one by one and the
+    embeddings, the largest weights of a small encoder, once.
+
+    Attributes:
+        embedding: ``(batch, tokens, hidden)``, cut off from what made it.
+        calls: how the layers are called with it.
+        gathered: tensors with their history, and those in which their gradients gather.
+    """
+
+    embedding: Tensor
+    calls: LayerCalls
+    gathered: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, model: ElasticModel, inputs: dict[str, Tensor]) -> Self:
+        """Prepare a batch.
+
+        Args:
+            model: at any width: what comes before the layers does not depend on it.
+            inputs: ``input_ids``, ``attention_mask`` and what else the network takes, without labels.
+        """
+        embedding, calls = model.layer_calls(**inputs)
+        gathered = [(embedding, _cut(embedding))]
+
+        def cut_argument(_: Place, tensor: Tensor) -> Tensor:
+            """DeBERTa hands all layers one tensor of relative positions that has weights behind it."""
+            if not tensor.requires_grad:
+                return tensor
+            gathered.append((tensor, _cut(tensor)))
+            return gathered[-1][1]
+
+        return cls(gathered[0][1], calls.changed(cut_argument), tuple(gathered))
+
+    def backward(self) -> None:
+        """Hand the gathered gradients on to the embeddings. Called once, after all passes."""
+        trained = [(tensor, cut.grad) for tensor, cut in self.gathered if tensor.requires_grad]
+        if trained:
+            torch.autograd.backward([tensor for tensor, _ in trained], [gradient for _, gradient in trained])
+
+
 def train_pass(
     model: ElasticModel,
     shared: SharedPass,
     inputs: dict[str, Tensor],
     *,
+    start: SharedStart,
     loss: Callable[[Subnet, Answer], Tensor],
     backward: Callable[[Tensor], None],
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -120,7 +160,8 @@ def train_pass(
     Args:
         model: already at the group's scope.
         shared: from `plan_passes`.
-        inputs: ``input_ids``, ``attention_mask`` and what else the network takes, without labels.
+        inputs: what ``start`` was made of.
+        start: gathers the gradients of the embeddings; its own ``backward`` hands them on.
         loss: of one sub-network's answer, a scalar.
         backward: runs the backward pass of a loss.
         precision: a scope for forward passes, such as autocast.
@@ -128,28 +169,9 @@ def train_pass(
     Returns:
         The sum of the losses, a scalar without gradient.
     """
-    if len(shared.subnets) == 1:
-        (subnet,) = shared.subnets
-        with precision():
-            answer = run_pass(model, shared, inputs, keep_states=True)[subnet]
-        value = loss(subnet, answer)
-        backward(value)
-        return value.detach()
     layers, ends = model.layers(), {subnet.layers: subnet for subnet in shared.subnets}
-    with precision():
-        embedding, calls = model.layer_calls(**inputs)
-    cut: dict[Path, Tensor] = {(): _cut(embedding)}  # states without history, in which gradients gather
-    shared_by_layers = [(embedding, cut[()])]
-
-    def cut_argument(_: Place, tensor: Tensor) -> Tensor:
-        """DeBERTa hands all layers one tensor of relative positions that has weights behind it."""
-        if not tensor.requires_grad:
-            return tensor
-        shared_by_layers.append((tensor, _cut(tensor)))
-        return shared_by_layers[-1][1]
-
-    calls = calls.changed(cut_argument)
-    total = torch.zeros((), device=embedding.device)
+    cut: dict[Path, Tensor] = {(): start.embedding}
+    total = torch.zeros((), device=start.embedding.device)
 
     def visit(path: Path) -> None:
         nonlocal total
@@ -162,15 +184,12 @@ def train_pass(
             total = total + value.detach()
         for child in _children(path, ends):
             with precision():
-                output = calls.run(layers[child[-1]], cut[path])
+                output = start.calls.run(layers[child[-1]], cut[path])
             cut[child] = _cut(output)
             visit(child)
             output.backward(cut.pop(child).grad)
 
     visit(())
-    trained = [(tensor, gathered.grad) for tensor, gathered in shared_by_layers if tensor.requires_grad]
-    if trained:
-        torch.autograd.backward([tensor for tensor, _ in trained], [gradient for _, gradient in trained])
     return total
 
 

@@ -19,7 +19,7 @@ from limbert.data.batches import TokenizedExamples, training_batches
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
 from limbert.run.monitor import Monitor, Progress
-from limbert.run.passes import Answer, SharedPass, plan_passes, run_pass, train_pass
+from limbert.run.passes import Answer, SharedPass, SharedStart, plan_passes, run_pass, train_pass
 from limbert.run.state import TrainingState, latest_state, save_state
 from limbert.run.workspace import Workspace
 
@@ -154,10 +154,13 @@ class Trainer:
         chosen = self._choose(number)
         total = torch.zeros((), device=self.model.network.device)
         targets: dict[Subnet, Answer] = {}
+        with self.around.accelerator.autocast():
+            start = SharedStart.of(self.model, inputs)
         for shared in plan_passes(chosen):
             targets = self._targets(shared, inputs, known=targets)
             with self.model.at(shared.scope):  # backward stays inside: checkpointing runs the forward again
-                total += self._pass(shared, inputs, batch["labels"], targets)
+                total += self._pass(shared, inputs, batch["labels"], start=start, targets=targets)
+        start.backward()
         self.around.accelerator.clip_grad_norm_(self.model.network.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -166,7 +169,13 @@ class Trainer:
         return total / len(chosen)
 
     def _pass(
-        self, shared: SharedPass, inputs: dict[str, Tensor], labels: Tensor, targets: dict[Subnet, Answer]
+        self,
+        shared: SharedPass,
+        inputs: dict[str, Tensor],
+        labels: Tensor,
+        *,
+        start: SharedStart,
+        targets: dict[Subnet, Answer],
     ) -> Tensor:
         """Adds the gradients of the sub-networks that one pass serves; the sum of their losses."""
 
@@ -175,8 +184,15 @@ class Trainer:
             target = targets[self._teacher_of(subnet)] if targets else None
             return weight * self._loss(subnet, answer, target, labels, inputs["attention_mask"])
 
-        around = self.around.accelerator
-        return train_pass(self.model, shared, inputs, loss=loss, backward=around.backward, precision=around.autocast)
+        return train_pass(
+            self.model,
+            shared,
+            inputs,
+            start=start,
+            loss=loss,
+            backward=self.around.accelerator.backward,
+            precision=self.around.accelerator.autocast,
+        )
 
     def _loss(self, subnet: Subnet, answer: Answer, target: Answer | None, labels: Tensor, mask: Tensor) -> Tensor:
         config, logits = self.config, answer.logits.float()
