@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from families import make_inputs, make_network
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import PhaseConfig
@@ -70,6 +71,31 @@ def test_a_step_equals_the_textbook_loop(rule: str, teacher_width: str) -> None:
         torch.testing.assert_close(*remembered, atol=1e-6, rtol=1e-4, msg=name)
     moved = [not torch.equal(*pair) for pair in zip(weights, trainer.model.network.parameters(), strict=True)]
     assert all(moved)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes a program wait for the device: values of tensors that Python looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rule", ["first", "spread"])
+def test_a_step_reads_no_value_from_the_device(rule: str) -> None:
+    trainer = make_trainer(PhaseConfig(logit_weight=1.0, hidden_weight=1.0, teacher_width="matched"), rule=rule)
+    trainer.model.network.train()
+    batch = make_inputs() | {"labels": LABELS}
+    trainer.step(batch, number=0, learning_rate=1e-3)
+    with HostReads() as reads:
+        loss = trainer.step(batch, number=1, learning_rate=1e-3)
+        assert reads.count == 0
+        loss.item()
+    assert reads.count == 1
 
 
 def test_without_a_teacher_only_labels_count() -> None:

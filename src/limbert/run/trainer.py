@@ -18,6 +18,7 @@ from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples, training_batches
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
+from limbert.model.lean import with_ready_mask
 from limbert.run.monitor import Monitor, Progress
 from limbert.run.passes import Answer, SharedPass, SharedStart, plan_passes, run_pass, train_pass
 from limbert.run.state import TrainingState, latest_state, save_state
@@ -151,6 +152,7 @@ class Trainer:
         """
         torch.manual_seed(step_seed(self.around.seed, self.name, number))  # dropout, wherever the run began
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        inputs = with_ready_mask(inputs, self.model.network, self.model.family)  # else every pass waits for the device
         chosen = self._choose(number)
         total = torch.zeros((), device=self.model.network.device)
         targets: dict[Subnet, Answer] = {}
@@ -159,7 +161,7 @@ class Trainer:
         for shared in plan_passes(chosen):
             targets = self._targets(shared, inputs, known=targets)
             with self.model.at(shared.scope):  # backward stays inside: checkpointing runs the forward again
-                total += self._pass(shared, inputs, batch["labels"], start=start, targets=targets)
+                total += self._pass(shared, inputs, batch, start=start, targets=targets)
         start.backward()
         self.around.accelerator.clip_grad_norm_(self.model.network.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
@@ -172,7 +174,7 @@ class Trainer:
         self,
         shared: SharedPass,
         inputs: dict[str, Tensor],
-        labels: Tensor,
+        batch: dict[str, Tensor],
         *,
         start: SharedStart,
         targets: dict[Subnet, Answer],
@@ -182,7 +184,7 @@ class Trainer:
         def loss(subnet: Subnet, answer: Answer) -> Tensor:
             weight = self.config.full_weight if subnet == self.model.full else 1.0
             target = targets[self._teacher_of(subnet)] if targets else None
-            return weight * self._loss(subnet, answer, target, labels, inputs["attention_mask"])
+            return weight * self._loss(subnet, answer, target, batch["labels"], batch["attention_mask"])
 
         return train_pass(
             self.model,
@@ -250,9 +252,15 @@ class Trainer:
             for indices in order[: steps - number]:
                 if number >= start:
                     batch = examples.collate(indices)
-                    yield {name: tensor.to(self.around.accelerator.device) for name, tensor in batch.items()}
+                    yield self._on_device(batch)
                 number += 1
             epoch += 1
+
+    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        device = self.around.accelerator.device
+        if device.type != "cuda":
+            return {name: tensor.to(device) for name, tensor in batch.items()}
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
     def _learning_rate(self, step: int, steps: int) -> float:
         """Linear warm-up, then linear decay to 0."""

@@ -1,0 +1,212 @@
+"""What does a sub-network take of the full model's time, against its share of the FLOPs? One run, taking turns.
+
+The unit is the stock model at full size in plain Transformers. For every sub-network:
+
+* its layers alone, as a view runs them (stock modules) and as the engine does (operations called directly), against the
+  stock model's layers alone: the share of time over the share of FLOPs is 1 where all saved work is saved time
+  (embeddings and task head are the same for all sizes and left out);
+* the whole of it, from token ids to logits, as share of the stock model's time: as a view, as an extracted copy, in
+  Limbert's engine, and in ONNX Runtime and OpenVINO where those are installed.
+
+Inputs are full batches of one length. Times are medians over rounds.
+
+Example: python benchmarks/static.py runs/sst2
+"""
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from limbert import ElasticModel, LimbertError, Subnet
+from limbert.model.checkpoint import versions
+from limbert.model.cost import CostModel
+from limbert.model.families import stack_of
+from limbert.model.lean import RunLayer
+from limbert.model.states import LayerCalls
+from limbert.run.engine import Engine
+from limbert.run.export.runtimes import load_runtime
+from limbert.run.policy import Policy
+
+Inputs = dict[str, Tensor]
+Run = Callable[[Inputs], object]
+STOCK, STOCK_LAYERS = "stock full model", "stock full model, layers"
+LEAST_SECONDS = 0.03  # a turn of a contender takes at least so long
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    try:
+        model = ElasticModel.from_pretrained(arguments.run)
+        subnets = {name: model.subnet(name) for name in arguments.subnet or model.subnets()}
+        contenders = _contenders(model, subnets, arguments)
+    except LimbertError as error:
+        sys.exit(f"benchmark: error: {error}")
+    model.network.eval()
+    cells = [
+        _measure(model, subnets, contenders, batch=batch, tokens=tokens, rounds=arguments.rounds)
+        for batch, tokens in arguments.cell
+    ]
+    report = {
+        "run": Path(arguments.run).name,
+        "device": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
+        "versions": versions(),
+        "rounds": arguments.rounds,
+        "cells": cells,
+    }
+    print(json.dumps(report)) if arguments.json else _print(report)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="elastic model with a sequence classification head")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 32, 128])
+    parser.add_argument("--subnet", action="append", help="WIDTHxDEPTH, may be repeated (default: all)")
+    parser.add_argument("--backend", nargs="*", default=["onnxruntime", "openvino"], help="beside torch")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="four sub-networks, 1 x 128 and 32 x 32 tokens, 3 rounds")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    arguments.cell = [(batch, tokens) for batch in arguments.batch for tokens in arguments.tokens]
+    if arguments.quick:
+        arguments.cell, arguments.rounds = [(1, 128), (32, 32)], 3
+        arguments.subnet = ["1x1", "0.5x1", "0.25x1", "0.25x0.5"]
+    return arguments
+
+
+def _contenders(
+    model: ElasticModel, subnets: dict[str, Subnet], arguments: argparse.Namespace
+) -> dict[tuple[str, str], Run]:
+    """What runs a whole sub-network, by its name and how it runs."""
+    installed = [name for name in arguments.backend if importlib.util.find_spec(name)]
+    kind = "classification" if model.network.config.num_labels > 1 else "regression"
+    stock = AutoModelForSequenceClassification.from_pretrained(arguments.run).eval()
+    found: dict[tuple[str, str], Run] = {("1x1", STOCK): _torch(stock)}
+    for name, subnet in subnets.items():
+        extracted = model.extract(subnet).eval()
+        found[name, "view"] = _torch(model.view(subnet))
+        found[name, "extracted"] = _torch(extracted)
+        found[name, "engine"] = Engine(model, Policy(subnet=name), kind=kind).run
+        for backend in installed:
+            found[name, backend] = load_runtime(backend, extracted, threads=arguments.threads)
+    return found
+
+
+def _torch(network: nn.Module) -> Run:
+    return lambda inputs: network(**inputs)
+
+
+@torch.inference_mode()
+def _measure(
+    model: ElasticModel,
+    subnets: dict[str, Subnet],
+    contenders: dict[tuple[str, str], Run],
+    *,
+    batch: int,
+    tokens: int,
+    rounds: int,
+) -> dict[str, object]:
+    """All contenders on one shape of batch."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, model.network.config.vocab_size, (batch, tokens), generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    state, calls = model.layer_calls(**inputs)
+    runs: dict[tuple[str, str], Callable[[], object]] = {
+        key: lambda run=run: run(inputs) for key, run in contenders.items()
+    }
+    for name, subnet in subnets.items():
+        for how, steps in (("view, layers", _view_layers(model, subnet)), ("engine, layers", _direct(model, subnet))):
+            runs[name, how] = lambda steps=steps: _run_layers(steps, state, calls)
+    stock_layers = [_stock_step(layer) for layer in model.layers()]
+    runs["1x1", STOCK_LAYERS] = lambda: _run_layers(stock_layers, state, calls)
+    seconds = _medians(runs, rounds)
+    cost = CostModel(model)
+    full_flops = _layer_flops(cost, model.full, tokens)
+    rows = []
+    for name, subnet in subnets.items():
+        mine = {how: value for (one, how), value in seconds.items() if one == name and how not in (STOCK, STOCK_LAYERS)}
+        layers = {how: value / seconds["1x1", STOCK_LAYERS] for how, value in mine.items() if how.endswith("layers")}
+        whole = {how: value / seconds["1x1", STOCK] for how, value in mine.items() if how not in layers}
+        share = _layer_flops(cost, subnet, tokens) / full_flops
+        ratios = {how: value / share for how, value in layers.items()}
+        rows.append({"subnet": name, "flops_share": share, "time_over_flops": ratios, "whole_time_share": whole})
+    return {
+        "batch": batch,
+        "tokens": tokens,
+        "stock_ms": 1000 * seconds["1x1", STOCK],
+        "stock_layers_ms": 1000 * seconds["1x1", STOCK_LAYERS],
+        "rows": rows,
+    }
+
+
+def _stock_step(layer: nn.Module) -> RunLayer:
+    return lambda state, calls: calls.run(layer, state)
+
+
+def _view_layers(model: ElasticModel, subnet: Subnet) -> list[RunLayer]:
+    return [_stock_step(layer) for layer in stack_of(model.view(subnet), model.family)]
+
+
+def _direct(model: ElasticModel, subnet: Subnet) -> list[RunLayer]:
+    """The layers as the engine runs them."""
+    frame = model.frame()
+    widths = subnet.widths().items()
+    return [frame.runner(model.layer_view(layer, heads=heads, neurons=neurons)) for layer, (heads, neurons) in widths]
+
+
+def _run_layers(steps: list[RunLayer], state: Tensor, calls: LayerCalls) -> Tensor:
+    for step in steps:
+        state = step(state, calls)
+    return state
+
+
+def _layer_flops(cost: CostModel, subnet: Subnet, tokens: int) -> int:
+    return cost.flops(subnet, tokens) - cost.head_flops - cost.embedding_flops(tokens)
+
+
+def _medians(runs: dict[tuple[str, str], Callable[[], object]], rounds: int) -> dict[tuple[str, str], float]:
+    """Seconds of a call. In each round a contender is called some times in a row, as when it serves alone."""
+    calls = {}
+    for key, run in runs.items():
+        run()
+        start = time.perf_counter()
+        run()
+        calls[key] = max(1, round(LEAST_SECONDS / (time.perf_counter() - start)))
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    for _ in range(rounds):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            for _ in range(calls[key]):
+                run()
+            taken[key].append((time.perf_counter() - start) / calls[key])
+    return {key: statistics.median(values) for key, values in taken.items()}
+
+
+def _print(report: dict[str, object]) -> None:
+    """Tables in Markdown."""
+    print(f"{report['run']}: {report['device']}, medians of {report['rounds']} rounds")
+    for cell in report["cells"]:  # type: ignore[attr-defined]
+        stock = f"stock full model {cell['stock_ms']:.2f} ms, its layers {cell['stock_layers_ms']:.2f} ms"
+        print(f"\nBatch {cell['batch']} x {cell['tokens']} tokens: {stock}\n")
+        ratios, ways = cell["rows"][0]["time_over_flops"], cell["rows"][0]["whole_time_share"]
+        print(f"| | FLOPs share | time / FLOPs: {' | '.join(ratios)} | time share of the whole: {' | '.join(ways)} |")
+        print("|---|" + "---:|" * (1 + len(ratios) + len(ways)))
+        for row in cell["rows"]:
+            shares = [row["flops_share"], *row["time_over_flops"].values(), *row["whole_time_share"].values()]
+            print(f"| {row['subnet']} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+
+
+if __name__ == "__main__":
+    main()
