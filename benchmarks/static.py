@@ -48,6 +48,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     try:
         model = ElasticModel.from_pretrained(arguments.run)
+        model.network.to(arguments.device, _dtype(arguments))
         subnets = {name: model.subnet(name) for name in arguments.subnet or model.subnets()}
         contenders = _contenders(model, subnets, arguments)
     except LimbertError as error:
@@ -75,6 +76,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--subnet", action="append", help="WIDTHxDEPTH, may be repeated (default: all)")
     parser.add_argument("--backend", nargs="*", default=["onnxruntime", "openvino"], help="beside torch")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="cuda: torch alone")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the weights in torch")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="four sub-networks, 1 x 128 and 32 x 32 tokens, 3 rounds")
     parser.add_argument("--json", action="store_true")
@@ -90,9 +93,11 @@ def _contenders(
     model: ElasticModel, subnets: dict[str, Subnet], arguments: argparse.Namespace
 ) -> dict[tuple[str, str], Run]:
     """What runs a whole sub-network, by its name and how it runs."""
-    installed = [name for name in arguments.backend if importlib.util.find_spec(name)]
+    on_cpu = arguments.device == "cpu" and arguments.precision == "fp32"
+    installed = [name for name in arguments.backend if on_cpu and importlib.util.find_spec(name)]
     kind = "classification" if model.network.config.num_labels > 1 else "regression"
     stock = AutoModelForSequenceClassification.from_pretrained(arguments.run).eval()
+    stock.to(arguments.device, _dtype(arguments))
     found: dict[tuple[str, str], Run] = {("1x1", STOCK): _torch(stock)}
     for name, subnet in subnets.items():
         extracted = model.extract(subnet).eval()
@@ -102,6 +107,10 @@ def _contenders(
         for backend in installed:
             found[name, backend] = load_runtime(backend, extracted, threads=arguments.threads)
     return found
+
+
+def _dtype(arguments: argparse.Namespace) -> torch.dtype:
+    return torch.bfloat16 if arguments.precision == "bf16" else torch.float32
 
 
 def _torch(network: nn.Module) -> Run:
@@ -121,6 +130,7 @@ def _measure(
     """All contenders on one shape of batch."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, model.network.config.vocab_size, (batch, tokens), generator=generator)
+    ids = ids.to(model.network.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     state, calls = model.layer_calls(**inputs)
     runs: dict[tuple[str, str], Callable[[], object]] = {
@@ -131,7 +141,7 @@ def _measure(
             runs[name, how] = lambda steps=steps: _run_layers(steps, state, calls)
     stock_layers = [_stock_step(layer) for layer in model.layers()]
     runs["1x1", STOCK_LAYERS] = lambda: _run_layers(stock_layers, state, calls)
-    seconds = _medians(runs, rounds)
+    seconds = _medians(runs, rounds, wait=torch.cuda.synchronize if ids.is_cuda else lambda: None)
     cost = CostModel(model)
     full_flops = _layer_flops(cost, model.full, tokens)
     rows = []
@@ -176,21 +186,26 @@ def _layer_flops(cost: CostModel, subnet: Subnet, tokens: int) -> int:
     return cost.flops(subnet, tokens) - cost.head_flops - cost.embedding_flops(tokens)
 
 
-def _medians(runs: dict[tuple[str, str], Callable[[], object]], rounds: int) -> dict[tuple[str, str], float]:
+def _medians(
+    runs: dict[tuple[str, str], Callable[[], object]], rounds: int, *, wait: Callable[[], None]
+) -> dict[tuple[str, str], float]:
     """Seconds of a call. In each round a contender is called some times in a row, as when it serves alone."""
+
+    def seconds(run: Callable[[], object], calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        wait()  # for the device, where there is one
+        return (time.perf_counter() - start) / calls
+
     calls = {}
     for key, run in runs.items():
-        run()
-        start = time.perf_counter()
-        run()
-        calls[key] = max(1, round(LEAST_SECONDS / (time.perf_counter() - start)))
+        seconds(run, 2)  # warm-up
+        calls[key] = max(1, round(LEAST_SECONDS / seconds(run, 1)))
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
         for key, run in runs.items():
-            start = time.perf_counter()
-            for _ in range(calls[key]):
-                run()
-            taken[key].append((time.perf_counter() - start) / calls[key])
+            taken[key].append(seconds(run, calls[key]))
     return {key: statistics.median(values) for key, values in taken.items()}
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     report = {
-        "device": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
+        "device": device_name(arguments.device, arguments.threads),
         "versions": versions(),
         "batch_size": arguments.batch_size,
         "rounds": arguments.rounds,
@@ -81,6 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--check", action="store_true", help="compare gradients instead of timing")
     parser.add_argument("--profile", action="store_true", help="show where limbert's step spends its time instead")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="2 rounds of the first task's depth phase")
     parser.add_argument("--json", action="store_true")
@@ -96,6 +97,7 @@ def _measure_task(task: str, folder: str, arguments: argparse.Namespace) -> list
     start = load_start(TrainConfig(model=arguments.model, output="-"), data.task)
     examples = tokenize(start.relabelled(data.train, data.task), start.tokenizer, max_length=PADDED)
     model = start.model(Space(layers=arguments.layers))
+    model.network.to(arguments.device)
     return [
         {"task": task, "phase": phase} | _measure(phase, model, examples, kind=data.task.kind, arguments=arguments)
         for phase in arguments.phase
@@ -117,11 +119,11 @@ def _measure(
         recipe = replace(config, sampled=4, teacher_width="full")
         steps[SAMPLED] = _limbert(phase, model, subnets, recipe, kind=kind, precision="fp32")
     if arguments.check:
-        batch = examples.collate(_random(examples, arguments.batch_size)[0])
+        batch = _collate(examples, _random(examples, arguments.batch_size)[0], arguments.device)
         return {"largest_gradient_difference": _difference(steps, batch)}
     if arguments.profile:
         batches = _grouped(examples, arguments.batch_size)[:: POOL // 12]
-        return {"profile": _profile(steps[FP32][0], [examples.collate(indices) for indices in batches])}
+        return {"profile": _profile(steps[FP32][0], [_collate(examples, rows, arguments.device) for rows in batches])}
     return _timed(steps, examples, arguments)
 
 
@@ -131,17 +133,19 @@ def _timed(steps: dict[str, "Step"], examples: TokenizedExamples, arguments: arg
     drawn, grouped = _random(examples, size), _grouped(examples, size)
     for name, (step, _) in steps.items():
         if name != TEXTBOOK:
-            step(examples.collate(grouped[0]))
+            step(_collate(examples, grouped[0], arguments.device))
     fast: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         spread = grouped[(2 * number + 1) * EVERY // (2 * rounds) :: EVERY]
         for name, (step, _) in steps.items():
             count = 1 if name == TEXTBOOK else 2
             chosen = drawn[2 * number : 2 * number + count] if name in (TEXTBOOK, PER_BATCH) else spread
-            batches = [examples.collate(indices) for indices in chosen]
+            batches = [_collate(examples, rows, arguments.device) for rows in chosen]
             begin = time.perf_counter()
             for batch in batches:
                 step(batch)
+            if arguments.device == "cuda":
+                torch.cuda.synchronize()
             fast[name].append(size * len(batches) / (time.perf_counter() - begin))
     medians = {name: statistics.median(values) for name, values in fast.items()}
     return {
@@ -150,6 +154,10 @@ def _timed(steps: dict[str, "Step"], examples: TokenizedExamples, arguments: arg
         "over_per_batch": {name: medians[name] / medians[PER_BATCH] for name in medians},
         "rounds": fast,
     }
+
+
+def _collate(examples: TokenizedExamples, rows: list[int], device: str) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in examples.collate(rows).items()}
 
 
 Step = tuple[Callable[[dict[str, Tensor]], object], ElasticModel]
@@ -222,7 +230,10 @@ def _limbert(
         config=config,
         kind=kind,
         surroundings=types.SimpleNamespace(  # type: ignore[arg-type]  # a step needs no more
-            accelerator=Accelerator(mixed_precision="bf16" if precision == "bf16" else "no"), seed=0
+            accelerator=Accelerator(
+                cpu=model.network.device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no"
+            ),
+            seed=0,
         ),
     )
     own.network.train()
