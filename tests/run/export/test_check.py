@@ -31,7 +31,7 @@ def test_equal_outputs_pass_and_the_largest_difference_is_found() -> None:
     other[1, 0] += 0.4
     comparison = compare(source, answering(logits=other), BATCHES)
     assert comparison.difference == pytest.approx(0.1)
-    with pytest.raises(ExportError, match="differ by up to 0.1 of the largest one"):
+    with pytest.raises(ExportError, match=r"differ by up to 0\.1 of the largest one"):
         require_equal(comparison)
     assert compare(source, answering(logits=LOGITS.flip(1)), BATCHES).agreement == 0
 

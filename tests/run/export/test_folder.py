@@ -87,8 +87,11 @@ def test_every_head_answers_bit_for_bit(case: str, head: str, tmp_path: Path) ->
     assert all(torch.equal(expected[name], found[name]) for name in tensors)
 
 
-@pytest.mark.parametrize(("subnet", "trust"), [(UNEVEN, "trust"), (FEWER_NEURONS, "no")], ids=["narrow", "stock"])
-@pytest.mark.parametrize("case", ["bert", "modernbert"])
+@pytest.mark.parametrize(
+    ("case", "subnet", "trust"),
+    [("bert", UNEVEN, "trust"), ("modernbert", FEWER_NEURONS, "no")],
+    ids=["narrow", "stock"],
+)
 def test_it_loads_trains_and_is_saved_where_limbert_is_not(
     case: str, subnet: Subnet, trust: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
