@@ -10,7 +10,7 @@ from torch import Tensor
 from limbert.core.config import DataConfig
 from limbert.data.batches import TokenizedExamples, tokenize
 from limbert.data.files import Examples
-from limbert.data.load import load_evaluation_data
+from limbert.data.load import load_evaluation_data, load_task_data
 from limbert.data.tasks import glue_task
 from limbert.errors import ConfigError, DataError
 from limbert.run.checkpoints import Opened
@@ -18,6 +18,7 @@ from limbert.run.validation import validation_slice
 
 _TRIED = 48  # examples that every export answers before it takes its place
 _BATCH = 8
+_CALIBRATED = 128  # training examples that activations are scaled by
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,19 @@ def labelled_examples(opened: Opened, config: DataConfig, *, development: bool) 
     if development and opened.task is not None:
         return _tokenized(opened, next(iter(load_evaluation_data(config, opened.task).values())))
     return _tokenized(opened, validation_slice(opened, config))
+
+
+def calibration_batches(opened: Opened, config: DataConfig) -> list[dict[str, Tensor]]:
+    """Single training examples, spread evenly over the training rows, to measure the range of activations on.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        DataError: data that cannot be read.
+    """
+    examples = load_task_data(config, seed=0).train
+    places = np.unique(np.linspace(0, len(examples) - 1, _CALIBRATED).astype(int))
+    tokens = _tokenized(opened, examples.select(places.tolist()))
+    return [tokens.collate([at]) for at in range(len(tokens))]
 
 
 def _tokenized(opened: Opened, examples: Examples) -> TokenizedExamples:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from limbert.run.export.folder import load_folder, stock_config, write_folder
 from limbert.run.export.graph import input_names, write_onnx
-from limbert.run.export.int8 import quantize_onnx
+from limbert.run.export.int8 import Calibration, quantize_onnx, quantize_openvino
 from limbert.run.export.libraries import optional_library
 from limbert.run.export.runtimes import Runtime, load_runtime
 
@@ -34,7 +34,7 @@ class Exporter:
     libraries: tuple[str, ...]
     write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]
     load: Callable[[Path, int | None], Runtime]
-    quantize: Callable[[Path], None] | None
+    quantize: Callable[[Path, Calibration], None] | None
     weights: str
 
 
@@ -56,7 +56,7 @@ def _load_onnx(folder: Path, threads: int | None) -> Runtime:
     return load_runtime("onnxruntime", folder / ONNX_NAME, threads=threads)
 
 
-def _quantize_onnx(folder: Path) -> None:
+def _quantize_onnx(folder: Path, calibration: Calibration) -> None:
     quantize_onnx(folder / ONNX_NAME)
 
 
@@ -73,6 +73,10 @@ def _load_openvino(folder: Path, threads: int | None) -> Runtime:
     return load_runtime("openvino", folder / OPENVINO_NAME, threads=threads)
 
 
+def _quantize_openvino(folder: Path, calibration: Calibration) -> None:
+    quantize_openvino(folder / OPENVINO_NAME, calibration)
+
+
 EXPORTERS: dict[str, Exporter] = {
     "hf": Exporter("PyTorch with Transformers", (), _write_hf, _load_hf, None, "model.safetensors"),
     "onnx": Exporter(
@@ -83,7 +87,7 @@ EXPORTERS: dict[str, Exporter] = {
         ("onnx", "onnxscript", "openvino"),
         _write_openvino,
         _load_openvino,
-        None,
+        _quantize_openvino,
         "openvino_model.bin",
     ),
 }

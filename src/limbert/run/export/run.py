@@ -16,7 +16,7 @@ from limbert.run.checkpoints import Opened
 from limbert.run.evaluate import count_parameters
 from limbert.run.export.card import Card
 from limbert.run.export.check import Comparison, compare, require_equal
-from limbert.run.export.examples import labelled_examples, trial_batches, trial_examples
+from limbert.run.export.examples import calibration_batches, labelled_examples, trial_batches, trial_examples
 from limbert.run.export.exporters import EXPORTERS
 from limbert.run.export.folder import auto_class_of, is_stock
 from limbert.run.export.libraries import optional_library
@@ -130,7 +130,7 @@ def _quantized(
         return exporter.load(folder, request.threads), (folder / exporter.weights).stat().st_size
 
     before = loaded()
-    exporter.quantize(folder)
+    exporter.quantize(folder, lambda: calibration_batches(opened, request.data))
     quality = measure({"fp32": before, "int8": loaded()}, examples, task=opened.task, progress=progress)
     metric = opened.task.primary
     values = [quality[name].metrics[metric] for name in ("fp32", "int8")]

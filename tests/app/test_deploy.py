@@ -1,0 +1,92 @@
+"""docs/deploy.md is a program: its commands, its Python and its service run, in order, in an empty folder."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import pytest
+from app_material import DATA_OPTIONS, command, environment, make_small_encoder, needs_encoder, run
+from test_readme import BLOCK, commands
+
+for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    pytest.importorskip(library)
+PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[None]:
+    """``python serve.py &``, until it answers; ended afterwards."""
+    with subprocess.Popen([sys.executable, "serve.py"], cwd=folder, env=environment(folder)) as server:
+        try:
+            for _ in range(200):
+                assert server.poll() is None, "the service ended"
+                try:
+                    urlopen("http://127.0.0.1:8017")
+                except HTTPError:
+                    break  # it is there, and does not take GET
+                except URLError:
+                    time.sleep(0.1)
+            yield
+        finally:
+            server.kill()
+
+
+def python(text: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_encoder
+def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
+    make_small_encoder(tmp_path / "small")
+    options = ["--model", "small", "--output", "runs/tickets", "--max-steps", "2", "--phases", "finetune"]
+    trained = run(tmp_path, "train", *DATA_OPTIONS, *options)
+    assert trained.returncode == 0, trained.stderr
+    printed: list[str] = []
+    service = False
+    for language, text in BLOCK.findall(PAGE):
+        if text.startswith("# serve.py"):
+            (tmp_path / "serve.py").write_text(text, encoding="utf-8")
+        elif language == "python" and "urlopen" in text:
+            assert service
+            with serving(tmp_path):
+                printed.append(python(text, tmp_path))
+                wrong = python(
+                    "from urllib.request import urlopen\nfrom urllib.error import HTTPError\n"
+                    "try:\n    urlopen('http://127.0.0.1:8017', data=b'[]')\n"
+                    "except HTTPError as error:\n    print(error.code)",
+                    tmp_path,
+                )
+                assert wrong.strip() == "400"
+        elif language == "python":
+            printed.append(python(text, tmp_path))
+        for line in commands(text) if language == "console" else []:
+            if line == "python serve.py &":
+                service = True
+                continue
+            words = shlex.split(line)
+            words += ["--max-drop", "100"] if "--int8" in words else []  # a model of two steps guesses
+            assert words[0] == "limbert"
+            done = subprocess.run(
+                command(*words[1:]),
+                cwd=tmp_path,
+                env=environment(tmp_path),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, (line, done.stderr)
+    onnx, openvino, served, pipe = printed
+    assert onnx == openvino  # the same sub-network answers the same in every runtime
+    labels = onnx.strip("[]\n").replace("'", "").split(", ")
+    for answers in (served, pipe):
+        assert [part.partition("'")[0] for part in answers.split("'label': '")[1:]] == labels
