@@ -64,7 +64,7 @@ def evaluate(
     model = opened.model
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
-    subnets = {name: model.subnet(name) for name in subnet} if subnet else model.subnets()
+    subnets = {name: model.subnet(name) for name in subnet} if subnet else model.subnets() | model.found()
     config = data_config(
         opened.data,
         task=task,

@@ -8,6 +8,7 @@ from limbert.app.cli.demo import demo
 from limbert.app.cli.evaluate import evaluate
 from limbert.app.cli.export import export
 from limbert.app.cli.predict import predict
+from limbert.app.cli.search import search
 from limbert.app.cli.train import train
 from limbert.app.cli.tune import tune
 from limbert.errors import LimbertError
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, train, evaluate, tune, predict, export):
+for verb in (demo, train, evaluate, tune, search, predict, export):
     app.command()(verb)
 
 
