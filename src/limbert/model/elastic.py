@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from limbert.core.space import Space
+from limbert.core.space import Space, is_point
 from limbert.core.subnet import Shape, Subnet
 from limbert.errors import SubnetError
 from limbert.model import checkpoint
@@ -147,6 +147,8 @@ class ElasticModel:
             SubnetError: if the name cannot be read, or keeps no head or no layer.
         """
         found = self.found()
+        if found and name not in found and not is_point(name):
+            raise SubnetError(f"no sub-network {name!r}; write WIDTHxDEPTH, or one that was found: {', '.join(found)}")
         return found[name] if name in found else self.space.subnet(self.shape, name)
 
     def subnets(self) -> dict[str, Subnet]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import optuna
 
 _GENERATION = 24  # sub-networks a generation; twice the grid if that is more
+_CROSSOVER = 0.5  # the other half are one parent with changed genes
 _PATIENCE = 50  # generations without anything new after which all that can be reached has been
 
 
@@ -63,7 +64,7 @@ def evolve(
     try:
         study = optuna.create_study(
             directions=["maximize", "minimize"],
-            sampler=optuna.samplers.NSGAIISampler(population_size=generation, seed=seed),
+            sampler=optuna.samplers.NSGAIISampler(population_size=generation, crossover_prob=_CROSSOVER, seed=seed),
         )
         for first in genes.first_generation(grid, count=generation, seed=seed):
             study.enqueue_trial(first)

@@ -13,7 +13,8 @@ class Genes:
 
     A gene is a number from 0 to below its size: ``layer-2`` says whether layer 2 runs, ``heads-2`` and ``neurons-2``
     which of the trained widths its heads and its neurons have. What cannot vary has no gene: layer 0 where the family
-    needs it, widths where only one was trained.
+    needs it, widths where only one was trained. No fewer layers than in the shallowest trained depth: below it answers
+    are no better than guessing, and cheap enough to fill the front.
 
     Args:
         model: its space says which widths were trained.
@@ -27,6 +28,7 @@ class Genes:
         wholes = [Subnet.uniform(model.shape, width=width) for width in model.space.widths]
         self._heads = sorted({subnet.heads[0] for subnet in wholes})
         self._neurons = sorted({subnet.neurons[0] for subnet in wholes})
+        self._least = min(len(Subnet.uniform(model.shape, depth=depth).layers) for depth in model.space.depths)
         self.sizes: dict[str, int] = {}
         for layer in range(model.shape.layers):
             if layer > 0 or not model.family.keeps_first_layer:
@@ -36,8 +38,10 @@ class Genes:
                     self.sizes[f"{part}-{layer}"] = len(levels)
 
     def subnet(self, genes: Mapping[str, int]) -> Subnet:
-        """The sub-network that the genes describe; layer 0 alone where they drop all layers."""
-        layers = [layer for layer in range(self._shape.layers) if genes.get(f"layer-{layer}", 1)] or [0]
+        """The sub-network that the genes describe; where they keep too few layers, the lowest dropped ones run too."""
+        layers = [layer for layer in range(self._shape.layers) if genes.get(f"layer-{layer}", 1)]
+        dropped = [layer for layer in range(self._shape.layers) if layer not in layers]
+        layers = sorted(layers + dropped[: max(0, self._least - len(layers))])
         return Subnet(
             tuple(layers),
             tuple(self._heads[genes.get(f"heads-{layer}", 0)] for layer in layers),
