@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def profile(
     run: Annotated[str, typer.Argument(help="elastic model", metavar="RUN")],
     batch: Annotated[str, typer.Option(help="batch sizes, such as 1,32")] = "1",
-    tokens: Annotated[str, typer.Option(help="tokens of each example, such as 32,128")] = "128",
+    tokens: Annotated[
+        str | None, typer.Option(help="tokens of each example, such as 32,128 (default: 128, or the model's longest)")
+    ] = None,
     backend: Annotated[str, typer.Option(help="any of torch,onnxruntime,openvino")] = "torch",
     device: Annotated[str, typer.Option(help="cpu, or cuda for torch")] = "cpu",
     subnets: Annotated[str, typer.Option(help="all, or names such as 1x1,0.5x0.75")] = "all",
@@ -57,12 +59,15 @@ def profile(
 
     given = {"--max-latency": max_latency, "--max-params": max_params, "--max-flops": max_flops, "--max-size": max_size}
     limits = constraints(given)
-    cells = _cells(backend, device, batches=opt.counts(batch, "--batch"), lengths=opt.counts(tokens, "--tokens"))
+    batches, lengths = opt.counts(batch, "--batch"), opt.counts(tokens or "128", "--tokens")
     if not Path(run).is_dir() or not read_record(run):
         raise CheckpointError(f"{run} is no model trained by Limbert")
     if (Path(run) / PROFILE_NAME).exists():
         read_profile(Path(run) / PROFILE_NAME)  # refuses a broken one before the work
     model = ElasticModel.from_pretrained(run)
+    if tokens is None:
+        lengths = (min(128, model.longest_input),)
+    cells = _cells(backend, device, batches=batches, lengths=lengths)
     for cell in cells:
         check_cell(cell, model)
     wanted = _named(run, model, subnets)
