@@ -163,7 +163,7 @@ def test_profile_of_some_in_another_runtime_says_whether_a_budget_can_be_met(fol
         (["profile", "trained", "--backend", "onnxruntime", "--device", "cuda"], "is measured on the CPU only"),
         (
             ["profile", "trained", "--subnets", "half"],
-            "no sub-network 'half'; write WIDTHxDEPTH, or one that was found",
+            "sub-network 'half'; write WIDTHxDEPTH",
         ),
         (["profile", "trained", "--max-flops", "lots"], "--max-flops 'lots' cannot be read"),
         (["search", "nowhere"], "no model folder at nowhere"),
