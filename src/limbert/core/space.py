@@ -26,6 +26,15 @@ def parse_point(name: str) -> tuple[float, float]:
     return width, depth
 
 
+def is_point(name: str) -> bool:
+    """Whether the name is of the form ``WIDTHxDEPTH``."""
+    try:
+        parse_point(name)
+    except SubnetError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Space:
     """Widths times depths, with the rule that says which layers a depth keeps.

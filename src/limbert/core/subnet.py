@@ -1,9 +1,10 @@
 """A sub-network as a value: which layers run, and how many heads and neurons each of them keeps."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from limbert.errors import SubnetError
 
@@ -91,6 +92,22 @@ class Subnet:
     def widths(self) -> dict[int, tuple[int, int]]:
         """``{layer: (heads, neurons)}`` for the kept layers."""
         return dict(zip(self.layers, zip(self.heads, self.neurons, strict=True), strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them back."""
+        return {"layers": [*self.layers], "heads": [*self.heads], "neurons": [*self.neurons]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The sub-network that `to_dict` wrote; other keys are not looked at.
+
+        Raises:
+            SubnetError: for values that are none.
+        """
+        try:
+            return cls(*(tuple(int(one) for one in values[name]) for name in ("layers", "heads", "neurons")))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SubnetError(f"a sub-network needs layers, heads and neurons, got {values!r}") from error
 
 
 def _kept_layers(kept: int, depth: float, rule: LayerRule) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from limbert.core.space import Space
+from limbert.core.space import Space, is_point
 from limbert.core.subnet import Shape, Subnet
 from limbert.errors import SubnetError
 from limbert.model import checkpoint
@@ -25,6 +25,7 @@ from limbert.model.families import (
     shape_of,
     stack_of,
 )
+from limbert.model.found import found_subnets
 from limbert.model.frame import Frame
 from limbert.model.gates import GATES_NAME, WidthGates, read_gates, save_gates
 from limbert.model.sliced import SlicedLinear, install
@@ -140,16 +141,23 @@ class ElasticModel:
         return Subnet.full(self.shape)
 
     def subnet(self, name: str) -> Subnet:
-        """The uniform sub-network called ``name``, for example ``"0.5x0.75"`` (width x depth).
+        """The uniform sub-network called ``name``, for example ``"0.5x0.75"`` (width x depth), or a found one.
 
         Raises:
             SubnetError: if the name cannot be read, or keeps no head or no layer.
         """
-        return self.space.subnet(self.shape, name)
+        found = self.found()
+        if found and name not in found and not is_point(name):
+            raise SubnetError(f"no sub-network {name!r}; write WIDTHxDEPTH, or one that was found: {', '.join(found)}")
+        return found[name] if name in found else self.space.subnet(self.shape, name)
 
     def subnets(self) -> dict[str, Subnet]:
         """The sub-networks of the model's space by name, full size first."""
         return self.space.named(self.shape)
+
+    def found(self) -> dict[str, Subnet]:
+        """The sub-networks off the grid that ``limbert search`` saved with the model, by name."""
+        return found_subnets(self.record)
 
     @contextmanager
     def at(self, subnet: Subnet) -> Iterator[PreTrainedModel]:
@@ -161,7 +169,7 @@ class ElasticModel:
         Raises:
             SubnetError: if the model has fewer layers, heads or neurons, or its family needs layer 0.
         """
-        self._check(subnet)
+        self.check(subnet)
         with self._scope:
             stack = stack_of(self.network, self.family)
             before = [_widths(parts) for parts in self._parts]
@@ -185,7 +193,7 @@ class ElasticModel:
         Raises:
             SubnetError: as `at`.
         """
-        self._check(subnet)
+        self.check(subnet)
         with self._scope:
             factory = self._view_factory()
             if subnet not in self._views:
@@ -219,7 +227,7 @@ class ElasticModel:
         Raises:
             SubnetError: as `at`.
         """
-        self._check(subnet)
+        self.check(subnet)
         with self._scope:
             return copy.deepcopy(self._view_factory().build(subnet)).requires_grad_(True)
 
@@ -258,7 +266,8 @@ class ElasticModel:
         """All layers of the full encoder, lowest first."""
         return list(self._layers)
 
-    def _check(self, subnet: Subnet) -> None:
+    def check(self, subnet: Subnet) -> None:
+        """Raise SubnetError where this model cannot run the sub-network: it is too large, or lacks a needed layer 0."""
         subnet.check(self.shape)
         if self.family.keeps_first_layer and subnet.layers[0] != 0:
             raise SubnetError(

@@ -136,6 +136,7 @@ class Engine:
                 if index in plan.gates and batch.groups:
                     self._regroup(batch, layer=index)
                 for group in batch.groups:
+                    group.option = plan.fixed.get(index, group.option)
                     group.state = self._layers[index][group.option](group.state, group.calls)
             if batch.groups:
                 batch.finished.append((batch.running, self._read_out(batch)))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from limbert.core.config import Precision
-from limbert.core.space import parse_point
+from limbert.core.space import is_point, parse_point
 from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples, evaluation_batches
 from limbert.data.metrics import compute_metrics
@@ -24,7 +24,7 @@ class Result:
     """What one sub-network reaches.
 
     Attributes:
-        subnet: its name, ``WIDTHxDEPTH``.
+        subnet: its name, ``WIDTHxDEPTH`` or that of one found by a search.
         params: parameters, embeddings and head included.
         flops: mean floating-point operations an example, at the examples' own lengths.
         metrics: by name; with several development sets, ``SET/METRIC``.
@@ -35,9 +35,14 @@ class Result:
     flops: float
     metrics: dict[str, float]
 
+    def primary(self, metric: str) -> float:
+        """One metric, the mean over the development sets where there are several."""
+        values = [value for name, value in self.metrics.items() if name.rpartition("/")[2] == metric]
+        return sum(values) / len(values)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: ``subnet, width, depth, params, flops, metrics``."""
-        width, depth = parse_point(self.subnet)
+        """Plain values: ``subnet, width, depth, params, flops, metrics``; off the grid width and depth are None."""
+        width, depth = parse_point(self.subnet) if is_point(self.subnet) else (None, None)
         return {
             "subnet": self.subnet,
             "width": width,

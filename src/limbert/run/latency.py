@@ -1,4 +1,4 @@
-"""How long networks take on this machine, measured side by side so that a noisy machine is noisy for all."""
+"""How long things take on this machine, measured side by side so that a noisy machine is noisy for all."""
 
 import statistics
 import time
@@ -6,6 +6,41 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+LEAST_ROUNDS = 5
+_WARM_UP = 3  # rounds that are not counted
+
+
+def interleaved_seconds(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, list[float]]:
+    """Seconds of each call; the runs take turns within a round, and three rounds of warm-up are not counted.
+
+    Args:
+        runs: by name; each returns when its work is done.
+        rounds: counted calls of each.
+        seconds: for all counted rounds together: fewer are made where the last round of the warm-up says that they
+            would take longer, but at least 5.
+        progress: called with rounds done and in all.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    turn = -_WARM_UP
+    while turn < rounds:
+        begin = time.perf_counter()
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn >= 0:
+                times[name].append(time.perf_counter() - start)
+        if turn == -1 and seconds is not None:
+            rounds = max(min(rounds, LEAST_ROUNDS), min(rounds, int(seconds / (time.perf_counter() - begin))))
+        turn += 1
+        progress(turn + _WARM_UP, rounds + _WARM_UP)
+    return times
 
 
 @torch.inference_mode()
@@ -16,9 +51,7 @@ def median_latency(
     rounds: int = 20,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Median seconds of one forward pass of each network on the same inputs.
-
-    Networks take turns within a round; three rounds of warm-up are not counted.
+    """Median seconds of one forward pass of each network on the same inputs, the networks taking turns.
 
     Args:
         networks: by name, in evaluation mode.
@@ -26,14 +59,15 @@ def median_latency(
         rounds: counted passes of each network.
         progress: called with rounds done and in all.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
-    for turn in range(-3, rounds):
-        for name, network in networks.items():
-            start = time.perf_counter()
+
+    def runner(network: nn.Module) -> Callable[[], object]:
+        def run() -> None:
             network(**inputs)
             if inputs["input_ids"].is_cuda:
                 torch.cuda.synchronize()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
-        progress(turn + 4, rounds + 3)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+
+        return run
+
+    runs = {name: runner(network) for name, network in networks.items()}
+    times = interleaved_seconds(runs, rounds=rounds, progress=progress)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}

@@ -1,10 +1,11 @@
 """How the size is chosen: as data that people write and checkpoints keep, and as the plan that the engine executes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from limbert.core.config import TaskKind
+from limbert.core.space import is_point, parse_point
 from limbert.core.subnet import Subnet
 from limbert.errors import ConfigError
 from limbert.method.exits import ExitRule
@@ -121,6 +122,7 @@ class Plan:
         choices: for each choice of a gate, the index of its option; empty without gates.
         ramps: the numbers of layers after which examples may leave.
         exits: when they leave.
+        fixed: the option that each layer runs at, by the layer, where the policy is static.
     """
 
     layers: tuple[int, ...]
@@ -129,6 +131,7 @@ class Plan:
     choices: tuple[int, ...]
     ramps: frozenset[int]
     exits: ExitRule | None
+    fixed: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def gate_choices(self) -> int:
@@ -145,9 +148,7 @@ def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
         SubnetError: for a width that keeps no head.
     """
     if policy.subnet is not None:
-        subnet = model.subnet(policy.subnet)
-        option = _option(model, float(policy.subnet.lower().partition("x")[0]))
-        return Plan(subnet.layers, (option,), {}, (), frozenset(), None)
+        return _static_plan(model, policy.subnet)
     every = tuple(range(model.shape.layers))
     ramps: frozenset[int] = frozenset()
     if policy.exits is not None:
@@ -175,6 +176,18 @@ def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
         ramps,
         policy.exits,
     )
+
+
+def _static_plan(model: ElasticModel, name: str) -> Plan:
+    subnet, width = model.subnet(name), parse_point(name)[0] if is_point(name) else None
+    model.check(subnet)
+    at = {
+        layer: Option(heads / model.shape.heads if width is None else width, heads, neurons)
+        for layer, (heads, neurons) in subnet.widths().items()
+    }
+    options = tuple(dict.fromkeys(at.values()))
+    fixed = {layer: options.index(option) for layer, option in at.items()}
+    return Plan(subnet.layers, options, {}, (), frozenset(), None, fixed)
 
 
 def _option(model: ElasticModel, width: float) -> Option:

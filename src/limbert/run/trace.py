@@ -42,7 +42,7 @@ class Trace:
     def chosen(self) -> Tensor:
         """``(batch, layers)``, the index of the plan's option that each layer ran at, -1 where it did not run."""
         chosen = torch.full((len(self.mask), self.depth), -1)
-        chosen[:, list(self.plan.layers)] = 0
+        chosen[:, list(self.plan.layers)] = torch.tensor([self.plan.fixed.get(layer, 0) for layer in self.plan.layers])
         for decision in self.decisions:
             chosen[list(decision.rows), decision.layer :] = -1 if decision.option is None else decision.option
         return chosen

@@ -22,6 +22,7 @@ from limbert.model.cost import CostModel
 from limbert.model.elastic import ElasticModel
 from limbert.run.engine import Engine
 from limbert.run.evaluate import subnet_logits
+from limbert.run.front import pareto_front
 from limbert.run.operating_points import OperatingPoint
 from limbert.run.policy import Policy
 from limbert.run.trace import Decision
@@ -90,11 +91,7 @@ def search(
 
 def front(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that no other beats at as few FLOPs, cheapest first."""
-    best: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda one: (one.flops, -one.value)):
-        if not best or candidate.value > best[-1].value + _SLACK:
-            best.append(candidate)
-    return best
+    return pareto_front(candidates, cost=lambda one: one.flops, value=lambda one: one.value)
 
 
 def choose_points(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def evaluate(
     run: Annotated[str, typer.Argument(help="elastic model, or a stock model fine-tuned on the task", metavar="RUN")],
     subnet: Annotated[
-        list[str] | None, typer.Option(help="sub-network WIDTHxDEPTH, may be repeated (default: all of the model's)")
+        list[str] | None,
+        typer.Option(help="sub-network: WIDTHxDEPTH, a found or a measured name; may be repeated (default: all)"),
     ] = None,
     task: opt.Task = None,
     data: opt.Data = None,
@@ -55,6 +56,7 @@ def evaluate(
     from limbert.data.batches import tokenize
     from limbert.data.load import load_evaluation_data, load_task_data
     from limbert.run.checkpoints import open_checkpoint
+    from limbert.run.choose import plain_names
     from limbert.run.dynamic import evaluate_policy
     from limbert.run.evaluate import evaluate as run_evaluation
     from limbert.run.policy import resolve
@@ -64,7 +66,8 @@ def evaluate(
     model = opened.model
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
-    subnets = {name: model.subnet(name) for name in subnet} if subnet else model.subnets()
+    named = {name: model.subnet(name) for name in plain_names(run, subnet or ())}
+    subnets = named or model.subnets() | model.found()
     config = data_config(
         opened.data,
         task=task,

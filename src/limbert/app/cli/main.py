@@ -4,10 +4,13 @@ import sys
 
 import typer
 
+from limbert.app.cli.choose import choose
 from limbert.app.cli.demo import demo
 from limbert.app.cli.evaluate import evaluate
 from limbert.app.cli.export import export
 from limbert.app.cli.predict import predict
+from limbert.app.cli.profile import profile
+from limbert.app.cli.search import search
 from limbert.app.cli.train import train
 from limbert.app.cli.tune import tune
 from limbert.errors import LimbertError
@@ -20,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, train, evaluate, tune, predict, export):
+for verb in (demo, train, evaluate, tune, search, profile, choose, predict, export):
     app.command()(verb)
 
 

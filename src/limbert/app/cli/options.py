@@ -56,6 +56,18 @@ def fractions(text: str | None, option: str) -> tuple[float, ...] | None:
         raise ConfigError(f"{option} {text!r} is not a list of numbers such as 0.25,0.5,1.0") from None
 
 
+def counts(text: str, option: str) -> tuple[int, ...]:
+    """The whole numbers of an option such as ``1,32``, each once.
+
+    Raises:
+        ConfigError: for a part that is none, or below 1, or no part at all.
+    """
+    parts = split(text) or ()
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"{option} {text!r} is not a list of whole numbers such as 1,32")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
 def prepare_libraries(threads: int | None) -> None:
     """Import the large libraries, set the thread count, and quiet those that write to the terminal by themselves.
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def predict(
     run: Annotated[str, typer.Argument(help="elastic model", metavar="RUN")],
-    subnet: Annotated[str | None, typer.Option(help="sub-network, WIDTHxDEPTH (default: 1x1)")] = None,
+    subnet: Annotated[
+        str | None, typer.Option(help="sub-network: WIDTHxDEPTH, a found or a measured name (default: 1x1)")
+    ] = None,
     policy: PolicyName = None,
     widths: Widths = None,
     exit_threshold: ExitThreshold = None,
@@ -52,6 +54,7 @@ def predict(
     from limbert.data.batches import evaluation_batches, tokenize
     from limbert.errors import CheckpointError
     from limbert.run.checkpoints import open_checkpoint
+    from limbert.run.choose import plain_names
     from limbert.run.policy import resolve
     from limbert.run.predict import predict as run_prediction
 
@@ -60,7 +63,7 @@ def predict(
     if opened.task is None:
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
     chosen = choose_policy(
-        policy or f"static:{subnet or '1x1'}",
+        policy or f"static:{plain_names(run, [subnet or '1x1'])[0]}",
         record=opened.model.record,
         kind=opened.task.kind,
         widths=widths,

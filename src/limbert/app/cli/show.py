@@ -109,6 +109,19 @@ def progress_bar(title: str) -> Iterator[Any]:
         yield advance
 
 
+@contextmanager
+def task_bar() -> Iterator[Any]:
+    """A bar on standard error that changes its title; yields ``advance(title, done, total)``."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+        task = progress.add_task("loading", total=None)
+
+        def advance(title: str, done: int, total: int) -> None:
+            progress.update(task, description=title, completed=done, total=total)
+
+        yield advance
+
+
 class TerminalMonitor(Monitor):
     """Shows a training run: one bar a phase with loss and rate, one line a validation."""
 

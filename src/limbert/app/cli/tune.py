@@ -10,14 +10,10 @@ import typer
 from limbert.app.cli import options as opt
 from limbert.app.cli.evaluate import data_config
 from limbert.app.cli.policies import ExitRuleOption, default_exit_rule
-from limbert.core.config import TrainConfig, require
-from limbert.errors import CheckpointError, ConfigError
+from limbert.core.config import require
+from limbert.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from limbert.core.config import DataConfig
-    from limbert.data.files import Examples
-    from limbert.data.tasks import Task
-    from limbert.run.checkpoints import Opened
     from limbert.run.operating_points import OperatingPoint
     from limbert.run.tune import Candidate
 
@@ -66,6 +62,7 @@ def tune(
     from limbert.method.exits import EXIT_RULES
     from limbert.run.checkpoints import open_checkpoint
     from limbert.run.tune import choose_points, front, search
+    from limbert.run.validation import validation_slice
 
     require_matplotlib()
     opened = open_checkpoint(run)
@@ -78,7 +75,7 @@ def tune(
     for width in chosen:
         Subnet.uniform(model.shape, width=width)  # refuses one that keeps nothing
     config = data_config(opened.data, data=data, train=train, dev=dev)
-    examples = tokenize(_validation(opened, config, task), opened.tokenizer, max_length=opened.max_length)
+    examples = tokenize(validation_slice(opened, config), opened.tokenizer, max_length=opened.max_length)
     with show.progress_bar("searching") as advance:
         candidates = search(
             model,
@@ -109,22 +106,6 @@ def tune(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _validation(opened: "Opened", config: "DataConfig", task: "Task") -> "Examples":
-    """The rows that the training kept back, found again by its settings."""
-    from limbert.data.load import load_task_data
-    from limbert.run.start import in_order_of, kept_back
-
-    saved = opened.model.record.get("settings", {}).get("train")
-    if saved is None:
-        raise CheckpointError("limbert.json does not say how the model was trained; train it with limbert train")
-    known = {name: saved[name] for name in ("seed", "validation", "validation_limit") if name in saved}
-    settings = TrainConfig(model="-", output="-", **known)
-    loaded = load_task_data(config, seed=settings.seed)
-    if {*loaded.task.labels} != {*task.labels} or loaded.task.kind != task.kind:
-        raise ConfigError(f"the data has labels {', '.join(loaded.task.labels)}; the model {', '.join(task.labels)}")
-    return kept_back(in_order_of(loaded.train, loaded.task, task), task, settings)[1]
 
 
 def _save(

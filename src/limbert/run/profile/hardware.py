@@ -1,0 +1,36 @@
+"""Which machine a measurement was made on."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+
+def hardware() -> dict[str, Any]:
+    """``{cpu, cores, gpu, ram, platform}``: names, logical cores, bytes of memory; gpu may be None."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "ram": psutil.virtual_memory().total,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def describe(machine: dict[str, Any], *, device: str) -> str:
+    """One machine in a few words."""
+    if device == "cuda":
+        return str(machine["gpu"])
+    return f"{machine['cpu']}, {machine['cores']} cores"
+
+
+def _cpu_name() -> str:
+    """What the kernel calls the processor; elsewhere what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,64 @@
+"""Keep what a search found: named sub-networks in ``limbert.json``, and their results beside those of the grid."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from limbert.errors import CheckpointError
+from limbert.model.checkpoint import RECORD_NAME, json_text, read_record, versions
+from limbert.model.found import FOUND_KEY, found_name
+from limbert.model.storage import replaced_file
+from limbert.run.evaluate import Result
+from limbert.run.search.journal import Judged
+from limbert.run.search.measure import Objective
+from limbert.run.training import RESULTS_NAME
+
+
+def save_found(run: str | Path, found: Sequence[Judged], *, metric: str, objective: Objective) -> None:
+    """Write sub-networks into the run's ``limbert.json``; those of an earlier search for this objective go.
+
+    Raises:
+        CheckpointError: if the run is no elastic checkpoint on this machine.
+        StorageError: if the file cannot be written; the old one stays.
+    """
+    record = read_record(run) if Path(run).is_dir() else {}
+    if not record:
+        raise CheckpointError(f"{run} has no limbert.json to keep sub-networks in")
+    others = {name: one for name, one in record.get(FOUND_KEY, {}).items() if one.get("objective") != objective}
+    mine = {
+        found_name(one.subnet): one.subnet.to_dict()
+        | {"validation": {metric: one.value}, "objective": objective, "cost_share": one.cost}
+        for one in found
+    }
+    record[FOUND_KEY] = mine | {name: one for name, one in others.items() if name not in mine}
+    with replaced_file(Path(run) / RECORD_NAME) as file:
+        file.write(json_text(record))
+
+
+def save_results(run: str | Path, results: Sequence[Result]) -> None:
+    """Put results of found sub-networks into the run's ``results.jsonl``; rows of other names that still exist stay.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+        StorageError: if it cannot be written; the old one stays.
+    """
+    path = Path(run) / RESULTS_NAME
+    record = read_record(run)
+    fresh = {result.subnet for result in results}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        rows = [json.loads(line) for line in lines]
+        stale = [row["subnet"].startswith("found-") and row["subnet"] not in record[FOUND_KEY] for row in rows]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the results in {path} cannot be read: {error}") from error
+    kept = [row for row, gone in zip(rows, stale, strict=True) if not gone and row["subnet"] not in fresh]
+    stamp = {
+        "seed": record.get("settings", {}).get("train", {}).get("seed"),
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    with replaced_file(path) as file:
+        file.writelines(json.dumps(row) + "\n" for row in [*kept, *(result.to_dict() | stamp for result in results)])

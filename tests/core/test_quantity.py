@@ -1,0 +1,59 @@
+"""Quantities are read strictly: what is not exactly a number with a known unit is refused by name."""
+
+import pytest
+
+from limbert.core.quantity import Kind, parse_quantity, show_quantity
+from limbert.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("5ms", "latency", 0.005),
+        ("0.005s", "latency", 0.005),
+        (" 250 us ", "latency", 0.00025),
+        ("12M", "count", 12e6),
+        ("1.5G", "count", 1.5e9),
+        ("22713986", "count", 22713986),
+        ("20MB", "size", 20e6),
+        ("1MiB", "size", 2**20),
+        ("90%", "share", 0.9),
+        ("0.90", "share", 0.9),
+        (".5", "share", 0.5),
+    ],
+)
+def test_what_can_be_written(text: str, kind: Kind, value: float) -> None:
+    assert parse_quantity(text, kind=kind, name="--limit") == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("5", "latency"),
+        ("5 seconds", "latency"),
+        ("fast", "latency"),
+        ("-5ms", "latency"),
+        ("0ms", "latency"),
+        ("5MS", "latency"),
+        ("1e3", "count"),
+        ("12m", "count"),
+        ("12MB", "count"),
+        ("20", "size"),
+        ("20mb", "size"),
+        ("90", "share"),
+        ("101%", "share"),
+        ("nan", "share"),
+        ("", "share"),
+    ],
+)
+def test_what_cannot(text: str, kind: Kind) -> None:
+    with pytest.raises(ConfigError, match="--limit"):
+        parse_quantity(text, kind=kind, name="--limit")
+
+
+def test_quantities_are_shown_with_a_fitting_unit() -> None:
+    assert show_quantity(0.00314, kind="latency") == "3.1 ms"
+    assert show_quantity(0.000314, kind="latency") == "0.31 ms"
+    assert show_quantity(22713986, kind="count") == "22.71 M"
+    assert show_quantity(53_600_000, kind="size") == "53.60 MB"
+    assert show_quantity(0.914, kind="share") == "91.4"
