@@ -11,7 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
-from app_material import DATA_OPTIONS, command, environment, make_small_encoder, needs_encoder, run
+from app_material import DATA_OPTIONS, environment, make_small_encoder, needs_encoder, run
 from test_readme import BLOCK, commands
 
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
