@@ -295,7 +295,7 @@ def test_help_is_quick_and_has_examples(folder: Path) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
-    for verb in ("demo", "train", "evaluate", "tune", "predict"):
+    for verb in ("demo", "train", "evaluate", "tune", "predict", "export"):
         assert "Example: limbert" in run(folder, verb, "--help").stdout
 
 

@@ -11,7 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
-from app_material import DATA_OPTIONS, command, environment, make_small_encoder, needs_encoder, run
+from app_material import DATA_OPTIONS, environment, make_small_encoder, needs_encoder, run
 from test_readme import BLOCK, commands
 
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
@@ -76,14 +76,7 @@ def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
             words = shlex.split(line)
             words += ["--max-drop", "100"] if "--int8" in words else []  # a model of two steps guesses
             assert words[0] == "limbert"
-            done = subprocess.run(
-                command(*words[1:]),
-                cwd=tmp_path,
-                env=environment(tmp_path),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = run(tmp_path, *words[1:])
             assert done.returncode == 0, (line, done.stderr)
     onnx, openvino, served, pipe = printed
     assert onnx == openvino  # the same sub-network answers the same in every runtime

@@ -119,15 +119,20 @@ def test_without_its_data_it_is_tried_on_sentences_shipped_here(folder: Path) ->
     assert not (folder / "never").exists()
 
 
-def test_int8_is_measured(folder: Path) -> None:
-    options = ["--format", "onnx", "--int8", "--threads", "1"]
-    found = exported("trained", *options, "--max-drop", "100", "--output", "int8")
+@pytest.mark.parametrize(("format", "library"), [("onnx", "onnxruntime"), ("openvino", "nncf")])
+def test_int8_is_measured(format: str, library: str, folder: Path) -> None:
+    pytest.importorskip(library)
+    output = folder / f"{format}-int8"
+    options = ["--format", format, "--int8", "--threads", "1"]
+    found = exported("trained", *options, "--max-drop", "100", "--output", output)
+    inputs = AutoTokenizer.from_pretrained(output)(TEXTS, padding=True, return_tensors="pt")
+    assert EXPORTERS[format].load(output, 1)(inputs).shape == (3, 24)
     assert found["quality"]["int8"]["file_bytes"] == found["file_bytes"] < 0.4 * found["quality"]["fp32"]["file_bytes"]
     for quality in found["quality"].values():
         assert {"accuracy"} == {*quality["metrics"]}
         assert quality["latency_ms"] > 0
         assert quality["throughput"] > 0
-    card = (folder / "int8" / "README.md").read_text()
+    card = (output / "README.md").read_text()
     assert "| | fp32 | int8 |" in card
     assert f"| accuracy | {100 * found['quality']['fp32']['metrics']['accuracy']:.2f} |" in card
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from limbert.errors import StorageError
 from limbert.run.export.folder import load_folder, stock_config, write_folder
 from limbert.run.export.graph import input_names, write_onnx
 from limbert.run.export.int8 import Calibration, quantize_onnx, quantize_openvino
@@ -65,7 +66,10 @@ def _write_openvino(network: PreTrainedModel, folder: Path, inputs: tuple[str, .
     openvino = optional_library("openvino")
     _write_onnx(network, folder, inputs)
     onnx_file = folder / ONNX_NAME
-    openvino.save_model(openvino.Core().read_model(str(onnx_file)), folder / OPENVINO_NAME, compress_to_fp16=False)
+    try:
+        openvino.save_model(openvino.Core().read_model(str(onnx_file)), folder / OPENVINO_NAME, compress_to_fp16=False)
+    except RuntimeError as error:  # what the library raises for a full disk, too
+        raise StorageError(f"OpenVINO cannot write {folder / OPENVINO_NAME}: {error}") from error
     onnx_file.unlink()
 
 
