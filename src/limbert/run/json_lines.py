@@ -21,7 +21,7 @@ def read_json_lines(path: str | Path, *, needs: Mapping[str, type]) -> list[dict
             type, naming file and line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     rows = []

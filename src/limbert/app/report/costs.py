@@ -14,6 +14,7 @@ from limbert.app.report.read import RunData
 from limbert.app.report.scatter import Point, front, scatter
 
 KEEPS = 0.99  # the share of the full model's metric that "as good as" means in sentences
+_FOUND: tuple[Shape, str] = ("diamond", "heat-4")  # sub-networks off the grid
 _WIDE, _NARROW = (720.0, 430.0), (346.0, 380.0)
 
 
@@ -79,7 +80,7 @@ def smallest_keeping(data: RunData, values: dict[str, float]) -> dict[str, Any] 
 
 def width_colour(data: RunData, width: float) -> str:
     """The shade that stands for a width, everywhere on the page."""
-    ranks = sorted({*data.space.widths, *(row["width"] for row in data.results)})
+    ranks = sorted({*data.space.widths, *(row["width"] for row in data.grid)})
     nearest = min(ranks, key=lambda one: abs(one - width))
     return f"width-{level_of(ranks.index(nearest), len(ranks))}"
 
@@ -132,15 +133,9 @@ def _picture(data: RunData, cost: Cost) -> Picture:
 def _point(data: RunData, row: dict[str, Any], cost: Cost) -> Point:
     name, value = row["subnet"], cost.values[row["subnet"]]
     title = f"{name}: {data.metric} {metric_text(data.value(row))}, {cost.text(value)} {cost.name}"
-    return Point(
-        value / cost.unit,
-        100 * data.value(row),
-        name,
-        title,
-        _shape(data, row["depth"]),
-        width_colour(data, row["width"]),
-        named=row is data.full,
-    )
+    shape, colour = (_shape(data, row["depth"]), width_colour(data, row["width"])) if row in data.grid else _FOUND
+    place = value / cost.unit
+    return Point(place, 100 * data.value(row), name, title, shape, colour, named=row is data.full)
 
 
 def _operating_points(data: RunData, cost: Cost) -> list[Point]:
@@ -162,17 +157,19 @@ def is_same_set(data: RunData, row: dict[str, Any]) -> bool:
 
 
 def _shape(data: RunData, depth: float) -> Shape:
-    ranks = sorted({row["depth"] for row in data.results}, reverse=True)
+    ranks = sorted({row["depth"] for row in data.grid}, reverse=True)
     return SHAPES[ranks.index(depth) % len(SHAPES)]
 
 
 def _keys(data: RunData, *, operating: bool) -> list[tuple[str, Sequence[LegendEntry]]]:
-    widths = sorted({row["width"] for row in data.results})
-    depths = sorted({row["depth"] for row in data.results})
+    widths = sorted({row["width"] for row in data.grid})
+    depths = sorted({row["depth"] for row in data.grid})
     keys: list[tuple[str, Sequence[LegendEntry]]] = [
         ("width", [("circle", width_colour(data, width), f"{width:g}") for width in widths]),
         ("depth", [(_shape(data, depth), "paper", f"{depth:g}") for depth in depths]),
     ]
+    if len(data.grid) < len(data.results):
+        keys.append(("", [(*_FOUND, "found by search")]))
     if operating:
         keys.append(("", [("diamond", "accent", "operating point")]))
     return keys

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Shape = Literal["circle", "square", "triangle", "diamond", "down"]
-SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle", "diamond", "down")
+SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle", "down", "diamond")
 Anchor = Literal["start", "middle", "end"]
 _NARROW_LETTERS, _BROAD_LETTERS = "iIjltfr.,:;'|!() ", "mwMW%@"
 

@@ -1,13 +1,12 @@
 """Section: the operating points: a table, the search they were chosen from, and how each spends its layers."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from limbert.app.report.costs import is_same_set, width_colour
 from limbert.app.report.drawing import Drawing, Shape
 from limbert.app.report.numbers import digits, listed, metric_text, metric_unit, several, share_text
-from limbert.app.report.picture import Picture
+from limbert.app.report.picture import Picture, file_name
 from limbert.app.report.read import RunData
 from limbert.app.report.scatter import Point, scatter
 from limbert.app.report.spending import exit_histogram, layer_widths
@@ -61,23 +60,37 @@ def point_rows(data: RunData) -> list[dict[str, str]]:
 
 
 def points_sentence(data: RunData) -> str:
-    """What the development set says about the points against static sizes."""
-    compared = {
-        name: (dev, static)
-        for name in data.points
-        if (dev := data.spent_by(name, "development")) is not None and (static := _static_row(data, dev)) is not None
-    }
-    if not compared:
-        return "Metric and FLOPs are those of the validation slice that the points were chosen on."
-    better = [name for name, (dev, static) in compared.items() if data.value(dev) > data.value(static)]
-    said = (
-        "none of them beats the best static size that takes no more FLOPs"
-        if not better
-        else f"{listed(better)} {'beats' if len(better) == 1 else 'beat'} the best static size that takes no more FLOPs"
-    )
-    rest = [name for name in compared if name not in better]
-    tail = f"; {listed(rest)} {'does' if len(rest) == 1 else 'do'} not" if better and rest else ""
-    return f"On the development set, which no choice has seen, {said}{tail}."
+    """What the development set says about the points that choose by input, against static sizes."""
+    chosen = "Metric and FLOPs of validation are those that the points were chosen by."
+    if all(is_static(data, name) for name in data.points):
+        return (
+            f"Every point is one size for all inputs: choosing by input did not pay on the validation slice. {chosen}"
+        )
+    better: list[str] = []
+    rest: list[str] = []
+    for name in data.points:
+        dev = data.spent_by(name, "development")
+        static = _static_row(data, dev) if dev is not None else None
+        if dev is not None and static is not None and not is_static(data, name):
+            gain = round(100 * data.value(dev), 1) - round(100 * data.value(static), 1)
+            (better if gain > 0 else rest).append(name)
+    if not better and not rest:
+        return chosen
+    said = []
+    if better:
+        said.append(f"{listed(better)} {_verb(better, 'beats', 'beat')} the best static size that takes no more FLOPs")
+    if rest:
+        said.append(f"{listed(rest)} {_verb(rest, 'does', 'do')} not{'' if better else ' beat the best static size'}")
+    return f"On the development set, which no choice has seen, {'; '.join(said)}."
+
+
+def is_static(data: RunData, name: str) -> bool:
+    """Whether an operating point is one size for all inputs."""
+    return data.points[name].policy.subnet is not None
+
+
+def _verb(names: list[str], one: str, many: str) -> str:
+    return one if len(names) == 1 else many
 
 
 def search_picture(data: RunData) -> Picture | None:
@@ -117,9 +130,11 @@ def search_picture(data: RunData) -> Picture | None:
 
 
 def spendings(data: RunData) -> list[Spending]:
-    """One for each point whose widths and exits were kept, from the development set where it was run there."""
+    """One for each point whose choices by input were kept: those on the development set, else those on validation."""
     found = []
     for name, point in data.points.items():
+        if is_static(data, name):
+            continue
         row = data.spent_by(name, "development") or data.spent_by(name, "validation")
         if row is not None:
             examples = (
@@ -127,6 +142,14 @@ def spendings(data: RunData) -> list[Spending]:
             )
             found.append(Spending(name, str(point.policy), examples, _pictures(data, name, row)))
     return found
+
+
+def static_sentence(data: RunData) -> str:
+    """Which points have no picture because they choose nothing; empty where there are none."""
+    names = [name for name in data.points if is_static(data, name)]
+    if not names:
+        return ""
+    return f"{listed(names)} {_verb(names, 'is', 'are')} one size for all inputs: nothing is chosen by input."
 
 
 def _search_sentence(data: RunData) -> str:
@@ -147,7 +170,7 @@ def _static_row(data: RunData, dev: dict[str, Any]) -> dict[str, Any] | None:
     """The best sub-network on the same data that takes no more FLOPs; None where there is none to compare with."""
     if not is_same_set(data, dev):
         return None
-    cheap = [row for row in data.results if row["flops"] <= 1.005 * dev["flops_mean"]]
+    cheap = [row for row in data.results if row["flops"] <= 1.005 * dev["flops_mean"]]  # gates and off-ramps apart
     return max(cheap, key=data.value) if cheap else None
 
 
@@ -155,7 +178,7 @@ def _pictures(data: RunData, name: str, row: dict[str, Any]) -> list[Picture]:
     layers = [{float(width): float(share) for width, share in layer.items()} for layer in row["widths"]]
     exits = {int(number): float(share) for number, share in row["exits"].items()}
     colours = {width: width_colour(data, width) for layer in layers for width in layer}
-    file = re.sub(r"[^\w.-]+", "-", name)
+    file = file_name(name)
     widths, leaving = _widths_sentence(layers), _exits_sentence(exits, depth=len(layers))
     label = f"{name}: width of each layer. {widths}"
     bars = layer_widths(layers, colours=colours, label=label, width=346.0)

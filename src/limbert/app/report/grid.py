@@ -12,15 +12,15 @@ def heatmap_picture(data: RunData) -> Picture:
     measured = by_setting(data.profile)
     setting, times = next(iter(measured.items())) if measured else (None, {})
     cells: dict[tuple[float, float], Cell] = {}
-    for row in data.results:
+    for row in data.grid:
         name, value = row["subnet"], data.value(row)
         second = f"{digits(times[name]['latency_p50_ms'])} ms" if name in times else ""
         if setting is None:
             second = f"{share_text(row['flops'] / data.full['flops'])}"
         title = f"{name}: {data.metric} {metric_text(value)}, {second}{'' if setting else ' of the FLOPs'}"
         cells[row["width"], row["depth"]] = (value, metric_text(value), second, title)
-    widths = sorted({row["width"] for row in data.results})
-    depths = sorted({row["depth"] for row in data.results}, reverse=True)
+    widths = sorted({row["width"] for row in data.grid})
+    depths = sorted({row["depth"] for row in data.grid}, reverse=True)
     below = f"below it the median time ({setting})" if setting else "below it the share of the full model's FLOPs"
     caption = f"Large: {data.metric}; {below}. {_sentence(data)}"
     label = f"Heat map of {data.metric} by width and depth. {caption}"
@@ -34,8 +34,8 @@ def heatmap_picture(data: RunData) -> Picture:
 def _sentence(data: RunData) -> str:
     """What narrowing alone and shortening alone cost, and so which of the two this model bears better."""
     full = data.full
-    narrow = [row for row in data.results if row["depth"] == full["depth"]]
-    short = [row for row in data.results if row["width"] == full["width"]]
+    narrow = [row for row in data.grid if row["depth"] == full["depth"]]
+    short = [row for row in data.grid if row["width"] == full["width"]]
     if len(narrow) < 2 or len(short) < 2:
         return ""
     thin, low = min(narrow, key=lambda row: row["width"]), min(short, key=lambda row: row["depth"])

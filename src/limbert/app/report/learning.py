@@ -4,7 +4,7 @@ from statistics import fmean
 
 from limbert.app.report.curves import curves
 from limbert.app.report.numbers import listed, several
-from limbert.app.report.picture import Picture
+from limbert.app.report.picture import Picture, file_name
 from limbert.app.report.read import RunData
 
 _GATES = "gates"  # its validation is the loss of the gates, logged with a minus; the others' is the task's metric
@@ -49,7 +49,7 @@ def _picture(
         label=f"Training curves of phase {phase}. {caption}",
         size=(346.0, 400.0),
     )
-    return Picture(f"training-{phase}", caption, drawing)
+    return Picture(f"training-{file_name(phase)}", caption, drawing)
 
 
 def _sentence(

@@ -10,7 +10,7 @@ from typing import Any
 
 from limbert.app.report.commands import train_command, use_commands
 from limbert.app.report.costs import Panel, cost_panels
-from limbert.app.report.dynamic import Spending, point_rows, points_sentence, search_picture, spendings
+from limbert.app.report.dynamic import Spending, point_rows, points_sentence, search_picture, spendings, static_sentence
 from limbert.app.report.grid import heatmap_picture
 from limbert.app.report.learning import earlier_phases, training_pictures
 from limbert.app.report.measured import by_setting
@@ -111,6 +111,7 @@ def render(report: Report, *, pictures: str) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters["svg"] = lambda drawing: Markup(svg(drawing))
     source = files("limbert.app.report") / "template.html"
     template = environment.from_string(source.read_text(encoding="utf-8"))
@@ -131,6 +132,7 @@ def _values(report: Report) -> dict[str, Any]:
         "measured": [str(setting) for setting in by_setting(data.profile)],
         "points": point_rows(data),
         "points_sentence": points_sentence(data),
+        "static_sentence": static_sentence(data),
         "earlier": earlier_phases(data),
         "train_command": train_command(data),
         "commands": use_commands(data),

@@ -1,8 +1,14 @@
 """A picture of the report: one drawing for broad pages and files, one for phones, and the sentence under both."""
 
+import re
 from dataclasses import dataclass
 
 from limbert.app.report.drawing import Drawing
+
+
+def file_name(text: str) -> str:
+    """Part of a file's name made of any text: letters, digits, ``-`` and ``_``."""
+    return re.sub(r"[^\w-]+", "-", text)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """What a report is made of: the files that a run keeps, read once and checked."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from limbert.core.space import Space
@@ -16,7 +18,6 @@ from limbert.run.training import RESULTS_NAME
 from limbert.run.workspace import LOG_NAME
 
 PROFILE_NAME = "profile.jsonl"
-SEARCH_NAME = "search.jsonl"
 TUNE_NAME = "tune.jsonl"
 
 
@@ -50,18 +51,22 @@ class RunData:
 
     @property
     def metric(self) -> str:
-        """The key of the metric that counts; with several development sets that of the first."""
-        keys = list(self.results[0]["metrics"])
-        return next((key for key in keys if key.rpartition("/")[2] == self.task.primary), keys[0])
+        """The metric that counts."""
+        return self.task.primary
+
+    @property
+    def grid(self) -> list[dict[str, Any]]:
+        """Rows of the sub-networks of a width and a depth; the others were found off the grid by a search."""
+        return [row for row in self.results if row.get("width") is not None and row.get("depth") is not None]
 
     @property
     def full(self) -> dict[str, Any]:
         """The row of the full model."""
-        return max(self.results, key=lambda row: (row["params"], row["flops"]))
+        return max(self.grid, key=lambda row: (row["params"], row["flops"]))
 
     def value(self, row: dict[str, Any]) -> float:
-        """The metric that counts of a row with ``metrics``."""
-        return float(row["metrics"][self.metric])
+        """The metric that counts, of a row with ``metrics``; of several development sets the mean."""
+        return fmean(value for name, value in row["metrics"].items() if name.rpartition("/")[2] == self.metric)
 
     def spent_by(self, name: str, data: str) -> dict[str, Any] | None:
         """What an operating point, as it is now, did on ``development`` or ``validation`` data; None if not kept."""
@@ -107,16 +112,22 @@ def read_run(path: str) -> RunData:
         log=_optional(folder / LOG_NAME, {"phase": str, "step": float}),
     )  # fmt: skip
     for row in [*data.results, *data.spent]:
-        if not isinstance(row["metrics"].get(data.metric), (int, float)):
-            name = row.get("subnet", row.get("name"))
+        name = row.get("subnet", row.get("name"))
+        try:
+            good = math.isfinite(data.value(row))
+        except (TypeError, ValueError):
+            good = False
+        if not good:
             raise CheckpointError(f"the results of {name} in {path} have no {data.metric}: {row['metrics']}")
+    if not data.grid:
+        raise CheckpointError(f"{folder / RESULTS_NAME} has no sub-network of a width and a depth")
     return data
 
 
 def _results(path: Path) -> list[dict[str, Any]]:
-    needs = {"subnet": str, "width": float, "depth": float, "params": float, "flops": float, "metrics": dict}
+    needs = {"subnet": str, "params": float, "flops": float, "metrics": dict}
     rows = read_json_lines(path, needs=needs)
-    if not rows or not rows[0]["metrics"]:
+    if not rows:
         raise CheckpointError(f"{path} holds no results")
     return rows
 

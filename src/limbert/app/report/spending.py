@@ -53,7 +53,7 @@ def exit_histogram(exits: Mapping[int, float], *, depth: int, label: str, width:
         width: of the picture, in pixels.
     """
     left, row, top = 104.0, 30.0, 24.0
-    room = width - left - 48
+    room = width - left - 62
     marks: list[Mark] = [Text(left, 12, "share of the inputs", colour="soft")]
     for number, layers in enumerate(sorted(exits)):
         y, share = top + number * row, exits[layers]
