@@ -54,6 +54,7 @@ def profile_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "flops": row["flops"],
             "file_bytes": 4 * row["params"],
             "peak_memory_bytes": None if backend == "torch" else 5 * row["params"],
+            "rounds": 10,
             "latency_p50_ms": slow * (1 + row["flops"] / 1e8),
             "latency_p95_ms": slow * (2 + row["flops"] / 1e8),
             "throughput": batch / slow,

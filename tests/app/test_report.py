@@ -164,7 +164,8 @@ def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, name: str) -> N
     with (run / f"{name}.jsonl").open("a") as file:
         file.write('{"half": ')
     lines = len((run / f"{name}.jsonl").read_text().splitlines())
-    with pytest.raises(LimbertError, match=rf"{name}.jsonl, line {lines}: not JSON"):
+    message = rf"{name}.jsonl, line {lines}: not JSON|line {lines} of .*/{name}.jsonl is no row of a profile"
+    with pytest.raises(LimbertError, match=message):
         read_run(str(run))
 
 

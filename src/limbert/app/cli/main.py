@@ -10,8 +10,8 @@ from limbert.app.cli.evaluate import evaluate
 from limbert.app.cli.export import export
 from limbert.app.cli.predict import predict
 from limbert.app.cli.profile import profile
-from limbert.app.cli.search import search
 from limbert.app.cli.report import report
+from limbert.app.cli.search import search
 from limbert.app.cli.train import train
 from limbert.app.cli.tune import tune
 from limbert.errors import LimbertError

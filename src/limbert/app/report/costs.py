@@ -89,8 +89,8 @@ def _costs(data: RunData) -> list[Cost]:
     found = []
     measured = by_setting(data.profile)
     for number, (setting, rows) in enumerate(measured.items()):
-        latency = {name: float(row["latency_p50_ms"]) for name, row in rows.items()}
-        where = f"ms for {setting.batch} x {setting.tokens} tokens, median"
+        latency = {name: row.latency_p50_ms for name, row in rows.items()}
+        where = f"ms for {setting.cell.batch} x {setting.cell.tokens} tokens, median"
         found.append(
             Cost(
                 "time", "Latency", f"latency-{number + 1}", where, 1.0, latency, lambda ms: f"{digits(ms)} ms", setting
@@ -100,9 +100,19 @@ def _costs(data: RunData) -> list[Cost]:
     big = max(flops.values()) >= 2e9
     axis = f"{'G' if big else 'M'}FLOPs an input, mean"
     found.append(Cost("FLOPs", "FLOPs", "flops", axis, 1e9 if big else 1e6, flops, lambda value: amount(value)))
-    sizes = {row["subnet"]: float(row["file_bytes"]) for row in data.profile if row.get("file_bytes")}
+    sizes = {name: float(row.file_bytes) for name, row in next(iter(measured.values()), {}).items()}
     if sizes:
-        found.append(Cost("file size", "File size", "size", "MB on disk", 1e6, sizes, lambda value: amount(value, "B")))
+        found.append(
+            Cost(
+                "file size",
+                "File size",
+                "size",
+                f"MB on disk ({next(iter(measured)).cell.backend})",
+                1e6,
+                sizes,
+                lambda value: amount(value, "B"),
+            )
+        )
     else:
         params = {row["subnet"]: float(row["params"]) for row in data.results}
         text = "million parameters"

@@ -14,7 +14,7 @@ def heatmap_picture(data: RunData) -> Picture:
     cells: dict[tuple[float, float], Cell] = {}
     for row in data.grid:
         name, value = row["subnet"], data.value(row)
-        second = f"{digits(times[name]['latency_p50_ms'])} ms" if name in times else ""
+        second = f"{digits(times[name].latency_p50_ms)} ms" if name in times else ""
         if setting is None:
             second = f"{share_text(row['flops'] / data.full['flops'])}"
         title = f"{name}: {data.metric} {metric_text(value)}, {second}{'' if setting else ' of the FLOPs'}"

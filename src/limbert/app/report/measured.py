@@ -1,43 +1,36 @@
-"""The rows of ``limbert profile``, grouped by the setting they were measured in: only those compare."""
+"""The rows of ``limbert profile``, grouped by how and where they were measured: only those compare."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from limbert.app.report.numbers import several
+from limbert.run.profile.rows import Cell, ProfileRow
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How something was measured."""
+    """How and where something was measured.
 
-    backend: str
-    precision: str
-    device: str
-    threads: int
-    batch: int
-    tokens: int
+    Attributes:
+        cell: how it was run.
+        machine: what tells the hardware apart.
+        several: whether the run was measured on more than one machine.
+    """
+
+    cell: Cell
     machine: str
+    several: bool
 
     def __str__(self) -> str:
-        """For people; the machine is told elsewhere."""
-        threads = f", {several(self.threads, 'thread')}" if self.device == "cpu" else ""
-        where = f"{self.device}{threads}"
-        return f"{self.backend} {self.precision}, {where}, batch {self.batch}, {self.tokens} tokens"
+        """For people; the machine only where there are several."""
+        return f"{self.cell}, {self.machine}" if self.several else str(self.cell)
 
 
-def by_setting(profile: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, dict[str, Any]]]:
+def by_setting(profile: Sequence[ProfileRow]) -> dict[Setting, dict[str, ProfileRow]]:
     """Rows by setting and sub-network, settings in the order of the file; of rows measured twice the later one."""
-    found: dict[Setting, dict[str, dict[str, Any]]] = {}
+    found: dict[Setting, dict[str, ProfileRow]] = {}
+    several = len({json.dumps(row.hardware, sort_keys=True) for row in profile}) > 1
     for row in profile:
-        setting = Setting(
-            backend=row["backend"],
-            precision=str(row.get("precision", "fp32")),
-            device=str(row.get("device", "cpu")),
-            threads=row.get("threads", 1),
-            batch=row.get("batch", 1),
-            tokens=row.get("tokens", 0),
-            machine=repr(sorted(row.get("hardware", {}).items())),
-        )
-        found.setdefault(setting, {})[row["subnet"]] = row
+        machine = ", ".join(f"{name} {value}" for name, value in row.hardware.items() if value is not None)
+        found.setdefault(Setting(row.cell, machine, several), {})[row.subnet] = row
     return found

@@ -14,10 +14,10 @@ from limbert.run.json_lines import read_json_lines
 from limbert.run.operating_points import OperatingPoint, operating_points
 from limbert.run.policy import Policy
 from limbert.run.policy_results import POLICIES_NAME
+from limbert.run.profile.rows import PROFILE_NAME, ProfileRow, read_profile
 from limbert.run.training import RESULTS_NAME
 from limbert.run.workspace import LOG_NAME
 
-PROFILE_NAME = "profile.jsonl"
 TUNE_NAME = "tune.jsonl"
 
 
@@ -43,7 +43,7 @@ class RunData:
     task: Task
     space: Space
     results: list[dict[str, Any]]
-    profile: list[dict[str, Any]]
+    profile: list[ProfileRow]
     tried: list[dict[str, Any]]
     points: dict[str, OperatingPoint]
     spent: list[dict[str, Any]]
@@ -101,7 +101,7 @@ def read_run(path: str) -> RunData:
         task=task,
         space=space,
         results=_results(folder / RESULTS_NAME),
-        profile=_optional(folder / PROFILE_NAME, {"subnet": str, "backend": str, "latency_p50_ms": float}),
+        profile=read_profile(folder / PROFILE_NAME) if (folder / PROFILE_NAME).is_file() else [],
         tried=_tried(folder / TUNE_NAME),
         points=points,
         spent=_optional(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from limbert.app.report.axes import LegendEntry, Plot, Scale, axes, beside_steps, legend, padded, place_labels, ticks
 from limbert.app.report.drawing import Dot, Drawing, Line, Shape
+from limbert.run.front import pareto_front
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,8 @@ class Point:
 
 def front(points: Sequence[Point]) -> list[Point]:
     """Those that no other beats at as low a cost, cheapest first."""
-    best: list[Point] = []
-    for point in sorted((one for one in points if one.counts), key=lambda one: (one.cost, -one.value)):
-        if not best or point.value > best[-1].value:
-            best.append(point)
-    return best
+    counting = [point for point in points if point.counts]
+    return pareto_front(counting, cost=lambda one: one.cost, value=lambda one: one.value)
 
 
 def scatter(

@@ -7,6 +7,9 @@ from limbert.app.report.costs import smallest_keeping
 from limbert.app.report.measured import by_setting
 from limbert.app.report.numbers import amount, digits, metric_text, share_text
 from limbert.app.report.read import RunData
+from limbert.run.profile.rows import ProfileRow
+
+Cell = tuple[str, float | None, str]  # column, exact value, text
 
 
 def tiles(data: RunData) -> list[dict[str, str]]:
@@ -23,7 +26,7 @@ def tiles(data: RunData) -> list[dict[str, str]]:
         )
         found.append({"what": "cheapest that keeps 99 % of it", "value": best["subnet"], "more": more})
     for setting, rows in list(by_setting(data.profile).items())[:1]:
-        times = {name: row["latency_p50_ms"] for name, row in rows.items()}
+        times = {name: row.latency_p50_ms for name, row in rows.items()}
         if full["subnet"] in times:
             quick = min(times, key=lambda name: times[name])
             value = f"{digits(times[full['subnet']])} to {digits(times[quick])} ms"
@@ -47,21 +50,25 @@ def size_rows(data: RunData) -> list[dict[str, Any]]:
     rows = next(iter(measured.values())) if measured else {}
     found = []
     for row in data.results:
-        mine = rows.get(row["subnet"], {})
-        cells = [(f"{name}", value, metric_text(value)) for name, value in row["metrics"].items()]
+        cells: list[Cell] = [(name, value, metric_text(value)) for name, value in row["metrics"].items()]
         cells += [("parameters", row["params"], amount(row["params"])), ("FLOPs", row["flops"], amount(row["flops"]))]
-        for key, name, unit in (("file_bytes", "file", "B"), ("peak_memory_bytes", "peak memory", "B")):
-            if any(one.get(key) for one in rows.values()):
-                cells.append((name, mine.get(key), amount(mine[key], unit) if mine.get(key) else ""))
-        for key, name in (("latency_p50_ms", "median"), ("latency_p95_ms", "95 %")):
-            if any(one.get(key) for one in rows.values()):
-                cells.append((name, mine.get(key), f"{digits(mine[key])} ms" if mine.get(key) else ""))
-        if any(one.get("throughput") for one in rows.values()):
-            cells.append(
-                ("inputs/s", mine.get("throughput"), digits(mine["throughput"]) if mine.get("throughput") else "")
-            )
+        cells += _measured(rows.get(row["subnet"])) if rows else []
         found.append({"name": row["subnet"], "cells": cells})
     return found
+
+
+def _measured(row: ProfileRow | None) -> list[Cell]:
+    """The cells of one sub-network's profile; empty ones where it was not measured."""
+    if row is None:
+        return [(name, None, "") for name in ("file", "peak memory", "median", "95 %", "inputs/s")]
+    memory = row.peak_memory_bytes
+    return [
+        ("file", row.file_bytes, amount(row.file_bytes, "B")),
+        ("peak memory", memory, "" if memory is None else amount(memory, "B")),
+        ("median", row.latency_p50_ms, f"{digits(row.latency_p50_ms)} ms"),
+        ("95 %", row.latency_p95_ms, f"{digits(row.latency_p95_ms)} ms"),
+        ("inputs/s", row.throughput, digits(row.throughput)),
+    ]
 
 
 def machines(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -71,7 +78,9 @@ def machines(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     found = [("Metric and FLOPs", _pairs(trained))]
     machines: dict[str, Mapping[str, Any]] = {}
     for row in data.profile:
-        about = dict(row.get("hardware", {})) | dict(row.get("versions", {}))
+        ram = {"memory": amount(row.hardware["ram"], "B")} if "ram" in row.hardware else {}
+        rest = {name: value for name, value in row.hardware.items() if name != "ram" and value is not None}
+        about = rest | ram | row.versions
         machines.setdefault(repr(sorted(about.items())), about)
     found += [("Time and size", _pairs(about)) for about in machines.values()]
     return found
