@@ -165,7 +165,8 @@ def test_points_are_kept_as_they_ran_and_reported(folder: Path) -> None:
     text = (folder / "page.html").read_text(encoding="utf-8")
     assert "960 examples of the development set" in text or record["operating_points"]["fast"]["widths"] is None
     assert len(list((folder / "page-pictures").glob("*.png"))) == len(json.loads(done.stdout)["pictures"])
-    words = shlex.split(html.unescape(re.search(r"<pre>(limbert train .*?)</pre>", text)[1]))
+    lines = [re.sub("<.*?>", "", line) for line in re.findall(r"<pre>(.*?)</pre>", text)]
+    words = shlex.split(html.unescape(next(line for line in lines if line.startswith("limbert train "))))
     again = run(folder, *words[1:])
     assert "finished already, with these settings" in again.stderr
 

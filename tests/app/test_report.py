@@ -309,7 +309,7 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(run: Path, tmp_
     page = (run / "report.html").read_text(encoding="utf-8")
     frames = "".join(
         f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(page)}"></iframe>'
-        for width in (1280, 390)
+        for width in (1280, 1140, 1000, 720, 390)
     )
     (tmp_path / "frames.html").write_text(f"<!DOCTYPE html>{frames}<pre id=answer></pre>{PROBE}", encoding="utf-8")
     done = subprocess.run(
@@ -321,7 +321,7 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(run: Path, tmp_
     answer = re.search(r'<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL)
     assert answer, done.stderr
     found = json.loads(html.unescape(answer[1]))
-    assert len(found) == 2
+    assert len(found) == 5
     for one in found:
         assert one["over"] <= 0
         assert one["before"] == ["latency"]

@@ -4,6 +4,7 @@ import shlex
 from dataclasses import asdict, fields
 from typing import Any
 
+from limbert.app.report.costs import smallest_keeping
 from limbert.app.report.read import RunData
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.errors import LimbertError
@@ -37,6 +38,11 @@ def use_commands(data: RunData) -> list[tuple[str, str]]:
     if point:
         found.append((f"operating point {point} on the development set", ["evaluate", run, "--policy", point]))
         found.append((f"an answer of operating point {point}", ["predict", run, "--policy", point, "--text", "..."]))
+    flops = {row["subnet"]: float(row["flops"]) for row in data.results}
+    good = smallest_keeping(data, flops) or data.full
+    export = ["export", run, "--subnet", good["subnet"], "--format", "onnx", "--output", f"{run}-onnx"]
+    found.append((f"sub-network {good['subnet']} as a file that other programs run", export))
+    found.append(("time, memory and file size on this machine", ["profile", run]))
     found.append(("this page again", ["report", run]))
     return [(what, shlex.join(["limbert", *words])) for what, words in found]
 
