@@ -156,7 +156,8 @@ def test_points_are_kept_as_they_ran_and_reported(folder: Path) -> None:
     told = json.loads(run(folder, "evaluate", "dynamic", "--policy", "fast", "--json").stdout)
     run(folder, "evaluate", "dynamic", "--policy", "width", "--json")  # no point of the model: not kept
     kept = [json.loads(line) for line in (folder / "dynamic" / "policies.jsonl").read_text().splitlines()]
-    (row,) = (row for row in kept if row["data"] == "development")
+    assert {row["name"] for row in kept} <= {*record["operating_points"]}
+    (row,) = (row for row in kept if row["data"] == "development" and row["name"] == "fast")
     assert told.items() <= row.items()
     assert (row["name"], row["examples"], row["batch_size"]) == ("fast", 960, 64)
 
