@@ -1,4 +1,4 @@
-"""Picture a run's report as a broad light and a narrow dark page: ``draw_report.py RUN PICTURE.png`` (needs Chromium)."""
+"""Picture a report as a broad light and a narrow dark page: ``draw_report.py RUN PICTURE.png`` (needs Chromium)."""
 
 import html
 import shutil

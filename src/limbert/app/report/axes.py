@@ -149,7 +149,7 @@ def beside_steps(line: Line) -> list[Rectangle]:
 def _text_box(x: float, y: float, text: str, size: float, anchor: Anchor) -> Rectangle:
     width = text_width(text, size) * 1.06
     left = x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
-    return left, y - 0.85 * size, left + width, y + 0.25 * size
+    return left - 2, y - 0.85 * size, left + width + 2, y + 0.25 * size
 
 
 def _overlap(one: Rectangle, other: Rectangle) -> bool:
