@@ -1,7 +1,10 @@
 """The commands on real files: what they print, and one clear line for whatever is wrong."""
 
+import html
 import json
+import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +102,7 @@ def test_a_finetuned_model_skips_finetuning_and_a_stock_one_can_be_the_control(f
 def test_train_gates_tune_and_answer_by_policy(folder: Path) -> None:
     record = json.loads((folder / "dynamic" / "limbert.json").read_text())
     assert record["phases"] == ["finetune", "width", "depth", "gates"]
-    for name in ("tune.jsonl", "tune.png", "gates.safetensors"):
+    for name in ("tune.jsonl", "tune.png", "policies.jsonl", "gates.safetensors"):
         assert (folder / "dynamic" / name).stat().st_size > 0
     assert (folder / "dynamic" / "tune.png").read_bytes().startswith(b"\x89PNG")
     points = record["operating_points"]
@@ -137,6 +140,36 @@ def test_train_gates_tune_and_answer_by_policy(folder: Path) -> None:
         assert (row["label"], row["layers"], row["flops"]) == (alone["label"], alone["layers"], alone["flops"])
         assert row["score"] == pytest.approx(alone["score"], abs=1e-5)
     assert run(folder, "predict", "dynamic", "--policy", "fast", "--text", "hello").returncode == 0
+
+
+def test_points_are_kept_as_they_ran_and_reported(folder: Path) -> None:
+    """tune keeps what its points did on the validation slice, evaluate what they do on the development set."""
+    record = json.loads((folder / "dynamic" / "limbert.json").read_text())
+    kept = [json.loads(line) for line in (folder / "dynamic" / "policies.jsonl").read_text().splitlines()]
+    of_validation = {row["name"]: row for row in kept if row["data"] == "validation"}
+    assert [*of_validation] == [*record["operating_points"]]
+    for name, point in record["operating_points"].items():
+        row = of_validation[name]
+        assert row["metrics"]["accuracy"] == pytest.approx(point["validation"]["accuracy"])
+        assert row["flops_mean"] / row["flops_full"] == pytest.approx(point["flops_share"], rel=1e-6)
+        assert row["settings"] == {key: point[key] for key in ("policy", "widths", "exits")}
+    told = json.loads(run(folder, "evaluate", "dynamic", "--policy", "fast", "--json").stdout)
+    run(folder, "evaluate", "dynamic", "--policy", "width", "--json")  # no point of the model: not kept
+    kept = [json.loads(line) for line in (folder / "dynamic" / "policies.jsonl").read_text().splitlines()]
+    assert {row["name"] for row in kept} <= {*record["operating_points"]}
+    (row,) = (row for row in kept if row["data"] == "development" and row["name"] == "fast")
+    assert told.items() <= row.items()
+    assert (row["name"], row["examples"], row["batch_size"]) == ("fast", 960, 64)
+
+    done = run(folder, "report", "dynamic", "--output", "page.html", "--json")
+    assert done.returncode == 0, done.stderr
+    text = (folder / "page.html").read_text(encoding="utf-8")
+    assert "960 examples of the development set" in text or record["operating_points"]["fast"]["widths"] is None
+    assert len(list((folder / "page-pictures").glob("*.png"))) == len(json.loads(done.stdout)["pictures"])
+    lines = [re.sub("<.*?>", "", line) for line in re.findall(r"<pre>(.*?)</pre>", text)]
+    words = shlex.split(html.unescape(next(line for line in lines if line.startswith("limbert train "))))
+    again = run(folder, *words[1:])
+    assert "finished already, with these settings" in again.stderr
 
 
 def test_gates_are_added_to_a_trained_model_for_its_own_sizes(folder: Path) -> None:
@@ -196,6 +229,9 @@ BAD_LINES = [
     (["predict", "trained", "--input", "empty.csv"], "empty.csv"),
     (["predict", "trained", "--text", "a", "--output", "nowhere/x.jsonl"], "the folder of output nowhere/x.jsonl"),
     (["predict", "small", "--text", "a"], "small has no limbert.json"),
+    (["report", "nowhere"], "no model folder at nowhere"),
+    (["report", "small"], "small has no limbert.json"),
+    (["report", "trained", "--output", "x.pdf"], "output x.pdf must end in .html"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5,wide"], "--widths '0.5,wide'"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5"], "include 1.0, got 0.5"),
     (
@@ -295,7 +331,7 @@ def test_help_is_quick_and_has_examples(folder: Path) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
-    for verb in ("demo", "train", "evaluate", "tune", "predict", "export"):
+    for verb in ("demo", "train", "evaluate", "tune", "profile", "choose", "search", "predict", "export", "report"):
         assert "Example: limbert" in run(folder, verb, "--help").stdout
 
 

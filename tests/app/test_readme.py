@@ -73,7 +73,7 @@ def test_readme_blocks_run(tmp_path: Path) -> None:
 def test_every_limbert_command_of_the_readme_exists() -> None:
     lines = [line for language, text in blocks() if language == "console" for line in commands(text)]
     verbs = {shlex.split(line)[1] for line in lines if line.startswith("limbert ")}
-    assert {"demo", "train", "evaluate", "tune", "profile", "choose", "search", "predict", "export"} <= verbs
+    assert {"demo", "train", "evaluate", "tune", "profile", "choose", "search", "predict", "export", "report"} <= verbs
 
 
 @pytest.mark.slow

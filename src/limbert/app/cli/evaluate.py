@@ -1,5 +1,6 @@
 """``limbert evaluate``: what each sub-network, or a dynamic policy, costs and reaches on labelled data."""
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,7 @@ def evaluate(
     """Evaluate sub-networks of a trained model, or a policy that chooses a size for each input, on the development set.
 
     Data and columns default to those of the training. A stock model is cut as if it were elastic: the untrained
-    control.
+    control. What an operating point does, layer by layer, is also kept in the model's folder (policies.jsonl).
 
     Example: limbert evaluate runs/mrpc --data glue/MRPC --subnet 0.5x0.75 --subnet 0.25x0.5
 
@@ -59,7 +60,9 @@ def evaluate(
     from limbert.run.choose import plain_names
     from limbert.run.dynamic import evaluate_policy
     from limbert.run.evaluate import evaluate as run_evaluation
+    from limbert.run.operating_points import operating_points
     from limbert.run.policy import resolve
+    from limbert.run.policy_results import keep_policy_row, policy_row
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
     opened = open_checkpoint(run)
@@ -100,8 +103,20 @@ def evaluate(
         policy, record=model.record, kind=known.kind, widths=widths, exit_threshold=exit_threshold, exit_rule=exit_rule
     )
     resolve(chosen, model, kind=known.kind)  # refuses early what the model cannot do
+    examples = tokenized()
     with show.progress_bar("evaluating") as advance:
-        result = evaluate_policy(model, tokenized(), policy=chosen, progress=advance, **settings)  # type: ignore[arg-type]
+        result = evaluate_policy(model, examples, policy=chosen, progress=advance, **settings)  # type: ignore[arg-type]
+    if policy in operating_points(model.record) and os.access(run, os.W_OK):  # a model may lie where nobody may write
+        row = policy_row(
+            policy,
+            result,
+            data="development",
+            source=config.dev or config.data or known.name,
+            examples=sum(len(part) for part in examples.values()),
+            batch_size=batch_size,
+            device=model.network.device.type,
+        )
+        keep_policy_row(run, row)
     if as_json:
         show.print_json(result.to_dict())
     else:

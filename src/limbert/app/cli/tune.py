@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,15 @@ from limbert.core.config import require
 from limbert.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from limbert.data.batches import TokenizedExamples
+    from limbert.data.tasks import Task
+    from limbert.run.checkpoints import Opened
     from limbert.run.operating_points import OperatingPoint
     from limbert.run.tune import Candidate
 
 SEARCH_NAME = "tune.jsonl"
 PICTURE_NAME = "tune.png"
+_POINT_BATCH = 32  # examples a batch when an operating point is measured
 
 
 def tune(
@@ -45,8 +49,9 @@ def tune(
     """Find good policies on the validation slice of the training data, and save operating points in the model.
 
     accurate is the cheapest policy that reaches the full model's metric; balanced and fast may lose some of it. The
-    model's folder receives the points (limbert.json), all that was tried (tune.jsonl) and the picture (tune.png). The
-    development set is not looked at: evaluate a point on it with limbert evaluate RUN --policy balanced.
+    model's folder receives the points (limbert.json), all that was tried (tune.jsonl), what widths and exits they
+    take (policies.jsonl) and the picture (tune.png). The development set is not looked at: evaluate a point on it with
+    limbert evaluate RUN --policy balanced.
 
     Example: limbert tune runs/mrpc --data glue/MRPC
     """
@@ -61,6 +66,7 @@ def tune(
     from limbert.data.batches import tokenize
     from limbert.method.exits import EXIT_RULES
     from limbert.run.checkpoints import open_checkpoint
+    from limbert.run.policy_results import replace_policy_rows
     from limbert.run.tune import choose_points, front, search
     from limbert.run.validation import validation_slice
 
@@ -89,6 +95,8 @@ def tune(
         )
     drops = {"fast": fast_drop / 100, "balanced": balanced_drop / 100, "accurate": 0.0}
     points = choose_points(candidates, metric=task.primary, drops=drops)
+    rows = _measured(opened, examples, points, task=task, source=config.train or config.data or task.name)
+    replace_policy_rows(run, rows)
     _save(run, candidates, points, metric=task.primary, title=f"{Path(run).name}: {len(examples)} validation examples")
     if as_json:
         values = {name: point.to_dict() for name, point in points.items()}
@@ -106,6 +114,44 @@ def tune(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _measured(
+    opened: "Opened",
+    examples: "TokenizedExamples",
+    points: dict[str, "OperatingPoint"],
+    *,
+    task: "Task",
+    source: str | None,
+) -> list[dict[str, Any]]:
+    """Each point run once over the examples of the search: which widths and exits it takes."""
+    from limbert.app.cli import show
+    from limbert.run.dynamic import evaluate_policy
+    from limbert.run.policy_results import policy_row
+
+    rows = []
+    for name, point in points.items():
+        with show.progress_bar(f"measuring {name}") as advance:
+            result = evaluate_policy(
+                opened.model,
+                {"validation": examples},
+                task=task,
+                policy=point.policy,
+                batch_size=_POINT_BATCH,
+                progress=advance,
+            )
+        device = opened.model.network.device.type
+        row = policy_row(
+            name,
+            result,
+            data="validation",
+            source=source,
+            examples=len(examples),
+            batch_size=_POINT_BATCH,
+            device=device,
+        )
+        rows.append(row)
+    return rows
 
 
 def _save(
