@@ -10,7 +10,6 @@ Example: python benchmarks/dynamic.py runs/mrpc --data glue/MRPC --policy width 
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ from limbert.method.exits import ExitRule
 from limbert.model.checkpoint import versions
 from limbert.run.checkpoints import Opened, open_checkpoint
 from limbert.run.engine import Engine
+from limbert.run.hardware import here
 from limbert.run.policy import Policy
 
 FULL, ENGINE = "stock full model", "engine, full size"
@@ -51,7 +51,7 @@ def main() -> None:
     engines = {name: Engine(opened.model, policy, kind=opened.task.kind) for name, policy in policies.items()}
     report = {
         "run": Path(arguments.run).name,
-        "device": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
+        "device": here(arguments.threads),
         "versions": versions(),
         "policies": {name: str(policy) for name, policy in policies.items()},
         "batches": [],

@@ -11,7 +11,6 @@ Example: python benchmarks/end_to_end.py --full runs/sst2-finetuned --exported e
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from limbert.run.dynamic import policy_answers
 from limbert.run.engine import Engine
 from limbert.run.export.graph import write_onnx
 from limbert.run.export.runtimes import Runtime, load_runtime
+from limbert.run.hardware import here
 
 Answer = Callable[[Examples], np.ndarray]  # texts -> logits (examples, outputs)
 FILES = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino"}
@@ -56,7 +56,7 @@ def main() -> None:
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     report = {
-        "device": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
+        "device": here(arguments.threads),
         "versions": versions(),
         "examples": len(examples),
         "rounds": arguments.rounds,

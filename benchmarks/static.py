@@ -16,7 +16,6 @@ Example: python benchmarks/static.py runs/sst2
 import argparse
 import importlib.util
 import json
-import platform
 import statistics
 import sys
 import time
@@ -35,6 +34,7 @@ from limbert.model.lean import RunLayer
 from limbert.model.states import LayerCalls
 from limbert.run.engine import Engine
 from limbert.run.export.runtimes import load_runtime
+from limbert.run.hardware import here
 from limbert.run.policy import Policy
 
 Inputs = dict[str, Tensor]
@@ -60,7 +60,7 @@ def main() -> None:
     ]
     report = {
         "run": Path(arguments.run).name,
-        "device": f"{platform.processor() or platform.machine()}, {arguments.threads} threads",
+        "device": here(arguments.threads, device=arguments.device),
         "versions": versions(),
         "rounds": arguments.rounds,
         "cells": cells,

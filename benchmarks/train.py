@@ -19,7 +19,6 @@ Example: python benchmarks/train.py --model ENCODER --data SST-2=glue/SST-2 --da
 import argparse
 import copy
 import json
-import platform
 import statistics
 import sys
 import time
@@ -40,6 +39,7 @@ from limbert.data.batches import TokenizedExamples, tokenize, training_batches
 from limbert.data.load import load_task_data
 from limbert.method.losses import hidden_loss, logit_loss, matched_states
 from limbert.model.checkpoint import versions
+from limbert.run.hardware import here
 from limbert.run.phases import PHASES
 from limbert.run.start import load_start
 from limbert.run.trainer import Trainer
@@ -61,7 +61,7 @@ def main() -> None:
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     report = {
-        "device": device_name(arguments.device, arguments.threads),
+        "device": here(arguments.threads, device=arguments.device),
         "versions": versions(),
         "batch_size": arguments.batch_size,
         "rounds": arguments.rounds,

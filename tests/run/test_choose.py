@@ -18,7 +18,7 @@ from limbert.run.choose import (
     rank,
 )
 from limbert.run.evaluate import Result
-from limbert.run.profile.hardware import hardware
+from limbert.run.hardware import hardware
 from limbert.run.profile.rows import ProfileRow, save_profile
 
 COSTS = {"1x1": (20.0, 0.91), "0.5x1": (11.0, 0.90), "0.5x0.5": (6.0, 0.905), "0.25x0.5": (3.1, 0.80)}

@@ -9,7 +9,7 @@ from typing import Any
 from limbert.core.quantity import Kind, parse_quantity, show_quantity
 from limbert.errors import CheckpointError, ConfigError, SubnetError
 from limbert.model.checkpoint import read_record
-from limbert.run.profile.hardware import describe, hardware
+from limbert.run.hardware import describe, hardware
 from limbert.run.profile.rows import PROFILE_NAME, ProfileRow, read_profile
 from limbert.run.training import read_results
 

@@ -47,7 +47,7 @@ def choose(
     }
     from limbert.app.cli import show
     from limbert.run.choose import Wanted, candidates, cannot_be_met, comparable, constraints, rank
-    from limbert.run.profile.hardware import describe
+    from limbert.run.hardware import describe
 
     limits = constraints(given)
     if not limits:

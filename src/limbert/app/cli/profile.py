@@ -162,7 +162,7 @@ def _verdict(limit: "Constraint", rows: "Sequence[ProfileRow]") -> str:
 
 def _print(run: str, cell: "Cell", rows: "Sequence[ProfileRow]") -> None:
     from limbert.app.cli import show
-    from limbert.run.profile.hardware import describe
+    from limbert.run.hardware import describe
 
     title = f"\n{cell}; {describe(rows[0].hardware, device=cell.device)}; {rows[0].rounds} rounds"
     show.output.print(title, highlight=False, soft_wrap=True)

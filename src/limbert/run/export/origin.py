@@ -1,16 +1,12 @@
 """What a run knows of itself that belongs on a model card: metrics, measurements, licence, where it comes from."""
 
 import json
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import try_to_load_from_cache
-
-_CPU_INFO = Path("/proc/cpuinfo")  # where Linux names the processor; platform.processor() is empty there
 
 
 def measured_metrics(run: str, record: Mapping[str, Any], subnet: str) -> dict[str, float]:
@@ -41,14 +37,6 @@ def base_model(record: Mapping[str, Any]) -> str | None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists():
         return None
     return name if isinstance(try_to_load_from_cache(name, "config.json"), str) else None
-
-
-def hardware(threads: int | None) -> str:
-    """This machine in a few words."""
-    found = re.search(r"^model name\s*: (.+)$", _CPU_INFO.read_text(), re.MULTILINE) if _CPU_INFO.exists() else None
-    name = found.group(1).strip() if found else platform.processor() or platform.machine()
-    count = threads or torch.get_num_threads()
-    return f"{name}, {count} thread{'s' * (count > 1)}"
 
 
 def _lines(run: str, name: str) -> list[dict[str, Any]]:

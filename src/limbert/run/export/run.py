@@ -20,10 +20,11 @@ from limbert.run.export.examples import calibration_batches, labelled_examples, 
 from limbert.run.export.exporters import EXPORTERS
 from limbert.run.export.folder import auto_class_of, is_stock
 from limbert.run.export.libraries import optional_library
-from limbert.run.export.origin import base_model, hardware, licence, measured_metrics, profile_rows
+from limbert.run.export.origin import base_model, licence, measured_metrics, profile_rows
 from limbert.run.export.quality import Quality, measure
 from limbert.run.export.request import RECORD_NAME, Request
 from limbert.run.export.runtimes import Runtime, load_runtime
+from limbert.run.hardware import here
 
 Progress = Callable[[int, int], None]
 
@@ -164,7 +165,7 @@ def _card(opened: Opened, exported: Exported, subnet: Subnet, *, network: PreTra
         comparison=exported.comparison,
         compared_on=exported.compared_on,
         quality=exported.quality,
-        hardware=hardware(request.threads),
+        hardware=here(request.threads),
     )
 
 

@@ -19,8 +19,8 @@ from limbert.model.elastic import ElasticModel
 from limbert.run.evaluate import count_parameters
 from limbert.run.export.libraries import optional_library
 from limbert.run.export.runtimes import RUNTIMES, Runtime, load_runtime
+from limbert.run.hardware import hardware
 from limbert.run.latency import interleaved_seconds
-from limbert.run.profile.hardware import hardware
 from limbert.run.profile.memory import MemoryMeter
 from limbert.run.profile.rows import Cell, ProfileRow
 from limbert.run.profile.standalone import example_batch, file_of, save_alone

@@ -26,6 +26,14 @@ def describe(machine: dict[str, Any], *, device: str) -> str:
     return f"{machine['cpu']}, {machine['cores']} cores"
 
 
+def here(threads: int | None = None, *, device: str = "cpu") -> str:
+    """This machine in a few words, with the CPU threads that are used (None: torch's own number)."""
+    if device == "cuda":
+        return describe(hardware(), device=device)
+    count = threads or torch.get_num_threads()
+    return f"{_cpu_name()}, {count} thread{'s' * (count > 1)}"
+
+
 def _cpu_name() -> str:
     """What the kernel calls the processor; elsewhere what Python knows."""
     try:
