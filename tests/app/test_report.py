@@ -108,8 +108,8 @@ def test_a_folder_with_other_files_is_left_alone(run: Path, tmp_path: Path) -> N
 def test_what_was_not_measured_is_left_out_and_the_page_says_how_to_get_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "bare", full=False)
     text = Page(page_of(run)).all_text()
-    for command in ("profile", "tune"):
-        assert f"limbert {command} {run}" in text
+    for what, command in (("Latency, file size and memory", "profile"), ("Operating points", "tune")):
+        assert f"{what}: not there yet; limbert {command} {run} makes the data." in text
     assert "the run has no log" in text
     assert " ms" not in text
     assert "0.25x0.5" in text
