@@ -4,7 +4,8 @@ Nothing of the optimiser is saved. It is seeded, so that it asks for the same su
 journal answers them at once: a search that was killed and restarted ends where an uninterrupted one does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -59,17 +60,15 @@ def evolve(
     import optuna
 
     generation = max(_GENERATION, 2 * len(grid))
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
+    found: dict[Subnet, Judged] = {}
+    repeated = 0
+    with _quiet():
         study = optuna.create_study(
             directions=["maximize", "minimize"],
             sampler=optuna.samplers.NSGAIISampler(population_size=generation, crossover_prob=_CROSSOVER, seed=seed),
         )
         for first in genes.first_generation(grid, count=generation, seed=seed):
             study.enqueue_trial(first)
-        found: dict[Subnet, Judged] = {}
-        repeated = 0
         while len(found) < trials and repeated < _PATIENCE * generation:
             progress(len(found), trials)
             trial = study.ask()
@@ -79,16 +78,23 @@ def evolve(
                 repeated += 1
                 continue
             repeated = 0
-            judged = journal.known(subnet)
-            if judged is None:
-                judged = measure(subnet)
-                journal.add(judged)
-            found[subnet] = judged
-            study.tell(trial, [judged.value, judged.cost])
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+            found[subnet] = journal.known(subnet) or journal.add(measure(subnet))
+            study.tell(trial, [found[subnet].value, found[subnet].cost])
     progress(len(found), len(found))
     return list(found.values())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without optuna's line for every trial."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _asked(trial: "optuna.trial.Trial", genes: Genes) -> Subnet:

@@ -67,8 +67,8 @@ class Journal:
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, judged: Judged) -> None:
-        """Write one measurement down.
+    def add(self, judged: Judged) -> Judged:
+        """Write one measurement down; returns it.
 
         Raises:
             StorageError: if the file cannot be written.
@@ -81,6 +81,7 @@ class Journal:
         except OSError as error:
             raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
         self._known[judged.subnet] = judged
+        return judged
 
     def _cut(self, size: int) -> None:
         """Drop a last line that was cut short."""
