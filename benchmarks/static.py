@@ -74,7 +74,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16, 32, 128])
     parser.add_argument("--subnet", action="append", help="WIDTHxDEPTH, may be repeated (default: all)")
-    parser.add_argument("--backend", nargs="*", default=["onnxruntime", "openvino"], help="beside torch")
+    parser.add_argument(
+        "--backend", nargs="*", default=["onnxruntime", "openvino", "openvino:bf16"], help="beside torch"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="cuda: torch alone")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the weights in torch")
@@ -94,7 +96,7 @@ def _contenders(
 ) -> dict[tuple[str, str], Run]:
     """What runs a whole sub-network, by its name and how it runs."""
     on_cpu = arguments.device == "cpu" and arguments.precision == "fp32"
-    installed = [name for name in arguments.backend if on_cpu and importlib.util.find_spec(name)]
+    installed = [name for name in arguments.backend if on_cpu and importlib.util.find_spec(name.partition(":")[0])]
     kind = "classification" if model.network.config.num_labels > 1 else "regression"
     stock = AutoModelForSequenceClassification.from_pretrained(arguments.run).eval()
     stock.to(arguments.device, _dtype(arguments))
@@ -105,7 +107,10 @@ def _contenders(
         found[name, "extracted"] = _torch(extracted)
         found[name, "engine"] = Engine(model, Policy(subnet=name), kind=kind).run
         for backend in installed:
-            found[name, backend] = load_runtime(backend, extracted, threads=arguments.threads)
+            runtime, _, precision = backend.partition(":")
+            found[name, backend] = load_runtime(
+                runtime, extracted, threads=arguments.threads, precision=precision or "fp32"
+            )
     return found
 
 

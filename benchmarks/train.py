@@ -80,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--check", action="store_true", help="compare gradients instead of timing")
-    parser.add_argument("--profile", action="store_true", help="show where limbert's step spends its time instead")
+    parser.add_argument("--profile", action="store_true", help="show where a step spends its time instead")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="2 rounds of the first task's depth phase")
@@ -122,8 +122,14 @@ def _measure(
         batch = _collate(examples, _random(examples, arguments.batch_size)[0], arguments.device)
         return {"largest_gradient_difference": _difference(steps, batch)}
     if arguments.profile:
-        batches = _grouped(examples, arguments.batch_size)[:: POOL // 12]
-        return {"profile": _profile(steps[FP32][0], [_collate(examples, rows, arguments.device) for rows in batches])}
+        grouped, size = _grouped(examples, arguments.batch_size)[::EVERY], arguments.batch_size
+        parts = {PER_BATCH: _random(examples, size)[:3], FP32: grouped}
+        return {
+            "milliseconds_per_example": {
+                name: _profile(steps[name][0], [_collate(examples, rows, arguments.device) for rows in batches])
+                for name, batches in parts.items()
+            }
+        }
     return _timed(steps, examples, arguments)
 
 
@@ -274,15 +280,15 @@ def _difference(steps: dict[str, Step], batch: dict[str, Tensor]) -> float:
     return max(float((found[0][key] - found[1][key]).abs().max()) for key in found[0]) / largest
 
 
-def _profile(step: Callable[[dict[str, Tensor]], object], batches: list[dict[str, Tensor]]) -> str:
-    """The operations that take the most time of their own in some steps, the first of them as warm-up."""
+def _profile(step: Callable[[dict[str, Tensor]], object], batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Milliseconds an example in each operation itself, the longest first; the first batch is run before as warm-up."""
     step(batches[0])
     with torch.profiler.profile() as profile:
-        for batch in batches[1:]:
+        for batch in batches:
             step(batch)
+    examples = sum(len(batch["labels"]) for batch in batches)
     events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
-    return "\n".join(f"{100 * e.self_cpu_time_total / total:5.1f} % {e.key}" for e in events[:10])
+    return {event.key: event.self_cpu_time_total / 1000 / examples for event in events}
 
 
 def _print(report: dict[str, object]) -> None:
@@ -291,8 +297,8 @@ def _print(report: dict[str, object]) -> None:
     for row in rows:
         if "largest_gradient_difference" in row:
             print(f"{row['task']}, {row['phase']}: gradients differ by {row['largest_gradient_difference']:.1e}")
-        if "profile" in row:
-            print(f"{row['task']}, {row['phase']}\n{row['profile']}")
+        if "milliseconds_per_example" in row:
+            _print_profile(row)
     if "examples_per_second" in rows[0]:
         print("| task, phase | contender | examples/s | over padded to 128 | over padded per batch |")
         print("|---|---|---:|---:|---:|")
@@ -300,6 +306,18 @@ def _print(report: dict[str, object]) -> None:
         for name, speed in row.get("examples_per_second", {}).items():
             ratios = f"{row['over_textbook'][name]:.1f} x | {row['over_per_batch'][name]:.2f} x"
             print(f"| {row['task']}, {row['phase']} | {name} | {speed:.1f} | {ratios} |")
+
+
+def _print_profile(row: dict[str, Any]) -> None:
+    """The operations that take most of either contender's time, in milliseconds an example."""
+    times: dict[str, dict[str, float]] = row["milliseconds_per_example"]
+    shown = dict.fromkeys(key for values in times.values() for key in [*values][:9])
+    print(f"\n{row['task']}, {row['phase']}; milliseconds an example\n\n| | {' | '.join(times)} |\n|---|---:|---:|")
+    for key in shown:
+        print(f"| {key} | " + " | ".join(f"{values.get(key, 0.0):.2f}" for values in times.values()) + " |")
+    others = [sum(value for key, value in values.items() if key not in shown) for values in times.values()]
+    print("| all others | " + " | ".join(f"{value:.2f}" for value in others) + " |")
+    print("| sum | " + " | ".join(f"{sum(values.values()):.2f}" for values in times.values()) + " |")
 
 
 if __name__ == "__main__":
