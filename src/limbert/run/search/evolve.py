@@ -17,7 +17,7 @@ from limbert.run.search.journal import Journal, Judged
 if TYPE_CHECKING:
     import optuna
 
-_GENERATION = 24  # sub-networks a generation; twice the grid if that is more
+_GENERATION = 24  # sub-networks a generation; twice those that are uniform if that is more
 _CROSSOVER = 0.5  # the other half are one parent with changed genes
 _PATIENCE = 50  # generations without anything new after which all that can be reached has been
 
@@ -59,7 +59,7 @@ def evolve(
     require_optuna()
     import optuna
 
-    generation = max(_GENERATION, 2 * len(grid))
+    generation = max(_GENERATION, 2 * len({*grid, *genes.uniform}))
     found: dict[Subnet, Judged] = {}
     repeated = 0
     with _quiet():

@@ -21,6 +21,7 @@ class Genes:
 
     Attributes:
         sizes: how many values each gene has, by name.
+        uniform: every trained width at every number of layers, the largest first: a finer grid than the trained one.
     """
 
     def __init__(self, model: ElasticModel) -> None:
@@ -29,6 +30,12 @@ class Genes:
         self._heads = sorted({subnet.heads[0] for subnet in wholes})
         self._neurons = sorted({subnet.neurons[0] for subnet in wholes})
         self._least = min(len(Subnet.uniform(model.shape, depth=depth).layers) for depth in model.space.depths)
+        layers = model.shape.layers
+        self.uniform = [
+            Subnet.uniform(model.shape, width=width, depth=kept / layers, layers=model.space.layers)
+            for kept in range(layers, self._least - 1, -1)
+            for width in reversed(model.space.widths)
+        ]
         self.sizes: dict[str, int] = {}
         for layer in range(model.shape.layers):
             if layer > 0 or not model.family.keeps_first_layer:
@@ -67,11 +74,12 @@ class Genes:
         return genes
 
     def first_generation(self, grid: Sequence[Subnet], *, count: int, seed: int) -> list[dict[str, int]]:
-        """What a search begins with: the grid, and neighbours of it that differ in one to three genes."""
+        """What a search begins with: the grid, what is uniform between, and neighbours of both: 1 to 3 genes differ."""
         rng = np.random.default_rng(seed)
-        found = [self.of(subnet) for subnet in grid]
+        found = [self.of(subnet) for subnet in dict.fromkeys([*grid, *self.uniform])]
+        uniform = len(found)
         while len(found) < count:
-            genes = dict(found[rng.integers(len(grid))])
+            genes = dict(found[rng.integers(uniform)])
             for name in rng.choice(list(self.sizes), size=min(len(self.sizes), int(rng.integers(1, 4))), replace=False):
                 genes[str(name)] = int(rng.integers(self.sizes[str(name)]))
             found.append(genes)
