@@ -10,6 +10,7 @@ import pytest
 from app_material import DEMO_DATA, ENCODER, command, environment, needs_encoder, run
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SHORTENED = {"train": ["--max-steps", "2"], "search": ["--trials", "14"], "profile": ["--seconds", "1"]}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -37,7 +38,7 @@ def run_blocks(folder: Path) -> list[str]:
             done.append(text)
         for line in commands(text) if language == "console" else []:
             words = shlex.split(line)
-            words += ["--max-steps", "2"] if words[:2] == ["limbert", "train"] else []
+            words += SHORTENED.get(words[1], []) if words[0] == "limbert" else []
             if words[0] != "limbert" or words[1] == "demo":
                 continue  # installing, and the demo itself: see test_demo
             finished = subprocess.run(

@@ -1,7 +1,10 @@
 """One small random model of every supported family, with weights scaled up so that each layer matters."""
 
 import copy
+from collections.abc import Iterable
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import (
@@ -76,6 +79,9 @@ CONFIGS: dict[str, dict[str, object]] = {
 CONFIGS["deberta-v2:share_att_key"] = CONFIGS["deberta-v2"] | {"share_att_key": True}
 
 
+MOST_DIFFERENT = ("bert", "distilbert", "modernbert", "deberta-v2")
+
+
 def make_config(case: str, **changes: object) -> PretrainedConfig:
     """The small config of a case, ``model_type`` or ``model_type:variant``."""
     return AutoConfig.for_model(case.partition(":")[0], **(CONFIGS[case] | {"num_labels": 3} | changes))
@@ -121,3 +127,9 @@ def zeroed_copy(stock: PreTrainedModel, subnet: Subnet) -> PreTrainedModel:
             parts.mlp_out.weight[:, neurons:] = 0
     set_stack(network, family, nn.ModuleList(layers[index] for index in subnet.layers))
     return network
+
+
+def most_different(names: Iterable[str] = CONFIGS, *, quick: Iterable[str] = MOST_DIFFERENT) -> list[Any]:
+    """Parameters of a test that takes seconds for each: those that have least in common run always, all in `slow`."""
+    chosen = {*quick}
+    return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in names]

@@ -34,6 +34,11 @@ def slice_linear(linear: nn.Linear, *, rows: int | None, columns: int, blocks: i
     """The first ``rows`` of each block and the first ``columns`` of a Linear's weight, and its bias likewise."""
     weight, bias = linear.weight, linear.bias
     if blocks == 1:
-        return weight[:rows, :columns], None if bias is None else bias[:rows]
+        return _first(_first(weight, rows, dim=0), columns, dim=1), None if bias is None else _first(bias, rows, dim=0)
     weight = weight.unflatten(0, (blocks, -1))[:, :rows, :columns].flatten(0, 1)  # (blocks * rows, columns)
     return weight, None if bias is None else bias.unflatten(0, (blocks, -1))[:, :rows].flatten()
+
+
+def _first(tensor: Tensor, count: int | None, *, dim: int) -> Tensor:
+    """The first ``count`` along a dimension; a whole tensor as it is: slicing it would cost a copy going backward."""
+    return tensor if count is None or count == tensor.shape[dim] else tensor.narrow(dim, 0, count)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from families import CONFIGS, make_config, make_inputs, make_network
+from families import make_config, make_inputs, make_network, most_different
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from limbert import ElasticModel, Subnet
@@ -54,7 +54,7 @@ def small(case: str, subnet: Subnet, head: str = "sequence-classification") -> P
     return ElasticModel(network).extract(subnet).eval()
 
 
-@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("case", most_different())
 @pytest.mark.parametrize("subnet", [UNEVEN, NARROW, FEWER_NEURONS, UNEVEN_NEURONS], ids=str)
 def test_every_family_answers_bit_for_bit(case: str, subnet: Subnet, tmp_path: Path) -> None:
     network = small(case, subnet)
@@ -73,7 +73,7 @@ def test_every_family_answers_bit_for_bit(case: str, subnet: Subnet, tmp_path: P
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("case", ["bert", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize("case", most_different(("bert", "modernbert", "deberta-v2"), quick=("bert",)))
 def test_every_head_answers_bit_for_bit(case: str, head: str, tmp_path: Path) -> None:
     network = small(case, UNEVEN, head)
     write_folder(network, tmp_path)
