@@ -135,7 +135,8 @@ def test_profile_of_some_in_another_runtime_says_whether_a_budget_can_be_met(fol
     done = call(folder, "profile", "trained", *PROFILE, *options)
     assert done.returncode == 0, done.stderr
     assert "--max-latency 10.00 s can be met" in done.stdout
-    assert "--max-size 1.00 kB cannot be met: 0.5x0.67" in done.stdout
+    assert "--max-size 1.00 kB cannot be met on " in done.stdout
+    assert "tokens: 0.5x0.67 has file size" in done.stdout
     assert len([row for row in lines(folder / "trained" / "profile.jsonl") if row["backend"] == "onnxruntime"]) == 2
 
 

@@ -1,12 +1,14 @@
 """Shared layer runs give the answers and the gradients of separate passes."""
 
+import weakref
+
 import pytest
 import torch
 from families import CONFIGS, make_inputs, make_network
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.method.losses import hidden_loss, matched_states
-from limbert.run.passes import Answer, SharedStart, plan_passes, run_pass, train_pass
+from limbert.run.passes import Answer, SharedPass, SharedStart, plan_passes, run_pass, train_pass
 
 
 def gradients(model: ElasticModel, subnets: list[Subnet], *, share: bool) -> dict[str, torch.Tensor]:
@@ -67,3 +69,54 @@ def test_one_group_a_width() -> None:
 def test_subnetworks_that_disagree_about_a_layer_are_not_grouped() -> None:
     one, other = Subnet((0, 1), (2, 2), (3, 3)), Subnet((0, 1), (2, 1), (3, 3))
     assert len(plan_passes([one, other])) == 2
+
+
+class Held:
+    """Bytes that are kept for backward passes: at this moment, and at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def keep(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        size = tensor.nbytes
+
+        class Box(list):  # a list that can be watched
+            pass
+
+        box = Box([tensor])
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(box, self._release, size)
+        return box
+
+    def _release(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize("rule", ["first", "spread"])
+def test_no_more_is_held_than_for_the_largest_alone(rule: str) -> None:
+    model = ElasticModel(make_network("bert"), space=Space(layers=rule))
+    (shared, *_) = plan_passes(model.subnets().values())
+    assert len(shared.subnets) == 3
+
+    def most_held(group: SharedPass) -> int:
+        held = Held()
+        inputs = make_inputs()
+        start = SharedStart.of(model, inputs)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(held.keep, lambda box: box[0]),
+            model.at(group.scope),
+        ):
+            train_pass(
+                model,
+                group,
+                inputs,
+                start=start,
+                loss=lambda subnet, answer: answer.logits.square().mean(),
+                backward=torch.Tensor.backward,
+            )
+        return held.most
+
+    alone = most_held(SharedPass((model.full,)))
+    assert alone > 0
+    assert most_held(shared) <= 1.05 * alone

@@ -88,6 +88,8 @@ def profile(
     if as_json:
         show.print_json([row.to_dict() for row in rows])
     else:
+        if len(cells) > 1:
+            _print_verdicts(limits, rows)
         note = f"{len(rows)} rows in {run}/{PROFILE_NAME}; next: limbert choose {run} --max-latency ..."
         show.output.print(note, highlight=False, soft_wrap=True)
 
@@ -142,6 +144,12 @@ def _first_look(
         return
     show.output.print("A first look at the smallest, a middle and the largest:")
     _print(run, cell, rows)
+    _print_verdicts(limits, rows)
+
+
+def _print_verdicts(limits: "Sequence[Constraint]", rows: "Sequence[ProfileRow]") -> None:
+    from limbert.app.cli import show
+
     for limit in limits:
         show.output.print(_verdict(limit, rows), highlight=False, soft_wrap=True)
 
@@ -153,8 +161,9 @@ def _verdict(limit: "Constraint", rows: "Sequence[ProfileRow]") -> str:
     found = [Candidate(row, 0.0) for row in rows]
     best = min(found, key=limit.measure.of)
     shown = f"{limit.option} {show_quantity(limit.limit, kind=limit.measure.kind)}"
+    how = f"on {best.row.cell.backend}, batch {best.row.cell.batch}, {best.row.cell.tokens} tokens"
     if limit.excess(best):
-        return f"{shown} cannot be met: {best.row.subnet} has {limit.shown(best)}"
+        return f"{shown} cannot be met {how}: {best.row.subnet} has {limit.shown(best)}"
     fitting = max((one for one in found if not limit.excess(one)), key=limit.measure.of)
     value = show_quantity(limit.measure.of(fitting), kind=limit.measure.kind)
     return f"{shown} can be met: {fitting.row.subnet} has {limit.measure.what} {value}"

@@ -32,6 +32,8 @@ class MemoryMeter:
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it has imported: else that would disturb what is timed meanwhile
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -69,6 +71,7 @@ def _serve() -> None:
     """Answer jobs, each in a process of its own that is forked before anything has run."""
     import limbert.run.export.runtimes  # noqa: F401 - imported here, so that no measurement pays for it
 
+    _say({"ready": True})
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
