@@ -199,13 +199,9 @@ def _paths(subnet: Subnet) -> list[Path]:
 
 
 def _children(path: Path, ends: Iterable[Path]) -> list[Path]:
-    """The paths one layer longer, those with the shortest way to go first."""
-    longest: dict[Path, int] = {}
-    for end in ends:
-        if len(end) > len(path) and end[: len(path)] == path:
-            child = end[: len(path) + 1]
-            longest[child] = max(longest.get(child, 0), len(end))
-    return sorted(longest, key=lambda child: longest[child])
+    """The paths one layer longer."""
+    longer = (end[: len(path) + 1] for end in ends if len(end) > len(path) and end[: len(path)] == path)
+    return list(dict.fromkeys(longer))
 
 
 def _cut(state: Tensor) -> Tensor:
