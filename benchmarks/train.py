@@ -83,7 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="show where a step spends its time instead")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="2 rounds of the first task's depth phase")
+    parser.add_argument("--quick", action="store_true", help="2 shorter rounds of the first task's depth phase")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -135,14 +135,14 @@ def _measure(
 
 def _timed(steps: dict[str, "Step"], examples: TokenizedExamples, arguments: argparse.Namespace) -> dict[str, object]:
     """Rounds in which every contender takes some steps, after one of warm-up (but for the slowest)."""
-    size, rounds = arguments.batch_size, arguments.rounds
+    size, rounds, every = arguments.batch_size, arguments.rounds, EVERY * (1 + arguments.quick)
     drawn, grouped = _random(examples, size), _grouped(examples, size)
     for name, (step, _) in steps.items():
         if name != TEXTBOOK:
             step(_collate(examples, grouped[0], arguments.device))
     fast: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
-        spread = grouped[(2 * number + 1) * EVERY // (2 * rounds) :: EVERY]
+        spread = grouped[(2 * number + 1) * every // (2 * rounds) :: every]
         for name, (step, _) in steps.items():
             count = 1 if name == TEXTBOOK else 2
             chosen = drawn[2 * number : 2 * number + count] if name in (TEXTBOOK, PER_BATCH) else spread
