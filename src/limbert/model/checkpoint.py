@@ -1,7 +1,7 @@
 """Read and write checkpoint folders: a stock Hugging Face folder, plus ``limbert.json`` where it is elastic."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file
 
 from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
 from limbert.model.families import FAMILIES, unsupported
-from limbert.model.storage import replaced_folder
+from limbert.model.storage import replaced_file, replaced_folder
 
 RECORD_NAME = "limbert.json"
 
@@ -92,6 +92,25 @@ def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise CheckpointError(f"{path} holds {type(record).__name__}, not an object")
     return record
+
+
+def change_record(run: str | Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change ``limbert.json`` of a checkpoint in a local folder; the old one or the new one is there at any moment.
+
+    Args:
+        run: the folder.
+        change: changes the record in place.
+
+    Raises:
+        CheckpointError: if the folder is no elastic checkpoint, or the file is not valid JSON.
+        StorageError: if the file cannot be written; the old one stays.
+    """
+    record = read_record(run) if Path(run).is_dir() else {}
+    if not record:
+        raise CheckpointError(f"{run} is no folder with a limbert.json that could be changed")
+    change(record)
+    with replaced_file(Path(run) / RECORD_NAME) as file:
+        file.write(json_text(record))
 
 
 def find_file(path_or_hub_id: str | Path, name: str) -> Path | None:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from limbert.errors import CheckpointError, ConfigError
-from limbert.model.checkpoint import RECORD_NAME, json_text, read_record
-from limbert.model.storage import replaced_file
+from limbert.errors import ConfigError
+from limbert.model.checkpoint import change_record
 from limbert.run.policy import FORMS, Policy
 
 _KEY = "operating_points"
@@ -72,9 +71,5 @@ def save_operating_points(run: str | Path, points: Mapping[str, OperatingPoint])
         CheckpointError: if the run is no elastic checkpoint on this machine.
         StorageError: if the file cannot be written; the old one stays.
     """
-    record = read_record(run) if Path(run).is_dir() else {}
-    if not record:
-        raise CheckpointError(f"{run} has no limbert.json to keep operating points in")
-    record[_KEY] = {name: point.to_dict() for name, point in points.items()}
-    with replaced_file(Path(run) / RECORD_NAME) as file:
-        file.write(json_text(record))
+    saved = {name: point.to_dict() for name, point in points.items()}
+    change_record(run, lambda record: record.update({_KEY: saved}))

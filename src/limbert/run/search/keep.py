@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from limbert.errors import CheckpointError
-from limbert.model.checkpoint import RECORD_NAME, json_text, read_record, versions
+from limbert.model.checkpoint import change_record, read_record, versions
 from limbert.model.found import FOUND_KEY, found_name
 from limbert.model.storage import replaced_file
 from limbert.run.evaluate import Result
@@ -23,18 +24,17 @@ def save_found(run: str | Path, found: Sequence[Judged], *, metric: str, objecti
         CheckpointError: if the run is no elastic checkpoint on this machine.
         StorageError: if the file cannot be written; the old one stays.
     """
-    record = read_record(run) if Path(run).is_dir() else {}
-    if not record:
-        raise CheckpointError(f"{run} has no limbert.json to keep sub-networks in")
-    others = {name: one for name, one in record.get(FOUND_KEY, {}).items() if one.get("objective") != objective}
     mine = {
         found_name(one.subnet): one.subnet.to_dict()
         | {"validation": {metric: one.value}, "objective": objective, "cost_share": one.cost}
         for one in found
     }
-    record[FOUND_KEY] = mine | {name: one for name, one in others.items() if name not in mine}
-    with replaced_file(Path(run) / RECORD_NAME) as file:
-        file.write(json_text(record))
+
+    def change(record: dict[str, Any]) -> None:
+        kept = {name: one for name, one in record.get(FOUND_KEY, {}).items() if one.get("objective") != objective}
+        record[FOUND_KEY] = mine | {name: one for name, one in kept.items() if name not in mine}
+
+    change_record(run, change)
 
 
 def save_results(run: str | Path, results: Sequence[Result]) -> None:
