@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi \
 	  > $(VENV)/constraints.txt
 	@echo "installing into $(VENV) (some minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[demo,dev,export,report,search]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[demo,dev,export,report,scale,search,serve]'
 	@touch $@
 
 demo: install
