@@ -200,12 +200,13 @@ class Trainer:
         config, logits = self.config, answer.logits.float()
         total = torch.zeros((), device=logits.device)
         if config.label_weight:
-            total = total + config.label_weight * label_loss(logits, labels, kind=self.kind)
+            total = total + config.label_weight * label_loss(logits, labels, kind=self.kind, mask=mask)
         if target is not None and config.logit_weight:
-            total = total + config.logit_weight * logit_loss(logits, target.logits.float(), kind=self.kind)
+            theirs = target.logits.float()
+            total = total + config.logit_weight * logit_loss(logits, theirs, kind=self.kind, labels=labels, mask=mask)
         if target is not None and config.hidden_weight:
-            theirs = matched_states(target.states, subnet.layers)
-            total = total + config.hidden_weight * hidden_loss(answer.states, theirs, mask)
+            their_states = matched_states(target.states, subnet.layers)
+            total = total + config.hidden_weight * hidden_loss(answer.states, their_states, mask)
         return total
 
     def _targets(
