@@ -84,7 +84,7 @@ class PhaseConfig:
 
     epochs: float = setting(3.0, "passes over the training rows")
     max_steps: int | None = setting(None, "stop the phase after this many optimizer steps")
-    batch_size: int = setting(32, "training rows an optimizer step")
+    batch_size: int = setting(32, "training rows an optimizer step, in each process of several")
     learning_rate: float = setting(2e-5, "highest learning rate; it falls linearly to 0")
     warmup: float = setting(0.0, "share of the steps in which the learning rate rises from 0")
     weight_decay: float = setting(0.0, "decoupled weight decay of AdamW")

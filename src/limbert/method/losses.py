@@ -79,7 +79,6 @@ def _span_logit_loss(student: Tensor, teacher: Tensor, _: Tensor | None, mask: T
 def _at_tokens(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Logits of which padding is never the answer: the lowest number there, whose softmax is 0."""
     assert mask is not None, "question answering needs to know what is padding"
-    assert mask is not None, "question answering needs to know what is padding"
     return logits.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
 
 
