@@ -47,6 +47,14 @@ class TokenizedExamples:
             Tokens(self.tokens.ids[places], types, offsets), labels, pad_id=self.pad_id, pad_type=self.pad_type
         )
 
+    def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+        """One epoch of batches for `collate`; see `training_batches`."""
+        return training_batches(self.lengths, batch_size=batch_size, seed=seed, epoch=epoch)
+
+    def ready(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as it is: what `collate` gives is what a network takes."""
+        return batch
+
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The batch of these examples, padded on the right to its longest.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbert.core.config import DataConfig, TrainConfig
+from limbert.core.corpus_config import CorpusConfig
 from limbert.errors import ConfigError, StorageError
 from limbert.model.checkpoint import read_record, write_json
 
@@ -21,10 +22,11 @@ _SETTINGS_NAME = "settings.json"
 _WITHOUT_EFFECT = ("output", "checkpoint_every", "tensorboard")  # settings that do not change the result
 
 
-def settings_of(config: TrainConfig, recipe: "Recipe", data_config: DataConfig) -> dict[str, Any]:
+def settings_of(config: TrainConfig, recipe: "Recipe", data_config: DataConfig | CorpusConfig) -> dict[str, Any]:
     """Everything that decides a run's result, as JSON values: two runs that agree here are the same run."""
     train = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
-    values = {"train": train, "recipe": recipe.to_dict(), "data": asdict(data_config)}
+    source = "data" if isinstance(data_config, DataConfig) else "corpus"
+    values = {"train": train, "recipe": recipe.to_dict(), source: asdict(data_config)}
     parsed: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
     return parsed
 
