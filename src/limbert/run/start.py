@@ -96,7 +96,7 @@ def trained_space(path_or_hub_id: str) -> Space | None:
         CheckpointError: if its ``limbert.json`` cannot be read.
     """
     record = read_record(path_or_hub_id)
-    trained = {*record.get("phases", ())} - {"finetune"}
+    trained = {*record.get("phases", ())} - {"finetune", "mlm"}  # those know the whole model alone
     return Space.from_dict(record["space"]) if trained and "space" in record else None
 
 
