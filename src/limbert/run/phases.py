@@ -34,12 +34,6 @@ PHASES: dict[str, Phase] = {
         defaults={"label_weight": 1.0},
         subnets=_full,
     ),
-    "mlm": SubnetPhase(
-        help="the whole model on the hidden words of a text: the teacher of pre-training",
-        defaults={"label_weight": 1.0},
-        learns_from=frozenset({"text"}),
-        subnets=_full,
-    ),
     "width": SubnetPhase(
         help="rewire once, then all widths at full depth, taught by the model as it was",
         learns_from=_EITHER,
@@ -60,6 +54,12 @@ PHASES: dict[str, Phase] = {
         defaults={"label_weight": 1.0},
     ),
     "gates": GatePhase(help="gates that choose each input's widths, with the encoder frozen", defaults={}),
+    "mlm": SubnetPhase(
+        help="the whole model on the hidden words of a text: the teacher of pre-training",
+        defaults={"label_weight": 1.0},
+        learns_from=frozenset({"text"}),
+        subnets=_full,
+    ),
 }
 
 
