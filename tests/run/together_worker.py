@@ -25,7 +25,7 @@ from limbert.run.processes import Processes, join_processes
 from limbert.run.trainer import Stopped
 from limbert.run.workspace import Workspace
 
-ROWS, BATCH = 13, 6  # an epoch is 6, 6 and 1 rows: two processes have 3 each, and in the last step one has none
+ROWS, BATCH = 11, 5  # an epoch is 5, 5 and 1 rows: two processes have 3 and 2, and in the last step one has none
 STEPS = 6
 SETTINGS: dict[str, Any] = {  # AdamW's epsilon: else gradients that are 0 but for rounding become whole steps
     "batch_size": BATCH, "epochs": 2.0, "learning_rate": 1e-3, "adam_epsilon": 1e-5, "weight_decay": 0.01
