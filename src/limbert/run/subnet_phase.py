@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbert.core.config import PhaseConfig
 from limbert.core.subnet import Subnet
-from limbert.data.metrics import compute_metrics
+from limbert.data.kinds.table import score
 from limbert.method.graft import graft
 from limbert.method.importance import importance
 from limbert.model.elastic import ElasticModel
@@ -60,8 +60,6 @@ class SubnetPhase(Phase):
 
 def _mean_score(work: PhaseWork, subnets: dict[str, Subnet]) -> float:
     """The task's primary metric on the validation slice, averaged over the sub-networks."""
-    assert work.validation.labels is not None
-    labels = work.validation.labels.numpy()
     answers = subnet_logits(work.model, work.validation, subnets=subnets, batch_size=64, precision=work.precision)
-    scores = [compute_metrics(work.task, logits, labels)[work.task.primary] for logits in answers.values()]
+    scores = [score(work.task, logits, work.validation)[work.task.primary] for logits in answers.values()]
     return sum(scores) / len(scores)

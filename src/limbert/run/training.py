@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 
 from limbert.core.config import DataConfig, TrainConfig
-from limbert.data.batches import TokenizedExamples, tokenize
+from limbert.data.batches import TokenizedExamples
 from limbert.data.files import Examples
+from limbert.data.kinds.table import prepared as prepared_for
 from limbert.data.load import TaskData
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import versions
@@ -116,7 +117,8 @@ class TrainingRun:
         train, validation = kept_back(examples, start.task, self.config)
 
         def prepared(part: Examples) -> TokenizedExamples:
-            return tokenize(part, start.tokenizer, max_length=min(self.data_config.max_length, start.longest))
+            longest = min(self.data_config.max_length, start.longest)
+            return prepared_for(part, start.task, start.tokenizer, max_length=longest, stride=self.data_config.stride)
 
         dev = {name: start.relabelled(part, self.data.task) for name, part in self.data.dev.items()}
         return Materials(
