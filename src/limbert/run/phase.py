@@ -10,7 +10,7 @@ from torch import Tensor
 from limbert.core.config import GatesConfig, PhaseConfig, Precision, TaskKind
 from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples, evaluation_batches
-from limbert.data.metrics import compute_metrics
+from limbert.data.kinds.table import score
 from limbert.data.tasks import Task
 from limbert.model.elastic import ElasticModel
 from limbert.model.heads import stock_labels
@@ -94,10 +94,9 @@ class PhaseWork:
 
     def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
         """The task's primary metric of sub-networks on the validation slice, by name."""
-        assert self.validation.labels is not None
-        labels = self.validation.labels.numpy()
         answers = subnet_logits(self.model, self.validation, subnets=subnets, batch_size=64, precision=self.precision)
-        return {name: compute_metrics(self.task, logits, labels)[self.task.primary] for name, logits in answers.items()}
+        primary = self.task.primary
+        return {name: score(self.task, logits, self.validation)[primary] for name, logits in answers.items()}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.corpus_config import CorpusConfig
 from limbert.core.space import Space
 from limbert.core.subnet import Subnet
-from limbert.data.batches import TokenizedExamples, tokenize
+from limbert.data.batches import TokenizedExamples
 from limbert.data.files import Examples
+from limbert.data.kinds.table import prepared as prepared_for
 from limbert.data.load import TaskData
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import versions
@@ -247,7 +248,8 @@ class TrainingRun(PhasedRun[Materials]):
         train, validation = kept_back(examples, start.task, self.config)
 
         def prepared(part: Examples) -> TokenizedExamples:
-            return tokenize(part, start.tokenizer, max_length=min(self.data_config.max_length, start.longest))
+            longest = min(self.data_config.max_length, start.longest)
+            return prepared_for(part, start.task, start.tokenizer, max_length=longest, stride=self.data_config.stride)
 
         dev = {name: start.relabelled(part, self.data.task) for name, part in self.data.dev.items()}
         return Materials(

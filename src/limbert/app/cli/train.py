@@ -32,6 +32,9 @@ def train(
     train_limit: opt.TrainLimit = None,
     skip_bad_rows: opt.SkipBadRows = False,
     max_length: opt.MaxLength = None,
+    held_out: opt.HeldOut = None,
+    label_separator: opt.LabelSeparator = None,
+    stride: opt.Stride = None,
     recipe: Annotated[str, typer.Option(help=help_of(TrainConfig, "recipe"))] = "limbert",
     phases: Annotated[str | None, typer.Option(help=help_of(TrainConfig, "phases"), show_default=False)] = None,
     widths: opt.SpaceWidths = None,
@@ -61,6 +64,8 @@ def train(
     Example: limbert train --task mrpc --data glue/MRPC --model runs/mrpc --phases gates --output runs/mrpc-gates
 
     Example: torchrun --nproc-per-node 4 -m limbert train --task mrpc --data glue/MRPC --model ... --output ...
+
+    Example: limbert train --task ner --data WNUT17 --model bert-base-uncased --output runs/wnut17
     """
     data_config = DataConfig(
         task=task,
@@ -75,6 +80,9 @@ def train(
         train_limit=train_limit,
         skip_bad_rows=skip_bad_rows,
         max_length=max_length or DataConfig.max_length,
+        held_out=held_out,
+        label_separator=label_separator,
+        stride=stride,
     )
     config = TrainConfig(
         model=model,
