@@ -74,9 +74,9 @@ def infer_task(
     """The task on own data that the training labels mean.
 
     What the config says is taken. Else lists are a multi-label task; all whole numbers are a classification; numbers,
-    some with a point, are a regression (also if fewer than half of the labels are something else: those rows are then malformed); anything
-    else is a classification. The class names are those that the data set itself brings, or the labels sorted:
-    numbers by value, text by its letters, digits within it by value.
+    some with a point, are a regression (also if fewer than half of the labels are something else: those rows are then
+    malformed); anything else is a classification. The class names are those that the data set itself brings, or the
+    labels sorted: numbers by value, text by its letters, digits within it by value.
 
     Args:
         values: the training labels as they stand in the file.

@@ -15,8 +15,8 @@ class Entity(NamedTuple):
 def entities(tags: Sequence[str]) -> list[Entity]:
     """The entities that tags such as ``B-person, I-person, O`` mark, in their order.
 
-    As in the evaluation script of CoNLL-2000: an entity begins with ``B`` or ``S``, and with an ``I`` or ``E`` that does
-    not go on with an entity of its type; it ends with ``E`` or ``S``, and before whatever begins or is ``O``.
+    As in the evaluation script of CoNLL-2000: an entity begins with ``B`` or ``S``, and with an ``I`` or ``E`` that
+    does not go on with an entity of its type; it ends with ``E`` or ``S``, and before whatever begins or is ``O``.
     """
     found = []
     running: tuple[str, int] | None = None
