@@ -1,1 +1,1 @@
-"""Answers for more texts than one machine can answer: shards, the workers that answer them, what goes on after a kill."""
+"""Answers for more texts than one machine can give: shards, workers, and what goes on after a kill."""

@@ -5,6 +5,7 @@ decided by nothing but the files in the output folder, so that it does not matte
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,6 @@ from limbert.run.scale.request import Request, begin, identity
 from limbert.run.scale.shards import Input, Shard
 from limbert.run.scale.store import Store
 from limbert.run.scale.worker import Done, Orders, Worker
-
-_RETRIES = 8  # of a shard whose worker dies; one that kills every worker ends the run
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,32 @@ class _Fetched:
         return packed
 
 
+@dataclass(frozen=True)
+class _Counter:
+    """Counts how often each shard was begun, in a process that no shard can kill: Ray Data retries without end."""
+
+    actor: Any
+
+    @classmethod
+    def start(cls) -> "_Counter":
+        return cls(require_ray().remote(num_cpus=0, max_restarts=-1)(_Begun).remote())
+
+    def __call__(self, name: str) -> int:
+        times: int = require_ray().get(self.actor.begin.remote(name))
+        return times
+
+
+class _Begun:
+    def __init__(self) -> None:
+        self._times: Counter[str] = Counter()
+
+    def begin(self, name: str) -> int:
+        self._times[name] += 1
+        return self._times[name]
+
+
 def _stream(todo: list[Shard], packed: _Fetched, orders: Orders, *, workers: int) -> Iterator[Done]:
-    """The shards as they are finished, in any order."""
+    """The shards as they are finished, in any order. Ray Data starts dead workers again and repeats their shards."""
     import ray.data
     from ray.exceptions import RayError
 
@@ -126,9 +149,8 @@ def _stream(todo: list[Shard], packed: _Fetched, orders: Orders, *, workers: int
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-            fn_constructor_kwargs={"packed": packed, "orders": orders},
+            fn_constructor_kwargs={"packed": packed, "orders": orders, "begin": _Counter.start()},
             num_cpus=orders.threads,
-            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": _RETRIES},
         )
         try:
             for row in answered.iter_rows():

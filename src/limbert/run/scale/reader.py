@@ -56,29 +56,16 @@ class Reader:
             self._open(shard.path)
         self._take(shard.start - self._place, keep=False)
         table = self._take(shard.rows, keep=True)
-        assert self._columns.text is not None
-        names = [self._columns.text, *([self._columns.pair] if self._columns.pair else [])]
-
-        def rows() -> Iterator[Row]:
-            cells = [table.column(name).to_pylist() for name in names]
-            problems = table.column(_PROBLEM).to_pylist() if _PROBLEM in table.column_names else [None] * table.num_rows
-            lines = table.column(_LINE).to_pylist() if _LINE in table.column_names else itertools.count(shard.start + 1)
-            for line, problem, *row in zip(lines, problems, *cells, strict=False):
-                yield Row(line, row, problem)
-
-        return Part(table.select(list(self._kept)), Table(shard.path, tuple(names), rows))
+        names = tuple(name for name in (self._columns.text, self._columns.pair) if name is not None)
+        texts = Table(shard.path, names, lambda: _rows(table, names, first=shard.start + 1))
+        return Part(table.select(list(self._kept)), texts)
 
     def _open(self, path: str) -> None:
-        import pyarrow
-
         self._path, self._place, self._left = path, 0, None
         wanted = [name for name in (self._columns.text, self._columns.pair) if name is not None]
         wanted = list(dict.fromkeys([*self._kept, *wanted]))
         decode = _parquet_batches if path.lower().endswith(".parquet") else _text_batches
-        try:
-            self._batches = decode(self._store, path, wanted)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _broken(path, error) from None
+        self._batches = decode(self._store, path, wanted)
 
     def _take(self, count: int, *, keep: bool) -> Any:
         """Go forward by so many rows; return them where they are kept."""
@@ -86,7 +73,7 @@ class Reader:
 
         taken: list[Any] = []
         self._place += count
-        while count or (keep and not taken):
+        while count:
             if self._left is None or not self._left.num_rows:
                 try:
                     self._left = next(self._batches)
@@ -141,6 +128,17 @@ def _as_text(row: Row, places: list[int]) -> Row:
     except UnicodeEncodeError:  # JSON can write one
         return Row(row.line, [None] * len(places), "half a character, expected whole ones")
     return Row(row.line, cells)
+
+
+def _rows(table: Any, names: tuple[str, ...], *, first: int) -> Iterator[Row]:
+    """The texts of an Arrow table; a Parquet row is named by its number."""
+    cells = [table.column(name).to_pylist() for name in names]
+    if _LINE in table.column_names:
+        lines, problems = table.column(_LINE).to_pylist(), table.column(_PROBLEM).to_pylist()
+    else:
+        lines, problems = range(first, first + table.num_rows), [None] * table.num_rows
+    for line, problem, *row in zip(lines, problems, *cells, strict=True):
+        yield Row(line, row, problem)
 
 
 def _broken(path: str, error: Exception) -> DataError:

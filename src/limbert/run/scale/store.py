@@ -63,7 +63,7 @@ class Store:
         try:
             return cls(fs.FileSystem.from_uri(known)[0], f"{root}/{inner}")
         except (ArrowException, OSError, NotImplementedError) as error:
-            return cls(_with_fsspec(scheme, address, error), path)
+            return cls(*_with_fsspec(scheme, address, error))
 
     @property
     def local(self) -> bool:
@@ -174,14 +174,16 @@ class Store:
                 path.unlink(missing_ok=True)
 
 
-def _with_fsspec(scheme: str, address: str, cause: Exception) -> Any:
-    import fsspec
+def _with_fsspec(scheme: str, address: str, cause: Exception) -> tuple[Any, str]:
+    """The file system and the path in it, for schemes that Arrow itself does not know."""
+    import fsspec.core
     from pyarrow import fs
 
     if scheme not in fsspec.available_protocols() or scheme in ("s3", "gs", "gcs", "hdfs"):
         raise ConfigError(f"cannot open {address}: {_reason(cause)}") from cause
     try:
-        return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
+        filesystem, path = fsspec.core.url_to_fs(address)
+        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
     except (ImportError, ValueError) as error:
         raise ConfigError(f"cannot open {address}: {_reason(error)}") from error
 

@@ -23,6 +23,8 @@ from limbert.run.scale.request import Request
 from limbert.run.scale.shards import Shard
 from limbert.run.scale.store import Store
 
+MOST_ATTEMPTS = 5  # at one shard; then it is the shard that kills workers
+
 
 def added_columns(task: Task) -> tuple[str, ...]:
     """The columns that answers bring."""
@@ -83,16 +85,17 @@ class Worker:
     Args:
         packed: the model; called with nothing, so that it travels only to where it is needed.
         orders: the rest.
+        begin: called with a shard's name before the work on it; returns how often that has happened.
 
     Raises:
         CheckpointError: if the model cannot be opened.
     """
 
-    def __init__(self, packed: Callable[[], Packed], orders: Orders) -> None:
+    def __init__(self, packed: Callable[[], Packed], orders: Orders, begin: Callable[[str], int]) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if orders.threads > 1 else "false"
         os.environ["RAYON_NUM_THREADS"] = str(orders.threads)
         torch.set_num_threads(orders.threads)
-        self._orders = orders
+        self._orders, self._begin = orders, begin
         self._opened = open_checkpoint(unpack(packed()))
         assert self._opened.task is not None
         self._task = self._opened.task
@@ -111,6 +114,13 @@ class Worker:
     def answer(self, shard: Shard) -> Done:
         """Read, answer and write one shard. An error on purpose becomes the ``problem``."""
         clock = _Clock()
+        if self._begin(shard.name) > MOST_ATTEMPTS:
+            return clock.done(
+                shard,
+                0,
+                problem=f"{shard.path}: the worker died {MOST_ATTEMPTS} times on rows "
+                f"{shard.start + 1} to {shard.start + shard.rows} (memory?); try fewer --shard-rows",
+            )
         try:
             part = self._reader.read(shard)
             clock.lap("reading")
