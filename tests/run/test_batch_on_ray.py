@@ -13,6 +13,7 @@ import psutil
 import pyarrow.dataset
 import pytest
 from app_material import command, environment, needs_encoder
+from object_store import object_store, use_keys
 from scale_material import POLICY, TASK, make_texts, save_model, write_parquet
 
 from limbert.core.config import DataConfig
@@ -174,6 +175,23 @@ def test_finished_shards_stay_and_other_settings_are_refused(folder: Path, opene
     os.utime(folder / "in" / "texts-1.parquet", (1, 1))
     with pytest.raises(ConfigError, match=r"\(input .*texts-1\.parquet\)"):
         answer(folder, opened, "resumed", rows=100)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_from_an_object_store_to_an_object_store(folder: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(folder, opened, "on-disk")
+    use_keys(monkeypatch)
+    objects = {f"bucket/in/{path.name}": path.read_bytes() for path in (folder / "in").iterdir()}
+    with object_store(objects) as options:
+        added = added_columns(TASK)
+        found = read_input(f"s3://bucket/in/*.parquet{options}", DataConfig(), keep=None, added=added, shard_rows=SHARD)
+        place = f"s3://bucket/answers{options}"
+        answered = predict_files(str(folder / "model"), opened, found, place, request=Request(POLICY))
+        assert answered.rows == 400
+        again = predict_files(str(folder / "model"), opened, found, place, request=Request(POLICY))
+        assert (again.resumed, again.done) == (answered.shards, ())
+    for path in (folder / "on-disk").glob("part-*"):
+        assert objects[f"bucket/answers/{path.name}"] == path.read_bytes()
 
 
 @pytest.mark.usefixtures("without_ray")

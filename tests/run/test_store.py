@@ -1,22 +1,25 @@
 """Files appear whole, and patterns find what they say, on a disk and in an object store."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pyarrow import fs
+from object_store import object_store, use_keys
 
 from limbert.errors import ConfigError, DataError, StorageError
 from limbert.run.scale.store import Store
 
 
-@pytest.fixture(params=["disk", "objects"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture(params=["disk", "memory", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     if request.param == "disk":
-        return Store.at(str(tmp_path))
-    store = Store.at(f"memory://{tmp_path.name}")
-    assert isinstance(store.filesystem, fs.PyFileSystem)
-    store.filesystem.delete_dir_contents(store.path, missing_dir_ok=True)
-    return store
+        yield Store.at(str(tmp_path))
+    elif request.param == "memory":
+        yield Store.at(f"memory://{tmp_path.name}")
+    else:
+        use_keys(monkeypatch)
+        with object_store({}) as options:
+            yield Store.at(f"s3://bucket/{tmp_path.name}{options}")
 
 
 def put(store: Store, name: str) -> None:
@@ -60,6 +63,18 @@ def test_what_is_written_is_read_and_replaced(folder: Store) -> None:
     folder.write("one", b"second")
     assert folder.names() == {"one"}
     assert folder.read("one") == b"second"
+
+
+def test_an_upload_that_fails_leaves_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_keys(monkeypatch)
+    objects: dict[str, bytes] = {}
+    with object_store(objects, refuse_over=10_000_000) as options:
+        store = Store.at(f"s3://bucket/out{options}")
+        store.write("small", b"content")
+        with pytest.raises(StorageError, match="cannot write bucket/out/large: "):
+            store.write("large", bytes(30_000_000))  # in parts, of which only the first arrives
+        assert store.names() == {"small"}
+    assert [*objects] == ["bucket/out/small"]
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:

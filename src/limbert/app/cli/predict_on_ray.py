@@ -1,5 +1,7 @@
 """The part of ``limbert predict`` that answers files on a Ray cluster: its options, and what it shows."""
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,12 +25,12 @@ Keep = Annotated[
     str | None, typer.Option("--keep", help="with ray: input columns to repeat in the output, A,B (default: all)")
 ]
 ShardRows = Annotated[
-    int | None, typer.Option("--shard-rows", help="with ray: most rows a file of the output (default: 20000)", min=1)
+    int | None, typer.Option("--shard-rows", help="with ray: most rows a file of the output (default: 5000)", min=1)
 ]
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="with ray: rows without a text get an empty answer instead of an error")
 ]
-SHARD_ROWS = 20_000
+SHARD_ROWS = 5_000
 
 
 def check_engine(engine: str, workers: int | None, keep: str | None, shard_rows: int | None, skip: bool) -> None:
@@ -76,7 +78,7 @@ def predict_on_ray(
     assert opened.task is not None
     named = {"text_column": text_column, "pair_column": pair_column}
     config = replace(opened.data, **{name: value for name, value in named.items() if value})  # type: ignore[arg-type]
-    with show.task_bar() as advance:
+    with show.task_bar() as advance, redirect_stdout(sys.stderr):  # what Ray has to say is no result
         found = read_input(
             input,
             config,
