@@ -162,7 +162,10 @@ def _against_plain(
         "seconds": seconds,
         "plain_alone": alone["rate"],
         "plain_side_by_side": float(np.mean([one["rate"] for one in beside])),
-        "worker": float(np.mean(_worker_rates(answered.done))),
+        "worker": float(np.mean([rate for rate, _ in _worker_rates(answered.done)])),
+        "worker_busy": float(np.mean([busy for _, busy in _worker_rates(answered.done)])),
+        "plain_cpu": float(np.mean([one["cpu"] for one in beside])),
+        "worker_cpu": sum(done.cpu for done in answered.done) / len(texts),
         "shares": {name: value / sum(spent.values()) for name, value in spent.items()},
     }
 
@@ -189,9 +192,10 @@ def _run_plain(run: str, threads: int, policy: Policy, texts: list[str]) -> dict
     assert opened.task is not None
     _answer_plain(opened, policy, texts[:256])
     _barrier.wait()
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     labels = _answer_plain(opened, policy, texts)
-    return {"labels": labels, "rate": len(texts) / (time.perf_counter() - begin)}
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    return {"labels": labels, "rate": len(texts) / seconds, "cpu": cpu / len(texts)}
 
 
 def _answer_plain(opened: Opened, policy: Policy, texts: list[str]) -> list[str | None]:
@@ -200,16 +204,18 @@ def _answer_plain(opened: Opened, policy: Policy, texts: list[str]) -> list[str 
     return [one.label for one in predict(opened.model, tokens, task=opened.task, policy=policy)]
 
 
-def _worker_rates(done: tuple[Done, ...]) -> list[float]:
-    """Rows a second of each worker that wrote three shards or more, from the first's begin to the last's end."""
+def _worker_rates(done: tuple[Done, ...]) -> list[tuple[float, float]]:
+    """Of each worker that wrote three shards or more, from the first's begin to the last's end: rows a second, and the
+    share of the time in which it had a shard to work on."""
     shards: dict[int, list[Done]] = collections.defaultdict(list)
     for one in done:
         shards[one.pid].append(one)
-    return [
-        sum(one.rows for one in mine) / (max(one.ended for one in mine) - min(one.started for one in mine))
-        for mine in shards.values()
-        if len(mine) > 2
-    ]
+    rates = []
+    for mine in shards.values():
+        span = max(one.ended for one in mine) - min(one.started for one in mine)
+        if len(mine) > 2:
+            rates.append((sum(one.rows for one in mine) / span, sum(one.ended - one.started for one in mine) / span))
+    return rates
 
 
 def _rates(found: Input, policies: dict[str, Policy], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -251,7 +257,12 @@ def _print(report: dict[str, Any]) -> None:
         rate = report[name]
         shares = " | ".join(f"{rate / report[unit]:.2f}" for unit in ("plain_alone", "plain_side_by_side"))
         print(f"| {name.replace('_', ' ')} | {rate:.0f} | {shares} |")
-    print("\nA worker's time: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in report["shares"].items()))
+    print(
+        f"\nProcessor time a row: plain side by side {1e6 * report['plain_cpu']:.0f} us, worker "
+        f"{1e6 * report['worker_cpu']:.0f} us ({report['plain_cpu'] / report['worker_cpu']:.2f} of the plain rate); a "
+        f"worker has a shard {100 * report['worker_busy']:.1f} % of the time"
+    )
+    print("A worker's time: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in report["shares"].items()))
     different, compared = report["labels_unlike_plain"]
     print(
         f"Workers killed: {report['workers_killed']}, seen: {report['workers_seen']}; "

@@ -41,6 +41,7 @@ class Done:
         bad_rows: of them, those without a text and so with an empty answer.
         pid: the process that wrote it.
         started, ended: seconds since 1970.
+        cpu: seconds of processor time.
         reading, tokenising, computing, writing: seconds that it took.
         problem: why there is no file; the first worker with one ends the whole.
     """
@@ -51,6 +52,7 @@ class Done:
     pid: int
     started: float
     ended: float
+    cpu: float
     reading: float
     tokenising: float
     computing: float
@@ -170,6 +172,7 @@ class _Clock:
 
     def __init__(self) -> None:
         self._started = time.time()
+        self._cpu = time.process_time()
         self._last = time.perf_counter()
         self._spent = dict.fromkeys(("reading", "tokenising", "computing", "writing"), 0.0)
 
@@ -179,8 +182,10 @@ class _Clock:
         self._last = now
 
     def done(self, shard: Shard, bad_rows: int, *, problem: str | None = None) -> Done:
-        rows = 0 if problem else shard.rows
-        return Done(shard.name, rows, bad_rows, os.getpid(), self._started, time.time(), **self._spent, problem=problem)
+        rows, cpu = 0 if problem else shard.rows, time.process_time() - self._cpu
+        return Done(
+            shard.name, rows, bad_rows, os.getpid(), self._started, time.time(), cpu, **self._spent, problem=problem
+        )
 
 
 def _plain(values: Any) -> list[Any]:
