@@ -1,7 +1,7 @@
 """From examples to batches: tokenised once, grouped by length, each padded to its own longest example only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class TokenizedExamples:
     """Tokenised examples of any lengths, with their labels if they are known."""
 
     tokens: Tokens
-    labels: Tensor | None  # (examples,) long class ids or float32 scores
+    labels: Tensor | None  # (examples,) long class ids or float32 scores; (examples, classes) float32 probabilities
     pad_id: int
     pad_type: int
 
@@ -46,6 +46,23 @@ class TokenizedExamples:
         return TokenizedExamples(
             Tokens(self.tokens.ids[places], types, offsets), labels, pad_id=self.pad_id, pad_type=self.pad_type
         )
+
+    def followed_by(self, others: "TokenizedExamples") -> "TokenizedExamples":
+        """These examples, then others of the same tokenizer with labels of the same form."""
+        mine, theirs = self.tokens, others.tokens
+        types = None
+        if mine.types is not None and theirs.types is not None:
+            types = np.concatenate([mine.types, theirs.types])
+        offsets = np.concatenate([mine.offsets, theirs.offsets[1:] + mine.offsets[-1]])
+        labels = None
+        if self.labels is not None and others.labels is not None:
+            labels = torch.cat([self.labels, others.labels])
+        tokens = Tokens(np.concatenate([mine.ids, theirs.ids]), types, offsets)
+        return replace(self, tokens=tokens, labels=labels)
+
+    def labelled(self, labels: Tensor) -> "TokenizedExamples":
+        """The same examples with other labels."""
+        return replace(self, labels=labels)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The batch of these examples, padded on the right to its longest.

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from limbert.core.config import DataConfig
+from limbert.data.augmented import Augmented, load_augmented
 from limbert.data.columns import check_columns, choose_columns
 from limbert.data.files import Examples, RawExamples, open_table, read_rows, with_labels, without_labels
 from limbert.data.labels import LabelReader, infer_task
@@ -22,6 +23,20 @@ class TaskData:
     task: Task
     train: Examples
     dev: dict[str, Examples]
+    augmented: Augmented | None = None  # copies of training rows, where the settings name a file of them
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The training rows as they stand in their table, and what they say about the task."""
+
+    task: Task
+    glue: GlueTask | None
+    sources: Sources
+    table: Table
+    columns: Columns
+    raw: RawExamples
+    reader: LabelReader
 
 
 def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
@@ -38,6 +53,35 @@ def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
         ConfigError: settings that contradict each other or an unknown task.
         DataError: a missing or unusable file, column or row.
     """
+    found = load_training(config)
+    task, table = found.task, found.table
+    train = with_labels(found.raw, found.reader, skip_bad_rows=config.skip_bad_rows)
+    if task.kind == "classification" and len(set(train.labels or ())) < 2:
+        raise DataError(
+            f"{table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
+            "a classification needs at least two classes"
+        )
+    dev = _load_dev(found.sources, found.columns, config, glue=found.glue, reader=found.reader)
+    augmented = None
+    if config.augmented is not None:
+        augmented = load_augmented(
+            config.augmented,
+            table=table,
+            columns=found.columns,
+            raw=found.raw,
+            reader=found.reader,
+            skip_bad_rows=config.skip_bad_rows,
+        )
+    return TaskData(task, _limited(train, config.train_limit, seed=seed), dev, augmented)
+
+
+def load_training(config: DataConfig) -> TrainingRows:
+    """Find and read the training rows; their labels stand as in the file.
+
+    Raises:
+        ConfigError: settings that contradict each other or an unknown task.
+        DataError: a missing or unusable file, column or row.
+    """
     glue = glue_task(config.task) if config.task is not None else None
     sources = find_sources(config, glue)
     if sources.train is None:
@@ -47,15 +91,7 @@ def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
     task = _glue_task_as_told(glue, config) if glue else _own_task(raw, table, columns, config)
     # Where the names come from the labels themselves, an id in their place is a mistake and not another spelling.
     given = glue is not None or config.label_names is not None
-    reader = LabelReader(task, accept_ids=given)
-    train = with_labels(raw, reader, skip_bad_rows=config.skip_bad_rows)
-    if task.kind == "classification" and len(set(train.labels or ())) < 2:
-        raise DataError(
-            f"{table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
-            "a classification needs at least two classes"
-        )
-    dev = _load_dev(sources, columns, config, glue=glue, reader=reader)
-    return TaskData(task, _limited(train, config.train_limit, seed=seed), dev)
+    return TrainingRows(task, glue, sources, table, columns, raw, LabelReader(task, accept_ids=given))
 
 
 def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:

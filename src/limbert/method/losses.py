@@ -32,7 +32,7 @@ def label_loss(logits: Tensor, labels: Tensor, *, kind: TaskKind) -> Tensor:
 
     Args:
         logits: ``(batch, outputs)``.
-        labels: ``(batch,)``, class ids or values.
+        labels: ``(batch,)``, class ids or values; or ``(batch, outputs)``, probabilities.
         kind: what the outputs mean.
     """
     if kind == "regression":

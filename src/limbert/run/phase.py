@@ -28,6 +28,7 @@ class PhaseWork:
         validation: labelled rows kept back from training; they choose and score, the development set never does.
         precision: of the passes that need no gradients.
         surroundings: device, seed, workspace and monitor.
+        augmented: the training rows and their augmented copies, where there are any, for phases that distil.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PhaseWork:
     validation: TokenizedExamples
     precision: Precision
     surroundings: Surroundings
+    augmented: TokenizedExamples | None = None
 
     def scoring_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Labelled batches of the validation slice, on the model's device."""

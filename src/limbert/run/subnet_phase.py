@@ -55,7 +55,8 @@ class SubnetPhase(Phase):
             scores = importance(model, work.scoring_batches(config.batch_size))
             graft(model, scores, rate=config.graft_rate, share=config.graft_share)
 
-        trainer.fit(work.train, lambda: _mean_score(work, subnets), graft=graft_now)
+        rows = work.augmented if self.distils and work.augmented is not None else work.train
+        trainer.fit(rows, lambda: _mean_score(work, subnets), graft=graft_now)
 
 
 def _mean_score(work: PhaseWork, subnets: dict[str, Subnet]) -> float:

@@ -17,6 +17,7 @@ from limbert.data.load import TaskData
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import versions
 from limbert.model.elastic import ElasticModel
+from limbert.run.copies import with_copies
 from limbert.run.evaluate import Result, evaluate
 from limbert.run.monitor import Monitor
 from limbert.run.phase import PhaseWork
@@ -35,6 +36,7 @@ class Materials:
 
     start: Start
     train: TokenizedExamples
+    augmented: TokenizedExamples | None
     validation: TokenizedExamples
     dev: dict[str, TokenizedExamples]
 
@@ -118,9 +120,14 @@ class TrainingRun:
         def prepared(part: Examples) -> TokenizedExamples:
             return tokenize(part, start.tokenizer, max_length=min(self.data_config.max_length, start.longest))
 
+        rows, augmented = prepared(train), None
+        if self.data.augmented is not None:
+            copies = start.relabelled_copies(self.data.augmented, self.data.task)
+            tokens = prepared(copies.examples)  # all of them, so that they are found again whatever rows validate
+            augmented = with_copies(rows, copies, tokens, train=train, validation=validation, monitor=self.monitor)
         dev = {name: start.relabelled(part, self.data.task) for name, part in self.data.dev.items()}
         return Materials(
-            start, prepared(train), prepared(validation), {name: prepared(part) for name, part in dev.items()}
+            start, rows, augmented, prepared(validation), {name: prepared(part) for name, part in dev.items()}
         )
 
     def _phases(self, start: Start) -> list[str]:
@@ -149,6 +156,7 @@ class TrainingRun:
             model=model,
             task=materials.start.task,
             train=materials.train,
+            augmented=materials.augmented,
             validation=materials.validation,
             precision=self.config.precision,
             surroundings=self._surroundings(),

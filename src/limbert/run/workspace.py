@@ -43,9 +43,9 @@ def is_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool
         raise ConfigError(f"output {output} exists and is not a model trained by Limbert; choose another folder")
     if overwrite:
         return False
-    if record.get("settings") == settings:
-        return True
     changed = _differences(record.get("settings", {}), settings)
+    if not changed:
+        return True
     raise ConfigError(f"output {output} has other settings ({changed}); choose another folder or --overwrite")
 
 
@@ -71,7 +71,7 @@ class Workspace:
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         except (OSError, ValueError) as error:
             raise StorageError(f"cannot read {path}: {error}") from error
-        self._stale = found is not None and found != settings
+        self._stale = found is not None and bool(_differences(found, settings))
         if self._stale and not overwrite:
             raise ConfigError(
                 f"{self.folder} holds an unfinished run with other settings ({_differences(found, settings)}); "
@@ -146,12 +146,12 @@ class Workspace:
 
 
 def _differences(old: Any, new: Any, path: str = "") -> str:
-    """The settings that differ, as ``name old -> new``."""
+    """The settings that differ, as ``name old -> new``; one that is None in one and not there in the other does not."""
     if isinstance(old, dict) and isinstance(new, dict):
         parts = [
             _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
             for key in [*old, *(key for key in new if key not in old)]
             if old.get(key) != new.get(key)
         ]
-        return ", ".join(parts)
+        return ", ".join(part for part in parts if part)
     return f"{path} {json.dumps(old)} -> {json.dumps(new)}"

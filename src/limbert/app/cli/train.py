@@ -29,6 +29,7 @@ def train(
     task_type: opt.TaskType = None,
     label_names: opt.LabelNames = None,
     train_limit: opt.TrainLimit = None,
+    augmented: opt.Augmented = None,
     skip_bad_rows: opt.SkipBadRows = False,
     max_length: opt.MaxLength = None,
     recipe: Annotated[str, typer.Option(help=help_of(TrainConfig, "recipe"))] = "limbert",
@@ -77,6 +78,7 @@ def train(
         task_type=task_type,  # type: ignore[arg-type]  # checked by the dataclass
         label_names=opt.split(label_names),
         train_limit=train_limit,
+        augmented=augmented,
         skip_bad_rows=skip_bad_rows,
         max_length=max_length or DataConfig.max_length,
     )
