@@ -4,12 +4,12 @@ The released programs keep a row's other cells (an index, the ids of a pair) and
 copies, in the order of the training file.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 
 from limbert.errors import DataError
 
-_AHEAD = 10  # the next unchanged row is looked for among so many training rows: a copy may equal a far one by chance
 _DISAGREEMENT = 0.05  # share of unchanged rows that may have other cells than their training row, by chance
 
 
@@ -63,18 +63,48 @@ def _by_identity(
 
 
 def _by_order(copies: Sequence[str], train: Sequence[str]) -> tuple[str | None, ...]:
-    """By the last unchanged row above; all None where too few of the training rows are met on the way."""
+    """By the last unchanged row above; all None where less than half of the training rows are met on the way.
+
+    A copy may equal another training row by chance, so the unchanged rows are those that rise together longest.
+    """
     places: dict[str, list[int]] = defaultdict(list)
     for place, mark in enumerate(train):
         places[mark].append(place)
-    current, met = -1, 0
-    found: list[str | None] = []
-    for mark in copies:
-        ahead = [place for place in places.get(mark, ()) if current < place <= current + _AHEAD]
-        if ahead:
-            current, met = ahead[0], met + 1
-        found.append(train[current] if current >= 0 else None)
-    return tuple(found) if 2 * met > len(train) else (None,) * len(copies)
+    pairs = [(row, place) for row, mark in enumerate(copies) for place in reversed(places.get(mark, ()))]
+    unchanged = _longest_rise(pairs)
+    if 2 * len(unchanged) <= len(train):
+        return (None,) * len(copies)
+    current: str | None = None
+    found = []
+    for row in range(len(copies)):
+        current = train[unchanged[row]] if row in unchanged else current
+        found.append(current)
+    return tuple(found)
+
+
+def _longest_rise(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """The most pairs ``row -> place`` of which both rise, each row and place once; of equal places the first row.
+
+    Args:
+        pairs: by rising row, and by falling place for the same row.
+    """
+    lowest: list[int] = []  # lowest[n]: the lowest place that ends a rise of n + 1 pairs
+    ends: list[int] = []  # and the number of its pair
+    before: list[int] = []  # of each pair: the pair before it in its rise
+    for number, (_, place) in enumerate(pairs):
+        length = bisect_left(lowest, place)
+        before.append(ends[length - 1] if length else -1)
+        if length == len(lowest):
+            lowest.append(place)
+            ends.append(number)
+        elif place < lowest[length]:
+            lowest[length], ends[length] = place, number
+    found: dict[int, int] = {}
+    number = ends[-1] if ends else -1
+    while number >= 0:
+        found[pairs[number][0]] = pairs[number][1]
+        number = before[number]
+    return found
 
 
 def _unknown(found: Sequence[str | None]) -> int:

@@ -33,7 +33,7 @@ def whole_words(tokenizer: PreTrainedTokenizerBase) -> WholeWords:
     """Ask a fast tokenizer for the words that are one piece."""
     special = {*tokenizer.all_special_ids}
     entries = [entry for entry in range(len(tokenizer)) if entry not in special]
-    words = [str(tokenizer.decode([entry])).strip() for entry in entries]
+    words = [text.strip() for text in tokenizer.backend_tokenizer.decode_batch([[entry] for entry in entries])]
     kept = [(entry, word) for entry, word in zip(entries, words, strict=True) if is_word(word)]
     texts = [word for _, word in kept]
     spaced = _entries(tokenizer, [f" {text}" for text in texts])

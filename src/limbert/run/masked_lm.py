@@ -182,10 +182,10 @@ class WordChooser:
             with autocast:
                 logits = mask_logits(self._network, chosen, pad_id=int(self._tokenizer.pad_token_id)).float()
             allowed = torch.stack([self._allowed[id(table)] for table in tables])  # (batch, vocabulary)
-            most = min(self._count + 1, int(allowed.sum(dim=-1).min()))
+            most = min(self._count + 1, allowed.shape[-1])
             best = logits.masked_fill(~allowed, -torch.inf).topk(most, dim=-1).indices.tolist()
             for index, mask, table, entries in zip(batch, chosen, tables, best, strict=True):
-                words = (table[entry] for entry in entries)
+                words = (table[entry] for entry in entries if entry in table)  # a small table has fewer
                 answers[index] = tuple(word for word in words if word.lower() != mask.word.lower())[: self._count]
         return answers
 
