@@ -10,7 +10,7 @@ from limbert.data.vocabulary import whole_words
 def byte_level(*, trim: bool) -> PreTrainedTokenizerFast:
     """As RoBERTa's (trim) and ModernBERT's: ``Ġ`` marks a space before."""
     words = ["Ġcat", "cat", "Ġdog", "Ġcafé".replace("é", "Ã©"), "ness", "Ġ", ",", "Ġ("]
-    letters = sorted({letter for word in words for letter in word} | {*"abcdefghijklmnopqrstuvwxyz"})
+    letters = sorted({letter for word in words for letter in word} | {*"abcdefghijklmnopqrstuvwxyz0123456789"})
     merges, known = [], {*letters}
     for word in words:
         left = word[0]
