@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,10 +89,11 @@ def load_augmented(
     """
     found = open_table(Path(path).expanduser(), header=not columns.by_number)
     check_columns(found, columns)
-    copies = read_rows(found, columns, skip_bad_rows=skip_bad_rows)
+    several = reader.task.kind == "multi-label"
+    copies = read_rows(found, columns, skip_bad_rows=skip_bad_rows, several_labels=several)
     extra = _extra_columns(found, table, columns)
     kept: list[int] = []
-    labels: list[int | float] = []
+    labels: list[Any] = []
     logits: list[list[float] | None] = []
     cells = _cells(found, copies.lines)
     for place, row in enumerate(cells):
@@ -136,7 +138,7 @@ def _extra_columns(found: Table, table: Table, columns: Columns) -> dict[str, in
 
 def _label(
     row: Sequence[object], value: object, *, extra: Mapping[str, int], found: Table, reader: LabelReader
-) -> tuple[int | float, list[float] | None]:
+) -> tuple[Any, list[float] | None]:
     """The label and, where the row has them, the logits.
 
     Raises:
@@ -146,7 +148,7 @@ def _label(
     if ORIGIN in extra:
         cell = row[extra[LOGITS]] if LOGITS in extra else None
         return reader.read(value), None if cell is None else _numbers(cell, task.outputs)
-    if task.kind == "regression" or not _looks_like_logits(value):
+    if task.kind != "classification" or not _looks_like_logits(value):
         return reader.read(value), None
     answer = _numbers(value, task.outputs)
     order = _RELEASED_ORDER.get(task.name)

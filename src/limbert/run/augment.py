@@ -14,11 +14,13 @@ from limbert.core.augmentation import AugmentConfig
 from limbert.core.config import DataConfig
 from limbert.data.augmented import LOGITS, ORIGIN
 from limbert.data.files import with_labels
-from limbert.data.load import TrainingRows, load_training
+from limbert.data.kinds.table import reader_of
+from limbert.data.load import TrainTable, read_train_table
 from limbert.data.neighbours import read_neighbours
+from limbert.data.tasks import asked_kind
 from limbert.data.words import read_stop_words
 from limbert.data.write import RowFormat, format_like
-from limbert.errors import DataError
+from limbert.errors import ConfigError, DataError
 from limbert.model.checkpoint import versions
 from limbert.model.storage import replaced_file
 from limbert.run.augment_jobs import ROWS, TEXTS, RowsJob, TextsJob, open_teacher
@@ -77,7 +79,11 @@ def augment(
         CheckpointError: for the language model or the teacher.
         StorageError: if something cannot be written.
     """
-    training = load_training(data)
+    if reader_of(asked_kind(data)) is not None:
+        raise ConfigError(
+            f"task is {asked_kind(data)}; copies are made for texts and pairs of texts with labels in a column"
+        )
+    training = read_train_table(data)
     rows = _rows(training, data)
     more = (ORIGIN,) if config.with_logits is None else (ORIGIN, LOGITS)
     layout = format_like(training.table, more=more, named=not training.columns.by_number)
@@ -106,7 +112,7 @@ def augment(
     return made
 
 
-def _rows(training: TrainingRows, data: DataConfig) -> list[Sequence[object]]:
+def _rows(training: TrainTable, data: DataConfig) -> list[Sequence[object]]:
     """The rows that train, whole: those with text and a label of the task."""
     for name in {ORIGIN, LOGITS} & {*training.table.columns}:
         raise DataError(f"{training.table.name}: it has a column {name!r}; it is augmented already")
@@ -121,7 +127,7 @@ def _rows(training: TrainingRows, data: DataConfig) -> list[Sequence[object]]:
     return [row.cells for row in training.table.rows() if row.line in lines]
 
 
-def _check_sources(config: AugmentConfig, training: TrainingRows) -> None:
+def _check_sources(config: AugmentConfig, training: TrainTable) -> None:
     """Refuse what cannot be used before anything is written."""
     open_masked_lm(config.lm)
     if config.neighbours != "embeddings":
@@ -135,7 +141,7 @@ def _check_sources(config: AugmentConfig, training: TrainingRows) -> None:
 def _jobs(
     config: AugmentConfig,
     data: DataConfig,
-    training: TrainingRows,
+    training: TrainTable,
     *,
     rows: list[Sequence[object]],
     layout: RowFormat,

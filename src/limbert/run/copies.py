@@ -21,8 +21,8 @@ def with_copies(
     """The training rows, then the copies of them; copies of rows that validate, or do not train, are left out.
 
     Where the copies come with a teacher's logits, these stand for the copies' labels: the label loss of a phase, if it
-    has a weight, is then taken to their softmax (in a regression, to the value). The loss on logits is still taken to
-    the phase's own teacher, which sees each copy.
+    has a weight, is then taken to their softmax (with several labels, to their sigmoid; in a regression, to the
+    value). The loss on logits is still taken to the phase's own teacher, which sees each copy.
 
     Args:
         rows: the training rows.
@@ -45,6 +45,8 @@ def with_copies(
         return rows.followed_by(chosen)
     assert rows.labels is not None
     logits = torch.from_numpy(copies.logits[places])  # (copies, outputs)
+    if rows.labels.ndim > 1:  # several labels
+        return rows.followed_by(chosen.labelled(logits.sigmoid()))
     if rows.labels.is_floating_point():
         return rows.followed_by(chosen.labelled(logits[:, 0]))
     certain = F.one_hot(rows.labels, logits.shape[-1]).float()

@@ -1,7 +1,8 @@
 """The phase that trains width gates on a frozen encoder.
 
 The encoder is frozen and runs without dropout, so one static pass a width over the training rows is all that it is
-needed for; what the gates read and aim at is kept, and the epochs run on that alone, in seconds.
+needed for; what the gates read and aim at is kept, and the epochs run on that alone, in seconds. Several processes
+share the static passes; the main one alone trains.
 """
 
 import math
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbert.core.config import GatesConfig
+from limbert.core.config import GatesConfig, TaskKind
+from limbert.core.kinds import KINDS
 from limbert.core.space import parse_point
 from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples
@@ -23,6 +25,7 @@ from limbert.model.elastic import ElasticModel
 from limbert.model.gates import WidthGates, gated_layers
 from limbert.run.monitor import Progress
 from limbert.run.phase import Phase, PhaseWork
+from limbert.run.processes import Processes
 from limbert.run.static_answers import Keeping, StaticAnswers, static_answers
 from limbert.run.trainer import Stopped, step_seed
 
@@ -53,6 +56,12 @@ class GatePhase(Phase):
         return GatesConfig
 
     def check(self, model: ElasticModel, config: GatesConfig) -> None:
+        network = type(model.network).__name__
+        if not network.endswith(KINDS["classification"].network):
+            raise ConfigError(
+                f"phase gates trains gates that give each text a width for its one answer; {network} "
+                "answers at every token: leave the phase out (--phases finetune,width,depth)"
+            )
         gated_layers(_count(config, model), model.shape.layers)
         _widths(model)
 
@@ -66,10 +75,20 @@ class GatePhase(Phase):
             _lessons(work, config, examples, subnets=subnets, places=places, part=part)
             for examples, part in ((train, "train"), (work.validation, "validation"))
         )
-        _tell_targets(work, lessons, [*subnets])
-        torch.manual_seed(step_seed(work.surroundings.seed, work.name, 0))
-        gates = WidthGates(count=count, hidden=lessons.first_tokens.shape[-1], widths=tuple(subnets))
-        model.gates = _fit(gates.to(model.network.device), lessons, held_out, work=work, config=config)
+
+        def learn() -> WidthGates:
+            assert lessons is not None
+            assert held_out is not None
+            _tell_targets(work, lessons, [*subnets])
+            torch.manual_seed(step_seed(work.surroundings.seed, work.name, 0))
+            gates = WidthGates(count=count, hidden=lessons.first_tokens.shape[-1], widths=tuple(subnets))
+            return _fit(gates.to(model.network.device), lessons, held_out, work=work, config=config).cpu()
+
+        model.gates = _processes(work).from_main(learn).to(model.network.device)
+
+
+def _processes(work: PhaseWork) -> Processes:
+    return Processes.of(work.surroundings.accelerator)
 
 
 def _count(config: GatesConfig, model: ElasticModel) -> int:
@@ -101,7 +120,8 @@ def _lessons(
     subnets: dict[float, Subnet],
     places: list[int],
     part: str,
-) -> Lessons:
+) -> Lessons | None:
+    """What gates learn from one part of the data, in the main process, where they learn; None in the others."""
     around = work.surroundings
     answers = static_answers(
         work.model,
@@ -114,8 +134,11 @@ def _lessons(
             name=f"{work.name}-{part}",
             should_stop=around.should_stop,
             progress=lambda done, total: around.monitor.preparing(work.name, f"static passes, {part}", done, total),
+            processes=_processes(work),
         ),
     )
+    if answers is None:
+        return None
     assert examples.labels is not None
     targets = _targets(answers, examples.labels, work=work, config=config, widths=[*subnets])
     return Lessons(answers.first_tokens, targets)
@@ -127,13 +150,20 @@ def _targets(
     """The index of the width that each example should get."""
     kind, logits = work.task.kind, answers.logits
     full = logits[:, -1]  # the answers at full width
-    truth = labels if config.target == "label" else full[:, 0] if kind == "regression" else full.argmax(dim=-1)
+    truth = labels if config.target == "label" else _as_labels(full, kind)
     if config.cost is None:
         tolerance = config.tolerance * float(labels.float().std()) if kind == "regression" else 0.0
         return narrowest_right(is_right(logits, truth, kind=kind, tolerance=tolerance))
-    if config.target == "agreement" and kind == "classification":
-        truth = full.softmax(dim=-1)
+    if config.target == "agreement" and kind != "regression":
+        truth = full.softmax(dim=-1) if kind == "classification" else full.sigmoid()
     return cheapest(logits, truth, kind=kind, cost=config.cost, shares=torch.tensor(widths))
+
+
+def _as_labels(logits: Tensor, kind: TaskKind) -> Tensor:
+    """What answers ``(examples, outputs)`` say, as labels say it."""
+    if kind == "regression":
+        return logits[:, 0]
+    return (logits > 0).float() if kind == "multi-label" else logits.argmax(dim=-1)
 
 
 def _tell_targets(work: PhaseWork, lessons: Lessons, widths: list[float]) -> None:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from limbert.core.config import PhaseConfig
 from limbert.core.subnet import Subnet
-from limbert.data.metrics import compute_metrics
 from limbert.method.graft import graft
 from limbert.method.importance import importance
 from limbert.model.elastic import ElasticModel
-from limbert.run.evaluate import subnet_logits
-from limbert.run.phase import Phase, PhaseWork
+from limbert.run.passes import plan_passes
+from limbert.run.phase import EncoderWork, Phase
+from limbert.run.processes import Processes
 from limbert.run.trainer import Trainer
 
 
@@ -24,7 +24,8 @@ class SubnetPhase(Phase):
     Attributes:
         subnets: the sub-networks that it trains, by name, largest first.
         distils: whether it learns from a teacher: the model as it was when the phase began.
-        prepare: what is done to the model before the first step, with labelled batches of the validation slice.
+        prepare: how heads and neurons are put in order before the first step, with labelled batches of the validation
+            slice.
     """
 
     subnets: Callable[[ElasticModel], dict[str, Subnet]] = field(default=lambda model: model.subnets())
@@ -35,10 +36,13 @@ class SubnetPhase(Phase):
     def config_class(self) -> type[PhaseConfig]:
         return PhaseConfig
 
-    def train(self, work: PhaseWork, config: PhaseConfig) -> None:
+    def train(self, work: EncoderWork, config: PhaseConfig) -> None:
         model = work.model
         model.gates = None
-        self.prepare(model, work.scoring_batches(config.batch_size))
+        processes = Processes.of(work.surroundings.accelerator)
+        if not work.keeps_order:
+            processes.from_main(lambda: self.prepare(model, work.scoring_batches(config.batch_size)))
+        processes.share_weights(model.network)
         teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval()) if self.distils else None
         subnets = self.subnets(model)
         trainer = Trainer(
@@ -47,22 +51,38 @@ class SubnetPhase(Phase):
             teacher=teacher,
             subnets=tuple(subnets.values()),
             config=config,
-            kind=work.task.kind,
+            kind=work.kind,
             surroundings=work.surroundings,
         )
 
-        def graft_now() -> None:
+        def graft_on_main() -> None:
             scores = importance(model, work.scoring_batches(config.batch_size))
             graft(model, scores, rate=config.graft_rate, share=config.graft_share)
 
-        rows = work.augmented if self.distils and work.augmented is not None else work.train
-        trainer.fit(rows, lambda: _mean_score(work, subnets), graft=graft_now)
+        def graft_now() -> None:
+            processes.from_main(graft_on_main)
+            processes.share_weights(model.network)
+
+        trainer.fit(work.train, lambda: _mean_score(work, subnets, processes), graft=graft_now)
 
 
-def _mean_score(work: PhaseWork, subnets: dict[str, Subnet]) -> float:
-    """The task's primary metric on the validation slice, averaged over the sub-networks."""
-    assert work.validation.labels is not None
-    labels = work.validation.labels.numpy()
-    answers = subnet_logits(work.model, work.validation, subnets=subnets, batch_size=64, precision=work.precision)
-    scores = [compute_metrics(work.task, logits, labels)[work.task.primary] for logits in answers.values()]
-    return sum(scores) / len(scores)
+def shared_out(subnets: dict[str, Subnet], processes: Processes) -> dict[str, Subnet]:
+    """The sub-networks that this process measures.
+
+    Those that share layer runs stay together, unless there are more processes than such groups. Large groups go with
+    small ones. What is measured of a sub-network is so the very number that one process alone finds.
+    """
+    groups = [shared.subnets for shared in plan_passes(subnets.values())]
+    if len(groups) < processes.count:
+        groups = [(subnet,) for subnet in subnets.values()]
+    count, rank = processes.count, processes.rank
+    dealt = groups[rank :: 2 * count] + groups[2 * count - 1 - rank :: 2 * count]
+    mine = {subnet for group in dealt for subnet in group}
+    return {name: subnet for name, subnet in subnets.items() if subnet in mine}
+
+
+def _mean_score(work: EncoderWork, subnets: dict[str, Subnet], processes: Processes) -> float:
+    """How good the sub-networks are on what was kept back, on average."""
+    scores = work.scores(shared_out(subnets, processes))
+    found = {name: score for part in processes.gather(scores) for name, score in part.items()}
+    return sum(found[name] for name in subnets) / len(subnets)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbert.core.config import DataConfig, TrainConfig
+from limbert.core.corpus_config import CorpusConfig
 from limbert.errors import ConfigError, StorageError
 from limbert.model.checkpoint import read_record, write_json
 
@@ -21,10 +22,11 @@ _SETTINGS_NAME = "settings.json"
 _WITHOUT_EFFECT = ("output", "checkpoint_every", "tensorboard")  # settings that do not change the result
 
 
-def settings_of(config: TrainConfig, recipe: "Recipe", data_config: DataConfig) -> dict[str, Any]:
+def settings_of(config: TrainConfig, recipe: "Recipe", data_config: DataConfig | CorpusConfig) -> dict[str, Any]:
     """Everything that decides a run's result, as JSON values: two runs that agree here are the same run."""
     train = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
-    values = {"train": train, "recipe": recipe.to_dict(), "data": asdict(data_config)}
+    source = "data" if isinstance(data_config, DataConfig) else "corpus"
+    values = {"train": train, "recipe": recipe.to_dict(), source: asdict(data_config)}
     parsed: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
     return parsed
 
@@ -44,7 +46,7 @@ def is_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool
     if overwrite:
         return False
     changed = _differences(record.get("settings", {}), settings)
-    if not changed:
+    if not changed:  # a setting that is younger than the run is None in both
         return True
     raise ConfigError(f"output {output} has other settings ({changed}); choose another folder or --overwrite")
 
@@ -56,14 +58,18 @@ class Workspace:
         output: the folder that the run will produce.
         settings: from `settings_of`; a work folder with other settings is refused.
         overwrite: let `create` discard a work folder with other settings instead.
+        writes: whether this process changes anything on the disk; of several only the main one does.
 
     Raises:
         ConfigError: if an unfinished run with other settings is there.
         StorageError: if it cannot be read.
     """
 
-    def __init__(self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False, writes: bool = True
+    ) -> None:
         output = Path(output)
+        self._writes = writes
         self.folder = output.with_name(output.name + ".training")
         self._settings = settings
         path = self.folder / _SETTINGS_NAME
@@ -84,6 +90,8 @@ class Workspace:
         Raises:
             StorageError: if it cannot be written.
         """
+        if not self._writes:
+            return
         path = self.folder / _SETTINGS_NAME
         try:
             if self._stale:
@@ -106,6 +114,8 @@ class Workspace:
 
     def forget_before(self, phase: str, phases: list[str]) -> None:
         """Delete what a finished phase makes useless: its own states, and the phases before it."""
+        if not self._writes:
+            return
         for state in self.folder.glob(f"{phase}-step-*"):
             shutil.rmtree(state, ignore_errors=True)
         for part in self.folder.glob(f"{phase}-*-part-*"):
@@ -119,6 +129,8 @@ class Workspace:
         Raises:
             StorageError: if it cannot be written.
         """
+        if not self._writes:
+            return
         try:
             with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -128,7 +140,7 @@ class Workspace:
     def rewind_log(self, phase: str, step: int) -> None:
         """Drop what the log says of a phase after a step: those steps are done again."""
         path = self.folder / LOG_NAME
-        if not path.exists():
+        if not self._writes or not path.exists():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -142,11 +154,12 @@ class Workspace:
 
     def remove(self) -> None:
         """Delete the folder: the run is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> str:
-    """The settings that differ, as ``name old -> new``; one that is None in one and not there in the other does not."""
+    """The settings that differ, as ``name old -> new``."""
     if isinstance(old, dict) and isinstance(new, dict):
         parts = [
             _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))

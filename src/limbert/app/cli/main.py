@@ -4,12 +4,14 @@ import sys
 
 import typer
 
+from limbert.app.cli import together
 from limbert.app.cli.augment import augment
 from limbert.app.cli.choose import choose
 from limbert.app.cli.demo import demo
 from limbert.app.cli.evaluate import evaluate
 from limbert.app.cli.export import export
 from limbert.app.cli.predict import predict
+from limbert.app.cli.pretrain import pretrain
 from limbert.app.cli.profile import profile
 from limbert.app.cli.report import report
 from limbert.app.cli.search import search
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, augment, train, evaluate, tune, search, profile, choose, predict, export, report):
+for verb in (demo, augment, pretrain, train, evaluate, tune, search, profile, choose, predict, export, report):
     app.command()(verb)
 
 
@@ -46,12 +48,17 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
+        with together.one_voice(arguments):
+            app(arguments)
     except LimbertError as error:
         if debug:
             raise
+        together.end_quietly_after_another()
         print(f"limbert: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - the command's own voice
         sys.exit(1)
     except KeyboardInterrupt:
         print("limbert: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except Exception:
+        together.end_quietly_after_another()
+        raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.app.cli import options as opt
+from limbert.app.cli import together
 from limbert.core.config import DataConfig, TrainConfig, help_of
 
 if TYPE_CHECKING:
@@ -32,15 +33,14 @@ def train(
     augmented: opt.Augmented = None,
     skip_bad_rows: opt.SkipBadRows = False,
     max_length: opt.MaxLength = None,
+    held_out: opt.HeldOut = None,
+    label_separator: opt.LabelSeparator = None,
+    stride: opt.Stride = None,
     recipe: Annotated[str, typer.Option(help=help_of(TrainConfig, "recipe"))] = "limbert",
     phases: Annotated[str | None, typer.Option(help=help_of(TrainConfig, "phases"), show_default=False)] = None,
-    widths: Annotated[
-        str | None, typer.Option(help="widths, such as 0.25,0.5,0.75,1.0 (default: the recipe's)")
-    ] = None,
-    depths: Annotated[str | None, typer.Option(help="depths, such as 0.5,0.75,1.0 (default: the recipe's)")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="layers a depth keeps: first or spread (default: recipe's)")
-    ] = None,
+    widths: opt.SpaceWidths = None,
+    depths: opt.SpaceDepths = None,
+    layers: opt.SpaceLayers = None,
     epochs: opt.Epochs = None,
     max_steps: opt.MaxSteps = None,
     batch_size: opt.BatchSize = None,
@@ -48,10 +48,7 @@ def train(
     gates: opt.Gates = None,
     gate_target: opt.GateTarget = None,
     gate_cost: opt.GateCost = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="any setting of one phase, PHASE.SETTING=VALUE, such as width.hidden_weight=0.5"),
-    ] = None,
+    setting: opt.Setting = None,
     seed: opt.Seed = 42,
     precision: opt.RunPrecision = "fp32",
     validation: Annotated[float, typer.Option(help=help_of(TrainConfig, "validation"))] = 0.1,
@@ -66,6 +63,10 @@ def train(
     Example: limbert train --task mrpc --data glue/MRPC --model bert-base-uncased --output runs/mrpc
 
     Example: limbert train --task mrpc --data glue/MRPC --model runs/mrpc --phases gates --output runs/mrpc-gates
+
+    Example: torchrun --nproc-per-node 4 -m limbert train --task mrpc --data glue/MRPC --model ... --output ...
+
+    Example: limbert train --task ner --data WNUT17 --model bert-base-uncased --output runs/wnut17
     """
     data_config = DataConfig(
         task=task,
@@ -81,6 +82,9 @@ def train(
         augmented=augmented,
         skip_bad_rows=skip_bad_rows,
         max_length=max_length or DataConfig.max_length,
+        held_out=held_out,
+        label_separator=label_separator,
+        stride=stride,
     )
     config = TrainConfig(
         model=model,
@@ -94,11 +98,7 @@ def train(
         tensorboard=tensorboard,
     )
     overrides = {
-        "space": {
-            "widths": opt.fractions(widths, "--widths"),
-            "depths": opt.fractions(depths, "--depths"),
-            "layers": layers,
-        },
+        "space": opt.space(widths, depths, layers),
         "every_phase": {
             "epochs": epochs,
             "max_steps": max_steps,
@@ -142,14 +142,16 @@ def train_with_progress(
     """Run the training in the terminal, or read the results of a run that is finished already.
 
     Raises:
-        typer.Exit: when stopped by Ctrl-C, after saving the state.
+        typer.Exit: when stopped by Ctrl-C or SIGTERM, after saving the state.
     """
     from limbert.app.cli import show
     from limbert.data.load import load_task_data
+    from limbert.run.processes import join_processes
     from limbert.run.trainer import Stopped
     from limbert.run.training import TrainingRun, read_results
     from limbert.run.workspace import is_finished, settings_of
 
+    recipe = recipe.over(join_processes().count)
     if is_finished(config.output, settings_of(config, recipe, data_config), overwrite=overwrite):
         note = f"{config.output} is finished already, with these settings (--overwrite trains it again)"
         show.messages.print(note, soft_wrap=True)
@@ -157,7 +159,7 @@ def train_with_progress(
     data = load_task_data(data_config, seed=config.seed)
     if data.train.bad_rows:
         show.messages.print(f"{data.train.bad_rows} malformed training rows skipped")
-    with show.TerminalMonitor() as monitor, _stop_on_interrupt() as should_stop:
+    with show.TerminalMonitor() as monitor, stop_when_asked() as should_stop:
         run = TrainingRun(
             config,
             recipe,
@@ -175,17 +177,23 @@ def train_with_progress(
 
 
 @contextmanager
-def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the run to stop after its step; a second one interrupts at once."""
+def stop_when_asked() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or SIGTERM asks the run to stop after its step; a second one ends it at once.
+
+    Not where a launcher started the process: it passes on a Ctrl-C that the terminal sends to all of them anyway, and
+    itself ends those that do not stop.
+    """
     asked = False
 
     def ask(number: int, frame: Any) -> None:
         nonlocal asked
         asked = True
-        signal.signal(signal.SIGINT, previous)
+        if not together.launched():
+            signal.signal(number, previous[signal.Signals(number)])
 
-    previous = signal.signal(signal.SIGINT, ask)
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
