@@ -10,7 +10,11 @@
     ├── CheckpointError                    a checkpoint folder that is missing, broken or of another kind
     ├── StorageError                       the disk is full, or a folder cannot be written
     ├── ExportError                        an exported model that does not answer as its source does
-    └── ServeError                         what a server says instead of an answer (limbert.app.server.errors)
+    ├── ServeError                         what a server says instead of an answer (limbert.app.server.errors)
+    └── RemoteError                        a server that does not answer a client
+        ├── UnreachableError               nothing answers at its address
+        ├── BusyError                      it has no time for a request
+        └── RejectedError                  it refuses a request
 
 Each message is one line that names the value that was given and what is allowed.
 """
@@ -46,3 +50,35 @@ class StorageError(LimbertError):
 
 class ExportError(LimbertError):
     """An exported model that does not answer as its source does."""
+
+
+class RemoteError(LimbertError):
+    """A server that does not answer a client."""
+
+
+class UnreachableError(RemoteError):
+    """Nothing answers at the server's address, or not in time."""
+
+
+class BusyError(RemoteError):
+    """The server has no time for a request.
+
+    Attributes:
+        retry_after: seconds after which it asks to try again.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RejectedError(RemoteError):
+    """The server refuses a request.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status

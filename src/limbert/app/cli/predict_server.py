@@ -1,0 +1,88 @@
+"""``limbert predict --server``: the same texts and the same answers, from a server instead of a model on this machine."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from limbert.errors import ConfigError
+
+if TYPE_CHECKING:
+    from limbert.client import Client
+    from limbert.core.config import DataConfig
+    from limbert.data.files import Examples
+
+_LOCAL = ("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads")
+
+
+def check_place(context: typer.Context) -> None:
+    """Refuse options that say both, or neither, of a model on this machine and a server.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+
+    def given(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name == "COMMANDLINE"
+
+    if given("run") == given("server"):
+        both = "not both" if given("run") else "none is given"
+        raise ConfigError(f"give either RUN, a model on this machine, or --server URL; {both}")
+    if given("run") and given("api_key"):
+        raise ConfigError("--api-key is for --server; a model on this machine asks for none")
+    for name in _LOCAL if given("server") else ():
+        if given(name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for a model on this machine; the server has its own")
+
+
+@dataclass(frozen=True)
+class ServerQuestion:
+    """Who is asked, and for which size; without subnet and policy the server chooses.
+
+    Raises:
+        ConfigError: for a URL that is none.
+    """
+
+    server: str
+    api_key: str | None
+    subnet: str | None
+    policy: str | None
+
+    def __post_init__(self) -> None:
+        assert self.client  # refuses a bad URL before any file is read
+
+    @cached_property
+    def client(self) -> "Client":
+        """Open connections are its own."""
+        from limbert.client import Client
+
+        return Client(self.server, api_key=self.api_key)
+
+    @property
+    def columns(self) -> "DataConfig":
+        """Where a file has the texts if nobody says: in the first columns of text."""
+        from limbert.core.config import DataConfig
+
+        return DataConfig()
+
+    def answers(self, examples: "Examples") -> list[dict[str, Any]]:
+        """The answer to each, as ``limbert predict`` writes it; with the size where it is known.
+
+        Raises:
+            RemoteError: if the server does not answer.
+        """
+        from limbert.app.cli import show
+
+        part = 16 * self.client.max_batch
+        answers: list[dict[str, Any]] = []
+        with show.progress_bar("answering") as advance, self.client as client:
+            for start in range(0, len(examples), part):
+                pairs = None if examples.pairs is None else examples.pairs[start : start + part]
+                texts = examples.texts[start : start + part]
+                for answer in client.predict(texts, pairs=pairs, subnet=self.subnet, policy=self.policy, top_k=1):
+                    row: dict[str, Any] = {} if answer.label is None else {"label": answer.label}
+                    answers.append(row | {"score": answer.score} | ({"size": answer.size} if answer.size else {}))
+                advance(len(answers), len(examples))
+        return answers
