@@ -73,12 +73,12 @@ class Client:
                 f"timeout, patience and in_flight are {timeout:g}, {patience:g} and {in_flight}; "
                 "they must be above 0, 0 or more, and at least 1"
             )
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip()):
-            raise ConfigError("the API key is not printable ASCII; it could not be sent as a header")
+        if api_key is not None and not (api_key.isprintable() and api_key.strip()):
+            raise ConfigError("the API key is empty or has characters that cannot be sent as a header")
         self.url = url.rstrip("/")
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        self._headers = {"Content-Type": b"application/json", "Accept": b"application/json"}
         if api_key is not None:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+            self._headers["Authorization"] = f"Bearer {api_key}".encode()
         self._timeout, self._patience, self._in_flight = timeout, patience, in_flight
         self._idle: deque[HTTPConnection] = deque()  # open connections nobody uses; append and pop are atomic
 

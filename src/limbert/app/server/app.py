@@ -7,12 +7,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from limbert.app.server import playground
 from limbert.app.server.errors import ServeError
 from limbert.app.server.exchange import GONE, ClientGone, Exchange
 from limbert.app.server.faults import answer_http_error, answer_serve_error, answer_unexpected
 from limbert.app.server.guard import Guard
 from limbert.app.server.metrics import Metrics
+from limbert.app.server.playground import router as playground
 from limbert.app.server.protocols import health, huggingface, open_inference, tei
 from limbert.app.server.service import Service
 
@@ -31,7 +31,7 @@ def create_app(service: Service) -> FastAPI:
     exchange = Exchange(service, metrics)
     for protocol in (huggingface, tei, open_inference, health):
         app.include_router(protocol.router(exchange))
-    app.include_router(playground.router(service), include_in_schema=False)
+    app.include_router(playground.router(exchange))
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(ServeError, answer_serve_error)
     app.add_exception_handler(ClientGone, _nobody_listens)
@@ -49,7 +49,7 @@ def create_app(service: Service) -> FastAPI:
 
 def _is_open(method: str, path: str) -> bool:
     """Health for probes, and the playground's page, which asks for the key and holds no answers itself."""
-    return path in health.OPEN_PATHS or (method in ("GET", "HEAD") and path in playground.OPEN)
+    return path in health.OPEN_PATHS or (method in ("GET", "HEAD") and path in playground.OPEN_PATHS)
 
 
 async def _nobody_listens(request: Request, error: Exception) -> Response:

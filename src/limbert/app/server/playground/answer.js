@@ -26,7 +26,8 @@ export function showAnswer(answer, menu, roundTrip) {
   by("time-more").textContent = `queue ${milliseconds(queue)}, tokenising ${milliseconds(tokenisation)}, ` +
     `inference ${milliseconds(inference)}; the whole round trip ${milliseconds(roundTrip)}`;
   by("flops").textContent = amount(answer.flops);
-  by("flops-more").textContent = answer.full_flops ? `${percent(answer.flops / answer.full_flops)} of the full model's` : "";
+  const share = answer.widths.reduce((sum, width) => sum + width, 0) / answer.widths.length; // layers are nearly all of it
+  by("flops-more").textContent = `about ${Math.round(100 * share)} % of the full model's`;
   by("tokens").textContent = String(answer.tokens);
   by("tokens-more").textContent = answer.truncated ? "the rest of the text was cut" : `of at most ${menu.max_tokens}`;
   showLayers(answer);

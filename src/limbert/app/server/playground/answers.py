@@ -1,13 +1,12 @@
 """The menu, the answers and the live state as the page reads them: plain values, milliseconds, percent left to it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from limbert.app.server.menu import Size
 from limbert.app.server.scores import check_finite, function_of, labels_of
 from limbert.app.server.service import Answers, Service
 from limbert.core.space import is_point, parse_point
-from limbert.data.tasks import Task
+from limbert.data.tasks import GLUE, Task
 
 _CHOSEN = 0.5  # from this probability on, a label of a multi-label task is given
 
@@ -18,16 +17,18 @@ def menu_values(service: Service) -> dict[str, Any]:
     return {
         "name": service.name,
         "task": {"name": task.name, "kind": task.kind, "labels": list(task.labels)},
-        "pair": service.pairs,
+        "pair": _pair(task),
         "max_tokens": service.max_tokens,
-        "full": full_size(sizes).name,
+        "full": service.menu.full.name,
         "sizes": [_size_values(size) for size in sizes],
     }
 
 
-def full_size(sizes: Sequence[Size]) -> Size:
-    """The full model: the sub-network that costs most."""
-    return max((size for size in sizes if size.kind == "subnet"), key=lambda size: size.flops)
+def _pair(task: Task) -> str:
+    """Whether a text comes with a second one: of GLUE's tasks it is known, of others the person knows."""
+    if task.name not in GLUE:
+        return "optional"
+    return "needed" if GLUE[task.name].layouts[0].pair else "none"
 
 
 def _size_values(size: Size) -> dict[str, Any]:

@@ -49,7 +49,7 @@ export class Live {
     by("live-note").textContent = `${now.state}; up for ${duration(now.uptime)}, ${whole(now.answered)} answered` +
       `${now.workers > 1 ? `; this is one of ${now.workers} processes` : ""}.`;
     this.set("requests", rate(now.requests_per_second), "lately", now.requests_per_second);
-    this.set("queue", whole(now.queued), `${whole(now.queued_tokens)} tokens; ${whole(now.running)} running`, now.queued);
+    this.set("queue", whole(now.queued), `${whole(now.queued_tokens)} tokens; ${whole(now.running)} under way`, now.queued);
     this.set("p50", milliseconds(now.p50_ms), "half are quicker", now.p50_ms ?? 0);
     this.set("p99", milliseconds(now.p99_ms), "99 of 100 are quicker", now.p99_ms ?? 0);
     this.set("size", now.size, "by its own choice", this.flops.get(now.size) ?? 0);

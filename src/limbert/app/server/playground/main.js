@@ -40,9 +40,10 @@ function showModel() {
   by("about").textContent = `${task.name || "own data"}, ${task.kind}` +
     `${task.labels.length ? ` with ${whole(task.labels.length)} labels` : ""}: one model at ${subnets} sizes` +
     `${points ? ` and ${points} operating points that choose for each text` : ""}`;
-  by("pair-field").hidden = !menu.pair;
-  by("pair").required = menu.pair;
-  if (menu.pair) { by("text-label").textContent = "First text"; }
+  by("pair-field").hidden = menu.pair === "none";
+  by("pair").required = menu.pair === "needed";
+  if (menu.pair === "needed") { by("text-label").textContent = "First text"; }
+  if (menu.pair === "optional") { by("pair-label").textContent = "Second text, if the task has pairs"; }
   by("work").hidden = false;
   by("sizes").hidden = false;
 }
@@ -56,7 +57,7 @@ function askForKey(problem) {
 }
 
 function question() {
-  return { text: by("text").value, pair: menu.pair ? by("pair").value : null };
+  return { text: by("text").value, pair: menu.pair === "none" ? null : by("pair").value || null };
 }
 
 async function answer() {

@@ -9,12 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from limbert.app.report.palette import colours
-from limbert.app.server.errors import Refused
 from limbert.app.server.exchange import WISHES, Exchange, to_json
 from limbert.app.server.faults import Fault
 from limbert.app.server.json_body import object_at, parse_object, read_bytes, text_at
 from limbert.app.server.menu import Size
-from limbert.app.server.playground.answers import answer_values, compared, full_size, live_values, menu_values
+from limbert.app.server.playground.answers import answer_values, compared, live_values, menu_values
 from limbert.app.server.service import Text
 from limbert.app.server.wish import Wish
 from limbert.errors import LimbertError
@@ -81,10 +80,10 @@ def _text(content: Mapping[str, Any]) -> Text:
 
 async def _all_sizes(exchange: Exchange, text: Text) -> AsyncIterator[bytes]:
     """Cancelled by the server when the client hangs up: what it waits for leaves the queue."""
-    service, sizes = exchange.service, exchange.service.menu.sizes
-    first = full_size(sizes)
+    service, menu = exchange.service, exchange.service.menu
+    first = menu.full
     full: dict[str, Any] | None = None
-    for size in (first, *(size for size in sizes if size is not first)):
+    for size in (first, *(size for size in menu.sizes if size is not first)):
         line: dict[str, Any] = {"name": size.name}
         try:
             answers = await service.answer([text], wish=_wish_for(size))

@@ -41,7 +41,7 @@ async function problemOf(response) {
 
 async function request(path, { body, signal } = {}) {
   const headers = {};
-  if (key) { headers["X-API-Key"] = key; }
+  if (key) { headers["X-API-Key"] = String.fromCharCode(...new TextEncoder().encode(key)); } // headers carry bytes
   if (body !== undefined) { headers["Content-Type"] = "application/json"; }
   let response;
   try {
