@@ -91,7 +91,8 @@ class Reference:
         if size not in self._engines:
             self._engines[size] = Engine(self._run.model, Policy(subnet=size), kind=self._run.task.kind)
         cut = {"truncation": True, "max_length": self._run.max_length, "return_tensors": "pt"}
-        return self._engines[size].run(self._run.tokenizer(text, pair, **cut)).logits[0]
+        tokens = self._run.tokenizer([text], None if pair is None else [pair], **cut)
+        return self._engines[size].run(tokens).logits[0]
 
     def scores(self, text: str, pair: str | None = None, *, size: str = "1x1") -> dict[str, float]:
         """Probabilities by label."""

@@ -180,8 +180,8 @@ def test_binary_tensors_that_lie(url: str) -> None:
     ):
         status, error = ask(head(size), binary)
         assert (status, message in error) == (400, True), error
-    for length in ("-1", "x", "9" * 40, "1e3", "²"):
-        assert ask(head(5), b"\x01\0\0\0a", length.encode("latin-1", "replace").decode("latin-1"))[0] == 400
+    for length in ("-1", "x", "9" * 40, "1e3", ""):
+        assert ask(head(5), b"\x01\0\0\0a", length)[0] == 400
 
 
 def test_other_kinds_and_compressions(url: str) -> None:

@@ -1,8 +1,8 @@
 """Hugging Face inference: what ``InferenceClient.text_classification`` posts, answered as its pipeline would."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,6 +21,7 @@ _TRUNCATION = {True: True, "longest_first": True, False: False, "do_not_truncate
 def router(exchange: Exchange) -> APIRouter:
     """``POST /`` and ``POST /models/{model_id}``."""
     service, routes = exchange.service, APIRouter(tags=["Hugging Face inference"])
+    Model = Annotated[str, Path(json_schema_extra={"enum": [service.name]})]  # noqa: N806 - it is a type
     described: dict[str, Any] = {
         "responses": schemas.responses(schemas.nested_scores(service), 400, 401, 408, 413, 415, 422, 424, 429, 503),
         "openapi_extra": schemas.body(schemas.huggingface_request(service)),
@@ -31,7 +32,7 @@ def router(exchange: Exchange) -> APIRouter:
         """Classify a text, a pair of texts, or a list of these; all scores of each, highest first."""
         return await _classify(exchange, request)
 
-    async def classify_model(request: Request, model_id: str) -> Response:
+    async def classify_model(request: Request, model_id: Model) -> Response:
         """The same under the model's name, as the Hugging Face inference API has it."""
         if model_id != service.name:
             raise Fault(404, f"model is {model_id[:200]!r}; this server has {service.name!r}")

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -51,6 +51,7 @@ class _Wanted:
 def router(exchange: Exchange) -> APIRouter:
     """All under ``/v2`` but the server's health."""
     service, routes = exchange.service, APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    Model = Annotated[str, Path(json_schema_extra={"enum": [service.name]})]  # noqa: N806 - it is a type
 
     @routes.get("", summary="Server metadata", operation_id="oip_server", **schemas.get(schemas.OIP_SERVER, 401))
     async def server() -> Any:
@@ -60,7 +61,7 @@ def router(exchange: Exchange) -> APIRouter:
 
     @routes.get("/models/{model}", summary="Model metadata", operation_id="oip_model",
                 **schemas.get(schemas.OIP_MODEL, 401, 404))  # fmt: skip
-    async def model_metadata(model: str) -> Any:
+    async def model_metadata(model: Model) -> Any:
         """The model's inputs and outputs."""
         _check_model(model, service)
         tensors = {"inputs": inputs_of(), "outputs": outputs_of(service.task)}
@@ -68,7 +69,7 @@ def router(exchange: Exchange) -> APIRouter:
 
     @routes.get("/models/{model}/ready", summary="Model ready", operation_id="oip_model_ready",
                 **schemas.get(schemas.OIP_MODEL_READY, 401, 404, 503))  # fmt: skip
-    async def model_ready(model: str) -> Any:
+    async def model_ready(model: Model) -> Any:
         """Whether the model answers."""
         _check_model(model, service)
         if not (service.ready and service.healthy):
@@ -77,7 +78,7 @@ def router(exchange: Exchange) -> APIRouter:
 
     @routes.post("/models/{model}/infer", summary="Infer", operation_id="oip_infer", response_class=Response,
                  responses=schemas.infer_responses(service), openapi_extra=schemas.infer_body(service))  # fmt: skip
-    async def infer(request: Request, model: str) -> Response:
+    async def infer(request: Request, model: Model) -> Response:
         """Answer a batch of texts: BYTES in, labels, scores and logits out, in JSON or binary."""
         _check_model(model, service)
         return await _infer(exchange, request)

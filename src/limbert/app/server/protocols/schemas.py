@@ -8,7 +8,6 @@ from limbert.app.server.service import Service
 Schema = dict[str, Any]
 
 _STRING: Schema = {"type": "string"}
-_NAME: Schema = {"type": "string", "minLength": 1}
 _NUMBER: Schema = {"type": "number"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _FLAG: Schema = {"type": ["boolean", "null"]}
@@ -119,17 +118,23 @@ def body(schema: Schema, example: Any = None) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
+_ONE_NAME: Schema = {
+    "not": _object({"subnet": {"type": "string"}, "policy": {"type": "string"}}, "subnet", "policy")
+}  # either, as both would contradict each other
+
+
 def wishes(service: Service) -> Schema:
     """The wishes as properties of ``parameters``, with the names of this model's sizes."""
     sizes = service.menu.sizes
     known = [size.quality for size in sizes if size.quality is not None]
-    budget = {"type": "number", "exclusiveMinimum": 0, "description": "milliseconds from arrival to answer"}
-    quality: Schema = {"type": "number", "description": "never answered by a size below it, in the metric's unit"}
+    names = {kind: [size.name for size in sizes if size.kind == kind] for kind in ("subnet", "policy")}
+    budget = {"type": "number", "minimum": 0.001, "description": "milliseconds from arrival to answer"}
+    quality: Schema = {"type": "number", "description": f"{sizes[0].metric}: no size below it answers"}
     schemas = {
         "latency_budget_ms": budget,
-        "min_quality": quality | ({"maximum": max(known)} if known else {}),
-        "subnet": _NAME | {"examples": [size.name for size in sizes if size.kind == "subnet"]},
-        "policy": _NAME | {"examples": [size.name for size in sizes if size.kind == "policy"]},
+        "min_quality": quality | {"maximum": max(known)} if known else {"type": "null"},  # null: none was measured
+        "subnet": {"enum": names["subnet"], "description": "what must answer; not with a policy"},
+        "policy": {"enum": names["policy"] + [f"static:{name}" for name in names["subnet"]]},
     }
     return {name: _or_null(schema) for name, schema in schemas.items()}
 
@@ -161,7 +166,7 @@ def huggingface_request(service: Service) -> Schema:
             **wishes(service),
         },
         closed=True,
-    )
+    ) | _ONE_NAME
     return _object({"inputs": {"anyOf": [_STRING, pair, batch]}, "parameters": _or_null(parameters)}, "inputs")
 
 
@@ -179,7 +184,7 @@ def tei_request(service: Service) -> Schema:
             "truncate": _FLAG | {"default": False},
             "truncation_direction": {"enum": ["Right", "right", None]},
             "raw_scores": _FLAG | {"default": False},
-            "parameters": _or_null(_object(wishes(service), closed=True)),
+            "parameters": _or_null(_object(wishes(service), closed=True) | _ONE_NAME),
         },
         "inputs",
     )
@@ -207,7 +212,7 @@ def infer_body(service: Service) -> dict[str, Any]:
             "id": {"type": ["string", "null"]},
             "inputs": _list(tensor, minItems=1, maxItems=2),
             "outputs": _or_null(_list(output, maxItems=len(names))),
-            "parameters": _or_null(_object(of_request, closed=True)),
+            "parameters": _or_null(_object(of_request, closed=True) | _ONE_NAME),
         },
         "inputs",
     )
