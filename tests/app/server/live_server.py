@@ -1,6 +1,7 @@
 """A run with random weights on disk, a server over it on a free port, and what its engine answers by itself."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from limbert.run.checkpoints import open_checkpoint
 from limbert.run.engine import Engine
 from limbert.run.policy import Policy
 
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+sys.path.append(str(BENCHMARKS))  # its requests are asked in tests too
 LABELS = ("bad", "gut", "größer")  # one of them is not ASCII
 RESULT = {"params": 1, "flops": 1, "metrics": {"accuracy": 0.8, "pearson": 0.8}}  # of every size: none is too bad
 PROBLEMS = {"classification": "single_label_classification", "regression": "regression"}
