@@ -9,7 +9,8 @@
     ├── DataError(ValueError)              a data file or a row that cannot be read as told
     ├── CheckpointError                    a checkpoint folder that is missing, broken or of another kind
     ├── StorageError                       the disk is full, or a folder cannot be written
-    └── ExportError                        an exported model that does not answer as its source does
+    ├── ExportError                        an exported model that does not answer as its source does
+    └── ServeError                         what a server says instead of an answer (limbert.app.server.errors)
 
 Each message is one line that names the value that was given and what is allowed.
 """
