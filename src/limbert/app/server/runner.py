@@ -67,7 +67,7 @@ class Runner:
         """Measure how long batches take at each size.
 
         The sizes take turns, and the quickest round counts: whatever else the machine does meanwhile shows in the
-        speeds that are followed later. Where the time does not suffice, the rest follows from the FLOPs of a measured one.
+        speeds that are followed later. Where the time does not suffice, FLOPs say the rest.
 
         Args:
             max_tokens: longest input.

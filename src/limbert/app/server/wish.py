@@ -37,7 +37,7 @@ class Wish:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
-        """Read ``subnet``, ``policy``, ``latency_budget_ms`` and ``min_quality``; null is absent, other keys are left alone.
+        """Read ``subnet``, ``policy``, ``latency_budget_ms`` and ``min_quality``; null is absent, others are ignored.
 
         Raises:
             BadRequest: for a value of another type, a number out of range, or a contradiction.
