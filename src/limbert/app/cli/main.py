@@ -12,6 +12,7 @@ from limbert.app.cli.predict import predict
 from limbert.app.cli.profile import profile
 from limbert.app.cli.report import report
 from limbert.app.cli.search import search
+from limbert.app.cli.serve import serve
 from limbert.app.cli.train import train
 from limbert.app.cli.tune import tune
 from limbert.errors import LimbertError
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, train, evaluate, tune, search, profile, choose, predict, export, report):
+for verb in (demo, train, evaluate, tune, search, profile, choose, predict, serve, export, report):
     app.command()(verb)
 
 
