@@ -70,7 +70,7 @@ def test_under_overload_the_rest_is_answered_by_the_cheapest_at_full_throughput(
     late = [batch for when, batch in outcome.batches if 1.0 <= when < 4.0]
     assert sum(batch.seconds for batch in late) > 0.98 * 3.0  # never idle
     tokens = sum(requests[one].lengths[place] for batch in late for one, place in batch.rows)
-    assert tokens * LINES[CHEAPEST].per_token > 0.8 * 3.0  # little padding, few batches
+    assert tokens * LINES[CHEAPEST].per_token > 0.75 * 3.0  # little padding, few batches
     assert all(refusal.retry_after > 0 for refusal in outcome.refused.values())
 
 

@@ -22,6 +22,7 @@ class Waiting:
 
     Attributes:
         due: when it should be finished.
+        soon: when it should be finished as things stand when it comes; later ones may delay it up to due.
         order: in which it came, among those due at the same time.
         request: that it belongs to.
         place: in the request.
@@ -33,6 +34,7 @@ class Waiting:
     """
 
     due: float
+    soon: float
     order: int
     request: int
     place: int
@@ -105,7 +107,8 @@ class Plan:
         time = self.end
         for place in range(len(self.batches) - 1, -1, -1):
             batch = self.batches[place]
-            slack = min(slack, batch.due - time)
+            if batch.due - time < slack:
+                slack = batch.due - time
             if place < _OPEN and batch.size == size:
                 longest = row.tokens if row.tokens > batch.longest else batch.longest
                 tokens = longest * (len(batch.rows) + 1)
@@ -121,7 +124,7 @@ class Plan:
             time -= batch.seconds
         due, comfort = (row.due, row.comfort) if row.hard else (inf, inf)
         if best is None:
-            if row.hard and not late and self.end + alone > row.due:
+            if row.hard and not late and self.end + alone > (row.soon if self.batches else row.due):
                 return False
             self.rows += 1
             self.seconds += alone

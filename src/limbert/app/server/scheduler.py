@@ -18,7 +18,7 @@ from limbert.app.server.load import Choices, Load
 from limbert.app.server.plan import Plan, Waiting
 from limbert.app.server.speed import Line
 
-_AT_ONCE = 128  # waiting texts that the next batch is put together from where nobody has a deadline
+_AT_ONCE = 64  # waiting texts that the next batch is put together from where nobody has a deadline
 _AHEAD = 256  # waiting texts that are planned one by one; those behind are taken to go at the same pace
 
 
@@ -77,6 +77,8 @@ class Rules:
         adaptive: whether the level follows the load; else it stays at the best.
         planned: share of the time to a deadline after which a request is planned to be finished: the rest is for the
             way back and for what the plan does not know.
+        taken: share of it within which a request must fit behind what waits to be taken; up to ``planned`` it may be
+            delayed by later ones that join the batches before its own, which is what keeps batches large.
         comfortable: share of it beyond which a batch dips.
         batch_share: share of the SLO that a batch may take where deadlines wait.
         down: utilisation above which the level falls.
@@ -89,6 +91,7 @@ class Rules:
     max_queue: int
     adaptive: bool = True
     planned: float = 0.8
+    taken: float = 0.65
     comfortable: float = 0.5
     batch_share: float = 0.25
     down: float = 0.85
@@ -216,11 +219,12 @@ class Scheduler:
     def _waiting(self, request: Request, choices: Choices) -> list[Waiting]:
         rules, hard = self._rules, request.deadline is not None
         time = rules.slo if request.deadline is None else request.deadline - request.arrival
-        due, comfort = (request.arrival + share * time for share in (rules.planned, rules.comfortable))
+        shares = (rules.planned, rules.taken, rules.comfortable)
+        due, soon, comfort = (request.arrival + share * time for share in shares)
         deadline = inf if request.deadline is None else request.deadline
         first, self._order = self._order, self._order + len(request.lengths)
         return [
-            Waiting(due, first + place, request.id, place, tokens, choices, hard, comfort, deadline)
+            Waiting(due, soon, first + place, request.id, place, tokens, choices, hard, comfort, deadline)
             for place, tokens in enumerate(request.lengths)
         ]
 
