@@ -10,11 +10,7 @@
     ├── CheckpointError                    a checkpoint folder that is missing, broken or of another kind
     ├── StorageError                       the disk is full, or a folder cannot be written
     ├── ExportError                        an exported model that does not answer as its source does
-    ├── ServeError                         what a server says instead of an answer (limbert.app.server.errors)
-    └── RemoteError                        a server that does not answer a client
-        ├── UnreachableError               nothing answers at its address
-        ├── BusyError                      it has no time for a request
-        └── RejectedError                  it refuses a request
+    └── ServeError                         what a server says instead of an answer (limbert.app.server.errors)
 
 Each message is one line that names the value that was given and what is allowed.
 """
