@@ -28,13 +28,17 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # its requests are asked in tests too
 LABELS = ("bad", "gut", "größer")  # one of them is not ASCII
 RESULT = {"params": 1, "flops": 1, "metrics": {"accuracy": 0.8, "pearson": 0.8}}  # of every size: none is too bad
-PROBLEMS = {"classification": "single_label_classification", "regression": "regression"}
+PROBLEMS = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 def make_run(folder: Path, *, kind: TaskKind = "classification") -> Path:
     """A random BERT of two layers, written as training would, with weights large enough that answers differ."""
     torch.manual_seed(0)
-    task = own_task(kind, LABELS if kind == "classification" else ())
+    task = own_task(kind, () if kind == "regression" else LABELS)
     names = dict(enumerate(task.labels)) or {0: "LABEL_0"}
     config = AutoConfig.for_model(
         "bert",

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,10 @@ from live_server import LABELS, Reference, make_run, opened, served
 from transformers import pipeline
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
+
+from limbert.app.server.app import create_app
+from limbert.core.config import TaskKind
+from limbert.errors import UnsupportedModelError
 
 pytestmark = needs_encoder
 TEXTS = ("It rained.", "Zwölf Boxkämpfer jagen Viktor 🥊", "", "word " * 100)
@@ -55,22 +60,31 @@ def test_inference_client(url: str, reference: Reference, path: str, monkeypatch
     ]
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression"])
-@pytest.mark.parametrize("function", [None, "softmax", "sigmoid", "none"])
-def test_answers_are_those_of_the_pipeline_of_transformers(
-    run: Path, tmp_path: Path, kind: str, function: str | None
-) -> None:
-    if kind == "regression":
-        run = make_run(tmp_path / "score", kind="regression")
+@pytest.mark.parametrize("kind", ["classification", "multi-label", "regression"])
+def test_answers_are_those_of_the_pipeline_of_transformers(tmp_path: Path, kind: TaskKind) -> None:
+    run = make_run(tmp_path / "run", kind=kind)
     stock = pipeline("text-classification", model=str(run), device="cpu")
     inputs = ["It rained.", {"text": "It rained.", "text_pair": "Rain fell."}, {"text": "Sun."}]
     with opened(run) as service, served(service) as url:
-        body = {"inputs": inputs, "parameters": {"top_k": 2, "function_to_apply": function}}
-        answer = httpx.post(url, json=body).raise_for_status().json()
-    for given, text in zip(answer, inputs, strict=True):
-        expected = stock(text, top_k=2, **({} if function is None else {"function_to_apply": function}))
-        assert [one["label"] for one in given] == [one["label"] for one in expected]
-        assert [one["score"] for one in given] == pytest.approx([one["score"] for one in expected], abs=1e-5)
+        for function in (None, "softmax", "sigmoid", "none"):
+            body = {"inputs": inputs, "parameters": {"top_k": 2, "function_to_apply": function}}
+            answer = httpx.post(url, json=body).raise_for_status().json()
+            for given, text in zip(answer, inputs, strict=True):
+                expected = stock(text, top_k=2, **({} if function is None else {"function_to_apply": function}))
+                assert [one["label"] for one in given] == [one["label"] for one in expected]
+                assert [one["score"] for one in given] == pytest.approx([one["score"] for one in expected], abs=1e-5)
+        tensors = {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "data": ["Sun."]}]}
+        answered = httpx.post(f"{url}/v2/models/run/infer", json=tensors).raise_for_status().json()
+        offered = httpx.get(f"{url}/v2/models/run").json()["outputs"]
+    assert [one["name"] for one in answered["outputs"]] == [one["name"] for one in offered]
+    assert ("LABEL" in {one["name"] for one in offered}) == (kind == "classification")
+
+
+def test_a_task_that_scores_no_whole_texts_is_refused(run: Path) -> None:
+    with opened(run) as service:
+        service.task = replace(service.task, kind="token-classification")
+        with pytest.raises(UnsupportedModelError, match="task is token-classification; the server answers"):
+            create_app(service)
 
 
 def test_tei_nests_as_asked(url: str, reference: Reference) -> None:

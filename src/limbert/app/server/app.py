@@ -14,6 +14,7 @@ from limbert.app.server.guard import Guard
 from limbert.app.server.metrics import Metrics
 from limbert.app.server.playground import router as playground
 from limbert.app.server.protocols import health, huggingface, open_inference, tei
+from limbert.app.server.scores import function_of
 from limbert.app.server.service import Service
 
 _DESCRIPTION = """One elastic model, asked in the protocol that a client knows: Hugging Face inference, Text Embeddings
@@ -25,7 +26,11 @@ def create_app(service: Service) -> FastAPI:
     """The application that answers for a service. It neither starts nor ends it.
 
     With an API key in the service's settings, everything needs it but health and the playground's page.
+
+    Raises:
+        UnsupportedModelError: for a task whose answers are no scores of whole texts.
     """
+    function_of(service.task)
     metrics = Metrics(service)
     app = FastAPI(title="Limbert", version=version("limbert"), description=_DESCRIPTION, redoc_url=None, docs_url=None)
     exchange = Exchange(service, metrics)

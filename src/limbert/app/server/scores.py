@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from limbert.app.server.faults import Fault
 from limbert.data.tasks import Task
+from limbert.errors import UnsupportedModelError
 
 Function = Callable[[Sequence[float]], list[float]]
 
@@ -28,12 +29,18 @@ def unchanged(logits: Sequence[float]) -> list[float]:
 
 
 FUNCTIONS: dict[str, Function] = {"softmax": softmax, "sigmoid": sigmoid, "none": unchanged}
-_OF_TASK = {"classification": softmax, "multi-label": sigmoid, "regression": unchanged}
+_OF_KIND: dict[str, Function] = {"classification": softmax, "multi-label": sigmoid, "regression": unchanged}
 
 
 def function_of(task: Task) -> Function:
-    """What makes scores of this task's outputs."""
-    return _OF_TASK[task.kind]
+    """What makes scores of this task's outputs.
+
+    Raises:
+        UnsupportedModelError: for a task whose answers are no scores of whole texts.
+    """
+    if task.kind not in _OF_KIND:
+        raise UnsupportedModelError(f"task is {task.kind}; the server answers {', '.join(_OF_KIND)}")
+    return _OF_KIND[task.kind]
 
 
 def labels_of(task: Task) -> tuple[str, ...]:

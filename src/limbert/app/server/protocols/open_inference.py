@@ -34,7 +34,7 @@ def inputs_of() -> list[dict[str, Any]]:
 
 def outputs_of(task: Task) -> list[dict[str, Any]]:
     """The tensors that a model answers with; LABEL only where exactly one of the labels holds."""
-    numbers = [{"name": name, "datatype": "FP32", "shape": [-1, task.outputs]} for name in ("SCORES", "LOGITS")]
+    numbers = [{"name": name, "datatype": "FP32", "shape": [-1, len(labels_of(task))]} for name in ("SCORES", "LOGITS")]
     label = {"name": "LABEL", "datatype": "BYTES", "shape": [-1]}
     return [label, *numbers] if task.kind == "classification" else numbers
 
