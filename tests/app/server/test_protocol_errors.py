@@ -295,6 +295,17 @@ def test_numbers_that_are_none_are_no_answer(url: str, service: Service, monkeyp
         assert (answer.status_code, answer.json()["error_type"]) == (424, "Backend")
 
 
+def test_a_defect_is_a_500_that_is_counted(url: str, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*texts: object, **options: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(service, "answer", broken)
+    answer = post(url, b'{"inputs": "a"}')
+    assert (answer.status_code, answer.json()["error_type"]) == (500, "Backend")
+    assert "secret" not in answer.text
+    assert 'limbert_requests_total{protocol="huggingface",status="500"} 1.0' in httpx.get(f"{url}/metrics").text
+
+
 @pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_the_openapi_description_holds_and_nothing_ends_in_5xx(url: str, tmp_path: Path, examples: int) -> None:
     (tmp_path / "schemathesis.toml").write_text(FUZZ)

@@ -64,6 +64,9 @@ class Guard:
                 await refusal(scope, receive, noting)
             else:
                 await self._app(scope, _Body(receive, limit=self._limit, seconds=self._seconds).receive, noting)
+        except Exception:
+            status = 500  # Starlette answers so outside of this
+            raise
         finally:
             self._metrics.count_request(protocol_of(scope["path"]), status=status, seconds=perf_counter() - start)
 
