@@ -128,6 +128,20 @@ async def drive(
     return report
 
 
+async def wait_until_ready(host: str, port: int, *, seconds: float = 60) -> None:
+    """Ask until requests are taken: a server says its address shortly before it listens there."""
+    ask = Call("", b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n", (200,))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if (await Connection(host, port).ask(ask))[0] == 200:
+                return
+        except OSError:
+            pass
+        await asyncio.sleep(0.05)
+    sys.exit(f"benchmark: error: the server is not ready after {seconds:g} s")
+
+
 async def end_under_way(process: "subprocess.Popen[str]", host: str, port: int, mix: Mix, pool: Pool) -> Report:
     """SIGTERM while slow requests run: all of them must be answered, and right."""
     wish = {"subnet": mix.subnets[0], "latency_budget_ms": 60_000}
@@ -187,6 +201,7 @@ def main() -> None:
                 kept.append(memory.memory_info().rss / 1e6)
                 print(f"{done:6d} requests, server {kept[-1]:.0f} MB", file=sys.stderr)
 
+        asyncio.run(wait_until_ready(host, int(port)))
         start = time.perf_counter()
         report = asyncio.run(
             drive(host, int(port), mix.calls(arguments.requests), connections=arguments.connections, each=each)
