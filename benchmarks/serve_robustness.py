@@ -86,7 +86,7 @@ class Connection:
     @staticmethod
     async def _send(call: Call, writer: asyncio.StreamWriter) -> None:
         pieces = 8 if call.manner == "trickle" else 1
-        step = -(-len(call.data) // pieces)
+        step = max(1, -(-len(call.data) // pieces))
         for start in range(0, len(call.data), step):
             writer.write(call.data[start : start + step])
             await writer.drain()
