@@ -1,4 +1,4 @@
-"""The playground in a real browser: what it shows is what the engine says, by keyboard, on a phone, and nothing from elsewhere."""
+"""The playground in a real browser: it shows what the engine says, by keyboard, on a phone, with nothing from elsewhere."""
 
 import shutil
 import threading
@@ -35,12 +35,12 @@ SIZES = [f"{width:g}x{depth:g}" for width in WIDTHS for depth in DEPTHS]
 
 
 def make_run(folder: Path, task: Task) -> Path:
-    """A random BERT of four layers with gates whose choices differ, and an operating point at which some texts leave."""
+    """A random BERT of four layers with gates whose choices differ, and a point at which some texts leave."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "bert",
-        **{"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 4},
-        **{"vocab_size": 30522, "max_position_embeddings": 64, "num_labels": max(1, len(task.labels))},
+        hidden_size=32, num_attention_heads=4, intermediate_size=64, num_hidden_layers=4,
+        vocab_size=30522, max_position_embeddings=64, num_labels=max(1, len(task.labels)),
     )
     network = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
@@ -56,7 +56,9 @@ def make_run(folder: Path, task: Task) -> Path:
             network(**inputs)
         for gate, state in zip(gates.gate, (states[0], states[2]), strict=True):
             gate.dense_out.bias.sub_(gate(state[:, 0]).mean(dim=0))  # else a random gate prefers one choice for all
-        answers, _ = Engine(model, Policy(gates=True, exits=ExitRule("entropy", 0.5)), kind=task.kind).run_to_the_end(inputs)
+        answers, _ = Engine(model, Policy(gates=True, exits=ExitRule("entropy", 0.5)), kind=task.kind).run_to_the_end(
+            inputs
+        )
         entropy = torch.special.entr(answers[0].softmax(dim=-1)).sum(dim=-1).sort().values
         policy = Policy(gates=True, exits=ExitRule("entropy", float(entropy[2:4].mean())))
         record["operating_points"] = {"balanced": OperatingPoint(policy, "accuracy", 0.9, 0.5).to_dict()}
@@ -328,9 +330,7 @@ def test_pairs_and_values(browser: Any, tmp_path: Path) -> None:
             row.split("\t")[0].split("\n")[0]: row.split("\t")[1].strip()
             for row in shown.page.locator("#table tbody tr").all_inner_texts()
         }
-        assert values == {
-            name: f"{float(truth('It rained.', name, 'Rain fell.')[0][0]):.3f}" for name in SIZES
-        }
+        assert values == {name: f"{float(truth('It rained.', name, 'Rain fell.')[0][0]):.3f}" for name in SIZES}
 
 
 def test_the_page_may_load_only_its_own_parts(url: str) -> None:

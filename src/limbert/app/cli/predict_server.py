@@ -1,4 +1,4 @@
-"""``limbert predict --server``: the same texts and the same answers, from a server instead of a model on this machine."""
+"""``limbert predict --server``: the same answers, from a server instead of a model on this machine."""
 
 from dataclasses import dataclass
 from functools import cached_property

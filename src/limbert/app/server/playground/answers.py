@@ -60,7 +60,9 @@ def answer_values(task: Task, answers: Answers) -> dict[str, Any]:
     several = task.kind == "multi-label"
     return {
         "size": row.size,
-        "labels": [label for label, score in ranked if score >= _CHOSEN] if several else [pair[0] for pair in ranked[:1]],
+        "labels": [label for label, score in ranked if score >= _CHOSEN]
+        if several
+        else [pair[0] for pair in ranked[:1]],
         "value": row.logits[0] if regression else None,
         "scores": ranked,
         "tokens": row.tokens,
