@@ -10,11 +10,12 @@
     ├── CheckpointError                    a checkpoint folder that is missing, broken or of another kind
     ├── StorageError                       the disk is full, or a folder cannot be written
     ├── ExportError                        an exported model that does not answer as its source does
+    ├── ProcessError                       another process of the same training run has ended
     ├── ServeError                         what a server says instead of an answer (limbert.app.server.errors)
     └── RemoteError                        a server that does not answer a client
-        ├── UnreachableError               nothing answers at its address
-        ├── BusyError                      it has no time for a request
-        └── RejectedError                  it refuses a request
+        ├── UnreachableError               nothing answers at its address, or not in time
+        ├── BusyError                      it has no time, and says when to try again
+        └── RejectedError                  it refuses the request
 
 Each message is one line that names the value that was given and what is allowed.
 """
@@ -82,3 +83,7 @@ class RejectedError(RemoteError):
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class ProcessError(LimbertError):
+    """Another process of the same training run has ended."""

@@ -1,11 +1,12 @@
 """The settings of a run, one frozen dataclass a concern; the ``help`` of a field is the command's help."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from limbert.errors import ConfigError
 
-TaskKind = Literal["classification", "regression"]
+TaskKind = Literal["classification", "regression", "multi-label", "token-classification", "question-answering"]
+TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 Precision = Literal["fp32", "bf16"]
 
 
@@ -30,7 +31,9 @@ class DataConfig:
     """Where the examples come from and how to read them."""
 
     task: str | None = setting(
-        None, "GLUE task (cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli); omit for own data"
+        None,
+        "GLUE task (cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli), ner or squad for data of that form; "
+        "omit for other data",
     )
     data: str | None = setting(None, "folder with train.* and dev.* (and optionally test.*), or a Hub data set name")
     train: str | None = setting(None, "training file: CSV, TSV, JSONL or Parquet (instead of --data)")
@@ -38,23 +41,41 @@ class DataConfig:
     text_column: str | None = setting(None, "column with the text (default: the task's, or the first column of text)")
     pair_column: str | None = setting(None, "column with the second text of a pair (default: the task's, or none)")
     label_column: str | None = setting(None, "column with the label (default: the task's, or 'label')")
-    task_type: TaskKind | None = setting(None, "classification or regression (default: follows from the labels)")
+    task_type: TaskKind | None = setting(
+        None, f"{', '.join(TASK_KINDS[:-1])} or {TASK_KINDS[-1]} (default: follows from the task or the labels)"
+    )
     label_names: tuple[str, ...] | None = setting(
         None, "label names in the order of their ids (default: from the data)"
     )
     train_limit: int | None = setting(None, "use only this many training rows, chosen by the seed")
     skip_bad_rows: bool = setting(False, "skip malformed rows and say how many, instead of stopping at the first")
-    max_length: int = setting(128, "longest input in tokens; longer ones are cut")
+    max_length: int = setting(128, "longest input in tokens; longer ones are cut (question answering: into windows)")
+    held_out: float | None = setting(
+        None, "share of the training data set aside as development data where there is none (of SQuAD: whole articles)"
+    )
+    label_separator: str | None = setting(None, "multi-label: what stands between the labels in a cell (default: ,)")
+    stride: int | None = setting(
+        None, "question answering: tokens that windows of one context share (default: a quarter of the longest input)"
+    )
 
     def __post_init__(self) -> None:
         require(
-            self.task_type in (None, "classification", "regression"),
+            self.task_type is None or self.task_type in TASK_KINDS,
             "task type",
             self.task_type,
-            "classification or regression",
+            "one of " + ", ".join(TASK_KINDS),
         )
         require(self.train_limit is None or self.train_limit > 0, "train limit", self.train_limit, "at least 1")
         require(self.max_length >= 4, "maximum length", self.max_length, "at least 4 tokens")
+        require(self.held_out is None or 0 < self.held_out < 1, "held-out share", self.held_out, "between 0 and 1")
+        require(self.label_separator != "", "label separator", self.label_separator, "at least one character")
+        longest = self.max_length // 3
+        require(
+            self.stride is None or 0 < self.stride <= longest,
+            "stride",
+            self.stride,
+            f"from 1 to {longest}, a third of the longest input",
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,7 @@ class PhaseConfig:
 
     epochs: float = setting(3.0, "passes over the training rows")
     max_steps: int | None = setting(None, "stop the phase after this many optimizer steps")
-    batch_size: int = setting(32, "training rows an optimizer step")
+    batch_size: int = setting(32, "training rows an optimizer step, in each process of several")
     learning_rate: float = setting(2e-5, "highest learning rate; it falls linearly to 0")
     warmup: float = setting(0.0, "share of the steps in which the learning rate rises from 0")
     weight_decay: float = setting(0.0, "decoupled weight decay of AdamW")

@@ -3,41 +3,104 @@
 Pure functions of tensors; they know no model and no sub-network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from limbert.core.config import TaskKind
 
+IGNORED = -100  # label of a token that has none: padding, special tokens, all but the first token of a word
 
-def logit_loss(student: Tensor, teacher: Tensor, *, kind: TaskKind) -> Tensor:
+
+@dataclass(frozen=True)
+class _Losses:
+    """The losses of one kind of task, scalars.
+
+    Attributes:
+        label: of (logits, labels, mask).
+        logit: of (the student's logits, the teacher's, labels, mask).
+    """
+
+    label: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    logit: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+def logit_loss(
+    student: Tensor, teacher: Tensor, *, kind: TaskKind, labels: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Distance between answers, a scalar.
 
     For classification the soft cross-entropy ``-(softmax(teacher) * log_softmax(student)).sum(-1).mean()`` without
     temperature, for regression the mean squared error (DynaBERT, arXiv 2004.04037, equation 3; the released program
-    gives 0 for regression).
+    gives 0 for regression). Each class of a multi-label task is a question of its own: the mean of the binary soft
+    cross-entropies. Of tokens, the mean over those that have a label. Of questions, the soft cross-entropy over the
+    tokens that are no padding, for where the answer starts and for where it ends.
 
     Args:
-        student, teacher: ``(batch, outputs)``.
+        student, teacher: ``(batch, outputs)``; for tasks at tokens ``(batch, tokens, outputs)``.
         kind: what the outputs mean.
+        labels: ``(batch, tokens)``, needed for token classification: only where they are is not ignored.
+        mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; needed for question answering.
     """
-    if kind == "regression":
-        return F.mse_loss(student, teacher)
-    return F.cross_entropy(student, teacher.softmax(dim=-1))
+    return _LOSSES[kind].logit(student, teacher, labels, mask)
 
 
-def label_loss(logits: Tensor, labels: Tensor, *, kind: TaskKind) -> Tensor:
+def label_loss(logits: Tensor, labels: Tensor, *, kind: TaskKind, mask: Tensor | None = None) -> Tensor:
     """The plain supervised loss, a scalar: cross-entropy, or mean squared error for regression.
 
     Args:
-        logits: ``(batch, outputs)``.
-        labels: ``(batch,)``, class ids or values.
+        logits: ``(batch, outputs)``; for tasks at tokens ``(batch, tokens, outputs)``.
+        labels: ``(batch,)``, class ids or values; multi-label ``(batch, classes)``, 0 or 1; token classification
+            ``(batch, tokens)``, class ids or ``IGNORED``; question answering ``(batch, 2)``, first and last token.
         kind: what the outputs mean.
+        mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; needed for question answering.
     """
-    if kind == "regression":
-        return F.mse_loss(logits.squeeze(-1), labels)
-    return F.cross_entropy(logits, labels)
+    return _LOSSES[kind].label(logits, labels, mask)
+
+
+def _token_logit_loss(student: Tensor, teacher: Tensor, labels: Tensor | None, _: Tensor | None) -> Tensor:
+    assert labels is not None, "token classification counts labelled tokens only"
+    weights = (labels != IGNORED).to(student.dtype)
+    distance = -(teacher.softmax(dim=-1) * student.log_softmax(dim=-1)).sum(dim=-1)  # (batch, tokens)
+    return (distance * weights).sum() / weights.sum().clamp_min(1)
+
+
+def _span_label_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    return F.cross_entropy(_at_tokens(logits, mask), labels)  # (batch, tokens, 2) to (batch, 2)
+
+
+def _span_logit_loss(student: Tensor, teacher: Tensor, _: Tensor | None, mask: Tensor | None) -> Tensor:
+    return F.cross_entropy(_at_tokens(student, mask), _at_tokens(teacher, mask).softmax(dim=1))
+
+
+def _at_tokens(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits of which padding is never the answer: the lowest number there, whose softmax is 0."""
+    assert mask is not None, "question answering needs to know what is padding"
+    return logits.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
+
+
+_LOSSES: Mapping[TaskKind, _Losses] = {
+    "classification": _Losses(
+        label=lambda logits, labels, _: F.cross_entropy(logits, labels),
+        logit=lambda student, teacher, *_: F.cross_entropy(student, teacher.softmax(dim=-1)),
+    ),
+    "regression": _Losses(
+        label=lambda logits, labels, _: F.mse_loss(logits.squeeze(-1), labels),
+        logit=lambda student, teacher, *_: F.mse_loss(student, teacher),
+    ),
+    "multi-label": _Losses(
+        label=lambda logits, labels, _: F.binary_cross_entropy_with_logits(logits, labels),
+        logit=lambda student, teacher, *_: F.binary_cross_entropy_with_logits(student, teacher.sigmoid()),
+    ),
+    "token-classification": _Losses(
+        label=lambda logits, labels, _: F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED),
+        logit=_token_logit_loss,
+    ),
+    "question-answering": _Losses(label=_span_label_loss, logit=_span_logit_loss),
+}
 
 
 def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:

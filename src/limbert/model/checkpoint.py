@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
+from limbert.core.kinds import head_of
+from limbert.errors import CheckpointError, ConfigError, LimbertError
 from limbert.model.families import FAMILIES, unsupported
 from limbert.model.storage import replaced_file, replaced_folder
 
@@ -29,9 +30,12 @@ HEADS = {
 }
 
 
-def load(path_or_hub_id: str | Path, *, head: str, **network_arguments: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load(
+    path_or_hub_id: str | Path, *, head: str | None, **network_arguments: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The stock network of a checkpoint, and what its ``limbert.json`` says (empty for a stock checkpoint).
 
+    Without a ``head``, the one for the task in ``limbert.json``; a stock checkpoint then gets sequence classification.
     Weights are read as fp32 unless ``dtype`` says otherwise, and only from safetensors files.
 
     Raises:
@@ -45,17 +49,18 @@ def load(path_or_hub_id: str | Path, *, head: str, **network_arguments: Any) -> 
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in FAMILIES:
             raise unsupported(config.model_type)
-        network_class = _network_class(head, config)
+        record = read_record(name)
+        network_class = _network_class(head or head_of(record), config)
         network = network_class.from_pretrained(
             name, **{"dtype": torch.float32, "use_safetensors": True} | network_arguments
         )
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"cannot load {name}: {_one_line(error)}") from error
     except ValueError as error:
-        if isinstance(error, (UnsupportedModelError, ConfigError)):
+        if isinstance(error, LimbertError):
             raise
         raise CheckpointError(f"cannot load {name}: {_one_line(error)}") from error
-    return network, read_record(name)
+    return network, record
 
 
 @contextmanager

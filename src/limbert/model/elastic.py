@@ -77,7 +77,7 @@ class ElasticModel:
         path_or_hub_id: str | Path,
         *,
         space: Space | None = None,
-        head: str = "sequence-classification",
+        head: str | None = None,
         **network_arguments: Any,
     ) -> Self:
         """Load a stock checkpoint or an elastic one.
@@ -87,7 +87,8 @@ class ElasticModel:
             space: the sub-networks to train for; default: what the checkpoint says, else the widths and depths of
                 the DynaBERT paper.
             head: the task head, one of ``limbert.model.checkpoint.HEADS``; ``"as-saved"`` takes the class that the
-                checkpoint's config names.
+                checkpoint's config names; default: what its task in ``limbert.json`` needs, else sequence
+                classification.
             network_arguments: passed on to Transformers, for example ``num_labels=3`` or ``dtype=torch.bfloat16``.
 
         Raises:

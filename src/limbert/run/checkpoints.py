@@ -32,7 +32,7 @@ class Opened:
     max_length: int
 
 
-def open_checkpoint(path: str | Path, *, space: Space | None = None, head: str = "sequence-classification") -> Opened:
+def open_checkpoint(path: str | Path, *, space: Space | None = None, head: str | None = None) -> Opened:
     """Load an elastic checkpoint, or a stock one with a sequence classification head.
 
     Args:

@@ -1,7 +1,8 @@
 """The phase that trains width gates on a frozen encoder.
 
 The encoder is frozen and runs without dropout, so one static pass a width over the training rows is all that it is
-needed for; what the gates read and aim at is kept, and the epochs run on that alone, in seconds.
+needed for; what the gates read and aim at is kept, and the epochs run on that alone, in seconds. Several processes
+share the static passes; the main one alone trains.
 """
 
 import math
@@ -23,6 +24,7 @@ from limbert.model.elastic import ElasticModel
 from limbert.model.gates import WidthGates, gated_layers
 from limbert.run.monitor import Progress
 from limbert.run.phase import Phase, PhaseWork
+from limbert.run.processes import Processes
 from limbert.run.static_answers import Keeping, StaticAnswers, static_answers
 from limbert.run.trainer import Stopped, step_seed
 
@@ -66,10 +68,20 @@ class GatePhase(Phase):
             _lessons(work, config, examples, subnets=subnets, places=places, part=part)
             for examples, part in ((train, "train"), (work.validation, "validation"))
         )
-        _tell_targets(work, lessons, [*subnets])
-        torch.manual_seed(step_seed(work.surroundings.seed, work.name, 0))
-        gates = WidthGates(count=count, hidden=lessons.first_tokens.shape[-1], widths=tuple(subnets))
-        model.gates = _fit(gates.to(model.network.device), lessons, held_out, work=work, config=config)
+
+        def learn() -> WidthGates:
+            assert lessons is not None
+            assert held_out is not None
+            _tell_targets(work, lessons, [*subnets])
+            torch.manual_seed(step_seed(work.surroundings.seed, work.name, 0))
+            gates = WidthGates(count=count, hidden=lessons.first_tokens.shape[-1], widths=tuple(subnets))
+            return _fit(gates.to(model.network.device), lessons, held_out, work=work, config=config).cpu()
+
+        model.gates = _processes(work).from_main(learn).to(model.network.device)
+
+
+def _processes(work: PhaseWork) -> Processes:
+    return Processes.of(work.surroundings.accelerator)
 
 
 def _count(config: GatesConfig, model: ElasticModel) -> int:
@@ -101,7 +113,8 @@ def _lessons(
     subnets: dict[float, Subnet],
     places: list[int],
     part: str,
-) -> Lessons:
+) -> Lessons | None:
+    """What gates learn from one part of the data, in the main process, where they learn; None in the others."""
     around = work.surroundings
     answers = static_answers(
         work.model,
@@ -114,8 +127,11 @@ def _lessons(
             name=f"{work.name}-{part}",
             should_stop=around.should_stop,
             progress=lambda done, total: around.monitor.preparing(work.name, f"static passes, {part}", done, total),
+            processes=_processes(work),
         ),
     )
+    if answers is None:
+        return None
     assert examples.labels is not None
     targets = _targets(answers, examples.labels, work=work, config=config, widths=[*subnets])
     return Lessons(answers.first_tokens, targets)

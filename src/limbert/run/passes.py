@@ -14,6 +14,7 @@ from torch import Tensor
 
 from limbert.core.subnet import Subnet
 from limbert.model.elastic import ElasticModel
+from limbert.model.heads import logits_of
 from limbert.model.states import LayerCalls, Place
 
 Path = tuple[int, ...]  # the layers run so far
@@ -42,7 +43,7 @@ class Answer:
     """What one sub-network says about a batch.
 
     Attributes:
-        logits: ``(batch, outputs)``.
+        logits: ``(batch, outputs)``; of heads that answer at tokens ``(batch, tokens, outputs)``.
         states: the embedding output and the state after each of its layers, ``(batch, tokens, hidden)``; empty where
             nobody asked.
     """
@@ -82,7 +83,7 @@ def run_pass(
     """
     if len(shared.subnets) == 1:  # nothing to share: the stock forward as it is
         with model.recorded_states() as recorded:
-            logits = model.network(**inputs).logits
+            logits = logits_of(model.network(**inputs))
         return {shared.subnets[0]: Answer(logits, tuple(recorded) if keep_states else ())}
     layers = model.layers()
     embedding, calls = model.layer_calls(**inputs)
@@ -93,7 +94,7 @@ def run_pass(
         for path in paths[1:]:
             if path not in states:
                 states[path] = calls.run(layers[path[-1]], states[path[:-1]])
-        logits = model.read_out(states[subnet.layers], **inputs).logits
+        logits = logits_of(model.read_out(states[subnet.layers], **inputs))
         answers[subnet] = Answer(logits, tuple(states[path] for path in paths) if keep_states else ())
     return answers
 
@@ -178,7 +179,7 @@ def train_pass(
         if path in ends:
             subnet = ends[path]
             with precision():
-                logits = model.read_out(cut[path], **inputs).logits
+                logits = logits_of(model.read_out(cut[path], **inputs))
             value = loss(subnet, Answer(logits, tuple(cut[part] for part in _paths(subnet))))
             backward(value)
             total = total + value.detach()

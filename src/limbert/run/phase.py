@@ -11,6 +11,7 @@ from limbert.core.config import GatesConfig, PhaseConfig, Precision
 from limbert.data.batches import TokenizedExamples, evaluation_batches
 from limbert.data.tasks import Task
 from limbert.model.elastic import ElasticModel
+from limbert.model.heads import stock_labels
 from limbert.run.trainer import Surroundings
 
 AnyPhaseConfig = PhaseConfig | GatesConfig
@@ -39,10 +40,12 @@ class PhaseWork:
     surroundings: Surroundings
 
     def scoring_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Labelled batches of the validation slice, on the model's device."""
+        """Labelled batches of the validation slice, on the model's device, as stock networks take them."""
         device = self.surroundings.accelerator.device
         for indices in evaluation_batches(self.validation.lengths, batch_size=batch_size):
-            yield {name: tensor.to(device) for name, tensor in self.validation.collate(indices).items()}
+            batch = {name: tensor.to(device) for name, tensor in self.validation.collate(indices).items()}
+            labels = stock_labels(batch.pop("labels"), kind=self.task.kind)
+            yield batch | labels
 
 
 @dataclass(frozen=True)

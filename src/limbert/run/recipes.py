@@ -21,6 +21,16 @@ class Recipe:
     space: Space
     phases: dict[str, AnyPhaseConfig]
 
+    def over(self, processes: int) -> "Recipe":
+        """The recipe with the batches that so many processes train on together, each with as many rows as it says.
+
+        Two runs with the same batches are the same run, however many processes share them.
+        """
+        phases = {
+            name: replace(config, batch_size=processes * config.batch_size) for name, config in self.phases.items()
+        }
+        return replace(self, phases=phases)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint's record."""
         return {

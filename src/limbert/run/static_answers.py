@@ -16,6 +16,7 @@ from limbert.data.batches import TokenizedExamples, evaluation_batches
 from limbert.errors import StorageError
 from limbert.model.elastic import ElasticModel
 from limbert.run.passes import SharedPass, run_pass
+from limbert.run.processes import ALONE, Processes
 from limbert.run.trainer import Stopped
 
 _BATCH = 64  # examples a pass
@@ -44,12 +45,14 @@ class Keeping:
         name: of the parts, ``NAME-part-3.safetensors``; the same name must mean the same model and examples.
         should_stop: asked after every batch.
         progress: called with batches done and in all.
+        processes: those that compute missing parts together; the main one keeps them.
     """
 
     folder: Path
     name: str
     should_stop: Callable[[], bool] = lambda: False
     progress: Callable[[int, int], None] = lambda done, total: None
+    processes: Processes = ALONE
 
 
 def static_answers(
@@ -60,7 +63,7 @@ def static_answers(
     places: Sequence[int],
     precision: Precision,
     keeping: Keeping,
-) -> StaticAnswers:
+) -> StaticAnswers | None:
     """Run every example through every sub-network, one pass each.
 
     Args:
@@ -71,27 +74,39 @@ def static_answers(
         precision: ``"bf16"`` runs under autocast.
         keeping: where parts are kept and looked for.
 
+    Returns:
+        The answers in the main process; None in the others.
+
     Raises:
         Stopped: when asked to stop; finished parts are kept.
         StorageError: if a part cannot be written.
     """
+    processes = keeping.processes
     batches = evaluation_batches(examples.lengths, batch_size=_BATCH)
     parts = []
     for start in range(0, len(batches), _PART):
         path = keeping.folder / f"{keeping.name}-part-{start // _PART}.safetensors"
-        part = _read_part(path)
-        if part is None:
-            done = []
-            for number, indices in enumerate(batches[start : start + _PART], start=start):
+        part = _read_part(path) if processes.is_main else None
+        if not processes.gather(part is not None)[0]:
+            numbers = range(start, min(start + _PART, len(batches)))
+            done = {}
+            for number in numbers[processes.rank :: processes.count]:
                 keeping.progress(number, len(batches))
                 if keeping.should_stop():
-                    raise Stopped(f"stopped in {keeping.name} after {start} of {len(batches)} batches of static passes")
-                done.append(
-                    _answer_batch(model, examples, indices, subnets=subnets, places=places, precision=precision)
+                    break
+                done[number] = _answer_batch(
+                    model, examples, batches[number], subnets=subnets, places=places, precision=precision
                 )
-            part = {name: torch.cat([batch[name] for batch in done]) for name in done[0]}
-            _write_part(path, part)
-        parts.append(part)
+            found = {number: batch for process in processes.gather(done) for number, batch in process.items()}
+            if len(found) < len(numbers):
+                raise Stopped(f"stopped in {keeping.name} after {start} of {len(batches)} batches of static passes")
+            part = {name: torch.cat([found[number][name] for number in numbers]) for name in found[start]}
+            if processes.is_main:
+                _write_part(path, part)
+        if part is not None and processes.is_main:
+            parts.append(part)
+    if not processes.is_main:
+        return None
     order = torch.tensor([index for batch in batches for index in batch])
     back = order.argsort()
     return StaticAnswers(**{name: torch.cat([part[name] for part in parts])[back] for name in parts[0]})

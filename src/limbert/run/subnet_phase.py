@@ -13,7 +13,9 @@ from limbert.method.graft import graft
 from limbert.method.importance import importance
 from limbert.model.elastic import ElasticModel
 from limbert.run.evaluate import subnet_logits
+from limbert.run.passes import plan_passes
 from limbert.run.phase import Phase, PhaseWork
+from limbert.run.processes import Processes
 from limbert.run.trainer import Trainer
 
 
@@ -38,7 +40,9 @@ class SubnetPhase(Phase):
     def train(self, work: PhaseWork, config: PhaseConfig) -> None:
         model = work.model
         model.gates = None
-        self.prepare(model, work.scoring_batches(config.batch_size))
+        processes = Processes.of(work.surroundings.accelerator)
+        processes.from_main(lambda: self.prepare(model, work.scoring_batches(config.batch_size)))
+        processes.share_weights(model.network)
         teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval()) if self.distils else None
         subnets = self.subnets(model)
         trainer = Trainer(
@@ -51,17 +55,38 @@ class SubnetPhase(Phase):
             surroundings=work.surroundings,
         )
 
-        def graft_now() -> None:
+        def graft_on_main() -> None:
             scores = importance(model, work.scoring_batches(config.batch_size))
             graft(model, scores, rate=config.graft_rate, share=config.graft_share)
 
-        trainer.fit(work.train, lambda: _mean_score(work, subnets), graft=graft_now)
+        def graft_now() -> None:
+            processes.from_main(graft_on_main)
+            processes.share_weights(model.network)
+
+        trainer.fit(work.train, lambda: _mean_score(work, subnets, processes), graft=graft_now)
 
 
-def _mean_score(work: PhaseWork, subnets: dict[str, Subnet]) -> float:
+def shared_out(subnets: dict[str, Subnet], processes: Processes) -> dict[str, Subnet]:
+    """The sub-networks that this process measures.
+
+    Those that share layer runs stay together, unless there are more processes than such groups. Large groups go with
+    small ones. What is measured of a sub-network is so the very number that one process alone finds.
+    """
+    groups = [shared.subnets for shared in plan_passes(subnets.values())]
+    if len(groups) < processes.count:
+        groups = [(subnet,) for subnet in subnets.values()]
+    count, rank = processes.count, processes.rank
+    dealt = groups[rank :: 2 * count] + groups[2 * count - 1 - rank :: 2 * count]
+    mine = {subnet for group in dealt for subnet in group}
+    return {name: subnet for name, subnet in subnets.items() if subnet in mine}
+
+
+def _mean_score(work: PhaseWork, subnets: dict[str, Subnet], processes: Processes) -> float:
     """The task's primary metric on the validation slice, averaged over the sub-networks."""
     assert work.validation.labels is not None
     labels = work.validation.labels.numpy()
-    answers = subnet_logits(work.model, work.validation, subnets=subnets, batch_size=64, precision=work.precision)
-    scores = [compute_metrics(work.task, logits, labels)[work.task.primary] for logits in answers.values()]
-    return sum(scores) / len(scores)
+    mine = shared_out(subnets, processes)
+    answers = subnet_logits(work.model, work.validation, subnets=mine, batch_size=64, precision=work.precision)
+    scores = {name: compute_metrics(work.task, logits, labels)[work.task.primary] for name, logits in answers.items()}
+    found = {name: score for part in processes.gather(scores) for name, score in part.items()}
+    return sum(found[name] for name in subnets) / len(subnets)

@@ -21,6 +21,7 @@ from limbert.model.elastic import ElasticModel
 from limbert.model.lean import with_ready_mask
 from limbert.run.monitor import Monitor, Progress
 from limbert.run.passes import Answer, SharedPass, SharedStart, plan_passes, run_pass, train_pass
+from limbert.run.processes import WHOLE, Processes, Share
 from limbert.run.state import TrainingState, latest_state, save_state
 from limbert.run.workspace import Workspace
 
@@ -41,7 +42,7 @@ class Surroundings:
         workspace: where the running phase keeps its state and its log.
         checkpoint_every: seconds between saved states.
         monitor: told how it goes.
-        should_stop: asked after every step.
+        should_stop: asked after every step; a yes in one process stops all.
     """
 
     accelerator: Accelerator
@@ -83,8 +84,11 @@ class Trainer:
         self.config = config
         self.kind = kind
         self.around = surroundings
+        self.processes = Processes.of(surroundings.accelerator)
+        self._asked_to_stop = torch.zeros(())  # in how many processes, known since the last step
+        self._trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.network.parameters() if parameter.requires_grad],
+            self._trained,
             lr=config.learning_rate,
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
@@ -97,8 +101,8 @@ class Trainer:
         """Train the phase to its end, from its saved state if there is one; the best validated weights stay.
 
         Args:
-            examples: labelled training rows.
-            validate: scores the model as it is, higher is better.
+            examples: labelled training rows, all of them in every process.
+            validate: scores the model as it is, higher is better; the same in all processes.
             graft: changes the weights in place; called as often as the settings say.
 
         Raises:
@@ -114,15 +118,17 @@ class Trainer:
         folder = around.workspace.folder
         state = latest_state(folder, self.name, network=self.model.network, optimizer=self.optimizer)
         state = state or TrainingState(self.name)
+        self.processes.agree_on(state.step, what=f"a saved state of phase {self.name} after step")
+        self.processes.share_weights(self.model.network)
         around.workspace.rewind_log(self.name, state.step)
         around.monitor.phase_starts(self.name, step=state.step, steps=steps)
         self.model.network.train()
         losses: list[Tensor] = []
         rows, reported, saved = 0, time.monotonic(), time.monotonic()
-        for batch in self._batches(examples, start=state.step, steps=steps):
+        for batch, share in self._batches(examples, start=state.step, steps=steps):
             rate = self._learning_rate(state.step, steps)
-            losses.append(self.step(batch, number=state.step, learning_rate=rate))
-            rows += len(batch["labels"])
+            losses.append(self.step(batch, number=state.step, learning_rate=rate, share=share))
+            rows += share.batch_rows
             state.step += 1
             if state.step % REPORT_EVERY == 0 or state.step == steps:
                 loss, now = torch.stack(losses).mean().item(), time.monotonic()  # waits for the device
@@ -133,24 +139,34 @@ class Trainer:
                 graft()
             if state.step % validate_every == 0 or state.step == steps:
                 self._validate(state, validate)
-            if around.should_stop() and state.step < steps:
-                save_state(folder, state, network=self.model.network, optimizer=self.optimizer)
+            if self._should_stop(state.step) and state.step < steps:
+                self.processes.from_main(lambda: self._save(state))
                 raise Stopped(f"stopped in phase {self.name} after step {state.step} of {steps}")
             if time.monotonic() - saved > around.checkpoint_every and state.step < steps:
-                save_state(folder, state, network=self.model.network, optimizer=self.optimizer)
+                self._save(state)
                 saved = time.monotonic()
             reported += time.monotonic() - pause  # the rate is that of training alone
         if state.best is not None:
             self.model.network.load_state_dict(state.best)
         self.model.network.eval()
 
-    def step(self, batch: dict[str, Tensor], *, number: int, learning_rate: float) -> Tensor:
+    def step(self, batch: dict[str, Tensor], *, number: int, learning_rate: float, share: Share = WHOLE) -> Tensor:
         """One optimizer step: each chosen sub-network sees the batch and their gradients add up.
 
+        Args:
+            batch: this process's rows, on the device.
+            number: of the step in the phase.
+            learning_rate: of this step.
+            share: how much of the whole batch these rows are.
+
         Returns:
-            The mean loss of a sub-network, a scalar on the device.
+            The mean loss of a sub-network over the whole batch, a scalar on the device.
+
+        Raises:
+            ProcessError: if another process has ended.
         """
-        torch.manual_seed(step_seed(self.around.seed, self.name, number))  # dropout, wherever the run began
+        own = f" in process {self.processes.rank}" if self.processes.rank else ""
+        torch.manual_seed(step_seed(self.around.seed, self.name + own, number))  # dropout, wherever the run began
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         inputs = with_ready_mask(inputs, self.model.network, self.model.family)  # else every pass waits for the device
         chosen = self._choose(number)
@@ -161,14 +177,15 @@ class Trainer:
         for shared in plan_passes(chosen):
             targets = self._targets(shared, inputs, known=targets)
             with self.model.at(shared.scope):  # backward stays inside: checkpointing runs the forward again
-                total += self._pass(shared, inputs, batch, start=start, targets=targets)
+                total += self._pass(shared, inputs, batch, start=start, targets=targets, share=share)
         start.backward()
+        loss = self._add_up(total / len(chosen))
         self.around.accelerator.clip_grad_norm_(self.model.network.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return total / len(chosen)
+        return loss
 
     def _pass(
         self,
@@ -178,13 +195,14 @@ class Trainer:
         *,
         start: SharedStart,
         targets: dict[Subnet, Answer],
+        share: Share,
     ) -> Tensor:
         """Adds the gradients of the sub-networks that one pass serves; the sum of their losses."""
 
         def loss(subnet: Subnet, answer: Answer) -> Tensor:
             weight = self.config.full_weight if subnet == self.model.full else 1.0
             target = targets[self._teacher_of(subnet)] if targets else None
-            return weight * self._loss(subnet, answer, target, batch["labels"], batch["attention_mask"])
+            return weight * self._loss(subnet, answer, target, batch=batch, share=share)
 
         return train_pass(
             self.model,
@@ -196,17 +214,44 @@ class Trainer:
             precision=self.around.accelerator.autocast,
         )
 
-    def _loss(self, subnet: Subnet, answer: Answer, target: Answer | None, labels: Tensor, mask: Tensor) -> Tensor:
+    def _loss(
+        self, subnet: Subnet, answer: Answer, target: Answer | None, *, batch: dict[str, Tensor], share: Share
+    ) -> Tensor:
+        """This process's part of a loss: a mean over what it has, times its share of what that mean is over."""
         config, logits = self.config, answer.logits.float()
         total = torch.zeros((), device=logits.device)
+        labels, mask = batch["labels"], batch["attention_mask"]
         if config.label_weight:
-            total = total + config.label_weight * label_loss(logits, labels, kind=self.kind)
+            weight = config.label_weight * share.labels
+            total = total + weight * label_loss(logits, labels, kind=self.kind, mask=mask)
         if target is not None and config.logit_weight:
-            total = total + config.logit_weight * logit_loss(logits, target.logits.float(), kind=self.kind)
+            theirs, weight = target.logits.float(), config.logit_weight * share.labels
+            total = total + weight * logit_loss(logits, theirs, kind=self.kind, labels=labels, mask=mask)
         if target is not None and config.hidden_weight:
-            theirs = matched_states(target.states, subnet.layers)
-            total = total + config.hidden_weight * hidden_loss(answer.states, theirs, mask)
+            their_states, weight = matched_states(target.states, subnet.layers), config.hidden_weight * share.tokens
+            total = total + weight * hidden_loss(answer.states, their_states, mask)
         return total
+
+    def _add_up(self, loss: Tensor) -> Tensor:
+        """Adds the gradients of all processes up, and with them the losses and who wants to stop; the summed loss."""
+        if self.processes.count == 1:
+            return loss
+        asked = torch.full((), float(self.around.should_stop()), device=loss.device)
+        total, self._asked_to_stop = self.processes.add_up(self._trained, also=torch.stack([loss, asked])).unbind()
+        return total
+
+    def _should_stop(self, step: int) -> bool:
+        """Whether somebody asked for it: the same answer in all processes, for it came with the gradients."""
+        if self.processes.count == 1:
+            return self.around.should_stop()
+        if self._asked_to_stop.device.type == "cuda" and step % REPORT_EVERY:
+            return False  # looking would wait for the device
+        return bool(self._asked_to_stop > 0)
+
+    def _save(self, state: TrainingState) -> None:
+        if self.processes.is_main:
+            folder = self.around.workspace.folder
+            save_state(folder, state, network=self.model.network, optimizer=self.optimizer)
 
     def _targets(
         self, shared: SharedPass, inputs: dict[str, Tensor], *, known: dict[Subnet, Answer]
@@ -242,8 +287,10 @@ class Trainer:
         middle = torch.randperm(len(self.subnets) - 2, generator=generator)[: count - 2] + 1
         return tuple(self.subnets[index] for index in sorted({0, len(self.subnets) - 1, *middle.tolist()}))
 
-    def _batches(self, examples: TokenizedExamples, *, start: int, steps: int) -> Iterator[dict[str, Tensor]]:
-        """The batches of steps ``start`` to ``steps``, epoch after epoch, on the device."""
+    def _batches(
+        self, examples: TokenizedExamples, *, start: int, steps: int
+    ) -> Iterator[tuple[dict[str, Tensor], Share]]:
+        """This process's part of the batches of steps ``start`` to ``steps``, epoch after epoch, on the device."""
         number, epoch = 0, 0
         while number < steps:
             order = training_batches(
@@ -251,8 +298,8 @@ class Trainer:
             )
             for indices in order[: steps - number]:
                 if number >= start:
-                    batch = examples.collate(indices)
-                    yield self._on_device(batch)
+                    batch, share = self.processes.part(examples.collate(indices))
+                    yield self._on_device(batch), share
                 number += 1
             epoch += 1
 

@@ -21,9 +21,11 @@ from limbert.run.evaluate import Result, evaluate
 from limbert.run.monitor import Monitor
 from limbert.run.phase import PhaseWork
 from limbert.run.phases import PHASES
+from limbert.run.processes import Processes, join_processes
 from limbert.run.recipes import Recipe
 from limbert.run.start import Start, kept_back, load_start
-from limbert.run.trainer import Surroundings
+from limbert.run.subnet_phase import shared_out
+from limbert.run.trainer import Stopped, Surroundings
 from limbert.run.workspace import LOG_NAME, Workspace, settings_of
 
 RESULTS_NAME = "results.jsonl"
@@ -44,7 +46,7 @@ class TrainingRun:
 
     Args:
         config: where from, where to.
-        recipe: what is trained, phase by phase.
+        recipe: what is trained, phase by phase, with the batches of all processes together (`Recipe.over`).
         data_config: recorded in the checkpoint, where evaluation finds the columns.
         data: the examples that it names.
         monitor: told how it goes.
@@ -68,14 +70,16 @@ class TrainingRun:
         overwrite: bool = False,
     ) -> None:
         self.config, self.recipe, self.data_config, self.data = config, recipe, data_config, data
-        self.monitor = monitor or Monitor()
+        joined = join_processes()
+        self.monitor = monitor if monitor is not None and joined.is_main else Monitor()
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with="tensorboard" if config.tensorboard else None,
             project_dir=config.output + ".training",
         )
         self.settings = settings_of(config, recipe, data_config)
-        self.workspace = Workspace(config.output, self.settings, overwrite=overwrite)
+        self.processes = Processes.of(self.accelerator)
+        self.workspace = Workspace(config.output, self.settings, overwrite=overwrite, writes=self.processes.is_main)
         self._should_stop = should_stop
 
     def run(self) -> list[Result]:
@@ -86,8 +90,10 @@ class TrainingRun:
             StorageError: for a full disk; the last saved state stays.
             CheckpointError, UnsupportedModelError: for the model.
             SubnetError: if a width or depth keeps nothing of it.
+            ProcessError: if another process of the run has ended.
         """
-        materials = self._materials()
+        with self.processes.one_first():
+            materials = self._materials()
         start = materials.start
         phases = self._phases(start)
         model, done = self._resume(start, phases)
@@ -98,16 +104,20 @@ class TrainingRun:
         self.workspace.create()  # only now: bad input leaves nothing behind
         if self.config.tensorboard:
             self.accelerator.init_trackers("tensorboard")
-        for name in phases[done:]:
-            self._train_phase(name, model, materials)
-            model.record = self._record(start, phases[: phases.index(name) + 1])
-            model.save_pretrained(self.workspace.phase_folder(name), tokenizer=start.tokenizer)
-            self.workspace.forget_before(name, phases)
-        results = evaluate(
-            model, materials.dev, task=start.task, subnets=model.subnets(), precision=self.config.precision
-        )
+        try:
+            for name in phases[done:]:
+                self._train_phase(name, model, materials)
+                model.record = self._record(start, phases[: phases.index(name) + 1])
+                if self.processes.is_main:
+                    model.save_pretrained(self.workspace.phase_folder(name), tokenizer=start.tokenizer)
+                self.workspace.forget_before(name, phases)
+            results = self._evaluate(model, materials)
+        except Stopped:
+            self.accelerator.end_training()
+            raise
         self.accelerator.end_training()
-        self._publish(model, start, results)
+        if self.processes.is_main:
+            self._publish(model, start, results)
         return results
 
     def _materials(self) -> Materials:
@@ -134,6 +144,7 @@ class TrainingRun:
     def _resume(self, start: Start, phases: list[str]) -> tuple[ElasticModel, int]:
         """The model to go on with, and how many phases are behind it."""
         last = self.workspace.last_finished(phases)
+        self.processes.agree_on(last, what=f"in {self.workspace.folder} as its last finished phase")
         if last is not None:
             folder = self.workspace.phase_folder(last)
             self.monitor.note(f"going on after phase {last} from {folder}")
@@ -165,6 +176,14 @@ class TrainingRun:
             should_stop=self._should_stop,
         )
 
+    def _evaluate(self, model: ElasticModel, materials: Materials) -> list[Result]:
+        """The results on the development set, each process measuring some of the sub-networks."""
+        task, subnets = materials.start.task, model.subnets()
+        mine = shared_out(subnets, self.processes)
+        measured = evaluate(model, materials.dev, task=task, subnets=mine, precision=self.config.precision)
+        found = {result.subnet: result for part in self.processes.gather(measured) for result in part}
+        return [found[name] for name in subnets]
+
     def _record(self, start: Start, phases: list[str]) -> dict[str, Any]:
         return {"task": start.task.to_dict(), "phases": [*start.phases, *phases], "settings": self.settings}
 
@@ -174,6 +193,7 @@ class TrainingRun:
             "seed": self.config.seed,
             "device": self.accelerator.device.type,
             "threads": torch.get_num_threads(),
+            "processes": self.processes.count,
             "versions": versions(),
         }
 

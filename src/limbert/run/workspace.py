@@ -56,14 +56,18 @@ class Workspace:
         output: the folder that the run will produce.
         settings: from `settings_of`; a work folder with other settings is refused.
         overwrite: let `create` discard a work folder with other settings instead.
+        writes: whether this process changes anything on the disk; of several only the main one does.
 
     Raises:
         ConfigError: if an unfinished run with other settings is there.
         StorageError: if it cannot be read.
     """
 
-    def __init__(self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False, writes: bool = True
+    ) -> None:
         output = Path(output)
+        self._writes = writes
         self.folder = output.with_name(output.name + ".training")
         self._settings = settings
         path = self.folder / _SETTINGS_NAME
@@ -84,6 +88,8 @@ class Workspace:
         Raises:
             StorageError: if it cannot be written.
         """
+        if not self._writes:
+            return
         path = self.folder / _SETTINGS_NAME
         try:
             if self._stale:
@@ -106,6 +112,8 @@ class Workspace:
 
     def forget_before(self, phase: str, phases: list[str]) -> None:
         """Delete what a finished phase makes useless: its own states, and the phases before it."""
+        if not self._writes:
+            return
         for state in self.folder.glob(f"{phase}-step-*"):
             shutil.rmtree(state, ignore_errors=True)
         for part in self.folder.glob(f"{phase}-*-part-*"):
@@ -119,6 +127,8 @@ class Workspace:
         Raises:
             StorageError: if it cannot be written.
         """
+        if not self._writes:
+            return
         try:
             with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -128,7 +138,7 @@ class Workspace:
     def rewind_log(self, phase: str, step: int) -> None:
         """Drop what the log says of a phase after a step: those steps are done again."""
         path = self.folder / LOG_NAME
-        if not path.exists():
+        if not self._writes or not path.exists():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -142,7 +152,8 @@ class Workspace:
 
     def remove(self) -> None:
         """Delete the folder: the run is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> str:

@@ -64,7 +64,8 @@ HUGGING_FACE = [
     ({"inputs": "a", "parameters": []}, 422, "parameters is a list"),
     ({"inputs": "a", "parameters": {"latency_budget": 5}}, 422, "parameters has 'latency_budget'"),
     ({"inputs": "a", "parameters": {"top_k": 0}}, 422, "top_k is 0"),
-    ({"inputs": "a", "parameters": {"top_k": True}}, 422, "top_k is True"),
+    ({"inputs": "a", "parameters": {"top_k": 1.5}}, 422, "top_k is 1.5"),
+    ({"inputs": "a", "parameters": {"top_k": True}}, 422, "top_k is a boolean"),
     ({"inputs": "a", "parameters": {"function_to_apply": "softMax"}}, 422, "softmax, sigmoid, none"),
     ({"inputs": "a", "parameters": {"truncation": "only_first"}}, 422, "only_first"),
     ({"inputs": "a", "parameters": {"truncation": 1}}, 422, "truncation is a number"),
@@ -107,6 +108,7 @@ OPEN_INFERENCE = [
     (infer() | {"id": 7}, 400, "id is a number"),
     (infer() | {"outputs": [{"name": "OUT"}]}, 400, "outputs are LABEL"),
     (infer() | {"outputs": [{"name": "SCORES", "parameters": {"classification": 4}}]}, 400, "at most 3"),
+    (infer() | {"outputs": [{"name": "SCORES", "parameters": False}]}, 400, "parameters is a boolean"),
     (infer() | {"parameters": {"subnet": "9x9"}}, 400, "9x9"),
     (infer() | {"parameters": {"subnets": "1x1"}}, 400, "'subnets'"),
     (infer(shape=[9], data=["a"] * 9), 413, "at most 8"),
@@ -165,7 +167,9 @@ def test_binary_tensors_that_lie(url: str) -> None:
         return answer.status_code, answer.json().get("error", "")
 
     def head(size: object) -> dict[str, object]:
-        return {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}]}
+        return {
+            "inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}]
+        }
 
     assert ask(head(5), b"\x01\0\0\0a") == (200, "")
     for size, binary, message in (

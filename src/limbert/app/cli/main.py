@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from limbert.app.cli import together
 from limbert.app.cli.choose import choose
 from limbert.app.cli.demo import demo
 from limbert.app.cli.evaluate import evaluate
@@ -46,12 +47,17 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
+        with together.one_voice(arguments):
+            app(arguments)
     except LimbertError as error:
         if debug:
             raise
+        together.end_quietly_after_another()
         print(f"limbert: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - the command's own voice
         sys.exit(1)
     except KeyboardInterrupt:
         print("limbert: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except Exception:
+        together.end_quietly_after_another()
+        raise

@@ -44,7 +44,7 @@ def serve(
     """Serve a model over HTTP: Hugging Face's, TEI's and the Open Inference protocol, a playground, health and metrics.
 
     With the policy adaptive every answer comes from the best size that keeps to --slo under the load of the moment.
-    Requests that cannot be answered in time are refused at once. SIGTERM ends the server once all under way is answered.
+    Requests that cannot be answered in time are refused at once. SIGTERM ends it once all under way is answered.
 
     Example: limbert serve runs/mrpc --slo 50ms
 

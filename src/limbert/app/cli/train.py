@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.app.cli import options as opt
+from limbert.app.cli import together
 from limbert.core.config import DataConfig, TrainConfig, help_of
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def train(
     Example: limbert train --task mrpc --data glue/MRPC --model bert-base-uncased --output runs/mrpc
 
     Example: limbert train --task mrpc --data glue/MRPC --model runs/mrpc --phases gates --output runs/mrpc-gates
+
+    Example: torchrun --nproc-per-node 4 -m limbert train --task mrpc --data glue/MRPC --model ... --output ...
     """
     data_config = DataConfig(
         task=task,
@@ -140,14 +143,16 @@ def train_with_progress(
     """Run the training in the terminal, or read the results of a run that is finished already.
 
     Raises:
-        typer.Exit: when stopped by Ctrl-C, after saving the state.
+        typer.Exit: when stopped by Ctrl-C or SIGTERM, after saving the state.
     """
     from limbert.app.cli import show
     from limbert.data.load import load_task_data
+    from limbert.run.processes import join_processes
     from limbert.run.trainer import Stopped
     from limbert.run.training import TrainingRun, read_results
     from limbert.run.workspace import is_finished, settings_of
 
+    recipe = recipe.over(join_processes().count)
     if is_finished(config.output, settings_of(config, recipe, data_config), overwrite=overwrite):
         note = f"{config.output} is finished already, with these settings (--overwrite trains it again)"
         show.messages.print(note, soft_wrap=True)
@@ -155,7 +160,7 @@ def train_with_progress(
     data = load_task_data(data_config, seed=config.seed)
     if data.train.bad_rows:
         show.messages.print(f"{data.train.bad_rows} malformed training rows skipped")
-    with show.TerminalMonitor() as monitor, _stop_on_interrupt() as should_stop:
+    with show.TerminalMonitor() as monitor, _stop_when_asked() as should_stop:
         run = TrainingRun(
             config,
             recipe,
@@ -173,17 +178,23 @@ def train_with_progress(
 
 
 @contextmanager
-def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the run to stop after its step; a second one interrupts at once."""
+def _stop_when_asked() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or SIGTERM asks the run to stop after its step; a second one ends it at once.
+
+    Not where a launcher started the process: it passes on a Ctrl-C that the terminal sends to all of them anyway, and
+    itself ends those that do not stop.
+    """
     asked = False
 
     def ask(number: int, frame: Any) -> None:
         nonlocal asked
         asked = True
-        signal.signal(signal.SIGINT, previous)
+        if not together.launched():
+            signal.signal(number, previous[signal.Signals(number)])
 
-    previous = signal.signal(signal.SIGINT, ask)
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from limbert.app.server.errors import ServeError
@@ -34,7 +34,8 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(playground.router(exchange))
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(ServeError, answer_serve_error)
-    app.add_exception_handler(ClientGone, _nobody_listens)
+    for gone in (ClientGone, ClientDisconnect):  # while it waited for its answer; while it sent its body
+        app.add_exception_handler(gone, _nobody_listens)
     app.add_exception_handler(Exception, answer_unexpected)
     app.add_middleware(
         Guard,

@@ -108,9 +108,9 @@ class Desk:
 
     def finish(self, batch: Batch, rows: Sequence[Row], seconds: float) -> None:
         """Hand out the answers to a batch, of requests that somebody still waits for."""
-        now, finished = time.perf_counter(), []
+        finished = []
         with self._wake:
-            self._scheduler.done(now)
+            self._scheduler.done()
             for (request, place), row in zip(batch.rows, rows, strict=True):
                 job = self._jobs.get(request)
                 if job is None:

@@ -39,7 +39,9 @@ class Fault(HTTPException):
 
 def error_response(status: int, error: str, error_type: str, headers: Mapping[str, str] | None = None) -> Response:
     """``{"error", "error_type"}`` with a status."""
-    text = printable(error if len(error) <= _LONGEST else error[:_LONGEST] + " ...")  # it may name a value as long as it was
+    text = printable(
+        error if len(error) <= _LONGEST else error[:_LONGEST] + " ..."
+    )  # it may name a value as long as it was
     body = json.dumps({"error": text, "error_type": error_type}, ensure_ascii=False).encode()
     return Response(body, status, dict(headers or {}), "application/json")
 
@@ -66,7 +68,9 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     if isinstance(error, Fault):
         return error.response()
     assert isinstance(error, HTTPException)
-    return error_response(error.status_code, str(error.detail), _TYPES.get(error.status_code, "Validation"), error.headers)
+    return error_response(
+        error.status_code, str(error.detail), _TYPES.get(error.status_code, "Validation"), error.headers
+    )
 
 
 async def answer_serve_error(request: Request, error: Exception) -> Response:

@@ -16,7 +16,14 @@ from limbert.app.server.exchange import GONE
 from limbert.app.server.faults import Fault
 from limbert.app.server.metrics import Metrics
 
-_PROTOCOLS = (("/predict", "tei"), ("/v2/health", "health"), ("/health", "health"), ("/v2", "open-inference"), ("/models/", "huggingface"), ("/playground", "playground"))
+_PROTOCOLS = (
+    ("/predict", "tei"),
+    ("/v2/health", "health"),
+    ("/health", "health"),
+    ("/v2", "open-inference"),
+    ("/models/", "huggingface"),
+    ("/playground", "playground"),
+)
 
 
 class Guard:

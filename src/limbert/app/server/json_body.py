@@ -107,8 +107,8 @@ def flag_at(values: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def object_at(values: Mapping[str, Any], name: str, *, allowed: Collection[str]) -> dict[str, Any]:
-    """An object of settings, none of them unknown; absent or null means an empty one.
+def object_at(values: Mapping[str, Any], name: str, *, allowed: Collection[str] | None = None) -> dict[str, Any]:
+    """An object of settings, none but those allowed; absent or null means an empty one.
 
     Raises:
         Fault: 422.
@@ -118,9 +118,9 @@ def object_at(values: Mapping[str, Any], name: str, *, allowed: Collection[str])
         return {}
     if not isinstance(value, dict):
         raise Fault(422, f"{name} is {kind_of(value)}; it must be an object")
-    for key in value:
-        if key not in allowed:
-            raise Fault(422, f"{name} has {key[:100]!r}; it may have {', '.join(sorted(allowed))}")
+    unknown = [] if allowed is None else [key for key in value if key not in allowed]
+    if unknown:
+        raise Fault(422, f"{name} has {unknown[0][:100]!r}; it may have {', '.join(sorted(allowed or ()))}")
     return value
 
 

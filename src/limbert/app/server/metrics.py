@@ -1,4 +1,4 @@
-"""What Prometheus reads. Each application counts for itself: nothing here is global, so that two can live in one process.
+"""What Prometheus reads. Each application counts for itself: nothing is global, so that two can live in one process.
 
 With several workers each process counts for itself, and a scrape reaches one of them, whose ``limbert_worker_info``
 says which: add up over ``pid`` what was scraped, or run one worker a port where exact sums matter.
@@ -91,15 +91,20 @@ class _State:
             ("ready", "1 while requests are taken.", service.ready),
             ("queued_rows", "Texts that wait.", now.queued),
             ("queued_tokens", "Tokens of the texts that wait.", now.queued_tokens),
-            ("running_rows", "Texts in the batch that runs.", now.running),
+            ("running_requests", "Requests under way, waiting ones included.", now.running),
             ("uptime_seconds", "Seconds since the start.", now.uptime),
         ):
             yield GaugeMetricFamily(f"limbert_{name}", text, value=float(value))
-        size = GaugeMetricFamily("limbert_size_in_use", "1 for the size that the server's policy uses.", labels=["size"])
+        size = GaugeMetricFamily(
+            "limbert_size_in_use", "1 for the size that the server's policy uses.", labels=["size"]
+        )
         for item in service.menu.sizes:
             size.add_metric([item.name], float(item.name == now.size))
         yield size
-        refused = Counter("limbert_refused_rows", "Texts refused: no room, or no time.", registry=None)
+        refused = Counter("limbert_refused_requests", "Requests refused: no room, or no time.", registry=None)
         refused.inc(now.refused)
         yield from refused.collect()
+        changes = Counter("limbert_size_changes", "How often the size in use changed.", registry=None)
+        changes.inc(now.level_changes)
+        yield from changes.collect()
         yield InfoMetricFamily("limbert_worker", "The process that counted.", value={"pid": str(os.getpid())})

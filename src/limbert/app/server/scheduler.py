@@ -1,9 +1,8 @@
 """Which texts run next, at which size, and which requests are refused: a state machine without clock, threads or torch.
 
-Time comes in as an argument, in seconds. Requests wait in the order of when they are due. A batch starts with the one
-that is due first, and takes along others of its size as long as that is no slower than running them by themselves. What
-would happen next is found out by running the same rules ahead (`_drain`), so that a request is taken only if it and all
-that were taken before can be answered in time, and every batch runs at the best size at which this stays so.
+Time comes in as an argument, in seconds. Requests wait in the order of when they are due, and are planned ahead as the
+batches that they would run in (`plan.py`). A request is taken only if there is a plan in which it and all that were
+taken before are answered in time, and every batch runs at the best size at which this stays so.
 
 There are two reasons to run below the best size. The *level* follows the load over about a second, down at once, up
 one step at a time and only when there is room for a while. And a single batch *dips* below the level where the queue of
@@ -12,13 +11,15 @@ that moment would otherwise come close to its deadlines.
 
 from bisect import insort
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import inf
 
 from limbert.app.server.load import Choices, Load
+from limbert.app.server.plan import Plan, Waiting
 from limbert.app.server.speed import Line
 
-_WINDOW = 64  # waiting texts that a batch is put together from
-_AHEAD = 256  # waiting texts that are run ahead one by one; those behind are taken to go at the same pace
+_AT_ONCE = 64  # waiting texts that the next batch is put together from where nobody has a deadline
+_AHEAD = 256  # waiting texts that are planned one by one; those behind are taken to go at the same pace
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Rules:
         adaptive: whether the level follows the load; else it stays at the best.
         planned: share of the time to a deadline after which a request is planned to be finished: the rest is for the
             way back and for what the plan does not know.
+        taken: share of it within which a request must fit behind what waits to be taken; up to ``planned`` it may be
+            delayed by later ones that join the batches before its own, which is what keeps batches large.
         comfortable: share of it beyond which a batch dips.
         batch_share: share of the SLO that a batch may take where deadlines wait.
         down: utilisation above which the level falls.
@@ -88,6 +91,7 @@ class Rules:
     max_queue: int
     adaptive: bool = True
     planned: float = 0.8
+    taken: float = 0.65
     comfortable: float = 0.5
     batch_share: float = 0.25
     down: float = 0.85
@@ -96,23 +100,6 @@ class Rules:
 
 
 @dataclass(slots=True)
-class _Row:
-    """One waiting text."""
-
-    due: float
-    order: int
-    request: Request
-    place: int
-    tokens: int
-    choices: Choices
-    comfort: float  # when it should be finished at the latest, so that no batch dips
-    hard: bool
-
-    def __lt__(self, other: "_Row") -> bool:
-        return (self.due, self.order) < (other.due, other.order)
-
-
-@dataclass
 class _Level:
     """Where the quality stands, and what is needed to raise it."""
 
@@ -120,7 +107,7 @@ class _Level:
     room_since: float | None = None
     raised_at: float | None = None
     backoff: int = 1
-    changes: int = field(default=0)
+    changes: int = 0
 
 
 class Scheduler:
@@ -135,11 +122,13 @@ class Scheduler:
     def __init__(self, ladder: Sequence[str], line: Callable[[str], Line], rules: Rules) -> None:
         self._ladder, self._line, self._rules = tuple(ladder), line, rules
         self._rank = {name: place for place, name in enumerate(self._ladder)}
-        self._rows: list[_Row] = []
-        self._hard = 0  # waiting texts with a deadline
+        self._cheapest = len(self._ladder) - 1
+        self._rows: list[Waiting] = []  # in the order in which they are due
+        self._hard = 0  # those with a deadline
         self._order = 0
-        self._free_at = 0.0  # when the running batch will probably be finished
-        self._running = False
+        self._free_at: float | None = None  # when the running batch will probably be finished; None: nothing runs
+        self._plan: Plan | None = None  # of all that waits; None: not made yet
+        self._pace = 0.0  # seconds a text, of the last batch
         self._load = Load()
         self._level = _Level()
 
@@ -168,16 +157,16 @@ class Scheduler:
         choices = self._choices(request.sizes)
         self._load.add(choices, rows=len(request.lengths), tokens=sum(request.lengths), now=now)
         if len(self._rows) + len(request.lengths) > self._rules.max_queue:
-            wait = self._drain(self._rows, len(self._ladder) - 1, now=now)[0] - now
-            return Refusal(f"{len(self._rows)} texts are waiting, at most {self._rules.max_queue} may", wait)
-        rows = self._as_rows(request, choices)
-        if self._hard or request.deadline is not None:
-            refusal = self._too_late(rows, now)
-            if refusal is not None:
-                return refusal
-        for row in rows:
+            reason = f"{len(self._rows)} texts are waiting, at most {self._rules.max_queue} may"
+            return Refusal(reason, self._free_from(now) - now + self._pace * len(self._rows))
+        fresh = self._waiting(request, choices)
+        if not self._hard and request.deadline is None:
+            self._plan = None
+        elif (refusal := self._plan_in(fresh, now)) is not None:
+            return refusal
+        for row in fresh:
             insort(self._rows, row)
-        self._hard += len(rows) if request.deadline is not None else 0
+        self._hard += len(fresh) if request.deadline is not None else 0
         return None
 
     def next(self, now: float) -> Batch | None:
@@ -185,26 +174,25 @@ class Scheduler:
         self._follow(now)
         if not self._rows:
             return None
-        level = self._level.value
-        if self._hard:
-            level = self._best_level(now)
-        picked, size, tokens, seconds = self._form(self._rows[:_WINDOW], level, start=now, hurry=self._hard > 0)
-        rows = [self._rows[place] for place in picked]
-        gone = {*picked}
-        self._rows = [row for place, row in enumerate(self._rows[:_WINDOW]) if place not in gone] + self._rows[_WINDOW:]
-        self._hard -= sum(row.hard for row in rows)
-        self._running, self._free_at = True, now + seconds
-        return Batch(size, tuple((row.request.id, row.place) for row in rows), tokens, seconds)
+        plan = self._best_plan(now)
+        batch = plan.take()
+        gone = {id(row) for row in batch.rows}
+        self._rows = [row for row in self._rows if id(row) not in gone]
+        self._hard -= sum(row.hard for row in batch.rows)
+        self._free_at, self._pace = now + batch.seconds, batch.seconds / len(batch.rows)
+        self._plan = plan if self._hard and len(self._rows) <= _AHEAD else None
+        rows = tuple((row.request, row.place) for row in batch.rows)
+        return Batch(batch.size, rows, batch.tokens, batch.seconds)
 
-    def done(self, now: float) -> None:
+    def done(self) -> None:
         """The batch that was running is finished."""
-        self._running, self._free_at = False, now
+        self._free_at = None
 
     def cancel(self, request: int) -> int:
         """Nobody waits for this request any more. Returns how many of its texts had not begun."""
         before = len(self._rows)
-        self._rows = [row for row in self._rows if row.request.id != request]
-        self._hard = sum(row.hard for row in self._rows)
+        self._rows = [row for row in self._rows if row.request != request]
+        self._hard, self._plan = sum(row.hard for row in self._rows), None
         return before - len(self._rows)
 
     def expire(self, now: float) -> list[int]:
@@ -212,10 +200,9 @@ class Scheduler:
         if not self._hard:
             return []
         late = {
-            row.request.id: None
+            row.request: None
             for row in self._rows
-            if row.request.deadline is not None
-            and now + self._line(row.choices[-1]).at(row.tokens) > row.request.deadline
+            if row.hard and now + self._line(row.choices[-1]).at(row.tokens) > row.deadline
         }
         for request in late:
             self.cancel(request)
@@ -229,112 +216,85 @@ class Scheduler:
             next((name for name in sizes if self._rank[name] >= level), sizes[-1]) for level in range(len(self._ladder))
         )
 
-    def _as_rows(self, request: Request, choices: Choices) -> list[_Row]:
+    def _waiting(self, request: Request, choices: Choices) -> list[Waiting]:
         rules, hard = self._rules, request.deadline is not None
-        time = rules.slo if request.deadline is None else rules.planned * (request.deadline - request.arrival)
-        comfort = request.arrival + time * rules.comfortable / rules.planned
-        rows = []
-        for place, tokens in enumerate(request.lengths):
-            self._order += 1
-            rows.append(
-                _Row(request.arrival + time, self._order, request, place, tokens, choices, comfort=comfort, hard=hard)
-            )
-        return rows
+        time = rules.slo if request.deadline is None else request.deadline - request.arrival
+        shares = (rules.planned, rules.taken, rules.comfortable)
+        due, soon, comfort = (request.arrival + share * time for share in shares)
+        deadline = inf if request.deadline is None else request.deadline
+        first, self._order = self._order, self._order + len(request.lengths)
+        return [
+            Waiting(due, soon, first + place, request.id, place, tokens, choices, hard, comfort, deadline)
+            for place, tokens in enumerate(request.lengths)
+        ]
 
-    def _too_late(self, fresh: list[_Row], now: float) -> Refusal | None:
-        """Why these cannot be taken without somebody being answered late."""
-        rows = sorted([*self._rows, *fresh])
-        cheapest = len(self._ladder) - 1
-        end, excess, _ = self._drain(rows, cheapest, now=now)
-        if excess <= 0 or (self._level.value != cheapest and self._drain(rows, self._level.value, now=now)[1] <= 0):
+    def _plan_in(self, fresh: Sequence[Waiting], now: float) -> Refusal | None:
+        """Put new texts into the plan, or say why somebody would be answered late."""
+        start, due_last = self._free_from(now), not self._rows or fresh[0].due >= self._rows[-1].due
+        if self._plan is None:
+            self._plan = self._planned(self._rows, self._cheapest, start=start)
+        plan = self._plan
+        plan.start = start
+        late = max(0.0, plan.lateness()[0])  # a hiccup may have come between
+        if due_last and len(self._rows) + len(fresh) <= _AHEAD:
+            grown = plan.grown(fresh)
+            if grown is None and plan.level != self._cheapest:
+                cheaper = self._planned(self._rows, self._cheapest, start=start)
+                grown = cheaper.grown(fresh) if cheaper.lateness()[0] <= late else None
+            if grown is None:
+                return self._refusal(fresh, now, excess=plan.end + self._alone(fresh) - fresh[0].due)
+            self._plan = grown
             return None
+        together = sorted([*self._rows, *fresh])
+        plan, behind = self._planned(together, self._cheapest, start=start), together[_AHEAD:]
+        excess = plan.lateness(behind)[0]
+        if excess > late:
+            return self._refusal(fresh, now, excess=excess)
+        self._plan = None if behind else plan
+        return None
+
+    def _refusal(self, fresh: Sequence[Waiting], now: float, *, excess: float) -> Refusal:
+        need = self._alone(fresh)
         if not fresh[0].hard:
-            return Refusal("the queue is full of requests that must be answered in time", end - now)
-        alone = self._drain(fresh, cheapest, now=now, start=now)[1]
-        if alone > 0:
-            need = 1000 * (alone + fresh[0].due - now)
-            return Refusal(f"would take about {need:.0f} ms even if nothing else were waiting", alone)
-        return Refusal("cannot be answered in time behind what is waiting", excess)
+            return Refusal("others that must be answered in time would be late", max(excess, need))
+        if now + need > fresh[0].due:
+            shown = f"would take about {1000 * need:.0f} ms even if nothing else were waiting"
+            return Refusal(shown, now + need - fresh[0].due)
+        return Refusal("cannot be answered in time behind what is waiting", max(excess, need))
 
-    def _best_level(self, now: float) -> int:
+    def _alone(self, fresh: Sequence[Waiting]) -> float:
+        """Seconds for these if nothing else ran."""
+        return self._planned(fresh, self._cheapest, start=0.0).end
+
+    def _best_plan(self, now: float) -> Plan:
         """The best level, not above that of the load, at which everybody is answered comfortably; else just in time."""
-        levels = range(self._level.value, len(self._ladder))
-        in_time = []
-        for level in levels:
-            _, excess, discomfort = self._drain(self._rows, level, now=now, start=now)
-            if discomfort <= 0:
-                return level
-            if excess <= 0:
-                in_time.append(level)
-        return in_time[-1] if in_time else levels[-1]
+        if not self._hard:
+            return self._planned(self._rows[:_AT_ONCE], self._level.value, start=now)
+        behind, in_time = self._rows[_AHEAD:], None
+        for level in range(self._level.value, self._cheapest + 1):
+            plan = self._planned(self._rows, level, start=now)
+            late, uncomfortable = plan.lateness(behind)
+            if uncomfortable <= 0:
+                return plan
+            if late <= 0:
+                in_time = plan
+        if in_time is None and self._plan is not None and self._plan.batches:
+            self._plan.start = now
+            in_time = self._plan if self._plan.lateness()[0] <= 0 else None
+        return in_time or plan
 
-    def _drain(
-        self, rows: Sequence[_Row], level: int, *, now: float, start: float | None = None
-    ) -> tuple[float, float, float]:
-        """Run ahead: when all of these are finished, and by how much the worst misses its due time and its comfort.
-
-        Args:
-            rows: in the order in which they are due.
-            level: that they all run at.
-            now: the present.
-            start: when the compute is free; None: when the running batch is finished.
-        """
-        time = self._free_from(now) if start is None else start
-        begin, left, hurry = time, list(rows[:_AHEAD]), any(row.hard for row in rows)
-        excess = discomfort = float("-inf")
-        while left:
-            picked, _, _, seconds = self._form(left[:_WINDOW], level, start=time, hurry=hurry)
-            time += seconds
-            for place in picked:
-                row = left[place]
-                if row.hard:
-                    excess, discomfort = max(excess, time - row.due), max(discomfort, time - row.comfort)
-            for place in reversed(picked):
-                del left[place]
-        if len(rows) > _AHEAD:
-            pace = (time - begin) / _AHEAD
-            for row in rows[_AHEAD:]:
-                time += pace
-                if row.hard:
-                    excess, discomfort = max(excess, time - row.due), max(discomfort, time - row.comfort)
-        return time, excess, discomfort
+    def _planned(self, rows: Sequence[Waiting], level: int, *, start: float) -> Plan:
+        """A plan of the first of the rows."""
+        hurry = self._hard or (rows and rows[0].hard)
+        longest = self._rules.batch_share * self._rules.slo if hurry else inf
+        plan = Plan(level, start, self._line, max_tokens=self._rules.max_batch_tokens, max_seconds=longest)
+        for row in rows[:_AHEAD]:
+            plan.add(row, late=True)
+        return plan
 
     def _free_from(self, now: float) -> float:
         """When the compute is free; a batch that takes longer than planned is taken to end any moment."""
-        return max(now, self._free_at) if self._running else now
-
-    def _form(
-        self, rows: Sequence[_Row], level: int, *, start: float, hurry: bool
-    ) -> tuple[list[int], str, int, float]:
-        """The batch that begins with the first of the rows: their places, the size, padded tokens and seconds.
-
-        Args:
-            rows: in the order in which they are due.
-            level: that they run at.
-            start: when.
-            hurry: whether anybody waits for a deadline.
-        """
-        head, rules = rows[0], self._rules
-        size = head.choices[level]
-        line = self._line(size)
-        fixed, per_token = line.fixed, line.per_token
-        longest, tokens, seconds, picked = head.tokens, head.tokens, line.at(head.tokens), [0]
-        limit = rules.batch_share * rules.slo if hurry else float("inf")
-        if head.hard:
-            limit = min(limit, head.due - start)
-        for place in range(1, len(rows)):
-            row = rows[place]
-            if row.choices[level] != size:
-                continue
-            wider = max(longest, row.tokens)
-            together = (len(picked) + 1) * wider
-            if together > rules.max_batch_tokens or fixed + per_token * together > limit:
-                continue
-            if per_token * (together - tokens) > fixed + per_token * row.tokens:
-                continue  # padding would cost more than running it by itself
-            picked.append(place)
-            longest, tokens, seconds = wider, together, fixed + per_token * together
-        return picked, size, tokens, seconds
+        return now if self._free_at is None else max(now, self._free_at)
 
     def _follow(self, now: float) -> None:
         """Let the level follow the load."""

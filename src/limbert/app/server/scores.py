@@ -19,9 +19,7 @@ def softmax(logits: Sequence[float]) -> list[float]:
 
 def sigmoid(logits: Sequence[float]) -> list[float]:
     """A probability for each by itself."""
-    return [
-        1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value)) for value in logits
-    ]
+    return [1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value)) for value in logits]
 
 
 def unchanged(logits: Sequence[float]) -> list[float]:

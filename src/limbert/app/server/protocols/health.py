@@ -1,12 +1,12 @@
 """Whether the server lives, what it serves, and its counters: for probes, people and Prometheus."""
 
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from importlib.metadata import version
 from limbert.app.server.exchange import Exchange
 from limbert.app.server.faults import Fault
 from limbert.app.server.protocols import schemas

@@ -21,7 +21,7 @@ _TRUNCATION = {True: True, "longest_first": True, False: False, "do_not_truncate
 def router(exchange: Exchange) -> APIRouter:
     """``POST /`` and ``POST /models/{model_id}``."""
     service, routes = exchange.service, APIRouter(tags=["Hugging Face inference"])
-    Model = Annotated[str, Path(json_schema_extra={"enum": [service.name]})]  # noqa: N806 - it is a type
+    Model = Annotated[str, Path(json_schema_extra={"enum": [service.name]})]
     described: dict[str, Any] = {
         "responses": schemas.responses(schemas.nested_scores(service), 400, 401, 408, 413, 415, 422, 424, 429, 503),
         "openapi_extra": schemas.body(schemas.huggingface_request(service)),
@@ -83,10 +83,14 @@ def _text(value: Any, where: str) -> Text:
 
 
 def _top(value: Any) -> int | None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        given = value if isinstance(value, int | float) and abs(value) < 1e9 else kind_of(value)
-        raise Fault(422, f"top_k is {given}; it must be a whole number of at least 1, or null for all")
-    return value
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or value < 1 or (isinstance(value, float) and not value.is_integer()):  # 2.0 is a whole number
+        raise Fault(
+            422, f"top_k is {value if number else kind_of(value)}; it must be a whole number from 1, or null for all"
+        )
+    return int(value)
 
 
 def _function(value: Any) -> Function | None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from importlib.metadata import version
 from limbert.app.server.errors import BadRequest
 from limbert.app.server.exchange import WISHES, Exchange, json_response, sizes, spent, to_json
 from limbert.app.server.faults import Fault
@@ -51,7 +51,7 @@ class _Wanted:
 def router(exchange: Exchange) -> APIRouter:
     """All under ``/v2`` but the server's health."""
     service, routes = exchange.service, APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    Model = Annotated[str, Path(json_schema_extra={"enum": [service.name]})]  # noqa: N806 - it is a type
+    Model = Annotated[str, Path(json_schema_extra={"enum": [service.name]})]
 
     @routes.get("", summary="Server metadata", operation_id="oip_server", **schemas.get(schemas.OIP_SERVER, 401))
     async def server() -> Any:
@@ -158,9 +158,9 @@ def _wanted(outputs: Any, offered: Sequence[dict[str, Any]], *, binary: bool) ->
         if not isinstance(name, str) or name not in names or name in wanted:
             given = repr(name[:100]) if isinstance(name, str) else kind_of(name)
             raise Fault(400, f"the name of an output is {given}; outputs are {', '.join(names)}, each once")
-        parameters = output.get("parameters") or {}
-        if not isinstance(parameters, dict) or "shared_memory_region" in parameters:
-            raise Fault(400, f"parameters of output {name} must be an object, without shared memory")
+        parameters = object_at(output, "parameters")
+        if "shared_memory_region" in parameters:
+            raise Fault(400, f"output {name} is asked for in shared memory, which this server does not write")
         classes = parameters.get("classification", 0)
         width = names[name]["shape"][-1]
         if not isinstance(classes, int) or isinstance(classes, bool) or not 0 <= classes <= max(width, 0):

@@ -158,15 +158,18 @@ def huggingface_request(service: Service) -> Schema:
     pair = _object({"text": _STRING, "text_pair": _or_null(_STRING)}, "text", closed=True)
     one = {"anyOf": [_STRING, pair]}
     batch = _list(one, minItems=1, maxItems=service.settings.max_texts)
-    parameters = _object(
-        {
-            "top_k": {"type": ["integer", "null"], "minimum": 1, "description": "the best so many; null for all"},
-            "function_to_apply": {"enum": [*FUNCTIONS, None], "description": "null: the task's"},
-            "truncation": {"enum": [True, False, "longest_first", "do_not_truncate", None]},
-            **wishes(service),
-        },
-        closed=True,
-    ) | _ONE_NAME
+    parameters = (
+        _object(
+            {
+                "top_k": {"type": ["integer", "null"], "minimum": 1, "description": "the best so many; null for all"},
+                "function_to_apply": {"enum": [*FUNCTIONS, None], "description": "null: the task's"},
+                "truncation": {"enum": [True, False, "longest_first", "do_not_truncate", None]},
+                **wishes(service),
+            },
+            closed=True,
+        )
+        | _ONE_NAME
+    )
     return _object({"inputs": {"anyOf": [_STRING, pair, batch]}, "parameters": _or_null(parameters)}, "inputs")
 
 
@@ -206,7 +209,7 @@ def infer_body(service: Service) -> dict[str, Any]:
     names = ["LABEL", "SCORES", "LOGITS"] if service.task.kind == "classification" else ["SCORES", "LOGITS"]
     output = _object({"name": {"enum": names}, "parameters": parameters}, "name")
     ignored = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "content_type")
-    of_request = {**wishes(service), "truncate": _FLAG, "binary_data_output": _FLAG, **dict.fromkeys(ignored, {})}
+    of_request = {**wishes(service), "truncate": _FLAG, "binary_data_output": _FLAG, **{name: {} for name in ignored}}
     schema = _object(
         {
             "id": {"type": ["string", "null"]},

@@ -25,9 +25,7 @@ def router(exchange: Exchange) -> APIRouter:
         "/predict",
         summary="Predict",
         operation_id="tei_predict",
-        responses=schemas.responses(
-            schemas.predictions(service), 400, 401, 408, 413, 415, 422, 424, 429, 503
-        ),
+        responses=schemas.responses(schemas.predictions(service), 400, 401, 408, 413, 415, 422, 424, 429, 503),
         openapi_extra=schemas.body(schemas.tei_request(service)),
         response_class=Response,
     )

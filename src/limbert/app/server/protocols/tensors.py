@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbert.app.server.faults import Fault
-from limbert.app.server.json_body import kind_of
+from limbert.app.server.json_body import kind_of, object_at
 
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
 
@@ -65,14 +65,12 @@ def read_strings(tensor: Mapping[str, Any], binary: memoryview, where: str) -> t
         The strings, and the rest of ``binary``.
 
     Raises:
-        Fault: 400.
+        Fault: 400 or 422.
     """
     if tensor.get("datatype") != "BYTES":
         raise Fault(400, f"{where} has another datatype; it must be BYTES")
     rows = _rows(tensor.get("shape"), where)
-    parameters = tensor.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise Fault(400, f"parameters of {where} is {kind_of(parameters)}; it must be an object")
+    parameters = object_at(tensor, "parameters")
     if "shared_memory_region" in parameters:
         raise Fault(400, f"{where} is in shared memory, which this server does not read")
     size = parameters.get("binary_data_size")

@@ -1,0 +1,28 @@
+"""One shape of answers and one name of labels for the stock heads, which differ in both."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbert.core.config import TaskKind
+
+
+def logits_of(output: Any) -> Tensor:
+    """The answers in what a stock network returns.
+
+    Returns:
+        ``(batch, outputs)``, or ``(batch, tokens, outputs)`` where the head answers at tokens; a head for question
+        answering has two outputs there: how much a token starts the answer, and how much it ends it.
+    """
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    logits: Tensor = output.logits
+    return logits
+
+
+def stock_labels(labels: Tensor, *, kind: TaskKind) -> dict[str, Tensor]:
+    """Labels by the names that a stock network computes its own loss from."""
+    if kind == "question-answering":
+        return {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
+    return {"labels": labels}
