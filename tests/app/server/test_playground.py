@@ -1,10 +1,10 @@
-"""The playground in a real browser: it shows what the engine says, by keyboard, on a phone, with nothing from elsewhere."""
+"""The playground in a real browser shows what the engine says: by keyboard, on a phone, with nothing from elsewhere."""
 
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from live_server import opened, served
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from limbert import Client, ElasticModel, Engine, ExitRule, Policy, Space
+from limbert.app.server.playground.answers import answer_values, compared
 from limbert.app.server.playground.router import OPEN_PATHS
+from limbert.app.server.service import Answers, Row, Timing
 from limbert.data.tasks import GLUE, Task, own_task
 from limbert.model.gates import WidthGates
 from limbert.run.checkpoints import open_checkpoint
@@ -39,8 +41,13 @@ def make_run(folder: Path, task: Task) -> Path:
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "bert",
-        hidden_size=32, num_attention_heads=4, intermediate_size=64, num_hidden_layers=4,
-        vocab_size=30522, max_position_embeddings=64, num_labels=max(1, len(task.labels)),
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        vocab_size=30522,
+        max_position_embeddings=64,
+        num_labels=max(1, len(task.labels)),
     )
     network = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
@@ -331,6 +338,17 @@ def test_pairs_and_values(browser: Any, tmp_path: Path) -> None:
             for row in shown.page.locator("#table tbody tr").all_inner_texts()
         }
         assert values == {name: f"{float(truth('It rained.', name, 'Rain fell.')[0][0]):.3f}" for name in SIZES}
+
+
+def test_labels_of_a_multi_label_task_are_those_over_one_half() -> None:
+    task = Task(None, "multi-label", ("a", "b", "c"), ("micro_f1",))
+    row = Row((0.1, -2.0, 3.0), "1x1", tokens=3, truncated=False, flops=9, layers=1, widths=(1.0,))
+    full = answer_values(task, Answers((row,), Timing(0.001, 0.002, 0.003)))
+    assert full["labels"] == ["c", "a"]
+    assert [label for label, _ in full["scores"]] == ["c", "a", "b"]
+    assert full["milliseconds"] == {"tokenisation": 1.0, "queue": 2.0, "inference": 3.0}
+    small = answer_values(task, Answers((replace(row, logits=(-0.1, -2.0, 3.0), flops=3),), Timing(0, 0, 0)))
+    assert compared(small, full) == {"agrees": False, "difference": None, "flops_share": 1 / 3}
 
 
 def test_the_page_may_load_only_its_own_parts(url: str) -> None:

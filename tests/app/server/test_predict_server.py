@@ -79,6 +79,14 @@ def test_values(tmp_path: Path) -> None:
         assert (answer.label, answer.scores) == (None, {})
 
 
+def test_labels_that_hold(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Of a multi-label task: all over one half, as without a server."""
+    monkeypatch.setattr(Client, "kind", "multi-label")
+    scores = Client(url).predict(TEXTS[0], subnet="1x1")[0].scores
+    held = [{"label": label, "score": score} for label, score in scores.items() if score > 0.5]
+    assert predict("--server", url, "--subnet", "1x1", "--text", TEXTS[0])[0]["labels"] == held
+
+
 def test_output_file_and_terminal_are_as_without_a_server(url: str, trained: Path, tmp_path: Path) -> None:
     asked = [*SIZE, "--text", TEXTS[0]]
     shown, local = (

@@ -9,10 +9,11 @@ import typer
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbert.client import Client
+    from limbert.client import Client, Prediction
     from limbert.core.config import DataConfig
     from limbert.data.files import Examples
 
+_SURE = 0.5  # a label of a multi-label task holds where its probability is over this
 _LOCAL = ("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads")
 
 
@@ -81,8 +82,16 @@ class ServerQuestion:
             for start in range(0, len(examples), part):
                 pairs = None if examples.pairs is None else examples.pairs[start : start + part]
                 texts = examples.texts[start : start + part]
-                for answer in client.predict(texts, pairs=pairs, subnet=self.subnet, policy=self.policy, top_k=1):
-                    row: dict[str, Any] = {} if answer.label is None else {"label": answer.label}
-                    answers.append(row | {"score": answer.score} | ({"size": answer.size} if answer.size else {}))
+                for answer in client.predict(texts, pairs=pairs, subnet=self.subnet, policy=self.policy):
+                    row = _plain(answer, client.kind)
+                    answers.append(row | {"size": answer.size} if answer.size else row)
                 advance(len(answers), len(examples))
         return answers
+
+
+def _plain(answer: "Prediction", kind: str) -> dict[str, Any]:
+    """As a prediction without a server is written."""
+    if kind == "multi-label":
+        held = [{"label": label, "score": score} for label, score in answer.scores.items() if score > _SURE]
+        return {"labels": held}
+    return {"score": answer.score} if answer.label is None else {"label": answer.label, "score": answer.score}
