@@ -6,6 +6,8 @@ from typing import Any
 
 from limbert.core.config import TaskKind
 
+IGNORED = -100  # label of a token that has none: padding, special tokens, all but the first token of a word
+
 
 @dataclass(frozen=True)
 class KindFacts:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from limbert.core.kinds import IGNORED
 from limbert.data.files import Examples
 from limbert.data.tokens import Tokens, cache_folder, content_key, read_tokens, write_tokens
 from limbert.errors import ConfigError, DataError
@@ -19,13 +20,30 @@ _POOL = 50  # batches of similar length are cut from a pool of this many
 
 
 @dataclass(frozen=True)
+class Places:
+    """What rows of tokens are taken from, for tasks whose answers stand at tokens: answers are judged by the texts."""
+
+    examples: Examples
+    example_of: np.ndarray  # (rows,), the example of each row: a long one may have several
+    starts: np.ndarray  # (all tokens,) int32, first character of what a token answers for; -1: for nothing
+    ends: np.ndarray  # (all tokens,) int32, the character after its last
+
+
+@dataclass(frozen=True)
 class TokenizedExamples:
-    """Tokenised examples of any lengths, with their labels if they are known."""
+    """Tokenised examples of any lengths, with their labels if they are known.
+
+    Labels are ``(examples,)``, long class ids or float32 scores; multi-label ``(examples, classes)``, float32 0 or 1;
+    question answering ``(examples, 2)``, long, the answer's first and last token; with ``labels_at_tokens``
+    ``(all tokens,)``, long class ids.
+    """
 
     tokens: Tokens
-    labels: Tensor | None  # (examples,) long class ids or float32 scores
+    labels: Tensor | None
     pad_id: int
     pad_type: int
+    labels_at_tokens: bool = False
+    places: Places | None = None  # where answers stand at tokens
 
     def __len__(self) -> int:
         return len(self.tokens.offsets) - 1
@@ -36,7 +54,8 @@ class TokenizedExamples:
         return self.tokens.lengths
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "TokenizedExamples":
-        """Some of the examples, in the order given."""
+        """Some of the examples, in the order given; not for answers at tokens, which belong to whole texts."""
+        assert self.places is None
         chosen = np.asarray(indices, dtype=np.int64)
         lengths = self.lengths[chosen]
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -47,28 +66,46 @@ class TokenizedExamples:
             Tokens(self.tokens.ids[places], types, offsets), labels, pad_id=self.pad_id, pad_type=self.pad_type
         )
 
+    def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+        """One epoch of batches for `collate`; see `training_batches`."""
+        return training_batches(self.lengths, batch_size=batch_size, seed=seed, epoch=epoch)
+
+    def ready(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as it is: what `collate` gives is what a network takes."""
+        return batch
+
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The batch of these examples, padded on the right to its longest.
 
         Returns:
             ``input_ids``, ``attention_mask`` and, where the tokenizer gives them, ``token_type_ids``, each long
-            ``(batch, tokens)``; ``labels`` ``(batch,)`` where they are known.
+            ``(batch, tokens)``; ``labels`` ``(batch,)`` or as they are otherwise, where they are known.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        starts = self.tokens.offsets[chosen]
-        lengths = self.tokens.offsets[chosen + 1] - starts
-        columns = np.arange(lengths.max())
-        mask = columns < lengths[:, None]  # (batch, tokens)
-        places = (starts[:, None] + columns)[mask]  # (tokens that are no padding,)
+        places, mask = self._laid_out(chosen)
         batch = {
             "input_ids": _padded(self.tokens.ids, places, mask, fill=self.pad_id),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
         }
         if self.tokens.types is not None:
             batch["token_type_ids"] = _padded(self.tokens.types, places, mask, fill=self.pad_type)
-        if self.labels is not None:
+        if self.labels is not None and self.labels_at_tokens:
+            batch["labels"] = _padded(self.labels.numpy(), places, mask, fill=IGNORED)
+        elif self.labels is not None:
             batch["labels"] = self.labels[torch.from_numpy(chosen)]
         return batch
+
+    def token_places(self, indices: Sequence[int]) -> np.ndarray:
+        """Where the tokens of these examples stand among all: those of a batch that are no padding, row by row."""
+        return self._laid_out(np.asarray(indices, dtype=np.int64))[0]
+
+    def _laid_out(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of a batch by their places among all, and the mask ``(batch, tokens)`` of where they stand."""
+        starts = self.tokens.offsets[chosen]
+        lengths = self.tokens.offsets[chosen + 1] - starts
+        columns = np.arange(lengths.max())
+        mask = columns < lengths[:, None]
+        return (starts[:, None] + columns)[mask], mask
 
 
 def tokenize(
@@ -91,10 +128,7 @@ def tokenize(
     Raises:
         ConfigError: the tokenizer is not a fast one or cannot pad.
     """
-    if not tokenizer.is_fast:
-        raise ConfigError(f"tokenizer is {type(tokenizer).__name__}; it must be a fast one (with a tokenizer.json)")
-    if tokenizer.pad_token_id is None:
-        raise ConfigError(f"padding token of {type(tokenizer).__name__} is not set; it must be, to form batches")
+    check_tokenizer(tokenizer)
     path = _cache_path(examples, tokenizer, max_length=max_length, cache_dir=cache_dir) if cache else None
     tokens = None if path is None else read_tokens(path, examples=len(examples))
     if tokens is None:
@@ -104,6 +138,14 @@ def tokenize(
     return TokenizedExamples(
         tokens, _label_tensor(examples), pad_id=int(tokenizer.pad_token_id), pad_type=int(tokenizer.pad_token_type_id)
     )
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError where the tokenizer is not a fast one or cannot pad."""
+    if not tokenizer.is_fast:
+        raise ConfigError(f"tokenizer is {type(tokenizer).__name__}; it must be a fast one (with a tokenizer.json)")
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"padding token of {type(tokenizer).__name__} is not set; it must be, to form batches")
 
 
 def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from limbert.data.arrow import parquet_table
 from limbert.data.labels import LabelReader, label_text
@@ -13,14 +14,31 @@ from limbert.errors import DataError
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
+Span = tuple[int, int]  # characters of a text: the first, and the one after the last
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is accepted as the answer of a question: pieces of its context, and where each begins."""
+
+    texts: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Texts, their second texts if ``pairs`` is set, and labels if they are known: class ids or scores."""
+    """Texts, their second texts if ``pairs`` is set, and labels if they are known.
+
+    A label is a class id or a score; of a multi-label task the ids of all classes that hold, rising; of token
+    classification the class id of each word; of a question its `Answers`.
+    """
 
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
-    labels: tuple[int, ...] | tuple[float, ...] | None
+    labels: tuple[Any, ...] | None
     bad_rows: int = 0  # malformed rows that were skipped
+    words: tuple[tuple[Span, ...], ...] | None = None  # for token classification: where each text's words are
+    groups: tuple[str, ...] | None = None  # what must not be parted by a split, such as the article of a question
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -32,6 +50,8 @@ class Examples:
             pairs=None if self.pairs is None else tuple(self.pairs[index] for index in indices),
             labels=None if self.labels is None else tuple(self.labels[index] for index in indices),
             bad_rows=self.bad_rows,
+            words=None if self.words is None else tuple(self.words[index] for index in indices),
+            groups=None if self.groups is None else tuple(self.groups[index] for index in indices),
         )
 
 
@@ -74,7 +94,14 @@ def open_table(path: Path, *, header: bool = True) -> Table:
     raise DataError(f"{path}: format {kind!r} is not read; expected one of {', '.join(FORMATS)}")
 
 
-def read_rows(table: Table, columns: Columns, *, skip_bad_rows: bool, unlabelled: Sequence[str] = ()) -> RawExamples:
+def read_rows(
+    table: Table,
+    columns: Columns,
+    *,
+    skip_bad_rows: bool,
+    unlabelled: Sequence[str] = (),
+    several_labels: bool = False,
+) -> RawExamples:
     """Read the texts, pairs and raw labels of all rows.
 
     Args:
@@ -82,6 +109,7 @@ def read_rows(table: Table, columns: Columns, *, skip_bad_rows: bool, unlabelled
         columns: those to read; checked to be there.
         skip_bad_rows: count malformed rows and go on, instead of stopping at the first.
         unlabelled: labels of rows that are left out without counting as malformed.
+        several_labels: whether a row may have any number of labels, none among them.
 
     Raises:
         DataError: a malformed row (``FILE:LINE: what, expected``), or no row at all.
@@ -95,7 +123,7 @@ def read_rows(table: Table, columns: Columns, *, skip_bad_rows: bool, unlabelled
         try:
             if row.problem is not None:
                 raise ValueError(row.problem)
-            label = _label(row.cells, label_at, table)
+            label = _label(row.cells, label_at, table, several=several_labels)
             if label in unlabelled:
                 continue
             text, pair = _text(row.cells, text_at, table), _text(row.cells, pair_at, table)
@@ -117,7 +145,7 @@ def with_labels(raw: RawExamples, reader: LabelReader, *, skip_bad_rows: bool) -
     """
     assert raw.labels is not None, "read with a label column"
     kept: list[int] = []
-    labels: list[int | float] = []
+    labels: list[Any] = []
     for place, value in enumerate(raw.labels):
         try:
             labels.append(reader.read(value))
@@ -159,11 +187,15 @@ def _text(cells: Sequence[object], place: int | None, table: Table) -> str:
     return value
 
 
-def _label(cells: Sequence[object], place: int | None, table: Table) -> object:
-    """The label in the cell as it stands there; None where there is no such column."""
+def _label(cells: Sequence[object], place: int | None, table: Table, *, several: bool) -> object:
+    """The label in the cell as it stands there, a list as a tuple; None where there is no such column."""
     if place is None:
         return None
     value = cells[place]
+    if isinstance(value, list) and all(isinstance(part, (str, int)) for part in value):
+        return tuple(value)
+    if several and isinstance(value, str) and not value.strip():
+        return ()
     if value is None or value != value or not label_text(value):  # NaN is the only value that is not itself
         raise ValueError(f"no label in column {table.columns[place]!r}, expected one")
     if not isinstance(value, (str, int, float)):

@@ -13,6 +13,7 @@ from limbert.errors import ConfigError, DataError
 _INTEGER = re.compile(r"[+-]?\d+")
 _MANY_ROWS = 20  # from here on, more than one class for two rows is taken for a wrong label column
 _SHOWN_LABELS = 8  # label names listed in a message
+SEPARATOR = ","  # between several labels in one cell
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,12 @@ class LabelReader:
     """Reads one label as the task understands it.
 
     A class is written by its name. Where ``accept_ids`` is set and no name is itself a whole number, by its id too.
+    Several classes are a list, or one text with ``separator`` between them.
     """
 
     task: Task
     accept_ids: bool
+    separator: str = SEPARATOR
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -32,18 +35,23 @@ class LabelReader:
             ids |= {str(index): index for index in range(len(self.task.labels))}
         return ids
 
-    def read(self, value: object) -> int | float:
-        """The class id or the score.
+    def read(self, value: object) -> int | float | tuple[int, ...]:
+        """The class id or the score; of a multi-label task the ids of all its classes, rising.
 
         Raises:
             ValueError: the value is none; the message says what is expected instead.
         """
+        if self.task.kind == "multi-label":
+            return tuple(sorted({self._id(part) for part in label_parts(value, self.separator)}))
         text = label_text(value)
         if self.task.kind == "regression":
             number = _number(text)
             if number is None:
                 raise ValueError(f"label {text!r} is no number, expected a finite number")
             return number
+        return self._id(text)
+
+    def _id(self, text: str) -> int:
         if text not in self._ids:
             raise ValueError(f"label {text!r} is unknown, expected one of {_listed(self.task.labels)}")
         return self._ids[text]
@@ -54,15 +62,21 @@ def label_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
+def label_parts(value: object, separator: str) -> list[str]:
+    """The labels in a cell that may hold several: a list of them, or a text with the separator between."""
+    parts = [label_text(part) for part in value] if isinstance(value, tuple) else label_text(value).split(separator)
+    return [part.strip() for part in parts if part.strip()]
+
+
 def infer_task(
     values: Sequence[object], config: DataConfig, *, class_names: tuple[str, ...] | None, source: str
 ) -> Task:
     """The task on own data that the training labels mean.
 
-    What the config says is taken. Else all whole numbers are a classification; numbers, some with a point, are a
-    regression (also if fewer than half of the labels are something else: those rows are then malformed); anything
-    else is a classification. The class names are those that the data set itself brings, or the labels sorted:
-    numbers by value, text by its letters, digits within it by value.
+    What the config says is taken. Else lists are a multi-label task; all whole numbers are a classification; numbers,
+    some with a point, are a regression (also if fewer than half of the labels are something else: those rows are then
+    malformed); anything else is a classification. The class names are those that the data set itself brings, or the
+    labels sorted: numbers by value, text by its letters, digits within it by value.
 
     Args:
         values: the training labels as they stand in the file.
@@ -74,6 +88,9 @@ def infer_task(
         ConfigError: label names for a regression.
         DataError: a classification with a single class, or with about a class a row.
     """
+    if config.task_type == "multi-label" or (config.task_type is None and any(isinstance(v, tuple) for v in values)):
+        parts = {part for value in values for part in label_parts(value, config.label_separator or SEPARATOR)}
+        return own_task("multi-label", config.label_names or class_names or tuple(sorted(parts, key=sort_key)))
     if config.label_names is not None:
         if config.task_type == "regression":
             raise ConfigError(f"label names are {list(config.label_names)} for a regression; it has none")
@@ -89,7 +106,7 @@ def infer_task(
             f"{source}: {len(distinct)} different labels in {len(texts)} rows; a classification needs "
             "several rows a class (is it the right label column, or a regression?)"
         )
-    return own_task("classification", class_names or tuple(sorted(distinct, key=_sort_key)))
+    return own_task("classification", class_names or tuple(sorted(distinct, key=sort_key)))
 
 
 def _are_scores(texts: Sequence[str]) -> bool:
@@ -107,7 +124,8 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _sort_key(text: str) -> tuple[int, float, list[str | int]]:
+def sort_key(text: str) -> tuple[int, float, list[str | int]]:
+    """The natural order of class names: numbers by value, before text by its letters, digits within it by value."""
     number = _number(text)
     if number is not None:
         return 0, number, [text]

@@ -1,18 +1,24 @@
 """From the data settings to the task and its examples: the one door through which the rest of Limbert gets data."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from limbert.core.config import DataConfig
+from limbert.core.config import DataConfig, TaskKind
 from limbert.data.columns import check_columns, choose_columns
-from limbert.data.files import Examples, RawExamples, open_table, read_rows, with_labels, without_labels
-from limbert.data.labels import LabelReader, infer_task
+from limbert.data.files import Examples, RawExamples, read_rows, with_labels
+from limbert.data.kinds.table import Reader, reader_of
+from limbert.data.labels import SEPARATOR, LabelReader, infer_task
 from limbert.data.sources import Sources, find_sources
-from limbert.data.table import Table, lines_table, readable
-from limbert.data.tasks import Columns, GlueTask, Task, glue_task
+from limbert.data.table import Table
+from limbert.data.tasks import Columns, GlueTask, Task, asked_kind, glue_task
+from limbert.data.texts import read_texts
 from limbert.errors import ConfigError, DataError
+
+_HELD_OUT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -38,23 +44,31 @@ def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
         ConfigError: settings that contradict each other or an unknown task.
         DataError: a missing or unusable file, column or row.
     """
+    kind = asked_kind(config)
+    reader_of_kind = reader_of(kind)
+    if reader_of_kind is not None:
+        return _load_with(reader_of_kind, config, seed=seed)
     glue = glue_task(config.task) if config.task is not None else None
     sources = find_sources(config, glue)
     if sources.train is None:
-        raise DataError(f"{_place(config)}: no training data; expected train.* in the folder, or a training file")
+        raise DataError(_no_train(config))
     table, columns = choose_columns(sources.train, config, glue, labelled=True)
-    raw = _read(table, columns, config, glue)
+    raw = _read(table, columns, config, glue, several=kind == "multi-label")
     task = _glue_task_as_told(glue, config) if glue else _own_task(raw, table, columns, config)
     # Where the names come from the labels themselves, an id in their place is a mistake and not another spelling.
     given = glue is not None or config.label_names is not None
-    reader = LabelReader(task, accept_ids=given)
+    reader = LabelReader(task, accept_ids=given, separator=config.label_separator or SEPARATOR)
     train = with_labels(raw, reader, skip_bad_rows=config.skip_bad_rows)
     if task.kind == "classification" and len(set(train.labels or ())) < 2:
         raise DataError(
             f"{table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
             "a classification needs at least two classes"
         )
-    dev = _load_dev(sources, columns, config, glue=glue, reader=reader)
+    if config.held_out is not None:
+        _refuse_two_developments(sources, config)
+        train, dev = _held_out(train, config.held_out)
+    else:
+        dev = _load_dev(sources, columns, config, glue=glue, reader=reader)
     return TaskData(task, _limited(train, config.train_limit, seed=seed), dev)
 
 
@@ -68,33 +82,42 @@ def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
         ConfigError: settings that contradict each other or an unknown task.
         DataError: a missing or unusable file, column or row.
     """
+    reader_of_kind = reader_of(task.kind)
+    if reader_of_kind is not None:
+        return _load_development_with(reader_of_kind, config, task)
     name = config.task or task.name
     glue = glue_task(name) if name is not None else None
     sources = find_sources(config, glue)
+    reader = LabelReader(task, accept_ids=True, separator=config.label_separator or SEPARATOR)
+    if not sources.dev and config.held_out is not None and sources.train is not None:
+        table, columns = choose_columns(sources.train, config, glue, labelled=True)
+        raw = _read(table, columns, config, glue, several=task.kind == "multi-label")
+        return _held_out(with_labels(raw, reader, skip_bad_rows=config.skip_bad_rows), config.held_out)[1]
     if not sources.dev:
         raise DataError(_no_dev(config))
     _, columns = choose_columns(next(iter(sources.dev.values())), config, glue, labelled=True)
-    return _load_dev(sources, columns, config, glue=glue, reader=LabelReader(task, accept_ids=True))
+    return _load_dev(sources, columns, config, glue=glue, reader=reader)
 
 
-def load_texts(path: str | Path, config: DataConfig) -> Examples:
+def load_texts(path: str | Path, config: DataConfig, *, kind: TaskKind | None = None) -> Examples:
     """Load texts, or pairs of texts, without labels: for prediction.
 
     A ``.txt`` file holds one text a line. Any other is read as training files are, with the same columns; a label
     column may be there or not.
 
+    Args:
+        path: the file.
+        config: names the columns.
+        kind: of the task, where it has files of its own.
+
     Raises:
         DataError: a missing or unusable file, column or row.
     """
     path = Path(path).expanduser()
-    glue = glue_task(config.task) if config.task is not None else None
-    if path.suffix.lower() == ".txt":
-        table = lines_table(readable(path))
-        pair = config.pair_column or (glue.layouts[0].pair if glue else None)
-        columns = check_columns(table, Columns("text", pair, None))
-    else:
-        table, columns = choose_columns(lambda header: open_table(path, header=header), config, glue, labelled=False)
-    return without_labels(read_rows(table, columns, skip_bad_rows=config.skip_bad_rows))
+    reader = reader_of(kind)
+    if reader is not None:
+        return reader.read_unlabelled(path, config)
+    return read_texts(path, config)
 
 
 def split_validation(examples: Examples, task: Task, *, fraction: float, seed: int) -> tuple[Examples, Examples]:
@@ -102,6 +125,7 @@ def split_validation(examples: Examples, task: Task, *, fraction: float, seed: i
 
     Stratified: after shuffling, the examples are put in the order of their labels and every (1 / fraction)-th is
     taken, so that classes (and the range of scores) keep their shares. One example of each class stays in training.
+    Several labels in one example count as one: their set. Examples in groups are cut by whole groups instead.
 
     Args:
         examples: labelled training examples.
@@ -116,11 +140,13 @@ def split_validation(examples: Examples, task: Task, *, fraction: float, seed: i
         ConfigError: the fraction is out of range.
         DataError: too few examples to cut.
     """
+    if examples.groups is not None:
+        return split_groups(examples, fraction=fraction, seed=seed)
     if not 0 < fraction < 1:
         raise ConfigError(f"validation fraction is {fraction}; it must be between 0 and 1")
     if examples.labels is None:
         raise DataError("examples without labels cannot be split for validation; expected labelled ones")
-    labels = np.asarray(examples.labels)
+    labels = _one_each(examples.labels)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     groups = labels if task.kind == "classification" else np.zeros(len(labels), dtype=np.int64)
     _, stays = np.unique(groups[shuffled], return_index=True)  # the first of each class
@@ -133,6 +159,80 @@ def split_validation(examples: Examples, task: Task, *, fraction: float, seed: i
     taken = set(ordered[np.diff(steps) > 0].tolist())
     train = [index for index in range(len(labels)) if index not in taken]
     return examples.select(train), examples.select(sorted(taken))
+
+
+def split_groups(examples: Examples, *, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Set aside whole groups: articles with all their questions, or, where there are no groups, equal texts.
+
+    Args:
+        examples: labelled or not.
+        fraction: share of the examples to set aside; what is cut comes as near to it as whole groups allow.
+        seed: chooses the groups; the labels have no say, so that any order of them gives the same cut.
+
+    Returns:
+        (the others, those set aside), both in their old order.
+
+    Raises:
+        DataError: fewer than two groups.
+    """
+    keys: tuple[Any, ...] = examples.groups or tuple(zip(examples.texts, examples.pairs or examples.texts, strict=True))
+    sizes = Counter(keys)
+    if len(sizes) < 2:
+        raise DataError(f"{len(examples)} examples are of one group (article or text); to cut them there must be two")
+    names = list(sizes)
+    taken: set[Any] = set()
+    room = fraction * len(examples)
+    for index in np.random.default_rng(seed).permutation(len(names))[:-1].tolist():
+        if not taken or sizes[names[index]] <= room:
+            taken.add(names[index])
+            room -= sizes[names[index]]
+    chosen = np.asarray([key in taken for key in keys])
+    return examples.select(np.flatnonzero(~chosen).tolist()), examples.select(np.flatnonzero(chosen).tolist())
+
+
+def _held_out(train: Examples, fraction: float) -> tuple[Examples, dict[str, Examples]]:
+    """The same cut for every run: its seed sets nothing aside."""
+    rest, dev = split_groups(train, fraction=fraction, seed=_HELD_OUT_SEED)
+    return rest, {"dev": dev}
+
+
+def _refuse_two_developments(sources: Sources, config: DataConfig) -> None:
+    if sources.dev:
+        raise ConfigError(f"held-out share is {config.held_out} beside development data; it must be one or the other")
+
+
+def _load_with(reader: Reader, config: DataConfig, *, seed: int) -> TaskData:
+    """Data of a kind with files of its own."""
+    sources = find_sources(config, None, formats=reader.formats, opened=reader.open)
+    if sources.train is None:
+        raise DataError(_no_train(config))
+    task, train = reader.read(sources.train(True), config, None)
+    if config.held_out is not None:
+        _refuse_two_developments(sources, config)
+        train, dev = _held_out(train, config.held_out)
+    elif sources.dev:
+        dev = {part: reader.read(opener(True), config, task)[1] for part, opener in sources.dev.items()}
+    else:
+        raise DataError(_no_dev(config))
+    return TaskData(task, _limited(train, config.train_limit, seed=seed), dev)
+
+
+def _load_development_with(reader: Reader, config: DataConfig, task: Task) -> dict[str, Examples]:
+    sources = find_sources(config, None, formats=reader.formats, opened=reader.open)
+    if sources.dev:
+        return {part: reader.read(opener(True), config, task)[1] for part, opener in sources.dev.items()}
+    if config.held_out is None or sources.train is None:
+        raise DataError(_no_dev(config))
+    return _held_out(reader.read(sources.train(True), config, task)[1], config.held_out)[1]
+
+
+def _one_each(labels: tuple[Any, ...]) -> np.ndarray:
+    """A number an example: its label, or that of its set of labels among all sets."""
+    if not any(isinstance(label, tuple) for label in labels):
+        return np.asarray(labels)
+    sets = [tuple(sorted({*label})) for label in labels]
+    numbers = {one: number for number, one in enumerate(sorted({*sets}))}
+    return np.asarray([numbers[one] for one in sets])
 
 
 def _own_task(raw: RawExamples, table: Table, columns: Columns, config: DataConfig) -> Task:
@@ -162,12 +262,19 @@ def _load_dev(
     for part, opener in sources.dev.items():
         table = opener(not columns.by_number)
         check_columns(table, columns)
-        dev[part] = with_labels(_read(table, columns, config, glue), reader, skip_bad_rows=config.skip_bad_rows)
+        raw = _read(table, columns, config, glue, several=reader.task.kind == "multi-label")
+        dev[part] = with_labels(raw, reader, skip_bad_rows=config.skip_bad_rows)
     return dev
 
 
-def _read(table: Table, columns: Columns, config: DataConfig, glue: GlueTask | None) -> RawExamples:
-    return read_rows(table, columns, skip_bad_rows=config.skip_bad_rows, unlabelled=glue.unlabelled if glue else ())
+def _read(table: Table, columns: Columns, config: DataConfig, glue: GlueTask | None, *, several: bool) -> RawExamples:
+    return read_rows(
+        table,
+        columns,
+        skip_bad_rows=config.skip_bad_rows,
+        unlabelled=glue.unlabelled if glue else (),
+        several_labels=several,
+    )
 
 
 def _limited(examples: Examples, limit: int | None, *, seed: int) -> Examples:
@@ -182,4 +289,11 @@ def _place(config: DataConfig) -> str:
 
 
 def _no_dev(config: DataConfig) -> str:
-    return f"{_place(config)}: no development data; expected dev.* in the folder, or a development file"
+    return (
+        f"{_place(config)}: no development data; expected dev.* in the folder, a development file, or a held-out share "
+        "of the training data"
+    )
+
+
+def _no_train(config: DataConfig) -> str:
+    return f"{_place(config)}: no training data; expected train.* in the folder, or a training file"

@@ -1,4 +1,4 @@
-"""The metrics that GLUE reports for each task, from logits and labels to numbers."""
+"""The metrics of tasks with one answer a text, GLUE's among them: from logits and labels to numbers."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,13 +11,18 @@ from limbert.errors import DataError
 
 
 def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """The class ids, or the scores of a regression, shape ``(examples,)``, from logits ``(examples, outputs)``.
+    """The answers that logits ``(examples, outputs)`` mean.
+
+    Returns:
+        Class ids or scores ``(examples,)``; of a multi-label task which classes hold, ``(examples, classes)``, 0 or 1.
 
     Raises:
         DataError: the logits have another number of outputs than the task.
     """
     if logits.ndim != 2 or logits.shape[1] != task.outputs:
         raise DataError(f"logits have shape {logits.shape}; expected (examples, {task.outputs})")
+    if task.kind == "multi-label":
+        return (logits > 0).astype(np.float32)  # a probability over 0.5
     return np.asarray(logits.argmax(axis=1) if task.kind == "classification" else logits[:, 0])
 
 
@@ -29,7 +34,7 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     Args:
         task: says which metrics.
         logits: ``(examples, outputs)``.
-        labels: ``(examples,)``, class ids or scores.
+        labels: ``(examples,)``, class ids or scores; multi-label ``(examples, classes)``, 0 or 1.
 
     Raises:
         DataError: no example, or shapes that do not fit.
@@ -82,10 +87,32 @@ def _correlation(coefficient: Callable[..., Any], predicted: np.ndarray, labels:
     return value if np.isfinite(value) else 0.0
 
 
+def _micro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """F1 over all decisions, whichever class they are about; 0 where no label is there and none is predicted."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, average="micro", zero_division=0.0))
+
+
+def _macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the classes' F1; a class that is neither there nor predicted counts 0."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, average="macro", zero_division=0.0))
+
+
+def _subset_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the texts of which every class is decided rightly."""
+    return float((predicted == labels).all(axis=1).mean())
+
+
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
     "pearson": _pearson,
     "spearman": _spearman,
+    "micro_f1": _micro_f1,
+    "macro_f1": _macro_f1,
+    "subset_accuracy": _subset_accuracy,
 }

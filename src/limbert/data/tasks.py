@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from limbert.core.config import TaskKind
+from limbert.core.config import DataConfig, TaskKind
 from limbert.errors import ConfigError, DataError
 
 
@@ -14,19 +14,21 @@ class Task:
     """What is predicted: the kind of label, the class names by id, and the metrics to report.
 
     Raises:
-        DataError: a classification with fewer than two or repeated names, or a regression with names.
+        DataError: fewer names than the kind needs, repeated ones, or names for a kind that has none.
     """
 
     name: str | None  # canonical GLUE name such as "mrpc"; None for own data
     kind: TaskKind
-    labels: tuple[str, ...]  # class names by id; () for regression
+    labels: tuple[str, ...]  # class names by id; () for regression and question answering
     metrics: tuple[str, ...]  # the first is the primary one
 
     def __post_init__(self) -> None:
-        if self.kind == "regression" and self.labels:
-            raise DataError(f"label names {', '.join(self.labels)} given for a regression; it has none")
-        if self.kind == "classification" and len(self.labels) < 2:
-            raise DataError(f"label names are {list(self.labels)}; a classification needs at least two")
+        fewest = _FEWEST_LABELS[self.kind]
+        if fewest == 0 and self.labels:
+            raise DataError(f"label names {', '.join(self.labels)} given for a {_in_words(self.kind)}; it has none")
+        if len(self.labels) < fewest:
+            few = "two" if fewest == 2 else "one"
+            raise DataError(f"label names are {list(self.labels)}; a {_in_words(self.kind)} needs at least {few}")
         if len(set(self.labels)) < len(self.labels):
             raise DataError(f"label names are {list(self.labels)}; each may occur once")
 
@@ -37,8 +39,8 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """The number of model outputs: one a class, or one score."""
-        return len(self.labels) if self.kind == "classification" else 1
+        """The number of model outputs: one a class, one score, or two (question answering): start and end."""
+        return len(self.labels) or (2 if self.kind == "question-answering" else 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The task in JSON values; ``from_dict`` reads it back."""
@@ -50,9 +52,46 @@ class Task:
         return cls(values["name"], values["kind"], tuple(values["labels"]), tuple(values["metrics"]))
 
 
+_FEWEST_LABELS: Mapping[TaskKind, int] = {
+    "classification": 2,
+    "regression": 0,
+    "multi-label": 1,
+    "token-classification": 2,
+    "question-answering": 0,
+}
+_METRICS: Mapping[TaskKind, tuple[str, ...]] = {
+    "classification": ("accuracy",),
+    "regression": ("pearson", "spearman"),
+    "multi-label": ("micro_f1", "macro_f1", "subset_accuracy"),
+    "token-classification": ("entity_f1", "entity_precision", "entity_recall"),
+    "question-answering": ("f1", "exact_match"),
+}
+_ENTITY_TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
+
+
 def own_task(kind: TaskKind, labels: tuple[str, ...]) -> Task:
-    """A task on the user's own data, with the metrics that suit its kind."""
-    return Task(None, kind, labels, ("accuracy",) if kind == "classification" else ("pearson", "spearman"))
+    """A task on the user's own data, with the metrics that suit its kind.
+
+    Tags of tokens that are not all ``O`` or ``B-TYPE``, ``I-TYPE`` and the like mark no entities: the metric is then
+    the accuracy of the words.
+    """
+    plain = kind == "token-classification" and not all(_ENTITY_TAG.fullmatch(label) for label in labels)
+    return Task(None, kind, labels, ("accuracy",) if plain else _METRICS[kind])
+
+
+_NAMED_KINDS: Mapping[str, TaskKind] = {"ner": "token-classification", "squad": "question-answering"}
+
+
+def asked_kind(config: DataConfig) -> TaskKind | None:
+    """The kind of task that the settings name, by ``task_type`` or a task such as ``ner``; None where they do not.
+
+    Raises:
+        ConfigError: two that contradict each other.
+    """
+    kind = _NAMED_KINDS.get(_plain(config.task)) if config.task is not None else None
+    if kind is not None and config.task_type not in (None, kind):
+        raise ConfigError(f"task type is {config.task_type}; it must be {kind} for task {config.task}")
+    return kind or config.task_type
 
 
 @dataclass(frozen=True)
@@ -130,7 +169,15 @@ def glue_task(name: str) -> GlueTask:
     Raises:
         ConfigError: no GLUE task has this name.
     """
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    plain = _plain(name)
     if plain not in GLUE:
-        raise ConfigError(f"task is {name!r}; it must be one of {', '.join(GLUE)}")
+        raise ConfigError(f"task is {name!r}; it must be one of {', '.join((*GLUE, *_NAMED_KINDS))}")
     return GLUE[plain]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _in_words(kind: TaskKind) -> str:
+    return kind if kind in ("classification", "regression") else f"task of kind {kind}"

@@ -25,7 +25,9 @@ class ExitRule:
         name: ``entropy`` of the softmax below the threshold, in nats (Flexible BERT; DeeBERT, arXiv 2004.12993);
             ``confidence``, the largest probability, at least the threshold; ``patience``: for classification the label
             has stayed the same over so many further off-ramps, for regression the value has moved by less than the
-            threshold since the off-ramp before (PABEE, arXiv 2006.04152).
+            threshold since the off-ramp before (PABEE, arXiv 2006.04152). A multi-label answer is as sure as its least
+            sure class: the largest of the binary entropies, the smallest of the probabilities of yes or no; patience
+            counts the whole set of labels.
         threshold: as the rule reads it.
 
     Raises:
@@ -46,7 +48,7 @@ class ExitRule:
         """Raise ConfigError where the rule has no meaning for the kind of task."""
         if kind == "regression" and self.name != "patience":
             raise ConfigError(f"exit rule {self.name!r} needs classes; for regression it must be patience")
-        if kind == "classification" and self.name == "patience" and self.threshold != int(self.threshold):
+        if kind != "regression" and self.name == "patience" and self.threshold != int(self.threshold):
             raise ConfigError(
                 f"exit threshold is {self.threshold}; for patience it must be a whole number of off-ramps"
             )
@@ -61,10 +63,21 @@ class ExitRule:
         now = answers[-1]
         if self.name == "patience":
             return _stayed(answers, self.threshold, kind=kind)
-        probabilities = now.float().softmax(dim=-1)
-        if self.name == "entropy":
-            return torch.special.entr(probabilities).sum(dim=-1) < self.threshold
-        return probabilities.amax(dim=-1) >= self.threshold
+        scores = sureness(now.float(), self.name, kind=kind)
+        return scores < self.threshold if self.name == "entropy" else scores >= self.threshold
+
+
+def sureness(logits: Tensor, name: ExitRuleName, *, kind: TaskKind) -> Tensor:
+    """What the rules ``entropy`` and ``confidence`` compare with their threshold, ``(...)`` from ``(..., outputs)``."""
+    if kind == "multi-label":
+        yes = logits.sigmoid()
+        if name == "entropy":
+            return (torch.special.entr(yes) + torch.special.entr(1 - yes)).amax(dim=-1)
+        return torch.maximum(yes, 1 - yes).amin(dim=-1)
+    probabilities = logits.softmax(dim=-1)
+    if name == "entropy":
+        return torch.special.entr(probabilities).sum(dim=-1)
+    return probabilities.amax(dim=-1)
 
 
 def _stayed(answers: Sequence[Tensor], threshold: float, *, kind: TaskKind) -> Tensor:
@@ -73,6 +86,10 @@ def _stayed(answers: Sequence[Tensor], threshold: float, *, kind: TaskKind) -> T
         if len(answers) < 2:
             return torch.zeros(len(now), dtype=torch.bool, device=now.device)
         return (now[:, 0] - answers[-2][:, 0]).abs() < threshold
-    labels = torch.stack([answer.argmax(dim=-1) for answer in answers])  # (off-ramps, examples)
-    same = labels[:-1].flip(0) == labels[-1]
+    if kind == "multi-label":
+        sets = torch.stack([answer > 0 for answer in answers])  # (off-ramps, examples, classes)
+        same = (sets[:-1].flip(0) == sets[-1]).all(dim=-1)
+    else:
+        labels = torch.stack([answer.argmax(dim=-1) for answer in answers])  # (off-ramps, examples)
+        same = labels[:-1].flip(0) == labels[-1]
     return same.long().cumprod(dim=0).sum(dim=0) >= threshold

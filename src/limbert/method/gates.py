@@ -29,12 +29,14 @@ def is_right(answers: Tensor, truth: Tensor, *, kind: TaskKind, tolerance: float
 
     Args:
         answers: ``(examples, widths, outputs)``.
-        truth: ``(examples,)``, class ids or values.
+        truth: ``(examples,)``, class ids or values; multi-label ``(examples, classes)``, 0 or 1, all of which count.
         kind: what the outputs mean.
         tolerance: for regression, the largest distance that still counts as right.
     """
     if kind == "regression":
         return (answers[..., 0] - truth[:, None]).abs() <= tolerance
+    if kind == "multi-label":
+        return ((answers > 0) == (truth[:, None] > 0.5)).all(dim=-1)
     return answers.argmax(dim=-1) == truth[:, None]
 
 
@@ -46,8 +48,8 @@ def cheapest(answers: Tensor, truth: Tensor, *, kind: TaskKind, cost: float, sha
     Args:
         answers: ``(examples, widths, outputs)``.
         truth: ``(examples,)`` class ids or values, or ``(examples, outputs)`` probabilities to agree with.
-        kind: classification has the cross-entropy as its loss, regression the squared error in units of the variance
-            of ``truth``.
+        kind: classification has the cross-entropy as its loss, multi-label the mean binary one of the classes,
+            regression the squared error in units of the variance of ``truth``.
         cost: what a full-width pass costs, in units of the loss; 0 aims at the best answer.
         shares: ``(widths,)``, the cost of each width as a share of the full width's.
 
@@ -56,6 +58,9 @@ def cheapest(answers: Tensor, truth: Tensor, *, kind: TaskKind, cost: float, sha
     """
     if kind == "regression":
         loss = (answers[..., 0] - truth[:, None]).square() / truth.var().clamp_min(1e-12)
+    elif kind == "multi-label":
+        targets = truth[:, None].expand_as(answers)  # (examples, widths, classes)
+        loss = F.binary_cross_entropy_with_logits(answers, targets, reduction="none").mean(dim=-1)
     else:
         widths = answers.shape[1]
         targets = truth[:, None].expand(-1, widths, *truth.shape[1:])  # (examples, widths) or with outputs

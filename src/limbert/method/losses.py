@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbert.core.config import TaskKind
-
-IGNORED = -100  # label of a token that has none: padding, special tokens, all but the first token of a word
+from limbert.core.kinds import IGNORED
 
 
 @dataclass(frozen=True)

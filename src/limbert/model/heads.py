@@ -1,5 +1,6 @@
 """One shape of answers and one name of labels for the stock heads, which differ in both."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,16 +9,16 @@ from torch import Tensor
 from limbert.core.config import TaskKind
 
 
-def logits_of(output: Any) -> Tensor:
-    """The answers in what a stock network returns.
+def logits_of(output: Mapping[str, Any]) -> Tensor:
+    """The answers in what a stock network returns, or its exported graph.
 
     Returns:
         ``(batch, outputs)``, or ``(batch, tokens, outputs)`` where the head answers at tokens; a head for question
         answering has two outputs there: how much a token starts the answer, and how much it ends it.
     """
     if "start_logits" in output:
-        return torch.stack([output.start_logits, output.end_logits], dim=-1)
-    logits: Tensor = output.logits
+        return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
+    logits: Tensor = output["logits"]
     return logits
 
 

@@ -8,6 +8,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig
 from limbert.core.space import Space
+from limbert.data.batches import TokenizedExamples, tokenize
+from limbert.data.files import Examples
+from limbert.data.kinds.table import prepared as prepared_for
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError
 from limbert.model.elastic import ElasticModel
@@ -30,6 +33,24 @@ class Opened:
     task: Task | None
     data: DataConfig
     max_length: int
+
+    def prepared(self, examples: Examples, *, task: Task | None = None, cache: bool = True) -> TokenizedExamples:
+        """Examples as the training had them, tokenised.
+
+        Args:
+            examples: of the model's task.
+            task: of a stock checkpoint, which does not know it.
+            cache: whether to look for tokens of earlier runs and to keep these.
+
+        Raises:
+            ConfigError: if the tokenizer or the length cannot serve.
+        """
+        task = task or self.task
+        if task is None:
+            return tokenize(examples, self.tokenizer, max_length=self.max_length, cache=cache)
+        return prepared_for(
+            examples, task, self.tokenizer, max_length=self.max_length, stride=self.data.stride, cache=cache
+        )
 
 
 def open_checkpoint(path: str | Path, *, space: Space | None = None, head: str | None = None) -> Opened:

@@ -11,7 +11,7 @@ import torch
 
 from limbert.core.config import Precision
 from limbert.data.batches import TokenizedExamples, evaluation_batches
-from limbert.data.metrics import compute_metrics
+from limbert.data.kinds.table import score
 from limbert.data.tasks import Task
 from limbert.model.cost import CostModel
 from limbert.model.elastic import ElasticModel
@@ -149,9 +149,8 @@ def evaluate_policy(
     found = []
     for name, examples in sets.items():
         answers = policy_answers(engine, examples, batch_size=batch_size, device=device, after_batch=advance)
-        assert examples.labels is not None
         prefix = "" if len(sets) == 1 else f"{name}/"
-        measured = compute_metrics(task, answers.logits, examples.labels.numpy())
+        measured = score(task, answers.logits, examples)
         metrics |= {prefix + metric: value for metric, value in measured.items()}
         found.append(answers)
     cost = CostModel(model)

@@ -12,10 +12,11 @@ from limbert.core.config import Precision
 from limbert.core.space import is_point, parse_point
 from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples, evaluation_batches
-from limbert.data.metrics import compute_metrics
+from limbert.data.kinds.table import score
 from limbert.data.tasks import Task
 from limbert.model.cost import CostModel
 from limbert.model.elastic import ElasticModel
+from limbert.run.gathering import Gathering
 from limbert.run.passes import plan_passes, run_pass
 
 
@@ -85,13 +86,12 @@ def evaluate(
         progress(done, total)
 
     for set_name, examples in sets.items():
-        assert examples.labels is not None
         answers = subnet_logits(
             model, examples, subnets=subnets, batch_size=batch_size, precision=precision, after_batch=advance
         )
         prefix = "" if len(sets) == 1 else f"{set_name}/"
         for name, logits in answers.items():
-            found = compute_metrics(task, logits, examples.labels.numpy())
+            found = score(task, logits, examples)
             metrics[name] |= {prefix + metric: value for metric, value in found.items()}
     lengths = np.concatenate([examples.lengths for examples in sets.values()])
     return [
@@ -110,12 +110,16 @@ def subnet_logits(
     precision: Precision = "fp32",
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
-    """Every sub-network's logits ``(examples, outputs)`` in the order of the examples."""
+    """Every sub-network's logits in the order of the examples.
+
+    Returns:
+        ``(examples, outputs)``, or ``(all tokens, outputs)`` where answers stand at tokens, by the sub-networks' names.
+    """
     network, device = model.network, model.network.device
     training = network.training
     network.eval()
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-    found: dict[Subnet, torch.Tensor] = {}
+    found = {subnet: Gathering(examples) for subnet in subnets.values()}
     try:
         for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
             inputs = {name: tensor.to(device) for name, tensor in examples.collate(indices).items() if name != "labels"}
@@ -123,13 +127,11 @@ def subnet_logits(
                 with model.at(shared.scope), autocast:
                     answers = run_pass(model, shared, inputs)
                 for subnet, answer in answers.items():
-                    if subnet not in found:
-                        found[subnet] = torch.empty(len(examples), answer.logits.shape[-1], device=device)
-                    found[subnet][indices] = answer.logits.float()
+                    found[subnet].add(indices, answer.logits, inputs["attention_mask"])
             after_batch()
     finally:
         network.train(training)
-    return {name: found[subnet].cpu().numpy() for name, subnet in subnets.items()}
+    return {name: found[subnet].rows.cpu().numpy() for name, subnet in subnets.items()}
 
 
 def count_parameters(model: ElasticModel, subnet: Subnet) -> int:

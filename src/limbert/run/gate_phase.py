@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbert.core.config import GatesConfig
+from limbert.core.config import GatesConfig, TaskKind
+from limbert.core.kinds import KINDS
 from limbert.core.space import parse_point
 from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples
@@ -55,6 +56,12 @@ class GatePhase(Phase):
         return GatesConfig
 
     def check(self, model: ElasticModel, config: GatesConfig) -> None:
+        network = type(model.network).__name__
+        if not network.endswith(KINDS["classification"].network):
+            raise ConfigError(
+                f"phase gates trains gates that give each text a width for its one answer; {network} "
+                "answers at every token: leave the phase out (--phases finetune,width,depth)"
+            )
         gated_layers(_count(config, model), model.shape.layers)
         _widths(model)
 
@@ -143,13 +150,20 @@ def _targets(
     """The index of the width that each example should get."""
     kind, logits = work.task.kind, answers.logits
     full = logits[:, -1]  # the answers at full width
-    truth = labels if config.target == "label" else full[:, 0] if kind == "regression" else full.argmax(dim=-1)
+    truth = labels if config.target == "label" else _as_labels(full, kind)
     if config.cost is None:
         tolerance = config.tolerance * float(labels.float().std()) if kind == "regression" else 0.0
         return narrowest_right(is_right(logits, truth, kind=kind, tolerance=tolerance))
-    if config.target == "agreement" and kind == "classification":
-        truth = full.softmax(dim=-1)
+    if config.target == "agreement" and kind != "regression":
+        truth = full.softmax(dim=-1) if kind == "classification" else full.sigmoid()
     return cheapest(logits, truth, kind=kind, cost=config.cost, shares=torch.tensor(widths))
+
+
+def _as_labels(logits: Tensor, kind: TaskKind) -> Tensor:
+    """What answers ``(examples, outputs)`` say, as labels say it."""
+    if kind == "regression":
+        return logits[:, 0]
+    return (logits > 0).float() if kind == "multi-label" else logits.argmax(dim=-1)
 
 
 def _tell_targets(work: PhaseWork, lessons: Lessons, widths: list[float]) -> None:

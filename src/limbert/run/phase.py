@@ -3,18 +3,56 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from limbert.core.config import GatesConfig, PhaseConfig, Precision
+from limbert.core.config import GatesConfig, PhaseConfig, Precision, TaskKind
+from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples, evaluation_batches
+from limbert.data.kinds.table import score
 from limbert.data.tasks import Task
 from limbert.model.elastic import ElasticModel
 from limbert.model.heads import stock_labels
-from limbert.run.trainer import Surroundings
+from limbert.run.evaluate import subnet_logits
+from limbert.run.trainer import Surroundings, TrainingRows
 
 AnyPhaseConfig = PhaseConfig | GatesConfig
+Material = Literal["labels", "text"]
+
+
+class EncoderWork(Protocol):
+    """What a phase that trains the encoder needs to know, whatever it learns from."""
+
+    @property
+    def name(self) -> str:
+        """The phase's, for reports and saved states."""
+
+    @property
+    def model(self) -> ElasticModel:
+        """Trained in place."""
+
+    @property
+    def train(self) -> TrainingRows:
+        """What it learns from."""
+
+    @property
+    def kind(self) -> TaskKind:
+        """What the model's outputs mean."""
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """Device, seed, workspace and monitor."""
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether heads and neurons are in an order that was trained already, so that it must stay."""
+
+    def scoring_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Labelled batches kept back from training, on the model's device."""
+
+    def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
+        """How good sub-networks are on what was kept back, by name; higher is better."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +67,7 @@ class PhaseWork:
         validation: labelled rows kept back from training; they choose and score, the development set never does.
         precision: of the passes that need no gradients.
         surroundings: device, seed, workspace and monitor.
+        keeps_order: whether heads and neurons are in an order that was trained already, so that it must stay.
     """
 
     name: str
@@ -38,6 +77,12 @@ class PhaseWork:
     validation: TokenizedExamples
     precision: Precision
     surroundings: Surroundings
+    keeps_order: bool = False
+
+    @property
+    def kind(self) -> TaskKind:
+        """What the model's outputs mean."""
+        return self.task.kind
 
     def scoring_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Labelled batches of the validation slice, on the model's device, as stock networks take them."""
@@ -47,6 +92,12 @@ class PhaseWork:
             labels = stock_labels(batch.pop("labels"), kind=self.task.kind)
             yield batch | labels
 
+    def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
+        """The task's primary metric of sub-networks on the validation slice, by name."""
+        answers = subnet_logits(self.model, self.validation, subnets=subnets, batch_size=64, precision=self.precision)
+        primary = self.task.primary
+        return {name: score(self.task, logits, self.validation)[primary] for name, logits in answers.items()}
+
 
 @dataclass(frozen=True)
 class Phase(ABC):
@@ -55,10 +106,12 @@ class Phase(ABC):
     Attributes:
         help: one line for people.
         defaults: settings where a recipe says nothing.
+        learns_from: what it can learn from: ``labels`` of a task, or the hidden words of ``text``.
     """
 
     help: str
     defaults: Mapping[str, Any]
+    learns_from: frozenset[Material] = frozenset({"labels"})
 
     @property
     @abstractmethod
@@ -70,8 +123,12 @@ class Phase(ABC):
         return None
 
     @abstractmethod
-    def train(self, work: PhaseWork, config: Any) -> None:
+    def train(self, work: Any, config: Any) -> None:
         """Train ``work.model`` in place, from the phase's saved state if there is one.
+
+        Args:
+            work: a `PhaseWork`; a phase that can learn from text takes any `EncoderWork`.
+            config: of the phase's ``config_class``.
 
         Raises:
             Stopped: when asked to stop, after saving the state.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from limbert.core.config import TaskKind
+from limbert.core.kinds import KINDS
 from limbert.core.space import is_point, parse_point
 from limbert.core.subnet import Subnet
 from limbert.errors import ConfigError
@@ -149,6 +150,7 @@ def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
     """
     if policy.subnet is not None:
         return _static_plan(model, policy.subnet)
+    refuse_at_tokens(kind, f"policy {policy.name}")
     every = tuple(range(model.shape.layers))
     ramps: frozenset[int] = frozenset()
     if policy.exits is not None:
@@ -176,6 +178,15 @@ def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
         ramps,
         policy.exits,
     )
+
+
+def refuse_at_tokens(kind: TaskKind, what: str) -> None:
+    """Raise ConfigError for a task whose answers stand at tokens: a policy chooses one size for one answer."""
+    if KINDS[kind].at_tokens:
+        raise ConfigError(
+            f"{what} gives each answer a size of its own, but all answers of one text run together in {kind}; "
+            "choose one sub-network for all texts with --subnet"
+        )
 
 
 def _static_plan(model: ElasticModel, name: str) -> Plan:

@@ -1,18 +1,23 @@
 """Answers for texts without labels, by a sub-network or a dynamic policy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from limbert.core.config import Precision
+from limbert.core.kinds import KINDS
+from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples
+from limbert.data.kinds.table import answers
 from limbert.data.tasks import Task
+from limbert.model.cost import CostModel
 from limbert.model.elastic import ElasticModel
 from limbert.run.dynamic import policy_answers
 from limbert.run.engine import Engine
-from limbert.run.policy import Policy
+from limbert.run.evaluate import subnet_logits
+from limbert.run.policy import Policy, resolve
 
 
 @dataclass(frozen=True)
@@ -20,20 +25,32 @@ class Prediction:
     """One answer.
 
     Attributes:
-        label: the most probable class; None for regression.
-        score: its probability, or the predicted value for regression.
+        answer: plain values; ``label`` and ``score`` of a classification, ``score`` of a regression, ``labels`` of a
+            multi-label task, ``entities`` of token classification, ``answer``, ``score``, ``start`` and ``end`` of a
+            question.
         layers: layers that ran.
         flops: floating-point operations that it took.
     """
 
-    label: str | None
-    score: float
+    answer: Mapping[str, Any]
     layers: int
     flops: int
 
+    @property
+    def label(self) -> str | None:
+        """The most probable class of a classification; None for other kinds of tasks."""
+        label: str | None = self.answer.get("label")
+        return label
+
+    @property
+    def score(self) -> float | None:
+        """The label's probability, the value of a regression, or how sure an answer is; None where it has parts."""
+        score: float | None = self.answer.get("score")
+        return score
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: ``label`` and ``score``, or ``score`` alone for regression."""
-        return {"score": self.score} if self.label is None else {"label": self.label, "score": self.score}
+        """Plain values: the answer."""
+        return dict(self.answer)
 
     def spent(self) -> dict[str, Any]:
         """Plain values: ``layers`` and ``flops``."""
@@ -65,19 +82,45 @@ def predict(
         ConfigError: if the policy does not fit the model or the task.
         SubnetError: for a sub-network that the model cannot run.
     """
-    engine = Engine(model, policy, kind=task.kind, precision=precision)
-    answers = policy_answers(
-        engine, examples, batch_size=batch_size, device=model.network.device, after_batch=after_batch
-    )
-    if task.kind == "regression":
-        labels: list[str | None] = [None] * len(examples)
-        scores = answers.logits[:, 0]
+    if KINDS[task.kind].at_tokens:
+        resolve(policy, model, kind=task.kind)
+        assert policy.subnet is not None
+        subnet = model.subnet(policy.subnet)
+        logits, layers, flops = _static(
+            model, examples, subnet, batch_size=batch_size, precision=precision, after_batch=after_batch
+        )
     else:
-        shifted = np.exp(answers.logits - answers.logits.max(axis=-1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=-1, keepdims=True)  # (examples, classes)
-        labels = [task.labels[index] for index in probabilities.argmax(axis=-1)]
-        scores = probabilities.max(axis=-1)
+        engine = Engine(model, policy, kind=task.kind, precision=precision)
+        found = policy_answers(
+            engine, examples, batch_size=batch_size, device=model.network.device, after_batch=after_batch
+        )
+        logits, layers, flops = found.logits, found.layers_run, found.flops
     return [
-        Prediction(label, float(score), int(layers), int(flops))
-        for label, score, layers, flops in zip(labels, scores, answers.layers_run, answers.flops, strict=True)
+        Prediction(answer, int(ran), int(spent))
+        for answer, ran, spent in zip(answers(task, logits, examples), layers, flops, strict=True)
     ]
+
+
+def _static(
+    model: ElasticModel,
+    examples: TokenizedExamples,
+    subnet: Subnet,
+    *,
+    batch_size: int,
+    precision: Precision,
+    after_batch: Callable[[], None],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits ``(all tokens, outputs)``, and layers and FLOPs of each text, all its rows together, ``(texts,)``."""
+    found = subnet_logits(
+        model,
+        examples,
+        subnets={"": subnet},
+        batch_size=batch_size,
+        precision=precision,
+        after_batch=after_batch,
+    )
+    assert examples.places is not None
+    cost, texts = CostModel(model), len(examples.places.examples)
+    of_row = [cost.flops(subnet, int(tokens)) for tokens in examples.lengths]
+    flops = np.bincount(examples.places.example_of, weights=of_row, minlength=texts)
+    return found[""], np.full(texts, len(subnet.layers)), flops

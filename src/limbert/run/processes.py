@@ -17,8 +17,8 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
+from limbert.core.kinds import IGNORED
 from limbert.errors import ConfigError, ProcessError
-from limbert.method.losses import IGNORED
 
 Value = TypeVar("Value")
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from limbert.core.config import TrainConfig
+from limbert.core.kinds import KINDS
 from limbert.core.space import Space
 from limbert.data.files import Examples
 from limbert.data.load import split_validation
@@ -41,16 +42,19 @@ class Start:
 
     def model(self, space: Space) -> ElasticModel:
         """Load it with a head for the task."""
-        names = self.task.labels or ("score",)
+        facts = KINDS[self.task.kind]
+        names = self.task.labels or (("score",) if self.task.outputs == 1 else ("start", "end"))
+        problem = {} if facts.problem_type is None else {"problem_type": facts.problem_type}
         torch.manual_seed(self.seed)
         return ElasticModel.from_pretrained(
             self.path,
             space=space,
+            head=facts.head,
             num_labels=self.task.outputs,
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
-            problem_type="regression" if self.task.kind == "regression" else "single_label_classification",
             ignore_mismatched_sizes=True,
+            **problem,
         )
 
     def relabelled(self, examples: Examples, task: Task) -> Examples:
@@ -61,7 +65,7 @@ class Start:
 def load_start(config: TrainConfig, task: Task) -> Start:
     """Look at the model that a run begins from.
 
-    It counts as fine-tuned on the task if its config names a sequence classification head with as many outputs and,
+    It counts as fine-tuned on the task if its config names a head for this kind of task with as many outputs and,
     where the labels have names of their own, the same names; their order is then the model's.
 
     Raises:
@@ -96,7 +100,7 @@ def trained_space(path_or_hub_id: str) -> Space | None:
         CheckpointError: if its ``limbert.json`` cannot be read.
     """
     record = read_record(path_or_hub_id)
-    trained = {*record.get("phases", ())} - {"finetune"}
+    trained = {*record.get("phases", ())} - {"finetune", "mlm"}  # those know the whole model alone
     return Space.from_dict(record["space"]) if trained and "space" in record else None
 
 
@@ -105,7 +109,14 @@ def in_order_of(examples: Examples, task: Task, wanted: Task) -> Examples:
     if examples.labels is None or task.labels == wanted.labels:
         return examples
     ids = [wanted.labels.index(name) for name in task.labels]
-    return replace(examples, labels=tuple(ids[int(label)] for label in examples.labels))
+
+    def renumbered(label: Any) -> Any:
+        if isinstance(label, tuple):
+            order = sorted if task.kind == "multi-label" else list
+            return tuple(order(ids[one] for one in label))
+        return ids[int(label)]
+
+    return replace(examples, labels=tuple(map(renumbered, examples.labels)))
 
 
 def kept_back(examples: Examples, task: Task, config: TrainConfig) -> tuple[Examples, Examples]:
@@ -117,10 +128,14 @@ def kept_back(examples: Examples, task: Task, config: TrainConfig) -> tuple[Exam
 def _order_of(config: Any, task: Task) -> tuple[str, ...] | None:
     """The task's labels in the order of the model's outputs; None where its head is for something else."""
     architectures = getattr(config, "architectures", None) or [""]
-    if not architectures[0].endswith("ForSequenceClassification") or config.num_labels != task.outputs:
+    facts = KINDS[task.kind]
+    if not architectures[0].endswith(facts.network) or config.num_labels != task.outputs:
+        return None
+    several = "multi_label_classification"  # the same head and names as one label has
+    if (getattr(config, "problem_type", None) == several) != (facts.problem_type == several):
         return None
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
-    if task.kind == "regression" or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+    if not task.labels or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
         return task.labels
     by_name = {label.lower(): label for label in task.labels}
     if {name.lower() for name in names} != by_name.keys():

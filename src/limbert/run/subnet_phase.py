@@ -8,13 +8,11 @@ from torch import Tensor
 
 from limbert.core.config import PhaseConfig
 from limbert.core.subnet import Subnet
-from limbert.data.metrics import compute_metrics
 from limbert.method.graft import graft
 from limbert.method.importance import importance
 from limbert.model.elastic import ElasticModel
-from limbert.run.evaluate import subnet_logits
 from limbert.run.passes import plan_passes
-from limbert.run.phase import Phase, PhaseWork
+from limbert.run.phase import EncoderWork, Phase
 from limbert.run.processes import Processes
 from limbert.run.trainer import Trainer
 
@@ -26,7 +24,8 @@ class SubnetPhase(Phase):
     Attributes:
         subnets: the sub-networks that it trains, by name, largest first.
         distils: whether it learns from a teacher: the model as it was when the phase began.
-        prepare: what is done to the model before the first step, with labelled batches of the validation slice.
+        prepare: how heads and neurons are put in order before the first step, with labelled batches of the validation
+            slice.
     """
 
     subnets: Callable[[ElasticModel], dict[str, Subnet]] = field(default=lambda model: model.subnets())
@@ -37,11 +36,12 @@ class SubnetPhase(Phase):
     def config_class(self) -> type[PhaseConfig]:
         return PhaseConfig
 
-    def train(self, work: PhaseWork, config: PhaseConfig) -> None:
+    def train(self, work: EncoderWork, config: PhaseConfig) -> None:
         model = work.model
         model.gates = None
         processes = Processes.of(work.surroundings.accelerator)
-        processes.from_main(lambda: self.prepare(model, work.scoring_batches(config.batch_size)))
+        if not work.keeps_order:
+            processes.from_main(lambda: self.prepare(model, work.scoring_batches(config.batch_size)))
         processes.share_weights(model.network)
         teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval()) if self.distils else None
         subnets = self.subnets(model)
@@ -51,7 +51,7 @@ class SubnetPhase(Phase):
             teacher=teacher,
             subnets=tuple(subnets.values()),
             config=config,
-            kind=work.task.kind,
+            kind=work.kind,
             surroundings=work.surroundings,
         )
 
@@ -81,12 +81,8 @@ def shared_out(subnets: dict[str, Subnet], processes: Processes) -> dict[str, Su
     return {name: subnet for name, subnet in subnets.items() if subnet in mine}
 
 
-def _mean_score(work: PhaseWork, subnets: dict[str, Subnet], processes: Processes) -> float:
-    """The task's primary metric on the validation slice, averaged over the sub-networks."""
-    assert work.validation.labels is not None
-    labels = work.validation.labels.numpy()
-    mine = shared_out(subnets, processes)
-    answers = subnet_logits(work.model, work.validation, subnets=mine, batch_size=64, precision=work.precision)
-    scores = {name: compute_metrics(work.task, logits, labels)[work.task.primary] for name, logits in answers.items()}
+def _mean_score(work: EncoderWork, subnets: dict[str, Subnet], processes: Processes) -> float:
+    """How good the sub-networks are on what was kept back, on average."""
+    scores = work.scores(shared_out(subnets, processes))
     found = {name: score for part in processes.gather(scores) for name, score in part.items()}
     return sum(found[name] for name in subnets) / len(subnets)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from limbert.core.config import PhaseConfig, TaskKind
 from limbert.core.subnet import Subnet
-from limbert.data.batches import TokenizedExamples, training_batches
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
 from limbert.model.lean import with_ready_mask
@@ -51,6 +51,21 @@ class Surroundings:
     checkpoint_every: float
     monitor: Monitor
     should_stop: Callable[[], bool]
+
+
+class TrainingRows(Protocol):
+    """What a phase trains on: rows of a task, or sequences of a corpus."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, *, batch_size: int, seed: int, epoch: int) -> Sequence[list[int]]:
+        """One epoch of batches of row numbers, every row once."""
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch; every tensor has a row for each of them, so that processes can share it out."""
+
+    def ready(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the network takes, and ``labels`` for its answers, of a batch or some rows of one."""
 
 
 class Trainer:
@@ -96,7 +111,7 @@ class Trainer:
         )
 
     def fit(
-        self, examples: TokenizedExamples, validate: Callable[[], float], *, graft: Callable[[], None] = lambda: None
+        self, examples: TrainingRows, validate: Callable[[], float], *, graft: Callable[[], None] = lambda: None
     ) -> None:
         """Train the phase to its end, from its saved state if there is one; the best validated weights stay.
 
@@ -287,19 +302,15 @@ class Trainer:
         middle = torch.randperm(len(self.subnets) - 2, generator=generator)[: count - 2] + 1
         return tuple(self.subnets[index] for index in sorted({0, len(self.subnets) - 1, *middle.tolist()}))
 
-    def _batches(
-        self, examples: TokenizedExamples, *, start: int, steps: int
-    ) -> Iterator[tuple[dict[str, Tensor], Share]]:
+    def _batches(self, examples: TrainingRows, *, start: int, steps: int) -> Iterator[tuple[dict[str, Tensor], Share]]:
         """This process's part of the batches of steps ``start`` to ``steps``, epoch after epoch, on the device."""
         number, epoch = 0, 0
         while number < steps:
-            order = training_batches(
-                examples.lengths, batch_size=self.config.batch_size, seed=self.around.seed, epoch=epoch
-            )
+            order = examples.batches(batch_size=self.config.batch_size, seed=self.around.seed, epoch=epoch)
             for indices in order[: steps - number]:
                 if number >= start:
                     batch, share = self.processes.part(examples.collate(indices))
-                    yield self._on_device(batch), share
+                    yield self._on_device(examples.ready(batch)), share
                 number += 1
             epoch += 1
 

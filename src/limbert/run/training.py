@@ -2,25 +2,31 @@
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig, TrainConfig
-from limbert.data.batches import TokenizedExamples, tokenize
+from limbert.core.corpus_config import CorpusConfig
+from limbert.core.space import Space
+from limbert.core.subnet import Subnet
+from limbert.data.batches import TokenizedExamples
 from limbert.data.files import Examples
+from limbert.data.kinds.table import prepared as prepared_for
 from limbert.data.load import TaskData
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import versions
 from limbert.model.elastic import ElasticModel
 from limbert.run.evaluate import Result, evaluate
 from limbert.run.monitor import Monitor
-from limbert.run.phase import PhaseWork
-from limbert.run.phases import PHASES
+from limbert.run.phase import EncoderWork, PhaseWork
+from limbert.run.phases import PHASES, check_material
 from limbert.run.processes import Processes, join_processes
 from limbert.run.recipes import Recipe
 from limbert.run.start import Start, kept_back, load_start
@@ -31,24 +37,39 @@ from limbert.run.workspace import LOG_NAME, Workspace, settings_of
 RESULTS_NAME = "results.jsonl"
 
 
-@dataclass(frozen=True)
-class Materials:
-    """What the phases of one run work on, tokenised."""
+class RunStart(Protocol):
+    """What a run begins from."""
 
-    start: Start
-    train: TokenizedExamples
-    validation: TokenizedExamples
-    dev: dict[str, TokenizedExamples]
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's."""
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Phases of earlier runs that the model has behind it."""
+
+    def model(self, space: Space) -> ElasticModel:
+        """Load it."""
 
 
-class TrainingRun:
-    """Everything between the settings and the finished folder.
+class RunMaterials(Protocol):
+    """What the phases of one run work on."""
+
+    @property
+    def start(self) -> RunStart:
+        """What the run begins from."""
+
+
+M = TypeVar("M", bound=RunMaterials)
+
+
+class PhasedRun(ABC, Generic[M]):
+    """Everything between the settings and the finished folder, whatever is learned.
 
     Args:
         config: where from, where to.
         recipe: what is trained, phase by phase, with the batches of all processes together (`Recipe.over`).
-        data_config: recorded in the checkpoint, where evaluation finds the columns.
-        data: the examples that it names.
+        data_config: recorded in the checkpoint.
         monitor: told how it goes.
         should_stop: asked after every step; a True stops the run with its state saved.
         overwrite: discard an unfinished run with other settings.
@@ -63,13 +84,12 @@ class TrainingRun:
         config: TrainConfig,
         recipe: Recipe,
         *,
-        data_config: DataConfig,
-        data: TaskData,
+        data_config: DataConfig | CorpusConfig,
         monitor: Monitor | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         overwrite: bool = False,
     ) -> None:
-        self.config, self.recipe, self.data_config, self.data = config, recipe, data_config, data
+        self.config, self.recipe = config, recipe
         joined = join_processes()
         self.monitor = monitor if monitor is not None and joined.is_main else Monitor()
         self.accelerator = Accelerator(
@@ -83,7 +103,7 @@ class TrainingRun:
         self._should_stop = should_stop
 
     def run(self) -> list[Result]:
-        """Train what is left to train, write the output folder, and return the results on the development set.
+        """Train what is left to train, write the output folder, and return the results on held-out data.
 
         Raises:
             Stopped: when asked to stop; the same call goes on from there.
@@ -95,7 +115,7 @@ class TrainingRun:
         with self.processes.one_first():
             materials = self._materials()
         start = materials.start
-        phases = self._phases(start)
+        phases = self._phases(materials)
         model, done = self._resume(start, phases)
         model.space = self.recipe.space
         model.subnets()  # refuses a width or depth that keeps nothing
@@ -106,8 +126,8 @@ class TrainingRun:
             self.accelerator.init_trackers("tensorboard")
         try:
             for name in phases[done:]:
-                self._train_phase(name, model, materials)
-                model.record = self._record(start, phases[: phases.index(name) + 1])
+                PHASES[name].train(self._work(name, model, materials), self.recipe.phases[name])
+                model.record = self._record(materials, phases[: phases.index(name) + 1])
                 if self.processes.is_main:
                     model.save_pretrained(self.workspace.phase_folder(name), tokenizer=start.tokenizer)
                 self.workspace.forget_before(name, phases)
@@ -120,51 +140,42 @@ class TrainingRun:
             self._publish(model, start, results)
         return results
 
-    def _materials(self) -> Materials:
-        start = load_start(self.config, self.data.task)
-        examples = start.relabelled(self.data.train, self.data.task)
-        train, validation = kept_back(examples, start.task, self.config)
+    @abstractmethod
+    def _materials(self) -> M:
+        """Read and tokenise what the phases work on."""
 
-        def prepared(part: Examples) -> TokenizedExamples:
-            return tokenize(part, start.tokenizer, max_length=min(self.data_config.max_length, start.longest))
+    @abstractmethod
+    def _phases(self, materials: M) -> list[str]:
+        """The phases of this run, in order."""
 
-        dev = {name: start.relabelled(part, self.data.task) for name, part in self.data.dev.items()}
-        return Materials(
-            start, prepared(train), prepared(validation), {name: prepared(part) for name, part in dev.items()}
-        )
+    @abstractmethod
+    def _load(self, folder: Path) -> ElasticModel:
+        """The result of a finished phase."""
 
-    def _phases(self, start: Start) -> list[str]:
-        """The phases of this run: fine-tuning is left out where the start has it behind it and nobody asked for it."""
-        phases = list(self.recipe.phases)
-        if start.finetuned and self.config.phases is None and "finetune" in phases:
-            phases.remove("finetune")
-            self.monitor.note(f"{self.config.model} is fine-tuned for these labels; phase finetune is skipped")
-        return phases
+    @abstractmethod
+    def _work(self, name: str, model: ElasticModel, materials: M) -> EncoderWork:
+        """What one phase is given."""
 
-    def _resume(self, start: Start, phases: list[str]) -> tuple[ElasticModel, int]:
+    @abstractmethod
+    def _measure(self, model: ElasticModel, materials: M, subnets: dict[str, Subnet]) -> list[Result]:
+        """Sub-networks on data that neither trained nor chose anything."""
+
+    @abstractmethod
+    def _record(self, materials: M, phases: list[str]) -> dict[str, Any]:
+        """What ``limbert.json`` says after these phases."""
+
+    def _resume(self, start: RunStart, phases: list[str]) -> tuple[ElasticModel, int]:
         """The model to go on with, and how many phases are behind it."""
         last = self.workspace.last_finished(phases)
         self.processes.agree_on(last, what=f"in {self.workspace.folder} as its last finished phase")
         if last is not None:
             folder = self.workspace.phase_folder(last)
             self.monitor.note(f"going on after phase {last} from {folder}")
-            model, done = ElasticModel.from_pretrained(folder, space=self.recipe.space), phases.index(last) + 1
+            model, done = self._load(folder), phases.index(last) + 1
         else:
             model, done = start.model(self.recipe.space), 0
         model.network.to(self.accelerator.device)
         return model, done
-
-    def _train_phase(self, name: str, model: ElasticModel, materials: Materials) -> None:
-        work = PhaseWork(
-            name,
-            model=model,
-            task=materials.start.task,
-            train=materials.train,
-            validation=materials.validation,
-            precision=self.config.precision,
-            surroundings=self._surroundings(),
-        )
-        PHASES[name].train(work, self.recipe.phases[name])
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
@@ -176,18 +187,14 @@ class TrainingRun:
             should_stop=self._should_stop,
         )
 
-    def _evaluate(self, model: ElasticModel, materials: Materials) -> list[Result]:
-        """The results on the development set, each process measuring some of the sub-networks."""
-        task, subnets = materials.start.task, model.subnets()
-        mine = shared_out(subnets, self.processes)
-        measured = evaluate(model, materials.dev, task=task, subnets=mine, precision=self.config.precision)
+    def _evaluate(self, model: ElasticModel, materials: M) -> list[Result]:
+        """The results of all sub-networks, each process measuring some of them."""
+        subnets = model.subnets()
+        measured = self._measure(model, materials, shared_out(subnets, self.processes))
         found = {result.subnet: result for part in self.processes.gather(measured) for result in part}
         return [found[name] for name in subnets]
 
-    def _record(self, start: Start, phases: list[str]) -> dict[str, Any]:
-        return {"task": start.task.to_dict(), "phases": [*start.phases, *phases], "settings": self.settings}
-
-    def _publish(self, model: ElasticModel, start: Start, results: list[Result]) -> None:
+    def _publish(self, model: ElasticModel, start: RunStart, results: list[Result]) -> None:
         """The finished folder, in one renaming; then the work folder goes."""
         stamp = {
             "seed": self.config.seed,
@@ -207,6 +214,78 @@ class TrainingRun:
         model.record = model.record | {"metrics": {result.subnet: result.metrics for result in results}}
         model.save_pretrained(self.config.output, tokenizer=start.tokenizer, add_files=add_results)
         self.workspace.remove()
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the phases of one run work on, tokenised."""
+
+    start: Start
+    train: TokenizedExamples
+    validation: TokenizedExamples
+    dev: dict[str, TokenizedExamples]
+
+
+class TrainingRun(PhasedRun[Materials]):
+    """Training on a task; for the arguments see `PhasedRun`.
+
+    Args:
+        config, recipe, others: as there.
+        data_config: where evaluation finds the columns.
+        data: the examples that it names.
+    """
+
+    def __init__(
+        self, config: TrainConfig, recipe: Recipe, *, data_config: DataConfig, data: TaskData, **others: Any
+    ) -> None:
+        check_material(recipe.phases, "labels")
+        super().__init__(config, recipe, data_config=data_config, **others)
+        self.data_config, self.data = data_config, data
+
+    def _materials(self) -> Materials:
+        start = load_start(self.config, self.data.task)
+        examples = start.relabelled(self.data.train, self.data.task)
+        train, validation = kept_back(examples, start.task, self.config)
+
+        def prepared(part: Examples) -> TokenizedExamples:
+            longest = min(self.data_config.max_length, start.longest)
+            return prepared_for(part, start.task, start.tokenizer, max_length=longest, stride=self.data_config.stride)
+
+        dev = {name: start.relabelled(part, self.data.task) for name, part in self.data.dev.items()}
+        return Materials(
+            start, prepared(train), prepared(validation), {name: prepared(part) for name, part in dev.items()}
+        )
+
+    def _phases(self, materials: Materials) -> list[str]:
+        """The phases of this run: fine-tuning is left out where the start has it behind it and nobody asked for it."""
+        phases = list(self.recipe.phases)
+        if materials.start.finetuned and self.config.phases is None and "finetune" in phases:
+            phases.remove("finetune")
+            self.monitor.note(f"{self.config.model} is fine-tuned for these labels; phase finetune is skipped")
+        return phases
+
+    def _load(self, folder: Path) -> ElasticModel:
+        return ElasticModel.from_pretrained(folder, space=self.recipe.space)
+
+    def _work(self, name: str, model: ElasticModel, materials: Materials) -> PhaseWork:
+        return PhaseWork(
+            name,
+            model=model,
+            task=materials.start.task,
+            train=materials.train,
+            validation=materials.validation,
+            precision=self.config.precision,
+            surroundings=self._surroundings(),
+            keeps_order="width" in materials.start.phases,
+        )
+
+    def _measure(self, model: ElasticModel, materials: Materials, subnets: dict[str, Subnet]) -> list[Result]:
+        task, precision = materials.start.task, self.config.precision
+        return evaluate(model, materials.dev, task=task, subnets=subnets, precision=precision)
+
+    def _record(self, materials: Materials, phases: list[str]) -> dict[str, Any]:
+        start = materials.start
+        return {"task": start.task.to_dict(), "phases": [*start.phases, *phases], "settings": self.settings}
 
 
 def read_results(output: str | Path) -> list[Result]:

@@ -14,17 +14,17 @@ import torch
 
 from limbert.core.config import Precision
 from limbert.data.batches import TokenizedExamples, evaluation_batches
-from limbert.data.metrics import compute_metrics
+from limbert.data.kinds.table import score
 from limbert.data.tasks import Task
 from limbert.errors import ConfigError
-from limbert.method.exits import ExitRule, ExitRuleName
+from limbert.method.exits import ExitRule, ExitRuleName, sureness
 from limbert.model.cost import CostModel
 from limbert.model.elastic import ElasticModel
 from limbert.run.engine import Engine
 from limbert.run.evaluate import subnet_logits
 from limbert.run.front import pareto_front
 from limbert.run.operating_points import OperatingPoint
-from limbert.run.policy import Policy
+from limbert.run.policy import Policy, refuse_at_tokens
 from limbert.run.trace import Decision
 
 _SLACK = 1e-9  # slack for comparing metrics
@@ -76,7 +76,11 @@ def search(
 
     Returns:
         All candidates, the full model first.
+
+    Raises:
+        ConfigError: for a task whose answers stand at tokens.
     """
+    refuse_at_tokens(task.kind, "tune searches policies, which")
     candidates = _static(model, examples, task=task, batch_size=batch_size, precision=precision)
     runs = list(_runs(model, widths, exit_rule))
     full = CostModel(model).mean_flops(model.full, examples.lengths)
@@ -200,15 +204,13 @@ def _rules(answers: torch.Tensor, name: ExitRuleName, task: Task, *, count: int)
     """Rules whose thresholds let even shares of the examples leave."""
     ramps = answers[:-1]
     if name == "patience":
-        if task.kind == "classification":
+        if task.kind != "regression":
             return [ExitRule(name, float(stay)) for stay in range(1, len(ramps))]
         if len(ramps) < 2:
             return []
         scores = (ramps[1:] - ramps[:-1]).abs().flatten()
     else:
-        probabilities = ramps.softmax(dim=-1)
-        entropy = torch.special.entr(probabilities).sum(dim=-1)
-        scores = (entropy if name == "entropy" else probabilities.amax(dim=-1)).flatten()
+        scores = sureness(ramps, name, kind=task.kind).flatten()
     levels = np.quantile(scores.numpy(), np.linspace(0, 1, count + 2)[1:-1])
     return [ExitRule(name, level) for level in dict.fromkeys(float(f"{level:.3g}") for level in levels)]
 
@@ -216,4 +218,4 @@ def _rules(answers: torch.Tensor, name: ExitRuleName, task: Task, *, count: int)
 def _value(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> float:
     if examples.labels is None:
         raise ConfigError("a search needs labelled examples")
-    return compute_metrics(task, logits, examples.labels.numpy())[task.primary]
+    return score(task, logits, examples)[task.primary]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbert.core.config import DataConfig, TrainConfig
+from limbert.core.corpus_config import CorpusConfig
 from limbert.errors import ConfigError, StorageError
 from limbert.model.checkpoint import read_record, write_json
 
@@ -21,10 +22,11 @@ _SETTINGS_NAME = "settings.json"
 _WITHOUT_EFFECT = ("output", "checkpoint_every", "tensorboard")  # settings that do not change the result
 
 
-def settings_of(config: TrainConfig, recipe: "Recipe", data_config: DataConfig) -> dict[str, Any]:
+def settings_of(config: TrainConfig, recipe: "Recipe", data_config: DataConfig | CorpusConfig) -> dict[str, Any]:
     """Everything that decides a run's result, as JSON values: two runs that agree here are the same run."""
     train = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
-    values = {"train": train, "recipe": recipe.to_dict(), "data": asdict(data_config)}
+    source = "data" if isinstance(data_config, DataConfig) else "corpus"
+    values = {"train": train, "recipe": recipe.to_dict(), source: asdict(data_config)}
     parsed: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
     return parsed
 
@@ -43,9 +45,9 @@ def is_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool
         raise ConfigError(f"output {output} exists and is not a model trained by Limbert; choose another folder")
     if overwrite:
         return False
-    if record.get("settings") == settings:
-        return True
     changed = _differences(record.get("settings", {}), settings)
+    if not changed:  # a setting that is younger than the run is None in both
+        return True
     raise ConfigError(f"output {output} has other settings ({changed}); choose another folder or --overwrite")
 
 
@@ -75,7 +77,7 @@ class Workspace:
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         except (OSError, ValueError) as error:
             raise StorageError(f"cannot read {path}: {error}") from error
-        self._stale = found is not None and found != settings
+        self._stale = found is not None and bool(_differences(found, settings))
         if self._stale and not overwrite:
             raise ConfigError(
                 f"{self.folder} holds an unfinished run with other settings ({_differences(found, settings)}); "
@@ -164,5 +166,5 @@ def _differences(old: Any, new: Any, path: str = "") -> str:
             for key in [*old, *(key for key in new if key not in old)]
             if old.get(key) != new.get(key)
         ]
-        return ", ".join(parts)
+        return ", ".join(part for part in parts if part)
     return f"{path} {json.dumps(old)} -> {json.dumps(new)}"

@@ -113,12 +113,11 @@ def _measure(opened: "Opened") -> dict[str, float]:
 
 
 def _answer(opened: "Opened", sentence: str, name: str) -> str:
-    from limbert.data.batches import tokenize
     from limbert.data.files import Examples
     from limbert.run.policy import Policy
     from limbert.run.predict import predict
 
     assert opened.task is not None
-    tokens = tokenize(Examples((sentence,), None, None), opened.tokenizer, max_length=opened.max_length, cache=False)
+    tokens = opened.prepared(Examples((sentence,), None, None), cache=False)
     (prediction,) = predict(opened.model, tokens, task=opened.task, policy=Policy(subnet=name))
     return f"{prediction.label} ({prediction.score:.2f})"

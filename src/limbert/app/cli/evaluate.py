@@ -54,8 +54,9 @@ def evaluate(
     opt.prepare_libraries(threads)
     from limbert.app.cli import show
     from limbert.core.config import require
-    from limbert.data.batches import tokenize
+    from limbert.core.kinds import KINDS
     from limbert.data.load import load_evaluation_data, load_task_data
+    from limbert.data.tasks import asked_kind
     from limbert.run.checkpoints import open_checkpoint
     from limbert.run.choose import plain_names
     from limbert.run.dynamic import evaluate_policy
@@ -65,7 +66,8 @@ def evaluate(
     from limbert.run.policy_results import keep_policy_row, policy_row
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
-    opened = open_checkpoint(run)
+    kind = asked_kind(DataConfig(task=task))  # a stock model does not say which head it has
+    opened = open_checkpoint(run, head=KINDS[kind].head if kind else None)
     model = opened.model
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
@@ -89,7 +91,7 @@ def evaluate(
     settings = {"task": known, "batch_size": batch_size, "precision": precision}
 
     def tokenized() -> "dict[str, TokenizedExamples]":
-        return {name: tokenize(part, opened.tokenizer, max_length=opened.max_length) for name, part in sets.items()}
+        return {name: opened.prepared(part, task=known) for name, part in sets.items()}
 
     if policy is None:
         with show.progress_bar("evaluating") as advance:

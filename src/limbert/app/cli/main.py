@@ -10,6 +10,7 @@ from limbert.app.cli.demo import demo
 from limbert.app.cli.evaluate import evaluate
 from limbert.app.cli.export import export
 from limbert.app.cli.predict import predict
+from limbert.app.cli.pretrain import pretrain
 from limbert.app.cli.profile import profile
 from limbert.app.cli.report import report
 from limbert.app.cli.search import search
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, train, evaluate, tune, search, profile, choose, predict, serve, export, report):
+for verb in (demo, pretrain, train, evaluate, tune, search, profile, choose, predict, serve, export, report):
     app.command()(verb)
 
 

@@ -26,6 +26,9 @@ LabelNames = Annotated[str | None, _option(DataConfig, "label_names", "--label-n
 TrainLimit = Annotated[int | None, _option(DataConfig, "train_limit", "--train-limit")]
 SkipBadRows = Annotated[bool, _option(DataConfig, "skip_bad_rows", "--skip-bad-rows")]
 MaxLength = Annotated[int | None, _option(DataConfig, "max_length", "--max-length")]
+HeldOut = Annotated[float | None, _option(DataConfig, "held_out", "--held-out")]
+LabelSeparator = Annotated[str | None, _option(DataConfig, "label_separator", "--label-separator")]
+Stride = Annotated[int | None, _option(DataConfig, "stride", "--stride")]
 Epochs = Annotated[float | None, _option(PhaseConfig, "epochs", "--epochs")]
 MaxSteps = Annotated[int | None, _option(PhaseConfig, "max_steps", "--max-steps")]
 BatchSize = Annotated[int | None, _option(PhaseConfig, "batch_size", "--batch-size")]
@@ -35,6 +38,19 @@ GateTarget = Annotated[str | None, _option(GatesConfig, "target", "--gate-target
 GateCost = Annotated[float | None, _option(GatesConfig, "cost", "--gate-cost")]
 Seed = Annotated[int, _option(TrainConfig, "seed", "--seed")]
 RunPrecision = Annotated[str, _option(TrainConfig, "precision", "--precision")]
+SpaceWidths = Annotated[
+    str | None, typer.Option("--widths", help="widths, such as 0.25,0.5,0.75,1.0 (default: the recipe's)")
+]
+SpaceDepths = Annotated[
+    str | None, typer.Option("--depths", help="depths, such as 0.5,0.75,1.0 (default: the recipe's)")
+]
+SpaceLayers = Annotated[
+    str | None, typer.Option("--layers", help="layers a depth keeps: first or spread (default: recipe's)")
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="any setting of one phase, PHASE.SETTING=VALUE, such as width.hidden_weight=0.5"),
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines instead of a table")]
 
@@ -54,6 +70,11 @@ def fractions(text: str | None, option: str) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(part) for part in split(text) or ())
     except ValueError:
         raise ConfigError(f"{option} {text!r} is not a list of numbers such as 0.25,0.5,1.0") from None
+
+
+def space(widths: str | None, depths: str | None, layers: str | None) -> dict[str, Any]:
+    """The settings of a space as a recipe's are replaced; None changes nothing."""
+    return {"widths": fractions(widths, "--widths"), "depths": fractions(depths, "--depths"), "layers": layers}
 
 
 def counts(text: str, option: str) -> tuple[int, ...]:

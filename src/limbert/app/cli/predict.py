@@ -12,6 +12,7 @@ from limbert.app.cli.predict_server import ServerQuestion, check_place
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
+    from limbert.core.config import TaskKind
     from limbert.data.files import Examples
 
 
@@ -25,9 +26,14 @@ def predict(
     widths: Widths = None,
     exit_threshold: ExitThreshold = None,
     exit_rule: ExitRuleOption = None,
-    text: Annotated[list[str] | None, typer.Option(help="a text to classify, may be repeated")] = None,
-    pair: Annotated[list[str] | None, typer.Option(help="the second text of a pair, one for each --text")] = None,
-    input: Annotated[str | None, typer.Option(help="file of texts: CSV, TSV, JSONL, Parquet or plain lines")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="a text (or a question), may be repeated")] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(help="the second text of a pair, or the context of a question; one for each --text"),
+    ] = None,
+    input: Annotated[
+        str | None, typer.Option(help="file of texts: CSV, TSV, JSONL, Parquet, plain lines, CoNLL or SQuAD")
+    ] = None,
     output: Annotated[str | None, typer.Option(help="JSONL file for the answers (default: the terminal)")] = None,
     text_column: opt.TextColumn = None,
     pair_column: opt.PairColumn = None,
@@ -46,7 +52,7 @@ def predict(
 
     Example: limbert predict runs/mrpc --policy balanced --input pairs.tsv --output answers.jsonl
 
-    Example: limbert predict --server http://127.0.0.1:8000 --input pairs.tsv
+    Example: limbert predict --server http://127.0.0.1:8080 --input texts.txt
     """
     check_place(context)
     if policy is not None and subnet:
@@ -59,13 +65,13 @@ def predict(
         raise ConfigError(f"the folder of output {output} does not exist")
     if run is None:
         asked = ServerQuestion(str(server), api_key, subnet, policy)
-        examples = _examples(text, pair, input, text_column=text_column, pair_column=pair_column, saved=asked.columns)
+        examples = asked.examples(text, pair, input, text_column=text_column, pair_column=pair_column)
         _show([_row(examples, index) | answer for index, answer in enumerate(asked.answers(examples))], output, as_json)
         return
     opt.prepare_libraries(threads)
     from limbert.app.cli import show
     from limbert.core.config import require
-    from limbert.data.batches import evaluation_batches, tokenize
+    from limbert.data.batches import evaluation_batches
     from limbert.errors import CheckpointError
     from limbert.run.checkpoints import open_checkpoint
     from limbert.run.choose import plain_names
@@ -85,8 +91,9 @@ def predict(
         exit_rule=exit_rule,
     )
     resolve(chosen, opened.model, kind=opened.task.kind)  # refuses early what the model cannot do
-    examples = _examples(text, pair, input, text_column=text_column, pair_column=pair_column, saved=opened.data)
-    tokens = tokenize(examples, opened.tokenizer, max_length=opened.max_length, cache=input is not None)
+    named = {"text_column": text_column, "pair_column": pair_column}
+    examples = _examples(text, pair, input, named, kind=opened.task.kind, saved=opened.data)
+    tokens = opened.prepared(examples, cache=input is not None)
     batches = len(evaluation_batches(tokens.lengths, batch_size=batch_size))
     with show.progress_bar("answering") as advance:
         done = 0
@@ -123,29 +130,27 @@ def _show(rows: list[dict[str, Any]], output: str | None, as_json: bool) -> None
         show.print_json(rows)
     else:
         for row in rows:
-            answer = f"{row['label']}  {row['score']:.3f}" if "label" in row else f"{row['score']:.3f}"
             shown = " | ".join(part for part in (row["text"], row.get("pair")) if part)
-            show.output.print(f"{answer}  {shown}", markup=False, highlight=False, soft_wrap=True)
+            show.output.print(f"{show.answer(row)}  {shown}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _examples(
     text: list[str] | None,
     pair: list[str] | None,
     path: str | None,
+    named: dict[str, str | None],
     *,
-    text_column: str | None,
-    pair_column: str | None,
+    kind: "TaskKind",
     saved: Any,
 ) -> "Examples":
     from dataclasses import replace
 
-    from limbert.data.files import Examples
+    from limbert.data.kinds.table import KINDS
     from limbert.data.load import load_texts
 
     if path is None:
-        return Examples(tuple(text or ()), tuple(pair) if pair else None, None)
-    named = {"text_column": text_column, "pair_column": pair_column}
-    return load_texts(path, replace(saved, **{name: value for name, value in named.items() if value}))
+        return KINDS[kind].typed(text or (), pair)
+    return load_texts(path, replace(saved, **{name: value for name, value in named.items() if value}), kind=kind)
 
 
 def _row(examples: "Examples", index: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,7 +11,6 @@ from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
     from limbert.client import Client, Prediction
-    from limbert.core.config import DataConfig
     from limbert.data.files import Examples
 
 _SURE = 0.5  # a label of a multi-label task holds where its probability is over this
@@ -61,12 +61,27 @@ class ServerQuestion:
 
         return Client(self.server, api_key=self.api_key)
 
-    @property
-    def columns(self) -> "DataConfig":
-        """Where a file has the texts if nobody says: in the first columns of text."""
-        from limbert.core.config import DataConfig
+    def examples(
+        self,
+        text: list[str] | None,
+        pair: list[str] | None,
+        path: str | None,
+        *,
+        text_column: str | None,
+        pair_column: str | None,
+    ) -> "Examples":
+        """The texts of the command line, or of a file; its first column of text where no column is named.
 
-        return DataConfig()
+        Raises:
+            DataError: for a file that cannot be read.
+        """
+        from limbert.core.config import DataConfig
+        from limbert.data.files import Examples
+        from limbert.data.texts import read_texts
+
+        if path is None:
+            return Examples(tuple(text or ()), tuple(pair) if pair else None, None)
+        return read_texts(Path(path).expanduser(), DataConfig(text_column=text_column, pair_column=pair_column))
 
     def answers(self, examples: "Examples") -> list[dict[str, Any]]:
         """The answer to each, as ``limbert predict`` writes it; with the size where it is known.

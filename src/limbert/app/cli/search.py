@@ -46,7 +46,6 @@ def search(
         raise CheckpointError(f"no model folder at {run}")
     opt.prepare_libraries(threads)
     from limbert.app.cli import show
-    from limbert.data.batches import tokenize
     from limbert.data.load import load_evaluation_data
     from limbert.run.checkpoints import open_checkpoint
     from limbert.run.search.evolve import evolve, require_optuna
@@ -62,7 +61,7 @@ def search(
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
     config = data_config(opened.data, data=data, train=train, dev=dev)
     load_evaluation_data(config, opened.task)  # refuses early what could not be reported on in the end
-    examples = tokenize(validation_slice(opened, config), opened.tokenizer, max_length=opened.max_length)
+    examples = opened.prepared(validation_slice(opened, config))
     measure = Measure(
         opened.model,
         examples,
@@ -120,13 +119,12 @@ def _finish(
 
 def _on_dev(opened: "Opened", subnets: "Mapping[str, Subnet]", config: "DataConfig") -> "list[Result]":
     from limbert.app.cli import show
-    from limbert.data.batches import tokenize
     from limbert.data.load import load_evaluation_data
     from limbert.run.evaluate import evaluate
 
     assert opened.task is not None
     sets = load_evaluation_data(config, opened.task)
-    tokens = {name: tokenize(part, opened.tokenizer, max_length=opened.max_length) for name, part in sets.items()}
+    tokens = {name: opened.prepared(part) for name, part in sets.items()}
     with show.progress_bar("on dev") as advance:
         return evaluate(opened.model, tokens, task=opened.task, subnets=subnets, progress=advance)
 

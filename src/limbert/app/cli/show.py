@@ -41,6 +41,18 @@ def amount(value: float) -> str:
     return f"{value:.0f}"
 
 
+def answer(row: Mapping[str, Any]) -> str:
+    """One prediction in one line."""
+    if "labels" in row:
+        return ", ".join(f"{one['label']} {one['score']:.3f}" for one in row["labels"]) or "(no label)"
+    if "entities" in row:
+        return ", ".join(f"{one['text']} ({one['type']} {one['score']:.3f})" for one in row["entities"]) or "(none)"
+    if "words" in row:
+        return " ".join(f"{one['text']}/{one['tag']}" for one in row["words"])
+    name = row.get("label", row.get("answer"))
+    return f"{row['score']:.3f}" if name is None else f"{name}  {row['score']:.3f}"
+
+
 def results_table(results: Sequence["Result"], latency: Mapping[str, float] | None = None) -> Table:
     """Sub-networks with what they cost and reach; with measured latency (seconds) also the speed-up.
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from limbert.errors import ConfigError
 
-VERBS = ("train", "demo")  # all others run in one process
+VERBS = ("train", "pretrain", "demo")  # all others run in one process
 
 
 def launched() -> bool:

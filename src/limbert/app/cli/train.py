@@ -32,15 +32,14 @@ def train(
     train_limit: opt.TrainLimit = None,
     skip_bad_rows: opt.SkipBadRows = False,
     max_length: opt.MaxLength = None,
+    held_out: opt.HeldOut = None,
+    label_separator: opt.LabelSeparator = None,
+    stride: opt.Stride = None,
     recipe: Annotated[str, typer.Option(help=help_of(TrainConfig, "recipe"))] = "limbert",
     phases: Annotated[str | None, typer.Option(help=help_of(TrainConfig, "phases"), show_default=False)] = None,
-    widths: Annotated[
-        str | None, typer.Option(help="widths, such as 0.25,0.5,0.75,1.0 (default: the recipe's)")
-    ] = None,
-    depths: Annotated[str | None, typer.Option(help="depths, such as 0.5,0.75,1.0 (default: the recipe's)")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="layers a depth keeps: first or spread (default: recipe's)")
-    ] = None,
+    widths: opt.SpaceWidths = None,
+    depths: opt.SpaceDepths = None,
+    layers: opt.SpaceLayers = None,
     epochs: opt.Epochs = None,
     max_steps: opt.MaxSteps = None,
     batch_size: opt.BatchSize = None,
@@ -48,10 +47,7 @@ def train(
     gates: opt.Gates = None,
     gate_target: opt.GateTarget = None,
     gate_cost: opt.GateCost = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="any setting of one phase, PHASE.SETTING=VALUE, such as width.hidden_weight=0.5"),
-    ] = None,
+    setting: opt.Setting = None,
     seed: opt.Seed = 42,
     precision: opt.RunPrecision = "fp32",
     validation: Annotated[float, typer.Option(help=help_of(TrainConfig, "validation"))] = 0.1,
@@ -68,6 +64,8 @@ def train(
     Example: limbert train --task mrpc --data glue/MRPC --model runs/mrpc --phases gates --output runs/mrpc-gates
 
     Example: torchrun --nproc-per-node 4 -m limbert train --task mrpc --data glue/MRPC --model ... --output ...
+
+    Example: limbert train --task ner --data WNUT17 --model bert-base-uncased --output runs/wnut17
     """
     data_config = DataConfig(
         task=task,
@@ -82,6 +80,9 @@ def train(
         train_limit=train_limit,
         skip_bad_rows=skip_bad_rows,
         max_length=max_length or DataConfig.max_length,
+        held_out=held_out,
+        label_separator=label_separator,
+        stride=stride,
     )
     config = TrainConfig(
         model=model,
@@ -95,11 +96,7 @@ def train(
         tensorboard=tensorboard,
     )
     overrides = {
-        "space": {
-            "widths": opt.fractions(widths, "--widths"),
-            "depths": opt.fractions(depths, "--depths"),
-            "layers": layers,
-        },
+        "space": opt.space(widths, depths, layers),
         "every_phase": {
             "epochs": epochs,
             "max_steps": max_steps,
@@ -160,7 +157,7 @@ def train_with_progress(
     data = load_task_data(data_config, seed=config.seed)
     if data.train.bad_rows:
         show.messages.print(f"{data.train.bad_rows} malformed training rows skipped")
-    with show.TerminalMonitor() as monitor, _stop_when_asked() as should_stop:
+    with show.TerminalMonitor() as monitor, stop_when_asked() as should_stop:
         run = TrainingRun(
             config,
             recipe,
@@ -178,7 +175,7 @@ def train_with_progress(
 
 
 @contextmanager
-def _stop_when_asked() -> Iterator[Callable[[], bool]]:
+def stop_when_asked() -> Iterator[Callable[[], bool]]:
     """Ctrl-C or SIGTERM asks the run to stop after its step; a second one ends it at once.
 
     Not where a launcher started the process: it passes on a Ctrl-C that the terminal sends to all of them anyway, and

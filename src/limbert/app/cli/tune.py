@@ -63,9 +63,9 @@ def tune(
     from limbert.app.cli import show
     from limbert.app.cli.tradeoff import require_matplotlib
     from limbert.core.subnet import Subnet
-    from limbert.data.batches import tokenize
     from limbert.method.exits import EXIT_RULES
     from limbert.run.checkpoints import open_checkpoint
+    from limbert.run.policy import refuse_at_tokens
     from limbert.run.policy_results import replace_policy_rows
     from limbert.run.tune import choose_points, front, search
     from limbert.run.validation import validation_slice
@@ -75,13 +75,14 @@ def tune(
     if opened.task is None:
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
     task, model = opened.task, opened.model
+    refuse_at_tokens(task.kind, "tune searches policies, which")
     rule = exit_rule or default_exit_rule(task.kind)
     require(rule in EXIT_RULES, "exit rule", rule, "one of " + ", ".join(EXIT_RULES))
     chosen = opt.fractions(widths, "--widths") or model.space.widths
     for width in chosen:
         Subnet.uniform(model.shape, width=width)  # refuses one that keeps nothing
     config = data_config(opened.data, data=data, train=train, dev=dev)
-    examples = tokenize(validation_slice(opened, config), opened.tokenizer, max_length=opened.max_length)
+    examples = opened.prepared(validation_slice(opened, config))
     with show.progress_bar("searching") as advance:
         candidates = search(
             model,

@@ -160,6 +160,8 @@ def _answer(format: str, network: str, task: Task | None) -> str:
     logits = "outputs.logits" if format == "hf" else "outputs[0]"
     if task is not None and task.kind == "regression":
         return f"print({logits}[:, 0].tolist())"
+    if task is not None and task.kind == "multi-label":
+        return f"print([[place for place, logit in enumerate(row) if logit > 0] for row in {logits}.tolist()])"
     if format == "hf":
         return f"print([model.config.id2label[answer] for answer in {logits}.argmax(-1).tolist()])"
     names = 'json.load(open(f"{folder}/config.json"))["id2label"]'

@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from limbert.core.config import DataConfig
-from limbert.data.batches import TokenizedExamples, tokenize
+from limbert.data.batches import TokenizedExamples
 from limbert.data.files import Examples
+from limbert.data.kinds.table import KINDS
 from limbert.data.load import load_evaluation_data, load_task_data
 from limbert.data.tasks import glue_task
 from limbert.errors import ConfigError, DataError
@@ -58,9 +59,11 @@ def trial_examples(opened: Opened, config: DataConfig, *, required: bool) -> Tri
             chosen = examples.select(places.tolist())
             return Trial(_tokenized(opened, chosen), "examples of the development set", chosen.pairs is not None)
     glue = glue_task(opened.task.name) if opened.task is not None and opened.task.name else None
+    kind = opened.task.kind if opened.task is not None else "classification"
     pair = opened.data.pair_column is not None or (glue is not None and glue.layouts[0].pair is not None)
+    pair = pair or kind == "question-answering"
     sentences = Path(__file__).with_name("sentences.txt").read_text(encoding="utf-8").splitlines()
-    shipped = Examples(tuple(sentences), tuple(reversed(sentences)) if pair else None, None)
+    shipped = KINDS[kind].typed(sentences, sentences[::-1] if pair else None)
     return Trial(_tokenized(opened, shipped), "built-in sentences", pair)
 
 
@@ -91,7 +94,7 @@ def calibration_batches(opened: Opened, config: DataConfig) -> list[dict[str, Te
 
 
 def _tokenized(opened: Opened, examples: Examples) -> TokenizedExamples:
-    return tokenize(examples, opened.tokenizer, max_length=opened.max_length, cache=False)
+    return opened.prepared(examples, cache=False)
 
 
 def trial_batches(examples: TokenizedExamples, *, choices: bool = False) -> Iterator[dict[str, Tensor]]:

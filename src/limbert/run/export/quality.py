@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from limbert.data.batches import TokenizedExamples, evaluation_batches
-from limbert.data.metrics import compute_metrics
+from limbert.data.kinds.table import score
 from limbert.data.tasks import Task
+from limbert.model.heads import logits_of
 from limbert.run.export.runtimes import Runtime
+from limbert.run.gathering import Gathering
 
 _BATCH = 16
 _ROUNDS = 40
@@ -53,9 +53,8 @@ def measure(
         task: how logits become metrics.
         progress: called with passes done and in all.
     """
-    assert examples.labels is not None
     batches = evaluation_batches(examples.lengths, batch_size=_BATCH)
-    logits = {name: np.empty((len(examples), task.outputs), dtype=np.float32) for name in runtimes}
+    logits = {name: Gathering(examples) for name in runtimes}
     together = dict.fromkeys(runtimes, 0.0)
     alone: dict[str, list[float]] = {name: [] for name in runtimes}
     passes = [*batches, *([index % len(examples)] for index in range(_ROUNDS))]
@@ -63,18 +62,17 @@ def measure(
         inputs = {name: tensor for name, tensor in examples.collate(places).items() if name != "labels"}
         for name, (runtime, _) in runtimes.items():
             start = time.perf_counter()
-            answers = runtime(inputs).numpy()
+            outputs = runtime.outputs(inputs)
             seconds = time.perf_counter() - start
             if done < len(batches):
-                logits[name][places] = answers
+                logits[name].add(places, logits_of(outputs), inputs["attention_mask"])
                 together[name] += seconds
             else:
                 alone[name].append(seconds)
         progress(done + 1, len(passes))
-    labels = examples.labels.numpy()
     return {
         name: Quality(
-            compute_metrics(task, logits[name], labels),
+            score(task, logits[name].rows.numpy(), examples),
             1000 * statistics.median(alone[name]),
             len(examples) / together[name],
             size,

@@ -7,7 +7,7 @@ import torch
 
 from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples
-from limbert.data.metrics import compute_metrics
+from limbert.data.kinds.table import score
 from limbert.data.tasks import Task
 from limbert.errors import ConfigError
 from limbert.model.cost import CostModel
@@ -81,7 +81,7 @@ class Measure:
     def __call__(self, subnet: Subnet) -> Judged:
         """Judge one sub-network."""
         answers = subnet_logits(self._model, self._examples, subnets={"": subnet}, batch_size=self._batch_size)
-        value = compute_metrics(self._task, answers[""], self._labels)[self._task.primary]
+        value = score(self._task, answers[""], self._examples)[self._task.primary]
         if self._objective == "flops":
             return Judged(subnet, value, self._cost.mean_flops(subnet, self._examples.lengths) / self._full)
         return Judged(subnet, value, self._share_of_time(subnet))

@@ -1,0 +1,170 @@
+"""``limbert pretrain``: from an encoder and plain text to an elastic encoder that any task can start from."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limbert.app.cli import options as opt
+from limbert.app.cli.train import stop_when_asked
+from limbert.core.config import TrainConfig, help_of
+from limbert.core.corpus_config import CorpusConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from limbert.run.evaluate import Result
+    from limbert.run.recipes import Recipe
+
+
+def pretrain(
+    corpus: Annotated[list[str], typer.Option(help=help_of(CorpusConfig, "corpus"), show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="masked-language model, encoder, or folder with a config and tokenizer but no weights (random ones)",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="folder for the elastic encoder", show_default=False)],
+    dev: Annotated[list[str] | None, typer.Option(help=help_of(CorpusConfig, "dev"), show_default=False)] = None,
+    text_column: Annotated[str | None, typer.Option(help=help_of(CorpusConfig, "text_column"))] = None,
+    documents: Annotated[str, typer.Option(help=help_of(CorpusConfig, "documents"))] = "line",
+    skip_bad_rows: Annotated[bool, typer.Option(help=help_of(CorpusConfig, "skip_bad_rows"))] = False,
+    max_length: Annotated[int, typer.Option(help=help_of(CorpusConfig, "max_length"))] = 128,
+    mask_share: Annotated[float, typer.Option(help=help_of(CorpusConfig, "mask_share"))] = 0.15,
+    whole_word: Annotated[bool, typer.Option(help=help_of(CorpusConfig, "whole_word"))] = False,
+    recipe: Annotated[str, typer.Option(help="recipe: pretrain or a TOML file")] = "pretrain",
+    phases: Annotated[
+        str | None, typer.Option(help="phases to run, in order: mlm, width, depth, final (default: the recipe's)")
+    ] = None,
+    widths: opt.SpaceWidths = None,
+    depths: opt.SpaceDepths = None,
+    layers: opt.SpaceLayers = None,
+    epochs: opt.Epochs = None,
+    max_steps: opt.MaxSteps = None,
+    batch_size: opt.BatchSize = None,
+    learning_rate: opt.LearningRate = None,
+    setting: opt.Setting = None,
+    seed: opt.Seed = 42,
+    precision: opt.RunPrecision = "fp32",
+    validation: Annotated[
+        float, typer.Option(help="share of the sequences kept back to choose and score, and as many to report on")
+    ] = 0.05,
+    checkpoint_every: Annotated[float, typer.Option(help=help_of(TrainConfig, "checkpoint_every"))] = 120.0,
+    tensorboard: Annotated[bool, typer.Option(help=help_of(TrainConfig, "tensorboard"))] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace a run with other settings in the output")] = False,
+    threads: opt.Threads = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Pre-train an elastic encoder on hidden words. Killed or stopped, the same command goes on where it was.
+
+    The result is a masked-language model that plain Transformers loads at full size, and a start for any task:
+    limbert train --model OUTPUT.
+
+    Example: limbert pretrain --corpus "texts/*.txt" --model bert-base-uncased --output runs/elastic-bert
+
+    Example: limbert pretrain --corpus news.jsonl --model path/to/encoder --whole-word --output runs/elastic
+    """
+    corpus_config = CorpusConfig(
+        corpus=tuple(corpus),
+        dev=tuple(dev or ()),
+        text_column=text_column,
+        documents=documents,  # type: ignore[arg-type]  # checked by the dataclass
+        skip_bad_rows=skip_bad_rows,
+        max_length=max_length,
+        mask_share=mask_share,
+        whole_word=whole_word,
+    )
+    config = TrainConfig(
+        model=model,
+        output=output,
+        recipe=recipe,
+        phases=opt.split(phases),
+        seed=seed,
+        precision=precision,  # type: ignore[arg-type]
+        validation=validation,
+        checkpoint_every=checkpoint_every,
+        tensorboard=tensorboard,
+    )
+    overrides = {
+        "space": opt.space(widths, depths, layers),
+        "every_phase": {
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+        },
+        "one_phase": setting or [],
+        "phases": config.phases,
+    }
+    opt.prepare_libraries(threads)
+    _pretrain(config, corpus_config, overrides, overwrite=overwrite, as_json=as_json)
+
+
+def _pretrain(
+    config: TrainConfig, corpus: CorpusConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
+) -> None:
+    from limbert.app.cli import show
+    from limbert.data.corpus import corpus_files
+    from limbert.model.checkpoint import check_folder
+    from limbert.run.recipes import load_recipe, override
+    from limbert.run.start import trained_space
+
+    recipe = override(load_recipe(config.recipe), **overrides)
+    check_folder(config.model)
+    corpus_files([*corpus.corpus, *corpus.dev])
+    space = trained_space(config.model)
+    if space is not None and space != recipe.space and not any(overrides["space"].values()):
+        recipe = replace(recipe, space=space)
+        shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
+        show.messages.print(f"going on with what {config.model} was trained for: {shown}", soft_wrap=True)
+    results = _with_progress(config, recipe, corpus, overwrite=overwrite)
+    if as_json:
+        show.print_json([result.to_dict() for result in results])
+    else:
+        show.output.print(masked_table(results))
+        show.output.print(f"elastic encoder in {config.output}", highlight=False, soft_wrap=True)
+
+
+def _with_progress(config: TrainConfig, recipe: "Recipe", corpus: CorpusConfig, *, overwrite: bool) -> "list[Result]":
+    """Run in the terminal, or read the results of a run that is finished already."""
+    from limbert.app.cli import show
+    from limbert.run.pretraining import PretrainingRun
+    from limbert.run.processes import join_processes
+    from limbert.run.trainer import Stopped
+    from limbert.run.training import read_results
+    from limbert.run.workspace import is_finished, settings_of
+
+    recipe = recipe.over(join_processes().count)
+    if is_finished(config.output, settings_of(config, recipe, corpus), overwrite=overwrite):
+        note = f"{config.output} is finished already, with these settings (--overwrite trains it again)"
+        show.messages.print(note, soft_wrap=True)
+        return read_results(config.output)
+    with show.TerminalMonitor() as monitor, stop_when_asked() as should_stop:
+        run = PretrainingRun(
+            config, recipe, corpus=corpus, monitor=monitor, should_stop=should_stop, overwrite=overwrite
+        )
+        try:
+            return run.run()
+        except Stopped as stopped:
+            show.messages.print(f"{stopped}; the same command goes on from there")
+            raise typer.Exit(130) from None
+
+
+def masked_table(results: "Sequence[Result]") -> "Table":
+    """Sub-networks with what they cost and how well they find hidden words."""
+    from rich.table import Table
+
+    from limbert.app.cli.show import amount
+
+    table = Table(header_style="bold", row_styles=["", "dim"])
+    table.add_column("sub-network")
+    for name in ("parameters", "FLOPs in layers", "hidden words found", "loss", "perplexity"):
+        table.add_column(name, justify="right")
+    for result in results:
+        metrics = result.metrics
+        shown = f"{100 * metrics['accuracy']:.1f}", f"{metrics['loss']:.3f}", f"{metrics['perplexity']:.1f}"
+        table.add_row(result.subnet, amount(result.params), amount(result.flops), *shown)
+    return table

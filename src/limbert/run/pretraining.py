@@ -1,0 +1,144 @@
+"""Elastic pre-training: the phases of a run on the hidden words of a text instead of a task's labels."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from limbert.core.config import Precision, TaskKind, TrainConfig
+from limbert.core.corpus_config import CorpusConfig
+from limbert.core.subnet import Subnet
+from limbert.data.masked_rows import MaskedRows, all_rows, held_back
+from limbert.data.masking import Masking
+from limbert.data.packing import PackedRows, load_stream, pack
+from limbert.errors import DataError
+from limbert.model.elastic import ElasticModel
+from limbert.run.evaluate import Result
+from limbert.run.masked_evaluation import evaluate_masked, masked_scores
+from limbert.run.masked_start import MaskedStart, load_masked_model, load_masked_start
+from limbert.run.phases import check_material
+from limbert.run.recipes import Recipe
+from limbert.run.trainer import Surroundings, step_seed
+from limbert.run.training import PhasedRun
+
+LEAST_SEQUENCES = 10  # of a corpus, before some are kept back
+
+
+@dataclass(frozen=True)
+class MaskedWork:
+    """What one phase works on. The answers that it trains are those for hidden tokens: a classification each.
+
+    Attributes:
+        name: the phase's, for reports and saved states.
+        model: trained in place; takes ``positions``.
+        train: sequences to learn from.
+        validation: sequences kept back from training; they choose and score.
+        precision: of the passes that need no gradients.
+        surroundings: device, seed, workspace and monitor.
+        keeps_order: whether heads and neurons are in an order that was trained already, so that it must stay.
+    """
+
+    name: str
+    model: ElasticModel
+    train: MaskedRows
+    validation: MaskedRows
+    precision: Precision
+    surroundings: Surroundings
+    keeps_order: bool
+    kind: TaskKind = "classification"
+
+    def scoring_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of the validation slice with their hidden tokens as labels, on the model's device."""
+        device = self.surroundings.accelerator.device
+        for indices in self.validation.in_order(batch_size=batch_size):
+            batch = self.validation.ready(self.validation.collate(indices))
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
+        """The share of hidden tokens that sub-networks find, by name."""
+        found = masked_scores(self.model, self.validation, subnets=subnets, precision=self.precision)
+        return {name: one.accuracy for name, one in found.items()}
+
+
+@dataclass(frozen=True)
+class CorpusMaterials:
+    """What the phases of one run work on: sequences to learn from, to choose by and to report on."""
+
+    start: MaskedStart
+    train: MaskedRows
+    validation: MaskedRows
+    dev: MaskedRows
+
+
+class PretrainingRun(PhasedRun[CorpusMaterials]):
+    """Pre-training on a corpus; for the arguments see `PhasedRun`.
+
+    Args:
+        config, recipe, others: as there.
+        corpus: the text, and how it is read and masked.
+    """
+
+    def __init__(self, config: TrainConfig, recipe: Recipe, *, corpus: CorpusConfig, **others: Any) -> None:
+        check_material(recipe.phases, "text")
+        super().__init__(config, recipe, data_config=corpus, **others)
+        self.corpus = corpus
+
+    def _materials(self) -> CorpusMaterials:
+        start = load_masked_start(self.config)
+        corpus, config = self.corpus, self.config
+        masking = Masking.of(start.tokenizer, share=corpus.mask_share, whole_word=corpus.whole_word)
+        packed = self._packed(corpus.corpus, start)
+        if len(packed) < LEAST_SEQUENCES:
+            raise DataError(
+                f"corpus {', '.join(corpus.corpus)}: {len(packed.stream.ids)} tokens fill {len(packed)} sequences of "
+                f"{packed.length}; at least {LEAST_SEQUENCES} are needed"
+            )
+        share, limit = config.validation, config.validation_limit
+        train, validation, dev = held_back(packed, masking, share=share, limit=limit, seed=config.seed)
+        if corpus.dev:
+            dev = all_rows(self._packed(corpus.dev, start), masking, limit=limit, seed=config.seed)
+        return CorpusMaterials(start, train, validation, dev)
+
+    def _packed(self, names: tuple[str, ...], start: MaskedStart) -> PackedRows:
+        def progress(done: int, total: int) -> None:
+            self.monitor.preparing("corpus", "tokenising (MB)", done, total)
+
+        stream = load_stream(names, self.corpus, start.tokenizer, progress=progress)
+        return pack(stream, start.tokenizer, max_length=min(self.corpus.max_length, start.longest))
+
+    def _phases(self, materials: CorpusMaterials) -> list[str]:
+        """The phases of this run: the plain one is left out where the start is a masked-language model already."""
+        phases, lacking = list(self.recipe.phases), materials.start.lacking
+        if lacking != "nothing":
+            what = "its weights" if lacking == "weights" else "its head for hidden words"
+            self.monitor.note(f"{self.config.model} lacks {what}; random ones are taken")
+        elif self.config.phases is None and "mlm" in phases:
+            phases.remove("mlm")
+            self.monitor.note(f"{self.config.model} is a masked-language model; phase mlm is skipped")
+        return phases
+
+    def _load(self, folder: Path) -> ElasticModel:
+        return load_masked_model(folder, self.recipe.space)
+
+    def _work(self, name: str, model: ElasticModel, materials: CorpusMaterials) -> MaskedWork:
+        return MaskedWork(
+            name,
+            model=model,
+            train=materials.train.seeded(step_seed(self.config.seed, name, 0)),
+            validation=materials.validation,
+            precision=self.config.precision,
+            surroundings=self._surroundings(),
+            keeps_order="width" in materials.start.phases,
+        )
+
+    def _measure(self, model: ElasticModel, materials: CorpusMaterials, subnets: dict[str, Subnet]) -> list[Result]:
+        return evaluate_masked(model, materials.dev, subnets=subnets, precision=self.config.precision)
+
+    def _record(self, materials: CorpusMaterials, phases: list[str]) -> dict[str, Any]:
+        return {
+            "objective": "masked-lm",
+            "phases": [*materials.start.phases, *phases],
+            "settings": self.settings,
+        }

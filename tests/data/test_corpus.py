@@ -1,0 +1,211 @@
+"""Text becomes full sequences without losing a token, and words are hidden as told."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from limbert.core.corpus_config import CorpusConfig
+from limbert.data.corpus import corpus_files, stream_text
+from limbert.data.masked_rows import MaskedRows, held_back
+from limbert.data.masking import Masking
+from limbert.data.packing import TokenStream, load_stream, pack
+from limbert.data.shuffle import Shuffle, ShuffledBatches
+from limbert.errors import ConfigError, DataError
+
+TEXT = "anthropomorphic lobsters unquestionably disliked electroencephalography in Reykjavik , said 37 of them ."
+WORDS = TEXT.split(" ")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LIMBERT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def make_text(lines: int, *, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, size=rng.integers(1, 30))) for _ in range(lines)]
+
+
+def stream_of(path: Path, tokenizer: PreTrainedTokenizerBase, **settings: object) -> TokenStream:
+    return load_stream([str(path)], CorpusConfig(corpus=("-",), **settings), tokenizer)
+
+
+def test_packing_loses_no_token(tokenizer: PreTrainedTokenizerBase, write: Callable) -> None:
+    lines = make_text(2500)  # more than is tokenised at a time
+    path = write("text.txt", "\n" + "\n".join(lines) + "\n\n")
+    expected = []
+    for line in lines:
+        expected += [*tokenizer(line, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
+    packed = pack(stream_of(path, tokenizer), tokenizer, max_length=50)
+    ids, starts, real = packed.read(np.arange(len(packed)))
+    assert (ids[:, 0] == tokenizer.cls_token_id).all()
+    assert real[:-1].all()  # full to the last token
+    content = []
+    for row, mask in zip(ids, real, strict=True):
+        assert row[mask][-1] == tokenizer.sep_token_id
+        assert (row[~mask] == tokenizer.pad_token_id).all()
+        content += row[mask][1:-1].tolist()
+    assert content == expected[:-1]  # separators stand between documents
+    words = tokenizer.convert_ids_to_tokens(content)
+    flat = starts[:, 1:-1].flatten()[: len(content)]
+    inner = np.arange(len(content)) % 48 != 0  # a cut begins a word anew
+    assert [word.startswith("##") for word in np.asarray(words)[inner]] == (~flat[inner]).tolist()
+
+
+def test_documents_end_at_lines_or_at_blank_lines(write: Callable) -> None:
+    path = write("text.raw", " \n = Title = \n one .\r\n two .\n\n \nthree\n")
+    line = CorpusConfig(corpus=("-",))
+    assert [piece for piece in stream_text(path, line) if piece] == ["= Title =", "one .", "two .", "three"]
+    paragraph = list(stream_text(path, CorpusConfig(corpus=("-",), documents="paragraph")))
+    assert paragraph == [None, "= Title =", "one .", "two .", None, None, "three", None]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_column_of_text_is_a_corpus(ending: str, tmp_path: Path, write: Callable) -> None:
+    if ending == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2], "body": ["one text", "two"]}), tmp_path / "x.parquet")
+    elif ending == "jsonl":
+        write("x.jsonl", "".join(json.dumps({"id": 1, "body": text}) + "\n" for text in ("one text", "two")))
+    else:
+        write("x.csv", "id,body\n1,one text\n2,two\n")
+    path = tmp_path / f"x.{ending}"
+    found = list(stream_text(path, CorpusConfig(corpus=("-",), text_column="body")))
+    assert found == ["one text", None, "two", None, None]
+    with pytest.raises(DataError, match="no column 'text'; it has 'id', 'body'"):
+        list(stream_text(path, CorpusConfig(corpus=("-",), text_column="text")))
+
+
+def test_files_folders_and_globs(write: Callable, tmp_path: Path) -> None:
+    paths = [write(name, "x") for name in ("a.txt", "b.txt", "deep/c.raw")]
+    assert corpus_files([str(tmp_path / "b.txt"), str(tmp_path / "*.txt")]) == (paths[1], paths[0])
+    assert corpus_files([str(tmp_path / "deep")]) == (paths[2],)
+    assert corpus_files([str(tmp_path / "**" / "*.raw")]) == (paths[2],)
+    with pytest.raises(DataError, match="no such file, and no folder or glob with files in it"):
+        corpus_files([str(tmp_path / "none-*.txt")])
+
+
+def test_bad_input_is_named(tokenizer: PreTrainedTokenizerBase, write: Callable, cache: Path) -> None:
+    broken = write("broken.txt", b"fine\n\xff\xfe\nfine again\n")
+    with pytest.raises(DataError, match=r"broken.txt:2: the bytes are not UTF-8"):
+        stream_of(broken, tokenizer)
+    assert not [*cache.rglob("*.bin")]  # nothing half-written
+    assert len(stream_of(broken, tokenizer, skip_bad_rows=True).ids) == 4
+    with pytest.raises(DataError, match="no text in the corpus"):
+        stream_of(write("blank.txt", " \n\n"), tokenizer)
+    with pytest.raises(ConfigError, match=r"mask share is 0.9; it must be above 0 and at most 0.5"):
+        CorpusConfig(corpus=("-",), mask_share=0.9)
+
+
+def test_tokens_are_found_again_on_disk(tokenizer: PreTrainedTokenizerBase, write: Callable, cache: Path) -> None:
+    path = write("text.txt", "\n".join(make_text(20)))
+    first = stream_of(path, tokenizer)
+    assert isinstance(first.ids, np.memmap)
+    expected = first.ids.copy()
+    written = [(file, file.stat().st_mtime_ns) for file in sorted(cache.rglob("*.bin"))]
+    again = stream_of(path, tokenizer)
+    assert [(file, file.stat().st_mtime_ns) for file in sorted(cache.rglob("*.bin"))] == written
+    assert np.array_equal(again.ids, expected)
+    next(cache.rglob("ids.bin")).write_bytes(b"1234")
+    assert np.array_equal(stream_of(path, tokenizer).ids, expected)  # a broken cache is built anew
+    path.write_text("other words\n")
+    assert len(stream_of(path, tokenizer).ids) == 2
+
+
+def make_rows(tokenizer: PreTrainedTokenizerBase, path: Path, *, whole_word: bool = False) -> MaskedRows:
+    packed = pack(stream_of(path, tokenizer), tokenizer, max_length=66)
+    masking = Masking.of(tokenizer, share=0.15, whole_word=whole_word)
+    return held_back(packed, masking, share=0.1, limit=1000, seed=3)[0]
+
+
+def shown_and_asked(rows: MaskedRows, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """All rows in an epoch: true ids, word starts, shown ids, and what is asked for."""
+    batch = rows.collate(range(epoch * len(rows), (epoch + 1) * len(rows)))
+    ids, starts, _ = rows.packed.read(rows.order(np.arange(rows.first, rows.first + rows.count)))
+    asked = np.zeros(ids.size, dtype=bool)
+    asked[batch["positions"].numpy()] = True
+    assert np.array_equal(ids.flatten()[asked], batch["labels"].numpy())
+    return ids, starts, batch["input_ids"].numpy(), asked.reshape(ids.shape)
+
+
+def test_proportions_and_never_special_tokens(tokenizer: PreTrainedTokenizerBase, write: Callable) -> None:
+    rows = make_rows(tokenizer, write("text.txt", "\n".join(make_text(1500))))
+    ids, _, shown, asked = shown_and_asked(rows)
+    special = np.isin(ids, tokenizer.all_special_ids)
+    assert special.sum() > 2 * len(rows)  # also inside
+    assert not (asked & special).any()
+    assert (shown[~asked] == ids[~asked]).all()
+    full = (ids != tokenizer.pad_token_id).all(axis=1)
+    assert (asked[full].sum(axis=1) == round(0.15 * 64)).all()
+    masked, kept = (shown == tokenizer.mask_token_id)[asked].mean(), (shown == ids)[asked].mean()
+    assert masked == pytest.approx(0.8, abs=0.02)
+    assert kept == pytest.approx(0.1, abs=0.02)
+    swapped = shown[asked & (shown != ids) & (shown != tokenizer.mask_token_id)]
+    assert not np.isin(swapped, tokenizer.all_special_ids).any()
+    assert len({*swapped.tolist()}) > 0.9 * len(swapped)  # from the whole vocabulary
+    assert np.ptp(np.bincount(np.nonzero(asked)[1], minlength=66)[1:-1]) < len(rows) / 3  # anywhere in a sequence
+
+
+def test_every_epoch_hides_anew_and_the_same_again(tokenizer: PreTrainedTokenizerBase, write: Callable) -> None:
+    rows = make_rows(tokenizer, write("text.txt", "\n".join(make_text(300))))
+    first, second = shown_and_asked(rows)[3], shown_and_asked(rows, epoch=1)[3]
+    assert np.array_equal(first, shown_and_asked(rows)[3])
+    assert (first & second).sum() < 0.5 * first.sum()
+    assert not np.array_equal(first, shown_and_asked(rows.seeded(99))[3])
+    alone = rows.collate([7])  # whatever is beside it in the batch
+    assert np.array_equal(alone["input_ids"][0], rows.collate([2, 7])["input_ids"][1])
+
+
+def test_whole_words_are_hidden_whole(tokenizer: PreTrainedTokenizerBase, write: Callable) -> None:
+    rows = make_rows(tokenizer, write("text.txt", "\n".join(make_text(600))), whole_word=True)
+    ids, starts, _, asked = shown_and_asked(rows)
+    inside = ~starts[:, 1:]
+    assert inside.sum() > 1000
+    assert (asked[:, 1:][inside] == asked[:, :-1][inside]).all()  # a token is asked for with the one before it
+    assert not (asked & np.isin(ids, tokenizer.all_special_ids)).any()
+    share = asked.sum() / (ids.size - 2 * len(rows))
+    assert 0.13 < share <= 10 / 64
+    split = make_rows(tokenizer, write("text.txt", "\n".join(make_text(600))))
+    asked = shown_and_asked(split)[3]
+    assert (asked[:, 1:][inside] != asked[:, :-1][inside]).mean() > 0.1  # the test would see words that are not
+
+
+def test_words_longer_than_the_share_are_hidden_one_at_least() -> None:
+    masking = Masking(103, np.arange(200, 300), frozenset({101, 102}), 0.15, whole_word=True)
+    ids = np.asarray([101, 7, 8, 9, 10, 7, 8, 9, 102])
+    starts = np.asarray([1, 1, 0, 0, 0, 1, 0, 0, 1], dtype=bool)
+    places, _ = masking.hide(ids, starts, generator=np.random.default_rng(0))
+    assert places.tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 65, 1000])
+def test_a_shuffle_is_a_permutation(count: int) -> None:
+    order = Shuffle(count, seed=5)(np.arange(count))
+    assert sorted(order.tolist()) == list(range(count))
+    assert np.array_equal(order, Shuffle(count, seed=5)(np.arange(count)))
+    if count > 60:
+        assert not np.array_equal(order, Shuffle(count, seed=6)(np.arange(count)))
+        assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 0.3
+
+
+def test_shuffled_batches_hold_every_row_once() -> None:
+    batches = ShuffledBatches(103, batch_size=10, seed=1, offset=206)
+    assert [len(batch) for batch in batches] == [10] * 10 + [3]
+    assert sorted(row for batch in batches for row in batch) == list(range(206, 309))
+    assert list(batches[2:4]) == [batches[2], batches[3]]
+    assert len(ShuffledBatches(10**12, batch_size=32, seed=1)) == 10**12 / 32  # takes no memory
+
+
+def test_what_is_kept_back_is_never_trained_on(tokenizer: PreTrainedTokenizerBase, write: Callable) -> None:
+    packed = pack(stream_of(write("text.txt", "\n".join(make_text(300))), tokenizer), tokenizer, max_length=66)
+    parts = held_back(packed, Masking.of(tokenizer, share=0.15, whole_word=False), share=0.1, limit=5, seed=3)
+    rows = [part.order(np.arange(part.first, part.first + part.count)).tolist() for part in parts]
+    assert [len(part) for part in rows] == [len(packed) - 10, 5, 5]
+    assert sorted(row for part in rows for row in part) == list(range(len(packed)))
