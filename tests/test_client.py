@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(sent)
 
-    do_POST = do_GET  # noqa: N815 - the name that the standard library calls
+    do_POST = do_GET
 
     def log_message(self, *_: object) -> None:
         pass
@@ -143,7 +144,7 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_says() -> None:
 
     with stub(busy_twice) as (_, url):
         assert Client(url).predict("text")[0].label == "text"
-        assert all(later - earlier >= 0.06 for earlier, later in zip(times, times[1:], strict=False))
+        assert all(later - earlier >= 0.06 for earlier, later in pairwise(times))
         times.clear()
         with pytest.raises(BusyError, match=r"no room; try again in 0\.06 s") as busy:
             Client(url, patience=0.05).predict("text")
@@ -159,7 +160,7 @@ def test_a_dropped_connection_is_tried_again_and_not_for_ever() -> None:
         drops -= 1
         return None if drops >= 0 else echo(server, path, value)
 
-    with stub(drop) as (server, url):
+    with stub(drop) as (_, url):
         assert Client(url).predict("text")[0].label == "text"
         drops = 100
         with pytest.raises(UnreachableError, match=url):
@@ -168,7 +169,7 @@ def test_a_dropped_connection_is_tried_again_and_not_for_ever() -> None:
 
 
 def test_connections_that_the_server_closed_meanwhile_do_no_harm() -> None:
-    with stub(echo) as (server, url):
+    with stub(echo) as (_, url):
         client = Client(url, in_flight=4)
         client.predict([str(number) for number in range(64)])
         idle = [*client._idle]

@@ -25,7 +25,7 @@ class Prediction:
     """One answer of a server.
 
     Attributes:
-        label: the most probable class; None for regression.
+        label: the most probable class; None for regression. Of a multi-label task see ``scores``.
         score: its probability, or the predicted value for regression.
         scores: of all classes (of the best with ``top_k``), by label, falling; empty for regression.
         size: the size that answered, such as ``0.5x0.75``; None where several answered the request that it was in.
@@ -118,6 +118,11 @@ class Client:
         return self.info()
 
     @property
+    def kind(self) -> str:
+        """The kind of task that the server's model answers, such as ``classification``."""
+        return str(self._about.get("task", "classification"))
+
+    @property
     def max_batch(self) -> int:
         """Texts that one request may carry."""
         return max(1, int(self._about.get("max_client_batch_size", 1)))
@@ -184,8 +189,7 @@ class Client:
             raise RejectedError(f"{self.url} is no Limbert server: it did not answer every text", status=reply.status)
         sizes = reply.headers.get("x-limbert-size", "")
         size = sizes if sizes and "," not in sizes else None
-        value = self._about.get("task") == "regression"
-        return [_prediction(row, value=value, size=size) for row in rows]
+        return [_prediction(row, value=self.kind == "regression", size=size) for row in rows]
 
     def _request(self, method: str, path: str, value: Any = None) -> _Reply:
         """One request; it waits and comes again while the server is too busy and patience lasts."""

@@ -1,10 +1,10 @@
-"""The playground in a real browser: what it shows is what the engine says, by keyboard, on a phone, and nothing from elsewhere."""
+"""The playground in a real browser shows what the engine says: by keyboard, on a phone, with nothing from elsewhere."""
 
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from live_server import opened, served
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from limbert import Client, ElasticModel, Engine, ExitRule, Policy, Space
+from limbert.app.server.playground.answers import answer_values, compared
 from limbert.app.server.playground.router import OPEN_PATHS
+from limbert.app.server.service import Answers, Row, Timing
 from limbert.data.tasks import GLUE, Task, own_task
 from limbert.model.gates import WidthGates
 from limbert.run.checkpoints import open_checkpoint
@@ -28,19 +30,24 @@ CHROMIUM = next(
 pytestmark = [needs_encoder, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
 
 HOSTILE = "<img src=x onerror=document.title='broken'>"
-LABELS = ("calm", HOSTILE, "größer")
+LABELS = ("calm", "größer", HOSTILE)
 TEXTS = ("It rained.", f"{HOSTILE} & more", "word " * 40, "🥊", "A fine day, all in all.", "No.", "Why was it late?")
 WIDTHS, DEPTHS = (0.25, 0.5, 1.0), (0.5, 0.75, 1.0)
 SIZES = [f"{width:g}x{depth:g}" for width in WIDTHS for depth in DEPTHS]
 
 
 def make_run(folder: Path, task: Task) -> Path:
-    """A random BERT of four layers with gates whose choices differ, and an operating point at which some texts leave."""
+    """A random BERT of four layers with gates whose choices differ, and a point at which some texts leave."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "bert",
-        **{"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 4},
-        **{"vocab_size": 30522, "max_position_embeddings": 64, "num_labels": max(1, len(task.labels))},
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        vocab_size=30522,
+        max_position_embeddings=64,
+        num_labels=max(1, len(task.labels)),
     )
     network = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
@@ -56,7 +63,9 @@ def make_run(folder: Path, task: Task) -> Path:
             network(**inputs)
         for gate, state in zip(gates.gate, (states[0], states[2]), strict=True):
             gate.dense_out.bias.sub_(gate(state[:, 0]).mean(dim=0))  # else a random gate prefers one choice for all
-        answers, _ = Engine(model, Policy(gates=True, exits=ExitRule("entropy", 0.5)), kind=task.kind).run_to_the_end(inputs)
+        answers, _ = Engine(model, Policy(gates=True, exits=ExitRule("entropy", 0.5)), kind=task.kind).run_to_the_end(
+            inputs
+        )
         entropy = torch.special.entr(answers[0].softmax(dim=-1)).sum(dim=-1).sort().values
         policy = Policy(gates=True, exits=ExitRule("entropy", float(entropy[2:4].mean())))
         record["operating_points"] = {"balanced": OperatingPoint(policy, "accuracy", 0.9, 0.5).to_dict()}
@@ -255,11 +264,15 @@ def test_the_live_panel_moves_under_load(browser: Any, url: str) -> None:
         assert "0.25x0.5" in shown.text("#served")
 
 
-def test_a_phone_has_nothing_beside_its_screen(browser: Any, url: str) -> None:
+def test_a_phone_has_nothing_beside_its_screen(browser: Any, url: str, truth: Truth) -> None:
+    """Not even with a label that has no place to break."""
+    tried = (f"{text} {'looong' * 12}" for text in (*TEXTS, *map(str, range(50))))
+    text = next(text for text in tried if truth.label(text, "1x1")[0] == HOSTILE)
     phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
     for scheme in ("light", "dark"):
         with page_at(browser, url, color_scheme=scheme, **phone) as shown:
-            shown.ask("looooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooong " + TEXTS[1])
+            shown.ask(text)
+            assert shown.text("#label") == HOSTILE
             shown.page.locator("#all").click()
             shown.page.locator("#all:not([disabled])").wait_for()
             shown.page.locator("#live").wait_for()
@@ -328,9 +341,18 @@ def test_pairs_and_values(browser: Any, tmp_path: Path) -> None:
             row.split("\t")[0].split("\n")[0]: row.split("\t")[1].strip()
             for row in shown.page.locator("#table tbody tr").all_inner_texts()
         }
-        assert values == {
-            name: f"{float(truth('It rained.', name, 'Rain fell.')[0][0]):.3f}" for name in SIZES
-        }
+        assert values == {name: f"{float(truth('It rained.', name, 'Rain fell.')[0][0]):.3f}" for name in SIZES}
+
+
+def test_labels_of_a_multi_label_task_are_those_over_one_half() -> None:
+    task = Task(None, "multi-label", ("a", "b", "c"), ("micro_f1",))
+    row = Row((0.1, -2.0, 3.0), "1x1", tokens=3, truncated=False, flops=9, layers=1, widths=(1.0,))
+    full = answer_values(task, Answers((row,), Timing(0.001, 0.002, 0.003)))
+    assert full["labels"] == ["c", "a"]
+    assert [label for label, _ in full["scores"]] == ["c", "a", "b"]
+    assert full["milliseconds"] == {"tokenisation": 1.0, "queue": 2.0, "inference": 3.0}
+    small = answer_values(task, Answers((replace(row, logits=(-0.1, -2.0, 3.0), flops=3),), Timing(0, 0, 0)))
+    assert compared(small, full) == {"agrees": False, "difference": None, "flops_share": 1 / 3}
 
 
 def test_the_page_may_load_only_its_own_parts(url: str) -> None:

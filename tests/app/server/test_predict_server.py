@@ -1,12 +1,14 @@
 """``limbert predict --server`` says what ``limbert predict RUN`` says, and the client what the server's headers say."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from app_material import needs_encoder, run
+from app_material import needs_encoder
 from live_server import make_run, opened, served
 from typer.testing import CliRunner
 
@@ -53,7 +55,18 @@ def test_a_file_of_texts(url: str, trained: Path, tmp_path: Path) -> None:
 
 
 def test_pairs_and_a_policy(url: str, trained: Path) -> None:
-    asked = ["--policy", "static:0.5x0.5", "--text", "It rained.", "--text", "Sun.", "--pair", "Rain.", "--pair", "Sol."]
+    asked = [
+        "--policy",
+        "static:0.5x0.5",
+        "--text",
+        "It rained.",
+        "--text",
+        "Sun.",
+        "--pair",
+        "Rain.",
+        "--pair",
+        "Sol.",
+    ]
     agree(predict("--server", url, *asked), predict(trained, *asked))
 
 
@@ -66,13 +79,39 @@ def test_values(tmp_path: Path) -> None:
         assert (answer.label, answer.scores) == (None, {})
 
 
+def test_labels_that_hold(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Of a multi-label task: all over one half, as without a server."""
+    monkeypatch.setattr(Client, "kind", "multi-label")
+    scores = Client(url).predict(TEXTS[0], subnet="1x1")[0].scores
+    held = [{"label": label, "score": score} for label, score in scores.items() if score > 0.5]
+    assert predict("--server", url, "--subnet", "1x1", "--text", TEXTS[0])[0]["labels"] == held
+
+
 def test_output_file_and_terminal_are_as_without_a_server(url: str, trained: Path, tmp_path: Path) -> None:
-    """Also: the command with a server needs neither torch nor a run, so that it is there at once."""
-    shown = run(tmp_path, "predict", "--server", url, *SIZE, "--text", TEXTS[0])
-    assert shown.stdout == run(tmp_path, "predict", trained, *SIZE, "--text", TEXTS[0]).stdout
-    written = run(tmp_path, "predict", "--server", url, "--text", TEXTS[0], "--output", "answers.jsonl")
-    assert written.returncode == 0, written.stderr
-    assert json.loads((tmp_path / "answers.jsonl").read_text())["text"] == TEXTS[0]
+    asked = [*SIZE, "--text", TEXTS[0]]
+    shown, local = (
+        CliRunner().invoke(app, ["predict", *where, *asked]) for where in (["--server", url], [str(trained)])
+    )
+    assert shown.stdout == local.stdout
+    assert predict_output(tmp_path, "--server", url, *asked)[0]["text"] == TEXTS[0]
+
+
+def predict_output(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    path = folder / "answers.jsonl"
+    assert CliRunner().invoke(app, ["predict", *arguments, "--output", str(path)]).exit_code == 0
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_it_needs_no_torch(url: str, tmp_path: Path) -> None:
+    """So that the answer is there at once."""
+    (tmp_path / "texts.txt").write_text("It rained.\n")
+    words = ["predict", "--server", url, "--input", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "a.jsonl")]
+    code = (
+        f"import sys; from limbert.app.cli.main import app; app({words!r}, standalone_mode=False); print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "limbert.client" in loaded
+    assert not {"torch", "transformers", "fastapi"} & {*loaded}
 
 
 def test_the_client_says_which_size_answered(url: str) -> None:

@@ -52,7 +52,7 @@ def predict(
 
     Example: limbert predict runs/mrpc --policy balanced --input pairs.tsv --output answers.jsonl
 
-    Example: limbert predict --server http://127.0.0.1:8000 --input pairs.tsv
+    Example: limbert predict --server http://127.0.0.1:8080 --input texts.txt
     """
     check_place(context)
     if policy is not None and subnet:
@@ -65,7 +65,7 @@ def predict(
         raise ConfigError(f"the folder of output {output} does not exist")
     if run is None:
         asked = ServerQuestion(str(server), api_key, subnet, policy)
-        examples = _examples(text, pair, input, text_column=text_column, pair_column=pair_column, saved=asked.columns)
+        examples = asked.examples(text, pair, input, text_column=text_column, pair_column=pair_column)
         _show([_row(examples, index) | answer for index, answer in enumerate(asked.answers(examples))], output, as_json)
         return
     opt.prepare_libraries(threads)

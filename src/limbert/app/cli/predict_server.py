@@ -1,7 +1,8 @@
-"""``limbert predict --server``: the same texts and the same answers, from a server instead of a model on this machine."""
+"""``limbert predict --server``: the same answers, from a server instead of a model on this machine."""
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -9,10 +10,10 @@ import typer
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbert.client import Client
-    from limbert.core.config import DataConfig
+    from limbert.client import Client, Prediction
     from limbert.data.files import Examples
 
+_SURE = 0.5  # a label of a multi-label task holds where its probability is over this
 _LOCAL = ("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads")
 
 
@@ -60,12 +61,27 @@ class ServerQuestion:
 
         return Client(self.server, api_key=self.api_key)
 
-    @property
-    def columns(self) -> "DataConfig":
-        """Where a file has the texts if nobody says: in the first columns of text."""
-        from limbert.core.config import DataConfig
+    def examples(
+        self,
+        text: list[str] | None,
+        pair: list[str] | None,
+        path: str | None,
+        *,
+        text_column: str | None,
+        pair_column: str | None,
+    ) -> "Examples":
+        """The texts of the command line, or of a file; its first column of text where no column is named.
 
-        return DataConfig()
+        Raises:
+            DataError: for a file that cannot be read.
+        """
+        from limbert.core.config import DataConfig
+        from limbert.data.files import Examples
+        from limbert.data.texts import read_texts
+
+        if path is None:
+            return Examples(tuple(text or ()), tuple(pair) if pair else None, None)
+        return read_texts(Path(path).expanduser(), DataConfig(text_column=text_column, pair_column=pair_column))
 
     def answers(self, examples: "Examples") -> list[dict[str, Any]]:
         """The answer to each, as ``limbert predict`` writes it; with the size where it is known.
@@ -81,8 +97,16 @@ class ServerQuestion:
             for start in range(0, len(examples), part):
                 pairs = None if examples.pairs is None else examples.pairs[start : start + part]
                 texts = examples.texts[start : start + part]
-                for answer in client.predict(texts, pairs=pairs, subnet=self.subnet, policy=self.policy, top_k=1):
-                    row: dict[str, Any] = {} if answer.label is None else {"label": answer.label}
-                    answers.append(row | {"score": answer.score} | ({"size": answer.size} if answer.size else {}))
+                for answer in client.predict(texts, pairs=pairs, subnet=self.subnet, policy=self.policy):
+                    row = _plain(answer, client.kind)
+                    answers.append(row | {"size": answer.size} if answer.size else row)
                 advance(len(answers), len(examples))
         return answers
+
+
+def _plain(answer: "Prediction", kind: str) -> dict[str, Any]:
+    """As a prediction without a server is written."""
+    if kind == "multi-label":
+        held = [{"label": label, "score": score} for label, score in answer.scores.items() if score > _SURE]
+        return {"labels": held}
+    return {"score": answer.score} if answer.label is None else {"label": answer.label, "score": answer.score}

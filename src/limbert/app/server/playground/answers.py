@@ -8,7 +8,7 @@ from limbert.app.server.service import Answers, Service
 from limbert.core.space import is_point, parse_point
 from limbert.data.tasks import GLUE, Task
 
-_CHOSEN = 0.5  # from this probability on, a label of a multi-label task is given
+_CHOSEN = 0.5  # a label of a multi-label task holds where its probability is over this
 
 
 def menu_values(service: Service) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def menu_values(service: Service) -> dict[str, Any]:
 
 def _pair(task: Task) -> str:
     """Whether a text comes with a second one: of GLUE's tasks it is known, of others the person knows."""
-    if task.name not in GLUE:
+    if task.name is None or task.name not in GLUE:
         return "optional"
     return "needed" if GLUE[task.name].layouts[0].pair else "none"
 
@@ -60,7 +60,9 @@ def answer_values(task: Task, answers: Answers) -> dict[str, Any]:
     several = task.kind == "multi-label"
     return {
         "size": row.size,
-        "labels": [label for label, score in ranked if score >= _CHOSEN] if several else [pair[0] for pair in ranked[:1]],
+        "labels": [label for label, score in ranked if score > _CHOSEN]
+        if several
+        else [pair[0] for pair in ranked[:1]],
         "value": row.logits[0] if regression else None,
         "scores": ranked,
         "tokens": row.tokens,
