@@ -10,7 +10,7 @@ import pytest
 import limbert
 
 SOURCE = Path(limbert.__file__).parent
-LAYERS = {"errors": 0, "core": 1, "model": 2, "method": 3, "data": 3, "run": 4, "app": 5, "recipes": 1}
+LAYERS = {"errors": 0, "client": 1, "core": 1, "model": 2, "method": 3, "data": 3, "run": 4, "app": 5, "recipes": 1}
 
 
 def imports_of(path: Path) -> set[str]:

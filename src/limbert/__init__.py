@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limbert.client import Client as Client
     from limbert.core.space import Space as Space
     from limbert.core.subnet import Shape as Shape
     from limbert.core.subnet import Subnet as Subnet
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from limbert.run.policy import Policy as Policy
 
 _HOMES = {
+    "Client": "limbert.client",
     "ElasticModel": "limbert.model.elastic",
     "Engine": "limbert.run.engine",
     "ExitRule": "limbert.method.exits",
@@ -27,7 +29,7 @@ _HOMES = {
     "Subnet": "limbert.core.subnet",
 }
 
-__all__ = ["ElasticModel", "Engine", "ExitRule", "LimbertError", "Policy", "Shape", "Space", "Subnet"]
+__all__ = ["Client", "ElasticModel", "Engine", "ExitRule", "LimbertError", "Policy", "Shape", "Space", "Subnet"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,12 @@
     ├── CheckpointError                    a checkpoint folder that is missing, broken or of another kind
     ├── StorageError                       the disk is full, or a folder cannot be written
     ├── ExportError                        an exported model that does not answer as its source does
-    └── ProcessError                       another process of the same training run has ended
+    ├── ProcessError                       another process of the same training run has ended
+    ├── ServeError                         what a server says instead of an answer (limbert.app.server.errors)
+    └── RemoteError                        a server that does not answer a client
+        ├── UnreachableError               nothing answers at its address, or not in time
+        ├── BusyError                      it has no time, and says when to try again
+        └── RejectedError                  it refuses the request
 
 Each message is one line that names the value that was given and what is allowed.
 """
@@ -46,6 +51,38 @@ class StorageError(LimbertError):
 
 class ExportError(LimbertError):
     """An exported model that does not answer as its source does."""
+
+
+class RemoteError(LimbertError):
+    """A server that does not answer a client."""
+
+
+class UnreachableError(RemoteError):
+    """Nothing answers at the server's address, or not in time."""
+
+
+class BusyError(RemoteError):
+    """The server has no time for a request.
+
+    Attributes:
+        retry_after: seconds after which it asks to try again.
+    """
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RejectedError(RemoteError):
+    """The server refuses a request.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ProcessError(LimbertError):

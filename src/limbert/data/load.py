@@ -10,12 +10,13 @@ import numpy as np
 from limbert.core.config import DataConfig, TaskKind
 from limbert.data.augmented import Augmented, load_augmented
 from limbert.data.columns import check_columns, choose_columns
-from limbert.data.files import Examples, RawExamples, open_table, read_rows, with_labels, without_labels
+from limbert.data.files import Examples, RawExamples, read_rows, with_labels
 from limbert.data.kinds.table import Reader, reader_of
 from limbert.data.labels import SEPARATOR, LabelReader, infer_task
 from limbert.data.sources import Sources, find_sources
-from limbert.data.table import Table, lines_table, readable
+from limbert.data.table import Table
 from limbert.data.tasks import Columns, GlueTask, Task, asked_kind, glue_task
+from limbert.data.texts import read_texts
 from limbert.errors import ConfigError, DataError
 
 _HELD_OUT_SEED = 0
@@ -154,14 +155,7 @@ def load_texts(path: str | Path, config: DataConfig, *, kind: TaskKind | None = 
     reader = reader_of(kind)
     if reader is not None:
         return reader.read_unlabelled(path, config)
-    glue = glue_task(config.task) if config.task is not None else None
-    if path.suffix.lower() == ".txt":
-        table = lines_table(readable(path))
-        pair = config.pair_column or (glue.layouts[0].pair if glue else None)
-        columns = check_columns(table, Columns("text", pair, None))
-    else:
-        table, columns = choose_columns(lambda header: open_table(path, header=header), config, glue, labelled=False)
-    return without_labels(read_rows(table, columns, skip_bad_rows=config.skip_bad_rows))
+    return read_texts(path, config)
 
 
 def split_validation(examples: Examples, task: Task, *, fraction: float, seed: int) -> tuple[Examples, Examples]:

@@ -15,6 +15,7 @@ from limbert.app.cli.pretrain import pretrain
 from limbert.app.cli.profile import profile
 from limbert.app.cli.report import report
 from limbert.app.cli.search import search
+from limbert.app.cli.serve import serve
 from limbert.app.cli.train import train
 from limbert.app.cli.tune import tune
 from limbert.errors import LimbertError
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, augment, pretrain, train, evaluate, tune, search, profile, choose, predict, export, report):
+for verb in (demo, augment, pretrain, train, evaluate, tune, search, profile, choose, predict, serve, export, report):
     app.command()(verb)
 
 

@@ -9,6 +9,7 @@ import typer
 from limbert.app.cli import options as opt
 from limbert.app.cli import predict_on_ray as on_ray
 from limbert.app.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths, choose_policy
+from limbert.app.cli.predict_server import ServerQuestion, check_place
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def predict(
-    run: Annotated[str, typer.Argument(help="elastic model", metavar="RUN")],
+    context: typer.Context,
+    run: Annotated[str | None, typer.Argument(help="elastic model; absent with --server", metavar="[RUN]")] = None,
     subnet: Annotated[
         str | None, typer.Option(help="sub-network: WIDTHxDEPTH, a found or a measured name (default: 1x1)")
     ] = None,
@@ -44,6 +46,10 @@ def predict(
     keep: on_ray.Keep = None,
     shard_rows: on_ray.ShardRows = None,
     skip_bad_rows: on_ray.SkipBadRows = False,
+    server: Annotated[str | None, typer.Option(help="ask a running limbert serve at this URL instead")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="key that the server asks for", envvar="LIMBERT_API_KEY", show_default=False)
+    ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Answer texts from the command line or from a file, in order.
@@ -53,7 +59,10 @@ def predict(
     Example: limbert predict runs/mrpc --policy balanced --input pairs.tsv --output answers.jsonl
 
     Example: limbert predict runs/mrpc --engine ray --input 's3://bucket/pairs/*.parquet' --output s3://bucket/answers
+
+    Example: limbert predict --server http://127.0.0.1:8080 --input texts.txt
     """
+    check_place(context)
     on_ray.check_engine(engine, workers, keep, shard_rows, skip_bad_rows)
     if policy is not None and subnet:
         raise ConfigError("give either --subnet or --policy; one size is --policy static:WIDTHxDEPTH")
@@ -63,6 +72,11 @@ def predict(
         raise ConfigError(f"{len(pair)} --pair for {len(text or [])} --text; each text needs one")
     if engine == "plain" and output and not Path(output).absolute().parent.is_dir():
         raise ConfigError(f"the folder of output {output} does not exist")
+    if run is None:
+        asked = ServerQuestion(str(server), api_key, subnet, policy)
+        examples = asked.examples(text, pair, input, text_column=text_column, pair_column=pair_column)
+        _show([_row(examples, index) | answer for index, answer in enumerate(asked.answers(examples))], output, as_json)
+        return
     opt.prepare_libraries(threads)
     from limbert.app.cli import show
     from limbert.core.config import require
@@ -129,6 +143,12 @@ def predict(
         _row(examples, index) | answer.to_dict() | (answer.spent() if dynamic else {})
         for index, answer in enumerate(answers)
     ]
+    _show(rows, output, as_json)
+
+
+def _show(rows: list[dict[str, Any]], output: str | None, as_json: bool) -> None:
+    from limbert.app.cli import show
+
     if output:
         _write(Path(output), rows)
         show.messages.print(f"{len(rows)} answers in {output}", highlight=False, soft_wrap=True)

@@ -30,7 +30,7 @@ messages = Console(stderr=True)  # progress and notes, so that standard output h
 
 def print_json(value: Any) -> None:
     """One JSON value on standard output."""
-    print(json.dumps(value, ensure_ascii=False))  # noqa: T201 - the command's own voice
+    print(json.dumps(value, ensure_ascii=False), flush=True)  # noqa: T201 - the command's own voice
 
 
 def amount(value: float) -> str:

@@ -2,21 +2,22 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from limbert.core.config import TaskKind
 from limbert.data.batches import tokenize
 from limbert.data.files import Examples, read_rows, without_labels
+from limbert.data.kinds.table import answers as plain_answers
 from limbert.data.tasks import Columns, Task
-from limbert.errors import DataError, LimbertError
+from limbert.errors import ConfigError, DataError, LimbertError
 from limbert.run.checkpoints import open_checkpoint
 from limbert.run.dynamic import policy_answers
 from limbert.run.engine import Engine
-from limbert.run.predict import labels_and_scores
 from limbert.run.scale.packed import Packed, unpack
 from limbert.run.scale.reader import Part, Reader
 from limbert.run.scale.request import Request
@@ -24,11 +25,22 @@ from limbert.run.scale.shards import Shard
 from limbert.run.scale.store import Store
 
 MOST_ATTEMPTS = 5  # at one shard; then it is the shard that kills workers
+ANSWER_COLUMNS: Mapping[TaskKind, tuple[str, ...]] = {
+    "classification": ("label", "score"),
+    "regression": ("score",),
+    "multi-label": ("labels",),
+}
 
 
 def added_columns(task: Task) -> tuple[str, ...]:
-    """The columns that answers bring."""
-    return ("score", "layers", "flops") if task.kind == "regression" else ("label", "score", "layers", "flops")
+    """The columns that answers bring.
+
+    Raises:
+        ConfigError: for tasks whose answers stand at tokens: they have no columns.
+    """
+    if task.kind not in ANSWER_COLUMNS:
+        raise ConfigError(f"--engine ray answers {', '.join(ANSWER_COLUMNS)}; this model is for {task.kind}")
+    return (*ANSWER_COLUMNS[task.kind], "layers", "flops")
 
 
 @dataclass(frozen=True)
@@ -138,17 +150,17 @@ class Worker:
         if places:
             tokens = tokenize(examples, self._opened.tokenizer, max_length=self._opened.max_length, cache=False)
             clock.lap("tokenising")
-            answers = policy_answers(
+            found = policy_answers(
                 self._engine,
                 tokens,
                 batch_size=self._orders.request.batch_size,
                 device=self._opened.model.network.device,
             )
-            labels, scores = labels_and_scores(answers.logits, self._task)
+            answers = plain_answers(self._task, found.logits, tokens)
             clock.lap("computing")
-            found = {"label": labels, "score": scores, "layers": answers.layers_run, "flops": answers.flops}
-            for name in columns:
-                for place, value in zip(places, _plain(found[name]), strict=True):
+            rows = zip(places, answers, found.layers_run.tolist(), found.flops.tolist(), strict=True)
+            for place, answer, layers, flops in rows:
+                for name, value in (answer | {"layers": layers, "flops": flops}).items():
                     columns[name][place] = value
         self._orders.output.write(shard.name, _parquet(part.kept, columns))
         clock.lap("writing")
@@ -188,16 +200,13 @@ class _Clock:
         )
 
 
-def _plain(values: Any) -> list[Any]:
-    return values if isinstance(values, list) else values.tolist()
-
-
 def _parquet(kept: Any, columns: dict[str, list[Any]]) -> Any:
     """A Parquet file, in memory: it is written in one go."""
     import pyarrow
     import pyarrow.parquet
 
     types = {"label": pyarrow.string(), "score": pyarrow.float32(), "layers": pyarrow.int32(), "flops": pyarrow.int64()}
+    types["labels"] = pyarrow.list_(pyarrow.struct([("label", pyarrow.string()), ("score", pyarrow.float32())]))
     table = kept.replace_schema_metadata(None)
     for name, values in columns.items():
         table = table.append_column(name, pyarrow.array(values, types[name]))

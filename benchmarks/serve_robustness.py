@@ -1,0 +1,254 @@
+"""Does the server answer every request once and right, whatever else comes in? Tens of thousands of mixed requests.
+
+A server process of its own, asked over loopback by many connections at once: good requests in all three protocols
+(sizes, policies, budgets, batches, pairs, emoji, empty texts, lengths beyond the limit), wrong ones (nulls, other
+types, no JSON, too large), slow clients and clients that hang up. Every answer is compared with what the engine says
+for the size that the answer names; every refusal with what was to be refused. At the end SIGTERM, with requests under
+way. The requests are in serve_mix.py.
+
+Example: python benchmarks/serve_robustness.py runs/sst2 --requests 50000
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from serve_mix import Call, Mix, Pool
+
+from limbert.app.server.menu import Menu
+from limbert.errors import LimbertError
+from limbert.run.checkpoints import open_checkpoint
+
+
+@dataclass
+class Report:
+    """What came back."""
+
+    statuses: dict[str, Counter[int]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    answered: int = 0  # with 200, in a protocol, and compared
+
+    def note(self, call: Call, status: int, headers: dict[str, str], body: bytes) -> None:
+        """Judge one answer."""
+        self.statuses.setdefault(call.kind, Counter())[status] += 1
+        if call.manner == "hang up":
+            return
+        if status not in call.allowed:
+            self.wrong.append(f"{call.kind}: {status}, not {call.allowed}: {body[:200]!r} to {call.data[:300]!r}")
+        elif status == 200 and not call.check(headers, body):
+            self.wrong.append(f"{call.kind}: other numbers than the engine's: {body[:200]!r} to {call.data[:300]!r}")
+        elif status == 200 and "x-limbert-size" in headers:
+            self.answered += 1
+
+
+class Connection:
+    """One keep-alive connection, opened again where the server or a call has closed it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def ask(self, call: Call) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body; status 0 where the server has closed the connection instead."""
+        if self._reader is None or self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection(*self._address)
+        try:
+            await self._send(call, self._writer)
+            if call.manner == "hang up":
+                self.close()
+                return 0, {}, b""
+            answer = await asyncio.wait_for(self._answer(self._reader), 120)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            self.close()
+            return 0, {}, b""
+        if answer[1].get("connection") == "close":
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._writer is not None:
+            self._writer.close()
+        self._reader = self._writer = None
+
+    @staticmethod
+    async def _send(call: Call, writer: asyncio.StreamWriter) -> None:
+        pieces = 8 if call.manner == "trickle" else 1
+        step = max(1, -(-len(call.data) // pieces))
+        for start in range(0, len(call.data), step):
+            writer.write(call.data[start : start + step])
+            await writer.drain()
+            if pieces > 1:
+                await asyncio.sleep(0.1)
+
+    @staticmethod
+    async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        pairs = (line.partition(":") for line in head[1:] if line)
+        headers = {name.lower(): value.strip() for name, _, value in pairs}
+        return int(head[0].split()[1]), headers, await reader.readexactly(int(headers.get("content-length", "0")))
+
+
+async def drive(
+    host: str, port: int, calls: Iterator[Call], *, connections: int, each: Callable[[int], None] = lambda done: None
+) -> Report:
+    """Ask all calls over so many connections at once.
+
+    Args:
+        host: the server's.
+        port: the server's.
+        calls: what to ask.
+        connections: each asks one call after the other.
+        each: called with the number of calls done.
+    """
+    report, done = Report(), 0
+
+    async def work() -> None:
+        nonlocal done
+        connection = Connection(host, port)
+        for call in calls:  # shared: each takes the next
+            report.note(call, *await connection.ask(call))
+            done += 1
+            each(done)
+        connection.close()
+
+    await asyncio.gather(*(work() for _ in range(connections)))
+    return report
+
+
+async def wait_until_ready(host: str, port: int, *, seconds: float = 60) -> None:
+    """Ask until requests are taken: a server says its address shortly before it listens there."""
+    ask = Call("", b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n", (200,))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if (await Connection(host, port).ask(ask))[0] == 200:
+                return
+        except OSError:
+            pass
+        await asyncio.sleep(0.05)
+    sys.exit(f"benchmark: error: the server is not ready after {seconds:g} s")
+
+
+async def end_under_way(process: "subprocess.Popen[str]", host: str, port: int, mix: Mix, pool: Pool) -> Report:
+    """SIGTERM while slow requests run: all of them must be answered, and right."""
+    wish = {"subnet": mix.subnets[0], "latency_budget_ms": 60_000}
+    calls = [mix.good(wish, [text for text in pool.short if text[1] is None and text[0]][-24:]) for _ in range(24)]
+    report = Report()
+
+    async def one(call: Call) -> None:
+        report.note(call, *await Connection(host, port).ask(call))
+
+    tasks = [asyncio.ensure_future(one(call)) for call in calls]
+    ask = Call("", b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n", (200,))
+    while b"limbert_running_requests 24.0" not in (await Connection(host, port).ask(ask))[2]:
+        if all(task.done() for task in tasks):
+            report.wrong.append("all requests had ended before SIGTERM could be sent")
+            break
+    report.statuses["answered before SIGTERM"] = Counter({200: sum(task.done() for task in tasks)})
+    process.send_signal(signal.SIGTERM)
+    await asyncio.gather(*tasks)
+    return report
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    chance = random.Random(arguments.seed)
+    try:
+        opened = open_checkpoint(arguments.run)
+        assert opened.task is not None
+        menu = Menu.of(arguments.run, opened.model, task=opened.task)
+    except LimbertError as error:
+        sys.exit(f"benchmark: error: {error}")
+    pool = Pool(opened, menu, count=arguments.texts, chance=chance)
+    options = [
+        "--port",
+        "0",
+        "--json",
+        "--slo",
+        arguments.slo,
+        "--max-texts",
+        "32",
+        "--name",
+        "model",
+        "--threads",
+        "1",
+    ]
+    command = [sys.executable, "-m", "limbert", "serve", arguments.run, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        host, _, port = json.loads(_json_text(process.stdout))["url"].removeprefix("http://").partition(":")
+        mix = Mix(pool, menu, "model", batch=32, chance=chance)
+        memory = psutil.Process(process.pid)
+        kept: list[float] = []
+
+        def each(done: int) -> None:
+            if done % max(1, arguments.requests // 20) == 0:
+                kept.append(memory.memory_info().rss / 1e6)
+                print(f"{done:6d} requests, server {kept[-1]:.0f} MB", file=sys.stderr)
+
+        asyncio.run(wait_until_ready(host, int(port)))
+        start = time.perf_counter()
+        report = asyncio.run(
+            drive(host, int(port), mix.calls(arguments.requests), connections=arguments.connections, each=each)
+        )
+        seconds = time.perf_counter() - start
+        ending = asyncio.run(end_under_way(process, host, int(port), mix, pool))
+        code = process.wait(60)
+    finally:
+        process.kill()
+    _print(report, ending, kept, seconds=seconds, code=code)
+    sys.exit(bool(report.wrong or ending.wrong or code not in (0, -signal.SIGTERM)))
+
+
+def _json_text(lines: Iterator[str]) -> str:
+    """One JSON value, which may stand on several lines."""
+    text = ""
+    for line in lines:
+        text += line
+        if text.count("{") == text.count("}") > 0:
+            return text
+    sys.exit("benchmark: error: the server did not start")
+
+
+def _print(report: Report, ending: Report, kept: list[float], *, seconds: float, code: int) -> None:
+    for kind, statuses in sorted(report.statuses.items()):
+        print(f"{kind:24s}", "  ".join(f"{status}: {count}" for status, count in sorted(statuses.items())))
+    total = sum(sum(statuses.values()) for statuses in report.statuses.values())
+    print(f"{total} requests in {seconds:.0f} s; {report.answered} answers compared; wrong: {len(report.wrong)}")
+    print(f"server's memory at 5 %: {kept[0]:.0f} MB, half-way: {kept[len(kept) // 2]:.0f} MB, end: {kept[-1]:.0f} MB")
+    print(f"SIGTERM: {ending.answered} of 24 under way answered and compared; exit code {code}")
+    for line in [*report.wrong, *ending.wrong][:20]:
+        print("WRONG", line)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="elastic model that classifies or scores texts")
+    parser.add_argument("--requests", type=int, default=50_000)
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--texts", type=int, default=240, help="different texts; each is asked many times")
+    parser.add_argument("--slo", default="10s", help="of the server, long enough that few requests are refused")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if not Path(arguments.run).is_dir():
+        parser.error(f"{arguments.run} is not a folder")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The client against servers that misbehave: what it sends, what it tries again, and what it says when it gives up."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from limbert import Client
+from limbert.errors import BusyError, ConfigError, RejectedError, UnreachableError
+
+INFO = {"max_client_batch_size": 4, "task": "classification"}
+Answer = tuple[int, dict[str, str], Any]  # status, headers, JSON
+
+
+class Stub(ThreadingHTTPServer):
+    """Answers as a function says; remembers what came in."""
+
+    daemon_threads = True
+
+    def __init__(self, answer: "Callable[[Stub, str, Any], Answer | None]") -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer, self.seen, self.connections = answer, [], 0
+        self.headers: list[dict[str, str]] = []
+        self.lock = threading.Lock()
+
+    def process_request(self, request: Any, address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Stub
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        value = json.loads(body) if body else None
+        with self.server.lock:
+            self.server.seen.append((self.path, value))
+            self.server.headers.append(dict(self.headers))
+        if self.path.endswith("/info"):
+            answer: Answer | None = (200, {}, INFO)
+        else:
+            answer = self.server.answer(self.server, self.path, value)
+        if answer is None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        status, headers, content = answer
+        sent = json.dumps(content).encode()
+        self.send_response(status)
+        for name, text in headers.items():
+            self.send_header(name, text)
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def stub(answer: Callable[[Stub, str, Any], Answer | None]) -> Iterator[tuple[Stub, str]]:
+    server = Stub(answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield server, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def echo(server: Stub, path: str, value: Any) -> Answer:
+    """Each text as its label."""
+    texts = [item if isinstance(item, str) else f"{item['text']}|{item['text_pair']}" for item in value["inputs"]]
+    rows = [[{"label": text, "score": 0.9}, {"label": "other", "score": 0.1}] for text in texts]
+    return 200, {"X-Limbert-Size": "0.5x1"}, rows
+
+
+def test_batches_keep_the_order_and_connections_are_kept() -> None:
+    texts = [f"text {number} ü" for number in range(30)]
+    with stub(echo) as (server, url), Client(url, in_flight=3) as client:
+        answers = client.predict(texts, pairs=[text.upper() for text in texts], subnet="0.5x1", latency_budget=0.05)
+        assert [answer.label for answer in answers] == [f"{text}|{text.upper()}" for text in texts]
+        assert {answer.size for answer in answers} == {"0.5x1"}
+        assert answers[0].scores == {answers[0].label: 0.9, "other": 0.1}
+        posted = [value for path, value in server.seen if path == "/"]
+        assert sorted(len(value["inputs"]) for value in posted) == [2, 4, 4, 4, 4, 4, 4, 4]
+        assert {json.dumps(value["parameters"]) for value in posted} == {
+            '{"subnet": "0.5x1", "latency_budget_ms": 50.0}'
+        }
+        assert server.connections <= 3
+        assert client.predict("one")[0].label == "one"
+        assert client.predict([]) == []
+
+
+def test_requests_of_one_call_are_under_way_together_and_the_client_is_shared_by_threads() -> None:
+    under_way, most = 0, 0
+
+    def slow(server: Stub, path: str, value: Any) -> Answer:
+        nonlocal under_way, most
+        with server.lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.02)
+        with server.lock:
+            under_way -= 1
+        return echo(server, path, value)
+
+    with stub(slow) as (_, url), Client(url, in_flight=3) as client:
+        client.predict([str(number) for number in range(40)])
+        assert most == 3
+        found: dict[int, list[str | None]] = {}
+
+        def work(thread: int) -> None:
+            found[thread] = [answer.label for answer in client.predict([f"{thread}-{n}" for n in range(9)])]
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == {thread: [f"{thread}-{n}" for n in range(9)] for thread in range(6)}
+
+
+def test_a_busy_server_is_asked_again_after_the_time_that_it_says() -> None:
+    times: list[float] = []
+
+    def busy_twice(server: Stub, path: str, value: Any) -> Answer:
+        times.append(time.monotonic())
+        if len(times) < 3:
+            return 429, {"Retry-After": "1", "Retry-After-Ms": "60"}, {"error": "no room"}
+        return echo(server, path, value)
+
+    with stub(busy_twice) as (_, url):
+        assert Client(url).predict("text")[0].label == "text"
+        assert all(later - earlier >= 0.06 for earlier, later in pairwise(times))
+        times.clear()
+        with pytest.raises(BusyError, match=r"no room; try again in 0\.06 s") as busy:
+            Client(url, patience=0.05).predict("text")
+        assert busy.value.retry_after == 0.06
+        assert len(times) == 1
+
+
+def test_a_dropped_connection_is_tried_again_and_not_for_ever() -> None:
+    drops = 2
+
+    def drop(server: Stub, path: str, value: Any) -> Answer | None:
+        nonlocal drops
+        drops -= 1
+        return None if drops >= 0 else echo(server, path, value)
+
+    with stub(drop) as (_, url):
+        assert Client(url).predict("text")[0].label == "text"
+        drops = 100
+        with pytest.raises(UnreachableError, match=url):
+            Client(url).predict("text")
+        assert drops == 96  # one on the kept connection, three on new ones
+
+
+def test_connections_that_the_server_closed_meanwhile_do_no_harm() -> None:
+    with stub(echo) as (_, url):
+        client = Client(url, in_flight=4)
+        client.predict([str(number) for number in range(64)])
+        idle = [*client._idle]
+        assert idle
+        for connection in idle:  # as a server does after its keep-alive time
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        assert client.predict("again")[0].label == "again"
+
+
+def test_refusals_are_one_line_and_say_why() -> None:
+    def refuse(server: Stub, path: str, value: Any) -> Answer:
+        return {"a": (422, {}, {"error": "subnet '9x9' is none", "error_type": "Validation"}), "b": (401, {}, {}),
+                "c": (200, {}, {"no": "list"}), "d": (503, {}, {"error": "draining"})}[value["inputs"][0]]  # fmt: skip
+
+    with stub(refuse) as (_, url), Client(url) as client:
+        for text, status, said in (("a", 422, "subnet '9x9'"), ("b", 401, "API key"), ("c", 200, "no Limbert server"),
+                                   ("d", 503, "draining")):  # fmt: skip
+            with pytest.raises(RejectedError, match=said) as refused:
+                client.predict(text)
+            assert refused.value.status == status
+            assert "\n" not in str(refused.value)
+
+
+def test_nobody_there_and_nobody_who_answers() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UnreachableError, match=f"{url} cannot be reached: Connection refused"):
+            Client(url).info()
+        assert not Client(url).healthy()
+        taken.listen()
+        start = time.monotonic()
+        with pytest.raises(UnreachableError, match=f"{url} did not answer within 0.1 s"):
+            Client(url, timeout=0.1).info()
+        assert time.monotonic() - start < 5
+
+
+def test_the_key_goes_as_a_header_and_a_path_in_the_url_is_kept() -> None:
+    with stub(echo) as (server, url):
+        client = Client(url + "/models/m/", api_key="schlüssel")
+        client.predict("text")
+        assert [path for path, _ in server.seen] == ["/models/m/info", "/models/m/"]
+        assert server.headers[-1]["Authorization"].encode("latin-1").decode() == "Bearer schlüssel"
+        assert "key" not in "".join(path for path, _ in server.seen)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://host:99999", "http://h/?key=1"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="must be a URL such as"):
+        Client(url)
+
+
+def test_bad_arguments_are_refused_before_anything_is_sent() -> None:
+    client = Client("http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="1 pairs for 2 texts"):
+        client.predict(["a", "b"], pairs=["c"])
+    with pytest.raises(ConfigError, match="latency budget is -1 s"):
+        client.predict("a", latency_budget=-1)
+    for options in ({"timeout": 0}, {"patience": -1}, {"in_flight": 0}, {"api_key": "a\nb"}):
+        with pytest.raises(ConfigError):
+            Client("http://host", **options)
