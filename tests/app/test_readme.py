@@ -2,8 +2,13 @@
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -26,8 +31,14 @@ def commands(text: str) -> list[str]:
 
 
 def run_blocks(folder: Path) -> list[str]:
-    """Run every Python block and every ``limbert`` command; returns what was run."""
-    done = []
+    """Run every Python block and every ``limbert`` command, those with ``&`` beside the others; returns what was run."""
+    done: list[str] = []
+    with ExitStack() as beside:
+        _run_blocks(folder, done, beside)
+    return done
+
+
+def _run_blocks(folder: Path, done: list[str], beside: ExitStack) -> None:
     for language, text in blocks():
         if language == "python":
             process = [sys.executable, "-c", text]
@@ -41,12 +52,36 @@ def run_blocks(folder: Path) -> list[str]:
             words += SHORTENED.get(words[1], []) if words[0] == "limbert" else []
             if words[0] != "limbert" or words[1] == "demo":
                 continue  # installing, and the demo itself: see test_demo
+            if words[-1] == "&":
+                beside.enter_context(serving(folder, words[1:-1]))
+                done.append(line)
+                continue
             finished = subprocess.run(
                 command(*words[1:]), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
             )
             assert finished.returncode == 0, (line, finished.stderr)
             done.append(line)
-    return done
+
+
+@contextmanager
+def serving(folder: Path, words: list[str]) -> Iterator[None]:
+    """A server that the blocks after it ask."""
+    with open(folder / "server.log", "w+b") as log:
+        process = subprocess.Popen(
+            command(*words), cwd=folder, env=environment(folder), stdout=log, stderr=subprocess.STDOUT
+        )
+        health = f"http://127.0.0.1:{words[words.index('--port') + 1]}/health"
+        try:
+            for _ in range(300):
+                assert process.poll() is None, (folder / "server.log").read_text(encoding="utf-8")
+                with suppress(OSError), urllib.request.urlopen(health):
+                    break
+                time.sleep(0.2)
+            yield
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0, (folder / "server.log").read_text(encoding="utf-8")
+        finally:
+            process.kill()
 
 
 def lay_out(folder: Path) -> None:
@@ -74,7 +109,8 @@ def test_readme_blocks_run(tmp_path: Path) -> None:
 def test_every_limbert_command_of_the_readme_exists() -> None:
     lines = [line for language, text in blocks() if language == "console" for line in commands(text)]
     verbs = {shlex.split(line)[1] for line in lines if line.startswith("limbert ")}
-    assert {"demo", "train", "evaluate", "tune", "profile", "choose", "search", "predict", "export", "report"} <= verbs
+    assert {"demo", "train", "evaluate", "tune", "profile", "choose", "search"} <= verbs
+    assert {"predict", "serve", "export", "report"} <= verbs
 
 
 @pytest.mark.slow
