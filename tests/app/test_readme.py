@@ -15,7 +15,12 @@ import pytest
 from app_material import DEMO_DATA, ENCODER, command, environment, needs_encoder, run
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SHORTENED = {"train": ["--max-steps", "2"], "search": ["--trials", "14"], "profile": ["--seconds", "1"]}
+SHORTENED = {
+    "train": ["--max-steps", "2"],
+    "pretrain": ["--max-steps", "1", "--max-length", "32", "--batch-size", "4"],
+    "search": ["--trials", "14"],
+    "profile": ["--seconds", "1"],
+}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -31,7 +36,7 @@ def commands(text: str) -> list[str]:
 
 
 def run_blocks(folder: Path) -> list[str]:
-    """Run every Python block and every ``limbert`` command, those with ``&`` beside the others; returns what was run."""
+    """Run every Python block and every ``limbert`` command, with ``&`` beside the others; returns what was run."""
     done: list[str] = []
     with ExitStack() as beside:
         _run_blocks(folder, done, beside)
@@ -90,6 +95,8 @@ def lay_out(folder: Path) -> None:
     for name in ("train.csv", "dev.csv"):
         header, *rows = (DEMO_DATA / name).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / "tickets" / name).write_text("".join([header, *rows[::10]]), encoding="utf-8")
+    (folder / "texts").mkdir()
+    (folder / "texts" / "some.txt").write_text("The European lobster is blue while it lives .\n" * 60, encoding="utf-8")
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "encoder").symlink_to(ENCODER)
 
