@@ -86,6 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--rates", action="store_true", help="CPU seconds a row, by what they are spent on")
+    parser.add_argument("--price", type=float, default=0.04, help="with --rates: $ a core-hour (default: 0.04)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     arguments.policy = arguments.policy or ["static:0.25x0.5"]
@@ -243,9 +244,11 @@ def _rates(found: Input, policies: dict[str, Policy], folder: Path, arguments: a
     return {
         "rows": rows,
         "texts": found.rows,
+        "price": arguments.price,
         "tokens": float(tokens.lengths.mean()),
         "bytes_in_file": sum(source.bytes for source in found.sources) / found.rows,
         "bytes_of_text": table.nbytes / found.rows,
+        "bytes_of_output": sum(file.bytes for file in output.files((".parquet",))) / found.rows,
         "model_bytes": sum(content.nbytes for content in packed.files.values()),
     }
 
@@ -274,7 +277,8 @@ def _print(report: dict[str, Any]) -> None:
 def _print_rates(report: dict[str, Any]) -> None:
     print(
         f"{report['texts']} rows of {report['tokens']:.1f} tokens, {report['bytes_of_text']:.0f} bytes in memory and "
-        f"{report['bytes_in_file']:.0f} in the file; {report['device']}, load {report['load']:.1f}\n"
+        f"{report['bytes_in_file']:.0f} in the file, {report['bytes_of_output']:.0f} in the output; model "
+        f"{report['model_bytes'] / 1e6:.0f} MB; {report['device']}, load {report['load']:.1f}\n"
     )
     print("CPU microseconds a row\n")
     print(f"| | {' | '.join(PARTS)} | all | rows a core-second |\n|---|{'---:|' * (len(PARTS) + 2)}")
@@ -282,6 +286,12 @@ def _print_rates(report: dict[str, Any]) -> None:
         every = sum(row[part] for part in PARTS)
         cells = " | ".join(f"{1e6 * row[part]:.1f}" for part in PARTS)
         print(f"| {row['policy']} | {cells} | {1e6 * every:.0f} | {1 / every:.0f} |")
+    print(f"\nA billion rows, at {report['price']:g} $ a core-hour\n")
+    print("| | core-hours | $ | on 10 workers | on 1,000 workers |\n|---|---:|---:|---:|---:|")
+    for row in report["rows"]:
+        hours = 1e9 * sum(row[part] for part in PARTS) / 3600
+        cost = f"{report['price'] * hours:.0f}"
+        print(f"| {row['policy']} | {hours:,.0f} | {cost} | {hours / 240:.1f} days | {60 * hours / 1000:.0f} min |")
 
 
 if __name__ == "__main__":

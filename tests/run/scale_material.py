@@ -18,9 +18,9 @@ POLICY = Policy(gates=True, exits=ExitRule("entropy", 0.9))
 WORDS = tuple("the quick brown fox jumps over a lazy dog while wizards brew potions".split())  # noqa: SIM905
 
 
-def save_model(folder: Path) -> Path:
-    model = make_model("bert", vocab_size=30522, num_labels=3)
-    model.record = {"task": TASK.to_dict()}
+def save_model(folder: Path, task: Task = TASK) -> Path:
+    model = make_model("bert", vocab_size=30522, num_labels=task.outputs)
+    model.record = {"task": task.to_dict()}
     model.save_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(ENCODER))
     return folder
 

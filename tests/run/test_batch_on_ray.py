@@ -19,6 +19,7 @@ from scale_material import POLICY, TASK, make_texts, save_model, write_parquet
 from limbert.core.config import DataConfig
 from limbert.data.batches import tokenize
 from limbert.data.files import Examples
+from limbert.data.tasks import own_task
 from limbert.errors import ConfigError, DataError
 from limbert.run.checkpoints import Opened, open_checkpoint
 from limbert.run.policy import Policy
@@ -59,7 +60,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from map(worker.answer, todo)
 
     monkeypatch.setattr(batch, "cluster", lambda *_, **__: nullcontext(Cluster(1, 1)))
-    monkeypatch.setattr(batch, "require_ray", lambda: SimpleNamespace(put=lambda value: lambda: value))
+    monkeypatch.setattr(batch, "need_ray", lambda: SimpleNamespace(put=lambda value: lambda: value))
     monkeypatch.setattr(batch, "_Fetched", lambda reference: reference)
     monkeypatch.setattr(batch, "_stream", stream)
 
@@ -93,6 +94,30 @@ def test_answers_are_the_plain_engines(folder: Path, opened: Opened) -> None:
     answered = answer(folder, opened, "answered")
     assert (answered.rows, answered.shards, answered.resumed) == (400, len(answered.done), 0)
     expect_plain_answers(folder / "answered", opened, [done.rows for done in answered.done])
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("kind", ["regression", "multi-label"])
+def test_other_kinds_of_tasks(folder: Path, kind: Any) -> None:
+    task = own_task(kind, ("a", "b", "c") if kind == "multi-label" else ())
+    opened = open_checkpoint(save_model(folder / kind, task))
+    found = read_input(str(folder / "in"), DataConfig(), keep=("id",), added=added_columns(task), shard_rows=400)
+    request = Request(Policy(subnet="0.5x0.5"))
+    predict_files(str(folder / kind), opened, found, str(folder / f"{kind}-out"), request=request)
+    answers: list[Any] = []
+    for part in (TEXTS[:134], TEXTS[134:267], TEXTS[267:]):
+        tokens = opened.prepared(Examples(tuple(part), None, None), cache=False)
+        answers += [one.to_dict() for one in predict(opened.model, tokens, task=task, policy=request.policy)]
+    name = "labels" if kind == "multi-label" else "score"
+    rows = rows_of(folder / f"{kind}-out")
+    assert [*rows[0]] == ["id", name, "layers", "flops"]
+    assert [row[name] for row in rows] == [answer[name] for answer in answers]
+    assert rows[0][name] != rows[1][name]
+
+
+def test_answers_at_tokens_are_refused() -> None:
+    with pytest.raises(ConfigError, match="classification, regression, multi-label; this model is for question-answ"):
+        added_columns(own_task("question-answering", ()))
 
 
 @pytest.mark.usefixtures("without_ray")

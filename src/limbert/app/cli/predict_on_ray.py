@@ -68,13 +68,13 @@ def predict_on_ray(
     """
     from limbert.app.cli import show
     from limbert.run.scale.batch import predict_files
-    from limbert.run.scale.cluster import require_ray
+    from limbert.run.scale.cluster import need_ray
     from limbert.run.scale.shards import read_input
     from limbert.run.scale.worker import added_columns
 
     if not input or not output:
         raise ConfigError("--engine ray reads files and writes a folder: give --input and --output")
-    require_ray()
+    need_ray()
     assert opened.task is not None
     named = {"text_column": text_column, "pair_column": pair_column}
     config = replace(opened.data, **{name: value for name, value in named.items() if value})  # type: ignore[arg-type]

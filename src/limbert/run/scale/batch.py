@@ -13,7 +13,7 @@ from typing import Any
 
 from limbert.errors import DataError, StorageError
 from limbert.run.checkpoints import Opened
-from limbert.run.scale.cluster import cluster, require_ray
+from limbert.run.scale.cluster import cluster, need_ray
 from limbert.run.scale.packed import Packed, answering_digest, pack
 from limbert.run.scale.request import Request, begin, identity
 from limbert.run.scale.shards import Input, Shard
@@ -72,7 +72,7 @@ def predict_files(
         DataError: a row or a file that cannot be used; finished shards stay.
         StorageError: the output cannot be written, or a shard killed its worker again and again.
     """
-    ray = require_ray()
+    ray = need_ray()
     packed, store = pack(run), Store.at(output)
     there = begin(store, identity(request, found, checkpoint=answering_digest(packed), max_length=opened.max_length))
     todo = [shard for shard in found.shards if shard.name not in there]
@@ -109,7 +109,7 @@ class _Fetched:
     reference: Any
 
     def __call__(self) -> Packed:
-        packed: Packed = require_ray().get(self.reference)
+        packed: Packed = need_ray().get(self.reference)
         return packed
 
 
@@ -121,10 +121,10 @@ class _Counter:
 
     @classmethod
     def start(cls) -> "_Counter":
-        return cls(require_ray().remote(num_cpus=0, max_restarts=-1)(_Begun).remote())
+        return cls(need_ray().remote(num_cpus=0, max_restarts=-1)(_Begun).remote())
 
     def __call__(self, name: str) -> int:
-        times: int = require_ray().get(self.actor.begin.remote(name))
+        times: int = need_ray().get(self.actor.begin.remote(name))
         return times
 
 

@@ -27,10 +27,44 @@ class Cluster:
 
 
 @contextmanager
-def cluster(workers: int | None, threads: int | None, *, model_bytes: int = 0) -> Iterator[Cluster]:
+def connected(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
     """Connect to the Ray of ``RAY_ADDRESS``, use the one that this process has, or start one and end it again.
 
     One that is started here has no dashboard and sends no usage statistics.
+
+    Args:
+        cpus: that one started here offers, whatever this machine has.
+        model_bytes: size of the model's files, for which it makes room.
+
+    Yields:
+        The library.
+
+    Raises:
+        ConfigError: Ray is not installed, or the address does not answer.
+    """
+    ray = need_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if os.environ.get(ADDRESS):
+            ray.init(**quiet)
+        else:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            room = _OBJECT_STORE + 2 * model_bytes
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=room, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(f"no Ray at {os.environ.get(ADDRESS) or 'this machine'}: {_first_line(error)}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def cluster(workers: int | None, threads: int | None, *, model_bytes: int = 0) -> Iterator[Cluster]:
+    """A Ray (see `connected`), and how many workers it takes.
 
     Args:
         workers: None is one for every ``threads`` cores.
@@ -40,37 +74,19 @@ def cluster(workers: int | None, threads: int | None, *, model_bytes: int = 0) -
     Raises:
         ConfigError: Ray is not installed, or the address does not answer.
     """
-    ray = require_ray()
     require(workers is None or workers > 0, "workers", workers, "at least 1")
     require(threads is None or threads > 0, "threads", threads, "at least 1")
-    if ray.is_initialized():
-        yield _sized(workers, threads or 1, ray)
-        return
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if os.environ.get(ADDRESS):
-            ray.init(**quiet)
-            sized = _sized(workers, threads or 1, ray)
+    here = _local(workers, threads)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each pool of workers warns of its own arguments
+    with connected(cpus=here.workers * here.threads, model_bytes=model_bytes) as ray:
+        if not os.environ.get(ADDRESS):
+            yield here
         else:
-            sized = _local(workers, threads)
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each worker pool warns of its own arguments
-            ray.init(
-                address="local",
-                num_cpus=sized.workers * sized.threads,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE + 2 * model_bytes,
-                **quiet,
-            )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(f"no Ray at {os.environ.get(ADDRESS) or 'this machine'}: {_first_line(error)}") from error
-    try:
-        yield sized
-    finally:
-        ray.shutdown()
+            each = threads or 1
+            yield Cluster(workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // each), each)
 
 
-def require_ray() -> Any:
+def need_ray() -> Any:
     """The library.
 
     Raises:
@@ -88,10 +104,6 @@ def _local(workers: int | None, threads: int | None) -> Cluster:
     if workers is None:
         return Cluster(max(1, cores // (threads or 1)), threads or 1)
     return Cluster(workers, threads or max(1, cores // workers))
-
-
-def _sized(workers: int | None, threads: int, ray: Any) -> Cluster:
-    return Cluster(workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads), threads)
 
 
 def _first_line(error: Exception) -> str:

@@ -205,8 +205,8 @@ def _parquet(kept: Any, columns: dict[str, list[Any]]) -> Any:
     import pyarrow
     import pyarrow.parquet
 
-    types = {"label": pyarrow.string(), "score": pyarrow.float32(), "layers": pyarrow.int32(), "flops": pyarrow.int64()}
-    types["labels"] = pyarrow.list_(pyarrow.struct([("label", pyarrow.string()), ("score", pyarrow.float32())]))
+    types = {"label": pyarrow.string(), "score": pyarrow.float64(), "layers": pyarrow.int32(), "flops": pyarrow.int64()}
+    types["labels"] = pyarrow.list_(pyarrow.struct([("label", pyarrow.string()), ("score", pyarrow.float64())]))
     table = kept.replace_schema_metadata(None)
     for name, values in columns.items():
         table = table.append_column(name, pyarrow.array(values, types[name]))
