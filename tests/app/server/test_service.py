@@ -46,19 +46,31 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Gate:
+    """Where batches can be held before they run."""
+
+    def __init__(self) -> None:
+        self.is_open, self.reached = threading.Event(), threading.Event()
+        self.is_open.set()
+
+    def close(self) -> None:
+        """Hold the next batch."""
+        self.is_open.clear()
+        self.reached.clear()
+
+
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Cleared, it holds the compute before each batch."""
-    may_run, original = threading.Event(), Runner.run
-    may_run.set()
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate, original = Gate(), Runner.run
 
     def held(self: Runner, size: str, texts: Any) -> Any:
-        assert may_run.wait(30)
+        gate.reached.set()
+        assert gate.is_open.wait(30)
         return original(self, size, texts)
 
     monkeypatch.setattr(Runner, "run", held)
-    yield may_run
-    may_run.set()
+    yield gate
+    gate.is_open.set()
 
 
 def together(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -141,7 +153,7 @@ def test_adaptive_gives_the_best_where_there_is_time(run: Path) -> None:
         }
 
 
-def test_what_is_too_much_is_refused(run: Path, gate: threading.Event) -> None:
+def test_what_is_too_much_is_refused(run: Path, gate: Gate) -> None:
     with opened(run, max_queue=6, max_texts=5) as service:
         with pytest.raises(TooLong, match="at most 5"):
             together(lambda: service.answer(TEXTS[:6]))
@@ -151,21 +163,21 @@ def test_what_is_too_much_is_refused(run: Path, gate: threading.Event) -> None:
             together(lambda: service.answer([("\ud800", None)]))
 
         async def main() -> None:
-            gate.clear()
+            gate.close()
             first = asyncio.create_task(service.answer(TEXTS[:1]))
-            await until(lambda: service.snapshot().running == 1 and not service.snapshot().queued)
+            await until(gate.reached.is_set)
             waiting = [asyncio.create_task(service.answer(TEXTS[:3])) for _ in range(2)]
             await until(lambda: service.snapshot().queued == 6)
             with pytest.raises(Refused, match="6 texts are waiting"):
                 await service.answer(TEXTS[:1])
-            gate.set()
+            gate.is_open.set()
             await asyncio.gather(first, *waiting)
 
         together(main)
         assert (service.snapshot().refused, service.snapshot().answered) == (1, 3)
 
 
-def test_cancelled_requests_do_not_run(run: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
     held = Runner.run
     monkeypatch.setattr(Runner, "run", lambda self, size, texts: ran.append(len(texts)) or held(self, size, texts))
@@ -173,9 +185,9 @@ def test_cancelled_requests_do_not_run(run: Path, gate: threading.Event, monkeyp
         ran.clear()
 
         async def main() -> None:
-            gate.clear()
+            gate.close()
             first = asyncio.create_task(service.answer(TEXTS[:1]))
-            await until(lambda: ran == [1])
+            await until(gate.reached.is_set)
             gone = [asyncio.create_task(service.answer(TEXTS[:3])) for _ in range(5)]
             kept = asyncio.create_task(service.answer(TEXTS[3:5]))
             await until(lambda: service.snapshot().queued == 17)
@@ -184,7 +196,7 @@ def test_cancelled_requests_do_not_run(run: Path, gate: threading.Event, monkeyp
             await asyncio.gather(*gone, return_exceptions=True)
             assert service.snapshot().queued == 2
             first.cancel()  # already running: its answer goes nowhere
-            gate.set()
+            gate.is_open.set()
             assert len((await kept).rows) == 2
 
         together(main)
@@ -193,21 +205,21 @@ def test_cancelled_requests_do_not_run(run: Path, gate: threading.Event, monkeyp
         assert service.snapshot().running == 0
 
 
-def test_a_crash_of_the_compute_answers_everybody(
-    run: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_of_the_compute_answers_everybody(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(run) as service:
 
         def broken(self: Engine, inputs: Any) -> Any:
             raise RuntimeError("no memory")
 
         async def main() -> None:
-            gate.clear()
-            tasks = [asyncio.create_task(service.answer(TEXTS[:2])) for _ in range(4)]
-            await until(lambda: service.snapshot().running == 4 and 0 < service.snapshot().queued < 8)
+            gate.close()
+            tasks = [asyncio.create_task(service.answer(TEXTS[:2]))]
+            await until(gate.reached.is_set)
+            tasks += [asyncio.create_task(service.answer(TEXTS[:2])) for _ in range(3)]
+            await until(lambda: service.snapshot().queued == 6)
             monkeypatch.setattr(Engine, "run", broken)
             assert service.healthy
-            gate.set()
+            gate.is_open.set()
             for error in await asyncio.gather(*tasks, return_exceptions=True):
                 assert isinstance(error, Down), error
             assert not service.healthy
@@ -218,18 +230,18 @@ def test_a_crash_of_the_compute_answers_everybody(
         together(main)
 
 
-def test_draining_finishes_what_is_under_way(run: Path, gate: threading.Event) -> None:
+def test_draining_finishes_what_is_under_way(run: Path, gate: Gate) -> None:
     with opened(run) as service:
 
         async def main() -> None:
-            gate.clear()
+            gate.close()
             tasks = [asyncio.create_task(service.answer(TEXTS[:2])) for _ in range(3)]
-            await until(lambda: service.snapshot().running == 3 and service.snapshot().queued < 6)
+            await until(lambda: service.snapshot().running == 3 and gate.reached.is_set())
             draining = asyncio.create_task(service.drain(20))
             await until(lambda: not service.ready)
             with pytest.raises(Down, match="shut down"):
                 await service.answer(TEXTS[:1])
-            gate.set()
+            gate.is_open.set()
             assert [len(answers.rows) for answers in await asyncio.gather(*tasks)] == [2, 2, 2]
             await draining
 
@@ -237,17 +249,17 @@ def test_draining_finishes_what_is_under_way(run: Path, gate: threading.Event) -
         assert service.healthy
 
 
-def test_draining_does_not_wait_for_ever(run: Path, gate: threading.Event) -> None:
+def test_draining_does_not_wait_for_ever(run: Path, gate: Gate) -> None:
     with opened(run) as service:
 
         async def main() -> None:
-            gate.clear()
+            gate.close()
             running = asyncio.create_task(service.answer(TEXTS[:1]))
-            await until(lambda: service.snapshot().running == 1 and not service.snapshot().queued)
+            await until(gate.reached.is_set)
             waiting = asyncio.create_task(service.answer(TEXTS[:1]))
             await until(lambda: service.snapshot().queued == 1)
             loop = asyncio.get_running_loop()
-            loop.call_later(0.3, gate.set)
+            loop.call_later(0.3, gate.is_open.set)
             await service.drain(0.05)
             with pytest.raises(Down):
                 await waiting
@@ -257,17 +269,17 @@ def test_draining_does_not_wait_for_ever(run: Path, gate: threading.Event) -> No
         together(main)
 
 
-def test_a_late_request_is_refused_and_not_answered_late(run: Path, gate: threading.Event) -> None:
+def test_a_late_request_is_refused_and_not_answered_late(run: Path, gate: Gate) -> None:
     with opened(run) as service:
 
         async def main() -> None:
-            gate.clear()
+            gate.close()
             running = asyncio.create_task(service.answer(TEXTS[:1]))
-            await until(lambda: service.snapshot().running == 1 and not service.snapshot().queued)
+            await until(gate.reached.is_set)
             hurried = asyncio.create_task(service.answer(TEXTS[:1], wish=Wish(latency_budget=1.0)))
             await until(lambda: service.snapshot().queued == 1)
             await asyncio.sleep(1.0)
-            gate.set()
+            gate.is_open.set()
             with pytest.raises(Refused, match="waited too long"):
                 await hurried
             assert len((await running).rows) == 1

@@ -264,7 +264,7 @@ class Scheduler:
 
     def _alone(self, fresh: Sequence[Waiting]) -> float:
         """Seconds for these if nothing else ran."""
-        return self._planned(fresh, self._cheapest, start=0.0).end
+        return self._planned(fresh, self._cheapest, start=0.0).end * max(1.0, len(fresh) / _AHEAD)
 
     def _best_plan(self, now: float) -> Plan:
         """The best level, not above that of the load, at which everybody is answered comfortably; else just in time."""

@@ -209,7 +209,7 @@ class Service:
     @property
     def healthy(self) -> bool:
         """False once the compute thread has died."""
-        return self._compute is None or self._compute.alive or self._draining
+        return self._compute is None or self._compute.crash is None
 
     @property
     def ready(self) -> bool:
