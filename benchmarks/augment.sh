@@ -16,7 +16,7 @@ mkdir -p "$out"
   --workers "$workers"
 common=(--task mrpc --data "$data/MRPC" --model "$finetuned" --precision bf16 --threads 1 --seed "$seed"
   --phases "width,depth" --widths "0.25,1.0" --depths "0.5,1.0" --learning-rate 2e-4
-  --set width.max_steps=150 --set depth.max_steps=450)
+  --set width.max_steps=80 --set depth.max_steps=200)
 "$python" -m limbert train "${common[@]}" --output "$out/plain-$seed"
 # 31 validations of an epoch that is 31 times as long: after every 104th step, as without copies
 "$python" -m limbert train "${common[@]}" --output "$out/augmented-$seed" --augmented "$out/copies/train_aug.tsv" \
