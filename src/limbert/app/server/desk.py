@@ -144,11 +144,6 @@ class Desk:
         with self._wake:
             return at(self._scheduler)
 
-    @property
-    def open_jobs(self) -> int:
-        """Requests that are taken and not answered."""
-        return len(self._jobs)
-
 
 def send(outcomes: Sequence[Outcome]) -> None:
     """Hand outcomes to the event loops that wait for them, one call a loop."""

@@ -10,8 +10,10 @@ from limbert.app.server.wish import Wish
 class Offer:
     """What a server gives to whom.
 
-    With ``adaptive`` every request may run at any size of the front and has the SLO as its deadline. A server with a
-    fixed policy runs everything at that, and only requests that name a budget have a deadline; those may run below.
+    With ``adaptive`` every request may run at any size of the front and has the SLO as its deadline, or its own budget
+    in the SLO's place, shorter or longer. A server with a fixed policy runs everything at that, and only requests that
+    name a budget have a deadline; those may run below. Without a deadline a request is refused only where the queue is
+    full.
 
     Args:
         menu: all sizes.

@@ -25,11 +25,12 @@ from limbert.app.server.tokenising import Encoder, Text, Threads
 from limbert.app.server.watch import Snapshot, Watch
 from limbert.app.server.wish import Wish
 from limbert.data.tasks import Task
-from limbert.errors import CheckpointError, ConfigError
+from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
 from limbert.run.checkpoints import open_checkpoint
 
 __all__ = ["Answers", "Row", "Service", "Snapshot", "Text", "Timing"]
 
+_SERVED = ("classification", "multi-label", "regression")
 _CALIBRATION = 3.0  # seconds
 _TOKENISERS = 2  # threads
 _ANY = Wish()
@@ -96,6 +97,10 @@ class Service:
         opened = open_checkpoint(run)
         if opened.task is None:
             raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
+        if opened.task.kind not in _SERVED:
+            raise UnsupportedModelError(
+                f"{run} answers a task of kind {opened.task.kind}; served are {', '.join(_SERVED)}"
+            )
         longest = opened.model.longest_input
         if settings.max_length is not None and settings.max_length > longest:
             raise ConfigError(f"maximum length is {settings.max_length}; the model takes {longest} tokens at most")
@@ -204,7 +209,7 @@ class Service:
     @property
     def healthy(self) -> bool:
         """False once the compute thread has died."""
-        return self._compute is None or self._compute.alive or self._draining
+        return self._compute is None or self._compute.crash is None
 
     @property
     def ready(self) -> bool:
@@ -217,7 +222,7 @@ class Service:
         end = time.monotonic() + timeout
         while self._watch.running and time.monotonic() < end:
             await asyncio.sleep(0.01)
-        self.close()
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Stop at once: what waits is answered with `Down`."""

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import math
+import multiprocessing
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -15,6 +17,8 @@ from limbert.app.server.settings import ServeSettings
 from limbert.errors import ConfigError, LimbertError
 
 if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
+
     from fastapi import FastAPI
 
 _READY_WITHIN = 120  # seconds that a process may take to load
@@ -26,7 +30,7 @@ def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], No
     Args:
         run: a trained model.
         settings: how.
-        ready: called with the address once requests are answered; with several processes, once they are being started.
+        ready: called with the address once requests are answered; with several processes, once one of them does.
 
     Raises:
         LimbertError: if uvicorn or FastAPI is missing, the model cannot be loaded, or the port cannot be used.
@@ -48,20 +52,26 @@ def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], No
             uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listener])
             return
         Service.open(run, settings)  # refuses here what every process would refuse
+        started = multiprocessing.get_context("spawn").Event()
+        threading.Thread(target=_announce, args=(started, partial(ready, address)), daemon=True).start()
         config = uvicorn.Config(
-            partial(_worker, str(run), settings),
+            partial(_worker, str(run), settings, started),
             factory=True,
             workers=settings.workers,
             timeout_worker_healthcheck=_READY_WITHIN,
             **common,
         )
-        ready(address)
         uvicorn.supervisors.Multiprocess(config, sockets=[listener]).run()
 
 
-def _worker(run: str, settings: ServeSettings) -> "FastAPI":
+def _announce(started: "Event", ready: Callable[[], None]) -> None:
+    started.wait()
+    ready()
+
+
+def _worker(run: str, settings: ServeSettings, started: "Event") -> "FastAPI":
     """The application of one of several processes, in that process."""
-    return _application(Service.open(run, settings), settings, lambda: None)
+    return _application(Service.open(run, settings), settings, started.set)
 
 
 def _application(service: Service, settings: ServeSettings, ready: Callable[[], None]) -> "FastAPI":

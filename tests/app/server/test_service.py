@@ -1,0 +1,299 @@
+"""The service answers as the engine does, keeps wishes, and says so where it cannot answer; on a small real model."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from app_material import needs_encoder
+from live_server import make_run, opened
+
+from limbert.app.server.errors import BadRequest, Down, Refused, TooLong
+from limbert.app.server.runner import Runner
+from limbert.app.server.service import Answers, Service
+from limbert.app.server.settings import ServeSettings
+from limbert.app.server.wish import Wish
+from limbert.data.batches import tokenize
+from limbert.data.files import Examples
+from limbert.errors import CheckpointError, ConfigError
+from limbert.method.exits import ExitRule
+from limbert.run.checkpoints import open_checkpoint
+from limbert.run.engine import Engine
+from limbert.run.operating_points import OperatingPoint, save_operating_points
+from limbert.run.policy import Policy
+
+pytestmark = needs_encoder
+QUALITY = {"1x1": 0.9, "0.5x1": 0.8, "1x0.5": 0.85, "0.5x0.5": 0.7}
+SENTENCE = "the film was a long and slow but in the end rather moving piece of work that nobody will forget soon"
+WORDS = SENTENCE.split()
+TEXTS = [
+    (" ".join(WORDS[place % 7 : place % 7 + 1 + place % 13]), " ".join(WORDS[: place % 5 + 1]) if place % 3 else None)
+    for place in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("serve") / "run")
+    lines = [{"subnet": name, "params": 1, "flops": 1, "metrics": {"accuracy": QUALITY[name]}} for name in QUALITY]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    early = Policy(widths=(0.5,), exits=ExitRule("confidence", 0.6))
+    save_operating_points(folder, {"early": OperatingPoint(early, "accuracy", 0.99, 0.4)})
+    return folder
+
+
+class Gate:
+    """Where batches can be held before they run."""
+
+    def __init__(self) -> None:
+        self.is_open, self.reached = threading.Event(), threading.Event()
+        self.is_open.set()
+
+    def close(self) -> None:
+        """Hold the next batch."""
+        self.is_open.clear()
+        self.reached.clear()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate, original = Gate(), Runner.run
+
+    def held(self: Runner, size: str, texts: Any) -> Any:
+        gate.reached.set()
+        assert gate.is_open.wait(30)
+        return original(self, size, texts)
+
+    monkeypatch.setattr(Runner, "run", held)
+    yield gate
+    gate.is_open.set()
+
+
+def together(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(main(), 60))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("size", ["1x1", "0.5x1", "early"])
+def test_answers_are_those_of_the_engine_one_by_one(run: Path, size: str) -> None:
+    checkpoint = open_checkpoint(run)
+    with opened(run) as service:
+
+        async def main() -> list[Answers]:
+            wish = Wish(policy=size)
+            return await asyncio.gather(*(service.answer(TEXTS[at : at + 4], wish=wish) for at in range(0, 40, 4)))
+
+        rows = [row for answers in together(main) for row in answers.rows]
+        policy = service.menu.by_name[size].policy
+    engine = Engine(checkpoint.model, policy, kind="classification")
+    for (text, pair), row in zip(TEXTS, rows, strict=True):
+        examples = Examples((text,), None if pair is None else (pair,), None)
+        tokens = tokenize(examples, checkpoint.tokenizer, max_length=32, cache=False)
+        alone = engine.run(tokens.collate([0]))
+        torch.testing.assert_close(torch.tensor(row.logits), alone.logits[0], atol=1e-5, rtol=1e-5)
+        assert (row.size, row.tokens, row.truncated) == (size, tokens.lengths[0], False)
+        assert (row.flops, row.layers) == (int(alone.trace.flops[0]), int(alone.trace.layers_run[0]))
+        assert row.widths == tuple(alone.trace.widths[0].tolist())
+
+
+def test_long_texts_are_cut_as_in_training_or_refused(run: Path) -> None:
+    long, checkpoint = " ".join(WORDS * 5), open_checkpoint(run)
+    with opened(run) as service:
+        row = together(lambda: service.answer([(long, "short")])).rows[0]
+        assert (row.tokens, row.truncated) == (32, True)
+        tokens = tokenize(Examples((long,), ("short",), None), checkpoint.tokenizer, max_length=32, cache=False)
+        alone = Engine(checkpoint.model, Policy(subnet="1x1"), kind="classification").run(tokens.collate([0]))
+        torch.testing.assert_close(torch.tensor(row.logits), alone.logits[0], atol=1e-5, rtol=1e-5)
+        with pytest.raises(TooLong, match="text 1 is longer than 32 tokens"):
+            together(lambda: service.answer([("short", None), (long, None)], truncate=False))
+
+
+def test_wishes_choose_the_size(run: Path) -> None:
+    with opened(run, policy="static:0.5x1.0") as service:
+
+        def sizes(**wish: Any) -> set[str]:
+            answers = together(lambda: service.answer(TEXTS[:3], wish=Wish.from_parameters(wish)))
+            return {row.size for row in answers.rows}
+
+        assert sizes() == {"0.5x1"}
+        assert sizes(subnet="1.0x0.50") == {"1x0.5"}
+        assert sizes(policy="static:1x1") == {"1x1"}
+        assert sizes(policy="early") == {"early"}
+        assert sizes(min_quality=0.8) == {"0.5x1"}
+        assert sizes(min_quality=0.86) == {"1x1"}
+        assert sizes(min_quality=0.9, subnet="1x1") == {"1x1"}
+        assert sizes(latency_budget_ms=30_000) == {"0.5x1"}
+        for wish in (
+            {"subnet": "0.3x1"}, {"subnet": "early"}, {"policy": "late"}, {"min_quality": 0.95},
+            {"min_quality": 0.85, "subnet": "0.5x1"}, {"subnet": "1x1", "policy": "early"}, {"subnet": 3},
+            {"latency_budget_ms": 0}, {"latency_budget_ms": "5"}, {"min_quality": True},
+            {"min_quality": 0.5, "policy": "early"},  # measured on other data than the rest
+        ):  # fmt: skip
+            with pytest.raises(BadRequest):
+                sizes(**wish)
+        with pytest.raises(Refused) as refused:
+            sizes(latency_budget_ms=0.001)
+        assert refused.value.retry_after > 0
+
+
+def test_adaptive_gives_the_best_where_there_is_time(run: Path) -> None:
+    with opened(run, policy="adaptive") as service:
+        assert {row.size for row in together(lambda: service.answer(TEXTS[:5])).rows} == {"1x1"}
+        assert service.snapshot().size == "1x1"
+        assert {row.size for row in together(lambda: service.answer(TEXTS[:5], wish=Wish(min_quality=0.89))).rows} == {
+            "1x1"
+        }
+
+
+def test_what_is_too_much_is_refused(run: Path, gate: Gate) -> None:
+    with opened(run, max_queue=6, max_texts=5) as service:
+        with pytest.raises(TooLong, match="at most 5"):
+            together(lambda: service.answer(TEXTS[:6]))
+        with pytest.raises(BadRequest, match="no texts"):
+            together(lambda: service.answer([]))
+        with pytest.raises(BadRequest, match="no Unicode"):
+            together(lambda: service.answer([("\ud800", None)]))
+
+        async def main() -> None:
+            gate.close()
+            first = asyncio.create_task(service.answer(TEXTS[:1]))
+            await until(gate.reached.is_set)
+            waiting = [asyncio.create_task(service.answer(TEXTS[:3])) for _ in range(2)]
+            await until(lambda: service.snapshot().queued == 6)
+            with pytest.raises(Refused, match="6 texts are waiting"):
+                await service.answer(TEXTS[:1])
+            gate.is_open.set()
+            await asyncio.gather(first, *waiting)
+
+        together(main)
+        assert (service.snapshot().refused, service.snapshot().answered) == (1, 3)
+
+
+def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    held = Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self, size, texts: ran.append(len(texts)) or held(self, size, texts))
+    with opened(run) as service:
+        ran.clear()
+
+        async def main() -> None:
+            gate.close()
+            first = asyncio.create_task(service.answer(TEXTS[:1]))
+            await until(gate.reached.is_set)
+            gone = [asyncio.create_task(service.answer(TEXTS[:3])) for _ in range(5)]
+            kept = asyncio.create_task(service.answer(TEXTS[3:5]))
+            await until(lambda: service.snapshot().queued == 17)
+            for task in gone:
+                task.cancel()
+            await asyncio.gather(*gone, return_exceptions=True)
+            assert service.snapshot().queued == 2
+            first.cancel()  # already running: its answer goes nowhere
+            gate.is_open.set()
+            assert len((await kept).rows) == 2
+
+        together(main)
+        assert ran == [1, 2]
+        assert service.snapshot().cancelled == 6
+        assert service.snapshot().running == 0
+
+
+def test_a_crash_of_the_compute_answers_everybody(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(run) as service:
+
+        def broken(self: Engine, inputs: Any) -> Any:
+            raise RuntimeError("no memory")
+
+        async def main() -> None:
+            gate.close()
+            tasks = [asyncio.create_task(service.answer(TEXTS[:2]))]
+            await until(gate.reached.is_set)
+            tasks += [asyncio.create_task(service.answer(TEXTS[:2])) for _ in range(3)]
+            await until(lambda: service.snapshot().queued == 6)
+            monkeypatch.setattr(Engine, "run", broken)
+            assert service.healthy
+            gate.is_open.set()
+            for error in await asyncio.gather(*tasks, return_exceptions=True):
+                assert isinstance(error, Down), error
+            assert not service.healthy
+            assert not service.ready
+            with pytest.raises(Down, match="RuntimeError"):
+                await service.answer(TEXTS[:1])
+
+        together(main)
+
+
+def test_draining_finishes_what_is_under_way(run: Path, gate: Gate) -> None:
+    with opened(run) as service:
+
+        async def main() -> None:
+            gate.close()
+            tasks = [asyncio.create_task(service.answer(TEXTS[:2])) for _ in range(3)]
+            await until(lambda: service.snapshot().running == 3 and gate.reached.is_set())
+            draining = asyncio.create_task(service.drain(20))
+            await until(lambda: not service.ready)
+            with pytest.raises(Down, match="shut down"):
+                await service.answer(TEXTS[:1])
+            gate.is_open.set()
+            assert [len(answers.rows) for answers in await asyncio.gather(*tasks)] == [2, 2, 2]
+            await draining
+
+        together(main)
+        assert service.healthy
+
+
+def test_draining_does_not_wait_for_ever(run: Path, gate: Gate) -> None:
+    with opened(run) as service:
+
+        async def main() -> None:
+            gate.close()
+            running = asyncio.create_task(service.answer(TEXTS[:1]))
+            await until(gate.reached.is_set)
+            waiting = asyncio.create_task(service.answer(TEXTS[:1]))
+            await until(lambda: service.snapshot().queued == 1)
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.3, gate.is_open.set)
+            await service.drain(0.05)
+            with pytest.raises(Down):
+                await waiting
+            with pytest.raises(Down):
+                await running
+
+        together(main)
+
+
+def test_a_late_request_is_refused_and_not_answered_late(run: Path, gate: Gate) -> None:
+    with opened(run) as service:
+
+        async def main() -> None:
+            gate.close()
+            running = asyncio.create_task(service.answer(TEXTS[:1]))
+            await until(gate.reached.is_set)
+            hurried = asyncio.create_task(service.answer(TEXTS[:1], wish=Wish(latency_budget=1.0)))
+            await until(lambda: service.snapshot().queued == 1)
+            await asyncio.sleep(1.0)
+            gate.is_open.set()
+            with pytest.raises(Refused, match="waited too long"):
+                await hurried
+            assert len((await running).rows) == 1
+
+        together(main)
+
+
+def test_bad_settings_are_refused_by_name(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"policy is 'late'; it must be one of adaptive, static:1x1.*, early"):
+        Service.open(run, ServeSettings(policy="late"))
+    with pytest.raises(ConfigError, match="maximum length is 1000; the model takes 64"):
+        Service.open(run, ServeSettings(max_length=1000))
+    with pytest.raises(CheckpointError):
+        Service.open(tmp_path / "none", ServeSettings())
+    for name, value in (("port", 70000), ("slo", 0.0), ("max_queue", 0), ("workers", 0), ("api_key", "")):
+        with pytest.raises(ConfigError):
+            ServeSettings(**{name: value})
