@@ -93,7 +93,7 @@ def test_nobody_starves() -> None:
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_batches_keep_to_the_token_budget(adaptive: bool) -> None:
     rules = replace(RULES, max_batch_tokens=128, adaptive=adaptive)
-    requests = arrivals(1500, seconds=1, budget=RULES.slo if adaptive else None)
+    requests = arrivals(800, seconds=0.5, budget=RULES.slo if adaptive else None)
     requests.append(Request(99_999, (300,), LADDER, 0.2, 1.0))
     outcome = simulate(make(rules=rules), requests)
     lengths = {one.id: one.lengths for one in requests}
@@ -119,12 +119,12 @@ def test_a_light_load_gets_the_best_size() -> None:
     assert outcome.answered_by("1x1") > 0.97
 
 
-@pytest.mark.parametrize("rate", [130, 160, 180, 200, 220, 260, 300, 400, 700])
+@pytest.mark.parametrize("rate", [130, 160, 180, 220, 300, 600])
 @pytest.mark.parametrize("seed", [None, 5])
 def test_a_constant_load_does_not_flap(rate: int, seed: int | None) -> None:
     scheduler = make()
-    simulate(scheduler, arrivals(rate, seconds=60, seed=seed))
-    assert scheduler.level_changes <= (3 if seed is None else 12)  # in a minute, the first descent included
+    simulate(scheduler, arrivals(rate, seconds=30, seed=seed))
+    assert scheduler.level_changes <= (3 if seed is None else 5)  # in half a minute, the first descent included
 
 
 def test_a_step_of_load_down_and_up_again() -> None:

@@ -231,6 +231,12 @@ class Scheduler:
     def _plan_in(self, fresh: Sequence[Waiting], now: float) -> Refusal | None:
         """Put new texts into the plan, or say why somebody would be answered late."""
         start, due_last = self._free_from(now), not self._rows or fresh[0].due >= self._rows[-1].due
+        if due_last and len(self._rows) >= _AHEAD:  # too many to plan, and nobody is behind these
+            end = start + self._pace * (len(self._rows) + len(fresh))
+            if fresh[0].hard and end > fresh[0].soon:
+                return self._refusal(fresh, now, excess=end - fresh[0].soon)
+            self._plan = None
+            return None
         if self._plan is None:
             self._plan = self._planned(self._rows, self._cheapest, start=start)
         plan = self._plan
