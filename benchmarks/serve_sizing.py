@@ -8,6 +8,7 @@ Example: python benchmarks/serve_sizing.py runs/sst2 --texts SST-2/dev.tsv
 """
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import json
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -70,6 +72,7 @@ def _measure(arguments: argparse.Namespace, policy: str, texts: tuple[str, ...])
         assert server.stdout is not None
         address = urlsplit(json.loads(server.stdout.readline())["url"]).netloc
         process = psutil.Process(server.pid)
+        _wait(address)
         _ask(address, texts, count=64, connections=arguments.connections)
         before, memory = sum(process.cpu_times()[:2]), process.memory_info().rss
         _ask(address, texts, count=arguments.requests, connections=arguments.connections)
@@ -78,6 +81,17 @@ def _measure(arguments: argparse.Namespace, policy: str, texts: tuple[str, ...])
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
+
+
+def _wait(address: str) -> None:
+    """Until the port answers: the line with the address comes a moment before."""
+    for _ in range(100):
+        with contextlib.suppress(ConnectionRefusedError):
+            connection = http.client.HTTPConnection(address, timeout=60)
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+            return
+        time.sleep(0.1)
 
 
 def _ask(address: str, texts: tuple[str, ...], *, count: int, connections: int) -> None:
@@ -92,7 +106,7 @@ def _ask(address: str, texts: tuple[str, ...], *, count: int, connections: int) 
                 text = next(waiting, None)
             if text is None:
                 return
-            body = json.dumps({"inputs": text, "parameters": {"latency_budget_ms": 60_000}})
+            body = json.dumps({"inputs": text})
             connection.request("POST", "/predict", body, {"content-type": "application/json"})
             answer = connection.getresponse()
             content = answer.read()

@@ -45,13 +45,13 @@ def test_a_dead_compute_is_an_unhealthy_replica() -> None:
     from limbert.app.server.ray_serving import Replicas, _deployment
     from limbert.app.server.settings import ServeSettings
 
-    replica = object.__new__(_deployment(ServeSettings(threads=1), Replicas(), None).func_or_class)
+    check_health = _deployment(ServeSettings(threads=1), Replicas(), None).func_or_class.check_health
     service = SimpleNamespace(healthy=True)
-    replica._asgi_app = SimpleNamespace(state=SimpleNamespace(service=service))
-    replica.check_health()
+    replica = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(service=service)))
+    check_health(replica)
     service.healthy = False
     with pytest.raises(RuntimeError, match="the compute has died"):
-        replica.check_health()
+        check_health(replica)
 
 
 @pytest.fixture
