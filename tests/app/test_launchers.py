@@ -143,4 +143,5 @@ def test_an_error_is_told_once(folder: Path) -> None:
         assert any(part in lines[0] for part in message.split("|"))
     refused = start(folder, TORCHRUN, "evaluate", "one")
     _, errors = refused.communicate()
-    assert own_lines(errors) == ["limbert: error: limbert evaluate runs in one process; several can do: train, demo"]
+    (line,) = own_lines(errors)
+    assert "limbert evaluate runs in one process; several can do: train" in line

@@ -2,15 +2,25 @@
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from app_material import DEMO_DATA, ENCODER, command, environment, needs_encoder, run
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SHORTENED = {"train": ["--max-steps", "2"], "search": ["--trials", "14"], "profile": ["--seconds", "1"]}
+SHORTENED = {
+    "train": ["--max-steps", "2"],
+    "pretrain": ["--max-steps", "1", "--max-length", "32", "--batch-size", "4"],
+    "search": ["--trials", "14"],
+    "profile": ["--seconds", "1"],
+}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -26,8 +36,14 @@ def commands(text: str) -> list[str]:
 
 
 def run_blocks(folder: Path) -> list[str]:
-    """Run every Python block and every ``limbert`` command; returns what was run."""
-    done = []
+    """Run every Python block and every ``limbert`` command, with ``&`` beside the others; returns what was run."""
+    done: list[str] = []
+    with ExitStack() as beside:
+        _run_blocks(folder, done, beside)
+    return done
+
+
+def _run_blocks(folder: Path, done: list[str], beside: ExitStack) -> None:
     for language, text in blocks():
         if language == "python":
             process = [sys.executable, "-c", text]
@@ -41,12 +57,36 @@ def run_blocks(folder: Path) -> list[str]:
             words += SHORTENED.get(words[1], []) if words[0] == "limbert" else []
             if words[0] != "limbert" or words[1] == "demo":
                 continue  # installing, and the demo itself: see test_demo
+            if words[-1] == "&":
+                beside.enter_context(serving(folder, words[1:-1]))
+                done.append(line)
+                continue
             finished = subprocess.run(
                 command(*words[1:]), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
             )
             assert finished.returncode == 0, (line, finished.stderr)
             done.append(line)
-    return done
+
+
+@contextmanager
+def serving(folder: Path, words: list[str]) -> Iterator[None]:
+    """A server that the blocks after it ask."""
+    with open(folder / "server.log", "w+b") as log:
+        process = subprocess.Popen(
+            command(*words), cwd=folder, env=environment(folder), stdout=log, stderr=subprocess.STDOUT
+        )
+        health = f"http://127.0.0.1:{words[words.index('--port') + 1]}/health"
+        try:
+            for _ in range(300):
+                assert process.poll() is None, (folder / "server.log").read_text(encoding="utf-8")
+                with suppress(OSError), urllib.request.urlopen(health):
+                    break
+                time.sleep(0.2)
+            yield
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0, (folder / "server.log").read_text(encoding="utf-8")
+        finally:
+            process.kill()
 
 
 def lay_out(folder: Path) -> None:
@@ -55,6 +95,8 @@ def lay_out(folder: Path) -> None:
     for name in ("train.csv", "dev.csv"):
         header, *rows = (DEMO_DATA / name).read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / "tickets" / name).write_text("".join([header, *rows[::10]]), encoding="utf-8")
+    (folder / "texts").mkdir()
+    (folder / "texts" / "some.txt").write_text("The European lobster is blue while it lives .\n" * 60, encoding="utf-8")
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "encoder").symlink_to(ENCODER)
 
@@ -74,7 +116,8 @@ def test_readme_blocks_run(tmp_path: Path) -> None:
 def test_every_limbert_command_of_the_readme_exists() -> None:
     lines = [line for language, text in blocks() if language == "console" for line in commands(text)]
     verbs = {shlex.split(line)[1] for line in lines if line.startswith("limbert ")}
-    assert {"demo", "train", "evaluate", "tune", "profile", "choose", "search", "predict", "export", "report"} <= verbs
+    assert {"demo", "train", "evaluate", "tune", "profile", "choose", "search"} <= verbs
+    assert {"predict", "serve", "export", "report"} <= verbs
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def make_rows(tokenizer: PreTrainedTokenizerBase, path: Path, *, whole_word: boo
 
 def shown_and_asked(rows: MaskedRows, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All rows in an epoch: true ids, word starts, shown ids, and what is asked for."""
-    batch = rows.collate(range(epoch * len(rows), (epoch + 1) * len(rows)))
+    batch = rows.ready(rows.collate(range(epoch * len(rows), (epoch + 1) * len(rows))))
     ids, starts, _ = rows.packed.read(rows.order(np.arange(rows.first, rows.first + rows.count)))
     asked = np.zeros(ids.size, dtype=bool)
     asked[batch["positions"].numpy()] = True

@@ -62,3 +62,15 @@ def test_rules_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match="whole number of off-ramps"):
         ExitRule("patience", 0.5).check("classification")
     ExitRule("patience", 0.5).check("regression")
+
+
+SEVERAL = [ExitRule("entropy", 0.6), ExitRule("confidence", 0.6), ExitRule("patience", 1.0)]
+
+
+@pytest.mark.parametrize("rule", SEVERAL, ids=str)
+def test_several_labels_are_as_sure_as_the_least_sure_of_them(rule: ExitRule) -> None:
+    ramps = [torch.stack([answer, -answer], dim=-1) for answer in ANSWERS[:3]]  # a class as two: yes and no
+    single = [rule.leaving([ramp[:, place] / 2 for ramp in ramps], kind="classification") for place in range(3)]
+    leaving = rule.leaving(ANSWERS[:3], kind="multi-label")
+    assert leaving.tolist() == torch.stack(single).all(dim=0).tolist()
+    assert {*leaving.tolist()} == {True, False}

@@ -32,6 +32,15 @@ def test_regression_is_right_within_the_tolerance() -> None:
     assert narrowest_right(right).tolist() == [1, 2]
 
 
+def test_several_labels_must_all_be_right() -> None:
+    truth = (ANSWERS[:, 1] > 0).float()
+    right = is_right(ANSWERS, truth, kind="multi-label", tolerance=0.0)
+    assert right[:, 1].all()
+    assert right[:, 0].tolist() == [bool(((one > 0) == (two > 0)).all()) for one, two in ANSWERS[:, :2]]
+    sure = ANSWERS[:, 1].sigmoid()  # agreement: nothing is nearer to it than itself
+    assert {*cheapest(ANSWERS, sure, kind="multi-label", cost=0.0, shares=SHARES).tolist()} == {1}
+
+
 @pytest.mark.parametrize("cost", [0.0, 0.3, 100.0])
 def test_the_cheapest_width(cost: float) -> None:
     expected = []

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from limbert.core.kinds import IGNORED
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 
 
@@ -44,3 +45,46 @@ def test_states_are_matched_by_layer_and_last_to_last() -> None:
     teacher = [torch.tensor(float(index)) for index in range(7)]  # embeddings, then layers 0..5
     assert [int(state) for state in matched_states(teacher, (0, 2, 4))] == [0, 1, 3, 6]
     assert [int(state) for state in matched_states(teacher, tuple(range(6)))] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_several_labels_are_as_many_binary_questions() -> None:
+    student, teacher, labels = torch.randn(5, 3), torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
+    yes, sure = student.sigmoid(), teacher.sigmoid()
+    expected = -(labels * yes.log() + (1 - labels) * (1 - yes).log()).mean()
+    torch.testing.assert_close(label_loss(student, labels, kind="multi-label"), expected)
+    expected = -(sure * yes.log() + (1 - sure) * (1 - yes).log()).mean()
+    torch.testing.assert_close(logit_loss(student, teacher, kind="multi-label"), expected)
+
+
+def test_only_labelled_tokens_count() -> None:
+    student, teacher = torch.randn(4, 5, 3), torch.randn(4, 5, 3)  # (batch, tokens, classes)
+    labels = torch.randint(0, 3, (4, 5))
+    labels[:, [0, 3]] = IGNORED
+    chosen = labels != IGNORED
+    rows = student[chosen], teacher[chosen]
+    found = label_loss(student, labels, kind="token-classification")
+    torch.testing.assert_close(found, F.cross_entropy(rows[0], labels[chosen]))
+    found = logit_loss(student, teacher, kind="token-classification", labels=labels)
+    torch.testing.assert_close(found, logit_loss(*rows, kind="classification"))
+    nothing = torch.full_like(labels, IGNORED)
+    assert logit_loss(student, teacher, kind="token-classification", labels=nothing) == 0
+
+
+def test_an_answer_never_stands_at_padding() -> None:
+    student, teacher, labels = torch.randn(3, 6, 2), torch.randn(3, 6, 2), torch.tensor([[1, 2], [0, 0], [5, 5]])
+    mask = torch.ones(3, 6)
+    by_label = label_loss(student, labels, kind="question-answering", mask=mask)
+    by_teacher = logit_loss(student, teacher, kind="question-answering", mask=mask)
+    expected = sum(F.cross_entropy(student[..., side], labels[:, side]) for side in (0, 1)) / 2
+    torch.testing.assert_close(by_label, expected)
+    expected = sum(logit_loss(student[..., side], teacher[..., side], kind="classification") for side in (0, 1)) / 2
+    torch.testing.assert_close(by_teacher, expected)
+    padded = [torch.cat([logits, torch.randn(3, 4, 2) + 9], dim=1).requires_grad_() for logits in (student, teacher)]
+    longer = torch.cat([mask, torch.zeros(3, 4)], dim=1)
+    torch.testing.assert_close(label_loss(padded[0], labels, kind="question-answering", mask=longer), by_label)
+    loss = logit_loss(padded[0], padded[1], kind="question-answering", mask=longer)
+    torch.testing.assert_close(loss, by_teacher)
+    loss.backward()
+    assert padded[0].grad is not None
+    assert not padded[0].grad[:, 6:].any()
+    assert padded[0].grad[:, :6].all()

@@ -26,6 +26,7 @@ from limbert.run.masked_evaluation import evaluate_masked, masked_scores
 from limbert.run.monitor import Monitor
 from limbert.run.phases import PHASES, check_material
 from limbert.run.pretraining import MaskedWork
+from limbert.run.processes import Processes
 from limbert.run.trainer import Trainer
 from limbert.run.workspace import Workspace
 
@@ -58,7 +59,7 @@ def test_a_step_equals_the_loop_over_all_tokens() -> None:
         kind="classification",
         surroundings=types.SimpleNamespace(accelerator=Accelerator(), seed=5),
     )
-    batch = rows.collate(range(6))
+    batch = rows.ready(rows.collate(range(6)))
     stock, theirs = (ElasticModel(copy.deepcopy(other.network)) for other in (model, teacher))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
@@ -87,7 +88,7 @@ def test_a_step_equals_the_loop_over_all_tokens() -> None:
 def test_scores_are_those_of_the_stock_model() -> None:
     model, rows = make_model(), make_rows(20)
     stock = copy.deepcopy(model.network)
-    batch = rows.collate(range(20))
+    batch = rows.ready(rows.collate(range(20)))
     logits = stock(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     asked = logits.flatten(0, 1)[batch["positions"]]
     found = evaluate_masked(model, rows, subnets=model.subnets())
@@ -148,3 +149,21 @@ def test_phases_know_what_they_learn_from(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="phase 'mlm' cannot learn from labels; limbert train has phases finetune,"):
         check_material(["mlm"], "labels")
     assert make_work(tmp_path).keeps_order is False
+
+
+@torch.no_grad()
+def test_the_shares_of_several_processes_add_up() -> None:
+    model, rows = make_model(), make_rows(50, first=10)  # the last sequence of the corpus, a shorter one, among them
+    whole = rows.collate(range(50))
+
+    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ready = rows.ready(batch)
+        return F.cross_entropy(
+            model.network(**{n: t for n, t in ready.items() if n != "labels"}).logits, ready["labels"]
+        )
+
+    total = torch.zeros(())
+    for rank in range(3):
+        part, share = Processes(count=3, rank=rank).part(whole)
+        total += share.labels * loss(part)
+    torch.testing.assert_close(total, loss(whole))

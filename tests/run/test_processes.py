@@ -54,9 +54,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, torch.Tensor]]:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one process trains."""
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module")
+def alone(one: Path) -> Callable[[str], dict[str, torch.Tensor]]:
     """What one process makes of a case."""
-    return functools.cache(lambda name: train(name, tmp_path_factory.mktemp("alone")))
+    return functools.cache(lambda name: train(name, one))
 
 
 def notes(folder: Path, rank: int) -> dict[str, dict[str, object]]:
@@ -80,6 +86,17 @@ def test_two_processes_end_with_the_weights_of_one(
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     if name != "gates":
         assert max(float((expected[key] - moved[key]).abs().max()) for key in moved) > 1e-3  # it learned something
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "gates"])
+def test_losses_are_those_of_the_whole_batches(
+    name: str, folder: Path, one: Path, alone: Callable[[str], dict[str, torch.Tensor]]
+) -> None:
+    alone(name)
+    logs = [(where / f"{name}.training" / "log.jsonl").read_text().splitlines() for where in (folder / "two", one)]
+    ours, theirs = ([row["loss"] for row in map(json.loads, log) if "loss" in row] for log in logs)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert len(ours) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "gates"])

@@ -2,8 +2,9 @@
 
 import json
 import sys
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from accelerate import Accelerator
 from families import make_network
 from safetensors.torch import save_file
 from test_gate_phase import TASK, make_examples
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from limbert import ElasticModel, Space
+from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import GatesConfig, PhaseConfig
+from limbert.core.kinds import IGNORED
+from limbert.data.batches import TokenizedExamples
 from limbert.data.tasks import Task
 from limbert.run.monitor import Monitor
 from limbert.run.phase import PhaseWork
@@ -30,15 +34,34 @@ STEPS = 6
 SETTINGS: dict[str, Any] = {  # AdamW's epsilon: else gradients that are 0 but for rounding become whole steps
     "batch_size": BATCH, "epochs": 2.0, "learning_rate": 1e-3, "adam_epsilon": 1e-5, "weight_decay": 0.01
 }  # fmt: skip
+TOKENS = Task("tokens", "token-classification", ("O", "B-A", "B-B"), ("entity_f1",))
 VALUE = Task("value", "regression", (), ("pearson",))
 CASES: dict[str, tuple[str, dict[str, Any], Task, dict[str, Any]]] = {  # model, space, task, settings of the phase
     "final": ("roberta", {"layers": "spread"}, TASK, {"label_weight": 1.0, "sampled": 4}),
     "width": ("bert", {"layers": "spread"}, TASK, {"logit_weight": 1.0, "hidden_weight": 0.1, "grafts": 2}),
     "depth": ("deberta-v2", {"layers": "spread"}, TASK,
               {"logit_weight": 0.7, "hidden_weight": 1.0, "teacher_width": "matched", "full_weight": 2.0}),
+    "tokens": ("distilbert", {"layers": "first"}, TOKENS,
+               {"label_weight": 1.0, "logit_weight": 0.5, "hidden_weight": 0.1}),
     "finetune": ("distilbert", {}, VALUE, {"label_weight": 1.0}),
     "gates": ("bert", {"layers": "first"}, TASK, {"batch_size": 4, "epochs": 3.0, "count": 2}),
 }  # fmt: skip
+
+
+class Unscored(PhaseWork):
+    """Work whose last weights are its best: examples without words cannot be scored by entities."""
+
+    def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
+        return dict.fromkeys(subnets, time.monotonic())
+
+
+def with_labelled_tokens(examples: TokenizedExamples) -> TokenizedExamples:
+    """A label at every second token, but for some examples: one process has none in a step, in another no one has."""
+    labels = torch.from_numpy(examples.tokens.ids % 3).long()
+    labels[::2] = IGNORED
+    for row in (3, 5, 8):
+        labels[examples.tokens.offsets[row] : examples.tokens.offsets[row + 1]] = IGNORED
+    return replace(examples, labels=labels, labels_at_tokens=True)
 
 
 def make_work(name: str, folder: Path, *, should_stop: Callable[[], bool] = lambda: False) -> PhaseWork:
@@ -50,8 +73,12 @@ def make_work(name: str, folder: Path, *, should_stop: Callable[[], bool] = lamb
     parts = [make_examples(rows, seed=seed) for rows, seed in ((ROWS, 1), (70, 2))]
     if task is VALUE:
         parts = [replace(part, labels=part.labels.float() + part.labels.flip(0) / 7) for part in parts]
-    network = make_network(model, num_labels=task.outputs)
-    return PhaseWork(
+    if task is TOKENS:
+        parts = [with_labelled_tokens(part) for part in parts]
+    auto_class = AutoModelForTokenClassification if task is TOKENS else AutoModelForSequenceClassification
+    network = make_network(model, auto_class, num_labels=task.outputs)
+    work_class = Unscored if task is TOKENS else PhaseWork
+    return work_class(
         name,
         model=ElasticModel(network, space=Space(**space)),
         task=task,
@@ -74,7 +101,7 @@ def train(name: str, folder: Path, *, should_stop: Callable[[], bool] = lambda: 
     work = make_work(name, folder, should_stop=should_stop)
     settings = CASES[name][3]
     phase_config = GatesConfig(**settings) if name == "gates" else PhaseConfig(**SETTINGS | settings)
-    PHASES[name].train(work, phase_config)
+    PHASES["depth" if name == "tokens" else name].train(work, phase_config)
     gates = work.model.gates.state_dict() if work.model.gates is not None else {}
     weights = work.model.network.state_dict() | {f"gates.{name}": tensor for name, tensor in gates.items()}
     return {name: tensor.clone() for name, tensor in weights.items()}

@@ -48,6 +48,10 @@ class DataConfig:
         None, "label names in the order of their ids (default: from the data)"
     )
     train_limit: int | None = setting(None, "use only this many training rows, chosen by the seed")
+    augmented: str | None = setting(
+        None,
+        "file of augmented training rows (limbert augment, or train_TASK_aug_with_logits.tsv) for phases that distil",
+    )
     skip_bad_rows: bool = setting(False, "skip malformed rows and say how many, instead of stopping at the first")
     max_length: int = setting(128, "longest input in tokens; longer ones are cut (question answering: into windows)")
     held_out: float | None = setting(

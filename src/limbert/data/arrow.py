@@ -12,8 +12,12 @@ from limbert.errors import DataError
 _BATCH = 1024  # rows turned into Python values at a time
 
 
-def parquet_table(path: Path) -> Table:
+def parquet_table(path: Path, *, filesystem: Any = None) -> Table:
     """The rows of a Parquet file; a row is named by its number, from 1.
+
+    Args:
+        path: of the file.
+        filesystem: the ``pyarrow.fs`` file system that it is in; None is this machine's.
 
     Raises:
         DataError: the file is no readable Parquet.
@@ -23,13 +27,13 @@ def parquet_table(path: Path) -> Table:
 
     def batches() -> Iterator[Any]:
         try:
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with pyarrow.parquet.ParquetFile(str(path), filesystem=filesystem) as file:
                 yield from file.iter_batches(_BATCH)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: broken Parquet ({_first_line(error)})") from None
 
     try:
-        schema = pyarrow.parquet.read_schema(path)
+        schema = pyarrow.parquet.read_schema(str(path), filesystem=filesystem)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: no Parquet file ({_first_line(error)})") from None
     return _arrow_table(str(path), schema, batches)

@@ -1,7 +1,7 @@
 """From examples to batches: tokenised once, grouped by length, each padded to its own longest example only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -33,9 +33,9 @@ class Places:
 class TokenizedExamples:
     """Tokenised examples of any lengths, with their labels if they are known.
 
-    Labels are ``(examples,)``, long class ids or float32 scores; multi-label ``(examples, classes)``, float32 0 or 1;
-    question answering ``(examples, 2)``, long, the answer's first and last token; with ``labels_at_tokens``
-    ``(all tokens,)``, long class ids.
+    Labels are ``(examples,)``, long class ids or float32 scores; multi-label ``(examples, classes)``, float32 0 or 1,
+    or a teacher's probabilities, which a classification may have too; question answering ``(examples, 2)``, long, the
+    answer's first and last token; with ``labels_at_tokens`` ``(all tokens,)``, long class ids.
     """
 
     tokens: Tokens
@@ -65,6 +65,24 @@ class TokenizedExamples:
         return TokenizedExamples(
             Tokens(self.tokens.ids[places], types, offsets), labels, pad_id=self.pad_id, pad_type=self.pad_type
         )
+
+    def followed_by(self, others: "TokenizedExamples") -> "TokenizedExamples":
+        """These examples, then others of the same tokenizer with labels of the same form."""
+        assert self.places is None
+        mine, theirs = self.tokens, others.tokens
+        types = None
+        if mine.types is not None and theirs.types is not None:
+            types = np.concatenate([mine.types, theirs.types])
+        offsets = np.concatenate([mine.offsets, theirs.offsets[1:] + mine.offsets[-1]])
+        labels = None
+        if self.labels is not None and others.labels is not None:
+            labels = torch.cat([self.labels, others.labels])
+        tokens = Tokens(np.concatenate([mine.ids, theirs.ids]), types, offsets)
+        return replace(self, tokens=tokens, labels=labels)
+
+    def labelled(self, labels: Tensor) -> "TokenizedExamples":
+        """The same examples with other labels."""
+        return replace(self, labels=labels)
 
     def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
         """One epoch of batches for `collate`; see `training_batches`."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from limbert.core.config import DataConfig, TaskKind
+from limbert.data.augmented import Augmented, load_augmented
 from limbert.data.columns import check_columns, choose_columns
 from limbert.data.files import Examples, RawExamples, read_rows, with_labels
 from limbert.data.kinds.table import Reader, reader_of
@@ -28,6 +29,20 @@ class TaskData:
     task: Task
     train: Examples
     dev: dict[str, Examples]
+    augmented: Augmented | None = None  # copies of training rows, where the settings name a file of them
+
+
+@dataclass(frozen=True)
+class TrainTable:
+    """The training rows as they stand in their table, and what they say about the task."""
+
+    task: Task
+    glue: GlueTask | None
+    sources: Sources
+    table: Table
+    columns: Columns
+    raw: RawExamples
+    reader: LabelReader
 
 
 def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
@@ -44,32 +59,55 @@ def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
         ConfigError: settings that contradict each other or an unknown task.
         DataError: a missing or unusable file, column or row.
     """
-    kind = asked_kind(config)
-    reader_of_kind = reader_of(kind)
+    reader_of_kind = reader_of(asked_kind(config))
     if reader_of_kind is not None:
+        if config.augmented is not None:
+            raise ConfigError(f"augmented rows are given for {asked_kind(config)}; it has no such copies")
         return _load_with(reader_of_kind, config, seed=seed)
+    found = read_train_table(config)
+    task, reader = found.task, found.reader
+    train = with_labels(found.raw, reader, skip_bad_rows=config.skip_bad_rows)
+    if task.kind == "classification" and len(set(train.labels or ())) < 2:
+        raise DataError(
+            f"{found.table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
+            "a classification needs at least two classes"
+        )
+    if config.held_out is not None:
+        _refuse_two_developments(found.sources, config)
+        train, dev = _held_out(train, config.held_out)
+    else:
+        dev = _load_dev(found.sources, found.columns, config, glue=found.glue, reader=reader)
+    augmented = None
+    if config.augmented is not None:
+        augmented = load_augmented(
+            config.augmented,
+            table=found.table,
+            columns=found.columns,
+            raw=found.raw,
+            reader=reader,
+            skip_bad_rows=config.skip_bad_rows,
+        )
+    return TaskData(task, _limited(train, config.train_limit, seed=seed), dev, augmented)
+
+
+def read_train_table(config: DataConfig) -> TrainTable:
+    """Find and read the training rows of a task whose labels stand in a column; they are not turned into ids yet.
+
+    Raises:
+        ConfigError: settings that contradict each other or an unknown task.
+        DataError: a missing or unusable file, column or row.
+    """
     glue = glue_task(config.task) if config.task is not None else None
     sources = find_sources(config, glue)
     if sources.train is None:
         raise DataError(_no_train(config))
     table, columns = choose_columns(sources.train, config, glue, labelled=True)
-    raw = _read(table, columns, config, glue, several=kind == "multi-label")
+    raw = _read(table, columns, config, glue, several=asked_kind(config) == "multi-label")
     task = _glue_task_as_told(glue, config) if glue else _own_task(raw, table, columns, config)
     # Where the names come from the labels themselves, an id in their place is a mistake and not another spelling.
     given = glue is not None or config.label_names is not None
     reader = LabelReader(task, accept_ids=given, separator=config.label_separator or SEPARATOR)
-    train = with_labels(raw, reader, skip_bad_rows=config.skip_bad_rows)
-    if task.kind == "classification" and len(set(train.labels or ())) < 2:
-        raise DataError(
-            f"{table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
-            "a classification needs at least two classes"
-        )
-    if config.held_out is not None:
-        _refuse_two_developments(sources, config)
-        train, dev = _held_out(train, config.held_out)
-    else:
-        dev = _load_dev(sources, columns, config, glue=glue, reader=reader)
-    return TaskData(task, _limited(train, config.train_limit, seed=seed), dev)
+    return TrainTable(task, glue, sources, table, columns, raw, reader)
 
 
 def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:

@@ -52,8 +52,9 @@ def label_loss(logits: Tensor, labels: Tensor, *, kind: TaskKind, mask: Tensor |
 
     Args:
         logits: ``(batch, outputs)``; for tasks at tokens ``(batch, tokens, outputs)``.
-        labels: ``(batch,)``, class ids or values; multi-label ``(batch, classes)``, 0 or 1; token classification
-            ``(batch, tokens)``, class ids or ``IGNORED``; question answering ``(batch, 2)``, first and last token.
+        labels: ``(batch,)``, class ids or values, or ``(batch, classes)``, probabilities; multi-label
+            ``(batch, classes)``, from 0 to 1; token classification ``(batch, tokens)``, class ids or ``IGNORED``;
+            question answering ``(batch, 2)``, first and last token.
         kind: what the outputs mean.
         mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; needed for question answering.
     """

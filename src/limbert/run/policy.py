@@ -180,12 +180,17 @@ def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
     )
 
 
-def refuse_at_tokens(kind: TaskKind, what: str) -> None:
-    """Raise ConfigError for a task whose answers stand at tokens: a policy chooses one size for one answer."""
+def refuse_at_tokens(kind: TaskKind, who: str) -> None:
+    """Raise ConfigError for a task whose answers stand at tokens: a policy chooses one size for one answer.
+
+    Args:
+        kind: of the task.
+        who: asks for a policy, in words.
+    """
     if KINDS[kind].at_tokens:
         raise ConfigError(
-            f"{what} gives each answer a size of its own, but all answers of one text run together in {kind}; "
-            "choose one sub-network for all texts with --subnet"
+            f"{who} chooses a size for each answer, and in {kind} all answers of a text run together; "
+            "run one sub-network for all texts: --subnet WIDTHxDEPTH"
         )
 
 

@@ -32,7 +32,8 @@ class Share:
     Attributes:
         rows: its part of the rows, from 0 to 1: for losses that are means over rows.
         tokens: its part of the tokens that are no padding.
-        labels: its part of the labels that count: all rows where a row has one label, else those that are not -100.
+        labels: its part of the labels that count: all rows where labels are values, else those that are not -100; 0
+            also where nobody has any.
         batch_rows: rows of the whole batch.
     """
 
@@ -82,7 +83,7 @@ class Processes:
         """
         rows = len(batch["attention_mask"])
         if self.count == 1:
-            return batch, Share(batch_rows=rows)
+            return batch, Share(labels=float(_labels(batch) > 0), batch_rows=rows)
         mine = slice(self.rank, None, self.count) if self.rank < rows else slice(0, 1)
         part = {name: tensor[mine] for name, tensor in batch.items()}
         if self.rank >= rows:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from limbert.core.config import TrainConfig
 from limbert.core.kinds import KINDS
 from limbert.core.space import Space
+from limbert.data.augmented import Augmented
 from limbert.data.files import Examples
 from limbert.data.load import split_validation
 from limbert.data.tasks import Task
@@ -60,6 +61,10 @@ class Start:
     def relabelled(self, examples: Examples, task: Task) -> Examples:
         """Examples of ``task`` with the class ids of this start."""
         return in_order_of(examples, task, self.task)
+
+    def relabelled_copies(self, copies: Augmented, task: Task) -> Augmented:
+        """Augmented copies of examples of ``task`` with the class ids of this start."""
+        return copies.relabelled(self.relabelled(copies.examples, task), task, self.task)
 
 
 def load_start(config: TrainConfig, task: Task) -> Start:

@@ -236,10 +236,12 @@ class Trainer:
         config, logits = self.config, answer.logits.float()
         total = torch.zeros((), device=logits.device)
         labels, mask = batch["labels"], batch["attention_mask"]
-        if config.label_weight:
+        if not share.labels:  # the mean over none is no number; the pass reaches the same weights as the others' do
+            total = total + 0.0 * logits.sum()
+        if config.label_weight and share.labels:
             weight = config.label_weight * share.labels
             total = total + weight * label_loss(logits, labels, kind=self.kind, mask=mask)
-        if target is not None and config.logit_weight:
+        if target is not None and config.logit_weight and share.labels:
             theirs, weight = target.logits.float(), config.logit_weight * share.labels
             total = total + weight * logit_loss(logits, theirs, kind=self.kind, labels=labels, mask=mask)
         if target is not None and config.hidden_weight:

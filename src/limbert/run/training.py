@@ -23,6 +23,7 @@ from limbert.data.load import TaskData
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import versions
 from limbert.model.elastic import ElasticModel
+from limbert.run.copies import with_copies
 from limbert.run.evaluate import Result, evaluate
 from limbert.run.monitor import Monitor
 from limbert.run.phase import EncoderWork, PhaseWork
@@ -30,7 +31,7 @@ from limbert.run.phases import PHASES, check_material
 from limbert.run.processes import Processes, join_processes
 from limbert.run.recipes import Recipe
 from limbert.run.start import Start, kept_back, load_start
-from limbert.run.subnet_phase import shared_out
+from limbert.run.subnet_phase import SubnetPhase, shared_out
 from limbert.run.trainer import Stopped, Surroundings
 from limbert.run.workspace import LOG_NAME, Workspace, settings_of
 
@@ -222,6 +223,7 @@ class Materials:
 
     start: Start
     train: TokenizedExamples
+    augmented: TokenizedExamples | None  # these and their copies, for the phases that distil
     validation: TokenizedExamples
     dev: dict[str, TokenizedExamples]
 
@@ -251,9 +253,14 @@ class TrainingRun(PhasedRun[Materials]):
             longest = min(self.data_config.max_length, start.longest)
             return prepared_for(part, start.task, start.tokenizer, max_length=longest, stride=self.data_config.stride)
 
+        rows, augmented = prepared(train), None
+        if self.data.augmented is not None:
+            copies = start.relabelled_copies(self.data.augmented, self.data.task)
+            tokens = prepared(copies.examples)  # all of them, so that they are found again whatever rows validate
+            augmented = with_copies(rows, copies, tokens, train=train, validation=validation, monitor=self.monitor)
         dev = {name: start.relabelled(part, self.data.task) for name, part in self.data.dev.items()}
         return Materials(
-            start, prepared(train), prepared(validation), {name: prepared(part) for name, part in dev.items()}
+            start, rows, augmented, prepared(validation), {name: prepared(part) for name, part in dev.items()}
         )
 
     def _phases(self, materials: Materials) -> list[str]:
@@ -268,11 +275,14 @@ class TrainingRun(PhasedRun[Materials]):
         return ElasticModel.from_pretrained(folder, space=self.recipe.space)
 
     def _work(self, name: str, model: ElasticModel, materials: Materials) -> PhaseWork:
+        phase, rows = PHASES[name], materials.train
+        if materials.augmented is not None and isinstance(phase, SubnetPhase) and phase.distils:
+            rows = materials.augmented
         return PhaseWork(
             name,
             model=model,
             task=materials.start.task,
-            train=materials.train,
+            train=rows,
             validation=materials.validation,
             precision=self.config.precision,
             surroundings=self._surroundings(),

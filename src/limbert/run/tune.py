@@ -80,7 +80,7 @@ def search(
     Raises:
         ConfigError: for a task whose answers stand at tokens.
     """
-    refuse_at_tokens(task.kind, "tune searches policies, which")
+    refuse_at_tokens(task.kind, "tune")
     candidates = _static(model, examples, task=task, batch_size=batch_size, precision=precision)
     runs = list(_runs(model, widths, exit_rule))
     full = CostModel(model).mean_flops(model.full, examples.lengths)

@@ -62,7 +62,7 @@ def evaluate(
     from limbert.run.dynamic import evaluate_policy
     from limbert.run.evaluate import evaluate as run_evaluation
     from limbert.run.operating_points import operating_points
-    from limbert.run.policy import resolve
+    from limbert.run.policy import refuse_at_tokens, resolve
     from limbert.run.policy_results import keep_policy_row, policy_row
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
@@ -101,6 +101,7 @@ def evaluate(
         else:
             show.output.print(show.results_table(results))
         return
+    refuse_at_tokens(known.kind, f"policy {policy}")
     chosen = choose_policy(
         policy, record=model.record, kind=known.kind, widths=widths, exit_threshold=exit_threshold, exit_rule=exit_rule
     )

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from limbert.app.cli import together
+from limbert.app.cli.augment import augment
 from limbert.app.cli.choose import choose
 from limbert.app.cli.demo import demo
 from limbert.app.cli.evaluate import evaluate
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, pretrain, train, evaluate, tune, search, profile, choose, predict, serve, export, report):
+for verb in (demo, augment, pretrain, train, evaluate, tune, search, profile, choose, predict, serve, export, report):
     app.command()(verb)
 
 

@@ -24,6 +24,7 @@ LabelColumn = Annotated[str | None, _option(DataConfig, "label_column", "--label
 TaskType = Annotated[str | None, _option(DataConfig, "task_type", "--task-type")]
 LabelNames = Annotated[str | None, _option(DataConfig, "label_names", "--label-names")]
 TrainLimit = Annotated[int | None, _option(DataConfig, "train_limit", "--train-limit")]
+Augmented = Annotated[str | None, _option(DataConfig, "augmented", "--augmented")]
 SkipBadRows = Annotated[bool, _option(DataConfig, "skip_bad_rows", "--skip-bad-rows")]
 MaxLength = Annotated[int | None, _option(DataConfig, "max_length", "--max-length")]
 HeldOut = Annotated[float | None, _option(DataConfig, "held_out", "--held-out")]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.app.cli import options as opt
+from limbert.app.cli import predict_on_ray as on_ray
 from limbert.app.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths, choose_policy
 from limbert.app.cli.predict_server import ServerQuestion, check_place
 from limbert.errors import ConfigError
@@ -40,6 +41,11 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="texts a batch; answers do not depend on it", min=1)] = 64,
     precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
+    engine: on_ray.EngineName = "plain",
+    workers: on_ray.Workers = None,
+    keep: on_ray.Keep = None,
+    shard_rows: on_ray.ShardRows = None,
+    skip_bad_rows: on_ray.SkipBadRows = False,
     server: Annotated[str | None, typer.Option(help="ask a running limbert serve at this URL instead")] = None,
     api_key: Annotated[
         str | None, typer.Option(help="key that the server asks for", envvar="LIMBERT_API_KEY", show_default=False)
@@ -52,16 +58,19 @@ def predict(
 
     Example: limbert predict runs/mrpc --policy balanced --input pairs.tsv --output answers.jsonl
 
+    Example: limbert predict runs/mrpc --engine ray --input 's3://bucket/pairs/*.parquet' --output s3://bucket/answers
+
     Example: limbert predict --server http://127.0.0.1:8080 --input texts.txt
     """
     check_place(context)
+    on_ray.check_engine(engine, workers, keep, shard_rows, skip_bad_rows)
     if policy is not None and subnet:
         raise ConfigError("give either --subnet or --policy; one size is --policy static:WIDTHxDEPTH")
     if bool(text) == bool(input):
         raise ConfigError("give either --text or --input")
     if pair and len(pair) != len(text or []):
         raise ConfigError(f"{len(pair)} --pair for {len(text or [])} --text; each text needs one")
-    if output and not Path(output).absolute().parent.is_dir():
+    if engine == "plain" and output and not Path(output).absolute().parent.is_dir():
         raise ConfigError(f"the folder of output {output} does not exist")
     if run is None:
         asked = ServerQuestion(str(server), api_key, subnet, policy)
@@ -77,6 +86,7 @@ def predict(
     from limbert.run.choose import plain_names
     from limbert.run.policy import resolve
     from limbert.run.predict import predict as run_prediction
+    from limbert.run.scale.request import Request
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
     opened = open_checkpoint(run)
@@ -91,6 +101,22 @@ def predict(
         exit_rule=exit_rule,
     )
     resolve(chosen, opened.model, kind=opened.task.kind)  # refuses early what the model cannot do
+    if engine == "ray":
+        on_ray.predict_on_ray(
+            run,
+            opened,
+            input=input,
+            output=output,
+            text_column=text_column,
+            pair_column=pair_column,
+            keep=keep,
+            shard_rows=shard_rows,
+            workers=workers,
+            threads=threads,
+            as_json=as_json,
+            request=Request(chosen, precision, batch_size, skip_bad_rows),  # type: ignore[arg-type]
+        )
+        return
     named = {"text_column": text_column, "pair_column": pair_column}
     examples = _examples(text, pair, input, named, kind=opened.task.kind, saved=opened.data)
     tokens = opened.prepared(examples, cache=input is not None)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from limbert.data.files import Examples
 
 _SURE = 0.5  # a label of a multi-label task holds where its probability is over this
-_LOCAL = ("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads")
+_LOCAL = (
+    *("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads"),
+    *("engine", "workers", "keep", "shard_rows", "skip_bad_rows"),
+)
 
 
 def check_place(context: typer.Context) -> None:

@@ -30,6 +30,7 @@ def train(
     task_type: opt.TaskType = None,
     label_names: opt.LabelNames = None,
     train_limit: opt.TrainLimit = None,
+    augmented: opt.Augmented = None,
     skip_bad_rows: opt.SkipBadRows = False,
     max_length: opt.MaxLength = None,
     held_out: opt.HeldOut = None,
@@ -78,6 +79,7 @@ def train(
         task_type=task_type,  # type: ignore[arg-type]  # checked by the dataclass
         label_names=opt.split(label_names),
         train_limit=train_limit,
+        augmented=augmented,
         skip_bad_rows=skip_bad_rows,
         max_length=max_length or DataConfig.max_length,
         held_out=held_out,

@@ -75,7 +75,7 @@ def tune(
     if opened.task is None:
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
     task, model = opened.task, opened.model
-    refuse_at_tokens(task.kind, "tune searches policies, which")
+    refuse_at_tokens(task.kind, "tune")
     rule = exit_rule or default_exit_rule(task.kind)
     require(rule in EXIT_RULES, "exit rule", rule, "one of " + ", ".join(EXIT_RULES))
     chosen = opt.fractions(widths, "--widths") or model.space.widths

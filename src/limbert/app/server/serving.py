@@ -35,8 +35,8 @@ def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], No
     Raises:
         LimbertError: if uvicorn or FastAPI is missing, the model cannot be loaded, or the port cannot be used.
     """
-    uvicorn = _uvicorn()
-    with _listening(settings) as listener:
+    uvicorn = need_libraries()
+    with listening(settings) as listener:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         common: dict[str, Any] = {
@@ -48,7 +48,7 @@ def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], No
             "timeout_graceful_shutdown": math.ceil(settings.drain),
         }
         if settings.workers == 1:
-            app = _application(Service.open(run, settings), settings, lambda: ready(address))
+            app = application(Service.open(run, settings), settings, lambda: ready(address))
             uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listener])
             return
         Service.open(run, settings)  # refuses here what every process would refuse
@@ -71,10 +71,10 @@ def _announce(started: "Event", ready: Callable[[], None]) -> None:
 
 def _worker(run: str, settings: ServeSettings, started: "Event") -> "FastAPI":
     """The application of one of several processes, in that process."""
-    return _application(Service.open(run, settings), settings, started.set)
+    return application(Service.open(run, settings), settings, started.set)
 
 
-def _application(service: Service, settings: ServeSettings, ready: Callable[[], None]) -> "FastAPI":
+def application(service: Service, settings: ServeSettings, ready: Callable[[], None]) -> "FastAPI":
     """The application that starts its service with itself and drains it at the end."""
     from limbert.app.server.app import create_app
 
@@ -91,7 +91,7 @@ def _application(service: Service, settings: ServeSettings, ready: Callable[[], 
     return app
 
 
-def _listening(settings: ServeSettings) -> socket.socket:
+def listening(settings: ServeSettings) -> socket.socket:
     """A socket bound to the address, not yet listening.
 
     Raises:
@@ -111,7 +111,7 @@ def _listening(settings: ServeSettings) -> socket.socket:
     return listener
 
 
-def _uvicorn() -> Any:
+def need_libraries() -> Any:
     """The library, with its supervisors.
 
     Raises:

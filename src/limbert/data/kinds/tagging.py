@@ -96,9 +96,7 @@ def read_untagged(path: Path, config: DataConfig) -> Examples:
     Raises:
         DataError: a missing or unusable file, column or row.
     """
-    if path.suffix.lower() == ".txt":
-        return typed_texts([str(row.cells[0]) for row in lines_table(readable(path)).rows() if row.cells], None)
-    table = open_tagged(path)
+    table = lines_table(readable(path)) if path.suffix.lower() == ".txt" else open_tagged(path)
     names = (config.text_column,) if config.text_column in table.columns else (*WORDS_NAMES, "text", "sentence")
     at = _column(table, None, [name for name in names if name])
     texts, spans = [], []

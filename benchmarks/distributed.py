@@ -1,0 +1,195 @@
+"""How fast do several processes train, against one on the same cores and the same batches? Contenders take turns.
+
+Every contender trains the same sub-networks of one phase on the same batches of --batch-size rows over all processes:
+one process with --threads threads, and for each of --processes as many with their share of the threads. With CUDA,
+process i has GPU i. Printed are rows a second, medians over rounds, their ratio to one process, and what part of a step
+went into adding up the gradients, waiting for the slowest included. Each turn starts processes anew; their start,
+loading and two steps of warm-up are not timed.
+
+Example: python benchmarks/distributed.py --model ENCODER --data mrpc=glue/MRPC --threads 2 --processes 2
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import types
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from limbert import LimbertError, Space
+from limbert.core.config import DataConfig, PhaseConfig, TrainConfig
+from limbert.data.batches import tokenize, training_batches
+from limbert.data.load import load_task_data
+from limbert.model.checkpoint import versions
+from limbert.run.hardware import here
+from limbert.run.phases import PHASES
+from limbert.run.processes import Processes, join_processes
+from limbert.run.start import load_start
+from limbert.run.trainer import Trainer
+
+WARM_UP = 2  # steps
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.worker:
+        return _work(arguments)
+    contenders = [1, *(count for count in arguments.processes if count > 1)]
+    rounds: dict[int, list[dict[str, float]]] = {count: [] for count in contenders}
+    for _ in range(arguments.rounds):
+        for count in contenders:
+            rounds[count].append(_turn(count, arguments))
+    rows = []
+    for count, found in rounds.items():
+        median = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
+        rows.append({"processes": count, "threads_each": max(1, arguments.threads // count), **median, "rounds": found})
+    for row in rows:
+        row["over_one"] = row["rows_per_second"] / rows[0]["rows_per_second"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    report = {
+        "device": here(arguments.threads, device=device),
+        "versions": versions(),
+        **{key: getattr(arguments, key) for key in ("model", "data", "phase", "batch_size", "precision", "steps")},
+        "rows": rows,
+    }
+    print(json.dumps(report)) if arguments.json else _print(report)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="pretrained encoder: folder or hub name")
+    parser.add_argument("--data", required=True, metavar="TASK=FOLDER")
+    parser.add_argument("--phase", default="depth", choices=["finetune", "width", "depth", "final"])
+    parser.add_argument("--processes", type=lambda text: [int(part) for part in text.split(",")], default=[2])
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of all processes together"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="rows a step over all processes")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps a turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _turn(count: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """One contender's turn: so many processes, each this very program with --worker."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = str(listening.getsockname()[1])
+    threads = str(max(1, arguments.threads // count))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, *sys.argv, "--worker"],
+            env=os.environ | shared | {"OMP_NUM_THREADS": threads, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    outputs = [worker.communicate()[0] for worker in workers]
+    if any(worker.returncode for worker in workers):
+        sys.exit(f"benchmark: error: {count} processes ended with {[worker.returncode for worker in workers]}")
+    found: dict[str, float] = json.loads(outputs[0].splitlines()[-1])
+    return found
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    """Train some steps as one process of a contender and print what they took."""
+    processes = join_processes()
+    trainer, batches = _prepare(arguments, processes)
+    exchanged = 0.0
+    all_reduce = dist.all_reduce
+
+    def timed(tensor: torch.Tensor) -> None:
+        nonlocal exchanged
+        _wait()
+        begin = time.perf_counter()
+        all_reduce(tensor)
+        _wait()
+        exchanged += time.perf_counter() - begin
+
+    dist.all_reduce = timed  # type: ignore[assignment]
+    moments, begin_exchange = [], 0.0
+    for number, batch in enumerate(batches):
+        if number == WARM_UP:
+            processes.gather(None)
+            begin_exchange = exchanged
+            moments.append(time.perf_counter())
+        part, share = processes.part(batch)
+        on_device = {name: tensor.to(trainer.model.network.device) for name, tensor in part.items()}
+        trainer.step(on_device, number=number, learning_rate=1e-5, share=share)
+        _wait()
+        if number >= WARM_UP:
+            moments.append(time.perf_counter())
+    seconds = moments[-1] - moments[0]
+    if processes.is_main:
+        found = {
+            "rows_per_second": arguments.batch_size * arguments.steps / seconds,
+            "step_seconds": statistics.median(after - before for before, after in pairwise(moments)),
+            "exchange_share": (exchanged - begin_exchange) / seconds,
+        }
+        print(json.dumps(found), flush=True)
+    if processes.count > 1:
+        dist.destroy_process_group()
+
+
+def _prepare(arguments: argparse.Namespace, processes: Processes) -> tuple[Trainer, list[dict[str, torch.Tensor]]]:
+    """A trainer of the phase, and the whole batches of its steps."""
+    task, _, folder = arguments.data.partition("=")
+    try:
+        with processes.one_first():
+            data = load_task_data(DataConfig(task=task, data=folder), seed=0)
+            start = load_start(TrainConfig(model=arguments.model, output="-"), data.task)
+            longest = min(128, start.longest)
+            examples = tokenize(start.relabelled(data.train, data.task), start.tokenizer, max_length=longest)
+    except LimbertError as error:
+        sys.exit(f"benchmark: error: {error}")
+    accelerator = Accelerator(mixed_precision="bf16" if arguments.precision == "bf16" else "no")
+    model, teacher = (start.model(Space(layers="spread")) for _ in range(2))
+    for one in (model, teacher):
+        one.network.to(accelerator.device)
+    teacher.network.eval()
+    model.network.train()
+    phase = PHASES[arguments.phase]
+    trainer = Trainer(
+        arguments.phase,
+        model=model,
+        teacher=teacher if phase.distils else None,  # type: ignore[attr-defined]
+        subnets=tuple(phase.subnets(model).values()),  # type: ignore[attr-defined]
+        config=PhaseConfig(**phase.defaults),
+        kind=data.task.kind,
+        surroundings=types.SimpleNamespace(  # type: ignore[arg-type]  # a step needs no more
+            accelerator=accelerator, seed=0, should_stop=lambda: False
+        ),
+    )
+    order = training_batches(examples.lengths, batch_size=arguments.batch_size, seed=0, epoch=0)
+    return trainer, [examples.collate(indices) for indices in order[: WARM_UP + arguments.steps]]
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _print(report: dict[str, object]) -> None:
+    print(f"{report['device']}; {report['data']}, phase {report['phase']}, batches of {report['batch_size']} rows\n")
+    print("| processes | threads each | rows/s | over one | adding up gradients |")
+    print("|---:|---:|---:|---:|---:|")
+    for row in report["rows"]:  # type: ignore[attr-defined]
+        ratio, exchange = f"{row['over_one']:.2f} x", f"{100 * row['exchange_share']:.1f} % of a step"
+        print(f"| {row['processes']} | {row['threads_each']} | {row['rows_per_second']:.1f} | {ratio} | {exchange} |")
+
+
+if __name__ == "__main__":
+    main()

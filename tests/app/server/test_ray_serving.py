@@ -1,0 +1,122 @@
+"""The application on Ray Serve answers as the engine does, grows with the load, and ends when it is told to."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from app_material import ENCODER, environment, make_small_encoder, needs_encoder
+from transformers import AutoTokenizer
+
+from limbert import ElasticModel, Space
+from limbert.data.batches import tokenize
+from limbert.data.files import Examples
+from limbert.data.tasks import own_task
+from limbert.errors import ConfigError
+from limbert.run.checkpoints import open_checkpoint
+from limbert.run.policy import Policy
+from limbert.run.predict import predict
+
+pytest.importorskip("ray.serve")
+pytest.importorskip("fastapi")
+TEXTS = ["the quick brown fox", "jumps", "over the lazy dog and under the busy cat"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "3:2", "two", "1:", "1:2:3", "-1"])
+def test_replicas_are_a_number_or_a_range(text: str) -> None:
+    from limbert.app.server.ray_serving import Replicas
+
+    assert Replicas.parse("3", requests=1.0) == Replicas(3, 3, 1.0)
+    assert Replicas.parse("1:8", requests=1.0) == Replicas(1, 8, 1.0)
+    with pytest.raises(ConfigError, match="replicas"):
+        Replicas.parse(text, requests=1.0)
+
+
+def test_a_dead_compute_is_an_unhealthy_replica() -> None:
+    from limbert.app.server.ray_serving import Replicas, _deployment
+    from limbert.app.server.settings import ServeSettings
+
+    check_health = _deployment(ServeSettings(threads=1), Replicas(), None).func_or_class.check_health
+    service = SimpleNamespace(healthy=True)
+    replica = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(service=service)))
+    check_health(replica)
+    service.healthy = False
+    with pytest.raises(RuntimeError, match="the compute has died"):
+        check_health(replica)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``limbert serve --ray`` with one replica that may become two."""
+    make_small_encoder(tmp_path / "encoder")
+    model = ElasticModel.from_pretrained(tmp_path / "encoder", space=Space(widths=(0.5, 1.0), depths=(1.0,)))
+    model.record = {"task": own_task("classification", ("dull", "bright")).to_dict()}
+    model.save_pretrained(tmp_path / "run", tokenizer=AutoTokenizer.from_pretrained(ENCODER))
+    options = ["--ray", "--replicas", "1:2", "--replica-requests", "1", "--port", "0", "--slo", "5s", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "limbert", "serve", "run", *options],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        yield json.loads(line)["url"], process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(url: str, value: Any) -> Any:
+    body = json.dumps(value).encode()
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def replicas(process: subprocess.Popen[str]) -> int:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return sum("ServeReplica" in " ".join(child.cmdline()) for child in children)
+
+
+@pytest.mark.slow
+@needs_encoder
+def test_the_same_answers_more_replicas_and_an_end(server: tuple[str, subprocess.Popen[str]], tmp_path: Path) -> None:
+    url, process = server
+    opened = open_checkpoint(tmp_path / "run")
+    examples = Examples(tuple(TEXTS), None, None)
+    tokens = tokenize(examples, opened.tokenizer, max_length=opened.max_length, cache=False)
+    assert opened.task is not None
+    expected = predict(opened.model, tokens, task=opened.task, policy=Policy(subnet="0.5x1"))
+    parameters = {"subnet": "0.5x1"}
+    first = [rows[0] for rows in ask(url, {"inputs": TEXTS, "parameters": parameters})]
+    assert [row["label"] for row in first] == [one.label for one in expected]
+    assert [row["score"] for row in first] == pytest.approx([one.score for one in expected], abs=1e-5)
+    data = [{"name": "TEXT", "datatype": "BYTES", "shape": [3], "data": TEXTS}]
+    infer = ask(f"{url}/v2/models/run/infer", {"inputs": data, "parameters": parameters})
+    assert next(one for one in infer["outputs"] if one["name"] == "LABEL")["data"] == [one.label for one in expected]
+    assert replicas(process) == 1
+
+    end = time.monotonic() + 90
+    with ThreadPoolExecutor(12) as pool:
+        while replicas(process) < 2:
+            assert time.monotonic() < end, "no second replica under load"
+            list(pool.map(lambda _: ask(url, {"inputs": TEXTS * 20}), range(48)))
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert not psutil.wait_procs(started, timeout=20)[1], "processes are left"

@@ -1,0 +1,67 @@
+"""Several labels a text: from lists and from separated cells, with none among them, to scores and answers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from limbert.core.config import DataConfig
+from limbert.data.kinds.table import answers, prepared, score
+from limbert.data.load import load_evaluation_data, load_task_data, split_validation
+from limbert.data.tasks import own_task
+from limbert.errors import ConfigError, DataError
+
+LINES = '{"text": "a b", "labels": ["x", "z"]}\n{"text": "c d", "labels": []}\n{"text": "e f", "labels": ["y"]}\n'
+CSV = "text,labels\na b,z;x\nc d,\ne f,y\n"
+
+
+def test_lists_and_separated_cells_are_the_same(write):
+    lines, cells = write("l/train.jsonl", LINES), write("c/train.csv", CSV)
+    write("l/dev.jsonl", LINES), write("c/dev.csv", CSV)
+    first = load_task_data(DataConfig(data=str(lines.parent)), seed=0)
+    config = DataConfig(data=str(cells.parent), task_type="multi-label", label_separator=";")
+    second = load_task_data(config, seed=0)
+    assert first == second
+    assert first.task == own_task("multi-label", ("x", "y", "z"))
+    assert first.train.labels == ((0, 2), (), (1,))
+    assert load_evaluation_data(config, first.task)["dev"] == first.dev["dev"]
+    with pytest.raises(DataError, match=r"train.csv:2: label 'z;x' is unknown, expected one of x, y, z"):
+        load_task_data(DataConfig(data=str(cells.parent), task_type="multi-label", label_names=("x", "y", "z")), seed=0)
+    with pytest.raises(ConfigError, match="one of classification"):
+        DataConfig(task_type="several")
+
+
+def test_scores_and_answers(write, tokenizer):
+    random = np.random.default_rng(0)
+    labels = (random.random((40, 4)) < 0.4).astype(np.float32)
+    rows = [[f"text {number}", [f"c{at}" for at in np.flatnonzero(row)]] for number, row in enumerate(labels)]
+    lines = "".join(json.dumps({"text": text, "labels": names}) + "\n" for text, names in rows)
+    write("train.jsonl", lines)
+    folder = write("dev.jsonl", lines).parent
+    data = load_task_data(DataConfig(data=str(folder)), seed=0)
+    tokens = prepared(data.train, data.task, tokenizer, max_length=16, cache=False)
+    assert torch.equal(tokens.labels, torch.from_numpy(labels))
+    assert tokens.collate([3, 1])["labels"].shape == (2, 4)
+    logits = random.normal(size=(40, 4)).astype(np.float32)
+    found = score(data.task, logits, tokens)
+    assert found["micro_f1"] == pytest.approx(f1_score(labels, logits > 0, average="micro"))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, logits > 0, average="macro"))
+    assert found["subset_accuracy"] == pytest.approx(((logits > 0) == labels).all(axis=1).mean())
+    for row, answer in zip(logits, answers(data.task, logits, tokens), strict=True):
+        assert {one["label"] for one in answer["labels"]} == {f"c{at}" for at in np.flatnonzero(row > 0)}
+        scores = [one["score"] for one in answer["labels"]]
+        assert scores == sorted(scores, reverse=True)
+    train, validation = split_validation(data.train, data.task, fraction=0.25, seed=1)
+    assert len(validation) == 10
+    assert not {*train.texts} & {*validation.texts}
+
+
+def test_regression_on_an_own_column(write):
+    path = write("all.csv", "text,stars\n" + "".join(f"a text {n},{n / 10}\n" for n in range(30)))
+    config = DataConfig(train=str(path), label_column="stars", held_out=0.2)
+    data = load_task_data(config, seed=0)
+    assert data.task.kind == "regression"
+    assert len(data.dev["dev"]) == 6
+    assert load_evaluation_data(config, data.task)["dev"] == data.dev["dev"]

@@ -1,0 +1,152 @@
+"""Windows lose no answer, the best span is the best of all, and scores are SQuAD's."""
+
+import json
+
+import numpy as np
+import pytest
+
+from limbert.core.config import DataConfig
+from limbert.data.files import Answers, Examples
+from limbert.data.kinds.extract import MOST_TOKENS, best_spans, normalized, token_f1
+from limbert.data.kinds.squad import open_questions, read_questions, typed_questions
+from limbert.data.kinds.table import answers, prepared, score
+from limbert.data.load import load_evaluation_data, load_task_data, split_groups, split_validation
+from limbert.data.tasks import own_task
+from limbert.errors import ConfigError, DataError
+
+TASK = own_task("question-answering", ())
+CONTEXT = " ".join(f"In {1900 + year} the river rose by {year} metres." for year in range(40))
+
+
+def question(answer: str) -> Examples:
+    return Examples(("When?",), (CONTEXT,), (Answers((answer,), (CONTEXT.index(answer),)),))
+
+
+def right_logits(tokens) -> np.ndarray:
+    """Zero but at the labels of the windows that hold the answer."""
+    logits = np.zeros((len(tokens.tokens.ids), 2), dtype=np.float32)
+    for begin, (first, last) in zip(tokens.tokens.offsets[:-1], tokens.labels.tolist(), strict=True):
+        if first:
+            logits[begin + first, 0] = logits[begin + last, 1] = 9
+    return logits
+
+
+@pytest.mark.parametrize("answer", ["1900", "1939 the river rose", "1917", "39 metres"])
+def test_windows_overlap_and_hold_every_short_answer(tokenizer, answer):
+    tokens = prepared(question(answer), TASK, tokenizer, max_length=48, stride=12)
+    assert len(tokens) > 5
+    assert tokens.lengths.max() <= 48
+    read = {start for start in tokens.places.starts.tolist() if start >= 0}
+    alone = prepared(question(answer), TASK, tokenizer, max_length=512)
+    assert len(alone) == 1
+    assert read == {start for start in alone.places.starts.tolist() if start >= 0}
+    assert (tokens.labels[:, 0] > 0).any()
+    assert score(TASK, right_logits(tokens), tokens) == {"f1": 1.0, "exact_match": 1.0}
+    (row,) = answers(TASK, right_logits(tokens), tokens)
+    assert row["answer"] == answer == CONTEXT[row["start"] : row["end"]]
+    assert row["score"] > 0.9
+    assert tokens.collate([0, len(tokens) - 1])["labels"].shape == (2, 2)
+
+
+def test_the_best_span_is_the_best_of_all(tokenizer):
+    tokens = prepared(question("1900"), TASK, tokenizer, max_length=64)
+    random = np.random.default_rng(3)
+    for _ in range(5):
+        logits = random.normal(size=(len(tokens.tokens.ids), 2)).astype(np.float32)
+        expected = []
+        for begin, end in zip(tokens.tokens.offsets[:-1], tokens.tokens.offsets[1:], strict=True):
+            inside = [place for place in range(begin, end) if tokens.places.starts[place] >= 0]
+            for at, first in enumerate(inside):
+                for last in inside[at : at + MOST_TOKENS]:
+                    span = int(tokens.places.starts[first]), int(tokens.places.ends[last])
+                    expected.append((float(logits[first, 0] + logits[last, 1]), span))
+        ranked = dict.fromkeys(span for _, span in sorted(expected, reverse=True))
+        found = best_spans(logits, tokens, count=5)[0]
+        assert [(one.start, one.end) for one in found] == list(ranked)[:5]
+
+
+def test_answers_are_compared_as_squad_does():
+    assert normalized("The  Eiffel-Tower, an icon!") == "eiffeltower icon"
+    assert token_f1("the Denver Broncos", "Denver Broncos") == 1
+    assert token_f1("Denver", "the Denver Broncos") == pytest.approx(2 / 3)
+    assert token_f1("Carolina", "Denver") == 0
+    assert token_f1("a", "the") == 1  # nothing is left of either
+
+
+def test_a_long_question_is_cut_and_short_windows_are_refused(tokenizer):
+    examples = typed_questions(["why " * 300], [CONTEXT])
+    tokens = prepared(examples, TASK, tokenizer, max_length=64)
+    assert tokens.lengths.max() <= 64
+    assert (tokens.places.starts >= 0).any()
+    with pytest.raises(ConfigError, match="at least 16"):
+        prepared(examples, TASK, tokenizer, max_length=12)
+    with pytest.raises(ConfigError, match="a third of the longest input"):
+        DataConfig(max_length=90, stride=31)
+    with pytest.raises(ConfigError, match="--pair CONTEXT"):
+        typed_questions(["why"], None)
+
+
+def squad(articles: int = 4, **changes: object) -> str:
+    asked = {"id": "1", "question": "Where?", "answers": [{"text": "Oslo", "answer_start": 3}]} | changes
+    data = [
+        {"title": f"T{number}", "paragraphs": [{"context": f"In Oslo, {number}.", "qas": [asked] * (number + 1)}]}
+        for number in range(articles)
+    ]
+    return json.dumps({"version": "1.1", "data": data})
+
+
+def test_squad_and_columns_hold_the_same(write):
+    _, examples = read_questions(open_questions(write("train.json", squad())), DataConfig(), None)
+    assert len(examples) == 10
+    assert examples.labels[0] == Answers(("Oslo",), (3,))
+    rows = [
+        {"title": group, "question": text, "context": pair, "answers": {"text": ["Oslo"], "answer_start": [3]}}
+        for text, pair, group in zip(examples.texts, examples.pairs, examples.groups, strict=True)
+    ]
+    lines = write("train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_questions(open_questions(lines), DataConfig(), TASK) == (TASK, examples)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"is_impossible": True, "answers": []}, "train.json:1: a question without an answer"),
+        ({"answers": [{"text": "Oslo", "answer_start": 4}]}, "does not stand at character 4"),
+        ({"answers": [{"text": "Oslo"}]}, "answers that cannot be read"),
+        ({"question": " "}, "no text in column 'question'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_number(write, changes, message):
+    with pytest.raises(DataError, match=message):
+        read_questions(open_questions(write("train.json", squad(**changes))), DataConfig(), None)
+
+
+def test_articles_are_held_out_whole_and_found_again(write):
+    path = str(write("one.json", squad(12)))
+    config = DataConfig(task="squad", train=path, held_out=0.3)
+    data = load_task_data(config, seed=0)
+    dev = data.dev["dev"]
+    assert len(data.train) + len(dev) == 78
+    assert 15 <= len(dev) <= 31
+    assert not {*data.train.groups} & {*dev.groups}
+    assert not {*data.train.pairs} & {*dev.pairs}
+    assert load_evaluation_data(config, data.task)["dev"] == dev
+    assert load_task_data(config, seed=7).dev["dev"] == dev
+    train, validation = split_validation(data.train, data.task, fraction=0.2, seed=1)
+    assert not {*train.groups} & {*validation.groups}
+    with pytest.raises(DataError, match="held-out share"):
+        load_task_data(DataConfig(task="squad", train=path), seed=0)
+    with pytest.raises(ConfigError, match="one or the other"):
+        load_task_data(DataConfig(task="squad", train=path, dev=path, held_out=0.3), seed=0)
+    with pytest.raises(DataError, match="there must be two"):
+        split_groups(dev.select([0]), fraction=0.5, seed=0)
+
+
+def test_real_questions_find_their_answers(real_data, tokenizer):
+    path = real_data("SQuAD") / "dev-v1.1.reconstructed.json"
+    data = load_task_data(DataConfig(task="squad", train=str(path), held_out=0.15, train_limit=150), seed=0)
+    assert 1300 < len(data.dev["dev"]) < 1700
+    tokens = prepared(data.train, data.task, tokenizer, max_length=160)
+    found = score(data.task, right_logits(tokens), tokens)
+    assert found["exact_match"] > 0.97  # the rest: answers of over 30 tokens, or that begin within a token
+    assert found["f1"] >= found["exact_match"]

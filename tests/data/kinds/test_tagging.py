@@ -1,0 +1,167 @@
+"""Entities are counted as seqeval counts them, labels stand on first tokens, and words that are cut still count."""
+
+import json
+
+import numpy as np
+import pytest
+from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.metrics.sequence_labeling import get_entities
+
+from limbert.core.config import DataConfig
+from limbert.core.kinds import IGNORED
+from limbert.data.files import Examples
+from limbert.data.kinds.spans import entities, entity_scores
+from limbert.data.kinds.table import answers, prepared, score
+from limbert.data.kinds.tagging import open_tagged, read_tagged, read_untagged, typed_texts
+from limbert.data.kinds.words import joined
+from limbert.data.load import load_evaluation_data, load_task_data, load_texts
+from limbert.data.tasks import own_task
+from limbert.errors import ConfigError, DataError
+
+TAGS = ("O", "B-person", "I-person", "B-creative-work", "I-creative-work")
+CONLL = "-DOCSTART-\tO\n\nAnn\tB-person\nLee\tI-person\nsings\tO\n.\tO\n\nin\tO\nOslo\tB-place\n"
+
+
+def logits_for(examples, task, tags):
+    """Logits ``(all tokens, classes)`` that answer with these class ids, text by text and word by word."""
+    logits = np.random.default_rng(1).normal(size=(len(examples.tokens.ids), len(task.labels))).astype(np.float32)
+    row_of = np.repeat(np.arange(len(examples)), examples.lengths)
+    for token in np.flatnonzero(examples.places.starts >= 0):
+        starts = [start for start, _ in examples.places.examples.words[row_of[token]]]
+        logits[token, tags[row_of[token]][starts.index(examples.places.starts[token])]] += 20
+    return logits
+
+
+@pytest.mark.parametrize("prefixes", ["BI", "BIES"])
+def test_entities_are_those_of_seqeval(prefixes):
+    random = np.random.default_rng(0)
+    tags = ["O", *(f"{prefix}-{name}" for prefix in prefixes for name in ("person", "creative-work"))]
+    texts = [random.choice(tags, size=random.integers(1, 12)).tolist() for _ in range(600)]
+    for text in texts:
+        assert [(name, first, end - 1) for name, first, end in entities(text)] == get_entities(text)
+    gold = texts[:300]
+    others = zip(gold, texts[300:], strict=True)
+    predicted = [text[: len(ours)] + ["O"] * (len(ours) - len(text)) for ours, text in others]
+    found = entity_scores(gold, predicted)
+    assert found["entity_f1"] == pytest.approx(f1_score(gold, predicted))
+    assert found["entity_precision"] == pytest.approx(precision_score(gold, predicted))
+    assert found["entity_recall"] == pytest.approx(recall_score(gold, predicted))
+    assert entity_scores([["O"]], [["O"]]) == dict.fromkeys(found, 0.0)
+
+
+def test_conll_and_json_lines_hold_the_same(write):
+    conll = write("train.conll", CONLL)
+    rows = [
+        {"tokens": ["Ann", "Lee", "sings", "."], "ner_tags": [1, 2, 0, 0]},
+        {"tokens": ["in", "Oslo"], "ner_tags": [0, 3]},
+    ]
+    lines = write("train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    names = ("O", "B-person", "I-person", "B-place", "I-place")
+    task, examples = read_tagged(open_tagged(conll), DataConfig(), None)
+    assert task == own_task("token-classification", names)
+    assert examples.texts == ("Ann Lee sings .", "in Oslo")
+    assert examples.labels == ((1, 2, 0, 0), (0, 3))
+    again = read_tagged(open_tagged(lines), DataConfig(label_names=names), None)
+    assert again == (task, examples)
+    with pytest.raises(DataError, match="tags are numbers"):
+        read_tagged(open_tagged(lines), DataConfig(), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("Ann\tB-person\nLee\n", "train.conll:1: the word 'Lee' has no tag"), ("\n\n", "no sentence")],
+)
+def test_what_is_wrong_is_named_with_its_line(write, text, message):
+    with pytest.raises(DataError, match=message):
+        read_tagged(open_tagged(write("train.conll", text)), DataConfig(), None)
+    good = write("good.conll", CONLL)
+    task, _ = read_tagged(open_tagged(good), DataConfig(), None)
+    unknown = write("dev.conll", "Oslo\tB-city\n\nAnn\tB-person\n")
+    with pytest.raises(DataError, match=r"dev.conll:1: tag 'B-city' is unknown"):
+        read_tagged(open_tagged(unknown), DataConfig(), task)
+    assert read_tagged(open_tagged(unknown), DataConfig(skip_bad_rows=True), task)[1].bad_rows == 1
+
+
+def test_labels_stand_on_first_tokens_and_offsets_on_words(tokenizer):
+    text = "Unbelievably, O'Neill met @paulwalk in 東京 \U0001f600 !"
+    examples = typed_texts([text, "Hi"], None)
+    words = [text[start:end] for start, end in examples.words[0]]
+    assert words[:6] == ["Unbelievably", ",", "O'Neill", "met", "@paulwalk", "in"]
+    task = own_task("token-classification", TAGS)
+    labels = (tuple(index % 5 for index in range(len(words))), (3,))
+    tokens = prepared(
+        type(examples)(examples.texts, None, labels, words=examples.words), task, tokenizer, max_length=64
+    )
+    batch = tokens.collate([1, 0])
+    assert batch["labels"].shape == batch["input_ids"].shape
+    assert batch["labels"][0, 1:].tolist() == [3] + [IGNORED] * (batch["labels"].shape[1] - 2)
+    assert [label for label in batch["labels"][1].tolist() if label != IGNORED] == list(labels[0])
+    for token, (start, end) in enumerate(zip(tokens.places.starts, tokens.places.ends, strict=True)):
+        if start < 0:
+            continue
+        piece = tokenizer.convert_ids_to_tokens(int(tokens.tokens.ids[token]))
+        whole = (text if token < tokens.lengths[0] else "Hi")[start:end].lower()
+        assert whole.startswith(piece) or piece == "[UNK]"
+
+
+def test_words_that_were_cut_count_as_not_found(tokenizer):
+    words = [f"word{number}" for number in range(30)]
+    tags = tuple(1 for _ in words)
+    text, spans = joined(words)
+    task = own_task("token-classification", TAGS)
+    source = Examples((text,), None, (tags,), words=(spans,))
+    whole, cut = (prepared(source, task, tokenizer, max_length=length) for length in (128, 20))
+    assert score(task, logits_for(whole, task, [tags]), whole)["entity_recall"] == 1
+    found = score(task, logits_for(cut, task, [tags]), cut)
+    read = sum(cut.places.starts >= 0)
+    assert 0 < read < 30
+    assert found == pytest.approx(
+        {"entity_precision": 1.0, "entity_recall": read / 30, "entity_f1": 2 * read / (30 + read)}
+    )
+    (row,) = answers(task, logits_for(cut, task, [tags]), cut)
+    assert row["words_not_read"] == 30 - read
+    for one in row["entities"]:
+        assert text[one["start"] : one["end"]] == one["text"]
+        assert one["type"] == "person"
+        assert one["score"] > 0.99
+
+
+def test_scores_on_real_sentences_are_those_of_seqeval(real_data, tokenizer):
+    folder = real_data("WNUT17")
+    data = load_task_data(DataConfig(task="ner", data=str(folder)), seed=0)
+    assert data.task.labels[0] == "O"
+    assert len(data.task.labels) == 13
+    dev = data.dev["dev"]
+    assert len(data.train) == 3394
+    examples = prepared(dev, data.task, tokenizer, max_length=128)
+    random = np.random.default_rng(0)
+    guessed = [[label if random.random() < 0.9 else int(random.integers(13)) for label in ids] for ids in dev.labels]
+    missing = sum(map(len, dev.labels)) - int((examples.places.starts >= 0).sum())
+    assert missing < 5  # a tokenizer makes nothing of some lone signs
+    found = score(data.task, logits_for(examples, data.task, guessed), examples)
+    names = [[[data.task.labels[label] for label in ids] for ids in side] for side in (dev.labels, guessed)]
+    assert found["entity_f1"] == pytest.approx(f1_score(*names), abs=0.003)
+    again = load_evaluation_data(DataConfig(data=str(folder)), data.task)
+    assert again["dev"].labels == dev.labels
+
+
+def test_tags_that_mark_no_entities_are_judged_word_by_word(write, tokenizer):
+    task, examples = read_tagged(open_tagged(write("t.conll", "Ann NN\nsings VB\n\nhe PR\n")), DataConfig(), None)
+    assert task.metrics == ("accuracy",)
+    tokens = prepared(examples, task, tokenizer, max_length=16)
+    right = logits_for(tokens, task, examples.labels)
+    assert score(task, right, tokens) == {"accuracy": 1.0}
+    assert [word["tag"] for word in answers(task, right, tokens)[0]["words"]] == ["NN", "VB"]
+
+
+def test_texts_to_be_tagged(write):
+    plain = write("texts.txt", "Ann sings.\nOslo\n")
+    assert read_untagged(plain, DataConfig()).words == (((0, 3), (4, 9), (9, 10)), ((0, 4),))
+    split = load_texts(
+        write("texts.jsonl", '{"tokens": ["Ann", "sings."]}\n'), DataConfig(), kind="token-classification"
+    )
+    assert split.words == (((0, 3), (4, 10)),)
+    with pytest.raises(DataError, match=r"blank.txt:2: no words"):
+        read_untagged(write("blank.txt", "Ann sings.\n\nOslo\n"), DataConfig())
+    with pytest.raises(ConfigError, match="not a pair"):
+        typed_texts(["a"], ["b"])

@@ -1,0 +1,86 @@
+"""However the input is cut and read, each row comes once and in order."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from scale_material import make_texts, write_parquet
+
+from limbert.core.config import DataConfig
+from limbert.errors import ConfigError, DataError
+from limbert.run.scale.reader import Reader
+from limbert.run.scale.shards import Input, read_input
+
+TEXTS = make_texts(101)
+
+
+def look(address: Path, shard_rows: int = 7, **changes: object) -> Input:
+    options = {"keep": None, "added": ("label", "score"), "shard_rows": shard_rows} | changes
+    return read_input(str(address), DataConfig(), **options)  # type: ignore[arg-type]
+
+
+def read(found: Input, order: list[int]) -> dict[int, list[tuple[object, ...]]]:
+    reader = Reader(found.store, found.columns, found.kept)
+    rows = {}
+    for place in order:
+        part = reader.read(found.shards[place])
+        texts = [row.cells[0] for row in part.texts.rows()]
+        rows[place] = [*zip(texts, *(part.kept.column(name).to_pylist() for name in found.kept), strict=True)]
+    return rows
+
+
+@pytest.mark.parametrize(("files", "row_group", "shard_rows"), [(1, 1000, 7), (3, 5, 7), (3, 7, 50), (2, 10, 10)])
+def test_every_row_is_read_once_and_in_order(tmp_path: Path, files: int, row_group: int, shard_rows: int) -> None:
+    write_parquet(tmp_path / "in", TEXTS, files=files, row_group=row_group)
+    found = look(tmp_path / "in", shard_rows)
+    assert found.rows == 101
+    assert [shard.name for shard in found.shards] == sorted(shard.name for shard in found.shards)
+    forward, backward = [*range(len(found.shards))], [*range(len(found.shards))][::-1]
+    everything = [(text, number, text) for number, text in enumerate(TEXTS)]
+    for order in (forward, backward, forward[::2] + forward[1::2]):
+        rows = read(found, order)
+        assert [row for place in forward for row in rows[place]] == everything
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_text_files_give_the_same(tmp_path: Path, kind: str) -> None:
+    lines = [json.dumps({"text": text, "id": number}) for number, text in enumerate(TEXTS)]
+    if kind != "jsonl":
+        between = "," if kind == "csv" else "\t"
+        lines = [f"text{between}id", *(f"{text}{between}{number}" for number, text in enumerate(TEXTS))]
+    (tmp_path / f"in.{kind}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = look(tmp_path / f"in.{kind}")
+    rows = read(found, [*range(len(found.shards))])
+    assert [row for place in rows for row in rows[place]] == [
+        (text, text, str(number)) for number, text in enumerate(TEXTS)
+    ]
+
+
+def test_large_rows_make_small_shards(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in", [text + 2**21 * "x" for text in TEXTS[:40]], files=1, row_group=10)
+    footer = pyarrow.parquet.read_metadata(tmp_path / "in" / "texts-0.parquet")
+    assert sum(footer.row_group(place).total_byte_size for place in range(4)) > 80 * 2**20
+    assert max(shard.rows for shard in look(tmp_path / "in", 1000).shards) <= 32
+
+
+def test_columns_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in", TEXTS, files=2, row_group=10)
+    with pytest.raises(ConfigError, match=r"--keep 'name': .* it has id, text"):
+        look(tmp_path / "in", keep=("name",))
+    with pytest.raises(ConfigError, match="input column 'id' has the name of an answer's"):
+        look(tmp_path / "in", added=("id",))
+    assert look(tmp_path / "in", added=("id",), keep=("text",)).kept == ("text",)
+    table = pyarrow.table({"id": ["one"], "text": ["of another type"]})
+    pyarrow.parquet.write_table(table, tmp_path / "in" / "texts-2.parquet")
+    with pytest.raises(DataError, match=r"texts-2\.parquet: other column types; expected the columns of .*texts-0"):
+        look(tmp_path / "in")
+
+
+def test_a_file_that_shrank_is_noticed(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in", TEXTS, files=1, row_group=10)
+    found = look(tmp_path / "in")
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1], "text": ["alone"]}), tmp_path / "in" / "texts-0.parquet")
+    with pytest.raises(DataError, match="has changed"):
+        read(found, [3])

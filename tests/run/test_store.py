@@ -1,0 +1,92 @@
+"""Files appear whole, and patterns find what they say, on a disk and in an object store."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from object_store import object_store, use_keys
+
+from limbert.errors import ConfigError, DataError, StorageError
+from limbert.run.scale.store import Store
+
+
+@pytest.fixture(params=["disk", "memory", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    if request.param == "disk":
+        yield Store.at(str(tmp_path))
+    elif request.param == "memory":
+        yield Store.at(f"memory://{tmp_path.name}")
+    else:
+        use_keys(monkeypatch)
+        with object_store({}) as options:
+            yield Store.at(f"s3://bucket/{tmp_path.name}{options}")
+
+
+def put(store: Store, name: str) -> None:
+    inner = Store(store.filesystem, f"{store.path}/{name}".rpartition("/")[0])
+    inner.make()
+    inner.write(name.rpartition("/")[2], b"content of " + name.encode())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.parquet", ["a1.parquet", "a2.parquet"]),
+        ("a[2-9].parquet", ["a2.parquet"]),
+        ("a?.parquet", ["a1.parquet", "a2.parquet"]),
+        ("a[!1].*", ["a2.parquet"]),
+        ("*/*.parquet", ["in/b.parquet"]),
+        ("**/*.parquet", ["a1.parquet", "a2.parquet", "in/b.parquet", "in/deeper/c.parquet"]),
+        ("in/deeper", ["in/deeper/c.parquet"]),
+        ("note.md", ["note.md"]),
+    ],
+)
+def test_patterns_find_what_they_say(folder: Store, pattern: str, expected: list[str]) -> None:
+    for name in ("a2.parquet", "a1.parquet", "in/b.parquet", "in/deeper/c.parquet", "in/d.csv", "note.md"):
+        put(folder, name)
+    put(folder, "_hidden.parquet")
+    found = Store(folder.filesystem, f"{folder.path}/{pattern}").files((".parquet",))
+    base = next(iter(found)).path.partition(folder.path.strip("/"))[0] + folder.path.strip("/") + "/"
+    assert [file.path.removeprefix(base) for file in found] == expected
+    assert found[0].bytes == len(b"content of " + expected[0].encode())
+
+
+def test_nothing_there_is_said(folder: Store) -> None:
+    with pytest.raises(DataError, match=r"nothing\*: no such file"):
+        Store(folder.filesystem, folder.path + "/nothing*").files((".parquet",))
+    assert Store(folder.filesystem, folder.path + "/nothing").names() == set()
+
+
+def test_what_is_written_is_read_and_replaced(folder: Store) -> None:
+    folder.make()
+    folder.write("one", b"first")
+    folder.write("one", b"second")
+    assert folder.names() == {"one"}
+    assert folder.read("one") == b"second"
+
+
+def test_an_upload_that_fails_leaves_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_keys(monkeypatch)
+    objects: dict[str, bytes] = {}
+    with object_store(objects, refuse_over=10_000_000) as options:
+        store = Store.at(f"s3://bucket/out{options}")
+        store.write("small", b"content")
+        with pytest.raises(StorageError, match="cannot write bucket/out/large: "):
+            store.write("large", bytes(30_000_000))  # in parts, of which only the first arrives
+        assert store.names() == {"small"}
+    assert [*objects] == ["bucket/out/small"]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path / "missing"))
+    with pytest.raises(StorageError, match="missing"):
+        store.write("one", b"content")
+    store.make()
+    with pytest.raises(TypeError):
+        store.write("one", "text is no content")
+    assert not [*(tmp_path / "missing").iterdir()]
+
+
+def test_a_scheme_that_nothing_opens_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot open carrier-pigeon://loft"):
+        Store.at("carrier-pigeon://loft")
