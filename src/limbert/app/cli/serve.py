@@ -83,7 +83,7 @@ def serve(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # oneDNN keeps 1024 prepared products, one a shape of batch: over 2,100 batches of all shapes they grew by 180 MB,
     # 64 by 20 to 40 MB, in the same time.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     opt.prepare_libraries(None)
 
     def ready(address: str) -> None:
