@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/limbert demo
 
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -145,7 +145,7 @@ def page_at(browser: Any, url: str, **options: Any) -> Iterator[Shown]:
     """An open page; afterwards it must have complained of nothing and asked nobody else."""
     context = browser.new_context(**{"viewport": {"width": 1180, "height": 900}, **options})
     page, wrong = context.new_page(), []
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(60_000)
     page.on("console", lambda message: wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda request: None if request.url.startswith(url) else wrong.append(request.url))

@@ -306,10 +306,10 @@ def test_a_defect_is_a_500_that_is_counted(url: str, service: Service, monkeypat
     assert 'limbert_requests_total{protocol="huggingface",status="500"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.slow)])
-def test_the_openapi_description_holds_and_nothing_ends_in_5xx(url: str, tmp_path: Path, examples: int) -> None:
+@pytest.mark.slow
+def test_the_openapi_description_holds_and_nothing_ends_in_5xx(url: str, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(FUZZ)
-    arguments = ["--max-examples", str(examples), "--seed", "7", "--generation-deterministic", "--no-color"]
+    arguments = ["--max-examples", "100", "--seed", "7", "--generation-deterministic", "--no-color"]
     done = subprocess.run(
         [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json", *arguments],
         cwd=tmp_path, capture_output=True, text=True, check=False,

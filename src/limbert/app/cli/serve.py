@@ -1,6 +1,8 @@
 """``limbert serve``: a trained model over HTTP, at the size that each request asks for and the load allows."""
 
 import os
+import signal
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -84,6 +86,7 @@ def serve(
     # oneDNN keeps 1024 prepared products, one a shape of batch: over 2,100 batches of all shapes they grew by 180 MB,
     # 64 by 20 to 40 MB, in the same time.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while loading; later uvicorn's own, which ends with this
     opt.prepare_libraries(None)
 
     def ready(address: str) -> None:
