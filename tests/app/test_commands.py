@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from app_material import DATA_OPTIONS, DEMO_DATA, environment, make_small_encoder, needs_encoder, run
+from app_material import DATA_OPTIONS, DEMO_DATA, call, environment, make_small_encoder, needs_encoder, run
 from transformers import AutoModelForSequenceClassification, pipeline
 
 pytestmark = needs_encoder
@@ -28,14 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--model", "small", "--output", "dynamic", "--recipe", "flexible-bert", "--max-steps", "3"]
     dynamic = run(folder, "train", *DATA_OPTIONS, *options, "--set", "gates.epochs=1")
     assert dynamic.returncode == 0, dynamic.stderr
-    tuned = run(folder, "tune", "dynamic", "--thresholds", "3")
+    tuned = call(folder, "tune", "dynamic", "--thresholds", "3")
     assert tuned.returncode == 0, tuned.stderr
     return folder
 
 
 def test_train_and_evaluate_print_the_same_json(folder: Path) -> None:
     trained = json.loads((folder / "trained.json").read_text())
-    evaluated = json.loads(run(folder, "evaluate", "trained", "--json", "--batch-size", "7").stdout)
+    evaluated = json.loads(call(folder, "evaluate", "trained", "--json", "--batch-size", "7").stdout)
     assert [row["subnet"] for row in trained] == [row["subnet"] for row in evaluated]
     for row, other in zip(trained, evaluated, strict=True):
         assert set(row) == {"subnet", "width", "depth", "params", "flops", "metrics"}
@@ -53,9 +53,9 @@ def test_the_log_and_tensorboard_are_kept(folder: Path) -> None:
 
 
 def test_evaluate_named_subnetworks_on_another_folder(folder: Path) -> None:
-    done = run(folder, "evaluate", "trained", "--data", DEMO_DATA, "--subnet", "0.5x0.75", "--subnet", "1x1", "--json")
+    done = call(folder, "evaluate", "trained", "--data", DEMO_DATA, "--subnet", "0.5x0.75", "--subnet", "1x1", "--json")
     assert [row["subnet"] for row in json.loads(done.stdout)] == ["0.5x0.75", "1x1"]
-    table = run(folder, "evaluate", "trained", "--subnet", "0.5x0.75").stdout
+    table = call(folder, "evaluate", "trained", "--subnet", "0.5x0.75").stdout
     assert "0.5x0.75" in table
     assert "accuracy" in table
 
@@ -64,10 +64,10 @@ def test_predict_answers_in_order(folder: Path) -> None:
     texts = ["Where is my card?", "Why was I charged twice? " * 4, "hello"]
     (folder / "texts.txt").write_text("\n".join(texts) + "\n")
     one_by_one = [
-        json.loads(run(folder, "predict", "trained", "--subnet", "0.5x1", "--text", text, "--json").stdout)[0]
+        json.loads(call(folder, "predict", "trained", "--subnet", "0.5x1", "--text", text, "--json").stdout)[0]
         for text in texts
     ]
-    done = run(folder, "predict", "trained", "--subnet", "0.5x1", "--input", "texts.txt", "--output", "answers.jsonl")
+    done = call(folder, "predict", "trained", "--subnet", "0.5x1", "--input", "texts.txt", "--output", "answers.jsonl")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == texts
@@ -80,7 +80,7 @@ def test_plain_transformers_reads_the_result(folder: Path) -> None:
     network = AutoModelForSequenceClassification.from_pretrained(folder / "trained")
     assert "card_arrival" in network.config.label2id
     answer = pipeline("text-classification", model=str(folder / "trained"))("Where is my card?")[0]
-    alone = json.loads(run(folder, "predict", "trained", "--text", "Where is my card?", "--json").stdout)[0]
+    alone = json.loads(call(folder, "predict", "trained", "--text", "Where is my card?", "--json").stdout)[0]
     assert answer["label"] == alone["label"]
     assert answer["score"] == pytest.approx(alone["score"], abs=1e-5)
 
@@ -90,12 +90,12 @@ def test_a_finetuned_model_skips_finetuning_and_a_stock_one_can_be_the_control(f
     network.save_pretrained(folder / "stock")
     for path in (folder / "small").glob("token*"):
         (folder / "stock" / path.name).write_bytes(path.read_bytes())
-    done = run(folder, "train", *DATA_OPTIONS, "--model", "stock", "--output", "second", "--max-steps", "2")
+    done = call(folder, "train", *DATA_OPTIONS, "--model", "stock", "--output", "second", "--max-steps", "2")
     assert done.returncode == 0, done.stderr
     assert "phase finetune is skipped" in done.stderr
     record = json.loads((folder / "second" / "limbert.json").read_text())
     assert record["phases"] == ["width", "depth"]
-    control = run(folder, "evaluate", "stock", *DATA_OPTIONS, "--layers", "first", "--json")
+    control = call(folder, "evaluate", "stock", *DATA_OPTIONS, "--layers", "first", "--json")
     assert len(json.loads(control.stdout)) == 8  # of 3 layers, depths 0.75 and 0.5 both keep 2
 
 
@@ -113,7 +113,7 @@ def test_train_gates_tune_and_answer_by_policy(folder: Path) -> None:
 
     policy = ["--policy", "width+depth", "--widths", "0.25,0.5,0.5,1", "--exit-threshold", "3.17"]
     first, second = (
-        json.loads(run(folder, "evaluate", "dynamic", *policy, "--json", "--batch-size", size).stdout)
+        json.loads(call(folder, "evaluate", "dynamic", *policy, "--json", "--batch-size", size).stdout)
         for size in ("1", "50")
     )
     assert {"policy", "metrics", "flops_mean", "flops_full", "time_per_example", "widths", "exits"} <= {*first}
@@ -127,19 +127,19 @@ def test_train_gates_tune_and_answer_by_policy(folder: Path) -> None:
     assert first["time_per_example"] > 0
     for name in ("metrics", "flops_mean", "flops_full", "widths", "exits"):
         assert first[name] == second[name]
-    table = run(folder, "evaluate", "dynamic", "--policy", "balanced").stdout
+    table = call(folder, "evaluate", "dynamic", "--policy", "balanced").stdout
     assert "accuracy" in table
     assert "layers run" in table
 
     texts = ["Where is my card?", "Why was I charged twice? " * 4, "hello"]
     (folder / "some.txt").write_text("\n".join(texts) + "\n")
-    rows = json.loads(run(folder, "predict", "dynamic", *policy, "--input", "some.txt", "--json").stdout)
+    rows = json.loads(call(folder, "predict", "dynamic", *policy, "--input", "some.txt", "--json").stdout)
     assert [row["text"] for row in rows] == texts
     for row, text in zip(rows, texts, strict=True):
-        alone = json.loads(run(folder, "predict", "dynamic", *policy, "--text", text, "--json").stdout)[0]
+        alone = json.loads(call(folder, "predict", "dynamic", *policy, "--text", text, "--json").stdout)[0]
         assert (row["label"], row["layers"], row["flops"]) == (alone["label"], alone["layers"], alone["flops"])
         assert row["score"] == pytest.approx(alone["score"], abs=1e-5)
-    assert run(folder, "predict", "dynamic", "--policy", "fast", "--text", "hello").returncode == 0
+    assert call(folder, "predict", "dynamic", "--policy", "fast", "--text", "hello").returncode == 0
 
 
 def test_points_are_kept_as_they_ran_and_reported(folder: Path) -> None:
@@ -153,35 +153,35 @@ def test_points_are_kept_as_they_ran_and_reported(folder: Path) -> None:
         assert row["metrics"]["accuracy"] == pytest.approx(point["validation"]["accuracy"])
         assert row["flops_mean"] / row["flops_full"] == pytest.approx(point["flops_share"], rel=1e-6)
         assert row["settings"] == {key: point[key] for key in ("policy", "widths", "exits")}
-    told = json.loads(run(folder, "evaluate", "dynamic", "--policy", "fast", "--json").stdout)
-    run(folder, "evaluate", "dynamic", "--policy", "width", "--json")  # no point of the model: not kept
+    told = json.loads(call(folder, "evaluate", "dynamic", "--policy", "fast", "--json").stdout)
+    call(folder, "evaluate", "dynamic", "--policy", "width", "--json")  # no point of the model: not kept
     kept = [json.loads(line) for line in (folder / "dynamic" / "policies.jsonl").read_text().splitlines()]
     assert {row["name"] for row in kept} <= {*record["operating_points"]}
     (row,) = (row for row in kept if row["data"] == "development" and row["name"] == "fast")
     assert told.items() <= row.items()
     assert (row["name"], row["examples"], row["batch_size"]) == ("fast", 960, 64)
 
-    done = run(folder, "report", "dynamic", "--output", "page.html", "--json")
+    done = call(folder, "report", "dynamic", "--output", "page.html", "--json")
     assert done.returncode == 0, done.stderr
     text = (folder / "page.html").read_text(encoding="utf-8")
     assert "960 examples of the development set" in text or record["operating_points"]["fast"]["widths"] is None
     assert len(list((folder / "page-pictures").glob("*.png"))) == len(json.loads(done.stdout)["pictures"])
     lines = [re.sub("<.*?>", "", line) for line in re.findall(r"<pre>(.*?)</pre>", text)]
     words = shlex.split(html.unescape(next(line for line in lines if line.startswith("limbert train "))))
-    again = run(folder, *words[1:])
+    again = call(folder, *words[1:])
     assert "finished already, with these settings" in again.stderr
 
 
 def test_gates_are_added_to_a_trained_model_for_its_own_sizes(folder: Path) -> None:
     """The recipe's own sizes (depths spread over the layers) give way to those that the model was trained for."""
     options = ["--model", "dynamic", "--phases", "gates", "--gates", "3", "--set", "gates.epochs=1"]
-    done = run(folder, "train", *DATA_OPTIONS, *options, "--output", "gated")
+    done = call(folder, "train", *DATA_OPTIONS, *options, "--output", "gated")
     assert done.returncode == 0, done.stderr
     assert "going on with what dynamic was trained for" in done.stderr
     record = json.loads((folder / "gated" / "limbert.json").read_text())
     assert record["space"]["layers"] == "first"
     assert record["phases"] == ["finetune", "width", "depth", "gates", "gates"]
-    told = run(folder, "train", *DATA_OPTIONS, *options, "--output", "told", "--widths", "0.5,1", "--layers", "first")
+    told = call(folder, "train", *DATA_OPTIONS, *options, "--output", "told", "--widths", "0.5,1", "--layers", "first")
     assert told.returncode == 0, told.stderr
     assert json.loads((folder / "told" / "limbert.json").read_text())["space"]["widths"] == [0.5, 1.0]
 
@@ -208,7 +208,7 @@ def test_the_benchmark_of_dynamic_inference_measures_time_and_flops(folder: Path
 
 def test_training_the_encoder_again_drops_its_gates(folder: Path) -> None:
     options = ["--model", "dynamic", "--phases", "final", "--output", "further", "--max-steps", "1"]
-    done = run(folder, "train", *DATA_OPTIONS, *options)
+    done = call(folder, "train", *DATA_OPTIONS, *options)
     assert done.returncode == 0, done.stderr
     assert not (folder / "further" / "gates.safetensors").exists()
     assert "operating_points" not in json.loads((folder / "further" / "limbert.json").read_text())
@@ -284,35 +284,12 @@ BAD_LINES = [
 def test_bad_input_gets_one_clear_line(folder: Path) -> None:
     (folder / "empty.csv").write_text("")
     (folder / "texts.txt").write_text("one\n")
-    lines = [[str(argument) for argument in arguments] for arguments, _ in BAD_LINES]
-    code = (  # one process for all of them: most of a command's time is importing
-        "import contextlib, io, json, sys\n"
-        "from limbert.app.cli.main import main\n"
-        "for line in json.load(sys.stdin):\n"
-        "    sys.argv = ['limbert', *line]\n"
-        "    out, err, status = io.StringIO(), io.StringIO(), 0\n"
-        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
-        "        try:\n            main()\n"
-        "        except SystemExit as end:\n            status = end.code\n"
-        "    print(json.dumps([status, out.getvalue(), err.getvalue()]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(lines),
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(answers) == len(BAD_LINES), done.stderr
-    for (arguments, message), (status, out, err) in zip(BAD_LINES, answers, strict=True):
-        assert status == 1, (arguments, out, err)
-        assert message in err, arguments
-        assert err.startswith("limbert: error: "), err
-        assert err.count("\n") == 1, err
-        assert not out
+    for arguments, message in BAD_LINES:
+        done = call(folder, *arguments)
+        assert (done.returncode, done.stdout) == (1, ""), (arguments, done.stderr)
+        assert message in done.stderr, arguments
+        assert done.stderr.startswith("limbert: error: "), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
     assert not (folder / "x").exists()
     assert not (folder / "x.training").exists()
 
@@ -332,7 +309,7 @@ def test_help_is_quick_and_has_examples(folder: Path) -> None:
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
     for verb in ("demo", "train", "evaluate", "tune", "profile", "choose", "search", "predict", "export", "report"):
-        assert "Example: limbert" in run(folder, verb, "--help").stdout
+        assert "Example: limbert" in call(folder, verb, "--help").stdout
 
 
 def test_wrong_options_exit_with_2(folder: Path) -> None:

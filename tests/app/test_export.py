@@ -5,18 +5,17 @@ import io
 import json
 import re
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from app_material import DATA_OPTIONS, make_small_encoder, needs_encoder, run
+from app_material import DATA_OPTIONS, call, make_small_encoder, needs_encoder, run
 from transformers import AutoTokenizer, pipeline
 
 from limbert import ElasticModel
-from limbert.app.cli.main import main
 from limbert.errors import ExportError
 from limbert.run.checkpoints import open_checkpoint
 from limbert.run.export import exporters
@@ -33,15 +32,9 @@ CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def limbert(*arguments: str | Path) -> tuple[int, str, str]:
-    """The command in this process: most of a command's time is importing. Returns status, output and errors."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["limbert", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-    return status, out.getvalue(), err.getvalue()
+    """The command in the folder that ``folder`` changed to: status, output and errors."""
+    done = call(Path.cwd(), *arguments)
+    return done.returncode, done.stdout, done.stderr
 
 
 def exported(*arguments: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from limbert import ElasticModel
 
-TRAIN = ["train", *DATA_OPTIONS, "--model", "small", "--recipe", "flexible-bert", "--max-steps", "60",
+TRAIN = ["train", *DATA_OPTIONS, "--model", "small", "--recipe", "flexible-bert", "--max-steps", "30",
          "--batch-size", "8", "--learning-rate", "1e-3", "--train-limit", "300", "--validation", "0.2",
          "--checkpoint-every", "0.05", "--threads", "1"]  # fmt: skip
 
