@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from limbert.data.augment import Choice
 from limbert.data.words import FUNCTION_WORDS
 from limbert.errors import CheckpointError
+from limbert.model.reading import accept_positions
 from limbert.run.masked_lm import Mask, WordChooser, mask_logits, open_masked_lm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -20,6 +21,7 @@ from test_vocabulary import byte_level, sentence_piece
 @pytest.mark.parametrize("case", [*MOST_DIFFERENT, "roberta", "electra"])
 def test_the_head_at_the_mask_alone_answers_as_everywhere(case: str) -> None:
     network = make_network(case, AutoModelForMaskedLM)
+    accept_positions(network)
     generator = torch.Generator().manual_seed(1)
     masks = [
         Mask(tuple(torch.randint(5, VOCABULARY, (length,), generator=generator).tolist()), length // 2, 7, "word")
@@ -36,7 +38,9 @@ def test_the_head_at_the_mask_alone_answers_as_everywhere(case: str) -> None:
 
 def make_lm(tokenizer: PreTrainedTokenizerFast, case: str) -> PreTrainedModel:
     special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 0, "eos_token_id": 1}
-    return make_network(case, AutoModelForMaskedLM, vocab_size=len(tokenizer), **special)
+    network = make_network(case, AutoModelForMaskedLM, vocab_size=len(tokenizer), **special)
+    accept_positions(network)
+    return network
 
 
 def chooser(tokenizer: PreTrainedTokenizerFast, network: PreTrainedModel, *, context: int = 64) -> WordChooser:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from limbert.core.kinds import head_of
@@ -61,6 +61,26 @@ def load(
             raise
         raise CheckpointError(f"cannot load {name}: {_one_line(error)}") from error
     return network, record
+
+
+def load_config_and_tokenizer(path_or_hub_id: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """What a checkpoint says of itself, without its weights.
+
+    Raises:
+        CheckpointError: if the config or the tokenizer cannot be read.
+        UnsupportedModelError: for a family that is not supported.
+    """
+    check_folder(path_or_hub_id)
+    try:
+        config = AutoConfig.from_pretrained(path_or_hub_id)
+        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"cannot load the config and tokenizer of {path_or_hub_id}: {_one_line(error)}"
+        ) from error
+    if config.model_type not in FAMILIES:
+        raise unsupported(config.model_type)
+    return config, tokenizer
 
 
 @contextmanager

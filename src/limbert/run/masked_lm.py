@@ -5,9 +5,8 @@ several pieces, which one mask cannot stand for, get their neighbours among word
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from limbert.data.words import replaceable
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import check_folder
 from limbert.model.families import FAMILIES, longest_input
+from limbert.model.reading import accept_positions
 
 _BATCH, _BATCH_TOKENS = 64, 2048  # part of the result: other batches may round otherwise
 
@@ -46,7 +46,7 @@ class Mask:
 
 
 def open_masked_lm(path_or_hub_id: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A masked language model ready to answer, of any family that Transformers knows, and its tokenizer.
+    """A masked language model that can answer at ``positions``, of any family of Transformers, and its tokenizer.
 
     Raises:
         CheckpointError: if there is none, it has no trained head for masks, or no fast tokenizer with a mask.
@@ -65,6 +65,7 @@ def open_masked_lm(path_or_hub_id: str) -> tuple[PreTrainedModel, PreTrainedToke
         raise CheckpointError(f"{path_or_hub_id} is no masked language model: it lacks the weights {lacking}")
     if not tokenizer.is_fast or tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
         raise CheckpointError(f"the tokenizer of {path_or_hub_id} must be a fast one with a mask and a padding token")
+    accept_positions(network)
     network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return network, tokenizer
 
@@ -191,34 +192,16 @@ class WordChooser:
 
 
 def mask_logits(network: PreTrainedModel, masks: Sequence[Mask], *, pad_id: int) -> Tensor:
-    """The logits at each mask, ``(batch, vocabulary)``, in one padded batch."""
+    """The logits at each mask, ``(batch, vocabulary)``, in one padded batch; the network is from ``open_masked_lm``."""
     longest = max(len(mask.ids) for mask in masks)
     ids = torch.tensor([[*mask.ids, *[pad_id] * (longest - len(mask.ids))] for mask in masks])
     lengths = torch.tensor([[len(mask.ids)] for mask in masks])
     seen = (torch.arange(longest) < lengths).long()
-    positions = torch.tensor([mask.position for mask in masks])
+    positions = torch.tensor([row * longest + mask.position for row, mask in enumerate(masks)])
     device = network.device
-    with _only_at(network, positions.to(device)):
-        answer = network(input_ids=ids.to(device), attention_mask=seen.to(device))
-    logits: Tensor = answer.logits[:, 0]
+    answer = network(input_ids=ids.to(device), attention_mask=seen.to(device), positions=positions.to(device))
+    logits: Tensor = answer.logits
     return logits
-
-
-@contextmanager
-def _only_at(network: PreTrainedModel, positions: Tensor) -> Iterator[None]:
-    """Inside, the head sees the encoder's last state at one position of each row: the vocabulary is the dear part."""
-
-    def pick(module: Any, arguments: Any, output: Any) -> Any:
-        states = output.last_hidden_state  # (batch, tokens, hidden)
-        rows = torch.arange(len(states), device=states.device)
-        output["last_hidden_state"] = states[rows, positions].unsqueeze(1)  # (batch, 1, hidden)
-        return output
-
-    handle = network.base_model.register_forward_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _as_mask(table: dict[int, str], size: int, device: torch.device) -> Tensor:

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbert.core.config import TrainConfig
 from limbert.core.space import Space
-from limbert.errors import CheckpointError
 from limbert.model import checkpoint
 from limbert.model.elastic import ElasticModel
-from limbert.model.families import FAMILIES, longest_input, unsupported
+from limbert.model.families import longest_input
 from limbert.model.reading import accept_positions
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
@@ -53,15 +52,7 @@ def load_masked_start(config: TrainConfig) -> MaskedStart:
         CheckpointError: if the config, the tokenizer or the weights cannot be read.
         UnsupportedModelError: for a family that is not supported.
     """
-    checkpoint.check_folder(config.model)
-    try:
-        model_config = AutoConfig.from_pretrained(config.model)
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"cannot load the config and tokenizer of {config.model}: {reason}") from error
-    if model_config.model_type not in FAMILIES:
-        raise unsupported(model_config.model_type)
+    model_config, tokenizer = checkpoint.load_config_and_tokenizer(config.model)
     torch.manual_seed(config.seed)
     folder = Path(config.model)
     if folder.is_dir() and not any(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import TrainConfig
 from limbert.core.kinds import KINDS
@@ -13,10 +13,9 @@ from limbert.data.augmented import Augmented
 from limbert.data.files import Examples
 from limbert.data.load import split_validation
 from limbert.data.tasks import Task
-from limbert.errors import CheckpointError
-from limbert.model.checkpoint import check_folder, read_record
+from limbert.model.checkpoint import load_config_and_tokenizer, read_record
 from limbert.model.elastic import ElasticModel
-from limbert.model.families import FAMILIES, longest_input, unsupported
+from limbert.model.families import longest_input
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,7 @@ def load_start(config: TrainConfig, task: Task) -> Start:
         CheckpointError: if the config or the tokenizer cannot be read.
         UnsupportedModelError: for a family that is not supported.
     """
-    check_folder(config.model)
-    try:
-        model_config = AutoConfig.from_pretrained(config.model)
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"cannot load the config and tokenizer of {config.model}: {reason}") from error
-    if model_config.model_type not in FAMILIES:
-        raise unsupported(model_config.model_type)
+    model_config, tokenizer = load_config_and_tokenizer(config.model)
     labels = _order_of(model_config, task)
     return Start(
         path=config.model,

@@ -1,13 +1,12 @@
 """``limbert pretrain``: from an encoder and plain text to an elastic encoder that any task can start from."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from limbert.app.cli import options as opt
-from limbert.app.cli.train import stop_when_asked
+from limbert.app.cli.terminal_run import finished_results, recipe_of, run_in_terminal
 from limbert.core.config import TrainConfig, help_of
 from limbert.core.corpus_config import CorpusConfig
 
@@ -108,18 +107,9 @@ def _pretrain(
 ) -> None:
     from limbert.app.cli import show
     from limbert.data.corpus import corpus_files
-    from limbert.model.checkpoint import check_folder
-    from limbert.run.recipes import load_recipe, override
-    from limbert.run.start import trained_space
 
-    recipe = override(load_recipe(config.recipe), **overrides)
-    check_folder(config.model)
+    recipe = recipe_of(config, overrides)
     corpus_files([*corpus.corpus, *corpus.dev])
-    space = trained_space(config.model)
-    if space is not None and space != recipe.space and not any(overrides["space"].values()):
-        recipe = replace(recipe, space=space)
-        shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
-        show.messages.print(f"going on with what {config.model} was trained for: {shown}", soft_wrap=True)
     results = _with_progress(config, recipe, corpus, overwrite=overwrite)
     if as_json:
         show.print_json([result.to_dict() for result in results])
@@ -130,27 +120,19 @@ def _pretrain(
 
 def _with_progress(config: TrainConfig, recipe: "Recipe", corpus: CorpusConfig, *, overwrite: bool) -> "list[Result]":
     """Run in the terminal, or read the results of a run that is finished already."""
-    from limbert.app.cli import show
     from limbert.run.pretraining import PretrainingRun
     from limbert.run.processes import join_processes
-    from limbert.run.trainer import Stopped
-    from limbert.run.training import read_results
-    from limbert.run.workspace import is_finished, settings_of
+    from limbert.run.workspace import settings_of
 
     recipe = recipe.over(join_processes().count)
-    if is_finished(config.output, settings_of(config, recipe, corpus), overwrite=overwrite):
-        note = f"{config.output} is finished already, with these settings (--overwrite trains it again)"
-        show.messages.print(note, soft_wrap=True)
-        return read_results(config.output)
-    with show.TerminalMonitor() as monitor, stop_when_asked() as should_stop:
-        run = PretrainingRun(
+    results = finished_results(config.output, settings_of(config, recipe, corpus), overwrite=overwrite)
+    if results is not None:
+        return results
+    return run_in_terminal(
+        lambda monitor, should_stop: PretrainingRun(
             config, recipe, corpus=corpus, monitor=monitor, should_stop=should_stop, overwrite=overwrite
         )
-        try:
-            return run.run()
-        except Stopped as stopped:
-            show.messages.print(f"{stopped}; the same command goes on from there")
-            raise typer.Exit(130) from None
+    )
 
 
 def masked_table(results: "Sequence[Result]") -> "Table":

@@ -1,15 +1,11 @@
 """``limbert train``: from a pretrained encoder and labelled data to an elastic model."""
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from limbert.app.cli import options as opt
-from limbert.app.cli import together
+from limbert.app.cli.terminal_run import finished_results, recipe_of, run_in_terminal
 from limbert.core.config import DataConfig, TrainConfig, help_of
 
 if TYPE_CHECKING:
@@ -117,17 +113,8 @@ def _train(
     config: TrainConfig, data_config: DataConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
 ) -> None:
     from limbert.app.cli import show
-    from limbert.model.checkpoint import check_folder
-    from limbert.run.recipes import load_recipe, override
-    from limbert.run.start import trained_space
 
-    recipe = override(load_recipe(config.recipe), **overrides)
-    check_folder(config.model)
-    space = trained_space(config.model)
-    if space is not None and space != recipe.space and not any(overrides["space"].values()):
-        recipe = replace(recipe, space=space)
-        shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
-        show.messages.print(f"going on with what {config.model} was trained for: {shown}", soft_wrap=True)
+    recipe = recipe_of(config, overrides)
     results = train_with_progress(config, recipe, data_config, overwrite=overwrite)
     if as_json:
         show.print_json([result.to_dict() for result in results])
@@ -147,20 +134,18 @@ def train_with_progress(
     from limbert.app.cli import show
     from limbert.data.load import load_task_data
     from limbert.run.processes import join_processes
-    from limbert.run.trainer import Stopped
-    from limbert.run.training import TrainingRun, read_results
-    from limbert.run.workspace import is_finished, settings_of
+    from limbert.run.training import TrainingRun
+    from limbert.run.workspace import settings_of
 
     recipe = recipe.over(join_processes().count)
-    if is_finished(config.output, settings_of(config, recipe, data_config), overwrite=overwrite):
-        note = f"{config.output} is finished already, with these settings (--overwrite trains it again)"
-        show.messages.print(note, soft_wrap=True)
-        return read_results(config.output)
+    results = finished_results(config.output, settings_of(config, recipe, data_config), overwrite=overwrite)
+    if results is not None:
+        return results
     data = load_task_data(data_config, seed=config.seed)
     if data.train.bad_rows:
         show.messages.print(f"{data.train.bad_rows} malformed training rows skipped")
-    with show.TerminalMonitor() as monitor, stop_when_asked() as should_stop:
-        run = TrainingRun(
+    return run_in_terminal(
+        lambda monitor, should_stop: TrainingRun(
             config,
             recipe,
             data_config=data_config,
@@ -169,31 +154,4 @@ def train_with_progress(
             should_stop=should_stop,
             overwrite=overwrite,
         )
-        try:
-            return run.run()
-        except Stopped as stopped:
-            show.messages.print(f"{stopped}; the same command goes on from there")
-            raise typer.Exit(130) from None
-
-
-@contextmanager
-def stop_when_asked() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM asks the run to stop after its step; a second one ends it at once.
-
-    Not where a launcher started the process: it passes on a Ctrl-C that the terminal sends to all of them anyway, and
-    itself ends those that do not stop.
-    """
-    asked = False
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        if not together.launched():
-            signal.signal(number, previous[signal.Signals(number)])
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    )
