@@ -2,25 +2,27 @@
 # What augmentation costs and what it buys: copies of MRPC's training rows (with their rate in masked words a minute), then
 # the same number of steps with and without them from the same fine-tuned model. Killed, the same command goes on.
 #
-#   bash benchmarks/augment.sh DATA LM FINETUNED OUT [SEED] [WORKERS]
+#   [WIDTH=80] [DEPTH=200] [PROBABILITY=0.4] bash benchmarks/augment.sh DATA LM FINETUNED OUT [SEED] [WORKERS]
 #
 # DATA: folder that holds MRPC; LM: masked language model; FINETUNED: encoder fine-tuned on MRPC; OUT: receives everything.
+# WIDTH, DEPTH: steps of the phases; PROBABILITY: of replacing a word.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?folder with MRPC} lm=${2:?masked language model} finetuned=${3:?fine-tuned model} out=${4:?folder for results}
-seed=${5:-42} workers=${6:-2}
+seed=${5:-42} workers=${6:-2} width=${WIDTH:-80} depth=${DEPTH:-200} probability=${PROBABILITY:-0.4}
 export PYTHONPATH=$PWD/src HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 python=${PYTHON:-python3}
 mkdir -p "$out"
-"$python" -m limbert augment --task mrpc --data "$data/MRPC" --lm "$lm" --output "$out/copies" --precision bf16 \
-  --workers "$workers"
+"$python" -m limbert augment --task mrpc --data "$data/MRPC" --lm "$lm" --output "$out/copies-$probability" \
+  --probability "$probability" --precision bf16 --workers "$workers"
 common=(--task mrpc --data "$data/MRPC" --model "$finetuned" --precision bf16 --threads 1 --seed "$seed"
   --phases "width,depth" --widths "0.25,1.0" --depths "0.5,1.0" --learning-rate 2e-4
-  --set width.max_steps=80 --set depth.max_steps=200)
-"$python" -m limbert train "${common[@]}" --output "$out/plain-$seed"
+  --set "width.max_steps=$width" --set "depth.max_steps=$depth")
+plain="$out/plain-$width-$depth-$seed" augmented="$out/augmented-$probability-$width-$depth-$seed"
+"$python" -m limbert train "${common[@]}" --output "$plain"
 # 31 validations of an epoch that is 31 times as long: after every 104th step, as without copies
-"$python" -m limbert train "${common[@]}" --output "$out/augmented-$seed" --augmented "$out/copies/train_aug.tsv" \
+"$python" -m limbert train "${common[@]}" --output "$augmented" --augmented "$out/copies-$probability/train_aug.tsv" \
   --set width.evaluations=31 --set depth.evaluations=31
-for run in plain augmented; do
-  "$python" -m limbert evaluate "$out/$run-$seed" --task mrpc --data "$data/MRPC" --threads 1 --json | tee "$out/$run-$seed.json"
+for run in "$plain" "$augmented"; do
+  "$python" -m limbert evaluate "$run" --task mrpc --data "$data/MRPC" --threads 1 --json | tee "$run.json"
 done
