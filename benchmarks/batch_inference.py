@@ -1,9 +1,10 @@
 """Does a Ray worker answer as many rows a second as the plain engine, and is each row answered once if one is killed?
 
 Writes 100,000 rows (the texts given, over and over) as Parquet, answers a part with the plain engine on as many threads
-as a worker has, alone and in as many processes at the same time as there will be workers, then all of it with
-``--engine ray``, killing a worker when a third is done. Printed are rows a second and worker, from a worker's first
-shard to its last, as shares of the plain engine's; the rows are compared with the plain engine's answers.
+as a worker has, alone and in as many processes at the same time as there will be workers, then all of it twice with
+``--engine ray``. Of the first run, rows a second and worker are printed, from a worker's first shard to its last, as
+shares of the plain engine's. In the second a worker is killed when a third is done, and the rows are compared with the
+plain engine's answers.
 
 With --rates it measures instead what the plan in docs/scale.md is made of: CPU seconds a row for reading, tokenising,
 answering at each policy, and writing, on one thread.
@@ -22,6 +23,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--texts", required=True, help="file of texts, read as limbert predict reads it")
     parser.add_argument("--policy", action="append", help="policy or operating point; several with --rates")
     parser.add_argument("--rows", type=int, help="(default: 100000; with --rates 2000)")
-    parser.add_argument("--shard-rows", type=int, help="(default: 2500; with --rates 1000)")
+    parser.add_argument("--shard-rows", type=int, help="(default: 5000; with --rates 1000)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--rates", action="store_true", help="CPU seconds a row, by what they are spent on")
@@ -91,7 +93,7 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.policy = arguments.policy or ["static:0.25x0.5"]
     arguments.rows = arguments.rows or (2_000 if arguments.rates else 100_000)
-    arguments.shard_rows = arguments.shard_rows or (1_000 if arguments.rates else 2_500)
+    arguments.shard_rows = arguments.shard_rows or (1_000 if arguments.rates else 5_000)
     return arguments
 
 
@@ -137,36 +139,40 @@ def _against_plain(
             killed.append(done.pid)
             os.kill(done.pid, signal.SIGKILL)
 
+    def answer(output: str, progress: Callable[[Done | None, int, int], None]) -> tuple[Done, ...]:
+        return predict_files(
+            arguments.run,
+            opened,
+            found,
+            str(folder / output),
+            request=Request(policy),
+            workers=arguments.workers,
+            threads=arguments.threads,
+            progress=progress,
+        ).done
+
     begin = time.perf_counter()
-    answered = predict_files(
-        arguments.run,
-        opened,
-        found,
-        str(folder / "out"),
-        request=Request(policy),
-        workers=arguments.workers,
-        threads=arguments.threads,
-        progress=kill,
-    )
+    whole = answer("unharmed", lambda done, rows, total: None)
     seconds = time.perf_counter() - begin
+    harmed = answer("out", kill)
     table = pyarrow.dataset.dataset(folder / "out").to_table()
     plain = alone["labels"] + [None] * (len(texts) - part)
     different = sum(a != b for a, b in zip(plain, table["label"].to_pylist(), strict=True) if a is not None)
-    spent = {name: sum(getattr(done, name) for done in answered.done) for name in PARTS}
+    spent = {name: sum(getattr(done, name) for done in whole) for name in PARTS}
     return {
         "policy": str(policy),
         "rows": len(texts),
         "each_row_once_and_in_order": table["id"].to_pylist() == [*range(len(texts))],
         "labels_unlike_plain": [different, part],
         "workers_killed": len(killed),
-        "workers_seen": len({done.pid for done in answered.done}),
+        "workers_seen": len({done.pid for done in harmed}),
         "seconds": seconds,
         "plain_alone": alone["rate"],
         "plain_side_by_side": float(np.mean([one["rate"] for one in beside])),
-        "worker": float(np.mean([rate for rate, _ in _worker_rates(answered.done)])),
-        "worker_busy": float(np.mean([busy for _, busy in _worker_rates(answered.done)])),
+        "worker": float(np.mean([rate for rate, _ in _worker_rates(whole)])),
+        "worker_busy": float(np.mean([busy for _, busy in _worker_rates(whole)])),
         "plain_cpu": float(np.mean([one["cpu"] for one in beside])),
-        "worker_cpu": sum(done.cpu for done in answered.done) / len(texts),
+        "worker_cpu": sum(done.cpu for done in whole) / len(texts),
         "shares": {name: value / sum(spent.values()) for name, value in spent.items()},
     }
 
@@ -268,9 +274,10 @@ def _print(report: dict[str, Any]) -> None:
     print("A worker's time: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in report["shares"].items()))
     different, compared = report["labels_unlike_plain"]
     print(
-        f"Workers killed: {report['workers_killed']}, seen: {report['workers_seen']}; "
+        f"All of it took {report['seconds']:.0f} s. Again, workers killed: {report['workers_killed']}, "
+        f"seen: {report['workers_seen']}; "
         f"each row once and in order: {report['each_row_once_and_in_order']}; "
-        f"labels unlike the plain engine's: {different} of {compared}; {report['seconds']:.0f} s in all"
+        f"labels unlike the plain engine's: {different} of {compared}"
     )
 
 
