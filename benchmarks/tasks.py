@@ -3,7 +3,8 @@
 Trains three elastic models on real data (killed or stopped, the same command goes on) and prints what three of their
 sub-networks reach on data that training did not see. The data sets are folders in one place: ``WNUT17`` with
 train.conll, dev.conll and test.conll; ``SQuAD`` with one SQuAD 1.1 file, of which whole articles are held out. The task
-with several labels is made of WNUT17: which types of entities a sentence holds, none among them.
+with several labels is made of WNUT17: which types of entities a sentence holds, none among them. It has width gates and
+exits too, so that its operating points are tuned and measured as well.
 
 Example: python benchmarks/tasks.py --data data --model models/minilm --output runs
 """
@@ -16,7 +17,8 @@ from pathlib import Path
 
 SUBNETS = ("1x1", "0.5x0.75", "0.25x0.5")
 EPOCHS = {"wnut17": ["--epochs", "4"], "squad": ["--max-steps", "150", "--set", "finetune.max_steps=500"]}
-EPOCHS["several"] = EPOCHS["wnut17"]
+EPOCHS["several"] = [*EPOCHS["wnut17"], "--layers", "first", "--phases", "finetune,width,depth,gates"]
+POINTS = ("accurate", "balanced", "fast")
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name in [arguments.task] if arguments.task else [*EPOCHS]:
         train, test = _options(name, arguments.data, arguments.output)
-        length = ["--max-steps", "5"] if arguments.quick else EPOCHS[name]
+        length = [*EPOCHS[name], "--max-steps", "5"] if arguments.quick else EPOCHS[name]
         threads = ["--threads", str(arguments.threads)] if arguments.threads else []
         run = str(arguments.output / (name + ("-quick" if arguments.quick else "")))
         fixed = ["--model", arguments.model, "--batch-size", "16", "--precision", arguments.precision]
@@ -40,6 +42,9 @@ def main() -> None:
         chosen = [part for subnet in SUBNETS for part in ("--subnet", subnet)]
         rows = json.loads(_limbert("evaluate", run, *test, *chosen, *threads, "--json"))
         _print(name, rows)
+        if name == "several":
+            _limbert("tune", run, *threads)
+            _print_points([json.loads(_limbert("evaluate", run, *test, "--policy", name, "--json")) for name in POINTS])
 
 
 def _options(name: str, data: Path, output: Path) -> tuple[list[str], list[str]]:
@@ -81,6 +86,15 @@ def _print(name: str, rows: list[dict[str, object]]) -> None:
     for row in rows:
         values = " | ".join(f"{100 * row['metrics'][metric]:.1f}" for metric in metrics)  # type: ignore[index]
         print(f"| {row['subnet']} | {int(row['params']) / 1e6:.1f} M | {values} |")  # type: ignore[call-overload]
+    print(flush=True)
+
+
+def _print_points(rows: list[dict[str, object]]) -> None:
+    metrics = [*rows[0]["metrics"]]  # type: ignore[misc]
+    print(f"\n| operating point | FLOPs | {' | '.join(metrics)} |\n|---|---:|{'---:|' * len(metrics)}")
+    for name, row in zip(POINTS, rows, strict=True):
+        values = " | ".join(f"{100 * row['metrics'][metric]:.1f}" for metric in metrics)  # type: ignore[index]
+        print(f"| {name} | {100 * row['flops_mean'] / row['flops_full']:.0f} % | {values} |")  # type: ignore[operator]
     print(flush=True)
 
 
