@@ -10,6 +10,7 @@ Example: python benchmarks/tasks.py --data data --model models/minilm --output r
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -65,9 +66,11 @@ def _options(name: str, data: Path, output: Path) -> tuple[list[str], list[str]]
 def _write_types(source: Path, target: Path) -> None:
     """Sentences with the types of their entities as labels."""
     lines = []
-    for sentence in source.read_text(encoding="utf-8").split("\n\n"):
-        words = [line.split("\t") for line in sentence.splitlines() if line.strip()]
-        if words:
+    for filled, sentence in itertools.groupby(
+        source.read_text(encoding="utf-8").splitlines(), lambda line: bool(line.strip())
+    ):
+        if filled:
+            words = [line.split("\t") for line in sentence]
             types = sorted({tag[2:] for _, tag in words if tag != "O"})
             lines.append(json.dumps({"text": " ".join(word for word, _ in words), "labels": types}))
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
