@@ -17,7 +17,7 @@ mkdir -p "$out"
   --probability "$probability" --precision bf16 --workers "$workers"
 common=(--task mrpc --data "$data/MRPC" --model "$finetuned" --precision bf16 --threads 1 --seed "$seed"
   --phases "width,depth" --widths "0.25,1.0" --depths "0.5,1.0" --learning-rate 2e-4
-  --set "width.max_steps=$width" --set "depth.max_steps=$depth")
+  --epochs 100 --set "width.max_steps=$width" --set "depth.max_steps=$depth")  # so that steps, not epochs, end a phase
 plain="$out/plain-$width-$depth-$seed" augmented="$out/augmented-$probability-$width-$depth-$seed"
 "$python" -m limbert train "${common[@]}" --output "$plain"
 # 31 validations of an epoch that is 31 times as long: after every 104th step, as without copies
