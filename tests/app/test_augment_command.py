@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from app_material import DEMO_DATA, ENCODER, command, environment, needs_encoder, run
+from app_material import (
+    DATA_OPTIONS,
+    DEMO_DATA,
+    ENCODER,
+    call,
+    command,
+    environment,
+    make_small_encoder,
+    needs_encoder,
+    run,
+)
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 pytestmark = needs_encoder
@@ -44,6 +54,16 @@ def test_what_is_made_and_what_is_wrong(folder: Path) -> None:
     header, *rows = (folder / made["file"]).read_text().splitlines()
     assert header == lines[0].strip() + ",augmented_from"
     assert len(rows) == 8
+    (folder / "gone.csv").write_text((folder / made["file"]).read_text())
+    encoder = make_small_encoder(folder / "small")
+    trained = call(
+        folder, "train", *DATA_OPTIONS, "--model", encoder, "--augmented", "gone.csv", "--output", "run",
+        "--max-steps", "1", "--widths", "0.5,1", "--depths", "1",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    (folder / "gone.csv").unlink()  # no copy is kept back, so nobody needs it to find what was
+    searched = call(folder, "search", "run", "--trials", "1")
+    assert searched.returncode == 0, searched.stderr
     wrong = run(folder, *few[:-1], str(ENCODER), "--output", "bad", "--workers", "1")
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("limbert: error: ")

@@ -21,7 +21,7 @@ GATES = [*DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "flexib
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     make_small_encoder(folder / "small")
-    options = ["--model", "small", "--output", "trained", "--max-steps", "3", "--tensorboard", "--json"]
+    options = ["--model", "small", "--output", "trained/", "--max-steps", "3", "--tensorboard", "--json"]
     trained = run(folder, "train", *DATA_OPTIONS, *options)
     assert trained.returncode == 0, trained.stderr
     (folder / "trained.json").write_text(trained.stdout)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from app_material import DATA_OPTIONS, environment, make_small_encoder, needs_encoder, run
+from app_material import DATA_OPTIONS, command, environment, make_small_encoder, needs_encoder, run
 from safetensors.torch import load_file
 
 pytestmark = needs_encoder
@@ -145,3 +146,25 @@ def test_an_error_is_told_once(folder: Path) -> None:
     _, errors = refused.communicate()
     (line,) = own_lines(errors)
     assert "limbert evaluate runs in one process; several can do: train" in line
+
+
+@pytest.mark.slow
+def test_what_only_another_machine_lacks_is_told(folder: Path) -> None:
+    """As two machines would, each with its own command; the launcher is left out."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = environment(folder) | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            command(*TRAIN, "--model", model, "--output", "lacking"),
+            cwd=folder,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": "0"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, model in enumerate(["small", "./absent"])
+    ]
+    said = [own_lines(process.communicate()[1]) for process in reversed(processes)]
+    assert "no checkpoint folder at ./absent" in said[0][0]
+    assert said[1] == []  # the other ends without a word
+    assert [process.returncode for process in processes] == [1, 1]

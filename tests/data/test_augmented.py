@@ -86,6 +86,18 @@ def test_without_other_cells_the_order_says_the_origin(write: Write) -> None:
     assert found.origins == (first, first, first, second, second, third, third)
 
 
+def test_a_text_that_stands_often_is_traced_in_seconds(write: Write) -> None:
+    """Without a pair for each two of its rows, which would be a hundred million."""
+    rows = ["fine film"] * 5000 + ["a dull film"] + ["fine film"] * 5000
+    write("s/train.tsv", "sentence\tlabel\n" + "".join(f"{text}\t{int(text == rows[0])}\n" for text in rows))
+    write("s/dev.tsv", "sentence\tlabel\na dull film\t0\n")
+    copies = [text for row in rows for text in (row, row.replace("film", "movie"))]
+    path = write("aug.tsv", "sentence\tlabel\n" + "".join(f"{text}\t1 -1\n" for text in copies))
+    found = load_task_data(DataConfig(task="sst-2", data=str(path.parent / "s"), augmented=str(path)), seed=0).augmented
+    assert found is not None
+    assert found.origins == tuple(mark for row in rows for mark in marks(row) * 2)
+
+
 def test_copies_that_cannot_be_traced_are_refused(write: Write) -> None:
     with pytest.raises(DataError, match=r"aug.tsv: 2 of 2 rows cannot be traced"):
         sst2(write, "sentence\tlabel\nsome movie\t1 0\nother movie\t0 1\n")

@@ -98,6 +98,10 @@ def test_bad_input_is_named(tokenizer: PreTrainedTokenizerBase, write: Callable,
         stream_of(broken, tokenizer)
     assert not [*cache.rglob("*.bin")]  # nothing half-written
     assert len(stream_of(broken, tokenizer, skip_bad_rows=True).ids) == 4
+    half = write("half.jsonl", '{"text": "fine"}\n{"text": "\\ud83d"}\n')
+    with pytest.raises(DataError, match=r"half.jsonl:2: half a character in column 'text'"):
+        stream_of(half, tokenizer)
+    assert len(stream_of(half, tokenizer, skip_bad_rows=True).ids) == 1
     with pytest.raises(DataError, match="no text in the corpus"):
         stream_of(write("blank.txt", " \n\n"), tokenizer)
     with pytest.raises(ConfigError, match=r"mask share is 0.9; it must be above 0 and at most 0.5"):
@@ -122,7 +126,7 @@ def test_tokens_are_found_again_on_disk(tokenizer: PreTrainedTokenizerBase, writ
 def make_rows(tokenizer: PreTrainedTokenizerBase, path: Path, *, whole_word: bool = False) -> MaskedRows:
     packed = pack(stream_of(path, tokenizer), tokenizer, max_length=66)
     masking = Masking.of(tokenizer, share=0.15, whole_word=whole_word)
-    return held_back(packed, masking, share=0.1, limit=1000, seed=3)[0]
+    return held_back(packed, masking, slices=2, share=0.1, limit=1000, seed=3)[0]
 
 
 def shown_and_asked(rows: MaskedRows, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -205,7 +209,9 @@ def test_shuffled_batches_hold_every_row_once() -> None:
 
 def test_what_is_kept_back_is_never_trained_on(tokenizer: PreTrainedTokenizerBase, write: Callable) -> None:
     packed = pack(stream_of(write("text.txt", "\n".join(make_text(300))), tokenizer), tokenizer, max_length=66)
-    parts = held_back(packed, Masking.of(tokenizer, share=0.15, whole_word=False), share=0.1, limit=5, seed=3)
+    masking = Masking.of(tokenizer, share=0.15, whole_word=False)
+    train, kept = held_back(packed, masking, slices=2, share=0.1, limit=5, seed=3)
+    parts = [train, *kept]
     rows = [part.order(np.arange(part.first, part.first + part.count)).tolist() for part in parts]
     assert [len(part) for part in rows] == [len(packed) - 10, 5, 5]
     assert sorted(row for part in rows for row in part) == list(range(len(packed)))

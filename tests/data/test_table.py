@@ -7,6 +7,7 @@ import pytest
 
 from limbert.data.files import open_table
 from limbert.data.table import Row, lines_table
+from limbert.data.write import format_like
 from limbert.errors import DataError
 
 TEXTS = ["plain", 'a "quoted" word', "comma, and 'apostrophe'", "separators \u2028 and \x85 in text", "čšž 😀"]
@@ -124,3 +125,18 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
 
 def test_plain_text_is_one_column(write):
     assert cells(lines_table(write("a.txt", "one\ttab\n\ntwo, three\n\n"))) == [("one\ttab",), ("",), ("two, three",)]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_rows_written_like_a_file_are_read_as_they_were(write, name):
+    texts = [text for text in TEXTS if "\u2028" not in text] + ([] if name == "a.tsv" else ["a\rreturn", "a\nline"])
+    first = write(
+        name,
+        json.dumps({"text": "one", "label": "1"})
+        if name == "a.jsonl"
+        else "text,label\n".replace(",", "\t" if name == "a.tsv" else ","),
+    )
+    layout = format_like(open_table(first), more=("from",), named=True)
+    rows = [(text, "1", "x") for text in texts]
+    again = write(f"b{name[1:]}", "".join([layout.header(), *(layout.line(row) for row in rows)]).encode())
+    assert cells(open_table(again)) == rows

@@ -18,6 +18,17 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["model"]
 
 
+def test_a_cache_keeps_what_another_wrote_meanwhile(tmp_path: Path) -> None:
+    target = tmp_path / "cache"
+    with replaced_folder(target, keep=True) as mine, replaced_folder(target.with_name("other"), keep=True) as other:
+        (mine / "ids").write_text("mine")
+        (other / "ids").write_text("other")
+        other.rename(target)
+        other.mkdir()  # for its own end
+    assert (target / "ids").read_text() == "other"
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "other"}
+
+
 def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "model"
     with replaced_folder(target) as folder:

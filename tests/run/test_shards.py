@@ -10,8 +10,11 @@ from scale_material import make_texts, write_parquet
 
 from limbert.core.config import DataConfig
 from limbert.errors import ConfigError, DataError
+from limbert.run.policy import Policy
 from limbert.run.scale.reader import Reader
+from limbert.run.scale.request import Request, begin, identity
 from limbert.run.scale.shards import Input, read_input
+from limbert.run.scale.store import Store
 
 TEXTS = make_texts(101)
 
@@ -42,6 +45,21 @@ def test_every_row_is_read_once_and_in_order(tmp_path: Path, files: int, row_gro
     for order in (forward, backward, forward[::2] + forward[1::2]):
         rows = read(found, order)
         assert [row for place in forward for row in rows[place]] == everything
+
+
+def test_another_cut_is_another_request(tmp_path: Path) -> None:
+    """Of the same number of shards too: which rows are done is told by the shards' names alone."""
+    write_parquet(tmp_path / "in", TEXTS, files=1, row_group=1000)
+    cuts = [look(tmp_path / "in", rows) for rows in (50, 40, 45)]
+    assert {len(found.shards) for found in cuts} == {3}
+    request = Request(Policy(subnet="1x1"))
+    asked = [identity(request, found, checkpoint="a", max_length=8) for found in cuts]
+    assert identity(request, look(tmp_path / "in", 50), checkpoint="a", max_length=8) == asked[0]
+    store = Store.at(str(tmp_path / "out"))
+    begin(store, asked[0])
+    for other in asked[1:]:
+        with pytest.raises(ConfigError, match=r"other settings .*shard_rows 50 -> 4"):
+            begin(store, other)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])

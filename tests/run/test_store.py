@@ -87,6 +87,12 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert not [*(tmp_path / "missing").iterdir()]
 
 
+def test_a_question_mark_is_a_pattern_behind_file_too(tmp_path: Path) -> None:
+    put(Store.at(str(tmp_path)), "a1.parquet")
+    (found,) = Store.at(f"file://{tmp_path}/a?.parquet").files((".parquet",))
+    assert found.path == f"{tmp_path}/a1.parquet"
+
+
 def test_a_scheme_that_nothing_opens_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot open carrier-pigeon://loft"):
         Store.at("carrier-pigeon://loft")

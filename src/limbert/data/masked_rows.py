@@ -90,21 +90,22 @@ class MaskedRows:
 
 
 def held_back(
-    packed: PackedRows, masking: Masking, *, share: float, limit: int, seed: int
-) -> tuple[MaskedRows, MaskedRows, MaskedRows]:
-    """Training sequences, and two random slices kept back from them: one that chooses and scores, one to report on.
+    packed: PackedRows, masking: Masking, *, slices: int, share: float, limit: int, seed: int
+) -> tuple[MaskedRows, tuple[MaskedRows, ...]]:
+    """Training sequences, and random slices kept back from them: one that chooses and scores, one to report on.
 
     Args:
-        packed: at least three sequences.
+        packed: more than two sequences a slice.
         masking: how words are hidden.
+        slices: how many.
         share: of the sequences in each slice.
         limit: at most so many in each slice.
         seed: of the choice and of what is hidden.
     """
     order = Shuffle(len(packed), seed=seed)
     size = max(1, min(limit, round(share * len(packed)), (len(packed) - 1) // 2))
-    validation, dev = (MaskedRows(packed, masking, order, first, size, seed) for first in (0, size))
-    return MaskedRows(packed, masking, order, 2 * size, len(packed) - 2 * size, seed), validation, dev
+    kept = tuple(MaskedRows(packed, masking, order, number * size, size, seed) for number in range(slices))
+    return MaskedRows(packed, masking, order, slices * size, len(packed) - slices * size, seed), kept
 
 
 def all_rows(packed: PackedRows, masking: Masking, *, limit: int, seed: int) -> MaskedRows:

@@ -135,7 +135,8 @@ def load_stream(
     found = _open(folder)
     if found is None:
         _remove_leftovers(folder)
-        with replaced_folder(folder) as fresh:
+        broken = folder.exists()
+        with replaced_folder(folder, keep=not broken) as fresh:  # two machines may share the cache
             _write(fresh, files, config, tokenizer, progress=progress)
         found = _open(folder)
     if found is None:

@@ -176,6 +176,16 @@ def _split_csv(path: Path) -> Iterator[Row]:
             yield Row(start, cells)
 
 
+def half_character(values: Mapping[str, object]) -> str | None:
+    """The first column with one half of a surrogate pair, which JSON can write and no encoding can; else None."""
+    for column, value in values.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return column
+    return None
+
+
 def _parse_json(path: Path) -> Iterator[tuple[int, dict[str, object] | None, str | None]]:
     for line, cells, problem in _without_last_blanks(_whole_lines(path)):
         value = None
@@ -185,6 +195,8 @@ def _parse_json(path: Path) -> Iterator[tuple[int, dict[str, object] | None, str
                 if not isinstance(value, dict):
                     found = "a blank line" if not cells else f"JSON of type {type(value).__name__}"
                     value, problem = None, f"{found}, expected one JSON object a line"
+                elif (column := half_character(value)) is not None:
+                    value, problem = None, f"half a character in column {column!r}, expected whole ones"
             except (ValueError, RecursionError) as error:
                 problem = f"broken JSON ({error}), expected one JSON object a line"
         yield line, value, problem

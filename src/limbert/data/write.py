@@ -37,8 +37,8 @@ class RowFormat:
         if self.suffix == ".tsv":
             return "\t".join(texts) + "\n"
         file = io.StringIO()
-        csv.writer(file, lineterminator="\n").writerow(texts)
-        return file.getvalue()
+        csv.writer(file, lineterminator="\r\n").writerow(texts)  # it quotes what stands in a line's end, lone ones too
+        return file.getvalue().removesuffix("\r\n") + "\n"
 
 
 def format_like(table: Table, *, more: tuple[str, ...], named: bool) -> RowFormat:

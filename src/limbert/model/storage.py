@@ -1,6 +1,7 @@
 """Folders that are written whole or not at all, whatever happens in between."""
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,24 +14,28 @@ from limbert.errors import StorageError
 
 
 @contextmanager
-def replaced_folder(directory: str | Path) -> Iterator[Path]:
+def replaced_folder(directory: str | Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; when the block ends well it takes the place of ``directory``.
 
     If the block fails, what it wrote is deleted and ``directory`` is as before. Files are flushed to the disk before
     the renaming, so that a power cut leaves the old folder or the new one.
 
+    Args:
+        directory: the folder to be.
+        keep: leave one that is there by then, or appears meanwhile, as it is: for caches that several write alike.
+
     Raises:
         StorageError: for a full disk or a folder that cannot be written, naming it and the reason.
     """
     target = Path(directory).absolute()
-    fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
+    fresh = target.with_name(f".{target.name}.new-{platform.node()}-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         yield fresh
         _flush(fresh)
-        _swap(fresh, target)
+        _swap(fresh, target, keep=keep)
     except (OSError, SafetensorError) as error:
         if isinstance(error, SafetensorError) and "os error" not in str(error).lower():
             raise
@@ -49,10 +54,15 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _swap(fresh: Path, target: Path) -> None:
-    if not target.exists():
-        fresh.rename(target)
+def _swap(fresh: Path, target: Path, *, keep: bool) -> None:
+    try:
+        fresh.rename(target)  # fails where a folder with something in it is
         return
+    except OSError:
+        if not target.exists():
+            raise
+        if keep:
+            return
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     target.rename(old)
     fresh.rename(target)

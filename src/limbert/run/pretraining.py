@@ -96,9 +96,11 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
                 f"{packed.length}; at least {LEAST_SEQUENCES} are needed"
             )
         share, limit = config.validation, config.validation_limit
-        train, validation, dev = held_back(packed, masking, share=share, limit=limit, seed=config.seed)
         if corpus.dev:
+            train, (validation,) = held_back(packed, masking, slices=1, share=share, limit=limit, seed=config.seed)
             dev = all_rows(self._packed(corpus.dev, start), masking, limit=limit, seed=config.seed)
+        else:
+            train, (validation, dev) = held_back(packed, masking, slices=2, share=share, limit=limit, seed=config.seed)
         return CorpusMaterials(start, train, validation, dev)
 
     def _packed(self, names: tuple[str, ...], start: MaskedStart) -> PackedRows:

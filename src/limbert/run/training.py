@@ -93,14 +93,14 @@ class PhasedRun(ABC, Generic[M]):
         self.config, self.recipe = config, recipe
         joined = join_processes()
         self.monitor = monitor if monitor is not None and joined.is_main else Monitor()
+        self.settings = settings_of(config, recipe, data_config)
+        self.workspace = Workspace(config.output, self.settings, overwrite=overwrite, writes=joined.is_main)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with="tensorboard" if config.tensorboard else None,
-            project_dir=config.output + ".training",
+            project_dir=str(self.workspace.folder),
         )
-        self.settings = settings_of(config, recipe, data_config)
         self.processes = Processes.of(self.accelerator)
-        self.workspace = Workspace(config.output, self.settings, overwrite=overwrite, writes=self.processes.is_main)
         self._should_stop = should_stop
 
     def run(self) -> list[Result]:

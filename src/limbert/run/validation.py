@@ -1,5 +1,7 @@
 """The validation slice of a trained model: the rows that its training kept back, found again by its settings."""
 
+from dataclasses import replace
+
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.data.files import Examples
 from limbert.data.load import load_task_data
@@ -25,7 +27,8 @@ def validation_slice(opened: Opened, config: DataConfig) -> Examples:
         raise CheckpointError("limbert.json does not say how the model was trained; train it with limbert train")
     known = {name: saved[name] for name in ("seed", "validation", "validation_limit") if name in saved}
     settings = TrainConfig(model="-", output="-", **known)
-    loaded, task = load_task_data(config, seed=settings.seed), opened.task
+    loaded = load_task_data(replace(config, augmented=None), seed=settings.seed)  # copies are never kept back
+    task = opened.task
     if {*loaded.task.labels} != {*task.labels} or loaded.task.kind != task.kind:
         raise ConfigError(f"the data has labels {', '.join(loaded.task.labels)}; the model {', '.join(task.labels)}")
     return kept_back(in_order_of(loaded.train, loaded.task, task), task, settings)[1]

@@ -7,7 +7,7 @@ import pytest
 
 from limbert.core.config import DataConfig
 from limbert.data.files import Answers, Examples
-from limbert.data.kinds.extract import MOST_TOKENS, best_spans, normalized, token_f1
+from limbert.data.kinds.extract import MOST_TOKENS, best_spans, normalized, span_answers, token_f1
 from limbert.data.kinds.squad import open_questions, read_questions, typed_questions
 from limbert.data.kinds.table import answers, prepared, score
 from limbert.data.load import load_evaluation_data, load_task_data, split_groups, split_validation
@@ -65,6 +65,13 @@ def test_the_best_span_is_the_best_of_all(tokenizer):
         assert [(one.start, one.end) for one in found] == list(ranked)[:5]
 
 
+def test_a_context_without_tokens_has_no_answer(tokenizer):
+    """A character without width is no white space, and nothing to the tokenizer."""
+    tokens = prepared(Examples(("Who?",), ("\u200b",), None), TASK, tokenizer, max_length=64)
+    logits = np.zeros((len(tokens.tokens.ids), 2), dtype=np.float32)
+    assert span_answers(TASK, logits, tokens) == [{"answer": "", "score": 0.0, "start": 0, "end": 0}]
+
+
 def test_answers_are_compared_as_squad_does():
     assert normalized("The  Eiffel-Tower, an icon!") == "eiffeltower icon"
     assert token_f1("the Denver Broncos", "Denver Broncos") == 1
@@ -114,6 +121,7 @@ def test_squad_and_columns_hold_the_same(write):
         ({"answers": [{"text": "Oslo", "answer_start": 4}]}, "does not stand at character 4"),
         ({"answers": [{"text": "Oslo"}]}, "answers that cannot be read"),
         ({"question": " "}, "no text in column 'question'"),
+        ({"question": "\ud83d?"}, "train.json:1: half a character in 'question'"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_number(write, changes, message):

@@ -80,6 +80,11 @@ def test_what_is_wrong_is_named_with_its_line(write, text, message):
     with pytest.raises(DataError, match=r"dev.conll:1: tag 'B-city' is unknown"):
         read_tagged(open_tagged(unknown), DataConfig(), task)
     assert read_tagged(open_tagged(unknown), DataConfig(skip_bad_rows=True), task)[1].bad_rows == 1
+    with pytest.raises(DataError, match=r"all.conll: none of the 1 sentences can be used"):
+        read_tagged(open_tagged(write("all.conll", "Oslo\tB-city\n")), DataConfig(skip_bad_rows=True), task)
+    half = write("half.jsonl", '{"tokens": ["fine"], "tags": ["O"]}\n{"tokens": ["\\ud83d"], "tags": ["O"]}\n')
+    with pytest.raises(DataError, match=r"half.jsonl:2: half a character in column 'tokens'"):
+        read_tagged(open_tagged(half), DataConfig(), None)
 
 
 def test_labels_stand_on_first_tokens_and_offsets_on_words(tokenizer):
@@ -163,5 +168,8 @@ def test_texts_to_be_tagged(write):
     assert split.words == (((0, 3), (4, 10)),)
     with pytest.raises(DataError, match=r"blank.txt:2: no words"):
         read_untagged(write("blank.txt", "Ann sings.\n\nOslo\n"), DataConfig())
+    for name, empty in (("blank.txt", "\n\n"), ("none.conll", "-DOCSTART-\tO\n")):
+        with pytest.raises(DataError, match=f"{name}: no words"):
+            read_untagged(write(name, empty), DataConfig())
     with pytest.raises(ConfigError, match="not a pair"):
         typed_texts(["a"], ["b"])

@@ -21,6 +21,7 @@ def augment(
     label_column: opt.LabelColumn = None,
     task_type: opt.TaskType = None,
     label_names: opt.LabelNames = None,
+    label_separator: opt.LabelSeparator = None,
     skip_bad_rows: opt.SkipBadRows = False,
     max_length: Annotated[
         int | None, typer.Option(help="longest input of the teacher in tokens (default: 128)")
@@ -75,6 +76,7 @@ def augment(
         label_column=label_column,
         task_type=task_type,  # type: ignore[arg-type]
         label_names=opt.split(label_names),
+        label_separator=label_separator,
         skip_bad_rows=skip_bad_rows,
         max_length=max_length or DataConfig.max_length,
     )

@@ -40,7 +40,14 @@ def demo(
         config = TrainConfig(model=_base_model(), output=output, recipe="demo", validation=0.1, seed=42)
         opt.prepare_libraries(threads)
         _train(config, data_config, overwrite=overwrite)
-        _present(output, data_config)
+        if _is_main_process():
+            _present(output, data_config)
+
+
+def _is_main_process() -> bool:
+    from limbert.run.processes import join_processes
+
+    return join_processes().is_main
 
 
 def _base_model() -> str:

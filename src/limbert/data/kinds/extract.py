@@ -53,6 +53,8 @@ def best_spans(logits: np.ndarray, examples: TokenizedExamples, *, count: int = 
 
 def _best_of_window(logits: np.ndarray, count: int) -> list[tuple[float, int, int]]:
     """Logit, first and last token of the best spans of one window's context, ``(tokens, 2)``."""
+    if not len(logits):
+        return []  # the tokenizer finds nothing in this context
     padded = np.concatenate([logits[:, 1], np.full(MOST_TOKENS - 1, -np.inf, dtype=logits.dtype)])
     spans = logits[:, :1] + np.lib.stride_tricks.sliding_window_view(padded, MOST_TOKENS)  # (tokens, lengths)
     flat = spans.ravel()

@@ -7,7 +7,7 @@ from typing import Any
 
 from limbert.core.config import DataConfig
 from limbert.data.files import Answers, Examples, open_table
-from limbert.data.table import Row, Table, readable
+from limbert.data.table import Row, Table, half_character, readable
 from limbert.data.tasks import Task, own_task
 from limbert.errors import ConfigError, DataError
 
@@ -41,7 +41,9 @@ def _squad_table(name: str, articles: list[Any]) -> Table:
                     for asked in paragraph["qas"]:
                         number += 1
                         found = {**asked, "title": article.get("title"), "context": paragraph["context"]}
-                        yield Row(number, [found.get(column) for column in columns])
+                        broken = half_character({column: found.get(column) for column in columns})
+                        problem = broken and f"half a character in {broken!r}, expected whole ones"
+                        yield Row(number, [found.get(column) for column in columns], problem)
             except (KeyError, TypeError, AttributeError) as error:
                 yield Row(number + 1, (), f"no SQuAD ({error!r}), expected articles with paragraphs, each with qas")
 

@@ -87,6 +87,8 @@ def read_tagged(table: Table, config: DataConfig, task: Task | None) -> tuple[Ta
         texts.append(text)
         spans.append(places)
         labels.append(ids)
+    if not texts:
+        raise DataError(f"{table.name}: none of the {bad_rows} sentences can be used; expected at least one")
     return task, Examples(tuple(texts), None, tuple(labels), bad_rows, words=tuple(spans))
 
 
@@ -112,6 +114,8 @@ def read_untagged(path: Path, config: DataConfig) -> Examples:
             continue
         texts.append(text)
         spans.append(places)
+    if not texts:
+        raise DataError(f"{table.name}: no words; expected a text or a list of words in some row")
     return Examples(tuple(texts), None, None, words=tuple(spans))
 
 

@@ -1,5 +1,6 @@
 """What a batch prediction was asked, kept beside its answers, so that nothing else is ever mixed into them."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,8 @@ def identity(request: Request, found: Input, *, checkpoint: str, max_length: int
         "kept": list(found.kept),
         "rows": found.rows,
         "shards": len(found.shards),
+        "shard_rows": max((shard.rows for shard in found.shards), default=0),
+        "cut": hashlib.blake2b(repr(found.shards).encode(), digest_size=8).hexdigest(),
         "sources": {source.path: [source.rows, source.bytes, source.modified] for source in found.sources},
     }
     parsed: dict[str, Any] = json.loads(json.dumps(values))

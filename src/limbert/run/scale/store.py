@@ -59,7 +59,7 @@ class Store:
         root, _, inner = path.partition("/")
         known = f"{scheme}://{root}" + (f"?{query}" if query else "")
         if scheme in ("local", "file"):
-            return cls(fs.LocalFileSystem(), "/" + inner)
+            return cls(fs.LocalFileSystem(), "/" + rest.partition("/")[2])
         try:
             return cls(fs.FileSystem.from_uri(known)[0], f"{root}/{inner}")
         except (ArrowException, OSError, NotImplementedError) as error:
