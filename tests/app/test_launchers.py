@@ -164,7 +164,7 @@ def test_what_only_another_machine_lacks_is_told(folder: Path) -> None:
         )
         for rank, model in enumerate(["small", "./absent"])
     ]
-    said = [own_lines(process.communicate()[1]) for process in reversed(processes)]
+    said = [own_lines(process.communicate(timeout=120)[1]) for process in reversed(processes)]
     assert "no checkpoint folder at ./absent" in said[0][0]
     assert said[1] == []  # the other ends without a word
     assert [process.returncode for process in processes] == [1, 1]
