@@ -10,6 +10,7 @@
     ├── CheckpointError                    a checkpoint folder that is missing, broken or of another kind
     ├── StorageError                       the disk is full, or a folder cannot be written
     ├── ExportError                        an exported model that does not answer as its source does
+    ├── DivergedError                      a training whose loss is no number any more
     ├── ProcessError                       another process of the same training run has ended
     ├── ServeError                         what a server says instead of an answer (limbert.app.server.errors)
     └── RemoteError                        a server that does not answer a client
@@ -47,6 +48,10 @@ class CheckpointError(LimbertError):
 
 class StorageError(LimbertError):
     """The disk is full, or a folder cannot be written."""
+
+
+class DivergedError(LimbertError):
+    """A training whose loss is no number any more."""
 
 
 class ExportError(LimbertError):

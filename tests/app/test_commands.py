@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from app_material import DATA_OPTIONS, DEMO_DATA, call, environment, make_small_encoder, needs_encoder, run
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 pytestmark = needs_encoder
 GATES = [*DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "flexible-bert"]
@@ -229,6 +230,10 @@ BAD_LINES = [
     (["predict", "trained", "--input", "empty.csv"], "empty.csv"),
     (["predict", "trained", "--text", "a", "--output", "nowhere/x.jsonl"], "the folder of output nowhere/x.jsonl"),
     (["predict", "small", "--text", "a"], "small has no limbert.json"),
+    (["predict", "wordless", "--text", "a"], "wordless has no tokenizer"),
+    (["predict", "trained", "--text", "caf\udce9"], "is not UTF-8"),
+    (["predict", "trained", "--input", "texts.txt", "--output", "./texts.txt"], "output ./texts.txt is the input"),
+    (["predict", "trained", "--input", "texts.txt", "--engine", "ray", "--output", "x", "--keep", ""], "--keep is ''"),
     (["report", "nowhere"], "no model folder at nowhere"),
     (["report", "small"], "small has no limbert.json"),
     (["report", "trained", "--output", "x.pdf"], "output x.pdf must end in .html"),
@@ -243,6 +248,12 @@ BAD_LINES = [
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "best"], "no recipe 'best'"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--set", "width.a=1"], "unknown setting width.a"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--batch-size", "0"], "batch size is 0"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--max-length", "0"], "maximum length is 0"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--seed", "-1"], "seed is -1; it must be from 0"),
+    (["train", *DATA_OPTIONS, "--model", "wordless", "--output", "x"], "wordless has no tokenizer"),
+    (["pretrain", "--corpus", "", "--model", "small", "--output", "x"], "corpus is ''"),
+    (["pretrain", "--corpus", "texts.txt", "--model", "wordless", "--output", "x"], "wordless has no tokenizer"),
+    (["augment", *DATA_OPTIONS, "--lm", "small", "--output", "texts.txt"], "texts.txt is a file"),
     (["train", *DATA_OPTIONS, "--model", "./absent", "--output", "x"], "no checkpoint folder at ./absent"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "small"], "is not a model trained by Limbert"),
     (["train", *GATES, "--gates", "2"], "number of gates is 2; it must be a divisor of the 3 layers: 1, 3"),
@@ -283,6 +294,9 @@ BAD_LINES = [
 
 def test_bad_input_gets_one_clear_line(folder: Path) -> None:
     (folder / "empty.csv").write_text("")
+    (folder / "wordless").mkdir()
+    for name in ("config.json", "limbert.json", "model.safetensors"):
+        (folder / "wordless" / name).write_bytes((folder / "trained" / name).read_bytes())
     (folder / "texts.txt").write_text("one\n")
     for arguments, message in BAD_LINES:
         done = call(folder, *arguments)
@@ -292,6 +306,19 @@ def test_bad_input_gets_one_clear_line(folder: Path) -> None:
         assert done.stderr.count("\n") == 1, done.stderr
     assert not (folder / "x").exists()
     assert not (folder / "x.training").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run(folder: Path) -> None:
+    network = AutoModel.from_pretrained(folder / "small")
+    torch.nn.init.constant_(network.embeddings.LayerNorm.weight, float("nan"))
+    network.save_pretrained(folder / "spoilt")
+    for path in (folder / "small").glob("token*"):
+        (folder / "spoilt" / path.name).write_bytes(path.read_bytes())
+    done = call(folder, "train", *DATA_OPTIONS, "--model", "spoilt", "--output", "never", "--max-steps", "2")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("limbert: error")]
+    assert "loss is nan at step 2; try a lower learning rate" in line
+    assert not (folder / "never").exists()
 
 
 def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:

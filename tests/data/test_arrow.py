@@ -1,11 +1,13 @@
 """Parquet and Hub data sets: the names of classes come with the data."""
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from limbert.core.config import DataConfig
 from limbert.data import arrow, sources
 from limbert.data.arrow import hub_tables, parquet_table
-from limbert.data.load import load_task_data
+from limbert.data.load import load_task_data, load_texts
 from limbert.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -79,6 +81,21 @@ def test_glue_from_the_hub_reads_as_from_its_folder(tmp_path, monkeypatch):
     assert data.train.labels == (0, 1, 2, 0)
     assert data.train.pairs == ("another",) * 4
     assert {part: examples.labels for part, examples in data.dev.items()} == {"matched": (2, 1), "mismatched": (0,)}
+
+
+def test_bytes_that_are_no_text_are_named_with_their_row(tmp_path):
+    texts = pyarrow.array([b"fine", b"caf\xe9", b"fine too"]).cast(pyarrow.binary())
+    column = pyarrow.StringArray.from_buffers(3, *texts.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    rows = [*parquet_table(tmp_path / "a.parquet").rows()]
+    assert [(row.line, row.cells[0], row.problem is None) for row in rows] == [
+        (1, "fine", True),
+        (2, None, False),
+        (3, "fine too", True),
+    ]
+    with pytest.raises(DataError, match=r"a.parquet:2: the bytes are not UTF-8"):
+        load_texts(tmp_path / "a.parquet", DataConfig())
+    assert load_texts(tmp_path / "a.parquet", DataConfig(skip_bad_rows=True)).texts == ("fine", "fine too")
 
 
 def test_a_folder_without_data_is_no_data_set(tmp_path):

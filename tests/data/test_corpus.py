@@ -88,6 +88,8 @@ def test_files_folders_and_globs(write: Callable, tmp_path: Path) -> None:
     assert corpus_files([str(tmp_path / "b.txt"), str(tmp_path / "*.txt")]) == (paths[1], paths[0])
     assert corpus_files([str(tmp_path / "deep")]) == (paths[2],)
     assert corpus_files([str(tmp_path / "**" / "*.raw")]) == (paths[2],)
+    write("deep/.git/config", "x")
+    assert corpus_files([str(tmp_path / "deep")]) == (paths[2],)
     with pytest.raises(DataError, match="no such file, and no folder or glob with files in it"):
         corpus_files([str(tmp_path / "none-*.txt")])
 
@@ -102,6 +104,8 @@ def test_bad_input_is_named(tokenizer: PreTrainedTokenizerBase, write: Callable,
     with pytest.raises(DataError, match=r"half.jsonl:2: half a character in column 'text'"):
         stream_of(half, tokenizer)
     assert len(stream_of(half, tokenizer, skip_bad_rows=True).ids) == 1
+    with pytest.raises(DataError, match="corpus is ''; it must be"):
+        corpus_files([""])  # and not the folder that one happens to be in
     with pytest.raises(DataError, match="no text in the corpus"):
         stream_of(write("blank.txt", " \n\n"), tokenizer)
     with pytest.raises(ConfigError, match=r"mask share is 0.9; it must be above 0 and at most 0.5"):

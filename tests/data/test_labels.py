@@ -72,6 +72,17 @@ def test_scores_are_finite_numbers():
             reader.read(value)
 
 
+@pytest.mark.parametrize("text", ["1e39", "-1e308", "1_0.5"])
+def test_scores_are_numbers_that_a_loss_can_be_made_of(text):
+    with pytest.raises(ValueError, match="expected a"):
+        LabelReader(own_task("regression", ()), accept_ids=False).read(text)
+
+
+def test_a_name_may_hold_more_digits_than_a_number_can():
+    long = "a" + "7" * 5000
+    assert inferred([long, "a1", long, "a1"]).labels == ("a1", long)
+
+
 def test_a_long_list_of_names_is_cut_in_messages():
     reader = LabelReader(own_task("classification", tuple(f"intent {index}" for index in range(77))), accept_ids=False)
     with pytest.raises(ValueError, match=r"intent 7, \.\.\. \(77 in all\)"):

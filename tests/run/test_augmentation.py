@@ -13,7 +13,7 @@ from limbert.core.augmentation import AugmentConfig
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.data.batches import TokenizedExamples
 from limbert.data.load import load_task_data
-from limbert.errors import ConfigError, DataError, LimbertError
+from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
 from limbert.run.augment import augment
 from limbert.run.recipes import load_recipe, override
@@ -88,8 +88,22 @@ def test_a_finished_result_is_found_again_and_another_refused(folder: Path) -> N
         augment(config_of(folder, "found", probability=0.9), data_of(folder))
     other = augment(config_of(folder, "found", probability=0.9), data_of(folder), overwrite=True)
     assert other.path.stat().st_mtime_ns != stamp
+    (folder / "words.csv").write_text("text,label\nthe of a,yes\n1 2 3,no\nand,yes\n4,no\n")
+    with pytest.raises(DataError, match="in no row a word was replaced; nothing was written"):
+        augment(config_of(folder, "none"), DataConfig(train=str(folder / "words.csv")))
+    assert not [*(folder / "none").glob("*")]
+    again = folder / "found" / "train_aug.json"
+    record = again.read_text()
+    again.write_text("[1]")
+    with pytest.raises(StorageError, match=r"train_aug.json holds list, not an object"):
+        augment(config_of(folder, "found", probability=0.9), data_of(folder))
+    again.write_text(record)
     with pytest.raises(DataError, match="augmented already"):
         augment(config_of(folder, "twice"), DataConfig(train=str(other.path)))
+    with other.path.open("a") as file:
+        file.write("edited")
+    with pytest.raises(ConfigError, match=r"train_aug.csv was changed since it was made; --overwrite makes it again"):
+        augment(config_of(folder, "found", probability=0.9), data_of(folder))
     with pytest.raises(ConfigError, match="not fine-tuned for this task; it must answer no, yes"):
         augment(config_of(folder, "bad", with_logits=str(folder / "lm")), data_of(folder))
     with pytest.raises(LimbertError, match="no-vectors"):

@@ -57,6 +57,10 @@ def test_another_cut_is_another_request(tmp_path: Path) -> None:
     assert identity(request, look(tmp_path / "in", 50), checkpoint="a", max_length=8) == asked[0]
     store = Store.at(str(tmp_path / "out"))
     begin(store, asked[0])
+    patient = identity(Request(Policy(subnet="1x1"), skip_bad_rows=True), cuts[0], checkpoint="a", max_length=8)
+    begin(store, patient)  # finished shards had no bad rows
+    with pytest.raises(ConfigError, match="skip_bad_rows true -> false"):
+        begin(store, asked[0])
     for other in asked[1:]:
         with pytest.raises(ConfigError, match=r"other settings .*shard_rows 50 -> 4"):
             begin(store, other)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from limbert.core.config import Precision, require, setting
+from limbert.core.config import Precision, require, require_seed, setting
 
 SMALL_TASK = 10_000  # training rows below which an example gets more copies
 
@@ -28,6 +28,7 @@ class AugmentConfig:
     precision: Precision = setting("fp32", "fp32, or bf16 autocast")
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         require(bool(self.lm), "language model", self.lm, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
         require(self.copies is None or self.copies > 0, "copies", self.copies, "at least 1")

@@ -20,6 +20,11 @@ def help_of(config: type, name: str) -> str:
     return next(item.metadata["help"] for item in fields(config) if item.name == name)
 
 
+def require_seed(seed: int) -> None:
+    """Raise a ConfigError unless every generator takes the seed."""
+    require(0 <= seed < 2**32, "seed", seed, "from 0 to 4294967295")
+
+
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise ConfigError ``name VALUE: must be ALLOWED`` unless the condition holds."""
     if not condition:
@@ -179,6 +184,7 @@ class TrainConfig:
     tensorboard: bool = setting(False, "write a TensorBoard log too")
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         require(bool(self.model), "model", self.model, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")

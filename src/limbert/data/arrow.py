@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from limbert.data.table import Row, Table
+from limbert.data.table import NOT_UTF8, Row, Table
 from limbert.errors import DataError
 
 _BATCH = 1024  # rows turned into Python values at a time
@@ -67,9 +67,13 @@ def _arrow_table(name: str, schema: Any, batches: Callable[[], Iterable[Any]]) -
     def rows() -> Iterator[Row]:
         number = itertools.count(1)
         for batch in batches():
-            columns = [_values(batch.column(column), class_names.get(column)) for column in schema.names]
-            for cells in zip(*columns, strict=True):
-                yield Row(next(number), cells)
+            found = [values_of(batch.column(column)) for column in schema.names]
+            columns = [
+                _named(values, class_names.get(column)) for (values, _), column in zip(found, schema.names, strict=True)
+            ]
+            broken = {row for _, rows in found for row in rows}
+            for row, cells in enumerate(zip(*columns, strict=True)):
+                yield Row(next(number), cells, NOT_UTF8 if row in broken else None)
 
     return Table(name, tuple(schema.names), rows, class_names)
 
@@ -87,8 +91,22 @@ def _class_names(schema: Any) -> Mapping[str, tuple[str, ...]]:
         return {}
 
 
-def _values(column: Any, names: tuple[str, ...] | None) -> list[object]:
-    values: list[object] = column.to_pylist()
+def values_of(column: Any) -> tuple[list[object], set[int]]:
+    """The values of an Arrow column, and the places of those that are no text though they should be; None there."""
+    try:
+        return column.to_pylist(), set()
+    except UnicodeDecodeError:
+        broken, values = set(), []
+        for place, value in enumerate(column):
+            try:
+                values.append(value.as_py())
+            except UnicodeDecodeError:
+                broken.add(place)
+                values.append(None)
+        return values, broken
+
+
+def _named(values: list[object], names: tuple[str, ...] | None) -> list[object]:
     if names is None:
         return values
     return [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]

@@ -13,16 +13,18 @@ from limbert.errors import DataError
 
 
 def corpus_files(names: Iterable[str]) -> tuple[Path, ...]:
-    """The files that names point to, each once: a file, a folder (all files in it), or a glob; in order.
+    """The files that names point to, each once: a file, a folder (its files but hidden ones), or a glob; in order.
 
     Raises:
         DataError: a name that nothing answers to.
     """
     found: dict[Path, None] = {}
     for name in names:
+        if not name.strip():
+            raise DataError(f"corpus is {name!r}; it must be a file, a folder or a glob")
         path = Path(name).expanduser()
         if path.is_dir():
-            paths = sorted(part for part in path.rglob("*") if part.is_file() and not part.name.startswith("."))
+            paths = sorted(part for part in path.rglob("*") if part.is_file() and not _hidden(part.relative_to(path)))
         elif path.exists():
             paths = [path]
         else:
@@ -31,6 +33,10 @@ def corpus_files(names: Iterable[str]) -> tuple[Path, ...]:
             raise DataError(f"corpus {name}: no such file, and no folder or glob with files in it")
         found |= dict.fromkeys(paths)
     return tuple(found)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def stream_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:

@@ -11,6 +11,7 @@ from limbert.data.tasks import Task, own_task
 from limbert.errors import ConfigError, DataError
 
 _INTEGER = re.compile(r"[+-]?\d+")
+_LARGEST = 1e15  # of a score: sums of its square are still numbers of 32 bits
 _MANY_ROWS = 20  # from here on, more than one class for two rows is taken for a wrong label column
 _SHOWN_LABELS = 8  # label names listed in a message
 SEPARATOR = ","  # between several labels in one cell
@@ -48,6 +49,8 @@ class LabelReader:
             number = _number(text)
             if number is None:
                 raise ValueError(f"label {text!r} is no number, expected a finite number")
+            if abs(number) > _LARGEST:
+                raise ValueError(f"label {text!r} is too large, expected a number within {_LARGEST:g}")
             return number
         return self._id(text)
 
@@ -118,7 +121,7 @@ def _are_scores(texts: Sequence[str]) -> bool:
 def _number(text: str) -> float | None:
     """The finite number that the text writes, or None."""
     try:
-        number = float(text)
+        number = float(text) if "_" not in text else math.nan  # Python's own way to write 1000
     except ValueError:
         return None
     return number if math.isfinite(number) else None
@@ -129,7 +132,7 @@ def sort_key(text: str) -> tuple[int, float, list[str | int]]:
     number = _number(text)
     if number is not None:
         return 0, number, [text]
-    return 1, 0.0, [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", text))]
+    return 1, 0.0, [int(part[:4000]) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", text))]
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -133,13 +133,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
                 yield number, None
 
 
-_NOT_UTF8 = "the bytes are not UTF-8; expected UTF-8 text"
+NOT_UTF8 = "the bytes are not UTF-8; expected UTF-8 text"
 
 
 def _whole_lines(path: Path) -> Iterator[Row]:
     for number, text in _lines(path):
         if text is None:
-            yield Row(number, (), _NOT_UTF8)
+            yield Row(number, (), NOT_UTF8)
         else:
             text = text.removesuffix("\n").removesuffix("\r")
             yield Row(number, (text,) if text.strip(" ") else ())
@@ -170,7 +170,7 @@ def _split_csv(path: Path) -> Iterator[Row]:
             yield Row(start, (), f"broken CSV ({error}); expected cells with closed quotes")
             continue
         if undecodable:
-            yield Row(undecodable[0], (), _NOT_UTF8)
+            yield Row(undecodable[0], (), NOT_UTF8)
             undecodable.clear()
         else:
             yield Row(start, cells)
@@ -180,7 +180,7 @@ def half_character(values: Mapping[str, object]) -> str | None:
     """The first column with one half of a surrogate pair, which JSON can write and no encoding can; else None."""
     for column, value in values.items():
         try:
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps({column: value}, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             return column
     return None

@@ -73,14 +73,29 @@ def load_config_and_tokenizer(path_or_hub_id: str) -> tuple[PreTrainedConfig, Pr
     check_folder(path_or_hub_id)
     try:
         config = AutoConfig.from_pretrained(path_or_hub_id)
-        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"cannot load the config and tokenizer of {path_or_hub_id}: {_one_line(error)}"
-        ) from error
+        raise CheckpointError(f"cannot load the config of {path_or_hub_id}: {_one_line(error)}") from error
+    tokenizer = load_tokenizer(path_or_hub_id)
     if config.model_type not in FAMILIES:
         raise unsupported(config.model_type)
     return config, tokenizer
+
+
+def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: if there is none; Transformers makes up one that knows no words where its files are missing.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path_or_hub_id)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path_or_hub_id} has no tokenizer that can be read: {_one_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise CheckpointError(
+            f"{path_or_hub_id} has no tokenizer; copy its files (tokenizer.json, ...) into the folder"
+        )
+    return tokenizer
 
 
 @contextmanager

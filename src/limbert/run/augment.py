@@ -106,7 +106,11 @@ def augment(
         workers=workers if config.with_logits is not None else 1,
         progress=functools.partial(progress, "writing copies"),
     )
-    copies = _join(place.target, layout, [second.path(place.work, number) for number in range(pieces)])
+    try:
+        copies = _join(place.target, layout, [second.path(place.work, number) for number in range(pieces)])
+    except DataError:
+        place.discard()
+        raise
     made = Augmentation(place.target, len(rows), copies, masked, rate)
     place.finish(made.to_dict() | {"versions": versions()})
     return made
@@ -188,7 +192,7 @@ def _join(target: Path, layout: RowFormat, pieces: list[Path]) -> int:
             copies += _first_number(content)
             file.write(content.partition(b"\n")[2].decode())
         if not copies:
-            raise DataError("no row has a word that could be replaced; nothing was written")
+            raise DataError("in no row a word was replaced; nothing was written")
     return copies
 
 

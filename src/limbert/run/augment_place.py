@@ -35,6 +35,8 @@ class AugmentPlace:
     """
 
     def __init__(self, output: str | Path, *, suffix: str, settings: dict[str, Any], overwrite: bool) -> None:
+        if Path(output).exists() and not Path(output).is_dir():
+            raise ConfigError(f"output {output} is a file; it must be a folder, or nothing yet")
         self.target = Path(output) / f"{NAME}{suffix}"
         self.work = Path(output) / f"{NAME}.work"
         self._record = Path(output) / f"{NAME}.json"
@@ -52,8 +54,19 @@ class AugmentPlace:
             raise ConfigError(f"{self.target} exists and was not made by limbert augment; choose another folder")
 
     def finished(self) -> dict[str, Any] | None:
-        """What the record says of this very result; None where it is not finished, or shall be made again."""
-        return None if self._overwrite or not self.target.exists() else _read(self._record)
+        """What the record says of this very result; None where it is not finished, or shall be made again.
+
+        Raises:
+            ConfigError: if the file is not the one that was made.
+        """
+        record = None if self._overwrite or not self.target.exists() else _read(self._record)
+        if record is not None and record.get("bytes", 0) != self.target.stat().st_size:
+            raise ConfigError(f"{self.target} was changed since it was made; --overwrite makes it again")
+        return record
+
+    def discard(self) -> None:
+        """Delete the work folder: nothing comes of it."""
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def create(self) -> None:
         """Make the work folder, with the settings in it.
@@ -77,7 +90,11 @@ class AugmentPlace:
             StorageError: if it cannot be written.
         """
         with replaced_file(self._record) as file:
-            file.write(json_text(record | {"settings": self._settings}))
+            size = self.target.stat().st_size
+            file.write(json_text(record | {"bytes": size, "settings": self._settings}))
+        for other in self.target.parent.glob(f"{NAME}.*") if self._overwrite else ():
+            if other.suffix in (".csv", ".tsv", ".jsonl") and other != self.target:
+                other.unlink()  # of another format, made by an earlier call
         shutil.rmtree(self.work, ignore_errors=True)
 
 
@@ -115,11 +132,13 @@ def _digest(path: str) -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise StorageError(f"{path} holds {type(found).__name__}, not an object; delete it, or choose another folder")
     return found
 
 

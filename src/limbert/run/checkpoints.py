@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig
 from limbert.core.space import Space
@@ -13,6 +13,7 @@ from limbert.data.files import Examples
 from limbert.data.kinds.table import prepared as prepared_for
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError
+from limbert.model.checkpoint import load_tokenizer
 from limbert.model.elastic import ElasticModel
 
 
@@ -67,10 +68,7 @@ def open_checkpoint(path: str | Path, *, space: Space | None = None, head: str |
     """
     model = ElasticModel.from_pretrained(path, space=space, head=head)
     model.network.eval()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} has no tokenizer that can be read") from error
+    tokenizer = load_tokenizer(path)
     record = model.record
     saved = record.get("settings", {}).get("data", {})
     known = {field.name for field in fields(DataConfig)}

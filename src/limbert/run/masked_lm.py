@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbert.core.config import Precision
 from limbert.data.augment import Choice
@@ -21,7 +21,7 @@ from limbert.data.neighbours import Neighbours
 from limbert.data.vocabulary import whole_words
 from limbert.data.words import replaceable
 from limbert.errors import CheckpointError
-from limbert.model.checkpoint import check_folder
+from limbert.model.checkpoint import check_folder, load_tokenizer
 from limbert.model.families import FAMILIES, longest_input
 from limbert.model.reading import accept_positions
 
@@ -53,13 +53,13 @@ def open_masked_lm(path_or_hub_id: str) -> tuple[PreTrainedModel, PreTrainedToke
     """
     check_folder(path_or_hub_id)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
         network, info = AutoModelForMaskedLM.from_pretrained(
             path_or_hub_id, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"cannot load the masked language model {path_or_hub_id}: {reason}") from error
+    tokenizer = load_tokenizer(path_or_hub_id)
     if info["missing_keys"]:
         lacking = ", ".join(sorted(info["missing_keys"])[:3])
         raise CheckpointError(f"{path_or_hub_id} is no masked language model: it lacks the weights {lacking}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from limbert.core.config import PhaseConfig, TaskKind
 from limbert.core.subnet import Subnet
+from limbert.errors import DivergedError
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
 from limbert.model.lean import with_ready_mask
@@ -123,6 +124,7 @@ class Trainer:
         Raises:
             Stopped: when asked to stop, after saving the state.
             StorageError: if a state cannot be saved; the one before stays.
+            DivergedError: if the loss is no number any more.
         """
         config, around = self.config, self.around
         per_epoch = math.ceil(len(examples) / config.batch_size)
@@ -147,6 +149,9 @@ class Trainer:
             state.step += 1
             if state.step % REPORT_EVERY == 0 or state.step == steps:
                 loss, now = torch.stack(losses).mean().item(), time.monotonic()  # waits for the device
+                if not math.isfinite(loss):
+                    reason = f"loss is {loss} at step {state.step}; try a lower learning rate, and look at the labels"
+                    raise DivergedError(reason)
                 self._report(state.step, steps, loss=loss, rate=rate, speed=rows / (now - reported))
                 losses, rows, reported = [], 0, now
             pause = time.monotonic()

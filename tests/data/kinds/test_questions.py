@@ -120,6 +120,8 @@ def test_squad_and_columns_hold_the_same(write):
         ({"is_impossible": True, "answers": []}, "train.json:1: a question without an answer"),
         ({"answers": [{"text": "Oslo", "answer_start": 4}]}, "does not stand at character 4"),
         ({"answers": [{"text": "Oslo"}]}, "answers that cannot be read"),
+        ({"answers": [{"text": " ", "answer_start": 2}]}, "answers that cannot be read"),
+        ({"answers": [{"text": "n", "answer_start": True}]}, "answers that cannot be read"),
         ({"question": " "}, "no text in column 'question'"),
         ({"question": "\ud83d?"}, "train.json:1: half a character in 'question'"),
     ],

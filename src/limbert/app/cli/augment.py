@@ -78,7 +78,7 @@ def augment(
         label_names=opt.split(label_names),
         label_separator=label_separator,
         skip_bad_rows=skip_bad_rows,
-        max_length=max_length or DataConfig.max_length,
+        max_length=DataConfig.max_length if max_length is None else max_length,
     )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the worker processes are to be as quiet as this one
     opt.prepare_libraries(None)

@@ -70,6 +70,11 @@ def predict(
         raise ConfigError("give either --text or --input")
     if pair and len(pair) != len(text or []):
         raise ConfigError(f"{len(pair)} --pair for {len(text or [])} --text; each text needs one")
+    for part in [*(text or ()), *(pair or ())]:
+        if any("\udc80" <= character <= "\udcff" for character in part):
+            raise ConfigError(f"text {part!r} is not UTF-8")
+    if engine == "plain" and output and input and Path(output).resolve() == Path(input).resolve():
+        raise ConfigError(f"output {output} is the input; choose another file")
     if engine == "plain" and output and not Path(output).absolute().parent.is_dir():
         raise ConfigError(f"the folder of output {output} does not exist")
     if run is None:
@@ -91,7 +96,8 @@ def predict(
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
     opened = open_checkpoint(run)
     if opened.task is None:
-        raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
+        what = "is an encoder without a task" if opened.model.record else "has no limbert.json"
+        raise CheckpointError(f"{run} {what}; train it with limbert train first")
     chosen = choose_policy(
         policy or f"static:{plain_names(run, [subnet or '1x1'])[0]}",
         record=opened.model.record,

@@ -40,6 +40,8 @@ def check_engine(engine: str, workers: int | None, keep: str | None, shard_rows:
         ConfigError: naming it.
     """
     require(engine in ("plain", "ray"), "engine", engine, "plain or ray")
+    if keep is not None and not keep.strip():
+        raise ConfigError(f"--keep is {keep!r}; name columns of the input, or leave it out for all")
     given = {"--workers": workers, "--keep": keep, "--shard-rows": shard_rows, "--skip-bad-rows": skip or None}
     for name, value in given.items():
         if engine == "plain" and value is not None:

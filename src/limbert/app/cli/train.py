@@ -77,7 +77,7 @@ def train(
         train_limit=train_limit,
         augmented=augmented,
         skip_bad_rows=skip_bad_rows,
-        max_length=max_length or DataConfig.max_length,
+        max_length=DataConfig.max_length if max_length is None else max_length,
         held_out=held_out,
         label_separator=label_separator,
         stride=stride,

@@ -24,7 +24,7 @@ def open_questions(path: Path) -> Table:
         return open_table(path)
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # an object a line
+    except (ValueError, RecursionError):  # an object a line
         return open_table(path)
     articles = whole.get("data") if isinstance(whole, dict) else None
     return open_table(path) if not isinstance(articles, list) else _squad_table(str(path), articles)
@@ -130,7 +130,7 @@ def _answers(value: object, context: str, *, impossible: bool) -> Answers:
     if impossible or not pairs:
         raise ValueError("a question without an answer (SQuAD 2), expected one with an answer in its context")
     for text, start in pairs:
-        if not isinstance(text, str) or not isinstance(start, int) or not text:
+        if not isinstance(text, str) or type(start) is not int or not text.strip():
             raise ValueError("answers that cannot be read, expected objects with text and answer_start")
         if start < 0 or context[start : start + len(text)] != text:
             raise ValueError(f"answer {text!r} does not stand at character {start} of its context, expected it there")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limbert.data.arrow import values_of
 from limbert.data.files import open_table
-from limbert.data.table import Row, Table
+from limbert.data.table import NOT_UTF8, Row, Table
 from limbert.data.tasks import Columns
 from limbert.errors import DataError
 from limbert.run.scale.shards import Shard
@@ -128,11 +129,13 @@ def _as_text(row: Row, places: list[int]) -> Row:
 
 def _rows(table: Any, names: tuple[str, ...], *, first: int) -> Iterator[Row]:
     """The texts of an Arrow table; a Parquet row is named by its number."""
-    cells = [table.column(name).to_pylist() for name in names]
+    found = [values_of(table.column(name)) for name in names]
+    cells, broken = [values for values, _ in found], {row for _, rows in found for row in rows}
     if _LINE in table.column_names:
         lines, problems = table.column(_LINE).to_pylist(), table.column(_PROBLEM).to_pylist()
     else:
-        lines, problems = range(first, first + table.num_rows), [None] * table.num_rows
+        lines = range(first, first + table.num_rows)
+        problems = [NOT_UTF8 if row in broken else None for row in range(table.num_rows)]
     for line, problem, *row in zip(lines, problems, *cells, strict=True):
         yield Row(line, row, problem)
 

@@ -80,15 +80,21 @@ def begin(output: Store, asked: dict[str, Any]) -> set[str]:
             found = json.loads(output.read(NAME))
         except ValueError as error:
             raise ConfigError(f"{output.path}/{NAME} is broken ({error}); choose another folder") from None
-        if found != asked:
+        if asked["skip_bad_rows"] and found == asked | {"skip_bad_rows": False}:
+            output.write(NAME, _text(asked))  # what is finished has no bad rows
+        elif found != asked:
             raise ConfigError(f"output {output.path} was begun with other settings ({_changed(found, asked)}); "
                               "finish it with its own command, or choose another folder")  # fmt: skip
         return there
     if there:
         raise ConfigError(f"output {output.path} is not empty and was not begun by this command; choose another folder")
     output.make()
-    output.write(NAME, json.dumps(asked, indent=1, ensure_ascii=False).encode())
+    output.write(NAME, _text(asked))
     return {NAME}
+
+
+def _text(asked: dict[str, Any]) -> bytes:
+    return json.dumps(asked, indent=1, ensure_ascii=False).encode()
 
 
 def _changed(old: Any, new: dict[str, Any]) -> str:
