@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pyarrow.dataset
 import pytest
+import torch
 from app_material import command, environment, needs_encoder
 from object_store import object_store, use_keys
 from scale_material import POLICY, TASK, make_texts, save_model, write_parquet
@@ -35,6 +36,15 @@ pytest.importorskip("ray")
 pytestmark = needs_encoder
 TEXTS = make_texts(400)
 SHARD = 30
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the workers have: with two, the plain engine's last bits are others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
