@@ -1,6 +1,7 @@
 """Augmented rows are read back with their labels, and traced to the rows they were made of."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def test_a_text_that_stands_often_is_traced_in_seconds(write: Write) -> None:
     write("s/dev.tsv", "sentence\tlabel\na dull film\t0\n")
     copies = [text for row in rows for text in (row, row.replace("film", "movie"))]
     path = write("aug.tsv", "sentence\tlabel\n" + "".join(f"{text}\t1 -1\n" for text in copies))
+    began = time.process_time()
     found = load_task_data(DataConfig(task="sst-2", data=str(path.parent / "s"), augmented=str(path)), seed=0).augmented
+    assert time.process_time() - began < 10  # with all pairs more than 30
     assert found is not None
     assert found.origins == tuple(mark for row in rows for mark in marks(row) * 2)
 
