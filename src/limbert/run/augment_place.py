@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from limbert.core.augmentation import AugmentConfig
 from limbert.core.config import DataConfig
+from limbert.data.write import Suffix
 from limbert.errors import ConfigError, DataError, StorageError
 from limbert.model.checkpoint import json_text
 from limbert.model.storage import replaced_file
@@ -93,7 +94,7 @@ class AugmentPlace:
             size = self.target.stat().st_size
             file.write(json_text(record | {"bytes": size, "settings": self._settings}))
         for other in self.target.parent.glob(f"{NAME}.*") if self._overwrite else ():
-            if other.suffix in (".csv", ".tsv", ".jsonl") and other != self.target:
+            if other.suffix in get_args(Suffix) and other != self.target:
                 other.unlink()  # of another format, made by an earlier call
         shutil.rmtree(self.work, ignore_errors=True)
 

@@ -28,7 +28,7 @@ from limbert.run.evaluate import Result, evaluate
 from limbert.run.monitor import Monitor
 from limbert.run.phase import EncoderWork, PhaseWork
 from limbert.run.phases import PHASES, check_material
-from limbert.run.processes import Processes, join_processes
+from limbert.run.processes import join_processes
 from limbert.run.recipes import Recipe
 from limbert.run.start import Start, kept_back, load_start
 from limbert.run.subnet_phase import SubnetPhase, shared_out
@@ -91,16 +91,15 @@ class PhasedRun(ABC, Generic[M]):
         overwrite: bool = False,
     ) -> None:
         self.config, self.recipe = config, recipe
-        joined = join_processes()
-        self.monitor = monitor if monitor is not None and joined.is_main else Monitor()
+        self.processes = join_processes()
+        self.monitor = monitor if monitor is not None and self.processes.is_main else Monitor()
         self.settings = settings_of(config, recipe, data_config)
-        self.workspace = Workspace(config.output, self.settings, overwrite=overwrite, writes=joined.is_main)
+        self.workspace = Workspace(config.output, self.settings, overwrite=overwrite, writes=self.processes.is_main)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with="tensorboard" if config.tensorboard else None,
             project_dir=str(self.workspace.folder),
         )
-        self.processes = Processes.of(self.accelerator)
         self._should_stop = should_stop
 
     def run(self) -> list[Result]:

@@ -10,6 +10,7 @@ from limbert.app.cli import options as opt
 from limbert.app.cli import predict_on_ray as on_ray
 from limbert.app.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths, choose_policy
 from limbert.app.cli.predict_server import ServerQuestion, check_place
+from limbert.data.table import half_character
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def predict(
     if pair and len(pair) != len(text or []):
         raise ConfigError(f"{len(pair)} --pair for {len(text or [])} --text; each text needs one")
     for part in [*(text or ()), *(pair or ())]:
-        if any("\udc80" <= character <= "\udcff" for character in part):
+        if half_character({"text": part}) is not None:
             raise ConfigError(f"text {part!r} is not UTF-8")
     if engine == "plain" and output and input and Path(output).resolve() == Path(input).resolve():
         raise ConfigError(f"output {output} is the input; choose another file")

@@ -107,7 +107,9 @@ def _pretrain(
 ) -> None:
     from limbert.app.cli import show
     from limbert.data.corpus import corpus_files
+    from limbert.run.processes import join_processes
 
+    join_processes()  # before anything can be wrong, so that an error of any of several is heard
     recipe = recipe_of(config, overrides)
     corpus_files([*corpus.corpus, *corpus.dev])
     results = _with_progress(config, recipe, corpus, overwrite=overwrite)

@@ -26,19 +26,15 @@ class Run(Protocol):
 def recipe_of(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
     """The recipe with the options' overrides; without any for sizes, an elastic model goes on with its own.
 
-    Several processes join first, so that an error of any of them is heard.
-
     Raises:
         ConfigError: if the recipe or an override is wrong.
         CheckpointError: if the model's folder is missing.
     """
     from limbert.app.cli import show
     from limbert.model.checkpoint import check_folder
-    from limbert.run.processes import join_processes
     from limbert.run.recipes import load_recipe, override
     from limbert.run.start import trained_space
 
-    join_processes()
     recipe = override(load_recipe(config.recipe), **overrides)
     check_folder(config.model)
     space = trained_space(config.model)

@@ -113,7 +113,9 @@ def _train(
     config: TrainConfig, data_config: DataConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
 ) -> None:
     from limbert.app.cli import show
+    from limbert.run.processes import join_processes
 
+    join_processes()  # before anything can be wrong, so that an error of any of several is heard
     recipe = recipe_of(config, overrides)
     results = train_with_progress(config, recipe, data_config, overwrite=overwrite)
     if as_json:
