@@ -77,6 +77,27 @@ class Connection:
             self.close()
         return answer
 
+    async def announce(self, call: Call) -> None:
+        """Send the head alone and wait until the server asks for the body: the request is under way, for certain."""
+        self._reader, self._writer = await asyncio.open_connection(*self._address)
+        line, rest = _head(call).split(b"\r\n", 1)
+        self._writer.write(line + b"\r\nexpect: 100-continue\r\n" + rest)
+        said = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 120)
+        assert said.startswith(b"HTTP/1.1 100 "), said
+
+    def send_body(self, call: Call) -> None:
+        """What `announce` has held back."""
+        assert self._writer is not None
+        self._writer.write(call.data[len(_head(call)) :])
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the answer to `send_body`; status 0 where the connection was closed instead."""
+        assert self._reader is not None
+        try:
+            return await asyncio.wait_for(self._answer(self._reader), 120)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return 0, {}, b""
+
     def close(self) -> None:
         """Hang up."""
         if self._writer is not None:
@@ -143,24 +164,36 @@ async def wait_until_ready(host: str, port: int, *, seconds: float = 60) -> None
 
 
 async def end_under_way(process: "subprocess.Popen[str]", host: str, port: int, mix: Mix, pool: Pool) -> Report:
-    """SIGTERM while slow requests run: all of them must be answered, and right."""
+    """SIGTERM while requests are under way, half of them without their bodies yet: all must be answered, and right."""
     wish = {"subnet": mix.subnets[0], "latency_budget_ms": 60_000}
     calls = [mix.good(wish, [text for text in pool.short if text[1] is None and text[0]][-24:]) for _ in range(24)]
-    report = Report()
-
-    async def one(call: Call) -> None:
-        report.note(call, *await Connection(host, port).ask(call))
-
-    tasks = [asyncio.ensure_future(one(call)) for call in calls]
-    ask = Call("", b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n", (200,))
-    while b"limbert_running_requests 24.0" not in (await Connection(host, port).ask(ask))[2]:
-        if all(task.done() for task in tasks):
-            report.wrong.append("all requests had ended before SIGTERM could be sent")
-            break
-    report.statuses["answered before SIGTERM"] = Counter({200: sum(task.done() for task in tasks)})
+    connections = [Connection(host, port) for _ in calls]
+    for connection, call in zip(connections, calls, strict=True):
+        await connection.announce(call)
+    for connection, call in zip(connections[:12], calls[:12], strict=True):
+        connection.send_body(call)
     process.send_signal(signal.SIGTERM)
-    await asyncio.gather(*tasks)
+    await wait_until_closed(host, port)
+    for connection, call in zip(connections[12:], calls[12:], strict=True):
+        connection.send_body(call)
+    report = Report()
+    for connection, call in zip(connections, calls, strict=True):
+        report.note(call, *await connection.answer())
+        connection.close()
     return report
+
+
+async def wait_until_closed(host: str, port: int, *, seconds: float = 60) -> None:
+    """Connect until that is refused: the server has begun to end."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+        except OSError:
+            return
+        await asyncio.sleep(0.01)
+    sys.exit(f"benchmark: error: the server takes connections {seconds:g} s after SIGTERM")
 
 
 def main() -> None:
@@ -213,6 +246,10 @@ def main() -> None:
         process.kill()
     _print(report, ending, kept, seconds=seconds, code=code)
     sys.exit(bool(report.wrong or ending.wrong or code not in (0, -signal.SIGTERM)))
+
+
+def _head(call: Call) -> bytes:
+    return call.data[: call.data.index(b"\r\n\r\n") + 4]
 
 
 def _json_text(lines: Iterator[str]) -> str:
