@@ -33,15 +33,18 @@ class Pool:
         words = [word for word in opened.tokenizer.get_vocab() if word.isalpha() and len(word) > 2]
         special = ["", " ", "🥊🦊", "naïve Größe", "日本語のテキスト", "\x00\t\n", "a" * 3000, "e\u0301\u200d"]
         singles = [*special, *(_sentence(words, chance, opened.max_length) for _ in range(count - len(special)))]
-        self.texts: list[Text] = [(text, None) for text in singles]
-        self.texts += [(text, chance.choice(singles)) for text in singles[: count // 3]]
-        self.limit = opened.max_length
         assert opened.task is not None
+        self.texts: list[Text] = [] if opened.task.pairs else [(text, None) for text in singles]
+        if opened.task.pairs is not False:
+            self.texts += [(text, chance.choice(singles)) for text in singles[: count // 3]]
+        self.limit = opened.max_length
         self.labels = opened.task.labels
         self._place = {text: place for place, text in enumerate(self.texts)}
         lengths, self._logits = [0] * len(self.texts), {}
         for paired in (False, True):
             places = [place for place, (_, pair) in enumerate(self.texts) if (pair is not None) == paired]
+            if not places:
+                continue
             pairs = tuple(str(self.texts[place][1]) for place in places) if paired else None
             examples = Examples(tuple(self.texts[place][0] for place in places), pairs, None)
             longest = opened.model.longest_input

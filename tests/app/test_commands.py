@@ -5,6 +5,7 @@ import json
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -226,6 +227,13 @@ BAD_LINES = [
     (["predict", "trained"], "give either --text or --input"),
     (["predict", "trained", "--text", "a", "--input", "b"], "give either --text or --input"),
     (["predict", "trained", "--text", "a", "--pair", "b", "--pair", "c"], "2 --pair for 1 --text"),
+    (["predict", "trained", "--text", "a", "--pair", "b"], "trained on single texts; a second text is given"),
+    (["predict", "paired", "--text", "a"], "trained on pairs of texts; the second text is missing"),
+    (["predict", "paired", "--input", "texts.txt"], "trained on pairs of texts; the second text is missing"),
+    (
+        ["predict", "paired", "--input", "texts.jsonl", "--engine", "ray", "--output", "x"],
+        "trained on pairs of texts; the second text is missing",
+    ),
     (["predict", "trained", "--input", "nowhere.csv"], "nowhere.csv"),
     (["predict", "trained", "--input", "empty.csv"], "empty.csv"),
     (["predict", "trained", "--text", "a", "--output", "nowhere/x.jsonl"], "the folder of output nowhere/x.jsonl"),
@@ -298,6 +306,11 @@ def test_bad_input_gets_one_clear_line(folder: Path) -> None:
     for name in ("config.json", "limbert.json", "model.safetensors"):
         (folder / "wordless" / name).write_bytes((folder / "trained" / name).read_bytes())
     (folder / "texts.txt").write_text("one\n")
+    (folder / "texts.jsonl").write_text('{"text": "one"}\n')
+    shutil.copytree(folder / "trained", folder / "paired")
+    record = json.loads((folder / "trained" / "limbert.json").read_text())
+    assert record["task"]["pairs"] is False
+    (folder / "paired" / "limbert.json").write_text(json.dumps(record | {"task": record["task"] | {"pairs": True}}))
     for arguments, message in BAD_LINES:
         done = call(folder, *arguments)
         assert (done.returncode, done.stdout) == (1, ""), (arguments, done.stderr)

@@ -73,7 +73,7 @@ def test_regression_reads_floats_and_names_what_is_none(write):
     with pytest.raises(DataError, match=r"train.csv:4: label 'x' is no number"):
         load_task_data(DataConfig(train=str(train), dev=str(train)), seed=0)
     data = load_task_data(DataConfig(train=str(train), dev=str(train), skip_bad_rows=True), seed=0)
-    assert data.task == own_task("regression", ())
+    assert data.task == own_task("regression", (), pairs=False)
     assert data.train == Examples(("some words", "more words"), None, (1.5, 2.0), bad_rows=1)
 
 

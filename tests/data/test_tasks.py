@@ -21,6 +21,25 @@ def test_unknown_name_lists_the_allowed_ones():
         glue_task("sst3")
 
 
+@pytest.mark.parametrize("pairs", [True, False, None])
+def test_what_a_model_was_trained_on_is_kept_and_asked_for(pairs):
+    task = own_task("regression", (), pairs=pairs)
+    assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+    for given in (True, False):
+        if pairs in (None, given):
+            task.check_inputs(pairs=given)
+        else:
+            with pytest.raises(DataError, match=f"on {'pairs of' if pairs else 'single'} texts; "):
+                task.check_inputs(pairs=given)
+
+
+def test_checkpoints_that_do_not_say_it_have_the_pairs_of_their_glue_task():
+    for name, pairs in (("sst2", False), ("mrpc", True)):
+        values = glue_task(name).task.to_dict()
+        assert values.pop("pairs") is pairs
+        assert Task.from_dict(values).pairs is pairs
+
+
 def test_standard_label_order_and_metrics():
     assert glue_task("rte").task.labels == ("entailment", "not_entailment")
     assert glue_task("wnli").task.labels == ("not_entailment", "entailment")

@@ -87,7 +87,7 @@ def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
             reader=reader,
             skip_bad_rows=config.skip_bad_rows,
         )
-    return TaskData(task, _limited(train, config.train_limit, seed=seed), dev, augmented)
+    return _of(task, _limited(train, config.train_limit, seed=seed), dev, augmented)
 
 
 def read_train_table(config: DataConfig) -> TrainTable:
@@ -252,7 +252,11 @@ def _load_with(reader: Reader, config: DataConfig, *, seed: int) -> TaskData:
         dev = {part: reader.read(opener(True), config, task)[1] for part, opener in sources.dev.items()}
     else:
         raise DataError(_no_dev(config))
-    return TaskData(task, _limited(train, config.train_limit, seed=seed), dev)
+    return _of(task, _limited(train, config.train_limit, seed=seed), dev)
+
+
+def _of(task: Task, train: Examples, dev: dict[str, Examples], augmented: Augmented | None = None) -> TaskData:
+    return TaskData(replace(task, pairs=train.pairs is not None), train, dev, augmented)
 
 
 def _load_development_with(reader: Reader, config: DataConfig, task: Task) -> dict[str, Examples]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from limbert.core.config import DataConfig, TaskKind
@@ -11,7 +11,7 @@ from limbert.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted: the kind of label, the class names by id, and the metrics to report.
+    """What is predicted, and from what: the kind of label, the class names by id, the metrics to report.
 
     Raises:
         DataError: fewer names than the kind needs, repeated ones, or names for a kind that has none.
@@ -21,6 +21,7 @@ class Task:
     kind: TaskKind
     labels: tuple[str, ...]  # class names by id; () for regression and question answering
     metrics: tuple[str, ...]  # the first is the primary one
+    pairs: bool | None = None  # whether a text comes with a second one; None: not known
 
     def __post_init__(self) -> None:
         fewest = _FEWEST_LABELS[self.kind]
@@ -42,14 +43,32 @@ class Task:
         """The number of model outputs: one a class, one score, or two (question answering): start and end."""
         return len(self.labels) or (2 if self.kind == "question-answering" else 1)
 
+    def check_inputs(self, *, pairs: bool) -> None:
+        """Refuse single texts where the model was trained on pairs, and pairs where it was trained on single texts.
+
+        Args:
+            pairs: whether those that are to be answered are pairs.
+
+        Raises:
+            DataError: if so; it says what is missing or too much.
+        """
+        if self.pairs is True and not pairs:
+            raise DataError("the model was trained on pairs of texts; the second text is missing")
+        if self.pairs is False and pairs:
+            raise DataError("the model was trained on single texts; a second text is given")
+
     def to_dict(self) -> dict[str, Any]:
         """The task in JSON values; ``from_dict`` reads it back."""
-        return {"name": self.name, "kind": self.kind, "labels": list(self.labels), "metrics": list(self.metrics)}
+        known = {} if self.pairs is None else {"pairs": self.pairs}
+        rest = {"name": self.name, "kind": self.kind, "labels": list(self.labels), "metrics": list(self.metrics)}
+        return rest | known
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
         """The task that ``to_dict`` wrote."""
-        return cls(values["name"], values["kind"], tuple(values["labels"]), tuple(values["metrics"]))
+        labels, metrics = tuple(values["labels"]), tuple(values["metrics"])
+        known = GLUE[values["name"]].task.pairs if values["name"] in GLUE else None  # older checkpoints do not say it
+        return cls(values["name"], values["kind"], labels, metrics, values.get("pairs", known))
 
 
 _FEWEST_LABELS: Mapping[TaskKind, int] = {
@@ -69,14 +88,14 @@ _METRICS: Mapping[TaskKind, tuple[str, ...]] = {
 _ENTITY_TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
 
 
-def own_task(kind: TaskKind, labels: tuple[str, ...]) -> Task:
+def own_task(kind: TaskKind, labels: tuple[str, ...], *, pairs: bool | None = None) -> Task:
     """A task on the user's own data, with the metrics that suit its kind.
 
     Tags of tokens that are not all ``O`` or ``B-TYPE``, ``I-TYPE`` and the like mark no entities: the metric is then
     the accuracy of the words.
     """
     plain = kind == "token-classification" and not all(_ENTITY_TAG.fullmatch(label) for label in labels)
-    return Task(None, kind, labels, ("accuracy",) if plain else _METRICS[kind])
+    return Task(None, kind, labels, ("accuracy",) if plain else _METRICS[kind], pairs)
 
 
 _NAMED_KINDS: Mapping[str, TaskKind] = {"ner": "token-classification", "squad": "question-answering"}
@@ -160,7 +179,10 @@ _TABLE = (
     GlueTask(_classify("rte", _ENTAILMENT), (_SENTENCES,)),
     GlueTask(_classify("wnli", ("not_entailment", "entailment")), (_SENTENCES,)),
 )
-GLUE: Mapping[str, GlueTask] = {str(entry.task.name): entry for entry in _TABLE}
+GLUE: Mapping[str, GlueTask] = {
+    str(entry.task.name): replace(entry, task=replace(entry.task, pairs=entry.layouts[0].pair is not None))
+    for entry in _TABLE
+}
 
 
 def glue_task(name: str) -> GlueTask:

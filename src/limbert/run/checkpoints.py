@@ -45,10 +45,12 @@ class Opened:
 
         Raises:
             ConfigError: if the tokenizer or the length cannot serve.
+            DataError: for single texts where the training had pairs, or the other way round.
         """
         task = task or self.task
         if task is None:
             return tokenize(examples, self.tokenizer, max_length=self.max_length, cache=cache)
+        task.check_inputs(pairs=examples.pairs is not None)
         return prepared_for(
             examples, task, self.tokenizer, max_length=self.max_length, stride=self.data.stride, cache=cache
         )

@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(run: Path) -> Iterator[Service]:
-    with opened(run, policy="adaptive", slo=20.0, max_texts=32, body_timeout=1.0, name="model") as service:
+    with opened(run, policy="adaptive", slo=20.0, max_texts=32, body_timeout=5.0, name="model") as service:
         yield service
 
 

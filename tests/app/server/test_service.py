@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -151,6 +152,22 @@ def test_adaptive_gives_the_best_where_there_is_time(run: Path) -> None:
         assert {row.size for row in together(lambda: service.answer(TEXTS[:5], wish=Wish(min_quality=0.89))).rows} == {
             "1x1"
         }
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_texts_of_another_form_than_the_training_had_are_refused(run: Path, tmp_path: Path, pairs: bool) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    record = json.loads((run / "limbert.json").read_text())
+    (tmp_path / "run" / "limbert.json").write_text(json.dumps(record | {"task": record["task"] | {"pairs": pairs}}))
+    right, wrong = [("a", "b"), ("a", None)][:: 1 if pairs else -1]
+    with opened(tmp_path / "run") as service:
+
+        async def main() -> None:
+            assert len((await service.answer([right])).rows) == 1
+            with pytest.raises(BadRequest, match="the second text is missing" if pairs else "a second text is given"):
+                await service.answer([right, wrong])
+
+        together(main)
 
 
 def test_what_is_too_much_is_refused(run: Path, gate: Gate) -> None:

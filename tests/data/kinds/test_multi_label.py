@@ -24,7 +24,7 @@ def test_lists_and_separated_cells_are_the_same(write):
     config = DataConfig(data=str(cells.parent), task_type="multi-label", label_separator=";")
     second = load_task_data(config, seed=0)
     assert first == second
-    assert first.task == own_task("multi-label", ("x", "y", "z"))
+    assert first.task == own_task("multi-label", ("x", "y", "z"), pairs=False)
     assert first.train.labels == ((0, 2), (), (1,))
     assert load_evaluation_data(config, first.task)["dev"] == first.dev["dev"]
     with pytest.raises(DataError, match=r"train.csv:2: label 'z;x' is unknown, expected one of x, y, z"):

@@ -25,7 +25,7 @@ from limbert.app.server.tokenising import Encoder, Text, Threads
 from limbert.app.server.watch import Snapshot, Watch
 from limbert.app.server.wish import Wish
 from limbert.data.tasks import Task
-from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
+from limbert.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError
 from limbert.run.checkpoints import open_checkpoint
 
 __all__ = ["Answers", "Row", "Service", "Snapshot", "Text", "Timing"]
@@ -154,7 +154,8 @@ class Service:
             truncate: cut texts that are too long, instead of refusing them.
 
         Raises:
-            BadRequest: for no texts, or a wish for what there is not.
+            BadRequest: for no texts, single texts where the training had pairs or the other way round, or a wish for
+                what there is not.
             TooLong: for too many texts, or with ``truncate=False`` too long ones.
             Refused: if it cannot be answered in time, or too much is waiting already.
             Down: if the compute has died, or the server is being shut down.
@@ -246,6 +247,11 @@ class Service:
         most = min(self.settings.max_texts, self.settings.max_queue)
         if len(texts) > most:
             raise TooLong(f"{len(texts)} texts in one request; at most {most} are taken")
+        for pairs in {pair is not None for _, pair in texts}:
+            try:
+                self.task.check_inputs(pairs=pairs)
+            except DataError as error:
+                raise BadRequest(str(error)) from None
         return self._desk, self._tokenisers, *self._offer.sizes_for(wish)
 
     def _tokenise(self, desk: Desk, job: Job, texts: Sequence[Text], truncate: bool) -> None:

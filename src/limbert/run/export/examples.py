@@ -12,7 +12,6 @@ from limbert.data.batches import TokenizedExamples
 from limbert.data.files import Examples
 from limbert.data.kinds.table import KINDS
 from limbert.data.load import load_evaluation_data, load_task_data
-from limbert.data.tasks import glue_task
 from limbert.errors import ConfigError, DataError
 from limbert.run.checkpoints import Opened
 from limbert.run.validation import validation_slice
@@ -58,10 +57,9 @@ def trial_examples(opened: Opened, config: DataConfig, *, required: bool) -> Tri
             places = np.unique(np.linspace(0, len(examples) - 1, _TRIED).astype(int))
             chosen = examples.select(places.tolist())
             return Trial(_tokenized(opened, chosen), "examples of the development set", chosen.pairs is not None)
-    glue = glue_task(opened.task.name) if opened.task is not None and opened.task.name else None
     kind = opened.task.kind if opened.task is not None else "classification"
-    pair = opened.data.pair_column is not None or (glue is not None and glue.layouts[0].pair is not None)
-    pair = pair or kind == "question-answering"
+    known = opened.task.pairs if opened.task is not None else None
+    pair = known if known is not None else opened.data.pair_column is not None or kind == "question-answering"
     sentences = Path(__file__).with_name("sentences.txt").read_text(encoding="utf-8").splitlines()
     shipped = KINDS[kind].typed(sentences, sentences[::-1] if pair else None)
     return Trial(_tokenized(opened, shipped), "built-in sentences", pair)

@@ -69,9 +69,12 @@ def predict_files(
 
     Raises:
         ConfigError: no Ray, or the output holds something else.
-        DataError: a row or a file that cannot be used; finished shards stay.
+        DataError: a row or a file that cannot be used, or texts without pairs where the training had them; finished
+            shards stay.
         StorageError: the output cannot be written, or a shard killed its worker again and again.
     """
+    if opened.task is not None:
+        opened.task.check_inputs(pairs=found.columns.pair is not None)
     ray = need_ray()
     packed, store = pack(run), Store.at(output)
     there = begin(store, identity(request, found, checkpoint=answering_digest(packed), max_length=opened.max_length))

@@ -6,7 +6,7 @@ from limbert.app.server.menu import Size
 from limbert.app.server.scores import check_finite, function_of, labels_of
 from limbert.app.server.service import Answers, Service
 from limbert.core.space import is_point, parse_point
-from limbert.data.tasks import GLUE, Task
+from limbert.data.tasks import Task
 
 _CHOSEN = 0.5  # a label of a multi-label task holds where its probability is over this
 
@@ -25,10 +25,10 @@ def menu_values(service: Service) -> dict[str, Any]:
 
 
 def _pair(task: Task) -> str:
-    """Whether a text comes with a second one: of GLUE's tasks it is known, of others the person knows."""
-    if task.name is None or task.name not in GLUE:
+    """Whether a text comes with a second one; where the model does not know, the person does."""
+    if task.pairs is None:
         return "optional"
-    return "needed" if GLUE[task.name].layouts[0].pair else "none"
+    return "needed" if task.pairs else "none"
 
 
 def _size_values(size: Size) -> dict[str, Any]:
