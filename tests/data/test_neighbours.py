@@ -38,6 +38,8 @@ def test_both_text_formats(write: Callable[[str, str], Path], first: str) -> Non
     [
         (b"house 1 0\nflat 1\n", r"v.txt:2: 1 numbers, expected a word and 2"),
         (b"house 1 0\nflat 1 x\n", r"v.txt:2: .*no number"),
+        (b"house 1 0\nflat 1 nan\n", r"v.txt:2: .nan. is no finite number"),
+        (b"house 1 0\nflat -1e99 1\n", r"v.txt:2: .-1e99. is no finite number"),
         (b"\xff\xfe", "not UTF-8"),
         (b", 1 2\n", "no words"),
         (b"", "no words"),

@@ -77,9 +77,14 @@ def read_neighbours(path: str | Path, *, most: int = MOST_WORDS) -> Neighbours:
 
 def _numbers(parts: list[str], place: str) -> np.ndarray:
     try:
-        return np.array(parts, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large is refused below
+            numbers = np.array(parts, dtype=np.float32)
     except ValueError:
         raise DataError(f"{place}: {parts[0]!r} or another is no number, expected a word and its vector") from None
+    if not np.isfinite(numbers).all():
+        bad = parts[int(np.flatnonzero(~np.isfinite(numbers))[0])]
+        raise DataError(f"{place}: {bad!r} is no finite number, expected a word and its vector")
+    return numbers
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
