@@ -135,6 +135,6 @@ def _finish(axes: Any, title: str, *, left: float = -0.9, right: float = WIDE + 
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: draw_concepts.py FOLDER")
     main(Path(sys.argv[1]))

@@ -58,6 +58,6 @@ def _row(title: str, drop: str, result: PolicyResult) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
         sys.exit("usage: dynamic_table.py RUN [DATA]")
     main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) == 3 else None)

@@ -48,7 +48,7 @@ class Client:
     """Asks a server for answers, over connections that stay open.
 
     Args:
-        url: where it is, such as ``http://127.0.0.1:8000``; a path in it is kept.
+        url: where it is, such as ``http://127.0.0.1:8080``; a path in it is kept.
         api_key: sent as a header, for a server that asks for one.
         timeout: seconds without a sign of the server after which a request is given up.
         patience: seconds in all that a request waits and comes again where the server is too busy for it.
@@ -275,7 +275,7 @@ def _parts(url: str) -> tuple[bool, str, int | None, str]:
             return parts.scheme == "https", parts.hostname, parts.port, parts.path.rstrip("/")
     except ValueError:
         pass
-    raise ConfigError(f"server is {url!r}; it must be a URL such as http://127.0.0.1:8000")
+    raise ConfigError(f"server is {url!r}; it must be a URL such as http://127.0.0.1:8080")
 
 
 def _prediction(row: Any, *, value: bool, size: str | None) -> Prediction:

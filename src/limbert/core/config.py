@@ -43,9 +43,21 @@ class DataConfig:
     data: str | None = setting(None, "folder with train.* and dev.* (and optionally test.*), or a Hub data set name")
     train: str | None = setting(None, "training file: CSV, TSV, JSONL or Parquet (instead of --data)")
     dev: str | None = setting(None, "development file, only ever reported on (instead of --data)")
-    text_column: str | None = setting(None, "column with the text (default: the task's, or the first column of text)")
-    pair_column: str | None = setting(None, "column with the second text of a pair (default: the task's, or none)")
-    label_column: str | None = setting(None, "column with the label (default: the task's, or 'label')")
+    text_column: str | None = setting(
+        None,
+        "column with the text (default: the task's; else the first of text, sentence, content, message, review, "
+        "question, query; else the first whose cells have several words)",
+    )
+    pair_column: str | None = setting(
+        None,
+        "column with the second text of a pair (default: the task's; else sentence2, text2, question2 or hypothesis "
+        "beside sentence1, text1, question1 or premise where no text column is given or found; else none)",
+    )
+    label_column: str | None = setting(
+        None,
+        "column with the label (default: the task's; else the first of label, labels, category, class, target, intent, "
+        "score, gold_label)",
+    )
     task_type: TaskKind | None = setting(
         None, f"{', '.join(TASK_KINDS[:-1])} or {TASK_KINDS[-1]} (default: follows from the task or the labels)"
     )

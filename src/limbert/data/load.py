@@ -333,7 +333,7 @@ def _place(config: DataConfig) -> str:
 def _no_dev(config: DataConfig) -> str:
     return (
         f"{_place(config)}: no development data; expected dev.* in the folder, a development file, or a held-out share "
-        "of the training data"
+        "of the training data (--held-out 0.1)"
     )
 
 

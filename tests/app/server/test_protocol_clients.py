@@ -1,5 +1,6 @@
 """Real clients, each in its own protocol: whatever they ask, they get what the engine answers."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,8 @@ from tritonclient.utils import InferenceServerException
 from limbert.app.server.app import create_app
 from limbert.core.config import TaskKind
 from limbert.errors import UnsupportedModelError
+from limbert.run.operating_points import OperatingPoint, save_operating_points
+from limbert.run.policy import Policy
 
 pytestmark = needs_encoder
 TEXTS = ("It rained.", "Zwölf Boxkämpfer jagen Viktor 🥊", "", "word " * 100)
@@ -150,6 +153,17 @@ def test_triton_client_by_default_and_by_class(url: str, reference: Reference) -
         client.infer("other", text)
     with pytest.raises(InferenceServerException, match="outputs are LABEL"):
         client.infer("tiny", text, outputs=[InferRequestedOutput("EMBEDDING")])
+
+
+def test_info_says_what_each_quality_was_measured_on(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    point = OperatingPoint(Policy(subnet="0.5x1"), "accuracy", 0.9, 0.5)
+    save_operating_points(tmp_path / "run", {"early": point})
+    with opened(tmp_path / "run") as service, served(service) as url:
+        sizes = httpx.get(f"{url}/info").raise_for_status().json()["sizes"]
+    said = {size["name"]: (size["kind"], size["quality"], size["metric"], size["data"]) for size in sizes}
+    assert said.pop("early") == ("policy", 0.9, "accuracy", "validation")
+    assert {*said.values()} == {("subnet", 0.8, "accuracy", "development")}
 
 
 def test_curl(url: str, reference: Reference) -> None:

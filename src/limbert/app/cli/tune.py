@@ -26,7 +26,12 @@ _POINT_BATCH = 32  # examples a batch when an operating point is measured
 
 
 def tune(
-    run: Annotated[str, typer.Argument(help="elastic model, with gates or trained with --layers first", metavar="RUN")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="elastic model; without gates and --layers first its points are static sizes", metavar="RUN"
+        ),
+    ],
     data: opt.Data = None,
     train: opt.TrainFile = None,
     dev: opt.DevFile = None,

@@ -85,7 +85,14 @@ def information(service: Service) -> dict[str, Any]:
         "docker_label": None,
         "task": service.task.kind,
         "sizes": [
-            {"name": size.name, "kind": size.kind, "quality": size.quality, "metric": size.metric, "flops": size.flops}
+            {
+                "name": size.name,
+                "kind": size.kind,
+                "quality": size.quality,
+                "metric": size.metric,
+                "data": size.data,
+                "flops": size.flops,
+            }
             for size in service.menu.sizes
         ],
     }

@@ -42,6 +42,17 @@ ERROR = _object({"error": _STRING, "error_type": _STRING}, "error", "error_type"
 STATUS = _object({"status": {"const": "healthy"}}, "status")
 LIVE = _object({"live": {"const": True}}, "live")
 READY = _object({"ready": {"const": True}}, "ready")
+_SIZE: Schema = {
+    "name": _STRING,
+    "kind": {"enum": ["subnet", "policy"]},
+    "quality": {"type": ["number", "null"], "description": "null where it was not measured"},
+    "metric": _STRING,
+    "data": {
+        "enum": ["development", "validation", None],
+        "description": "what the quality was measured on; qualities on different data are not compared",
+    },
+    "flops": _COUNT,
+}
 INFO = _object(
     {
         "model_id": _STRING,
@@ -52,7 +63,7 @@ INFO = _object(
         "max_client_batch_size": _COUNT,
         "version": _STRING,
         "task": _STRING,
-        "sizes": _list(_object({"name": _STRING, "kind": _STRING, "flops": _COUNT}, "name", "kind", "flops")),
+        "sizes": _list(_object(_SIZE, "name", "kind", "flops")),
     },
     *("model_id", "model_dtype", "model_type", "max_input_length", "max_batch_tokens"),
     *("max_client_batch_size", "version", "task", "sizes"),
