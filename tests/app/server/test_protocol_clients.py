@@ -155,12 +155,18 @@ def test_triton_client_by_default_and_by_class(url: str, reference: Reference) -
         client.infer("tiny", text, outputs=[InferRequestedOutput("EMBEDDING")])
 
 
-def test_info_says_what_each_quality_was_measured_on(run: Path, tmp_path: Path) -> None:
+def test_an_operating_point_may_be_one_sub_network(run: Path, tmp_path: Path, reference: Reference) -> None:
+    """As `limbert tune` makes them of a model without gates and exits."""
     shutil.copytree(run, tmp_path / "run")
     point = OperatingPoint(Policy(subnet="0.5x1"), "accuracy", 0.9, 0.5)
     save_operating_points(tmp_path / "run", {"early": point})
     with opened(tmp_path / "run") as service, served(service) as url:
         sizes = httpx.get(f"{url}/info").raise_for_status().json()["sizes"]
+        asked = {"inputs": "It rained.", "parameters": {"policy": "early", "function_to_apply": "none"}}
+        answer = httpx.post(url, json=asked).raise_for_status()
+    assert answer.headers["x-limbert-size"] == "early"
+    scores = {one["label"]: one["score"] for one in answer.json()[0]}
+    assert [scores[label] for label in LABELS] == pytest.approx(reference.logits("It rained.", size="0.5x1"), abs=1e-5)
     said = {size["name"]: (size["kind"], size["quality"], size["metric"], size["data"]) for size in sizes}
     assert said.pop("early") == ("policy", 0.9, "accuracy", "validation")
     assert {*said.values()} == {("subnet", 0.8, "accuracy", "development")}

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from limbert.app.server.answers import Row
-from limbert.app.server.menu import Menu, Size
+from limbert.app.server.menu import Menu
 from limbert.app.server.speed import Line
 from limbert.app.server.tokenising import Encoded, Encoder
 from limbert.core.config import Precision, TaskKind
@@ -39,9 +39,13 @@ class Runner:
         self._encoder, self._cost = encoder, CostModel(model)
         self._device, self._model = model.network.device, model
         self._engines = {size.name: Engine(model, size.policy, kind=kind, precision=precision) for size in menu.sizes}
-        self._static = {size.name: _Static(self._engines[size.name], model) for size in menu.sizes if _is_static(size)}
+        self._static = {
+            size.name: _Static(self._engines[size.name], model, size.policy.subnet)
+            for size in menu.sizes
+            if size.policy.subnet is not None
+        }
         self._nominal = {size.name: size.flops for size in menu.sizes}
-        self._flops: dict[tuple[str, int], int] = {}  # of static sizes, by tokens
+        self._flops: dict[tuple[str, int], int] = {}  # by sub-network and tokens
 
     def run(self, size: str, texts: Sequence[Encoded]) -> list[Row]:
         """Answer a batch, in order, each text as it would be answered alone."""
@@ -51,7 +55,7 @@ class Runner:
         if static is not None:
             return [
                 Row(
-                    tuple(row), size, len(text.ids), text.truncated, self._flops_of(size, len(text.ids)),
+                    tuple(row), size, len(text.ids), text.truncated, self._flops_of(static.subnet, len(text.ids)),
                     static.layers, static.widths,
                 )
                 for row, text in zip(logits, texts, strict=True)
@@ -112,27 +116,24 @@ class Runner:
             batch["token_type_ids"] = _laid(types, mask, fill=self._encoder.pad_type)
         return {name: torch.from_numpy(array).to(self._device) for name, array in batch.items()}
 
-    def _flops_of(self, size: str, tokens: int) -> int:
-        key = (size, tokens)
+    def _flops_of(self, subnet: str, tokens: int) -> int:
+        key = (subnet, tokens)
         if key not in self._flops:
-            self._flops[key] = self._cost.flops(self._model.subnet(size), tokens)
+            self._flops[key] = self._cost.flops(self._model.subnet(subnet), tokens)
         return self._flops[key]
 
 
 class _Static:
-    """What runs at a static size, the same for every text."""
+    """What runs at a static size, the same for every text: a sub-network, or an operating point that is one."""
 
-    def __init__(self, engine: Engine, model: ElasticModel) -> None:
+    def __init__(self, engine: Engine, model: ElasticModel, subnet: str) -> None:
+        self.subnet = subnet
         plan = engine.plan
         self.layers = len(plan.layers)
         self.widths = tuple(
             float(plan.options[plan.fixed[layer]].width) if layer in plan.fixed else 0.0
             for layer in range(model.shape.layers)
         )
-
-
-def _is_static(size: Size) -> bool:
-    return size.policy.subnet is not None
 
 
 def _laid(rows: Sequence[np.ndarray], mask: np.ndarray, *, fill: int) -> np.ndarray:
