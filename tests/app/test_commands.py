@@ -242,6 +242,8 @@ BAD_LINES = [
     (["predict", "trained", "--text", "caf\udce9"], "is not UTF-8"),
     (["predict", "trained", "--input", "texts.txt", "--output", "./texts.txt"], "output ./texts.txt is the input"),
     (["predict", "trained", "--input", "texts.txt", "--engine", "ray", "--output", "x", "--keep", ""], "--keep is ''"),
+    (["predict", "lenient", "--input", "gap.jsonl"], "gap.jsonl:2: no text in column 'text', expected some"),
+    (["predict", "trained", "--input", "texts.txt", "--output", "small"], "output small is a folder"),
     (["report", "nowhere"], "no model folder at nowhere"),
     (["report", "small"], "small has no limbert.json"),
     (["report", "trained", "--output", "x.pdf"], "output x.pdf must end in .html"),
@@ -308,7 +310,11 @@ def test_bad_input_gets_one_clear_line(folder: Path) -> None:
     (folder / "texts.txt").write_text("one\n")
     (folder / "texts.jsonl").write_text('{"text": "one"}\n')
     shutil.copytree(folder / "trained", folder / "paired")
+    shutil.copytree(folder / "trained", folder / "lenient")
     record = json.loads((folder / "trained" / "limbert.json").read_text())
+    record["settings"]["data"]["skip_bad_rows"] = True  # in training; each row to be answered has its answer
+    (folder / "lenient" / "limbert.json").write_text(json.dumps(record))
+    (folder / "gap.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "three"}\n')
     assert record["task"]["pairs"] is False
     (folder / "paired" / "limbert.json").write_text(json.dumps(record | {"task": record["task"] | {"pairs": True}}))
     for arguments, message in BAD_LINES:
@@ -338,6 +344,14 @@ def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
     done = run(folder, "predict", "trained", "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_skipped_rows_are_counted(folder: Path) -> None:
+    rows = (Path(DEMO_DATA) / "dev.csv").read_text().splitlines()
+    (folder / "gaps.csv").write_text("\n".join([*rows[:9], "only one cell", *rows[9:30]]))
+    done = call(folder, "evaluate", "trained", "--dev", "gaps.csv", "--subnet", "1x1", "--skip-bad-rows", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "1 malformed row of dev skipped" in done.stderr
 
 
 def test_help_is_quick_and_has_examples(folder: Path) -> None:

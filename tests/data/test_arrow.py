@@ -32,6 +32,17 @@ def test_class_ids_become_the_names_that_the_file_brings(tmp_path):
     assert [(row.line, row.cells[1]) for row in table.rows()] == [(1, "pos"), (2, "neg"), (3, None), (4, "pos")]
 
 
+@pytest.mark.parametrize("kind", [datasets.Sequence, datasets.List, lambda feature: [feature]])
+def test_lists_of_class_ids_become_names(tmp_path, kind):
+    names = datasets.ClassLabel(names=["zeal", "anger", "joy"])
+    features = datasets.Features({"text": datasets.Value("string"), "labels": kind(names)})
+    rows = {"text": ["a b", "c d", "e f"], "labels": [[0, 2], [], [1]]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    data = load_task_data(DataConfig(train=str(tmp_path / "a.parquet"), dev=str(tmp_path / "a.parquet")), seed=0)
+    assert data.task.labels == ("zeal", "anger", "joy")
+    assert data.train.labels == ((0, 2), (), (1,))
+
+
 def test_a_hub_data_set_keeps_the_order_of_its_names(tmp_path):
     folder = tmp_path / "reviews"
     folder.mkdir()

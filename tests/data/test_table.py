@@ -48,6 +48,15 @@ def test_line_ends_and_byte_order_mark_are_no_text(write, end, mark):
         assert cells(table) == [("one", "1"), ("two", "2")]
 
 
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_csv_of_a_spreadsheet_with_other_delimiters(write, sign):
+    table = open_table(write("a.csv", f'text{sign}score\n"one; two\t, three"{sign}1,5\nfour{sign}2\n'))
+    assert table.columns == ("text", "score")
+    assert cells(table) == [("one; two\t, three", "1,5"), ("four", "2")]
+    assert cells(open_table(write("b.csv", "text\none; two\n"))) == [("one; two",)]
+    assert open_table(write("c.csv", "a;b,c\n1,2\n")).columns == ("a;b", "c")
+
+
 def test_tsv_without_header_counts_its_columns_from_zero(write):
     table = open_table(write("SMSSpamCollection", 'ham\tGo until "jurong\nspam\tFree entry\n'), header=False)
     assert table.columns == ("0", "1")

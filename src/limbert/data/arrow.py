@@ -82,13 +82,19 @@ def _class_names(schema: Any) -> Mapping[str, tuple[str, ...]]:
     """The class names that ``datasets`` left in the schema, by column; ids in that column are then turned to names."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            column: tuple(feature["names"])
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
+        found = {column: _label_names(feature) for column, feature in features.items()}
+        return {column: names for column, names in found.items() if names is not None}
     except (KeyError, TypeError, ValueError):  # written by another program
         return {}
+
+
+def _label_names(feature: Any) -> tuple[str, ...] | None:
+    """The names of a ``ClassLabel``, or of a list of them in any of the forms that ``datasets`` has written."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return _label_names(feature[0])
+    if not isinstance(feature, dict):
+        return None
+    return tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else _label_names(feature.get("feature"))
 
 
 def values_of(column: Any) -> tuple[list[object], set[int]]:
@@ -109,7 +115,14 @@ def values_of(column: Any) -> tuple[list[object], set[int]]:
 def _named(values: list[object], names: tuple[str, ...] | None) -> list[object]:
     if names is None:
         return values
-    return [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
+    return [
+        _named(value, names)
+        if isinstance(value, list)
+        else names[value]
+        if isinstance(value, int) and 0 <= value < len(names)
+        else None
+        for value in values
+    ]
 
 
 def _first_line(error: Exception) -> str:

@@ -188,8 +188,8 @@ def _label(cells: Sequence[object], place: int | None, table: Table, *, several:
     if place is None:
         return None
     value = cells[place]
-    if isinstance(value, list) and all(isinstance(part, (str, int)) for part in value):
-        return tuple(value)
+    if isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
+        return _labels(value, table.columns[place])
     if several and isinstance(value, str) and not value.strip():
         return ()
     if value is None or value != value or not label_text(value):  # NaN is the only value that is not itself
@@ -197,3 +197,11 @@ def _label(cells: Sequence[object], place: int | None, table: Table, *, several:
     if not isinstance(value, (str, int, float)):
         raise ValueError(f"{type(value).__name__} in column {table.columns[place]!r}, expected a name or a number")
     return value
+
+
+def _labels(values: list[str | int | float], column: str) -> tuple[object, ...]:
+    """The labels that hold; a list with a number for *every* class would be read as the classes 0 and 1."""
+    numbers = [value for value in values if not isinstance(value, str)]
+    if len({*numbers}) < len(numbers) or any(isinstance(value, (bool, float)) for value in numbers):
+        raise ValueError(f"a 0 or 1 for each class in column {column!r}, expected a list of the labels that hold")
+    return tuple(values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from limbert.core.config import DataConfig
-from limbert.data.tasks import Task, own_task
+from limbert.data.tasks import Task, asked_kind, own_task
 from limbert.errors import ConfigError, DataError
 
 _INTEGER = re.compile(r"[+-]?\d+")
@@ -44,6 +44,8 @@ class LabelReader:
         """
         if self.task.kind == "multi-label":
             return tuple(sorted({self._id(part) for part in label_parts(value, self.separator)}))
+        if isinstance(value, tuple):
+            raise ValueError("a list of labels, expected one label")
         text = label_text(value)
         if self.task.kind == "regression":
             number = _number(text)
@@ -89,9 +91,12 @@ def infer_task(
 
     Raises:
         ConfigError: label names for a regression.
-        DataError: a classification with a single class, or with about a class a row.
+        DataError: a single class or value, about a class a row, or lists for a task with one label a row.
     """
-    if config.task_type == "multi-label" or (config.task_type is None and any(isinstance(v, tuple) for v in values)):
+    kind, lists = asked_kind(config), any(isinstance(value, tuple) for value in values)
+    if lists and kind not in (None, "multi-label"):
+        raise DataError(f"{source}: labels are lists; a {kind} has one label a row (several are multi-label)")
+    if kind == "multi-label" or lists:
         parts = {part for value in values for part in label_parts(value, config.label_separator or SEPARATOR)}
         return own_task("multi-label", config.label_names or class_names or tuple(sorted(parts, key=sort_key)))
     if config.label_names is not None:
@@ -101,6 +106,8 @@ def infer_task(
     texts = [label_text(value) for value in values]
     distinct = set(texts)
     if config.task_type == "regression" or (config.task_type is None and class_names is None and _are_scores(texts)):
+        if len({_number(text) for text in texts}) < 2:
+            raise DataError(f"{source}: every label is {texts[0]!r}; a regression needs at least two values")
         return own_task("regression", ())
     if len(distinct) < 2:
         raise DataError(f"{source}: every label is {texts[0]!r}; a classification needs at least two classes")

@@ -10,11 +10,13 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from limbert.errors import DataError
 
+_OTHER_DELIMITERS = (";", "\t")  # of CSV whose header has no comma
 _JSON_SAMPLE = 100  # objects looked at to learn the columns of a JSON lines file
 
 
@@ -59,8 +61,15 @@ def tsv_table(path: Path, *, header: bool) -> Table:
 
 
 def csv_table(path: Path, *, header: bool) -> Table:
-    """Comma-separated cells, quoted where they hold commas, quotes or newlines (RFC 4180)."""
-    return _cells_table(path, _split_csv, header=header)
+    """Comma-separated cells, quoted where they hold commas, quotes or newlines (RFC 4180).
+
+    Where the header is a single cell that holds semicolons or tabs, these part the cells: so do spreadsheets write CSV
+    in countries with a decimal comma.
+    """
+    first = next(_split_csv(path), None) if header else None
+    alone = str(first.cells[0]) if first is not None and len(first.cells) == 1 else ""
+    delimiter = next((sign for sign in _OTHER_DELIMITERS if sign in alone), ",")
+    return _cells_table(path, partial(_split_csv, delimiter=delimiter), header=header)
 
 
 def json_lines_table(path: Path) -> Table:
@@ -150,7 +159,7 @@ def _split_tabs(path: Path) -> Iterator[Row]:
         yield Row(line, str(cells[0]).split("\t") if cells else (), problem)
 
 
-def _split_csv(path: Path) -> Iterator[Row]:
+def _split_csv(path: Path, *, delimiter: str = ",") -> Iterator[Row]:
     undecodable: list[int] = []
 
     def decoded() -> Iterator[str]:
@@ -159,7 +168,7 @@ def _split_csv(path: Path) -> Iterator[Row]:
                 undecodable.append(number)
             yield "\n" if text is None else text
 
-    reader = csv.reader(decoded(), strict=True)
+    reader = csv.reader(decoded(), delimiter=delimiter, strict=True)
     while True:
         start = reader.line_num + 1  # a quoted cell may run over several lines: the row is named by its first
         try:

@@ -102,7 +102,10 @@ _NAMED_KINDS: Mapping[str, TaskKind] = {"ner": "token-classification", "squad": 
 
 
 def asked_kind(config: DataConfig) -> TaskKind | None:
-    """The kind of task that the settings name, by ``task_type`` or a task such as ``ner``; None where they do not.
+    """The kind of task that the settings name, by ``task_type``, a task such as ``ner``, or a separator of labels.
+
+    Returns:
+        None where they name none.
 
     Raises:
         ConfigError: two that contradict each other.
@@ -110,7 +113,13 @@ def asked_kind(config: DataConfig) -> TaskKind | None:
     kind = _NAMED_KINDS.get(_plain(config.task)) if config.task is not None else None
     if kind is not None and config.task_type not in (None, kind):
         raise ConfigError(f"task type is {config.task_type}; it must be {kind} for task {config.task}")
-    return kind or config.task_type
+    kind = kind or config.task_type
+    if config.label_separator is None:
+        return kind
+    if config.task is not None or kind not in (None, "multi-label"):
+        what = f"task {config.task}" if config.task is not None else f"task type {kind}"
+        raise ConfigError(f"label separator is {config.label_separator!r}; it is for multi-label, not for {what}")
+    return "multi-label"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from live_server import make_run, opened
 from limbert.app.server.errors import BadRequest, Down, Refused, TooLong
 from limbert.app.server.runner import Runner
 from limbert.app.server.service import Answers, Service
+from limbert.app.server.serving import serve
 from limbert.app.server.settings import ServeSettings
 from limbert.app.server.wish import Wish
 from limbert.data.batches import tokenize
@@ -302,6 +303,15 @@ def test_a_late_request_is_refused_and_not_answered_late(run: Path, gate: Gate) 
             assert len((await running).rows) == 1
 
         together(main)
+
+
+def test_what_goes_wrong_at_the_start_reaches_the_caller(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise CheckpointError("the weights are gone")
+
+    monkeypatch.setattr(Runner, "calibrate", fail)
+    with pytest.raises(CheckpointError, match="the weights are gone"):
+        serve(run, ServeSettings(port=0, threads=1), ready=lambda address: None)
 
 
 def test_bad_settings_are_refused_by_name(run: Path, tmp_path: Path) -> None:

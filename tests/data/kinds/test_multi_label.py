@@ -33,6 +33,31 @@ def test_lists_and_separated_cells_are_the_same(write):
         DataConfig(task_type="several")
 
 
+def test_a_separator_means_several_labels_and_nothing_else(write):
+    path = str(write("c/train.csv", CSV))
+    assert load_task_data(DataConfig(train=path, dev=path, label_separator=";"), seed=0).task.kind == "multi-label"
+    for named, what in (({"task_type": "classification"}, "type classification"), ({"task": "sst2"}, "sst2")):
+        with pytest.raises(ConfigError, match=f"label separator is ';'; it is for multi-label, not for task {what}"):
+            load_task_data(DataConfig(train=path, dev=path, label_separator=";", **named), seed=0)
+
+
+@pytest.mark.parametrize("labels", ["[0, 1, 0]", "[true, false]", "[1.0, 0.0]", '["x", 1, 1]'])
+def test_a_number_for_every_class_is_no_list_of_labels(write, labels):
+    path = write("train.jsonl", LINES + f'{{"text": "g h", "labels": {labels}}}\n')
+    with pytest.raises(DataError, match=r"train.jsonl:4: a 0 or 1 for each class in column 'labels', expected a list"):
+        load_task_data(DataConfig(train=str(path), dev=str(path)), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_lists_are_no_single_labels(write, kind):
+    path = write("train.jsonl", LINES)
+    with pytest.raises(DataError, match=f"labels are lists; a {kind} has one label a row"):
+        load_task_data(DataConfig(train=str(path), dev=str(path), task_type=kind), seed=0)
+    single = write("single.jsonl", LINES.replace('["x", "z"]', '"x"').replace("[]", '"x"').replace('["y"]', '"y"'))
+    with pytest.raises(DataError, match=r"train.jsonl:1: a list of labels, expected one label"):
+        load_task_data(DataConfig(train=str(single), dev=str(path), task_type="classification"), seed=0)
+
+
 def test_scores_and_answers(write, tokenizer):
     random = np.random.default_rng(0)
     labels = (random.random((40, 4)) < 0.4).astype(np.float32)

@@ -112,6 +112,8 @@ def test_squad_and_columns_hold_the_same(write):
     ]
     lines = write("train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert read_questions(open_questions(lines), DataConfig(), TASK) == (TASK, examples)
+    marked = write("marked.json", "\ufeff" + squad())
+    assert read_questions(open_questions(marked), DataConfig(), TASK) == (TASK, examples)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def evaluate(
     else:
         loaded = load_task_data(config, seed=0)
         known, sets = loaded.task, loaded.dev
+    show.skipped_rows(sets)
     settings = {"task": known, "batch_size": batch_size, "precision": precision}
 
     def tokenized() -> "dict[str, TokenizedExamples]":

@@ -78,6 +78,8 @@ def predict(
         raise ConfigError(f"output {output} is the input; choose another file")
     if engine == "plain" and output and not Path(output).absolute().parent.is_dir():
         raise ConfigError(f"the folder of output {output} does not exist")
+    if engine == "plain" and output and Path(output).is_dir():
+        raise ConfigError(f"output {output} is a folder; write the name of a file")
     if run is None:
         asked = ServerQuestion(str(server), api_key, subnet, policy)
         examples = asked.examples(text, pair, input, text_column=text_column, pair_column=pair_column)
@@ -183,7 +185,8 @@ def _examples(
 
     if path is None:
         return KINDS[kind].typed(text or (), pair)
-    return load_texts(path, replace(saved, **{name: value for name, value in named.items() if value}), kind=kind)
+    named = {name: value for name, value in named.items() if value}
+    return load_texts(path, replace(saved, skip_bad_rows=False, **named), kind=kind)  # one answer a row, or none at all
 
 
 def _row(examples: "Examples", index: int) -> dict[str, Any]:

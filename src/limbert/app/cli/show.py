@@ -20,6 +20,7 @@ from limbert.run.monitor import Monitor
 from limbert.run.monitor import Progress as Report
 
 if TYPE_CHECKING:
+    from limbert.data.files import Examples
     from limbert.run.dynamic import PolicyResult
     from limbert.run.evaluate import Result
     from limbert.run.tune import Candidate
@@ -31,6 +32,14 @@ messages = Console(stderr=True)  # progress and notes, so that standard output h
 def print_json(value: Any) -> None:
     """One JSON value on standard output."""
     print(json.dumps(value, ensure_ascii=False), flush=True)  # noqa: T201 - the command's own voice
+
+
+def skipped_rows(parts: Mapping[str, "Examples"]) -> None:
+    """Say how many malformed rows each part of the data has lost, where it lost any."""
+    for name, examples in parts.items():
+        if examples.bad_rows:
+            what = "row" if examples.bad_rows == 1 else "rows"
+            messages.print(f"{examples.bad_rows} malformed {what} of {name} skipped", highlight=False)
 
 
 def amount(value: float) -> str:

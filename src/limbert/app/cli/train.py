@@ -144,8 +144,7 @@ def train_with_progress(
     if results is not None:
         return results
     data = load_task_data(data_config, seed=config.seed)
-    if data.train.bad_rows:
-        show.messages.print(f"{data.train.bad_rows} malformed training rows skipped")
+    show.skipped_rows({"train": data.train} | data.dev)
     return run_in_terminal(
         lambda monitor, should_stop: TrainingRun(
             config,

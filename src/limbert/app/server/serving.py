@@ -48,7 +48,9 @@ def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], No
             "timeout_graceful_shutdown": math.ceil(settings.drain),
         }
         if settings.workers == 1:
-            app = application(Service.open(run, settings), settings, lambda: ready(address))
+            service = Service.open(run, settings)
+            service.start()  # here, where an error ends in one line
+            app = application(service, settings, lambda: ready(address))
             uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listener])
             return
         Service.open(run, settings)  # refuses here what every process would refuse

@@ -23,7 +23,7 @@ def open_questions(path: Path) -> Table:
     if readable(path).suffix.lower() != ".json":
         return open_table(path)
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError):  # an object a line
         return open_table(path)
     articles = whole.get("data") if isinstance(whole, dict) else None
