@@ -75,7 +75,7 @@ def test_regression_reads_floats_and_names_what_is_none(write):
     data = load_task_data(DataConfig(train=str(train), dev=str(train), skip_bad_rows=True), seed=0)
     assert data.task == own_task("regression", (), pairs=False)
     same = write("same.csv", "text,score\nsome words,1.5\nmore words,1.50\n")
-    with pytest.raises(DataError, match="every label is '1.5'; a regression needs at least two values"):
+    with pytest.raises(DataError, match=r"every label is '1\.5'; a regression needs at least two values"):
         load_task_data(DataConfig(train=str(same), dev=str(same)), seed=0)
     assert data.train == Examples(("some words", "more words"), None, (1.5, 2.0), bad_rows=1)
 
