@@ -1,15 +1,21 @@
 """The same answers, gradients and decisions on a GPU; skipped, and said so, where there is none."""
 
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from app_material import needs_encoder
 from families import CONFIGS, make_inputs, make_network
+from scale_material import make_texts, save_model
 
 from limbert import ElasticModel, Engine, ExitRule, Policy, Space
 from limbert.core.config import PhaseConfig
+from limbert.data.files import Examples
+from limbert.run.checkpoints import open_checkpoint
+from limbert.run.predict import predict
 from limbert.run.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -37,6 +43,21 @@ def test_views_answer_as_on_the_cpu(case: str) -> None:
         torch.testing.assert_close(
             there.view(subnet)(**on_gpu(make_inputs())).logits.cpu(), expected, atol=1e-4, rtol=1e-4
         )
+
+
+@needs_encoder
+@pytest.mark.parametrize("policy", [Policy(subnet="0.5x1"), Policy(gates=True, exits=ExitRule("entropy", 0.9))])
+def test_a_checkpoint_answers_as_on_the_cpu(tmp_path: Path, policy: Policy) -> None:
+    save_model(tmp_path / "model")
+    rows = {}
+    for device in ("cpu", "auto"):
+        opened = open_checkpoint(tmp_path / "model", device=device)
+        assert opened.model.network.device.type == ("cpu" if device == "cpu" else "cuda")
+        tokens = opened.prepared(Examples(tuple(make_texts(40)), None, None), cache=False)
+        rows[device] = predict(opened.model, tokens, task=opened.task, policy=policy, batch_size=8)
+    for here, there in zip(rows["cpu"], rows["auto"], strict=True):
+        assert here.to_dict()["label"] == there.to_dict()["label"]
+        assert here.to_dict()["score"] == pytest.approx(there.to_dict()["score"], abs=1e-4)
 
 
 def trainer_on(device: str, precision: str = "no") -> Trainer:

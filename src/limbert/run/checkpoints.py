@@ -15,6 +15,7 @@ from limbert.data.tasks import Task
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import load_tokenizer
 from limbert.model.elastic import ElasticModel
+from limbert.run.hardware import device_of
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,25 @@ class Opened:
         )
 
 
-def open_checkpoint(path: str | Path, *, space: Space | None = None, head: str | None = None) -> Opened:
+def open_checkpoint(
+    path: str | Path, *, space: Space | None = None, head: str | None = None, device: str = "cpu"
+) -> Opened:
     """Load an elastic checkpoint, or a stock one with a sequence classification head.
 
     Args:
         path: folder or hub name.
         space: instead of the checkpoint's own.
         head: see ``ElasticModel.from_pretrained``.
+        device: that computes: see `device_of`.
 
     Raises:
+        ConfigError: if there is no such device.
         CheckpointError: if it is missing or broken, or has no tokenizer.
         UnsupportedModelError: for a family that is not supported.
     """
+    place = device_of(device)
     model = ElasticModel.from_pretrained(path, space=space, head=head)
-    model.network.eval()
+    model.network.eval().to(place)  # type: ignore[arg-type]  # transformers' own `to` hides the types
     tokenizer = load_tokenizer(path)
     record = model.record
     saved = record.get("settings", {}).get("data", {})

@@ -1,11 +1,34 @@
-"""Which machine a measurement was made on."""
+"""Which machine a measurement was made on, and which of its devices computes."""
 
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from limbert.core.config import require
+from limbert.errors import ConfigError
+
+
+def device_of(name: str) -> torch.device:
+    """The device that computes.
+
+    Args:
+        name: ``auto`` (the first GPU, where torch finds one), ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        ConfigError: for another name, or a GPU that is not there.
+    """
+    require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None, "device", name, "auto, cpu, cuda or cuda:NUMBER")
+    count = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"device is {name!r}; torch finds {count or 'no'} GPU{'s' * (count != 1)} on this machine")
+    return device
 
 
 def hardware() -> dict[str, Any]:

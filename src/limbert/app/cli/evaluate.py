@@ -36,6 +36,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="examples a batch; only the time depends on it", min=1)] = 64,
     precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
+    device: opt.Device = "auto",
     as_json: opt.AsJson = False,
 ) -> None:
     """Evaluate sub-networks of a trained model, or a policy that chooses a size for each input, on the development set.
@@ -67,7 +68,7 @@ def evaluate(
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
     kind = asked_kind(DataConfig(task=task))  # a stock model does not say which head it has
-    opened = open_checkpoint(run, head=KINDS[kind].head if kind else None)
+    opened = open_checkpoint(run, head=KINDS[kind].head if kind else None, device=device)
     model = opened.model
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass

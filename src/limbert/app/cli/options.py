@@ -53,6 +53,7 @@ Setting = Annotated[
     typer.Option("--set", help="any setting of one phase, PHASE.SETTING=VALUE, such as width.hidden_weight=0.5"),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1)]
+Device = Annotated[str, typer.Option("--device", help="auto (a GPU, where torch finds one), cpu, cuda or cuda:1")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines instead of a table")]
 
 

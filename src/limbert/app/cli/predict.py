@@ -42,6 +42,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="texts a batch; answers do not depend on it", min=1)] = 64,
     precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
+    device: opt.Device = "auto",
     engine: on_ray.EngineName = "plain",
     workers: on_ray.Workers = None,
     keep: on_ray.Keep = None,
@@ -65,6 +66,8 @@ def predict(
     """
     check_place(context)
     on_ray.check_engine(engine, workers, keep, shard_rows, skip_bad_rows)
+    if engine == "ray" and device not in ("auto", "cpu"):
+        raise ConfigError(f"--device {device} is for --engine plain; the workers of Ray compute on CPUs")
     if policy is not None and subnet:
         raise ConfigError("give either --subnet or --policy; one size is --policy static:WIDTHxDEPTH")
     if bool(text) == bool(input):
@@ -97,7 +100,7 @@ def predict(
     from limbert.run.scale.request import Request
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
-    opened = open_checkpoint(run)
+    opened = open_checkpoint(run, device="cpu" if engine == "ray" else device)
     if opened.task is None:
         what = "is an encoder without a task" if opened.model.record else "has no limbert.json"
         raise CheckpointError(f"{run} {what}; train it with limbert train first")

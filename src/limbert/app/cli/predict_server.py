@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SURE = 0.5  # a label of a multi-label task holds where its probability is over this
 _LOCAL = (
-    *("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads"),
+    *("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads", "device"),
     *("engine", "workers", "keep", "shard_rows", "skip_bad_rows"),
 )
 

@@ -39,6 +39,7 @@ def serve(
     ] = None,
     workers: Annotated[int, _option("workers", "--workers")] = 1,
     threads: Annotated[int | None, _option("threads", "--threads", show_default=False)] = None,
+    device: Annotated[str, _option("device", "--device")] = "auto",
     precision: opt.RunPrecision = "fp32",
     name: Annotated[str | None, _option("name", "--name", show_default=False)] = None,
     drain: Annotated[str, _option("drain", "--drain")] = "30s",
@@ -64,6 +65,8 @@ def serve(
     from limbert.core.quantity import parse_quantity
 
     _check_ray(ray, workers, replicas, replica_requests)
+    if ray and device not in ("auto", "cpu"):
+        raise ConfigError(f"--device {device} is for one machine; the replicas of Ray compute on CPUs")
     settings = ServeSettings(
         host=host,
         port=port,
@@ -77,6 +80,7 @@ def serve(
         api_key=api_key,
         workers=workers,
         threads=threads,
+        device=device,
         precision=precision,  # type: ignore[arg-type]
         name=name,
         drain=parse_quantity(drain, kind="latency", name="--drain"),

@@ -49,6 +49,7 @@ def tune(
     ] = 3.0,
     batch_size: Annotated[int, typer.Option(help="examples a batch; results do not depend on it", min=1)] = 64,
     threads: opt.Threads = None,
+    device: opt.Device = "auto",
     as_json: opt.AsJson = False,
 ) -> None:
     """Find good policies on the validation slice of the training data, and save operating points in the model.
@@ -76,7 +77,7 @@ def tune(
     from limbert.run.validation import validation_slice
 
     require_matplotlib()
-    opened = open_checkpoint(run)
+    opened = open_checkpoint(run, device=device)
     if opened.task is None:
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
     task, model = opened.task, opened.model
@@ -146,7 +147,7 @@ def _measured(
                 batch_size=_POINT_BATCH,
                 progress=advance,
             )
-        device = opened.model.network.device.type
+        computed_on = opened.model.network.device.type
         row = policy_row(
             name,
             result,
@@ -154,7 +155,7 @@ def _measured(
             source=source,
             examples=len(examples),
             batch_size=_POINT_BATCH,
-            device=device,
+            device=computed_on,
         )
         rows.append(row)
     return rows

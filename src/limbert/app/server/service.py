@@ -94,7 +94,7 @@ class Service:
             ConfigError: if the settings name a policy that the model does not have, or a length that it has not.
             UnsupportedModelError: if the model does not classify or score texts.
         """
-        opened = open_checkpoint(run)
+        opened = open_checkpoint(run, device=settings.device)
         if opened.task is None:
             raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
         if opened.task.kind not in _SERVED:

@@ -24,6 +24,7 @@ class ServeSettings:
     api_key: str | None = setting(None, "key that requests must bring (default: none is needed)")
     workers: int = setting(1, "processes behind the port, each with its own model and a share of the threads")
     threads: int | None = setting(None, "CPU threads of a process's model (default: all cores but one, shared out)")
+    device: str = setting("auto", "auto (a GPU, where torch finds one), cpu, cuda or cuda:1: where the model runs")
     precision: Precision = setting("fp32", "fp32, or bf16 autocast")
     name: str | None = setting(None, "model id in URLs (default: the name of the run's folder)")
     drain: float = setting(30.0, "seconds that requests under way get to finish when the server is told to end")
