@@ -355,6 +355,15 @@ def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
     assert "Traceback" in done.stderr
 
 
+def test_a_log_that_would_not_be_written_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbert.app.cli.options.find_spec", lambda name: None)
+    for verb in (["train", *DATA_OPTIONS], ["pretrain", "--corpus", "texts.txt"]):
+        done = call(folder, *verb, "--model", "small", "--output", "logged", "--tensorboard")
+        assert done.returncode == 1
+        assert "--tensorboard needs tensorboard" in done.stderr
+    assert not (folder / "logged.training").exists()
+
+
 def test_skipped_rows_are_counted(folder: Path) -> None:
     rows = (Path(DEMO_DATA) / "dev.csv").read_text().splitlines()
     (folder / "gaps.csv").write_text("\n".join([*rows[:9], "only one cell", *rows[9:30]]))

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -55,6 +56,16 @@ Setting = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1)]
 Device = Annotated[str, typer.Option("--device", help="auto (a GPU, where torch finds one), cpu, cuda or cuda:1")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines instead of a table")]
+
+
+def check_tensorboard(asked: bool) -> None:
+    """Refuse a log that would not be written: accelerate passes over a library that is missing.
+
+    Raises:
+        ConfigError: if it is asked for and cannot be.
+    """
+    if asked and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise ConfigError("--tensorboard needs tensorboard; pip install tensorboard")
 
 
 def split(text: str | None) -> tuple[str, ...] | None:

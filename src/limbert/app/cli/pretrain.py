@@ -76,6 +76,7 @@ def pretrain(
         mask_share=mask_share,
         whole_word=whole_word,
     )
+    opt.check_tensorboard(tensorboard)
     config = TrainConfig(
         model=model,
         output=output,

@@ -82,6 +82,7 @@ def train(
         label_separator=label_separator,
         stride=stride,
     )
+    opt.check_tensorboard(tensorboard)
     config = TrainConfig(
         model=model,
         output=output,
