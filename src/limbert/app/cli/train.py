@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from limbert.run.recipes import Recipe
 
 
+_LARGE = 100  # from here on, labels of a regression are too large for the learning rates of an encoder
+
+
 def train(
     model: Annotated[str, typer.Option(help=help_of(TrainConfig, "model"), show_default=False)],
     output: Annotated[str, typer.Option(help=help_of(TrainConfig, "output"), show_default=False)],
@@ -146,6 +149,12 @@ def train_with_progress(
         return results
     data = load_task_data(data_config, seed=config.seed)
     show.skipped_rows({"train": data.train} | data.dev)
+    if data.task.kind == "regression" and (largest := max(abs(float(one)) for one in data.train.labels or ())) > _LARGE:
+        show.messages.print(
+            f"labels reach {largest:g}: a head learns numbers of about 0 to 10 quickest; scale them first",
+            highlight=False,
+            soft_wrap=True,
+        )
     return run_in_terminal(
         lambda monitor, should_stop: TrainingRun(
             config,
