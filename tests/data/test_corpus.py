@@ -94,6 +94,17 @@ def test_files_folders_and_globs(write: Callable, tmp_path: Path) -> None:
         corpus_files([str(tmp_path / "none-*.txt")])
 
 
+def test_a_file_counts_once_and_development_text_not_at_all(write: Callable, tmp_path: Path) -> None:
+    one, two = write("texts/a.txt", "x"), write("texts/b.txt", "y")
+    (tmp_path / "linked").symlink_to(tmp_path / "texts")
+    names = [str(tmp_path / name) for name in ("texts", "texts/../texts/a.txt", "linked/*.txt", "linked")]
+    assert corpus_files(names) == (one, two)
+    apart = [tmp_path / "linked" / "b.txt"]
+    assert corpus_files([names[0], names[2]], apart_from=apart) == (one,)
+    with pytest.raises(ConfigError, match=r"b.txt is development text too; it must be one or the other"):
+        corpus_files([names[0], str(two)], apart_from=apart)
+
+
 def test_bad_input_is_named(tokenizer: PreTrainedTokenizerBase, write: Callable, cache: Path) -> None:
     broken = write("broken.txt", b"fine\n\xff\xfe\nfine again\n")
     with pytest.raises(DataError, match=r"broken.txt:2: the bytes are not UTF-8"):

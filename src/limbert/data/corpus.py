@@ -9,16 +9,23 @@ from limbert.core.corpus_config import CorpusConfig, DocumentRule
 from limbert.data.columns import choose_columns
 from limbert.data.files import FORMATS, open_table
 from limbert.data.table import Table, lines_table, readable
-from limbert.errors import DataError
+from limbert.errors import ConfigError, DataError
 
 
-def corpus_files(names: Iterable[str]) -> tuple[Path, ...]:
-    """The files that names point to, each once: a file, a folder (its files but hidden ones), or a glob; in order.
+def corpus_files(names: Iterable[str], *, apart_from: Iterable[Path] = ()) -> tuple[Path, ...]:
+    """The files that names point to, each once however named: a file, a folder (its files but hidden ones), or
+    a glob; in order.
+
+    Args:
+        names: of files, folders and globs.
+        apart_from: files that folders and globs are taken without: those that a model is only reported on.
 
     Raises:
+        ConfigError: a name is one of the files that must stay apart.
         DataError: a name that nothing answers to.
     """
-    found: dict[Path, None] = {}
+    apart = {path.resolve() for path in apart_from}
+    found: dict[Path, Path] = {}
     for name in names:
         if not name.strip():
             raise DataError(f"corpus is {name!r}; it must be a file, a folder or a glob")
@@ -26,13 +33,17 @@ def corpus_files(names: Iterable[str]) -> tuple[Path, ...]:
         if path.is_dir():
             paths = sorted(part for part in path.rglob("*") if part.is_file() and not _hidden(part.relative_to(path)))
         elif path.exists():
+            if path.resolve() in apart:
+                raise ConfigError(f"corpus {name} is development text too; it must be one or the other")
             paths = [path]
         else:
             paths = sorted(Path(part) for part in glob.glob(str(path), recursive=True) if Path(part).is_file())
         if not paths:
             raise DataError(f"corpus {name}: no such file, and no folder or glob with files in it")
-        found |= dict.fromkeys(paths)
-    return tuple(found)
+        for part in paths:
+            if (whole := part.resolve()) not in apart:
+                found.setdefault(whole, part)
+    return tuple(found.values())
 
 
 def _hidden(path: Path) -> bool:

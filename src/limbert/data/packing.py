@@ -106,6 +106,7 @@ def load_stream(
     config: CorpusConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    apart_from: Sequence[Path] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenStream:
     """The token ids of a corpus: tokenised now, or found again in the cache (``$LIMBERT_CACHE``, ``~/.cache/limbert``).
@@ -117,15 +118,18 @@ def load_stream(
         names: files, folders and globs.
         config: how to read them.
         tokenizer: a fast one.
+        apart_from: files that folders and globs are taken without.
         progress: called with megabytes read and in all.
 
     Raises:
-        ConfigError: a tokenizer without a special token that is needed.
+        ConfigError: a tokenizer without a special token that is needed, or a file named that must stay apart.
         DataError: a file that is missing or cannot be read as told, or no text at all.
         StorageError: the cache cannot be written.
     """
     check_tokenizer(tokenizer)
-    files = corpus_files(names)
+    files = corpus_files(names, apart_from=apart_from)
+    if not files:
+        raise DataError(f"corpus {', '.join(names)}: all its files are development text; expected others too")
     identity = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     identity += [config.documents, str(config.text_column), str(config.skip_bad_rows)]
     try:
