@@ -1,6 +1,7 @@
 """Text becomes full sequences without losing a token, and words are hidden as told."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,51 @@ def test_documents_end_at_lines_or_at_blank_lines(write: Callable) -> None:
     assert [piece for piece in stream_text(path, line) if piece] == ["= Title =", "one .", "two .", "three"]
     paragraph = list(stream_text(path, CorpusConfig(corpus=("-",), documents="paragraph")))
     assert paragraph == [None, "= Title =", "one .", "two .", None, None, "three", None]
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_long_texts_are_cut_between_words(
+    ending: str, tokenizer: PreTrainedTokenizerBase, write: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["\u00e9lan  unquestionably \u6771\u4eac \U0001f600 " * 40, " short one ", " ".join(make_text(30))]
+    lines += [line + " " * 200 + line for line in [*lines, "\u6771" * 300]]
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    path = write(f"text.{ending}", "\ufeff" + "\r\n".join(lines) if ending == "txt" else rows)
+    whole = [line.strip() for line in lines]
+    for longest in (97, 1 << 16):
+        monkeypatch.setattr("limbert.data.corpus._LONGEST", longest)
+        pieces = list(stream_text(path, CorpusConfig(corpus=("-",))))
+        assert max(len(piece or "") for piece in pieces) <= longest
+        joined = "".join("\n" if piece is None else piece for piece in pieces)
+        assert joined.strip("\n").split("\n") == whole
+        path.touch()  # else its tokens are found in the cache
+        expected = tokenizer(tokenizer.sep_token.join(whole), add_special_tokens=False)["input_ids"]
+        assert stream_of(path, tokenizer).ids.tolist() == expected
+    assert [piece for piece in pieces if piece] == whole
+
+
+def test_a_long_line_is_never_held_whole(write: Callable) -> None:
+    path = write("one.txt", " ".join(make_text(4000) * 10))
+    tracemalloc.start()
+    try:
+        pieces = sum(piece is not None for piece in stream_text(path, CorpusConfig(corpus=("-",))))
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert pieces > 5
+    assert held < path.stat().st_size / 4
+
+
+def test_bytes_that_are_no_text_in_a_long_line(write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbert.data.corpus._LONGEST", 10)
+    path = write("text.txt", b"fine\n" + b"one two " * 4 + b"\xff three\nfine again")
+    with pytest.raises(DataError, match=r"text.txt:2: the bytes are not UTF-8"):
+        list(stream_text(path, CorpusConfig(corpus=("-",))))
+    pieces = list(stream_text(path, CorpusConfig(corpus=("-",), skip_bad_rows=True)))
+    documents = "".join(piece or "|" for piece in pieces).split("|")
+    assert documents[0] == "fine"
+    assert documents[1].startswith("one two one two one two")
+    assert documents[2] == "fine again"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
