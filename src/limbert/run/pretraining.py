@@ -10,6 +10,7 @@ from torch import Tensor
 from limbert.core.config import Precision, TaskKind, TrainConfig
 from limbert.core.corpus_config import CorpusConfig
 from limbert.core.subnet import Subnet
+from limbert.data.corpus import corpus_files
 from limbert.data.masked_rows import MaskedRows, all_rows, held_back
 from limbert.data.masking import Masking
 from limbert.data.packing import PackedRows, load_stream, pack
@@ -89,12 +90,17 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
         start = load_masked_start(self.config)
         corpus, config = self.corpus, self.config
         masking = Masking.of(start.tokenizer, share=corpus.mask_share, whole_word=corpus.whole_word)
-        packed = self._packed(corpus.corpus, start)
+        reported = corpus_files(corpus.dev)
+        packed = self._packed(corpus.corpus, start, apart_from=reported)
         if len(packed) < LEAST_SEQUENCES:
             raise DataError(
                 f"corpus {', '.join(corpus.corpus)}: {len(packed.stream.ids)} tokens fill {len(packed)} sequences of "
                 f"{packed.length}; at least {LEAST_SEQUENCES} are needed"
             )
+        left_out = len(corpus_files(corpus.corpus)) - len(corpus_files(corpus.corpus, apart_from=reported))
+        if left_out:
+            files = "1 file" if left_out == 1 else f"{left_out} files"
+            self.monitor.note(f"{files} of the corpus, being development text, will only be reported on")
         share, limit = config.validation, config.validation_limit
         if corpus.dev:
             train, (validation,) = held_back(packed, masking, slices=1, share=share, limit=limit, seed=config.seed)
@@ -103,11 +109,11 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
             train, (validation, dev) = held_back(packed, masking, slices=2, share=share, limit=limit, seed=config.seed)
         return CorpusMaterials(start, train, validation, dev)
 
-    def _packed(self, names: tuple[str, ...], start: MaskedStart) -> PackedRows:
+    def _packed(self, names: tuple[str, ...], start: MaskedStart, *, apart_from: tuple[Path, ...] = ()) -> PackedRows:
         def progress(done: int, total: int) -> None:
             self.monitor.preparing("corpus", "tokenising (MB)", done, total)
 
-        stream = load_stream(names, self.corpus, start.tokenizer, progress=progress)
+        stream = load_stream(names, self.corpus, start.tokenizer, apart_from=apart_from, progress=progress)
         return pack(stream, start.tokenizer, max_length=min(self.corpus.max_length, start.longest))
 
     def _phases(self, materials: CorpusMaterials) -> list[str]:

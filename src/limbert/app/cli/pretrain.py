@@ -112,7 +112,7 @@ def _pretrain(
 
     join_processes()  # before anything can be wrong, so that an error of any of several is heard
     recipe = recipe_of(config, overrides)
-    corpus_files([*corpus.corpus, *corpus.dev])
+    corpus_files(corpus.corpus, apart_from=corpus_files(corpus.dev))
     results = _with_progress(config, recipe, corpus, overwrite=overwrite)
     if as_json:
         show.print_json([result.to_dict() for result in results])
