@@ -126,7 +126,10 @@ def read_rows(
             label = _label(row.cells, label_at, table, several=several_labels)
             if label in unlabelled:
                 continue
-            text, pair = _text(row.cells, text_at, table), _text(row.cells, pair_at, table)
+            text, pair = (
+                "" if place is None else checked_text(row.cells[place], table.columns[place])
+                for place in (text_at, pair_at)
+            )
         except ValueError as error:
             bad_rows += _refuse(f"{table.name}:{row.line}: {error}", skip=skip_bad_rows)
             continue
@@ -135,6 +138,19 @@ def read_rows(
         found = f"none of the {bad_rows} rows can be used" if bad_rows else "no rows below the header"
         raise DataError(f"{table.name}: {found}; expected at least one")
     return replace(raw, bad_rows=bad_rows)
+
+
+def checked_text(value: object, column: str) -> str:
+    """What stands in a cell of this column, if it is a text.
+
+    Raises:
+        ValueError: it is none, or blank; the message says so of the column.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f"no text in column {column!r}, expected some")
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} in column {column!r}, expected text")
+    return value
 
 
 def with_labels(raw: RawExamples, reader: LabelReader, *, skip_bad_rows: bool) -> Examples:
@@ -169,18 +185,6 @@ def _refuse(message: str, *, skip: bool) -> int:
     if not skip:
         raise DataError(message)
     return 1
-
-
-def _text(cells: Sequence[object], place: int | None, table: Table) -> str:
-    """The text in the cell; "" where there is no such column."""
-    if place is None:
-        return ""
-    value = cells[place]
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"no text in column {table.columns[place]!r}, expected some")
-    if not isinstance(value, str):
-        raise ValueError(f"{type(value).__name__} in column {table.columns[place]!r}, expected text")
-    return value
 
 
 def _label(cells: Sequence[object], place: int | None, table: Table, *, several: bool) -> object:
