@@ -158,6 +158,39 @@ def test_ids_of_classes_are_read_as_their_names(tmp_path: Path) -> None:
     assert plain[:2] == [(["one"], ["taste"]), (["two"], ["price"])]
 
 
+def json_file(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_keys_that_occur_late_in_json_lines_are_columns(tmp_path: Path) -> None:
+    json_file(
+        tmp_path / "in" / "a.jsonl", [{"text": f"row {row}"} | ({"id": row} if row > 149 else {}) for row in range(200)]
+    )
+    json_file(tmp_path / "in" / "b.jsonl", [{"text": "row 200"}, {"text": "row 201", "note": "last"}])
+    json_file(tmp_path / "in" / "c.jsonl", [{"note": "before", "text": "row 202"}])
+    found = look(tmp_path / "in", shard_rows=160)
+    assert found.kept == ("text", "id", "note")
+    rows = [row for rows in read(found, [*range(len(found.shards))]).values() for row in rows]
+    ids = [str(row) if 149 < row < 200 else None for row in range(203)]
+    assert rows == [(f"row {n}", f"row {n}", ids[n], {201: "last", 202: "before"}.get(n)) for n in range(203)]
+    assert look(tmp_path / "in", keep=("id",)).kept == ("id",), "it may be asked for by name"
+    with pytest.raises(ConfigError, match="input column 'note' has the name of an answer's"):
+        look(tmp_path / "in", added=("note",))
+    json_file(tmp_path / "in" / "d.jsonl", [{"id": 203}])
+    with pytest.raises(DataError, match=r"d\.jsonl: no column 'text'; expected the columns of .*a\.jsonl"):
+        look(tmp_path / "in")
+
+
+def test_a_column_that_only_a_later_file_has_is_not_dropped(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in", TEXTS, files=2, row_group=10)
+    table = pyarrow.table({"id": [1], "text": ["one more"], "note": ["only here"]})
+    pyarrow.parquet.write_table(table, tmp_path / "in" / "texts-2.parquet")
+    with pytest.raises(DataError, match=r"texts-2\.parquet: column 'note' is not in .*texts-0\.parquet; choose"):
+        look(tmp_path / "in")
+    assert look(tmp_path / "in", keep=("id", "text")).rows == 102
+
+
 def test_large_rows_make_small_shards(tmp_path: Path) -> None:
     write_parquet(tmp_path / "in", [text + 2**21 * "x" for text in TEXTS[:40]], files=1, row_group=10)
     footer = pyarrow.parquet.read_metadata(tmp_path / "in" / "texts-0.parquet")

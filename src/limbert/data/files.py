@@ -76,8 +76,13 @@ class RawExamples:
             self.labels.append(label)
 
 
-def open_table(path: Path, *, header: bool = True) -> Table:
+def open_table(path: Path, *, header: bool = True, columns: tuple[str, ...] | None = None) -> Table:
     """The table in a file, by the end of its name; one of another name, or none, is read as TSV.
+
+    Args:
+        path: of the file.
+        header: whether the first line of CSV and TSV names the columns.
+        columns: those of JSON lines, where they are known; None learns them from the first objects.
 
     Raises:
         DataError: the file is missing, unreadable or empty, or of a format that is not read.
@@ -86,7 +91,7 @@ def open_table(path: Path, *, header: bool = True) -> Table:
     if kind == ".csv":
         return csv_table(path, header=header)
     if kind in (".jsonl", ".json"):
-        return json_lines_table(path)
+        return json_lines_table(path, columns=columns)
     if kind == ".parquet":
         return parquet_table(path)
     if kind in (".tsv", ".txt", ""):

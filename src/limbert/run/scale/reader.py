@@ -106,7 +106,7 @@ def _text_batches(path: str, columns: list[str], *, texts: tuple[str, ...]) -> I
     """CSV, TSV and JSON lines: every cell as text, JSON values that are no text as JSON."""
     import pyarrow
 
-    table = open_table(Path(path))
+    table = open_table(Path(path), columns=tuple(columns))
     places = [table.columns.index(name) for name in columns]
     text_places = {name: table.columns.index(name) for name in texts}
     rows = table.rows()
