@@ -194,7 +194,9 @@ def test_finished_shards_stay_and_other_settings_are_refused(folder: Path, opene
     shards = sorted((folder / "resumed").glob("part-*"))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in shards}
     shards[1].unlink()
-    (folder / "resumed" / ".part-00001.parquet.new-1-ab").write_bytes(b"the half of a shard")
+    half = folder / "resumed" / ".part-00001.parquet.new-1-ab"
+    half.write_bytes(b"the half of a shard")
+    os.utime(half, (1, 1))
     answered = answer(folder, opened, "resumed", rows=100)
     assert [done.name for done in answered.done] == [shards[1].name]
     assert answered.resumed == len(shards) - 1

@@ -1,5 +1,7 @@
 """Files appear whole, and patterns find what they say, on a disk and in an object store."""
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +87,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         store.write("one", "text is no content")
     assert not [*(tmp_path / "missing").iterdir()]
+
+
+def test_only_halves_that_nobody_writes_any_more_are_swept(tmp_path: Path) -> None:
+    store, hour = Store.at(str(tmp_path)), 3600
+    ages = {".part-0.new-1-ab": 2 * hour, ".part-1.new-2-cd": hour / 2, "part-2": 2 * hour, ".part-3.new-4-ef": 0}
+    for name, age in ages.items():
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    store.sweep()
+    assert store.names() == {*ages} - {".part-0.new-1-ab"}
+    Store.at(str(tmp_path / "missing")).sweep()
 
 
 def test_a_question_mark_is_a_pattern_behind_file_too(tmp_path: Path) -> None:

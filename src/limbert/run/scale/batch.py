@@ -78,6 +78,7 @@ def predict_files(
     ray = need_ray()
     packed, store = pack(run), Store.at(output)
     there = begin(store, identity(request, found, checkpoint=answering_digest(packed), max_length=opened.max_length))
+    store.sweep()
     todo = [shard for shard in found.shards if shard.name not in there]
     resumed = len(found.shards) - len(todo)
     rows = found.rows - sum(shard.rows for shard in todo)
@@ -100,7 +101,6 @@ def predict_files(
         raise StorageError(
             f"{output}: {len(missing)} shards are missing, such as {min(missing)}; run the command again"
         )
-    store.sweep()
     bad_rows = sum(one.bad_rows for one in done)
     return Answered(rows, len(found.shards), resumed, bad_rows, sized.workers, sized.threads, tuple(done))
 

@@ -7,12 +7,15 @@ written beside its place and renamed; an object store shows an object only when 
 import os
 import re
 import secrets
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from limbert.errors import ConfigError, DataError, StorageError
 
+_ABANDONED = 3600  # seconds since the last write, after which nobody is at it any more
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -168,10 +171,13 @@ class Store:
             raise StorageError(f"cannot write {self.path}: {_reason(error)}") from error
 
     def sweep(self) -> None:
-        """Delete the halves that killed processes left; for when nobody writes any more."""
-        if self.local:
-            for path in Path(self.path).glob(".*.new-*"):
-                path.unlink(missing_ok=True)
+        """Delete the halves that killed processes left. What was touched in the last hour another may be writing."""
+        if not self.local:
+            return
+        for path in Path(self.path).glob(".*.new-*"):
+            with suppress(FileNotFoundError):  # renamed or swept meanwhile
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
 
 
 def _with_fsspec(scheme: str, address: str, cause: Exception) -> tuple[Any, str]:
