@@ -215,6 +215,21 @@ def test_finished_shards_stay_and_other_settings_are_refused(folder: Path, opene
 
 
 @pytest.mark.usefixtures("without_ray")
+def test_a_driver_that_was_overtaken_answers_nothing(folder: Path, opened: Opened, monkeypatch: Any) -> None:
+    """Another took the same object store at the same time, and its settings stayed."""
+    record = folder / "overtaken" / "_limbert.json"
+
+    def overtaken(*_: object, **__: object) -> nullcontext[Cluster]:
+        record.write_text(record.read_text().replace('"fp32"', '"bf16"'))
+        return nullcontext(Cluster(1, 1))
+
+    monkeypatch.setattr(batch, "cluster", overtaken)
+    with pytest.raises(ConfigError, match=r'other settings \(precision "bf16" -> "fp32"\)'):
+        answer(folder, opened, "overtaken")
+    assert [*record.parent.iterdir()] == [record]
+
+
+@pytest.mark.usefixtures("without_ray")
 def test_from_an_object_store_to_an_object_store(folder: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(folder, opened, "on-disk")
     use_keys(monkeypatch)
