@@ -105,13 +105,16 @@ def test_batches_keep_the_order_and_connections_are_kept() -> None:
 
 
 def test_requests_of_one_call_are_under_way_together_and_the_client_is_shared_by_threads() -> None:
-    under_way, most = 0, 0
+    under_way, most, begun = 0, 0, 0
+    three = threading.Barrier(3)
 
     def slow(server: Stub, path: str, value: Any) -> Answer:
-        nonlocal under_way, most
+        nonlocal under_way, most, begun
         with server.lock:
-            under_way += 1
-            most = max(most, under_way)
+            under_way, begun = under_way + 1, begun + 1
+            most, first = max(most, under_way), begun <= 3
+        if first:
+            three.wait(timeout=60)
         time.sleep(0.02)
         with server.lock:
             under_way -= 1

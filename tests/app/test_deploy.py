@@ -7,16 +7,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
-from app_material import DATA_OPTIONS, environment, make_small_encoder, needs_encoder, run
+from app_material import DATA_OPTIONS, call, environment, make_small_encoder, needs_encoder
+from ports import free_port
 from test_readme import BLOCK, commands
 
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(library)
-PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+PORT = str(free_port())  # in place of the page's
+PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8").replace("8017", PORT)
 
 
 @contextmanager
@@ -24,13 +26,13 @@ def serving(folder: Path) -> Iterator[None]:
     """``python serve.py &``, until it answers; ended afterwards."""
     with subprocess.Popen([sys.executable, "serve.py"], cwd=folder, env=environment(folder)) as server:
         try:
-            for _ in range(200):
+            while True:
                 assert server.poll() is None, "the service ended"
                 try:
-                    urlopen("http://127.0.0.1:8017")
+                    urlopen(f"http://127.0.0.1:{PORT}", timeout=30)
                 except HTTPError:
                     break  # it is there, and does not take GET
-                except URLError:
+                except OSError:
                     time.sleep(0.1)
             yield
         finally:
@@ -49,7 +51,7 @@ def python(text: str, folder: Path) -> str:
 def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
     make_small_encoder(tmp_path / "small")
     options = ["--model", "small", "--output", "runs/tickets", "--max-steps", "2", "--phases", "finetune"]
-    trained = run(tmp_path, "train", *DATA_OPTIONS, *options)
+    trained = call(tmp_path, "train", *DATA_OPTIONS, *options)
     assert trained.returncode == 0, trained.stderr
     printed: list[str] = []
     service = False
@@ -62,7 +64,7 @@ def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
                 printed.append(python(text, tmp_path))
                 wrong = python(
                     "from urllib.request import urlopen\nfrom urllib.error import HTTPError\n"
-                    "try:\n    urlopen('http://127.0.0.1:8017', data=b'[]')\n"
+                    f"try:\n    urlopen('http://127.0.0.1:{PORT}', data=b'[]')\n"
                     "except HTTPError as error:\n    print(error.code)",
                     tmp_path,
                 )
@@ -76,7 +78,7 @@ def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
             words = shlex.split(line)
             words += ["--max-drop", "100"] if "--int8" in words else []  # a model of two steps guesses
             assert words[0] == "limbert"
-            done = run(tmp_path, *words[1:])
+            done = call(tmp_path, *words[1:])
             assert done.returncode == 0, (line, done.stderr)
     onnx, openvino, served, pipe = printed
     assert onnx == openvino  # the same sub-network answers the same in every runtime

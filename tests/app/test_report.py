@@ -313,9 +313,10 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(run: Path, tmp_
     )
     (tmp_path / "frames.html").write_text(f"<!DOCTYPE html>{frames}<pre id=answer></pre>{PROBE}", encoding="utf-8")
     done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-         f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'frames.html'}"],
-        capture_output=True, text=True, timeout=120, check=False,
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         "--enable-logging=stderr", "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}",
+         f"file://{tmp_path / 'frames.html'}"],
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr
     answer = re.search(r'<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL)

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 from safetensors.torch import load_file
 from together_worker import CASES, STEPS, asked_after, make_work, train
 
@@ -21,12 +21,6 @@ from limbert.run.trainer import Stopped
 
 HERE = Path(__file__).parent
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

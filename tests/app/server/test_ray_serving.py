@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +62,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     model = ElasticModel.from_pretrained(tmp_path / "encoder", space=Space(widths=(0.5, 1.0), depths=(1.0,)))
     model.record = {"task": own_task("classification", ("dull", "bright")).to_dict()}
     model.save_pretrained(tmp_path / "run", tokenizer=AutoTokenizer.from_pretrained(ENCODER))
-    options = ["--ray", "--replicas", "1:2", "--replica-requests", "1", "--port", "0", "--slo", "5s", "--json"]
+    options = ["--ray", "--replicas", "1:2", "--replica-requests", "1", "--port", "0", "--slo", "60s", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-m", "limbert", "serve", "run", *options],
         cwd=tmp_path,
@@ -83,13 +84,18 @@ def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 def ask(url: str, value: Any) -> Any:
     body = json.dumps(value).encode()
     request = urllib.request.Request(url, body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
 
 
 def replicas(process: subprocess.Popen[str]) -> int:
-    children = psutil.Process(process.pid).children(recursive=True)
-    return sum("ServeReplica" in " ".join(child.cmdline()) for child in children)
+    return sum(map(is_replica, psutil.Process(process.pid).children(recursive=True)))
+
+
+def is_replica(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+        return "ServeReplica" in " ".join(process.cmdline())
+    return False
 
 
 @pytest.mark.slow
@@ -110,13 +116,13 @@ def test_the_same_answers_more_replicas_and_an_end(server: tuple[str, subprocess
     assert next(one for one in infer["outputs"] if one["name"] == "LABEL")["data"] == [one.label for one in expected]
     assert replicas(process) == 1
 
-    end = time.monotonic() + 90
+    end = time.monotonic() + 600
     with ThreadPoolExecutor(12) as pool:
         while replicas(process) < 2:
             assert time.monotonic() < end, "no second replica under load"
             list(pool.map(lambda _: ask(url, {"inputs": TEXTS * 20}), range(48)))
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert not psutil.wait_procs(started, timeout=20)[1], "processes are left"
+    assert not psutil.wait_procs(started, timeout=120)[1], "processes are left"

@@ -4,8 +4,10 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from app_material import needs_encoder
 from live_server import make_run, opened
 
+from limbert.app.server import desk
 from limbert.app.server.errors import BadRequest, Down, Refused, TooLong
 from limbert.app.server.runner import Runner
 from limbert.app.server.service import Answers, Service
@@ -288,8 +291,13 @@ def test_a_start_in_a_busy_moment_is_not_believed_for_ever(run: Path, monkeypatc
         assert service.snapshot().answered == 1
 
 
-def test_draining_does_not_wait_for_ever(run: Path, gate: Gate) -> None:
+def test_draining_does_not_wait_for_ever(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(run) as service:
+        closing = service._desk.close
+
+        def close(error: Down) -> None:
+            closing(error)
+            gate.is_open.set()
 
         async def main() -> None:
             gate.close()
@@ -297,8 +305,7 @@ def test_draining_does_not_wait_for_ever(run: Path, gate: Gate) -> None:
             await until(gate.reached.is_set)
             waiting = asyncio.create_task(service.answer(TEXTS[:1]))
             await until(lambda: service.snapshot().queued == 1)
-            loop = asyncio.get_running_loop()
-            loop.call_later(0.3, gate.is_open.set)
+            monkeypatch.setattr(service._desk, "close", close)
             await service.drain(0.05)
             with pytest.raises(Down):
                 await waiting
@@ -308,16 +315,21 @@ def test_draining_does_not_wait_for_ever(run: Path, gate: Gate) -> None:
         together(main)
 
 
-def test_a_late_request_is_refused_and_not_answered_late(run: Path, gate: Gate) -> None:
+def test_a_late_request_is_refused_and_not_answered_late(
+    run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = 0.0
+    monkeypatch.setattr(desk, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead))
     with opened(run) as service:
 
         async def main() -> None:
+            nonlocal ahead
             gate.close()
             running = asyncio.create_task(service.answer(TEXTS[:1]))
             await until(gate.reached.is_set)
-            hurried = asyncio.create_task(service.answer(TEXTS[:1], wish=Wish(latency_budget=1.0)))
+            hurried = asyncio.create_task(service.answer(TEXTS[:1], wish=Wish(latency_budget=30.0)))
             await until(lambda: service.snapshot().queued == 1)
-            await asyncio.sleep(1.0)
+            ahead = 60.0
             gate.is_open.set()
             with pytest.raises(Refused, match="waited too long"):
                 await hurried

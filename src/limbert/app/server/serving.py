@@ -39,6 +39,11 @@ def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], No
     with listening(settings) as listener:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+        def announce() -> None:
+            listener.listen()  # uvicorn does so only after the start: who is told the address may connect at once
+            ready(address)
+
         common: dict[str, Any] = {
             "log_level": logging.WARNING,
             "access_log": False,
@@ -50,12 +55,12 @@ def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], No
         if settings.workers == 1:
             service = Service.open(run, settings)
             service.start()  # here, where an error ends in one line
-            app = application(service, settings, lambda: ready(address))
+            app = application(service, settings, announce)
             uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listener])
             return
         Service.open(run, settings)  # refuses here what every process would refuse
         started = multiprocessing.get_context("spawn").Event()
-        threading.Thread(target=_announce, args=(started, partial(ready, address)), daemon=True).start()
+        threading.Thread(target=_announce, args=(started, announce), daemon=True).start()
         config = uvicorn.Config(
             partial(_worker, str(run), settings, started),
             factory=True,
