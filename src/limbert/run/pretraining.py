@@ -15,6 +15,7 @@ from limbert.data.masking import Masking
 from limbert.data.packing import PackedRows, load_stream, pack
 from limbert.errors import DataError
 from limbert.model.elastic import ElasticModel
+from limbert.run.content import Content, corpus_content, sequences_digest
 from limbert.run.evaluate import Result
 from limbert.run.masked_evaluation import evaluate_masked, masked_scores
 from limbert.run.masked_start import MaskedStart, load_masked_model, load_masked_start
@@ -78,11 +79,21 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
     Args:
         config, recipe, others: as there.
         corpus: the text, and how it is read and masked.
+        content: of `corpus_content`, where it is known already.
     """
 
-    def __init__(self, config: TrainConfig, recipe: Recipe, *, corpus: CorpusConfig, **others: Any) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        *,
+        corpus: CorpusConfig,
+        content: Content | None = None,
+        **others: Any,
+    ) -> None:
         check_material(recipe.phases, "text")
-        super().__init__(config, recipe, data_config=corpus, **others)
+        content = content or corpus_content(corpus, config.model)
+        super().__init__(config, recipe, data_config=corpus, content=content, **others)
         self.corpus = corpus
 
     def _materials(self) -> CorpusMaterials:
@@ -109,6 +120,10 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
 
         stream = load_stream(names, self.corpus, start.tokenizer, progress=progress)
         return pack(stream, start.tokenizer, max_length=min(self.corpus.max_length, start.longest))
+
+    def _digests(self, materials: CorpusMaterials) -> dict[str, str]:
+        parts = {"training": materials.train, "validation": materials.validation, "development": materials.dev}
+        return {f"{name}_sequences": sequences_digest(part) for name, part in parts.items()}
 
     def _phases(self, materials: CorpusMaterials) -> list[str]:
         """The phases of this run: the plain one is left out where the start is a masked-language model already."""

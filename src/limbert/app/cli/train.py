@@ -135,15 +135,18 @@ def train_with_progress(
     """
     from limbert.app.cli import show
     from limbert.data.load import load_task_data
+    from limbert.run.content import task_content
     from limbert.run.processes import join_processes
     from limbert.run.training import TrainingRun
     from limbert.run.workspace import settings_of
 
     recipe = recipe.over(join_processes().count)
-    results = finished_results(config.output, settings_of(config, recipe, data_config), overwrite=overwrite)
+    data = load_task_data(data_config, seed=config.seed)
+    content = task_content(data, config.model)
+    settings = settings_of(config, recipe, data_config, content)
+    results = finished_results(config.output, settings, overwrite=overwrite)
     if results is not None:
         return results
-    data = load_task_data(data_config, seed=config.seed)
     if data.train.bad_rows:
         show.messages.print(f"{data.train.bad_rows} malformed training rows skipped")
     return run_in_terminal(
@@ -152,6 +155,7 @@ def train_with_progress(
             recipe,
             data_config=data_config,
             data=data,
+            content=content,
             monitor=monitor,
             should_stop=should_stop,
             overwrite=overwrite,
