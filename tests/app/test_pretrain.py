@@ -147,6 +147,16 @@ def test_stopped_after_every_few_steps_it_ends_bit_for_bit_the_same(whole: Path)
         assert Path("stopped", name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_it_does_not_go_on_with_another_text(folder: Path) -> None:
+    shutil.copytree("texts", "growing")
+    with pytest.raises(Stopped):
+        pretrain("small", "grown", corpus=("growing/*.txt",), should_stop=lambda: True)
+    with Path("growing/two.txt").open("a") as file:
+        file.write("\na lobster")
+    with pytest.raises(LimbertError, match=r"an unfinished run with other settings \(other corpus text\)"):
+        pretrain("small", "grown", corpus=("growing/*.txt",), should_stop=lambda: True)
+
+
 def test_every_size_is_fine_tuned_from_it(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["--model", "whole", "--output", "tuned", "--max-steps", "2", "--phases", "final", "--train-limit", "200"]
     app(["train", *DATA_OPTIONS, *options, "--json"], standalone_mode=False)

@@ -1,6 +1,6 @@
 """Elastic pre-training: the phases of a run on the hidden words of a text instead of a task's labels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from limbert.data.masked_rows import MaskedRows, all_rows, held_back
 from limbert.data.masking import Masking
 from limbert.data.packing import PackedRows, load_stream, pack
 from limbert.errors import DataError
+from limbert.method.importance import Piece
 from limbert.model.elastic import ElasticModel
+from limbert.run.content import Content, corpus_content, sequences_digest
 from limbert.run.evaluate import Result
 from limbert.run.masked_evaluation import evaluate_masked, masked_scores
 from limbert.run.masked_start import MaskedStart, load_masked_model, load_masked_start
 from limbert.run.phases import check_material
+from limbert.run.processes import Processes
 from limbert.run.recipes import Recipe
 from limbert.run.trainer import Surroundings, step_seed
 from limbert.run.training import PhasedRun
@@ -50,12 +53,16 @@ class MaskedWork:
     keeps_order: bool
     kind: TaskKind = "classification"
 
-    def scoring_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of the validation slice with their hidden tokens as labels, on the model's device."""
-        device = self.surroundings.accelerator.device
+    def scoring_batches(self, batch_size: int) -> Iterator[Iterable[Piece]]:
+        """Batches of the validation slice with their hidden tokens as labels, in pieces on the model's device."""
+        processes = Processes.of(self.surroundings.accelerator)
         for indices in self.validation.in_order(batch_size=batch_size):
-            batch = self.validation.ready(self.validation.collate(indices))
-            yield {name: tensor.to(device) for name, tensor in batch.items()}
+            parts = processes.parts(self.validation.collate(indices))
+            yield ((self._on_device(self.validation.ready(part)), share.labels) for part, share in parts)
+
+    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        device = self.surroundings.accelerator.device
+        return {name: tensor.to(device) for name, tensor in batch.items()}
 
     def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
         """The share of hidden tokens that sub-networks find, by name."""
@@ -79,11 +86,21 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
     Args:
         config, recipe, others: as there.
         corpus: the text, and how it is read and masked.
+        content: of `corpus_content`, where it is known already.
     """
 
-    def __init__(self, config: TrainConfig, recipe: Recipe, *, corpus: CorpusConfig, **others: Any) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        *,
+        corpus: CorpusConfig,
+        content: Content | None = None,
+        **others: Any,
+    ) -> None:
         check_material(recipe.phases, "text")
-        super().__init__(config, recipe, data_config=corpus, **others)
+        content = content or corpus_content(corpus, config.model)
+        super().__init__(config, recipe, data_config=corpus, content=content, **others)
         self.corpus = corpus
 
     def _materials(self) -> CorpusMaterials:
@@ -115,6 +132,10 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
 
         stream = load_stream(names, self.corpus, start.tokenizer, apart_from=apart_from, progress=progress)
         return pack(stream, start.tokenizer, max_length=min(self.corpus.max_length, start.longest))
+
+    def _digests(self, materials: CorpusMaterials) -> dict[str, str]:
+        parts = {"training": materials.train, "validation": materials.validation, "development": materials.dev}
+        return {f"{name}_sequences": sequences_digest(part) for name, part in parts.items()}
 
     def _phases(self, materials: CorpusMaterials) -> list[str]:
         """The phases of this run: the plain one is left out where the start is a masked-language model already."""

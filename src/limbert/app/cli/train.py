@@ -139,15 +139,18 @@ def train_with_progress(
     """
     from limbert.app.cli import show
     from limbert.data.load import load_task_data
+    from limbert.run.content import task_content
     from limbert.run.processes import join_processes
     from limbert.run.training import TrainingRun
     from limbert.run.workspace import settings_of
 
     recipe = recipe.over(join_processes().count)
-    results = finished_results(config.output, settings_of(config, recipe, data_config), overwrite=overwrite)
+    data = load_task_data(data_config, seed=config.seed)
+    content = task_content(data, config.model)
+    settings = settings_of(config, recipe, data_config, content)
+    results = finished_results(config.output, settings, overwrite=overwrite)
     if results is not None:
         return results
-    data = load_task_data(data_config, seed=config.seed)
     show.skipped_rows({"train": data.train} | data.dev)
     if data.task.kind == "regression" and (largest := max(abs(float(one)) for one in data.train.labels or ())) > _LARGE:
         show.messages.print(
@@ -161,6 +164,7 @@ def train_with_progress(
             recipe,
             data_config=data_config,
             data=data,
+            content=content,
             monitor=monitor,
             should_stop=should_stop,
             overwrite=overwrite,
