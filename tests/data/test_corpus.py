@@ -61,6 +61,11 @@ def test_packing_loses_no_token(tokenizer: PreTrainedTokenizerBase, write: Calla
     assert [word.startswith("##") for word in np.asarray(words)[inner]] == (~flat[inner]).tolist()
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.parquet"])
+def test_an_empty_file_holds_nothing(write: Callable, name: str) -> None:
+    assert [*stream_text(write(name, ""), CorpusConfig(corpus=("-",)))] == []
+
+
 def test_documents_end_at_lines_or_at_blank_lines(write: Callable) -> None:
     path = write("text.raw", " \n = Title = \n one .\r\n two .\n\n \nthree\n")
     line = CorpusConfig(corpus=("-",))

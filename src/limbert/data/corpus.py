@@ -59,11 +59,13 @@ def stream_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
 
     A row of a table is a document. In plain text a line is one, or everything up to a blank line, as
     ``config.documents`` says; lines are handed on one by one in either case. A text of more than 65,536 characters
-    comes in pieces that end before white space or, where there is none, anywhere.
+    comes in pieces that end before white space or, where there is none, anywhere. An empty file holds nothing.
 
     Raises:
         DataError: a file or row that cannot be read (``FILE:LINE: what``), unless ``config.skip_bad_rows``.
     """
+    if path.exists() and not path.stat().st_size:
+        return  # one such file among thousands is no mistake
     yield from _rows_of_text(path, config) if path.suffix.lower() in FORMATS else _lines_of_text(path, config)
     yield None
 

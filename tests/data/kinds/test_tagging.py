@@ -87,6 +87,13 @@ def test_what_is_wrong_is_named_with_its_line(write, text, message):
         read_tagged(open_tagged(half), DataConfig(), None)
 
 
+def test_only_tabs_and_spaces_part_the_columns(write):
+    path = write("train.conll", "New\u00a0York  B-place\nnow O\n")
+    _, examples = read_tagged(open_tagged(path), DataConfig(), None)
+    assert examples.texts == ("New\u00a0York now",)
+    assert [len(words) for words in examples.words] == [2]
+
+
 def test_labels_stand_on_first_tokens_and_offsets_on_words(tokenizer):
     text = "Unbelievably, O'Neill met @paulwalk in 東京 \U0001f600 !"
     examples = typed_texts([text, "Hi"], None)

@@ -67,7 +67,9 @@ class _Line(NamedTuple):
 
     @property
     def cells(self) -> list[str]:
-        return self.text.split("\t") if "\t" in self.text else self.text.split()
+        if "\t" in self.text:
+            return self.text.split("\t")
+        return [part for part in self.text.split(" ") if part]  # no other white space parts columns: words hold some
 
 
 def _without_comments(lines: list[_Line], *, columns: int) -> list[_Line]:
