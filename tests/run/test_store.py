@@ -41,18 +41,46 @@ def put(store: Store, name: str) -> None:
         ("a[!1].*", ["a2.parquet"]),
         ("*/*.parquet", ["in/b.parquet"]),
         ("**/*.parquet", ["a1.parquet", "a2.parquet", "in/b.parquet", "in/deeper/c.parquet"]),
+        ("*/_odd/*.parquet", ["in/_odd/f.parquet"]),
         ("in/deeper", ["in/deeper/c.parquet"]),
+        ("in", ["in/b.parquet", "in/deeper/c.parquet"]),
+        ("", ["a1.parquet", "a2.parquet", "in/b.parquet", "in/deeper/c.parquet"]),
         ("note.md", ["note.md"]),
     ],
 )
 def test_patterns_find_what_they_say(folder: Store, pattern: str, expected: list[str]) -> None:
     for name in ("a2.parquet", "a1.parquet", "in/b.parquet", "in/deeper/c.parquet", "in/d.csv", "note.md"):
         put(folder, name)
-    put(folder, "_hidden.parquet")
+    for name in ("_hidden.parquet", ".temporary/e.parquet", "in/_odd/f.parquet"):
+        put(folder, name)
     found = Store(folder.filesystem, f"{folder.path}/{pattern}").files((".parquet",))
     base = next(iter(found)).path.partition(folder.path.strip("/"))[0] + folder.path.strip("/") + "/"
     assert [file.path.removeprefix(base) for file in found] == expected
     assert found[0].bytes == len(b"content of " + expected[0].encode())
+
+
+def test_answers_are_read_only_where_they_are_asked_for(folder: Store) -> None:
+    for name in ("in/a.parquet", "in/out/part-0.parquet", "in/out/_limbert.json", "in/outer/b.parquet"):
+        put(folder, name)
+
+    def found(pattern: str) -> list[str]:
+        files = Store(folder.filesystem, f"{folder.path}/{pattern}").files((".parquet",))
+        return [file.path.rpartition("/")[2] for file in files]
+
+    assert found("in") == found("in/") == ["a.parquet", "b.parquet"]
+    assert found("in/out") == found("in/o*/part*") == ["part-0.parquet"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.parquet"])
+def test_links_are_followed_but_not_in_circles(tmp_path: Path, pattern: str) -> None:
+    for name in ("in/a.parquet", "in/day=1/b.parquet", "elsewhere/c.parquet"):
+        put(Store.at(str(tmp_path)), name)
+    (tmp_path / "in" / "day=1" / "back").symlink_to("..")
+    (tmp_path / "in" / "day=2").symlink_to("../elsewhere")
+    (tmp_path / "in" / "gone.parquet").symlink_to("nowhere")
+    found = Store.at(f"{tmp_path}/in{pattern}").files((".parquet",))
+    names = [file.path.removeprefix(f"{tmp_path}/in/") for file in found]
+    assert names == ["a.parquet", "day=1/b.parquet", "day=2/c.parquet"]
 
 
 def test_nothing_there_is_said(folder: Store) -> None:

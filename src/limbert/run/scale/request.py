@@ -9,9 +9,8 @@ from limbert.core.config import Precision, require
 from limbert.errors import ConfigError
 from limbert.run.policy import Policy
 from limbert.run.scale.shards import Input
-from limbert.run.scale.store import Store
+from limbert.run.scale.store import SETTINGS, Store
 
-NAME = "_limbert.json"  # readers of Parquet folders pass over names with an underscore
 FORMAT = 1
 
 
@@ -75,18 +74,18 @@ def begin(output: Store, asked: dict[str, Any]) -> set[str]:
         StorageError: it cannot be read or written.
     """
     there = output.names()
-    if NAME not in there:
+    if SETTINGS not in there:
         if there:
             raise ConfigError(
                 f"output {output.path} is not empty and was not begun by this command; choose another folder"
             )
         output.make()
-        if output.create(NAME, _text(asked)):
-            return {NAME}
+        if output.create(SETTINGS, _text(asked)):
+            return {SETTINGS}
         there = output.names()  # another driver was faster
     found = _begun(output)
     if asked["skip_bad_rows"] and found == asked | {"skip_bad_rows": False}:
-        output.write(NAME, _text(asked))  # what is finished has no bad rows
+        output.write(SETTINGS, _text(asked))  # what is finished has no bad rows
     elif found != asked:
         raise _other_settings(output, found, asked)
     return there
@@ -108,9 +107,9 @@ def confirm(output: Store, asked: dict[str, Any]) -> None:
 
 def _begun(output: Store) -> Any:
     try:
-        return json.loads(output.read(NAME))
+        return json.loads(output.read(SETTINGS))
     except ValueError as error:
-        raise ConfigError(f"{output.path}/{NAME} is broken ({error}); choose another folder") from None
+        raise ConfigError(f"{output.path}/{SETTINGS} is broken ({error}); choose another folder") from None
 
 
 def _other_settings(output: Store, found: Any, asked: dict[str, Any]) -> ConfigError:

@@ -17,6 +17,7 @@ from typing import Any
 
 from limbert.errors import ConfigError, DataError, StorageError
 
+SETTINGS = "_limbert.json"  # in a folder of answers; readers of Parquet folders pass over names with an underscore
 _ABANDONED = 3600  # seconds since the last write, after which nobody is at it any more
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # what file systems without hard links answer
 _WILD = re.compile(r"[*?\[]")
@@ -79,8 +80,10 @@ class Store:
     def files(self, suffixes: tuple[str, ...]) -> list[Found]:
         """The files that the path names: one, those of a folder with these suffixes, or those that fit a pattern.
 
-        In a pattern ``*``, ``?`` and ``[...]`` stay within a folder and ``**`` is any number of them. Files whose name
-        begins with a dot or an underscore are left out of folders and patterns.
+        A folder is read with all folders in it, but for those with answers of a batch: who writes these into a folder
+        of the input does not mean to read them. In a pattern ``*``, ``?`` and ``[...]`` stay within a folder and ``**``
+        is any number of them. Files and folders whose names begin with a dot or an underscore are left out of folders
+        and patterns; a pattern may spell the name of such a folder.
 
         Returns:
             In the order of their paths.
@@ -99,21 +102,28 @@ class Store:
                 return [_found(info)]
             listed = []
             if info.type == fs.FileType.Directory:
-                selector = fs.FileSelector(root or "/", recursive=wild is not None and wild + 1 < len(parts))
-                listed = self.filesystem.get_file_info(selector)
+                listed = self._listed(root or "/", recursive=wild is None or wild + 1 < len(parts))
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {_reason(error)}") from error
-        fits = _pattern(self.path) if wild is not None else None
-        chosen = [
-            _found(info)
-            for info in listed
-            if info.type == fs.FileType.File
-            and not info.base_name.startswith((".", "_"))
-            and (fits.fullmatch(info.path) if fits else info.path.lower().endswith(suffixes))
-        ]
+        if wild is None:
+            meant = _meant([info.path for info in listed], root)
+            fitting = [info for info in listed if info.path in meant and info.path.lower().endswith(suffixes)]
+        else:
+            fits = _pattern(self.path)
+            fitting = [info for info in listed if fits.fullmatch(info.path)]
+        chosen = [_found(info) for info in fitting if not info.base_name.startswith((".", "_"))]
         if not chosen:
             raise DataError(f"{self.path}: no such file, or none that fits; expected {', '.join(suffixes)}")
         return sorted(chosen, key=lambda found: found.path)
+
+    def _listed(self, root: str, *, recursive: bool) -> list[Any]:
+        """The files of a folder, with those of all folders in it where ``recursive``."""
+        from pyarrow import fs
+
+        if recursive and self.local:  # Arrow's own walk goes round in links without end
+            return list(self.filesystem.get_file_info([*_walk(root)]))
+        infos = self.filesystem.get_file_info(fs.FileSelector(root, recursive=recursive))
+        return [info for info in infos if info.type == fs.FileType.File]
 
     def names(self) -> set[str]:
         """The names of the files in this folder; empty where it is not there.
@@ -252,13 +262,37 @@ def _beside(folder: Path, name: str, content: Any) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
+def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """The files below a folder of a disk. Links are followed, but for those back to a folder that they are in."""
+    status = os.stat(folder)
+    here = above | {(status.st_dev, status.st_ino)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                yield entry.path
+            elif entry.is_dir() and (entry.stat().st_dev, entry.stat().st_ino) not in here:
+                yield from _walk(entry.path, here)
+
+
+def _meant(paths: list[str], root: str) -> set[str]:
+    """Those of a folder's files that no hidden folder holds, and no folder of answers but the folder itself."""
+    below = {path: tuple(path.strip("/").removeprefix(root.strip("/")).strip("/").split("/")) for path in paths}
+    answers = {parts[:-1] for parts in below.values() if parts[-1] == SETTINGS} - {()}
+    return {
+        path
+        for path, parts in below.items()
+        if not any(part.startswith((".", "_")) for part in parts)
+        and not any(parts[:depth] in answers for depth in range(len(parts)))
+    }
+
+
 def _pattern(path: str) -> re.Pattern[str]:
-    parts = [r"(?:[^/]+/)*" if part == "**" else _segment(part) + "/" for part in path.split("/")]
+    parts = [r"(?:(?![._])[^/]+/)*" if part == "**" else _segment(part) + "/" for part in path.split("/")]
     return re.compile("".join(parts).removesuffix("/"))
 
 
 def _segment(part: str) -> str:
-    """A regular expression for one name, in which no wildcard takes a slash."""
+    """A regular expression for one name, in which no wildcard takes a slash, nor a dot or underscore to begin with."""
 
     def token(match: re.Match[str]) -> str:
         found = match.group()
@@ -266,7 +300,7 @@ def _segment(part: str) -> str:
             return "[^/]*" if found == "*" else "[^/]"
         return found.replace("[!", "[^", 1) if len(found) > 1 else re.escape(found)
 
-    return re.sub(r"\[!?[^\]]+\]|.", token, part)
+    return ("(?![._])" if _WILD.match(part) else "") + re.sub(r"\[!?[^\]]+\]|.", token, part)
 
 
 def _found(info: Any) -> Found:
