@@ -16,7 +16,7 @@ from together_worker import CASES, STEPS, asked_after, make_work, train
 
 from limbert.errors import ConfigError
 from limbert.method.losses import hidden_loss, label_loss
-from limbert.run.processes import Processes, Share
+from limbert.run.processes import Processes, Share, join_processes
 from limbert.run.trainer import Stopped
 
 HERE = Path(__file__).parent
@@ -163,3 +163,11 @@ def test_what_others_do_not_find_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ConfigError, match=r"process 1 finds the last phase None, process 0 finds width; .* all machines"
     ):
         Processes(2, 0).agree_on("width", what="the last phase")
+
+
+def test_steps_that_a_launcher_would_accumulate_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    assert join_processes().count == 1
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ConfigError, match=r"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is '4'; it must be 1 or not set"):
+        join_processes()

@@ -79,14 +79,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_run(
-    output: str = "run", *, data: str = "data", model: str = "model", rate: float = 1e-4, stops: bool = False
+    output: str = "run",
+    *,
+    data: str = "data",
+    model: str = "model",
+    rate: float = 1e-4,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingRun:
     config = TrainConfig(model=model, output=output, phases=("finetune",), validation=0.2)
     steps = {"max_steps": 2, "batch_size": 8, "learning_rate": rate}
     recipe = override(load_recipe("dynabert"), every_phase=steps, phases=config.phases)
     data_config = DataConfig(data=data)
     loaded = load_task_data(data_config, seed=config.seed)
-    return TrainingRun(config, recipe, data_config=data_config, data=loaded, should_stop=lambda: stops)
+    return TrainingRun(config, recipe, data_config=data_config, data=loaded, should_stop=should_stop)
 
 
 def edited(path: str, old: str, new: str) -> Callable[[], None]:
@@ -99,7 +104,7 @@ def edited(path: str, old: str, new: str) -> Callable[[], None]:
 
 def test_an_unfinished_run_goes_on_with_its_own_content_only(folder: Path) -> None:
     with pytest.raises(Stopped):
-        make_run(stops=True).run()
+        make_run(should_stop=lambda: True).run()
     for path, old, new, what in (
         ("data/train.csv", "a dog 8,no", "a dog 8,yes", "other training rows"),
         ("data/dev.csv", "a dog 8", "a fox 8", "other development rows"),
@@ -121,6 +126,21 @@ def test_an_unfinished_run_goes_on_with_its_own_content_only(folder: Path) -> No
     edited("moved/train.csv", "a cat 11", "a cat 12")
     with pytest.raises(ConfigError, match=r"has other settings \(other training rows\); choose another folder"):
         is_finished("run", make_run("new", data="moved", model="start").settings)
+
+
+def test_two_runs_do_not_write_into_one_output(folder: Path) -> None:
+    refused = []
+
+    def another() -> bool:
+        with pytest.raises(ConfigError, match="another run is writing to run; wait until it ends"):
+            make_run().run()
+        refused.append(Path("run.training/settings.json").exists())
+        return False
+
+    make_run(should_stop=another).run()
+    assert refused == [True, True]
+    assert sorted(path.name for path in folder.glob("run*")) == ["run"]
+    make_run().run()  # again, from the beginning: nothing is held any more
 
 
 def test_the_order_of_rows_and_labels_is_content(folder: Path) -> None:
@@ -167,6 +187,7 @@ def test_processes_of_one_run_have_the_same_settings_and_data(folder: Path, monk
     back()
     faster, same = make_run("faster", rate=1e-3).settings, make_run("same").settings
     monkeypatch.setattr(training, "join_processes", lambda: Processes(2, 0))
+    monkeypatch.setattr(Processes, "from_main", lambda self, work: work())
     for other, what in (
         (fewer, r"\(other training rows\)"),
         (faster, r"\(recipe.phases.finetune.learning_rate 0.0001 -> 0.001\)"),

@@ -1,6 +1,11 @@
 """A run's unfinished business is kept for the same run and for no other."""
 
+import errno
+import fcntl
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -69,3 +74,67 @@ def test_an_output_is_this_run_another_run_or_something_else(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"train.seed 1 -> 2"):
         is_finished(output, OTHER)
     assert not is_finished(output, OTHER, overwrite=True)
+
+
+def test_one_run_at_a_time_writes_into_an_output(tmp_path: Path) -> None:
+    first, second = (Workspace(tmp_path / "run", SETTINGS) for _ in range(2))
+    Workspace(tmp_path / "run", SETTINGS, writes=False).hold()  # of several processes those that only read
+    first.hold()
+    first.hold()
+    with pytest.raises(ConfigError, match=r"another run is writing to .*run; wait until it ends, or choose another"):
+        second.hold()
+    Workspace(tmp_path / "other", SETTINGS).hold()
+    first.release()
+    second.hold()
+    second.release()
+    assert not [*tmp_path.glob("run*")]
+    Workspace(tmp_path / "no folder" / "run", SETTINGS).hold()  # nobody can be writing there
+    assert not (tmp_path / "no folder").exists()
+
+
+def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        Workspace(tmp_path / "run", SETTINGS).hold()
+        os.write(told, b"held")
+        time.sleep(60)
+        os._exit(0)
+    assert os.read(ready, 4) == b"held"
+    work = Workspace(tmp_path / "run", SETTINGS)
+    with pytest.raises(ConfigError, match="another run is writing"):
+        work.hold()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    work.hold()
+    work.release()
+
+
+def test_a_file_system_without_locks_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    work = Workspace(tmp_path / "run", SETTINGS)
+    work.hold()
+    work.release()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_lock_that_was_deleted_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one before ends between opening its file and locking it."""
+    real, calls = fcntl.flock, []
+
+    def late(descriptor: int, how: int) -> None:
+        if not calls:
+            (tmp_path / "run.training.lock").unlink()
+        calls.append(descriptor)
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    first, second = (Workspace(tmp_path / "run", SETTINGS) for _ in range(2))
+    first.hold()
+    assert len(calls) == 2
+    with pytest.raises(ConfigError, match="another run is writing"):
+        second.hold()
+    first.release()

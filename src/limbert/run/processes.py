@@ -195,8 +195,14 @@ def join_processes() -> Processes:
     """Join those that torchrun or accelerate launch started with this one; alone where there are none.
 
     Raises:
-        ConfigError: if they cannot work together on this machine.
+        ConfigError: if they cannot work together on this machine, or the launcher was told what no run here does.
     """
+    accumulated = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if accumulated != "1":  # accelerate would divide every loss by it, and nobody would add the steps up
+        raise ConfigError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accumulated!r}; it must be 1 or not set: "
+            "Limbert takes a step a batch, of --batch-size rows in each process"
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1:
         return ALONE

@@ -115,8 +115,16 @@ class PhasedRun(ABC, Generic[M]):
             CheckpointError, UnsupportedModelError: for the model.
             SubnetError: if a width or depth keeps nothing of it.
             ProcessError: if another process of the run has ended.
-            ConfigError: if another process of the run has other settings or data.
+            ConfigError: if another process of the run has other settings or data, or another run writes here.
         """
+        try:
+            self.processes.from_main(self.workspace.hold)
+            return self._run()
+        finally:
+            self.workspace.release()
+
+    def _run(self) -> list[Result]:
+        """The run, while no other one writes into its output."""
         with self.processes.one_first():
             materials = self._materials()
         if self.processes.count > 1:
@@ -129,6 +137,7 @@ class PhasedRun(ABC, Generic[M]):
         for name in phases[done:]:
             PHASES[name].check(model, self.recipe.phases[name])
         self.workspace.create()  # only now: bad input leaves nothing behind
+        self.processes.from_main(self.workspace.hold)
         if self.config.tensorboard:
             self.accelerator.init_trackers("tensorboard")
         try:

@@ -4,8 +4,10 @@ It is ``OUTPUT.training`` beside the output, which itself appears only when all 
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.corpus_config import CorpusConfig
 from limbert.errors import ConfigError, StorageError
 from limbert.model.checkpoint import read_record, write_json
+from limbert.run.lock import locked
 from limbert.run.same_run import differences
 
 if TYPE_CHECKING:
@@ -83,8 +86,10 @@ class Workspace:
         self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False, writes: bool = True
     ) -> None:
         output = Path(output)
-        self._writes = writes
+        self._writes, self._output = writes, output
+        self._held: int | None = None  # descriptor of the locked file
         self.folder = output.with_name(output.name + ".training")
+        self._lock = output.with_name(output.name + ".training.lock")  # beside it: the folder comes and goes
         self._settings = settings
         path = self.folder / _SETTINGS_NAME
         try:
@@ -98,6 +103,35 @@ class Workspace:
                 f"{self.folder} holds an unfinished run with other settings ({changed}); finish it with its own "
                 "command and data, delete the folder, choose another output, or use --overwrite"
             )
+
+    def hold(self) -> None:
+        """Keep other runs from writing here until `release`, or until this process ends, in whatever way.
+
+        Nothing is held where nothing could be written yet (the folder around the output is missing), or on a file
+        system without locks.
+
+        Raises:
+            ConfigError: if another run is writing here.
+            StorageError: if the file to lock cannot be made.
+        """
+        if not self._writes or self._held is not None or not self._lock.parent.is_dir():
+            return
+        try:
+            self._held = locked(self._lock)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another run is writing to {self._output}; wait until it ends, or choose another output"
+            ) from None
+        except OSError as error:
+            raise StorageError(f"cannot write {self.folder}: {error.strerror}") from error
+
+    def release(self) -> None:
+        """Let other runs write here."""
+        if self._held is not None:
+            with suppress(OSError):  # a file that stays is locked by nobody
+                self._lock.unlink()
+            os.close(self._held)
+            self._held = None
 
     def create(self) -> None:
         """Make the folder, with the settings in it.
