@@ -396,6 +396,13 @@ def test_a_log_that_would_not_be_written_is_refused(folder: Path, monkeypatch: p
     assert not (folder / "logged.training").exists()
 
 
+def test_a_size_that_was_not_trained_is_named(folder: Path) -> None:
+    for name, said in (("1x0.34", True), ("0.5x1", False)):
+        done = call(folder, "predict", "trained", "--subnet", name, "--text", "where is my card")
+        assert done.returncode == 0, done.stderr
+        assert (f"{name} was not trained; trained are 1x1" in done.stderr) == said
+
+
 def test_skipped_rows_are_counted(folder: Path) -> None:
     rows = (Path(DEMO_DATA) / "dev.csv").read_text().splitlines()
     (folder / "gaps.csv").write_text("\n".join([*rows[:9], "only one cell", *rows[9:30]]))

@@ -147,6 +147,16 @@ def test_stopped_after_every_few_steps_it_ends_bit_for_bit_the_same(whole: Path)
         assert Path("stopped", name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_it_does_not_go_on_with_another_text(folder: Path) -> None:
+    shutil.copytree("texts", "growing")
+    with pytest.raises(Stopped):
+        pretrain("small", "grown", corpus=("growing/*.txt",), should_stop=lambda: True)
+    with Path("growing/two.txt").open("a") as file:
+        file.write("\na lobster")
+    with pytest.raises(LimbertError, match=r"an unfinished run with other settings \(other corpus text\)"):
+        pretrain("small", "grown", corpus=("growing/*.txt",), should_stop=lambda: True)
+
+
 def test_every_size_is_fine_tuned_from_it(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["--model", "whole", "--output", "tuned", "--max-steps", "2", "--phases", "final", "--train-limit", "200"]
     app(["train", *DATA_OPTIONS, *options, "--json"], standalone_mode=False)
@@ -162,7 +172,8 @@ def test_every_size_is_fine_tuned_from_it(whole: Path, capfd: pytest.CaptureFixt
 def test_a_masked_language_model_needs_no_phase_mlm(whole: Path) -> None:
     shutil.copytree(whole, "stock", ignore=shutil.ignore_patterns("limbert.json"))
     assert pretrain("stock", "again", steps=1, dev=("texts/two.txt",)) == [
-        "stock is a masked-language model; phase mlm is skipped"
+        "1 file of the corpus, being development text, will only be reported on",
+        "stock is a masked-language model; phase mlm is skipped",
     ]
     assert json.loads(Path("again/limbert.json").read_text())["phases"] == ["width", "depth"]
 
@@ -178,6 +189,8 @@ def test_a_config_without_weights_is_a_start_from_random_ones(folder: Path) -> N
     [
         (["--corpus", "none.txt"], "corpus none.txt: no such file, and no folder or glob"),
         (["--corpus", "tiny.txt"], "corpus tiny.txt: 2 tokens fill 1 sequences of 64; at least 10 are needed"),
+        (["--corpus", "texts/../texts/one.txt", "--dev", "texts"], "corpus texts/../texts/one.txt is development text"),
+        (["--corpus", "texts", "--dev", "texts/*.txt"], "corpus texts: all its files are development text"),
         (["--corpus", "texts/one.txt", "--mask-share", "0"], r"mask share is 0.0; it must be above 0"),
         (["--corpus", "texts/one.txt", "--phases", "mlm,gates"], "phase 'gates' cannot learn from text"),
         (["--corpus", "texts/one.txt", "--documents", "page"], "documents is 'page'; it must be line or paragraph"),

@@ -2,13 +2,14 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from app_material import DATA_OPTIONS, command, environment, make_small_encoder, needs_encoder, run
+from app_material import DATA_OPTIONS, DEMO_DATA, call, command, environment, make_small_encoder, needs_encoder, run
 from safetensors import safe_open
 
 from limbert import ElasticModel
@@ -137,3 +138,24 @@ def test_the_result_is_a_finished_checkpoint(folder: Path) -> None:
         closed = run(folder, *TRAIN, "--output", "closed/run")
         assert closed.returncode == 1
         assert "cannot write" in closed.stderr
+
+
+@needs_encoder
+def test_a_finished_run_is_finished_for_its_own_data_only(folder: Path) -> None:
+    (folder / "rows").mkdir()
+    for name in ("train.csv", "dev.csv"):
+        shutil.copy(DEMO_DATA / name, folder / "rows")
+    options = ["train", "--data", "rows", "--model", "small", "--phases", "finetune", "--max-steps", "1", "--output",
+               "of-rows", "--json"]  # fmt: skip
+    assert call(folder, *options).returncode == 0
+    (folder / "rows").rename(folder / "moved")
+    options[2] = "moved"
+    again = call(folder, *options)
+    assert again.returncode == 0
+    assert "finished already" in again.stderr
+    text = (folder / "moved/train.csv").read_text()
+    (folder / "moved/train.csv").write_text(text.replace(" my card ", " his card ", 1))
+    refused = call(folder, *options)
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.endswith("other training rows); choose another folder or --overwrite")

@@ -1,18 +1,22 @@
 """Text becomes full sequences without losing a token, and words are hidden as told."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.corpus_config import CorpusConfig
 from limbert.data.corpus import corpus_files, stream_text
+from limbert.data.draws import row_keys, uniform
 from limbert.data.masked_rows import MaskedRows, held_back
 from limbert.data.masking import Masking
-from limbert.data.packing import TokenStream, load_stream, pack
+from limbert.data.packing import PackedRows, TokenStream, load_stream, pack
 from limbert.data.shuffle import Shuffle, ShuffledBatches
 from limbert.errors import ConfigError, DataError
 
@@ -65,6 +69,51 @@ def test_documents_end_at_lines_or_at_blank_lines(write: Callable) -> None:
     assert paragraph == [None, "= Title =", "one .", "two .", None, None, "three", None]
 
 
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_long_texts_are_cut_between_words(
+    ending: str, tokenizer: PreTrainedTokenizerBase, write: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["\u00e9lan  unquestionably \u6771\u4eac \U0001f600 " * 40, " short one ", " ".join(make_text(30))]
+    lines += [line + " " * 200 + line for line in [*lines, "\u6771" * 300]]
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    path = write(f"text.{ending}", "\ufeff" + "\r\n".join(lines) if ending == "txt" else rows)
+    whole = [line.strip() for line in lines]
+    for longest in (97, 1 << 16):
+        monkeypatch.setattr("limbert.data.corpus._LONGEST", longest)
+        pieces = list(stream_text(path, CorpusConfig(corpus=("-",))))
+        assert max(len(piece or "") for piece in pieces) <= longest
+        joined = "".join("\n" if piece is None else piece for piece in pieces)
+        assert joined.strip("\n").split("\n") == whole
+        path.touch()  # else its tokens are found in the cache
+        expected = tokenizer(tokenizer.sep_token.join(whole), add_special_tokens=False)["input_ids"]
+        assert stream_of(path, tokenizer).ids.tolist() == expected
+    assert [piece for piece in pieces if piece] == whole
+
+
+def test_a_long_line_is_never_held_whole(write: Callable) -> None:
+    path = write("one.txt", " ".join(make_text(4000) * 10))
+    tracemalloc.start()
+    try:
+        pieces = sum(piece is not None for piece in stream_text(path, CorpusConfig(corpus=("-",))))
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert pieces > 5
+    assert held < path.stat().st_size / 4
+
+
+def test_bytes_that_are_no_text_in_a_long_line(write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbert.data.corpus._LONGEST", 10)
+    path = write("text.txt", b"fine\n" + b"one two " * 4 + b"\xff three\nfine again")
+    with pytest.raises(DataError, match=r"text.txt:2: the bytes are not UTF-8"):
+        list(stream_text(path, CorpusConfig(corpus=("-",))))
+    pieces = list(stream_text(path, CorpusConfig(corpus=("-",), skip_bad_rows=True)))
+    documents = "".join(piece or "|" for piece in pieces).split("|")
+    assert documents[0] == "fine"
+    assert documents[1].startswith("one two one two one two")
+    assert documents[2] == "fine again"
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_a_column_of_text_is_a_corpus(ending: str, tmp_path: Path, write: Callable) -> None:
     if ending == "parquet":
@@ -92,6 +141,17 @@ def test_files_folders_and_globs(write: Callable, tmp_path: Path) -> None:
     assert corpus_files([str(tmp_path / "deep")]) == (paths[2],)
     with pytest.raises(DataError, match="no such file, and no folder or glob with files in it"):
         corpus_files([str(tmp_path / "none-*.txt")])
+
+
+def test_a_file_counts_once_and_development_text_not_at_all(write: Callable, tmp_path: Path) -> None:
+    one, two = write("texts/a.txt", "x"), write("texts/b.txt", "y")
+    (tmp_path / "linked").symlink_to(tmp_path / "texts")
+    names = [str(tmp_path / name) for name in ("texts", "texts/../texts/a.txt", "linked/*.txt", "linked")]
+    assert corpus_files(names) == (one, two)
+    apart = [tmp_path / "linked" / "b.txt"]
+    assert corpus_files([names[0], names[2]], apart_from=apart) == (one,)
+    with pytest.raises(ConfigError, match=r"b.txt is development text too; it must be one or the other"):
+        corpus_files([names[0], str(two)], apart_from=apart)
 
 
 def test_bad_input_is_named(tokenizer: PreTrainedTokenizerBase, write: Callable, cache: Path) -> None:
@@ -167,8 +227,12 @@ def test_every_epoch_hides_anew_and_the_same_again(tokenizer: PreTrainedTokenize
     assert np.array_equal(first, shown_and_asked(rows)[3])
     assert (first & second).sum() < 0.5 * first.sum()
     assert not np.array_equal(first, shown_and_asked(rows.seeded(99))[3])
-    alone = rows.collate([7])  # whatever is beside it in the batch
-    assert np.array_equal(alone["input_ids"][0], rows.collate([2, 7])["input_ids"][1])
+    whole_words = replace(rows, masking=replace(rows.masking, whole_word=True))
+    for some in (rows, whole_words):  # whatever is beside it in the batch
+        together = some.collate(range(40))
+        for row in (0, 7, 39):
+            alone = some.collate([row])
+            assert all(np.array_equal(alone[name][0], values[row]) for name, values in together.items())
 
 
 def test_whole_words_are_hidden_whole(tokenizer: PreTrainedTokenizerBase, write: Callable) -> None:
@@ -179,18 +243,59 @@ def test_whole_words_are_hidden_whole(tokenizer: PreTrainedTokenizerBase, write:
     assert (asked[:, 1:][inside] == asked[:, :-1][inside]).all()  # a token is asked for with the one before it
     assert not (asked & np.isin(ids, tokenizer.all_special_ids)).any()
     share = asked.sum() / (ids.size - 2 * len(rows))
-    assert 0.13 < share <= 10 / 64
+    assert 0.13 < share < 0.18
     split = make_rows(tokenizer, write("text.txt", "\n".join(make_text(600))))
     asked = shown_and_asked(split)[3]
     assert (asked[:, 1:][inside] != asked[:, :-1][inside]).mean() > 0.1  # the test would see words that are not
 
 
+@pytest.mark.parametrize("whole_word", [False, True])
+@pytest.mark.parametrize("length", [16, 128])
+def test_words_of_every_length_are_hidden_as_often(length: int, whole_word: bool) -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.choice([1, 2, 3, 4, 5], size=40_000, p=[0.7, 0.15, 0.07, 0.05, 0.03])
+    starts = np.zeros(sizes.sum(), dtype=bool)
+    starts[np.cumsum(sizes) - sizes] = True
+    stream = TokenStream(np.repeat(sizes, sizes).astype(np.int32), starts)  # a token says how long its word is
+    packed = PackedRows(stream, length, cls_id=101, sep_id=102, pad_id=0)
+    masking = Masking(103, np.arange(200, 300), frozenset({0, 101, 102}), 0.15, whole_word)
+    rows = MaskedRows(packed, masking, Shuffle(len(packed), seed=1), 0, len(packed), seed=2)
+    batch = rows.collate(range(len(rows)))
+    ids, _, real = packed.read(rows.order(np.arange(len(rows))))
+    asked = batch["labels"].numpy() >= 0
+    tokens = real.sum(axis=1) - 2
+    expected = np.maximum(1, np.round(0.15 * tokens)).sum() / tokens.sum()
+    for size in range(1, 6):
+        of_size = ids == size
+        error = 4 * (0.15 * 0.85 / of_size.sum() * (size if whole_word else 1)) ** 0.5  # four standard errors
+        assert asked[of_size].mean() == pytest.approx(expected, abs=error + 0.01)
+    asked_a_row = asked[real.all(axis=1)].sum(axis=1)
+    assert asked_a_row.min() >= 1
+    assert (np.ptp(asked_a_row) > 0) == whole_word
+
+
 def test_words_longer_than_the_share_are_hidden_one_at_least() -> None:
     masking = Masking(103, np.arange(200, 300), frozenset({101, 102}), 0.15, whole_word=True)
-    ids = np.asarray([101, 7, 8, 9, 10, 7, 8, 9, 102])
-    starts = np.asarray([1, 1, 0, 0, 0, 1, 0, 0, 1], dtype=bool)
-    places, _ = masking.hide(ids, starts, generator=np.random.default_rng(0))
-    assert places.tolist() == [5, 6, 7]
+    ids = np.tile([101, 7, 8, 9, 10, 7, 8, 9, 102], (1000, 1))
+    starts = np.tile(np.asarray([1, 1, 0, 0, 0, 1, 0, 0, 1], dtype=bool), (1000, 1))
+    hidden, shown = masking.hide(ids, starts, np.ones_like(starts), keys=row_keys(0, np.arange(1000)))
+    first, second = hidden[:, 1:5], hidden[:, 5:8]
+    assert (first.all(axis=1) ^ second.all(axis=1)).all()
+    assert (first.any(axis=1) ^ second.any(axis=1)).all()
+    assert 0.45 < first[:, 0].mean() < 0.55
+    assert (shown == ids)[~hidden].all()
+
+
+def test_drawn_numbers_are_even_and_independent() -> None:
+    numbers = uniform(row_keys(3, np.arange(400), np.full(400, 5))[:, None], np.arange(500))
+    counts, _ = np.histogram(numbers, bins=20, range=(0, 1))
+    assert stats.chisquare(counts).pvalue > 0.001
+    for one, other in ((numbers[1:], numbers[:-1]), (numbers[:, 1:], numbers[:, :-1])):
+        assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 0.01
+    again = uniform(row_keys(3, np.asarray([7]), np.asarray([5])), np.asarray([9]))
+    assert again == numbers[7, 9]
+    others = [row_keys(seed, np.asarray([row]), np.asarray([epoch]))[0] for seed, row, epoch in np.ndindex(9, 9, 9)]
+    assert len({*others}) == 9**3
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 65, 1000])

@@ -59,6 +59,28 @@ def test_rounding_noise_of_a_constant_is_no_correlation():
     assert compute_metrics(glue_task("stsb").task, constant, labels)["pearson"] == 0.0
 
 
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_f1_of_several_labels_is_that_of_scikit_learn(classes):
+    task = own_task("multi-label", tuple("abcde"[:classes]))
+    logits = RANDOM.normal(size=(300, classes)).astype(np.float32)
+    labels = (RANDOM.random((300, classes)) < 0.2).astype(np.float32)
+    logits[:, -1] = -1 if classes > 1 else logits[:, -1]  # a class that is never predicted
+    found = compute_metrics(task, logits, labels)
+    blank = np.zeros_like(labels)  # it takes one column alone for two classes
+    said = np.hstack([labels, blank]), np.hstack([logits > 0, blank])
+    assert found["micro_f1"] == pytest.approx(metrics.f1_score(*said, average="micro", zero_division=0.0))
+    assert found["macro_f1"] == pytest.approx(2 * metrics.f1_score(*said, average="macro", zero_division=0.0))
+    nothing = compute_metrics(task, np.full((10, classes), -1.0), np.eye(10, classes))
+    assert nothing["micro_f1"] == nothing["macro_f1"] == 0.0
+
+
+def test_one_class_alone_is_no_accuracy():
+    labels = np.zeros((10, 1), dtype=np.float32)
+    labels[:2] = 1
+    scores = compute_metrics(own_task("multi-label", ("spam",)), np.full((10, 1), -1.0), labels)
+    assert scores == {"micro_f1": 0.0, "macro_f1": 0.0, "subset_accuracy": 0.8}
+
+
 def test_own_data_has_accuracy_or_correlation():
     many = own_task("classification", ("a", "b", "c"))
     assert compute_metrics(many, np.eye(3), np.array([0, 1, 1])) == {"accuracy": pytest.approx(2 / 3)}

@@ -104,6 +104,18 @@ def test_broken_json_lines_are_named(write):
     assert cells(table)[-1] == ("two", 1)
 
 
+def test_a_walk_finds_keys_that_the_first_objects_do_not_have(write):
+    rows = [{"text": str(row)} for row in range(150)] + [{"id": 1}, {"text": "last", "note": None}]
+    table = open_table(write("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + "[]\n{}\n"))
+    assert table.columns == ("text",)
+    walked, count = table.walked()
+    assert (walked.columns, count) == (("text", "id", "note"), 154)
+    assert cells(walked)[149:152] == [("149", None, None), (None, 1, None), ("last", None, None)]
+    assert problems(walked) == problems(table)
+    cut = open_table(write("a.tsv", "text\tlabel\none\t1\ntwo\t2\n"))
+    assert cut.walked() == (cut, 2)
+
+
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.parquet", "a"])
 def test_missing_and_empty_files_are_one_line(write, tmp_path, name):
     with pytest.raises(DataError, match="no such file"):

@@ -79,6 +79,17 @@ def test_interrupted_anywhere_it_ends_with_the_same_file(folder: Path) -> None:
     assert augment(config_of(folder, "four", seed=1), data_of(folder)).path.read_bytes() != whole
 
 
+def test_cells_whose_key_occurs_late_are_repeated(folder: Path) -> None:
+    rows = [{"text": f"a dog {row}", "label": ["no", "yes"][row % 2]} for row in range(102)]
+    rows[101]["source"] = "the last"
+    (folder / "late.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = augment(config_of(folder, "late"), DataConfig(train=str(folder / "late.jsonl")))
+    copies = [json.loads(line) for line in made.path.read_text().splitlines()]
+    assert len(copies) > 200
+    assert {copy.get("source") for copy in copies if copy["text"].endswith("101")} == {"the last"}
+    assert not any("source" in copy for copy in copies if not copy["text"].endswith("101"))
+
+
 def test_a_finished_result_is_found_again_and_another_refused(folder: Path) -> None:
     made = augment(config_of(folder, "found"), data_of(folder))
     stamp = made.path.stat().st_mtime_ns

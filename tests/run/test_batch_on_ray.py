@@ -198,7 +198,9 @@ def test_finished_shards_stay_and_other_settings_are_refused(folder: Path, opene
     shards = sorted((folder / "resumed").glob("part-*"))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in shards}
     shards[1].unlink()
-    (folder / "resumed" / ".part-00001.parquet.new-1-ab").write_bytes(b"the half of a shard")
+    half = folder / "resumed" / ".part-00001.parquet.new-1-ab"
+    half.write_bytes(b"the half of a shard")
+    os.utime(half, (1, 1))
     answered = answer(folder, opened, "resumed", rows=100)
     assert [done.name for done in answered.done] == [shards[1].name]
     assert answered.resumed == len(shards) - 1
@@ -214,6 +216,21 @@ def test_finished_shards_stay_and_other_settings_are_refused(folder: Path, opene
     os.utime(folder / "in" / "texts-1.parquet", (1, 1))
     with pytest.raises(ConfigError, match=r"\(input .*texts-1\.parquet\)"):
         answer(folder, opened, "resumed", rows=100)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_driver_that_was_overtaken_answers_nothing(folder: Path, opened: Opened, monkeypatch: Any) -> None:
+    """Another took the same object store at the same time, and its settings stayed."""
+    record = folder / "overtaken" / "_limbert.json"
+
+    def overtaken(*_: object, **__: object) -> nullcontext[Cluster]:
+        record.write_text(record.read_text().replace('"fp32"', '"bf16"'))
+        return nullcontext(Cluster(1, 1))
+
+    monkeypatch.setattr(batch, "cluster", overtaken)
+    with pytest.raises(ConfigError, match=r'other settings \(precision "bf16" -> "fp32"\)'):
+        answer(folder, opened, "overtaken")
+    assert [*record.parent.iterdir()] == [record]
 
 
 @pytest.mark.usefixtures("without_ray")

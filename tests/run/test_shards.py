@@ -9,6 +9,9 @@ import pytest
 from scale_material import make_texts, write_parquet
 
 from limbert.core.config import DataConfig
+from limbert.data.files import open_table, read_rows
+from limbert.data.table import Table
+from limbert.data.tasks import Columns
 from limbert.errors import ConfigError, DataError
 from limbert.run.policy import Policy
 from limbert.run.scale.reader import Reader
@@ -78,6 +81,114 @@ def test_text_files_give_the_same(tmp_path: Path, kind: str) -> None:
     assert [row for place in rows for row in rows[place]] == [
         (text, text, str(number)) for number, text in enumerate(TEXTS)
     ]
+
+
+def judged(table: Table, columns: Columns) -> list[object]:
+    """Of each row its text and pair, or why it is refused."""
+    found: list[object] = []
+    for row in table.rows():
+        one = Table(table.name, table.columns, lambda row=row: iter([row]))  # type: ignore[misc]
+        try:
+            raw = read_rows(one, columns, skip_bad_rows=False)
+            found.append((raw.texts, raw.pairs))
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
+def judged_by_both(path: Path, columns: Columns, *, rows: int) -> list[object]:
+    config = DataConfig(text_column=columns.text, pair_column=columns.pair)
+    found = read_input(str(path), config, keep=None, added=(), shard_rows=100)
+    (shard,) = found.shards
+    assert shard.rows == rows
+    part = Reader(found.store, found.columns, found.kept).read(shard)
+    plain = judged(open_table(path), columns)
+    assert judged(part.texts, columns) == plain
+    assert part.kept.num_rows == rows
+    return plain
+
+
+def test_json_values_that_are_no_text_are_refused_as_by_the_plain_engine(tmp_path: Path) -> None:
+    values = ["one two", ["a", "b"], {"x": 1}, 5, 0.5, False, None, " ", ["a"]]
+    pairs = ["three", "four", "five", "six", "seven", "eight", 9, [10], {"y": 2}]
+    lines = [{"a": text, "b": pair, "id": [number]} for number, (text, pair) in enumerate(zip(values, pairs))]  # noqa: B905
+    lines += [{"a": "one", "b": True}, {"b": "one"}, {"a": "one"}]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "[]\n", encoding="utf-8")
+    plain = judged_by_both(path, Columns("a", "b", None), rows=len(lines) + 1)
+    assert plain[1] == f"{path}:2: list in column 'a', expected text"
+    assert plain[7] == f"{path}:8: no text in column 'a', expected some"
+    assert plain[9] == f"{path}:10: bool in column 'b', expected text"
+    found = read_input(str(path), DataConfig(text_column="a"), keep=("id", "a"), added=(), shard_rows=100)
+    kept = Reader(found.store, found.columns, found.kept).read(found.shards[0]).kept.to_pylist()
+    assert kept[1] == {"id": "[1]", "a": '["a", "b"]'}, "what the output repeats is JSON as before"
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pyarrow.array([["a"], ["b", "c"]]), "list in column 'a', expected text"),
+        (pyarrow.array([1, 2]), "int in column 'a', expected text"),
+        (pyarrow.array([True, False]), "bool in column 'a', expected text"),
+        (pyarrow.array([{"x": 1}, None]), "dict in column 'a', expected text"),
+        (pyarrow.array([b"one", b"two"]), "bytes in column 'a', expected text"),
+        (pyarrow.nulls(2), "no text in column 'a', expected some"),
+        (pyarrow.array(["one", None], pyarrow.large_string()), None),
+        (pyarrow.array(["one", "two"], pyarrow.string_view()), None),
+        (pyarrow.array(["one", "one"]).dictionary_encode(), None),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pyarrow.Array) else "",
+)
+def test_parquet_columns_are_taken_or_refused_as_by_the_plain_engine(
+    tmp_path: Path, column: pyarrow.Array, expected: str | None
+) -> None:
+    path = tmp_path / "in.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"a": column, "id": [0, 1]}), path)
+    first, _ = judged_by_both(path, Columns("a", None, None), rows=2)
+    assert first == (f"{path}:1: {expected}" if expected else (["one"], None))
+
+
+def test_ids_of_classes_are_read_as_their_names(tmp_path: Path) -> None:
+    """As the plain engine does where ``datasets`` wrote a file: an aspect may be the second text."""
+    classes = {"info": {"features": {"b": {"_type": "ClassLabel", "names": ["price", "taste"]}}}}
+    table = pyarrow.table({"a": ["one", "two", "three"], "b": [1, 0, 7]})
+    path = tmp_path / "in.parquet"
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(classes)}), path)
+    plain = judged_by_both(path, Columns("a", "b", None), rows=3)
+    assert plain[:2] == [(["one"], ["taste"]), (["two"], ["price"])]
+
+
+def json_file(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_keys_that_occur_late_in_json_lines_are_columns(tmp_path: Path) -> None:
+    json_file(
+        tmp_path / "in" / "a.jsonl", [{"text": f"row {row}"} | ({"id": row} if row > 149 else {}) for row in range(200)]
+    )
+    json_file(tmp_path / "in" / "b.jsonl", [{"text": "row 200"}, {"text": "row 201", "note": "last"}])
+    json_file(tmp_path / "in" / "c.jsonl", [{"note": "before", "text": "row 202"}])
+    found = look(tmp_path / "in", shard_rows=160)
+    assert found.kept == ("text", "id", "note")
+    rows = [row for rows in read(found, [*range(len(found.shards))]).values() for row in rows]
+    ids = [str(row) if 149 < row < 200 else None for row in range(203)]
+    assert rows == [(f"row {n}", f"row {n}", ids[n], {201: "last", 202: "before"}.get(n)) for n in range(203)]
+    assert look(tmp_path / "in", keep=("id",)).kept == ("id",), "it may be asked for by name"
+    with pytest.raises(ConfigError, match="input column 'note' has the name of an answer's"):
+        look(tmp_path / "in", added=("note",))
+    json_file(tmp_path / "in" / "d.jsonl", [{"id": 203}])
+    with pytest.raises(DataError, match=r"d\.jsonl: no column 'text'; expected the columns of .*a\.jsonl"):
+        look(tmp_path / "in")
+
+
+def test_a_column_that_only_a_later_file_has_is_not_dropped(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in", TEXTS, files=2, row_group=10)
+    table = pyarrow.table({"id": [1], "text": ["one more"], "note": ["only here"]})
+    pyarrow.parquet.write_table(table, tmp_path / "in" / "texts-2.parquet")
+    with pytest.raises(DataError, match=r"texts-2\.parquet: column 'note' is not in .*texts-0\.parquet; choose"):
+        look(tmp_path / "in")
+    assert look(tmp_path / "in", keep=("id", "text")).rows == 102
 
 
 def test_large_rows_make_small_shards(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Files appear whole, and patterns find what they say, on a disk and in an object store."""
 
+import errno
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 from object_store import object_store, use_keys
 
 from limbert.errors import ConfigError, DataError, StorageError
+from limbert.run.scale.request import begin, confirm
 from limbert.run.scale.store import Store
 
 
@@ -65,6 +69,57 @@ def test_what_is_written_is_read_and_replaced(folder: Store) -> None:
     assert folder.read("one") == b"second"
 
 
+def test_what_is_there_is_not_created_again(folder: Store) -> None:
+    folder.make()
+    assert folder.create("one", b"first")
+    assert not folder.create("one", b"second")
+    assert folder.read("one") == b"first"
+    assert folder.names() == {"one"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_drivers_at_a_time_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """The other begins after this one has seen an empty folder."""
+    store, names = Store.at(str(tmp_path)), Store.names
+    mine, other = ({"policy": name, "skip_bad_rows": False} for name in ("mine", "other"))
+    late = [other]
+
+    def seen(self: Store) -> set[str]:
+        found = names(self)
+        if late:
+            begin(store, late.pop())
+        return found
+
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(Store, "names", seen)
+    with pytest.raises(ConfigError, match=r'other settings \(policy "other" -> "mine"\)'):
+        begin(store, mine)
+    assert store.names() == {"_limbert.json"}
+    assert begin(store, other) == {"_limbert.json"}
+    confirm(store, other)
+
+
+def test_of_two_drivers_at_an_object_store_the_first_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, write = Store.at(f"memory://{tmp_path.name}"), Store.write
+    mine, other = ({"policy": name, "skip_bad_rows": False} for name in ("mine", "other"))
+    late = [other]
+
+    def wrote(self: Store, name: str, content: object) -> None:
+        if late:
+            begin(store, late.pop())
+        write(self, name, content)
+
+    monkeypatch.setattr(Store, "write", wrote)
+    begin(store, mine)
+    confirm(store, mine)
+    with pytest.raises(ConfigError, match=r'other settings \(policy "mine" -> "other"\)'):
+        confirm(store, other)
+
+
 def test_an_upload_that_fails_leaves_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
     use_keys(monkeypatch)
     objects: dict[str, bytes] = {}
@@ -85,6 +140,17 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         store.write("one", "text is no content")
     assert not [*(tmp_path / "missing").iterdir()]
+
+
+def test_only_halves_that_nobody_writes_any_more_are_swept(tmp_path: Path) -> None:
+    store, hour = Store.at(str(tmp_path)), 3600
+    ages = {".part-0.new-1-ab": 2 * hour, ".part-1.new-2-cd": hour / 2, "part-2": 2 * hour, ".part-3.new-4-ef": 0}
+    for name, age in ages.items():
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    store.sweep()
+    assert store.names() == {*ages} - {".part-0.new-1-ab"}
+    Store.at(str(tmp_path / "missing")).sweep()
 
 
 def test_a_question_mark_is_a_pattern_behind_file_too(tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from test_gate_phase import make_work
+from test_pretraining import make_masked_work
+from together_worker import make_work as make_case
 
 from limbert.core.config import PhaseConfig
-from limbert.method.importance import importance
+from limbert.core.kinds import IGNORED
+from limbert.method.importance import importance_in_pieces
 from limbert.model.gates import WidthGates
 from limbert.run import subnet_phase
+from limbert.run.phase import EncoderWork
 from limbert.run.phases import PHASES
+from limbert.run.processes import Processes
 
 STEPS = {"batch_size": 30, "epochs": 3.0, "logit_weight": 1.0, "hidden_weight": 0.1, "learning_rate": 1e-4}
 
@@ -29,7 +34,7 @@ def test_grafting_three_times_an_epoch_until_the_last(tmp_path: Path, monkeypatc
     real, calls = subnet_phase.graft, []
 
     def noted(model: object, scores: object, **settings: float) -> None:
-        expected = importance(model, make_work(tmp_path / "other").scoring_batches(30))
+        expected = importance_in_pieces(model, make_work(tmp_path / "other").scoring_batches(30))
         torch.testing.assert_close(scores.heads, expected.heads)  # the validation slice's, at this moment
         calls.append(settings)
         real(model, scores, **settings)
@@ -38,3 +43,34 @@ def test_grafting_three_times_an_epoch_until_the_last(tmp_path: Path, monkeypatc
     grafted = train(tmp_path / "grafted", PhaseConfig(**STEPS, grafts=3, graft_rate=0.2, graft_share=0.25))
     assert calls == [{"rate": 0.2, "share": 0.25}] * 6  # three steps an epoch: after each of the first six
     assert any(not torch.equal(plain[name], grafted[name]) for name in plain)
+
+
+def make_scored(case: str, folder: Path) -> EncoderWork:
+    work = make_masked_work(folder, keeps_order=False) if case == "hidden words" else make_case(case, folder)
+    work.model.network.double()
+    return work
+
+
+@pytest.mark.parametrize("case", ["final", "finetune", "tokens", "hidden words"])
+def test_scores_do_not_depend_on_the_pieces_of_a_batch(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several processes the main one scores their whole batches, with no more rows in memory than it trains on."""
+    work = make_scored(case, tmp_path)
+    whole = importance_in_pieces(work.model, work.scoring_batches(24))
+    assert whole.neurons.min() > 0
+    for count in (3, 40):  # more processes than rows: a row a piece
+        monkeypatch.setattr(Processes, "of", classmethod(lambda cls, _, count=count: cls(count, 0)))
+        batches = [[*pieces] for pieces in work.scoring_batches(24)]
+        largest = max(len(piece["input_ids"]) for pieces in batches for piece, _ in pieces)
+        assert largest == -(-min(24, len(work.validation)) // count)
+        assert all(sum(share for _, share in pieces) == pytest.approx(1) for pieces in batches)
+        found = importance_in_pieces(work.model, batches)
+        torch.testing.assert_close(found.heads, whole.heads, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found.neurons, whole.neurons, rtol=1e-6, atol=1e-9)
+
+
+def test_a_batch_without_labels_scores_nothing(tmp_path: Path) -> None:
+    work = make_case("tokens", tmp_path)
+    work.validation.labels.fill_(IGNORED)
+    assert importance_in_pieces(work.model, work.scoring_batches(24)).heads.max() == 0

@@ -62,15 +62,13 @@ def _dataset_table(name: str, dataset: Any) -> Table:
 
 
 def _arrow_table(name: str, schema: Any, batches: Callable[[], Iterable[Any]]) -> Table:
-    class_names = _class_names(schema)
+    class_names = class_names_of(schema)
 
     def rows() -> Iterator[Row]:
         number = itertools.count(1)
         for batch in batches():
-            found = [values_of(batch.column(column)) for column in schema.names]
-            columns = [
-                _named(values, class_names.get(column)) for (values, _), column in zip(found, schema.names, strict=True)
-            ]
+            found = [values_of(batch.column(column), class_names.get(column)) for column in schema.names]
+            columns = [values for values, _ in found]
             broken = {row for _, rows in found for row in rows}
             for row, cells in enumerate(zip(*columns, strict=True)):
                 yield Row(next(number), cells, NOT_UTF8 if row in broken else None)
@@ -78,7 +76,7 @@ def _arrow_table(name: str, schema: Any, batches: Callable[[], Iterable[Any]]) -
     return Table(name, tuple(schema.names), rows, class_names)
 
 
-def _class_names(schema: Any) -> Mapping[str, tuple[str, ...]]:
+def class_names_of(schema: Any) -> Mapping[str, tuple[str, ...]]:
     """The class names that ``datasets`` left in the schema, by column; ids in that column are then turned to names."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -97,10 +95,15 @@ def _label_names(feature: Any) -> tuple[str, ...] | None:
     return tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else _label_names(feature.get("feature"))
 
 
-def values_of(column: Any) -> tuple[list[object], set[int]]:
-    """The values of an Arrow column, and the places of those that are no text though they should be; None there."""
+def values_of(column: Any, names: tuple[str, ...] | None = None) -> tuple[list[object], set[int]]:
+    """The values of an Arrow column, and the places of those that are no text though they should be; None there.
+
+    Args:
+        column: an array, whole or in chunks.
+        names: of classes, where the values are their ids and are to be read as names.
+    """
     try:
-        return column.to_pylist(), set()
+        return _named(column.to_pylist(), names), set()
     except UnicodeDecodeError:
         broken, values = set(), []
         for place, value in enumerate(column):

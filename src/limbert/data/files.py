@@ -76,8 +76,13 @@ class RawExamples:
             self.labels.append(label)
 
 
-def open_table(path: Path, *, header: bool = True) -> Table:
+def open_table(path: Path, *, header: bool = True, columns: tuple[str, ...] | None = None) -> Table:
     """The table in a file, by the end of its name; one of another name, or none, is read as TSV.
+
+    Args:
+        path: of the file.
+        header: whether the first line of CSV and TSV names the columns.
+        columns: those of JSON lines, where they are known; None learns them from the first objects.
 
     Raises:
         DataError: the file is missing, unreadable or empty, or of a format that is not read.
@@ -86,7 +91,7 @@ def open_table(path: Path, *, header: bool = True) -> Table:
     if kind == ".csv":
         return csv_table(path, header=header)
     if kind in (".jsonl", ".json"):
-        return json_lines_table(path)
+        return json_lines_table(path, columns=columns)
     if kind == ".parquet":
         return parquet_table(path)
     if kind in (".tsv", ".txt", ""):
@@ -126,7 +131,10 @@ def read_rows(
             label = _label(row.cells, label_at, table, several=several_labels)
             if label in unlabelled:
                 continue
-            text, pair = _text(row.cells, text_at, table), _text(row.cells, pair_at, table)
+            text, pair = (
+                "" if place is None else checked_text(row.cells[place], table.columns[place])
+                for place in (text_at, pair_at)
+            )
         except ValueError as error:
             bad_rows += _refuse(f"{table.name}:{row.line}: {error}", skip=skip_bad_rows)
             continue
@@ -135,6 +143,19 @@ def read_rows(
         found = f"none of the {bad_rows} rows can be used" if bad_rows else "no rows below the header"
         raise DataError(f"{table.name}: {found}; expected at least one")
     return replace(raw, bad_rows=bad_rows)
+
+
+def checked_text(value: object, column: str) -> str:
+    """What stands in a cell of this column, if it is a text.
+
+    Raises:
+        ValueError: it is none, or blank; the message says so of the column.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f"no text in column {column!r}, expected some")
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} in column {column!r}, expected text")
+    return value
 
 
 def with_labels(raw: RawExamples, reader: LabelReader, *, skip_bad_rows: bool) -> Examples:
@@ -169,18 +190,6 @@ def _refuse(message: str, *, skip: bool) -> int:
     if not skip:
         raise DataError(message)
     return 1
-
-
-def _text(cells: Sequence[object], place: int | None, table: Table) -> str:
-    """The text in the cell; "" where there is no such column."""
-    if place is None:
-        return ""
-    value = cells[place]
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"no text in column {table.columns[place]!r}, expected some")
-    if not isinstance(value, str):
-        raise ValueError(f"{type(value).__name__} in column {table.columns[place]!r}, expected text")
-    return value
 
 
 def _label(cells: Sequence[object], place: int | None, table: Table, *, several: bool) -> object:

@@ -204,7 +204,8 @@ def split_groups(examples: Examples, *, fraction: float, seed: int) -> tuple[Exa
 
     Args:
         examples: labelled or not.
-        fraction: share of the examples to set aside; what is cut comes as near to it as whole groups allow.
+        fraction: share of the examples to set aside, between 0 and 1. In random order groups are taken that still fit
+            in; so less is missing than the smallest of the others has. Where none fits it is the smallest group.
         seed: chooses the groups; the labels have no say, so that any order of them gives the same cut.
 
     Returns:
@@ -220,10 +221,12 @@ def split_groups(examples: Examples, *, fraction: float, seed: int) -> tuple[Exa
     names = list(sizes)
     taken: set[Any] = set()
     room = fraction * len(examples)
-    for index in np.random.default_rng(seed).permutation(len(names))[:-1].tolist():
-        if not taken or sizes[names[index]] <= room:
-            taken.add(names[index])
-            room -= sizes[names[index]]
+    order = [names[index] for index in np.random.default_rng(seed).permutation(len(names)).tolist()]
+    for name in order:
+        if sizes[name] <= room and len(taken) < len(names) - 1:
+            taken.add(name)
+            room -= sizes[name]
+    taken = taken or {min(order, key=sizes.__getitem__)}
     chosen = np.asarray([key in taken for key in keys])
     return examples.select(np.flatnonzero(~chosen).tolist()), examples.select(np.flatnonzero(chosen).tolist())
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbert.data.draws import row_keys
 from limbert.data.masking import Masking
 from limbert.data.packing import PackedRows
 from limbert.data.shuffle import Shuffle, ShuffledBatches
@@ -64,17 +65,12 @@ class MaskedRows:
         epochs, numbers = np.divmod(np.asarray(indices, dtype=np.int64), self.count)
         rows = self.order(numbers + self.first)
         ids, starts, real = self.packed.read(rows)
-        labels = np.full(ids.shape, NOT_ASKED, dtype=np.int64)
-        for place, (row, epoch) in enumerate(zip(rows.tolist(), epochs.tolist(), strict=True)):
-            tokens = int(real[place].sum())
-            generator = np.random.default_rng([self.seed, row, epoch])
-            hidden, shown = self.masking.hide(ids[place, :tokens], starts[place, :tokens], generator=generator)
-            labels[place, hidden] = ids[place, hidden]
-            ids[place, :tokens] = shown
+        keys = row_keys(self.seed, rows, epochs)
+        hidden, shown = self.masking.hide(ids, starts, real, keys=keys)
         return {
-            "input_ids": torch.from_numpy(ids),
+            "input_ids": torch.from_numpy(shown),
             "attention_mask": torch.from_numpy(real.astype(np.int64)),
-            "labels": torch.from_numpy(labels),
+            "labels": torch.from_numpy(np.where(hidden, ids, NOT_ASKED)),
         }
 
     def ready(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

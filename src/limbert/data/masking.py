@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from limbert.data.draws import uniform
+
 MASKED, REPLACED = 0.8, 0.1  # of the hidden tokens: shown as the mask, as a random token; the rest as they are
 
 
@@ -37,47 +39,47 @@ class Masking:
         return cls(int(tokenizer.mask_token_id), plain, never, share, whole_word)
 
     def hide(
-        self, ids: np.ndarray, starts: np.ndarray, *, generator: np.random.Generator
+        self, ids: np.ndarray, starts: np.ndarray, real: np.ndarray, *, keys: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One sequence with some of its tokens hidden.
+        """Sequences with some of their tokens hidden.
 
         Always ``round(share * tokens)`` of them, so that every full sequence asks for as many, at least one if any can
-        be hidden; with whole words at most as many.
+        be hidden. With whole words that is the mean: as large a share of a sequence's words, at least one, is chosen
+        without looking at their lengths, so that long words are hidden as often as short ones.
 
         Args:
-            ids: ``(tokens,)``, without padding.
-            starts: ``(tokens,)``, whether a token begins a word.
-            generator: what the choice follows from.
+            ids: ``(rows, tokens)``.
+            starts: whether a token begins a word, ``(rows, tokens)``.
+            real: what is no padding, ``(rows, tokens)``.
+            keys: what the choice in each row follows from, ``(rows,)``; see `row_keys`.
 
         Returns:
-            Places of the hidden tokens in rising order ``(hidden,)``, and the sequence as it is shown ``(tokens,)``.
+            Whether a token is hidden, and the sequences as they are shown, both ``(rows, tokens)``.
         """
-        free = np.flatnonzero(~np.isin(ids, list(self.special)))
-        count = min(len(free), max(1, round(self.share * (len(ids) - 2))))
-        if self.whole_word:
-            places = _whole_words(free, np.cumsum(starts)[free], count=count, generator=generator)
-        else:
-            places = np.sort(generator.choice(free, size=count, replace=False))
+        rows, length = ids.shape
+        free = real & ~np.isin(ids, [*self.special])
+        free_tokens = free.sum(axis=1)
+        wanted = np.minimum(free_tokens, np.maximum(1, np.round(self.share * (real.sum(axis=1) - 2))))
+        draws = uniform(keys[:, None], np.arange(length + 1))
+        token_draws, row_draws = draws[:, :-1], draws[:, -1]
+        units = free & starts if self.whole_word else free
+        count = np.floor(units.sum(axis=1) * wanted / np.maximum(free_tokens, 1) + row_draws)  # of units; as a mean
+        lowest = np.sort(np.where(units, token_draws, 2.0), axis=1)
+        bound = lowest[np.arange(rows), np.maximum(count, 1).astype(np.int64) - 1]
+        if self.whole_word:  # a word is drawn with its first token
+            first = np.maximum.accumulate(np.where(starts, np.arange(length), 0), axis=1)
+            token_draws = np.take_along_axis(token_draws, first, axis=1)
+        hidden = free & (token_draws <= bound[:, None])
+        return hidden, self._shown(ids, hidden, keys)
+
+    def _shown(self, ids: np.ndarray, hidden: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        rows, places = np.nonzero(hidden)
+        draws = uniform(keys[rows], places + ids.shape[1] + 1)  # none that the choice was made with
+        swapped = (draws >= MASKED) & (draws < MASKED + REPLACED)
+        among = (draws[swapped] - MASKED) / REPLACED * len(self.replacements)
         shown = ids.copy()
-        draw = generator.random(len(places))
-        shown[places[draw < MASKED]] = self.mask_id
-        swapped = places[(draw >= MASKED) & (draw < MASKED + REPLACED)]
-        shown[swapped] = generator.choice(self.replacements, size=len(swapped))
-        return places, shown
-
-
-def _whole_words(free: np.ndarray, words: np.ndarray, *, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Places of whole words in random order until ``count`` are taken; words that would be too much are passed over."""
-    if not len(free):
-        return free
-    _, first, sizes = np.unique(words, return_index=True, return_counts=True)  # places of a word stand together
-    taken: list[int] = []
-    for word in generator.permutation(len(first)).tolist():
-        if len(taken) + sizes[word] <= count:
-            taken += free[first[word] : first[word] + sizes[word]].tolist()
-        if len(taken) == count:
-            break
-    if not taken:  # every word is longer than that
-        shortest = int(sizes.argmin())
-        taken = free[first[shortest] : first[shortest] + sizes[shortest]].tolist()
-    return np.sort(np.asarray(taken, dtype=np.int64))
+        shown[rows[draws < MASKED], places[draws < MASKED]] = self.mask_id
+        shown[rows[swapped], places[swapped]] = self.replacements[
+            np.minimum(among.astype(np.int64), len(self.replacements) - 1)
+        ]
+        return shown

@@ -66,16 +66,20 @@ class PackedRows:
         Returns:
             Token ids int64, word starts, and what is no padding, each ``(rows, length)``.
         """
+        content = self.length - 2
+        stream_ids, stream_starts = np.asarray(self.stream.ids), np.asarray(self.stream.starts)  # slices cost less
         ids = np.full((len(rows), self.length), self.pad_id, dtype=np.int64)
         starts, real = np.ones(ids.shape, dtype=bool), np.zeros(ids.shape, dtype=bool)
-        content = self.length - 2
         for place, row in enumerate(rows.tolist()):
             part = slice(row * content, (row + 1) * content)
-            tokens = self.stream.ids[part]
-            ids[place, : len(tokens) + 2] = [self.cls_id, *tokens, self.sep_id]
-            starts[place, 1 : len(tokens) + 1] = self.stream.starts[part]
-            starts[place, 1] = True  # what is left of a word that the cut went through counts as one
-            real[place, : len(tokens) + 2] = True
+            tokens = stream_ids[part]
+            end = len(tokens) + 1
+            ids[place, 1:end] = tokens
+            ids[place, end] = self.sep_id
+            starts[place, 1:end] = stream_starts[part]
+            real[place, : end + 1] = True
+        ids[:, 0] = self.cls_id
+        starts[:, 1] = True  # what is left of a word that the cut went through counts as one
         return ids, starts, real
 
 
@@ -106,6 +110,7 @@ def load_stream(
     config: CorpusConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    apart_from: Sequence[Path] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenStream:
     """The token ids of a corpus: tokenised now, or found again in the cache (``$LIMBERT_CACHE``, ``~/.cache/limbert``).
@@ -117,15 +122,18 @@ def load_stream(
         names: files, folders and globs.
         config: how to read them.
         tokenizer: a fast one.
+        apart_from: files that folders and globs are taken without.
         progress: called with megabytes read and in all.
 
     Raises:
-        ConfigError: a tokenizer without a special token that is needed.
+        ConfigError: a tokenizer without a special token that is needed, or a file named that must stay apart.
         DataError: a file that is missing or cannot be read as told, or no text at all.
         StorageError: the cache cannot be written.
     """
     check_tokenizer(tokenizer)
-    files = corpus_files(names)
+    files = corpus_files(names, apart_from=apart_from)
+    if not files:
+        raise DataError(f"corpus {', '.join(names)}: all its files are development text; expected others too")
     identity = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     identity += [config.documents, str(config.text_column), str(config.skip_bad_rows)]
     try:

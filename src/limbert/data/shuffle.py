@@ -5,8 +5,9 @@ from typing import overload
 
 import numpy as np
 
+from limbert.data.draws import mixed
+
 _ROUNDS = 4
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 class Shuffle:
@@ -31,7 +32,7 @@ class Shuffle:
         mask = (np.uint64(1) << self._half) - np.uint64(1)
         left, right = values >> self._half, values & mask
         for key in self._keys:
-            left, right = right, left ^ (_mixed(right + key) & mask)
+            left, right = right, left ^ (mixed(right + key) & mask)
         return (left << self._half) | right
 
 
@@ -65,10 +66,3 @@ class ShuffledBatches(Sequence[list[int]]):
         start = self._numbers[place] * self._size
         rows = self._order(np.arange(start, min(start + self._size, self._order.count)))
         return (rows + self._offset).tolist()
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Bits spread over the whole word (the finaliser of splitmix64)."""
-    values = (values ^ (values >> np.uint64(30))) * _MIX[0]
-    values = (values ^ (values >> np.uint64(27))) * _MIX[1]
-    return values ^ (values >> np.uint64(31))

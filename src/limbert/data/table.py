@@ -36,6 +36,11 @@ class Table:
     columns: tuple[str, ...]
     rows: Callable[[], Iterator[Row]]
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> names, where the data says so
+    search: Callable[[], tuple["Table", int]] | None = None  # what `walked` does where later rows may bring columns
+
+    def walked(self) -> tuple["Table", int]:
+        """The table with all its columns, and how many rows it has. JSON lines may tell of a key in their last row."""
+        return (self, sum(1 for _ in self.rows())) if self.search is None else self.search()
 
 
 def readable(path: Path) -> Path:
@@ -72,10 +77,18 @@ def csv_table(path: Path, *, header: bool) -> Table:
     return _cells_table(path, partial(_split_csv, delimiter=delimiter), header=header)
 
 
-def json_lines_table(path: Path) -> Table:
-    """One JSON object a line; the columns are the keys of the first hundred objects."""
-    sample = (value for _, value, _ in itertools.islice(_parse_json(path), _JSON_SAMPLE))
-    columns = tuple(dict.fromkeys(key for value in sample if value for key in value))
+def json_lines_table(path: Path, *, columns: tuple[str, ...] | None = None) -> Table:
+    """One JSON object a line; the columns are those that are given, or else the keys of the first hundred objects."""
+    if columns is None:
+        sample = (value for _, value, _ in itertools.islice(_parse_json(path), _JSON_SAMPLE))
+        columns = tuple(dict.fromkeys(key for value in sample if value for key in value))
+
+    def search() -> tuple[Table, int]:
+        count, keys = 0, dict[str, None]()
+        for _, value, _ in _parse_json(path):
+            count += 1
+            keys |= dict.fromkeys(value or ())
+        return json_lines_table(path, columns=tuple(keys)), count
 
     def rows() -> Iterator[Row]:
         for line, value, problem in _parse_json(path):
@@ -88,7 +101,7 @@ def json_lines_table(path: Path) -> Table:
         first = next(rows(), None) or Row(1, ())
         problem = first.problem or "no keys, expected one JSON object a line with a text in it"
         raise DataError(f"{path}:{first.line}: {problem}")
-    return Table(str(path), columns, rows)
+    return Table(str(path), columns, rows, search=search)
 
 
 def lines_table(path: Path) -> Table:

@@ -1,7 +1,7 @@
 """What a model is asked to predict, and the nine GLUE tasks as a table: a new task is a row, not code."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,17 +85,39 @@ _METRICS: Mapping[TaskKind, tuple[str, ...]] = {
     "token-classification": ("entity_f1", "entity_precision", "entity_recall"),
     "question-answering": ("f1", "exact_match"),
 }
-_ENTITY_TAG = re.compile(r"O|[BIES]-.+", re.DOTALL)
+_ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+", re.DOTALL)  # BIO, BIOES, BILOU, BMES
+_CERTAIN_ENTITY_TAG = re.compile(r"[BI]-.+", re.DOTALL)
 
 
 def own_task(kind: TaskKind, labels: tuple[str, ...], *, pairs: bool | None = None) -> Task:
     """A task on the user's own data, with the metrics that suit its kind.
 
-    Tags of tokens that are not all ``O`` or ``B-TYPE``, ``I-TYPE`` and the like mark no entities: the metric is then
+    Tags of words that are not all ``O`` or ``B-TYPE``, ``I-TYPE`` and the like mark no entities: the metric is then
     the accuracy of the words.
+
+    Raises:
+        DataError: some tags are ``B-TYPE`` or ``I-TYPE`` and others of no such form, or see `Task`.
     """
-    plain = kind == "token-classification" and not all(_ENTITY_TAG.fullmatch(label) for label in labels)
+    plain = False
+    if kind == "token-classification":
+        fitting = entity_tags(labels)
+        plain = not fitting
+        if fitting and len(fitting) < len(labels):
+            odd = next(label for label in labels if label not in fitting)
+            raise DataError(f"tag {odd!r} stands among tags of entities; expected O or B-, I-, E-, S- and a type")
     return Task(None, kind, labels, ("accuracy",) if plain else _METRICS[kind], pairs)
+
+
+def entity_tags(tags: Iterable[str]) -> frozenset[str]:
+    """Those of the tags that mark entities; none where they mean something else, such as parts of speech.
+
+    ``B-TYPE`` and ``I-TYPE`` say that entities are marked, so that a tag of another form beside them is a mistake and
+    not another kind of tag.
+    """
+    all_tags = frozenset(tags)
+    fitting = frozenset(tag for tag in all_tags if _ENTITY_TAG.fullmatch(tag))
+    certain = any(_CERTAIN_ENTITY_TAG.fullmatch(tag) for tag in fitting)
+    return fitting if certain or fitting == all_tags else frozenset()
 
 
 _NAMED_KINDS: Mapping[str, TaskKind] = {"ner": "token-classification", "squad": "question-answering"}

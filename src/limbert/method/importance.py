@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import Family, LayerParts, layer_parts
 
+Piece = tuple[dict[str, Tensor], float]  # rows of a batch, and their share of what its mean loss is over
+
 
 @dataclass(frozen=True)
 class Importance:
@@ -38,6 +40,16 @@ def importance(model: ElasticModel, batches: Iterable[dict[str, Tensor]]) -> Imp
         model: scored at full size; its gradients are cleared.
         batches: labelled batches of the training side, on the model's device.
     """
+    return importance_in_pieces(model, ([(batch, 1.0)] for batch in batches))
+
+
+def importance_in_pieces(model: ElasticModel, batches: Iterable[Iterable[Piece]]) -> Importance:
+    """`importance`, with no more than a piece of a batch in memory at a time: a batch stays what is scored.
+
+    Args:
+        model: as there.
+        batches: the pieces of each, as few as there may be; the shares of a batch add up to 1.
+    """
     network, parts = model.network, [layer_parts(layer, model.family) for layer in model.layers()]
     gates = torch.ones(model.shape.layers, model.shape.heads, device=network.device, requires_grad=True)
     heads = torch.zeros_like(gates, requires_grad=False)
@@ -46,11 +58,13 @@ def importance(model: ElasticModel, batches: Iterable[dict[str, Tensor]]) -> Imp
     network.eval()
     try:
         with model.at(model.full), _gated(parts, gates):
-            for batch in batches:
+            for pieces in batches:
                 network.zero_grad(set_to_none=True)
                 gates.grad = None
-                network(**batch).loss.backward()
-                assert gates.grad is not None
+                for piece, share in pieces:
+                    (share * network(**piece).loss).backward()  # gradients of the batch's mean add up
+                if gates.grad is None:
+                    continue  # a batch without a label
                 heads += gates.grad.abs()
                 neurons += torch.stack([_neuron_scores(part, model.family) for part in parts])
     finally:

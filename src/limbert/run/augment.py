@@ -6,7 +6,7 @@ The work is kept in ``train_aug.work`` in the output folder; ``train_aug.*`` and
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ def augment(
             f"task is {asked_kind(data)}; copies are made for texts and pairs of texts with labels in a column"
         )
     training = read_train_table(data)
+    training = replace(training, table=training.table.walked()[0])  # copies repeat whole rows
     rows = _rows(training, data)
     more = (ORIGIN,) if config.with_logits is None else (ORIGIN, LOGITS)
     layout = format_like(training.table, more=more, named=not training.columns.by_number)

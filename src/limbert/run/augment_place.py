@@ -1,6 +1,5 @@
 """Where an augmentation is kept: what decides its result, and what earlier calls left in the output folder."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ from typing import Any, get_args
 from limbert.core.augmentation import AugmentConfig
 from limbert.core.config import DataConfig
 from limbert.data.write import Suffix
-from limbert.errors import ConfigError, DataError, StorageError
+from limbert.errors import ConfigError, StorageError
 from limbert.model.checkpoint import json_text
 from limbert.model.storage import replaced_file
+from limbert.run.content import files_digest, rows_digest
 
 NAME = "train_aug"
 _SOURCES = ("lm", "with_logits", "neighbours", "stop_words")  # settings that name files
@@ -110,25 +110,11 @@ def augment_settings(config: AugmentConfig, data: DataConfig, rows: list[Sequenc
         "augment": {name: value for name, value in asdict(config).items() if name != "output"}
         | {"copies": config.copies_of(len(rows))},
         "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
-        "rows": hashlib.blake2b(json.dumps(rows, default=str).encode(), digest_size=16).hexdigest(),
-        "content": {name: _digest(value) for name, value in named.items()},
+        "rows": rows_digest(rows),
+        "content": {name: files_digest(value) for name, value in named.items()},
     }
     parsed: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
     return parsed
-
-
-def _digest(path: str) -> str:
-    """Of a file, or of the weights, configs and tokenizer in a folder; empty for what is not on this disk."""
-    place = Path(path)
-    files = [place] if place.is_file() else sorted([*place.glob("*.safetensors"), *place.glob("*.json")])
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        for file in files:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "blake2b").digest())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return digest.hexdigest() if files else ""
 
 
 def _read(path: Path) -> dict[str, Any] | None:

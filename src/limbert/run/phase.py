@@ -1,7 +1,7 @@
 """What a training phase is, and what it is given to work on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -12,9 +12,11 @@ from limbert.core.subnet import Subnet
 from limbert.data.batches import TokenizedExamples, evaluation_batches
 from limbert.data.kinds.table import score
 from limbert.data.tasks import Task
+from limbert.method.importance import Piece
 from limbert.model.elastic import ElasticModel
 from limbert.model.heads import stock_labels
 from limbert.run.evaluate import subnet_logits
+from limbert.run.processes import Processes
 from limbert.run.trainer import Surroundings, TrainingRows
 
 AnyPhaseConfig = PhaseConfig | GatesConfig
@@ -48,8 +50,8 @@ class EncoderWork(Protocol):
     def keeps_order(self) -> bool:
         """Whether heads and neurons are in an order that was trained already, so that it must stay."""
 
-    def scoring_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Labelled batches kept back from training, on the model's device."""
+    def scoring_batches(self, batch_size: int) -> Iterator[Iterable[Piece]]:
+        """Labelled batches kept back from training, each in pieces as large as a process trains on, on the device."""
 
     def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
         """How good sub-networks are on what was kept back, by name; higher is better."""
@@ -84,13 +86,18 @@ class PhaseWork:
         """What the model's outputs mean."""
         return self.task.kind
 
-    def scoring_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Labelled batches of the validation slice, on the model's device, as stock networks take them."""
-        device = self.surroundings.accelerator.device
+    def scoring_batches(self, batch_size: int) -> Iterator[Iterable[Piece]]:
+        """Labelled batches of the validation slice, in pieces on the model's device, as stock networks take them."""
+        processes = Processes.of(self.surroundings.accelerator)
         for indices in evaluation_batches(self.validation.lengths, batch_size=batch_size):
-            batch = {name: tensor.to(device) for name, tensor in self.validation.collate(indices).items()}
-            labels = stock_labels(batch.pop("labels"), kind=self.task.kind)
-            yield batch | labels
+            parts = processes.parts(self.validation.collate(indices))
+            yield ((self._as_stock(part), share.labels) for part, share in parts)
+
+    def _as_stock(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the model's device, with labels by the names that a stock network knows."""
+        device = self.surroundings.accelerator.device
+        moved = {name: tensor.to(device) for name, tensor in batch.items()}
+        return moved | stock_labels(moved.pop("labels"), kind=self.task.kind)
 
     def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
         """The task's primary metric of sub-networks on the validation slice, by name."""

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable
 
-from torch import Tensor
-
 from limbert.core.subnet import Subnet
 from limbert.errors import ConfigError
-from limbert.method.importance import importance
+from limbert.method.importance import Piece, importance_in_pieces
 from limbert.method.rewire import rewire
 from limbert.model.elastic import ElasticModel
 from limbert.run.gate_phase import GatePhase
@@ -22,8 +20,8 @@ def _full_depth(model: ElasticModel) -> dict[str, Subnet]:
     return {name: subnet for name, subnet in model.subnets().items() if len(subnet.layers) == model.shape.layers}
 
 
-def _rewire(model: ElasticModel, batches: Iterable[dict[str, Tensor]]) -> None:
-    rewire(model, importance(model, batches))
+def _rewire(model: ElasticModel, batches: Iterable[Iterable[Piece]]) -> None:
+    rewire(model, importance_in_pieces(model, batches))
 
 
 _EITHER: frozenset[Material] = frozenset({"labels", "text"})

@@ -1,6 +1,6 @@
 """Elastic pre-training: the phases of a run on the hidden words of a text instead of a task's labels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,19 @@ from torch import Tensor
 from limbert.core.config import Precision, TaskKind, TrainConfig
 from limbert.core.corpus_config import CorpusConfig
 from limbert.core.subnet import Subnet
+from limbert.data.corpus import corpus_files
 from limbert.data.masked_rows import MaskedRows, all_rows, held_back
 from limbert.data.masking import Masking
 from limbert.data.packing import PackedRows, load_stream, pack
 from limbert.errors import DataError
+from limbert.method.importance import Piece
 from limbert.model.elastic import ElasticModel
+from limbert.run.content import Content, corpus_content, sequences_digest
 from limbert.run.evaluate import Result
 from limbert.run.masked_evaluation import evaluate_masked, masked_scores
 from limbert.run.masked_start import MaskedStart, load_masked_model, load_masked_start
 from limbert.run.phases import check_material
+from limbert.run.processes import Processes
 from limbert.run.recipes import Recipe
 from limbert.run.trainer import Surroundings, step_seed
 from limbert.run.training import PhasedRun
@@ -49,12 +53,16 @@ class MaskedWork:
     keeps_order: bool
     kind: TaskKind = "classification"
 
-    def scoring_batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of the validation slice with their hidden tokens as labels, on the model's device."""
-        device = self.surroundings.accelerator.device
+    def scoring_batches(self, batch_size: int) -> Iterator[Iterable[Piece]]:
+        """Batches of the validation slice with their hidden tokens as labels, in pieces on the model's device."""
+        processes = Processes.of(self.surroundings.accelerator)
         for indices in self.validation.in_order(batch_size=batch_size):
-            batch = self.validation.ready(self.validation.collate(indices))
-            yield {name: tensor.to(device) for name, tensor in batch.items()}
+            parts = processes.parts(self.validation.collate(indices))
+            yield ((self._on_device(self.validation.ready(part)), share.labels) for part, share in parts)
+
+    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        device = self.surroundings.accelerator.device
+        return {name: tensor.to(device) for name, tensor in batch.items()}
 
     def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
         """The share of hidden tokens that sub-networks find, by name."""
@@ -78,23 +86,38 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
     Args:
         config, recipe, others: as there.
         corpus: the text, and how it is read and masked.
+        content: of `corpus_content`, where it is known already.
     """
 
-    def __init__(self, config: TrainConfig, recipe: Recipe, *, corpus: CorpusConfig, **others: Any) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        *,
+        corpus: CorpusConfig,
+        content: Content | None = None,
+        **others: Any,
+    ) -> None:
         check_material(recipe.phases, "text")
-        super().__init__(config, recipe, data_config=corpus, **others)
+        content = content or corpus_content(corpus, config.model)
+        super().__init__(config, recipe, data_config=corpus, content=content, **others)
         self.corpus = corpus
 
     def _materials(self) -> CorpusMaterials:
         start = load_masked_start(self.config)
         corpus, config = self.corpus, self.config
         masking = Masking.of(start.tokenizer, share=corpus.mask_share, whole_word=corpus.whole_word)
-        packed = self._packed(corpus.corpus, start)
+        reported = corpus_files(corpus.dev)
+        packed = self._packed(corpus.corpus, start, apart_from=reported)
         if len(packed) < LEAST_SEQUENCES:
             raise DataError(
                 f"corpus {', '.join(corpus.corpus)}: {len(packed.stream.ids)} tokens fill {len(packed)} sequences of "
                 f"{packed.length}; at least {LEAST_SEQUENCES} are needed"
             )
+        left_out = len(corpus_files(corpus.corpus)) - len(corpus_files(corpus.corpus, apart_from=reported))
+        if left_out:
+            files = "1 file" if left_out == 1 else f"{left_out} files"
+            self.monitor.note(f"{files} of the corpus, being development text, will only be reported on")
         share, limit = config.validation, config.validation_limit
         if corpus.dev:
             train, (validation,) = held_back(packed, masking, slices=1, share=share, limit=limit, seed=config.seed)
@@ -103,12 +126,16 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
             train, (validation, dev) = held_back(packed, masking, slices=2, share=share, limit=limit, seed=config.seed)
         return CorpusMaterials(start, train, validation, dev)
 
-    def _packed(self, names: tuple[str, ...], start: MaskedStart) -> PackedRows:
+    def _packed(self, names: tuple[str, ...], start: MaskedStart, *, apart_from: tuple[Path, ...] = ()) -> PackedRows:
         def progress(done: int, total: int) -> None:
             self.monitor.preparing("corpus", "tokenising (MB)", done, total)
 
-        stream = load_stream(names, self.corpus, start.tokenizer, progress=progress)
+        stream = load_stream(names, self.corpus, start.tokenizer, apart_from=apart_from, progress=progress)
         return pack(stream, start.tokenizer, max_length=min(self.corpus.max_length, start.longest))
+
+    def _digests(self, materials: CorpusMaterials) -> dict[str, str]:
+        parts = {"training": materials.train, "validation": materials.validation, "development": materials.dev}
+        return {f"{name}_sequences": sequences_digest(part) for name, part in parts.items()}
 
     def _phases(self, materials: CorpusMaterials) -> list[str]:
         """The phases of this run: the plain one is left out where the start is a masked-language model already."""

@@ -8,7 +8,7 @@ that nobody needs to be told which rows are whose.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Self, TypeVar
 
@@ -92,6 +92,16 @@ class Processes:
             counted(part) / max(1, counted(batch)) for counted in (_rows, _tokens, _labels)
         )
         return part, Share(of_rows, of_tokens, of_labels, batch_rows=rows)
+
+    def parts(self, batch: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], Share]]:
+        """The parts of a batch that the processes would have, for one that goes through the whole batch alone.
+
+        Parts without a label that counts are left out: the mean over none is no number.
+        """
+        for rank in range(self.count):
+            part, share = replace(self, rank=rank).part(batch)
+            if share.labels:
+                yield {name: tensor.contiguous() for name, tensor in part.items()}, share  # stock losses view them
 
     def add_up(self, parameters: Sequence[nn.Parameter], *, also: Tensor) -> Tensor:
         """Replace every parameter's gradient by its sum over all processes, together, in one exchange.

@@ -133,7 +133,10 @@ def _order_of(config: Any, task: Task) -> tuple[str, ...] | None:
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
     if not task.labels or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
         return task.labels
-    by_name = {label.lower(): label for label in task.labels}
-    if {name.lower() for name in names} != by_name.keys():
+    if {*names} == {*task.labels}:
+        return tuple(names)
+    by_name = {label.lower(): label for label in task.labels}  # GLUE's names are written either way
+    folded = [name.lower() for name in names]
+    if len({*folded}) < len(folded) or {*folded} != by_name.keys():
         return None
-    return tuple(by_name[name.lower()] for name in names)
+    return tuple(by_name[name] for name in folded)

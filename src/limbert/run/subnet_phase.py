@@ -4,12 +4,10 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from limbert.core.config import PhaseConfig
 from limbert.core.subnet import Subnet
 from limbert.method.graft import graft
-from limbert.method.importance import importance
+from limbert.method.importance import Piece, importance_in_pieces
 from limbert.model.elastic import ElasticModel
 from limbert.run.passes import plan_passes
 from limbert.run.phase import EncoderWork, Phase
@@ -25,12 +23,12 @@ class SubnetPhase(Phase):
         subnets: the sub-networks that it trains, by name, largest first.
         distils: whether it learns from a teacher: the model as it was when the phase began.
         prepare: how heads and neurons are put in order before the first step, with labelled batches of the validation
-            slice.
+            slice, in pieces.
     """
 
     subnets: Callable[[ElasticModel], dict[str, Subnet]] = field(default=lambda model: model.subnets())
     distils: bool = False
-    prepare: Callable[[ElasticModel, Iterable[dict[str, Tensor]]], None] = field(default=lambda model, batches: None)
+    prepare: Callable[[ElasticModel, Iterable[Iterable[Piece]]], None] = field(default=lambda model, batches: None)
 
     @property
     def config_class(self) -> type[PhaseConfig]:
@@ -56,7 +54,7 @@ class SubnetPhase(Phase):
         )
 
         def graft_on_main() -> None:
-            scores = importance(model, work.scoring_batches(config.batch_size))
+            scores = importance_in_pieces(model, work.scoring_batches(config.batch_size))
             graft(model, scores, rate=config.graft_rate, share=config.graft_share)
 
         def graft_now() -> None:

@@ -23,6 +23,7 @@ from limbert.data.load import TaskData
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import versions
 from limbert.model.elastic import ElasticModel
+from limbert.run.content import Content, task_content, tokens_digest
 from limbert.run.copies import with_copies
 from limbert.run.evaluate import Result, evaluate
 from limbert.run.monitor import Monitor
@@ -30,6 +31,7 @@ from limbert.run.phase import EncoderWork, PhaseWork
 from limbert.run.phases import PHASES, check_material
 from limbert.run.processes import join_processes
 from limbert.run.recipes import Recipe
+from limbert.run.same_run import agree
 from limbert.run.start import Start, kept_back, load_start
 from limbert.run.subnet_phase import SubnetPhase, shared_out
 from limbert.run.trainer import Stopped, Surroundings
@@ -74,6 +76,7 @@ class PhasedRun(ABC, Generic[M]):
         monitor: told how it goes.
         should_stop: asked after every step; a True stops the run with its state saved.
         overwrite: discard an unfinished run with other settings.
+        content: digests of what the settings name, see `content`.
 
     Raises:
         ConfigError: if an unfinished run with other settings is there.
@@ -89,11 +92,12 @@ class PhasedRun(ABC, Generic[M]):
         monitor: Monitor | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         overwrite: bool = False,
+        content: Content | None = None,
     ) -> None:
         self.config, self.recipe = config, recipe
         self.processes = join_processes()
         self.monitor = monitor if monitor is not None and self.processes.is_main else Monitor()
-        self.settings = settings_of(config, recipe, data_config)
+        self.settings = settings_of(config, recipe, data_config, content)
         self.workspace = Workspace(config.output, self.settings, overwrite=overwrite, writes=self.processes.is_main)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
@@ -111,9 +115,12 @@ class PhasedRun(ABC, Generic[M]):
             CheckpointError, UnsupportedModelError: for the model.
             SubnetError: if a width or depth keeps nothing of it.
             ProcessError: if another process of the run has ended.
+            ConfigError: if another process of the run has other settings or data.
         """
         with self.processes.one_first():
             materials = self._materials()
+        if self.processes.count > 1:
+            agree(self.processes, self.settings, self._digests(materials))
         start = materials.start
         phases = self._phases(materials)
         model, done = self._resume(start, phases)
@@ -143,6 +150,10 @@ class PhasedRun(ABC, Generic[M]):
     @abstractmethod
     def _materials(self) -> M:
         """Read and tokenise what the phases work on."""
+
+    @abstractmethod
+    def _digests(self, materials: M) -> dict[str, str]:
+        """Of the tokens that the phases work on, by name: all processes must have the same."""
 
     @abstractmethod
     def _phases(self, materials: M) -> list[str]:
@@ -234,13 +245,22 @@ class TrainingRun(PhasedRun[Materials]):
         config, recipe, others: as there.
         data_config: where evaluation finds the columns.
         data: the examples that it names.
+        content: of `task_content`, where it is known already.
     """
 
     def __init__(
-        self, config: TrainConfig, recipe: Recipe, *, data_config: DataConfig, data: TaskData, **others: Any
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        *,
+        data_config: DataConfig,
+        data: TaskData,
+        content: Content | None = None,
+        **others: Any,
     ) -> None:
         check_material(recipe.phases, "labels")
-        super().__init__(config, recipe, data_config=data_config, **others)
+        content = content or task_content(data, config.model)
+        super().__init__(config, recipe, data_config=data_config, content=content, **others)
         self.data_config, self.data = data_config, data
 
     def _materials(self) -> Materials:
@@ -261,6 +281,13 @@ class TrainingRun(PhasedRun[Materials]):
         return Materials(
             start, rows, augmented, prepared(validation), {name: prepared(part) for name, part in dev.items()}
         )
+
+    def _digests(self, materials: Materials) -> dict[str, str]:
+        parts = {"training_tokens": materials.train, "validation_tokens": materials.validation}
+        parts |= {f"development_tokens of {name}": part for name, part in materials.dev.items()}
+        if materials.augmented is not None:
+            parts["augmented_tokens"] = materials.augmented
+        return {name: tokens_digest(part) for name, part in parts.items()}
 
     def _phases(self, materials: Materials) -> list[str]:
         """The phases of this run: fine-tuning is left out where the start has it behind it and nobody asked for it."""

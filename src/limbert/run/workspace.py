@@ -5,6 +5,7 @@ It is ``OUTPUT.training`` beside the output, which itself appears only when all 
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.corpus_config import CorpusConfig
 from limbert.errors import ConfigError, StorageError
 from limbert.model.checkpoint import read_record, write_json
+from limbert.run.same_run import differences
 
 if TYPE_CHECKING:
     from limbert.run.recipes import Recipe
@@ -22,11 +24,23 @@ _SETTINGS_NAME = "settings.json"
 _WITHOUT_EFFECT = ("output", "checkpoint_every", "tensorboard")  # settings that do not change the result
 
 
-def settings_of(config: TrainConfig, recipe: "Recipe", data_config: DataConfig | CorpusConfig) -> dict[str, Any]:
-    """Everything that decides a run's result, as JSON values: two runs that agree here are the same run."""
+def settings_of(
+    config: TrainConfig,
+    recipe: "Recipe",
+    data_config: DataConfig | CorpusConfig,
+    content: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
+    """Everything that decides a run's result, as JSON values: see `same_run.differences`.
+
+    Args:
+        config, recipe, data_config: as the run has them.
+        content: digests of what they name; None where nobody looked.
+    """
     train = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
     source = "data" if isinstance(data_config, DataConfig) else "corpus"
     values = {"train": train, "recipe": recipe.to_dict(), source: asdict(data_config)}
+    if content is not None:
+        values["content"] = dict(content)
     parsed: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
     return parsed
 
@@ -45,7 +59,7 @@ def is_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool
         raise ConfigError(f"output {output} exists and is not a model trained by Limbert; choose another folder")
     if overwrite:
         return False
-    changed = _differences(record.get("settings", {}), settings)
+    changed = differences(record.get("settings", {}), settings)
     if not changed:  # a setting that is younger than the run is None in both
         return True
     raise ConfigError(f"output {output} has other settings ({changed}); choose another folder or --overwrite")
@@ -77,11 +91,12 @@ class Workspace:
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         except (OSError, ValueError) as error:
             raise StorageError(f"cannot read {path}: {error}") from error
-        self._stale = found is not None and bool(_differences(found, settings))
+        changed = "" if found is None else differences(found, settings)
+        self._stale = bool(changed)
         if self._stale and not overwrite:
             raise ConfigError(
-                f"{self.folder} holds an unfinished run with other settings ({_differences(found, settings)}); "
-                "finish it with its own command, delete the folder, or use --overwrite"
+                f"{self.folder} holds an unfinished run with other settings ({changed}); finish it with its own "
+                "command and data, delete the folder, choose another output, or use --overwrite"
             )
 
     def create(self) -> None:
@@ -156,15 +171,3 @@ class Workspace:
         """Delete the folder: the run is finished."""
         if self._writes:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _differences(old: Any, new: Any, path: str = "") -> str:
-    """The settings that differ, as ``name old -> new``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        parts = [
-            _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-            for key in [*old, *(key for key in new if key not in old)]
-            if old.get(key) != new.get(key)
-        ]
-        return ", ".join(part for part in parts if part)
-    return f"{path} {json.dumps(old)} -> {json.dumps(new)}"

@@ -21,6 +21,7 @@ from limbert.app.server.runner import Runner
 from limbert.app.server.service import Answers, Service
 from limbert.app.server.serving import serve
 from limbert.app.server.settings import ServeSettings
+from limbert.app.server.speed import Line
 from limbert.app.server.wish import Wish
 from limbert.data.batches import tokenize
 from limbert.data.files import Examples
@@ -268,6 +269,26 @@ def test_draining_finishes_what_is_under_way(run: Path, gate: Gate) -> None:
 
         together(main)
         assert service.healthy
+
+
+def test_a_start_in_a_busy_moment_is_not_believed_for_ever(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbert.app.server.desk._TRIAL_EVERY", 0.0)
+    monkeypatch.setattr(Runner, "calibrate", lambda self, **_: dict.fromkeys(self._engines, Line(60.0, 0.001)))
+    with opened(run) as service:
+
+        async def main() -> int:
+            refused = 0
+            while True:
+                try:
+                    await service.answer(TEXTS[:1], wish=Wish(latency_budget=30.0))
+                except Refused:
+                    refused += 1
+                else:
+                    return refused
+                await until(lambda: service._desk is not None and service._desk.look(lambda one: one.idle))
+
+        assert 3 < together(main) < 500
+        assert service.snapshot().answered == 1
 
 
 def test_draining_does_not_wait_for_ever(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,49 @@ def test_tags_that_mark_no_entities_are_judged_word_by_word(write, tokenizer):
     assert [word["tag"] for word in answers(task, right, tokens)[0]["words"]] == ["NN", "VB"]
 
 
+@pytest.mark.parametrize("tag", ["B_person", "person", "newdoc"])
+def test_one_tag_of_another_form_does_not_change_what_is_measured(write, tag):
+    path = write("train.conll", f"{CONLL}\nAnn\tB-person\nLee\t{tag}\n")
+    with pytest.raises(DataError, match=rf"train.conll:11: tag '{tag}' is unknown, expected one of O, B-person, I-p"):
+        read_tagged(open_tagged(path), DataConfig(), None)
+    task, examples = read_tagged(open_tagged(path), DataConfig(skip_bad_rows=True), None)
+    assert (task.primary, len(examples), examples.bad_rows) == ("entity_f1", 2, 1)
+    with pytest.raises(DataError, match=f"tag '{tag}' stands among tags of entities"):
+        own_task("token-classification", ("O", "B-person", tag))
+
+
+@pytest.mark.parametrize(("scheme", "usual"), [("BILOU", "BIEOS"), ("BMEOS", "BIEOS")])
+def test_other_letters_mark_the_same_entities(write, scheme, usual):
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        tags = [tag if tag == "O" else f"{tag}-{random.choice(['a', 'b'])}" for tag in random.choice([*scheme], size=9)]
+        assert entities(tags) == entities([usual[scheme.index(tag[0])] + tag[1:] for tag in tags])
+    sentence = "".join(f"w\t{tag}\n" if tag == "O" else f"w\t{tag}-{'ab'[tag > 'L']}\n" for tag in scheme)
+    task, _ = read_tagged(open_tagged(write("train.conll", sentence + "w\tB-c\n")), DataConfig(), None)
+    assert task.primary == "entity_f1"
+    assert {*task.labels} == {"O", *(f"{prefix}-{kind}" for prefix in scheme if prefix != "O" for kind in "abc")}
+
+
+@pytest.mark.parametrize("separator", ["\t", " "])
+def test_comments_are_no_words(write, separator):
+    words = "Ann B-person\n# O\nLee I-person\n\n# O\n#hashtag O\n\n".replace(" ", separator)
+    comments = "# newdoc id = 7\n# sent_id = 1\n# text = Ann # Lee\n"
+    alone = "# a file of names\n\n"
+    path = write("train.conll", f"{alone}{comments}{words}# newpar id = 8\n\n# a third one\nBo{separator}O\n")
+    read = [row.cells for row in open_tagged(path).rows()]
+    assert read == [
+        (["Ann", "#", "Lee"], ["B-person", "O", "I-person"]),
+        (["#", "#hashtag"], ["O", "O"]),
+        (["Bo"], ["O"]),
+    ]
+    assert [row.line for row in open_tagged(path).rows()] == [6, 10, 16]
+    lone = write("lone.conll", f"#{separator}O\n\n#{separator}O\n")
+    assert [row.cells[0] for row in open_tagged(lone).rows()] == [["#"], ["#"]]
+    columns = "# NN I-NP O\nAnn NN I-NP O\n".replace(" ", separator)
+    four = write("four.conll", f"# sent_id = 1\n{columns}")
+    assert [row.cells for row in open_tagged(four).rows()] == [(["#", "Ann"], ["O", "O"])]
+
+
 def test_texts_to_be_tagged(write):
     plain = write("texts.txt", "Ann sings.\nOslo\n")
     assert read_untagged(plain, DataConfig()).words == (((0, 3), (4, 9), (9, 10)), ((0, 4),))

@@ -59,6 +59,7 @@ def export(
     (subnet,) = plain_names(run, [subnet])
     request = Request(run, subnet, format, Path(output), **settings)  # type: ignore[arg-type]
     opened = open_checkpoint(run, head="as-saved")
+    show.untrained(opened.model, subnet)
     request = request.on(data_config(opened.data, **named), named=bool(data or dev))
     with show.progress_bar("exporting") as advance:
         exported = run_export(opened, request, progress=advance)

@@ -113,6 +113,8 @@ def predict(
         exit_rule=exit_rule,
     )
     resolve(chosen, opened.model, kind=opened.task.kind)  # refuses early what the model cannot do
+    if chosen.subnet is not None:
+        show.untrained(opened.model, chosen.subnet)
     if engine == "ray":
         on_ray.predict_on_ray(
             run,

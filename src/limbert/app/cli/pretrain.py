@@ -112,7 +112,7 @@ def _pretrain(
 
     join_processes()  # before anything can be wrong, so that an error of any of several is heard
     recipe = recipe_of(config, overrides)
-    corpus_files([*corpus.corpus, *corpus.dev])
+    corpus_files(corpus.corpus, apart_from=corpus_files(corpus.dev))
     results = _with_progress(config, recipe, corpus, overwrite=overwrite)
     if as_json:
         show.print_json([result.to_dict() for result in results])
@@ -123,17 +123,25 @@ def _pretrain(
 
 def _with_progress(config: TrainConfig, recipe: "Recipe", corpus: CorpusConfig, *, overwrite: bool) -> "list[Result]":
     """Run in the terminal, or read the results of a run that is finished already."""
+    from limbert.run.content import corpus_content
     from limbert.run.pretraining import PretrainingRun
     from limbert.run.processes import join_processes
     from limbert.run.workspace import settings_of
 
     recipe = recipe.over(join_processes().count)
-    results = finished_results(config.output, settings_of(config, recipe, corpus), overwrite=overwrite)
+    content = corpus_content(corpus, config.model)
+    results = finished_results(config.output, settings_of(config, recipe, corpus, content), overwrite=overwrite)
     if results is not None:
         return results
     return run_in_terminal(
         lambda monitor, should_stop: PretrainingRun(
-            config, recipe, corpus=corpus, monitor=monitor, should_stop=should_stop, overwrite=overwrite
+            config,
+            recipe,
+            corpus=corpus,
+            content=content,
+            monitor=monitor,
+            should_stop=should_stop,
+            overwrite=overwrite,
         )
     )
 

@@ -21,6 +21,7 @@ from limbert.run.monitor import Progress as Report
 
 if TYPE_CHECKING:
     from limbert.data.files import Examples
+    from limbert.model.elastic import ElasticModel
     from limbert.run.dynamic import PolicyResult
     from limbert.run.evaluate import Result
     from limbert.run.tune import Candidate
@@ -40,6 +41,12 @@ def skipped_rows(parts: Mapping[str, "Examples"]) -> None:
         if examples.bad_rows:
             what = "row" if examples.bad_rows == 1 else "rows"
             messages.print(f"{examples.bad_rows} malformed {what} of {name} skipped", highlight=False)
+
+
+def untrained(model: "ElasticModel", name: str) -> None:
+    """Say so where a sub-network is asked for that no phase has trained; its answers are what cutting leaves."""
+    if model.record and model.subnet(name) not in {**model.subnets(), **model.found()}.values():
+        messages.print(f"{name} was not trained; trained are {', '.join(model.subnets())}", highlight=False)
 
 
 def amount(value: float) -> str:

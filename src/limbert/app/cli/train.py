@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from limbert.run.recipes import Recipe
 
 
+_LARGE = 100  # from here on, labels of a regression are too large for the learning rates of an encoder
+
+
 def train(
     model: Annotated[str, typer.Option(help=help_of(TrainConfig, "model"), show_default=False)],
     output: Annotated[str, typer.Option(help=help_of(TrainConfig, "output"), show_default=False)],
@@ -136,22 +139,32 @@ def train_with_progress(
     """
     from limbert.app.cli import show
     from limbert.data.load import load_task_data
+    from limbert.run.content import task_content
     from limbert.run.processes import join_processes
     from limbert.run.training import TrainingRun
     from limbert.run.workspace import settings_of
 
     recipe = recipe.over(join_processes().count)
-    results = finished_results(config.output, settings_of(config, recipe, data_config), overwrite=overwrite)
+    data = load_task_data(data_config, seed=config.seed)
+    content = task_content(data, config.model)
+    settings = settings_of(config, recipe, data_config, content)
+    results = finished_results(config.output, settings, overwrite=overwrite)
     if results is not None:
         return results
-    data = load_task_data(data_config, seed=config.seed)
     show.skipped_rows({"train": data.train} | data.dev)
+    if data.task.kind == "regression" and (largest := max(abs(float(one)) for one in data.train.labels or ())) > _LARGE:
+        show.messages.print(
+            f"labels reach {largest:g}: a head learns numbers of about 0 to 10 quickest; scale them first",
+            highlight=False,
+            soft_wrap=True,
+        )
     return run_in_terminal(
         lambda monitor, should_stop: TrainingRun(
             config,
             recipe,
             data_config=data_config,
             data=data,
+            content=content,
             monitor=monitor,
             should_stop=should_stop,
             overwrite=overwrite,

@@ -138,6 +138,11 @@ class Scheduler:
         return len(self._rows)
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._rows and self._free_at is None
+
+    @property
     def queued_tokens(self) -> int:
         """Their tokens."""
         return sum(row.tokens for row in self._rows)
@@ -237,7 +242,7 @@ class Scheduler:
                 return self._refusal(fresh, now, excess=end - fresh[0].soon)
             self._plan = None
             return None
-        if self._plan is None:
+        if self._plan is None or not self._rows:  # an empty plan may be of older speeds
             self._plan = self._planned(self._rows, self._cheapest, start=start)
         plan = self._plan
         plan.start = start

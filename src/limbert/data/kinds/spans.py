@@ -17,13 +17,14 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 
     As in the evaluation script of CoNLL-2000: an entity begins with ``B`` or ``S``, and with an ``I`` or ``E`` that
     does not go on with an entity of its type; it ends with ``E`` or ``S``, and before whatever begins or is ``O``.
+    ``U`` means ``S``, ``L`` means ``E`` (BILOU), and ``M`` means ``I`` (BMES).
     """
     found = []
     running: tuple[str, int] | None = None
     before = "O"
     for place, tag in enumerate([*tags, "O"]):
         prefix, _, kind = tag.partition("-")
-        if running is not None and (prefix in "BSO" or before in "ES" or kind != running[0]):
+        if running is not None and (prefix in "BSUO" or before in "ESLU" or kind != running[0]):
             found.append(Entity(running[0], running[1], place))
             running = None
         if running is None and prefix != "O":

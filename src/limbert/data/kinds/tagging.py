@@ -1,8 +1,10 @@
 """Token classification: reading CoNLL files and columns of words and tags, scoring the tags, and naming entities."""
 
+import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,13 +15,15 @@ from limbert.data.kinds.spans import Entity, entities, entity_scores
 from limbert.data.kinds.words import joined, split_words, word_answers
 from limbert.data.labels import sort_key
 from limbert.data.table import Row, Table, lines_table, readable
-from limbert.data.tasks import Task, own_task
+from limbert.data.tasks import Task, entity_tags, own_task
 from limbert.errors import ConfigError, DataError
 
 CONLL_FORMATS = (".conll", ".iob", ".bio", ".txt")
 FORMATS = (*CONLL_FORMATS, ".jsonl", ".json", ".parquet")
 WORDS_NAMES = ("tokens", "words")
 TAGS_NAMES = ("tags", "ner_tags", "labels", "ner")
+_WORD_AND_TAG = 2  # columns of the simplest CoNLL file
+_COMMENT = re.compile(r"# +\S+ += ")
 
 
 def open_tagged(path: Path) -> Table:
@@ -33,28 +37,54 @@ def open_tagged(path: Path) -> Table:
 
 def conll_table(path: Path) -> Table:
     """Sentences of one word a line with a blank line between: columns parted by tabs or spaces, the first the word, the
-    last its tag. Lines that begin with ``-DOCSTART-`` are left out; a row is named by its first line."""
+    last its tag. Lines that begin with ``-DOCSTART-`` and comments above a sentence (``# sent_id = 7``) are left out; a
+    row is named by its first line."""
 
     def rows() -> Iterator[Row]:
-        words: list[str] = []
-        tags: list[str | None] = []
-        first, problem = 0, None
-        for line, cells, wrong in lines_table(path).rows():
+        lines: list[_Line] = []
+        problem, columns = None, 0
+        for line, cells, wrong in chain(lines_table(path).rows(), [Row(0, ())]):
             text = str(cells[0]) if cells else ""
-            parts = text.split("\t") if "\t" in text else text.split()
-            if wrong is None and text.strip() and not text.startswith("-DOCSTART-"):
-                first = first or line
-                words.append(parts[0])
-                tags.append(parts[-1].strip() if len(parts) > 1 else None)
-            elif wrong is not None:
-                first, problem = first or line, wrong
-            elif words or problem:
-                yield Row(first, (words, tags), problem)
-                words, tags, first, problem = [], [], 0, None
-        if words or problem:
-            yield Row(first, (words, tags), problem)
+            if wrong is not None or (text.strip() and not text.startswith("-DOCSTART-")):
+                lines.append(_Line(line, text))
+                problem = wrong or problem
+            elif lines:
+                words = lines if problem else _without_comments(lines, columns=columns)
+                if words:
+                    columns = len(words[-1].cells)
+                    tags = [one.cells[-1].strip() if len(one.cells) > 1 else None for one in words]
+                    yield Row(words[0].number, ([one.cells[0] for one in words], tags), problem)
+                lines, problem = [], None
 
     return Table(str(path), ("tokens", "tags"), rows)
+
+
+class _Line(NamedTuple):
+    """A line of a CoNLL file, by its number."""
+
+    number: int
+    text: str
+
+    @property
+    def cells(self) -> list[str]:
+        return self.text.split("\t") if "\t" in self.text else self.text.split()
+
+
+def _without_comments(lines: list[_Line], *, columns: int) -> list[_Line]:
+    """The lines of a sentence without the comments above it.
+
+    A comment begins with ``#`` and a space and is not a line like the others: it says ``KEY = VALUE``, or has another
+    number of columns. ``# O`` in a file of two columns is the word ``#``.
+
+    Args:
+        columns: those of the sentence before, which decide where all lines look like comments; 0: there is none.
+    """
+    words = [line for line in lines if not line.text.startswith("# ")]
+    usual = len(words[-1].cells) if words else columns or _WORD_AND_TAG
+    for place, line in enumerate(lines):
+        if not line.text.startswith("# ") or (len(line.cells) == usual and not _COMMENT.match(line.text)):
+            return lines[place:]
+    return []
 
 
 def read_tagged(table: Table, config: DataConfig, task: Task | None) -> tuple[Task, Examples]:
@@ -210,14 +240,22 @@ def _words_and_tags(row: Row, at: tuple[int, int]) -> tuple[list[str], list[str 
 
 
 def _tag_names(rows: Sequence[Sequence[str | int]], table: Table) -> tuple[str, ...]:
-    """All tags, ``O`` first; a type of entity has the tags for its first and its other words, whether seen or not."""
+    """All tags, ``O`` first; each type of entity has a tag for every place in an entity, whether seen or not.
+
+    Tags that mark no entity among those that do are left out, so that the rows that have them are bad ones.
+    """
     tags = {tag for row in rows for tag in row}
     if any(isinstance(tag, int) for tag in tags):
         raise DataError(
             f"{table.name}: tags are numbers; say what they mean, in the order of their ids, as label names"
         )
     names = {str(tag) for tag in tags}
-    names |= {f"{prefix}-{name[2:]}" for name in names if name[:2] in ("B-", "I-") for prefix in "BI"}
+    marking = entity_tags(names)
+    if marking:
+        prefixes = {name[0] for name in marking} - {"O"}
+        if prefixes & {"B", "I"}:
+            prefixes |= {"B"} if "M" in prefixes else {"B", "I"}
+        names = {f"{prefix}-{name[2:]}" for name in marking - {"O"} for prefix in prefixes} | (marking & {"O"})
     return tuple(sorted(names, key=lambda name: (name != "O", sort_key(name[2:]), name)))
 
 

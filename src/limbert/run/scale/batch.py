@@ -15,7 +15,7 @@ from limbert.errors import DataError, StorageError
 from limbert.run.checkpoints import Opened
 from limbert.run.scale.cluster import cluster, need_ray
 from limbert.run.scale.packed import Packed, answering_digest, pack
-from limbert.run.scale.request import Request, begin, identity
+from limbert.run.scale.request import Request, begin, confirm, identity
 from limbert.run.scale.shards import Input, Shard
 from limbert.run.scale.store import Store
 from limbert.run.scale.worker import Done, Orders, Worker
@@ -77,7 +77,9 @@ def predict_files(
         opened.task.check_inputs(pairs=found.columns.pair is not None)
     ray = need_ray()
     packed, store = pack(run), Store.at(output)
-    there = begin(store, identity(request, found, checkpoint=answering_digest(packed), max_length=opened.max_length))
+    asked = identity(request, found, checkpoint=answering_digest(packed), max_length=opened.max_length)
+    there = begin(store, asked)
+    store.sweep()
     todo = [shard for shard in found.shards if shard.name not in there]
     resumed = len(found.shards) - len(todo)
     rows = found.rows - sum(shard.rows for shard in todo)
@@ -87,6 +89,7 @@ def predict_files(
     if not todo:
         return Answered(rows, len(found.shards), resumed, 0, 0, 0, ())
     with cluster(workers, threads, model_bytes=size) as sized:
+        confirm(store, asked)
         orders = Orders(request, found.store, found.columns, found.kept, store, sized.threads)
         reference = ray.put(packed)
         for one in _stream(todo, _Fetched(reference), orders, workers=min(sized.workers, len(todo))):
@@ -100,7 +103,6 @@ def predict_files(
         raise StorageError(
             f"{output}: {len(missing)} shards are missing, such as {min(missing)}; run the command again"
         )
-    store.sweep()
     bad_rows = sum(one.bad_rows for one in done)
     return Answered(rows, len(found.shards), resumed, bad_rows, sized.workers, sized.threads, tuple(done))
 

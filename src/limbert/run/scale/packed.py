@@ -1,9 +1,6 @@
 """A checkpoint's files as one value, so that workers need no disk in common with whoever started them."""
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +10,10 @@ import numpy as np
 from limbert.data.tokens import cache_folder
 from limbert.errors import CheckpointError, StorageError
 from limbert.model.checkpoint import RECORD_NAME, find_file
+from limbert.run.scale.store import Store
 
 _SUFFIXES = {".json", ".safetensors", ".txt", ".model"}  # what a checkpoint is opened from
+_PIECE = 2**24  # bytes compared at a time
 
 
 @dataclass(frozen=True)
@@ -53,29 +52,39 @@ def answering_digest(packed: Packed) -> str:
 
 
 def unpack(packed: Packed) -> Path:
-    """A folder on this machine with the files, in Limbert's cache; made once a checkpoint, whoever asks first.
+    """A folder on this machine with the files, in Limbert's cache.
+
+    Files that are there are compared byte for byte: a power cut may have left anything, and they are read anyway when
+    they are opened. Each is replaced by itself and only where it differs: workers that do this at a time disturb
+    neither each other nor those that have opened the old ones.
 
     Raises:
         StorageError: if it cannot be written.
     """
-    folder = cache_folder() / "checkpoints" / packed.digest
-    if folder.is_dir():
-        return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-        try:
-            for name, content in packed.files.items():
-                content.tofile(fresh / name)
-            os.rename(fresh, folder)
-        except OSError:
-            if not folder.is_dir():  # else another worker of this machine was faster
-                raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
+        store = Store.at(str(cache_folder() / "checkpoints" / packed.digest))
+    except RuntimeError:
+        raise StorageError("no folder for the model's files; set LIMBERT_CACHE to one") from None
+    store.make()
+    store.sweep()
+    folder = Path(store.path)
+    for name, content in packed.files.items():
+        if not _holds(folder / name, content):
+            store.write(name, content)
     return folder
+
+
+def _holds(path: Path, content: np.ndarray) -> bool:
+    try:
+        if path.stat().st_size != content.nbytes:
+            return False
+        with path.open("rb") as file:
+            return all(
+                np.array_equal(np.fromfile(file, np.uint8, _PIECE), content[start : start + _PIECE])
+                for start in range(0, content.nbytes, _PIECE)
+            )
+    except OSError:  # none, or one that cannot be read
+        return False
 
 
 def _digest(files: Mapping[str, np.ndarray]) -> str:

@@ -2,13 +2,13 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbert.data.arrow import values_of
-from limbert.data.files import open_table
+from limbert.data.arrow import class_names_of, values_of
+from limbert.data.files import checked_text, open_table
 from limbert.data.table import NOT_UTF8, Row, Table
 from limbert.data.tasks import Columns
 from limbert.errors import DataError
@@ -42,7 +42,8 @@ class Reader:
     """
 
     def __init__(self, store: Store, columns: Columns, kept: tuple[str, ...]) -> None:
-        self._store, self._columns, self._kept = store, columns, kept
+        self._store, self._kept = store, kept
+        self._texts = tuple(name for name in (columns.text, columns.pair) if name is not None)
         self._path, self._place = "", 0
         self._batches: Iterator[Any] = iter(())
         self._left: Any = None  # rows that were decoded for a range before and not used
@@ -57,16 +58,16 @@ class Reader:
             self._open(shard.path)
         self._take(shard.start - self._place, keep=False)
         table = self._take(shard.rows, keep=True)
-        names = tuple(name for name in (self._columns.text, self._columns.pair) if name is not None)
-        texts = Table(shard.path, names, lambda: _rows(table, names, first=shard.start + 1))
+        texts = Table(shard.path, self._texts, lambda: _rows(table, self._texts, first=shard.start + 1))
         return Part(table.select(list(self._kept)), texts)
 
     def _open(self, path: str) -> None:
         self._path, self._place, self._left = path, 0, None
-        wanted = [name for name in (self._columns.text, self._columns.pair) if name is not None]
-        wanted = list(dict.fromkeys([*self._kept, *wanted]))
-        decode = _parquet_batches if path.lower().endswith(".parquet") else _text_batches
-        self._batches = decode(self._store, path, wanted)
+        wanted = list(dict.fromkeys([*self._kept, *self._texts]))
+        if path.lower().endswith(".parquet"):
+            self._batches = _parquet_batches(self._store, path, wanted)
+        else:
+            self._batches = _text_batches(path, wanted, texts=self._texts)
 
     def _take(self, count: int, *, keep: bool) -> Any:
         """Go forward by so many rows; return them where they are kept."""
@@ -101,14 +102,15 @@ def _parquet_batches(store: Store, path: str, columns: list[str]) -> Iterator[An
         yield from file.iter_batches(_BATCH, columns=columns, use_threads=False)
 
 
-def _text_batches(store: Store, path: str, columns: list[str]) -> Iterator[Any]:
+def _text_batches(path: str, columns: list[str], *, texts: tuple[str, ...]) -> Iterator[Any]:
     """CSV, TSV and JSON lines: every cell as text, JSON values that are no text as JSON."""
     import pyarrow
 
-    table = open_table(Path(path))
+    table = open_table(Path(path), columns=tuple(columns))
     places = [table.columns.index(name) for name in columns]
+    text_places = {name: table.columns.index(name) for name in texts}
     rows = table.rows()
-    while chosen := [_as_text(row, places) for row in itertools.islice(rows, _BATCH)]:
+    while chosen := [_as_text(row, places, text_places) for row in itertools.islice(rows, _BATCH)]:
         arrays = [
             pyarrow.array([row.cells[place] for row in chosen], pyarrow.string()) for place in range(len(columns))
         ]
@@ -117,19 +119,27 @@ def _text_batches(store: Store, path: str, columns: list[str]) -> Iterator[Any]:
         yield pyarrow.RecordBatch.from_arrays(arrays, names=[*columns, _LINE, _PROBLEM])
 
 
-def _as_text(row: Row, places: list[int]) -> Row:
+def _as_text(row: Row, places: list[int], text_places: Mapping[str, int]) -> Row:
+    """The cells as text. That one of the texts was none before is the row's problem: it would not show any more."""
     if row.problem is not None:
         return Row(row.line, [None] * len(places), row.problem)
+    problem = None
+    try:
+        for name, place in text_places.items():
+            checked_text(row.cells[place], name)
+    except ValueError as error:
+        problem = str(error)
     values = [row.cells[place] for place in places]
     cells = [
         value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values
     ]
-    return Row(row.line, cells)
+    return Row(row.line, cells, problem)
 
 
 def _rows(table: Any, names: tuple[str, ...], *, first: int) -> Iterator[Row]:
     """The texts of an Arrow table; a Parquet row is named by its number."""
-    found = [values_of(table.column(name)) for name in names]
+    class_names = class_names_of(table.schema)
+    found = [values_of(table.column(name), class_names.get(name)) for name in names]
     cells, broken = [values for values, _ in found], {row for _, rows in found for row in rows}
     if _LINE in table.column_names:
         lines, problems = table.column(_LINE).to_pylist(), table.column(_PROBLEM).to_pylist()

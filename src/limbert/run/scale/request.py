@@ -75,22 +75,49 @@ def begin(output: Store, asked: dict[str, Any]) -> set[str]:
         StorageError: it cannot be read or written.
     """
     there = output.names()
-    if NAME in there:
-        try:
-            found = json.loads(output.read(NAME))
-        except ValueError as error:
-            raise ConfigError(f"{output.path}/{NAME} is broken ({error}); choose another folder") from None
-        if asked["skip_bad_rows"] and found == asked | {"skip_bad_rows": False}:
-            output.write(NAME, _text(asked))  # what is finished has no bad rows
-        elif found != asked:
-            raise ConfigError(f"output {output.path} was begun with other settings ({_changed(found, asked)}); "
-                              "finish it with its own command, or choose another folder")  # fmt: skip
-        return there
-    if there:
-        raise ConfigError(f"output {output.path} is not empty and was not begun by this command; choose another folder")
-    output.make()
-    output.write(NAME, _text(asked))
-    return {NAME}
+    if NAME not in there:
+        if there:
+            raise ConfigError(
+                f"output {output.path} is not empty and was not begun by this command; choose another folder"
+            )
+        output.make()
+        if output.create(NAME, _text(asked)):
+            return {NAME}
+        there = output.names()  # another driver was faster
+    found = _begun(output)
+    if asked["skip_bad_rows"] and found == asked | {"skip_bad_rows": False}:
+        output.write(NAME, _text(asked))  # what is finished has no bad rows
+    elif found != asked:
+        raise _other_settings(output, found, asked)
+    return there
+
+
+def confirm(output: Store, asked: dict[str, Any]) -> None:
+    """See that the output folder is still this request's, a while after `begin` and before the first answer.
+
+    In an object store drivers that begin in the same moment all do; the last one's settings stay, and it goes on alone.
+
+    Raises:
+        ConfigError: it is another's.
+        StorageError: it cannot be read.
+    """
+    found = _begun(output)
+    if found != asked:
+        raise _other_settings(output, found, asked)
+
+
+def _begun(output: Store) -> Any:
+    try:
+        return json.loads(output.read(NAME))
+    except ValueError as error:
+        raise ConfigError(f"{output.path}/{NAME} is broken ({error}); choose another folder") from None
+
+
+def _other_settings(output: Store, found: Any, asked: dict[str, Any]) -> ConfigError:
+    return ConfigError(
+        f"output {output.path} was begun with other settings ({_changed(found, asked)}); "
+        "finish it with its own command, or choose another folder"
+    )
 
 
 def _text(asked: dict[str, Any]) -> bytes:

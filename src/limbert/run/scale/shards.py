@@ -3,7 +3,7 @@
 The cut follows from the files' footers and one setting, so that it is the same whenever it is made again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,8 @@ def read_input(
 ) -> Input:
     """Look at the input's files and cut them into shards. Of Parquet only the footers are read.
 
+    A key that some objects of JSON lines do not have, or some files, is a column all the same, empty there.
+
     Args:
         address: a file, a folder or a pattern, local or a URI.
         config: how to read it; its column settings are used.
@@ -108,23 +110,21 @@ def read_input(
     """
     store = Store.at(address)
     files = store.files(SUFFIXES)
-    columns, kept, first = Columns("", None, None), tuple(keep or ()), ""
-    sources, ranges, schema = [], [], None
+    columns, kept, first, schema = Columns("", None, None), tuple(keep or ()), "", dict[str, str]()
+    sources, ranges = [], []
     for place, file in enumerate(files):
         table = _table(store, file)
         if not place:
             glue = glue_task(config.task) if config.task is not None else None
             opener = _opener(store, file, table)
             table, columns = choose_columns(opener, config, glue, labelled=False)
-            kept = _kept(table, keep, added)
-            first = file.path
-        rows, row_bytes, types = _facts(store, file, table, kept)
-        wanted = [name for name in (columns.text, columns.pair, *kept) if name is not None]
-        missing = [name for name in wanted if name not in table.columns]
-        if missing or (schema is not None and types != schema):
-            what = f"no column {missing[0]!r}" if missing else "other column types"
-            raise DataError(f"{file.path}: {what}; expected the columns of {first}")
-        schema = types
+        table, rows, row_bytes, types = _facts(store, file, table)
+        if not place:
+            kept, first, schema = _kept(table, keep), file.path, types
+        elif keep is None:
+            kept = _widened(kept, table, file, first=first)
+        _refuse_names(kept, added)
+        _check_like(file, table, types, columns=columns, kept=kept, first=first, schema=schema)
         sources.append(Source(file.path, file.bytes, file.modified, rows))
         size = max(1, min(shard_rows, int(_MOST_BYTES // max(1, row_bytes))))
         ranges += [(file.path, start, min(size, rows - start)) for start in range(0, rows, size)]
@@ -155,31 +155,63 @@ def _opener(store: Store, file: Found, table: Table) -> Callable[[bool], Table]:
     return opener
 
 
-def _facts(store: Store, file: Found, table: Table, kept: Sequence[str]) -> tuple[int, float, dict[str, str]]:
-    """Rows, mean bytes a row in memory, and the types of the kept columns."""
+def _facts(store: Store, file: Found, table: Table) -> tuple[Table, int, float, dict[str, str]]:
+    """The table with all columns, its rows, mean bytes a row in memory, and the types of columns that have any."""
     if not file.path.lower().endswith(".parquet"):
-        rows = sum(1 for _ in table.rows())
-        return rows, 2 * file.bytes / max(1, rows), {}
+        table, rows = table.walked()
+        return table, rows, 2 * file.bytes / max(1, rows), {}
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file.path, filesystem=store.filesystem) as parquet:
         metadata, schema = parquet.metadata, parquet.schema_arrow
     held = sum(metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups))
-    return (
-        metadata.num_rows,
-        held / max(1, metadata.num_rows),
-        {name: str(schema.field(name).type) for name in kept if name in schema.names},
-    )
+    types = {field.name: str(field.type) for field in schema}
+    return table, metadata.num_rows, held / max(1, metadata.num_rows), types
 
 
-def _kept(table: Table, keep: Sequence[str] | None, added: Sequence[str]) -> tuple[str, ...]:
+def _kept(table: Table, keep: Sequence[str] | None) -> tuple[str, ...]:
     for name in keep or ():
         if name not in table.columns:
             raise ConfigError(f"--keep {name!r}: {table.name} has no such column; it has {', '.join(table.columns)}")
-    kept = tuple(dict.fromkeys(table.columns if keep is None else keep))
+    return tuple(dict.fromkeys(table.columns if keep is None else keep))
+
+
+def _widened(kept: tuple[str, ...], table: Table, file: Found, *, first: str) -> tuple[str, ...]:
+    """The columns with those that only a later file has."""
+    more = [name for name in dict.fromkeys(table.columns) if name not in kept]
+    if more and not _is_json(file):
+        raise DataError(
+            f"{file.path}: column {more[0]!r} is not in {first}; choose those to repeat with --keep COLUMN,..."
+        )
+    return (*kept, *more)
+
+
+def _refuse_names(kept: Sequence[str], added: Sequence[str]) -> None:
     for name in kept:
         if name in added:
             raise ConfigError(
                 f"input column {name!r} has the name of an answer's; choose others with --keep COLUMN,..."
             )
-    return kept
+
+
+def _check_like(
+    file: Found,
+    table: Table,
+    types: Mapping[str, str],
+    *,
+    columns: Columns,
+    kept: Sequence[str],
+    first: str,
+    schema: Mapping[str, str],
+) -> None:
+    """Refuse a file that is not like the first."""
+    wanted = [name for name in (columns.text, columns.pair) if name is not None]
+    wanted += () if _is_json(file) else kept
+    missing = [name for name in wanted if name not in table.columns]
+    if missing or any(types.get(name) != schema.get(name) for name in kept):
+        what = f"no column {missing[0]!r}" if missing else "other column types"
+        raise DataError(f"{file.path}: {what}; expected the columns of {first}")
+
+
+def _is_json(file: Found) -> bool:
+    return file.path.lower().endswith((".jsonl", ".json"))

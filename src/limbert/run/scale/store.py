@@ -4,15 +4,21 @@ Everything goes through ``pyarrow.fs``: local paths, ``s3://``, ``gs://``, and w
 written beside its place and renamed; an object store shows an object only when all of it has arrived.
 """
 
+import errno
 import os
 import re
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from limbert.errors import ConfigError, DataError, StorageError
 
+_ABANDONED = 3600  # seconds since the last write, after which nobody is at it any more
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # what file systems without hard links answer
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -155,6 +161,26 @@ class Store:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}/{name}: {_reason(error)}") from error
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Put a file into this folder where none of this name is: whole, or not at all.
+
+        Returns:
+            False if there is one. On a disk with hard links only one of several that create it at a time is told True.
+            Elsewhere all may be, and the last one's file stays: read it back later.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        if not self.local:
+            if name in self.names():
+                return False
+            self.write(name, content)
+            return True
+        try:
+            return _link(Path(self.path), name, content)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}/{name}: {_reason(error)}") from error
+
     def make(self) -> None:
         """Make the folder where folders exist.
 
@@ -168,10 +194,13 @@ class Store:
             raise StorageError(f"cannot write {self.path}: {_reason(error)}") from error
 
     def sweep(self) -> None:
-        """Delete the halves that killed processes left; for when nobody writes any more."""
-        if self.local:
-            for path in Path(self.path).glob(".*.new-*"):
-                path.unlink(missing_ok=True)
+        """Delete the halves that killed processes left. What was touched in the last hour another may be writing."""
+        if not self.local:
+            return
+        for path in Path(self.path).glob(".*.new-*"):
+            with suppress(FileNotFoundError):  # renamed or swept meanwhile
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
 
 
 def _with_fsspec(scheme: str, address: str, cause: Exception) -> tuple[Any, str]:
@@ -189,13 +218,36 @@ def _with_fsspec(scheme: str, address: str, cause: Exception) -> tuple[Any, str]
 
 
 def _replace(folder: Path, name: str, content: Any) -> None:
+    with _beside(folder, name, content) as fresh:
+        os.replace(fresh, folder / name)
+
+
+def _link(folder: Path, name: str, content: Any) -> bool:
+    """Like `_replace`, but False where a file of this name is."""
+    with _beside(folder, name, content) as fresh:
+        try:
+            os.link(fresh, folder / name)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if (folder / name).exists():
+                return False
+            os.replace(fresh, folder / name)
+        return True
+
+
+@contextmanager
+def _beside(folder: Path, name: str, content: Any) -> Iterator[Path]:
+    """A file on the disk beside its place; gone afterwards if it was not renamed."""
     fresh = folder / f".{name}.new-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         with fresh.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(fresh, folder / name)
+        yield fresh
     finally:
         fresh.unlink(missing_ok=True)
 
