@@ -1,5 +1,6 @@
 """The commands on real files: what they print, and one clear line for whatever is wrong."""
 
+import csv
 import html
 import json
 import re
@@ -12,7 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from app_material import DATA_OPTIONS, DEMO_DATA, call, environment, make_small_encoder, needs_encoder, run
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+
+from limbert import Engine, ExitRule, Policy
+from limbert.data.files import Examples
+from limbert.run.checkpoints import open_checkpoint
 
 pytestmark = needs_encoder
 GATES = [*DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "flexible-bert"]
@@ -29,9 +35,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--model", "small", "--output", "dynamic", "--recipe", "flexible-bert", "--max-steps", "3"]
     dynamic = run(folder, "train", *DATA_OPTIONS, *options, "--set", "gates.epochs=1")
     assert dynamic.returncode == 0, dynamic.stderr
+    enliven(folder / "dynamic" / "model.safetensors")
     tuned = call(folder, "tune", "dynamic", "--thresholds", "3")
     assert tuned.returncode == 0, tuned.stderr
     return folder
+
+
+def enliven(file: Path) -> None:
+    """After three steps all texts have nearly the same answer: make the weights so large that they differ."""
+    weights = load_file(file)
+    larger = {name: 4 * one if one.ndim > 1 else one for name, one in weights.items()}
+    save_file(larger | {"classifier.weight": 100 * weights["classifier.weight"]}, file, {"format": "pt"})
+
+
+def threshold_between_texts(run: Path, widths: tuple[float, ...]) -> float:
+    """An entropy that no text of the development set comes near to, and many stay on each side of."""
+    opened = open_checkpoint(run)
+    with open(DEMO_DATA / "dev.csv", encoding="utf-8", newline="") as file:
+        texts = tuple(row["text"] for row in csv.DictReader(file))
+    tokens = opened.prepared(Examples(texts, None, None), cache=False)
+    policy = Policy(gates=True, widths=widths, exits=ExitRule("entropy", 1.0))
+    answers, _ = Engine(opened.model, policy, kind="classification").run_to_the_end(
+        tokens.collate([*range(len(texts))])
+    )
+    entropies = torch.special.entr(answers[:-1].softmax(dim=-1)).sum(dim=-1)
+    low, high = entropies[0].quantile(torch.tensor([0.25, 0.75]))
+    middle = entropies[(entropies > low) & (entropies < high)].sort().values
+    place = int(middle.diff().argmax())
+    return float(middle[place : place + 2].mean())
 
 
 def test_train_and_evaluate_print_the_same_json(folder: Path) -> None:
@@ -112,7 +143,8 @@ def test_train_gates_tune_and_answer_by_policy(folder: Path) -> None:
     tried = [json.loads(line) for line in (folder / "dynamic" / "tune.jsonl").read_text().splitlines()]
     assert {row["policy"].partition(":")[0] for row in tried} == {"static", "width", "depth", "width+depth"}
 
-    policy = ["--policy", "width+depth", "--widths", "0.25,0.5,0.5,1", "--exit-threshold", "3.17"]
+    threshold = threshold_between_texts(folder / "dynamic", (0.25, 0.5, 0.5, 1.0))
+    policy = ["--policy", "width+depth", "--widths", "0.25,0.5,0.5,1", "--exit-threshold", f"{threshold:.7f}"]
     first, second = (
         json.loads(call(folder, "evaluate", "dynamic", *policy, "--json", "--batch-size", size).stdout)
         for size in ("1", "50")
@@ -124,6 +156,7 @@ def test_train_gates_tune_and_answer_by_policy(folder: Path) -> None:
         assert sum(layer.values()) == pytest.approx(1.0)
         assert {*layer} <= {"0", "0.25", "0.5", "1"}
     assert sum(first["exits"].values()) == pytest.approx(1.0)
+    assert sum(share > 0.2 for share in first["exits"].values()) > 1  # some texts leave where others go on
     assert first["flops_mean"] < first["flops_full"]
     assert first["time_per_example"] > 0
     for name in ("metrics", "flops_mean", "flops_full", "widths", "exits"):
