@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from app_material import DATA_OPTIONS, call, command, environment, make_small_encoder, needs_encoder, run
+from app_material import DATA_OPTIONS, call, command, environment, make_small_encoder, needs_encoder
 
 pytestmark = needs_encoder
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_small_encoder(folder / "small")
     options = ["--model", "small", "--output", "trained", "--max-steps", "2", "--layers", "first"]
     for done in (
-        run(folder, "train", *DATA_OPTIONS, *options, "--widths", "0.5,1", "--depths", "0.67,1"),
+        call(folder, "train", *DATA_OPTIONS, *options, "--widths", "0.5,1", "--depths", "0.67,1"),
         call(folder, "search", "trained", "--trials", "9", "--threads", "1"),
         call(folder, "profile", "trained", *PROFILE, "--batch", "1,4"),
     ):
