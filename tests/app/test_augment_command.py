@@ -47,7 +47,7 @@ def test_what_is_made_and_what_is_wrong(folder: Path) -> None:
     (folder / "few").mkdir()
     (folder / "few" / "train.csv").write_text("".join([*lines[:3], *lines[-2:]]))
     few = ["augment", "--data", "few", "--label-column", "category", "--text-column", "text", "--lm", "lm"]
-    done = run(folder, *few, "--output", "out", "--copies", "2", "--workers", "1", "--json")
+    done = call(folder, *few, "--output", "out", "--copies", "2", "--workers", "1", "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert (made["rows"], made["copies"]) == (4, 8)
@@ -64,7 +64,7 @@ def test_what_is_made_and_what_is_wrong(folder: Path) -> None:
     (folder / "gone.csv").unlink()  # no copy is kept back, so nobody needs it to find what was
     searched = call(folder, "search", "run", "--trials", "1")
     assert searched.returncode == 0, searched.stderr
-    wrong = run(folder, *few[:-1], str(ENCODER), "--output", "bad", "--workers", "1")
+    wrong = call(folder, *few[:-1], str(ENCODER), "--output", "bad", "--workers", "1")
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("limbert: error: ")
     assert "is no masked language model: it lacks the weights cls.predictions" in wrong.stderr

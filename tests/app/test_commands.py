@@ -29,11 +29,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     make_small_encoder(folder / "small")
     options = ["--model", "small", "--output", "trained/", "--max-steps", "3", "--tensorboard", "--json"]
-    trained = run(folder, "train", *DATA_OPTIONS, *options)
+    trained = call(folder, "train", *DATA_OPTIONS, *options)
     assert trained.returncode == 0, trained.stderr
     (folder / "trained.json").write_text(trained.stdout)
     options = ["--model", "small", "--output", "dynamic", "--recipe", "flexible-bert", "--max-steps", "3"]
-    dynamic = run(folder, "train", *DATA_OPTIONS, *options, "--set", "gates.epochs=1")
+    dynamic = call(folder, "train", *DATA_OPTIONS, *options, "--set", "gates.epochs=1")
     assert dynamic.returncode == 0, dynamic.stderr
     enliven(folder / "dynamic" / "model.safetensors")
     tuned = call(folder, "tune", "dynamic", "--thresholds", "3")

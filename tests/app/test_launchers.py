@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from app_material import DATA_OPTIONS, command, environment, make_small_encoder, needs_encoder, run
+from app_material import DATA_OPTIONS, call, command, environment, make_small_encoder, needs_encoder
 from ports import free_port
 from safetensors.torch import load_file
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = make_small_encoder(folder / "small") / "config.json"
     without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config.write_text(json.dumps(json.loads(config.read_text()) | without))
-    finished = run(folder, *TRAIN, *ONE, "--output", "one")
+    finished = call(folder, *TRAIN, *ONE, "--output", "one")
     assert finished.returncode == 0, finished.stderr
     return folder
 
@@ -103,10 +103,10 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(number: int, fol
     assert errors.count("the same command goes on from there") == 1
     assert not own_lines(errors)
     assert not (folder / name).exists()
-    refused = run(folder, *TRAIN, *EACH, "--output", name)
+    refused = call(folder, *TRAIN, *EACH, "--output", name)
     assert refused.returncode == 1
     assert "recipe.phases.width.batch_size 16 -> 8" in refused.stderr
-    finished = run(folder, *TRAIN, *ONE, "--output", name)
+    finished = call(folder, *TRAIN, *ONE, "--output", name)
     assert finished.returncode == 0, finished.stderr
     assert_as_one(folder, name)
 

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import shutil
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from app_material import needs_encoder
-from live_server import make_run, opened
+from live_server import make_run, opened, settings
 
 from limbert.app.server import desk
 from limbert.app.server.errors import BadRequest, Down, Refused, TooLong
@@ -336,6 +338,25 @@ def test_a_late_request_is_refused_and_not_answered_late(
             assert len((await running).rows) == 1
 
         together(main)
+
+
+def test_who_is_told_the_address_may_connect_at_once(run: Path) -> None:
+    connected = []
+
+    def ready(address: str) -> None:
+        host, _, port = address.removeprefix("http://").partition(":")
+        try:
+            with socket.create_connection((host, int(port))):
+                connected.append(address)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # the server hands it on when it has ended
+    try:
+        serve(run, settings(port=0), ready=ready)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert connected
 
 
 def test_what_goes_wrong_at_the_start_reaches_the_caller(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
