@@ -121,6 +121,16 @@ def test_a_file_system_without_locks_stops_no_run(tmp_path: Path, monkeypatch: p
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_system_without_locks_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbert.run.lock.fcntl", None)
+    first, second = Workspace(tmp_path / "run", SETTINGS), Workspace(tmp_path / "run", SETTINGS)
+    for work in (first, second):
+        work.hold()
+    for work in (first, second):
+        work.release()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_lock_that_was_deleted_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one before ends between opening its file and locking it."""
     real, calls = fcntl.flock, []

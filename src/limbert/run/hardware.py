@@ -1,5 +1,6 @@
 """Which machine a measurement was made on, and which of its devices computes."""
 
+import os
 import platform
 import re
 from pathlib import Path
@@ -40,6 +41,12 @@ def hardware() -> dict[str, Any]:
         "ram": psutil.virtual_memory().total,
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may use; where the system knows no such limit, all."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def describe(machine: dict[str, Any], *, device: str) -> str:

@@ -1,9 +1,13 @@
 """A lock that vanishes with its process, however that ends: for what one run at a time may write."""
 
 import errno
-import fcntl
 import os
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -12,12 +16,14 @@ def locked(path: Path) -> int | None:
     """Make a file and lock it, without waiting.
 
     Returns:
-        Its descriptor: delete the file, then close this, to unlock it. None on a file system without locks.
+        Its descriptor: delete the file, then close this, to unlock it. None on a system or disk without such locks.
 
     Raises:
         BlockingIOError: if another has locked it.
         OSError: if it cannot be made.
     """
+    if fcntl is None:
+        return None
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # network file systems lock what may be written
         try:

@@ -86,13 +86,13 @@ def augment(
 
     from limbert.app.cli import show
     from limbert.run.augment import augment as run_augmentation
+    from limbert.run.hardware import usable_cores
 
-    cores = len(os.sched_getaffinity(0))
     with show.task_bar() as advance:
         made = run_augmentation(
             config,
             data_config,
-            workers=workers or (1 if torch.cuda.is_available() else cores),
+            workers=workers or (1 if torch.cuda.is_available() else usable_cores()),
             overwrite=overwrite,
             progress=advance,
         )

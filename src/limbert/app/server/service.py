@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from limbert.app.server.wish import Wish
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError
 from limbert.run.checkpoints import open_checkpoint
+from limbert.run.hardware import usable_cores
 
 __all__ = ["Answers", "Row", "Service", "Snapshot", "Text", "Timing"]
 
@@ -273,5 +273,4 @@ class Service:
 
 def default_threads(workers: int) -> int:
     """CPU threads of the model in one process: all cores but one, which the network gets, shared out."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, (cores - 1) // workers)
+    return max(1, (usable_cores() - 1) // workers)
