@@ -65,9 +65,7 @@ def predict(
     Example: limbert predict --server http://127.0.0.1:8080 --input texts.txt
     """
     check_place(context)
-    on_ray.check_engine(engine, workers, keep, shard_rows, skip_bad_rows)
-    if engine == "ray" and device not in ("auto", "cpu"):
-        raise ConfigError(f"--device {device} is for --engine plain; the workers of Ray compute on CPUs")
+    on_ray.check_engine(engine, device, workers, keep, shard_rows, skip_bad_rows)
     if policy is not None and subnet:
         raise ConfigError("give either --subnet or --policy; one size is --policy static:WIDTHxDEPTH")
     if bool(text) == bool(input):

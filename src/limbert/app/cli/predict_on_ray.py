@@ -33,7 +33,9 @@ SkipBadRows = Annotated[
 SHARD_ROWS = 5_000
 
 
-def check_engine(engine: str, workers: int | None, keep: str | None, shard_rows: int | None, skip: bool) -> None:
+def check_engine(
+    engine: str, device: str, workers: int | None, keep: str | None, shard_rows: int | None, skip: bool
+) -> None:
     """Refuse an unknown engine, and options that are for the other one.
 
     Raises:
@@ -42,6 +44,8 @@ def check_engine(engine: str, workers: int | None, keep: str | None, shard_rows:
     require(engine in ("plain", "ray"), "engine", engine, "plain or ray")
     if keep is not None and not keep.strip():
         raise ConfigError(f"--keep is {keep!r}; name columns of the input, or leave it out for all")
+    if engine == "ray" and device not in ("auto", "cpu"):
+        raise ConfigError(f"--device {device} is for --engine plain; the workers of Ray compute on CPUs")
     given = {"--workers": workers, "--keep": keep, "--shard-rows": shard_rows, "--skip-bad-rows": skip or None}
     for name, value in given.items():
         if engine == "plain" and value is not None:

@@ -64,9 +64,7 @@ def serve(
     from limbert.app.server.settings import ServeSettings
     from limbert.core.quantity import parse_quantity
 
-    _check_ray(ray, workers, replicas, replica_requests)
-    if ray and device not in ("auto", "cpu"):
-        raise ConfigError(f"--device {device} is for one machine; the replicas of Ray compute on CPUs")
+    _check_ray(ray, workers, device, replicas, replica_requests)
     settings = ServeSettings(
         host=host,
         port=port,
@@ -106,10 +104,12 @@ def serve(
     run_server(run, settings, ready=ready)
 
 
-def _check_ray(ray: bool, workers: int, replicas: str | None, requests: float | None) -> None:
+def _check_ray(ray: bool, workers: int, device: str, replicas: str | None, requests: float | None) -> None:
     """Refuse options that are for the other way of serving."""
     if ray and workers != 1:
         raise ConfigError("--workers is for one machine; with --ray say --replicas")
+    if ray and device not in ("auto", "cpu"):
+        raise ConfigError(f"--device {device} is for one machine; the replicas of Ray compute on CPUs")
     for name, value in (("--replicas", replicas), ("--replica-requests", requests)):
         if not ray and value is not None:
             raise ConfigError(f"{name} is for --ray")

@@ -19,7 +19,7 @@ from limbert.model.elastic import ElasticModel
 from limbert.run.evaluate import count_parameters
 from limbert.run.export.libraries import optional_library
 from limbert.run.export.runtimes import RUNTIMES, Runtime, load_runtime
-from limbert.run.hardware import hardware
+from limbert.run.hardware import device_of, hardware
 from limbert.run.latency import interleaved_seconds
 from limbert.run.profile.memory import MemoryMeter
 from limbert.run.profile.rows import Cell, ProfileRow
@@ -139,8 +139,7 @@ def check_cell(cell: Cell, model: ElasticModel) -> None:
         raise ConfigError(f"device is {cell.device!r}; it must be cpu or cuda")
     if cell.device == "cuda" and cell.backend != "torch":
         raise ConfigError(f"backend {cell.backend} is measured on the CPU only; on cuda measure torch")
-    if cell.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', and torch finds none on this machine")
+    device_of(cell.device)  # refuses a GPU that is not there
     if cell.batch < 1:
         raise ConfigError(f"batch is {cell.batch}; it must be at least 1")
     if not 2 <= cell.tokens <= model.longest_input:

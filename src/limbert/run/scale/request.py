@@ -8,8 +8,9 @@ from typing import Any
 from limbert.core.config import Precision, require
 from limbert.errors import ConfigError
 from limbert.run.policy import Policy
+from limbert.run.scale.paths import SETTINGS
 from limbert.run.scale.shards import Input
-from limbert.run.scale.store import SETTINGS, Store
+from limbert.run.scale.store import Store
 
 FORMAT = 1
 

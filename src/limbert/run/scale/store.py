@@ -6,7 +6,6 @@ written beside its place and renamed; an object store shows an object only when 
 
 import errno
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from limbert.errors import ConfigError, DataError, StorageError
+from limbert.run.scale.paths import first_wildcard, meant_in_folder, pattern, walk
 
-SETTINGS = "_limbert.json"  # in a folder of answers; readers of Parquet folders pass over names with an underscore
 _ABANDONED = 3600  # seconds since the last write, after which nobody is at it any more
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # what file systems without hard links answer
-_WILD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,7 @@ class Store:
         """
         from pyarrow import fs
 
-        parts = self.path.split("/")
-        wild = next((place for place, part in enumerate(parts) if _WILD.search(part)), None)
+        parts, wild = self.path.split("/"), first_wildcard(self.path)
         root = self.path.rstrip("/") if wild is None else "/".join(parts[:wild])
         try:
             (info,) = self.filesystem.get_file_info([root or "/"])
@@ -106,10 +103,10 @@ class Store:
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {_reason(error)}") from error
         if wild is None:
-            meant = _meant([info.path for info in listed], root)
+            meant = meant_in_folder([info.path for info in listed], root)
             fitting = [info for info in listed if info.path in meant and info.path.lower().endswith(suffixes)]
         else:
-            fits = _pattern(self.path)
+            fits = pattern(self.path)
             fitting = [info for info in listed if fits.fullmatch(info.path)]
         chosen = [_found(info) for info in fitting if not info.base_name.startswith((".", "_"))]
         if not chosen:
@@ -121,7 +118,7 @@ class Store:
         from pyarrow import fs
 
         if recursive and self.local:  # Arrow's own walk goes round in links without end
-            return list(self.filesystem.get_file_info([*_walk(root)]))
+            return list(self.filesystem.get_file_info([*walk(root)]))
         infos = self.filesystem.get_file_info(fs.FileSelector(root, recursive=recursive))
         return [info for info in infos if info.type == fs.FileType.File]
 
@@ -260,47 +257,6 @@ def _beside(folder: Path, name: str, content: Any) -> Iterator[Path]:
         yield fresh
     finally:
         fresh.unlink(missing_ok=True)
-
-
-def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """The files below a folder of a disk. Links are followed, but for those back to a folder that they are in."""
-    status = os.stat(folder)
-    here = above | {(status.st_dev, status.st_ino)}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_file():
-                yield entry.path
-            elif entry.is_dir() and (entry.stat().st_dev, entry.stat().st_ino) not in here:
-                yield from _walk(entry.path, here)
-
-
-def _meant(paths: list[str], root: str) -> set[str]:
-    """Those of a folder's files that no hidden folder holds, and no folder of answers but the folder itself."""
-    below = {path: tuple(path.strip("/").removeprefix(root.strip("/")).strip("/").split("/")) for path in paths}
-    answers = {parts[:-1] for parts in below.values() if parts[-1] == SETTINGS} - {()}
-    return {
-        path
-        for path, parts in below.items()
-        if not any(part.startswith((".", "_")) for part in parts)
-        and not any(parts[:depth] in answers for depth in range(len(parts)))
-    }
-
-
-def _pattern(path: str) -> re.Pattern[str]:
-    parts = [r"(?:(?![._])[^/]+/)*" if part == "**" else _segment(part) + "/" for part in path.split("/")]
-    return re.compile("".join(parts).removesuffix("/"))
-
-
-def _segment(part: str) -> str:
-    """A regular expression for one name, in which no wildcard takes a slash, nor a dot or underscore to begin with."""
-
-    def token(match: re.Match[str]) -> str:
-        found = match.group()
-        if found in ("*", "?"):
-            return "[^/]*" if found == "*" else "[^/]"
-        return found.replace("[!", "[^", 1) if len(found) > 1 else re.escape(found)
-
-    return ("(?![._])" if _WILD.match(part) else "") + re.sub(r"\[!?[^\]]+\]|.", token, part)
 
 
 def _found(info: Any) -> Found:
