@@ -33,23 +33,23 @@ import pyarrow.dataset
 import pyarrow.parquet
 import torch
 
-from limbert.app.cli.policies import choose_policy
+from limbert.cli.policies import choose_policy
 from limbert.core.config import DataConfig
-from limbert.data.batches import tokenize
-from limbert.data.files import Examples
+from limbert.data.tokenize import tokenize
+from limbert.data.readers import Examples
 from limbert.data.load import load_texts
 from limbert.errors import LimbertError
 from limbert.model.checkpoint import versions
-from limbert.run.checkpoints import Opened, open_checkpoint
-from limbert.run.hardware import here
-from limbert.run.policy import Policy
-from limbert.run.predict import predict
-from limbert.run.scale.batch import predict_files
-from limbert.run.scale.packed import pack
-from limbert.run.scale.request import Request
-from limbert.run.scale.shards import Input, read_input
-from limbert.run.scale.store import Store
-from limbert.run.scale.worker import Done, Orders, Worker, added_columns
+from limbert.inference.load import Opened, open_checkpoint
+from limbert.evaluation.hardware import here
+from limbert.inference.policy import Policy
+from limbert.inference.predict import predict
+from limbert.inference.batch.batch import predict_files
+from limbert.inference.batch.packed import pack
+from limbert.inference.batch.request import Request
+from limbert.inference.batch.shards import Input, read_input
+from limbert.inference.batch.store import Store
+from limbert.inference.batch.worker import Done, Orders, Worker, added_columns
 
 PARTS = ("reading", "tokenising", "computing", "writing")
 

@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from limbert.app.cli.evaluate import data_config
-from limbert.app.cli.policies import choose_policy, default_exit_rule
+from limbert.cli.evaluate import data_config
+from limbert.cli.policies import choose_policy, default_exit_rule
 from limbert.core.config import TaskKind
-from limbert.data.batches import TokenizedExamples, evaluation_batches, tokenize
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches, tokenize
 from limbert.data.load import load_evaluation_data
 from limbert.errors import LimbertError
-from limbert.method.exits import ExitRule
+from limbert.method.early_exit import ExitRule
 from limbert.model.checkpoint import versions
-from limbert.run.checkpoints import Opened, open_checkpoint
-from limbert.run.engine import Engine
-from limbert.run.hardware import here
-from limbert.run.policy import Policy
+from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.engine import Engine
+from limbert.evaluation.hardware import here
+from limbert.inference.policy import Policy
 
 FULL, ENGINE = "stock full model", "engine, full size"
 GATES, RAMPS, BOTH = "gates, always full", "off-ramps, nobody leaves", "gates and off-ramps, always full"

@@ -18,11 +18,11 @@ from accelerate import Accelerator
 
 from limbert import LimbertError, Space
 from limbert.core.config import DataConfig, PhaseConfig, TrainConfig
-from limbert.data.batches import tokenize, training_batches
+from limbert.data.tokenize import tokenize, training_batches
 from limbert.data.load import load_task_data
-from limbert.run.phases import PHASES
-from limbert.run.start import load_start
-from limbert.run.trainer import Trainer
+from limbert.train.phases import PHASES
+from limbert.inference.base_model import load_start
+from limbert.train.trainer import Trainer
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbert.app.server.menu import Menu
-from limbert.data.batches import tokenize
-from limbert.data.files import Examples
-from limbert.run.checkpoints import Opened
-from limbert.run.dynamic import policy_answers
-from limbert.run.engine import Engine
+from limbert.serve.variants import Menu
+from limbert.data.tokenize import tokenize
+from limbert.data.readers import Examples
+from limbert.inference.load import Opened
+from limbert.evaluation.policies import policy_answers
+from limbert.inference.engine import Engine
 
 TOLERANCE = 2e-4  # of a logit: batches are padded, and sums take another order
 BUSY = (200, 429)

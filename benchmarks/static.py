@@ -28,14 +28,14 @@ from transformers import AutoModelForSequenceClassification
 
 from limbert import ElasticModel, LimbertError, Subnet
 from limbert.model.checkpoint import versions
-from limbert.model.cost import CostModel
+from limbert.model.flops import CostModel
 from limbert.model.families import stack_of
-from limbert.model.lean import RunLayer
-from limbert.model.states import LayerCalls
-from limbert.run.engine import Engine
-from limbert.run.export.runtimes import load_runtime
-from limbert.run.hardware import here
-from limbert.run.policy import Policy
+from limbert.inference.fast_layers import RunLayer
+from limbert.model.layerwise import LayerCalls
+from limbert.inference.engine import Engine
+from limbert.inference.runtimes import load_runtime
+from limbert.evaluation.hardware import here
+from limbert.inference.policy import Policy
 
 Inputs = dict[str, Tensor]
 Run = Callable[[Inputs], object]

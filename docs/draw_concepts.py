@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from limbert import Shape, Space, Subnet
-from limbert.model.gates import gated_layers
+from limbert.model.width_gates import gated_layers
 
 SHAPE = Shape(layers=6, heads=12, neurons=48)
 HEAD, NEURON, OFF, EDGE, GATE, EXIT = "#0072b2", "#56b4e9", "#e8e8e8", "#555555", "#d55e00", "#009e73"

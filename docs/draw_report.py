@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from limbert.app.report.page import make_report, render
-from limbert.app.report.read import read_run
+from limbert.report.page import make_report, render
+from limbert.report.read import read_run
 
 FRAMES = """<!DOCTYPE html><body style="margin:0;background:#cfd6dd">
 <div style="display:flex;gap:40px;padding:40px">{}{}</div>

@@ -8,13 +8,13 @@ import json
 import sys
 from pathlib import Path
 
-from limbert.app.cli.evaluate import data_config
-from limbert.data.batches import tokenize
+from limbert.cli.evaluate import data_config
+from limbert.data.tokenize import tokenize
 from limbert.data.load import load_evaluation_data
-from limbert.run.checkpoints import open_checkpoint
-from limbert.run.dynamic import PolicyResult, evaluate_policy
-from limbert.run.policy import Policy
-from limbert.run.tune import Candidate
+from limbert.inference.load import open_checkpoint
+from limbert.evaluation.policies import PolicyResult, evaluate_policy
+from limbert.inference.policy import Policy
+from limbert.evaluation.tune import Candidate
 
 KINDS = {"static": "one static size", "width": "width (gates)", "depth": "depth (exits)", "width+depth": "width+depth"}
 DROPS = (0.0, 0.01, 0.03)

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from limbert.core.subnet import Shape as Shape
     from limbert.core.subnet import Subnet as Subnet
     from limbert.errors import LimbertError as LimbertError
-    from limbert.method.exits import ExitRule as ExitRule
+    from limbert.method.early_exit import ExitRule as ExitRule
     from limbert.model.elastic import ElasticModel as ElasticModel
-    from limbert.run.engine import Engine as Engine
-    from limbert.run.policy import Policy as Policy
+    from limbert.inference.engine import Engine as Engine
+    from limbert.inference.policy import Policy as Policy
 
 _HOMES = {
     "Client": "limbert.client",
     "ElasticModel": "limbert.model.elastic",
-    "Engine": "limbert.run.engine",
-    "ExitRule": "limbert.method.exits",
+    "Engine": "limbert.inference.engine",
+    "ExitRule": "limbert.method.early_exit",
     "LimbertError": "limbert.errors",
-    "Policy": "limbert.run.policy",
+    "Policy": "limbert.inference.policy",
     "Shape": "limbert.core.subnet",
     "Space": "limbert.core.space",
     "Subnet": "limbert.core.subnet",

@@ -1,5 +1,5 @@
 """``python -m limbert`` is the command ``limbert``, also where a launcher starts the module itself."""
 
-from limbert.app.cli.main import main
+from limbert.cli.main import main
 
 main()

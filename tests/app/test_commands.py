@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 from limbert import Engine, ExitRule, Policy
-from limbert.data.files import Examples
-from limbert.run.checkpoints import open_checkpoint
+from limbert.data.readers import Examples
+from limbert.inference.load import open_checkpoint
 
 pytestmark = needs_encoder
 GATES = [*DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "flexible-bert"]
@@ -388,7 +388,7 @@ def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
 
 
 def test_a_log_that_would_not_be_written_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbert.app.cli.options.find_spec", lambda name: None)
+    monkeypatch.setattr("limbert.cli.options.find_spec", lambda name: None)
     for verb in (["train", *DATA_OPTIONS], ["pretrain", "--corpus", "texts.txt"]):
         done = call(folder, *verb, "--model", "small", "--output", "logged", "--tensorboard")
         assert done.returncode == 1
@@ -413,7 +413,7 @@ def test_skipped_rows_are_counted(folder: Path) -> None:
 
 def test_help_is_quick_and_has_examples(folder: Path) -> None:
     script = (
-        "import sys\nfrom limbert.app.cli.main import main\nsys.argv = ['limbert', '--help']\n"
+        "import sys\nfrom limbert.cli.main import main\nsys.argv = ['limbert', '--help']\n"
         "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run(

@@ -17,12 +17,12 @@ from transformers import AutoTokenizer, pipeline
 
 from limbert import ElasticModel
 from limbert.errors import ExportError
-from limbert.run.checkpoints import open_checkpoint
-from limbert.run.export import exporters
-from limbert.run.export import run as export_run
-from limbert.run.export.exporters import EXPORTERS
-from limbert.run.export.quality import Quality
-from limbert.run.export.request import Request
+from limbert.inference.load import open_checkpoint
+from limbert.export import exporters
+from limbert.export import run as export_run
+from limbert.export.formats import EXPORTERS
+from limbert.export.quality import Quality
+from limbert.export.request import Request
 
 pytestmark = needs_encoder
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):

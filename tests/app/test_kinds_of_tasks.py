@@ -10,7 +10,7 @@ import torch
 from app_material import make_small_encoder, needs_encoder
 from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
-from limbert.app.cli import main as command
+from limbert.cli import main as command
 from limbert.errors import LimbertError
 
 pytestmark = needs_encoder

@@ -16,14 +16,14 @@ from app_material import DATA_OPTIONS, command, environment, make_small_encoder,
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from limbert import ElasticModel
-from limbert.app.cli.main import app
+from limbert.cli.main import app
 from limbert.core.config import TrainConfig
 from limbert.core.corpus_config import CorpusConfig
 from limbert.errors import LimbertError
-from limbert.run.monitor import Monitor
-from limbert.run.pretraining import PretrainingRun
-from limbert.run.recipes import load_recipe, override
-from limbert.run.trainer import Stopped
+from limbert.train.progress import Monitor
+from limbert.train.pretrain import PretrainingRun
+from limbert.train.recipes import load_recipe, override
+from limbert.train.trainer import Stopped
 
 pytestmark = needs_encoder
 WORDS = [

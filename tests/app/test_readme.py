@@ -16,7 +16,7 @@ import typer
 from app_material import DEMO_DATA, ENCODER, command, environment, needs_encoder, run
 from ports import free_port
 
-from limbert.app.cli.main import app
+from limbert.cli.main import app
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SHORTENED = {

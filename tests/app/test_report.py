@@ -12,17 +12,17 @@ import pytest
 from report_material import POINTS, Page, make_run, profile_rows, result_rows, write_lines
 from typer.testing import CliRunner
 
-from limbert.app.cli import train as train_verb
-from limbert.app.cli.main import app
-from limbert.app.report.axes import beside_steps, place_labels, ticks
-from limbert.app.report.commands import train_command
-from limbert.app.report.drawing import Line, Text, text_width
-from limbert.app.report.page import make_report, save_report
-from limbert.app.report.read import read_run
-from limbert.app.report.scatter import Point, front
+from limbert.cli import train as train_verb
+from limbert.cli.main import app
+from limbert.report.axes import beside_steps, place_labels, ticks
+from limbert.report.commands import train_command
+from limbert.report.drawing import Line, Text, text_width
+from limbert.report.page import make_report, save_report
+from limbert.report.read import read_run
+from limbert.report.scatter import Point, front
 from limbert.errors import ConfigError, LimbertError
-from limbert.run.recipes import load_recipe, override
-from limbert.run.workspace import settings_of
+from limbert.train.recipes import load_recipe, override
+from limbert.train.run_folder import settings_of
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from limbert.core.quantity import Kind, parse_quantity, show_quantity
+from limbert.core.units import Kind, parse_quantity, show_quantity
 from limbert.errors import ConfigError
 
 

@@ -12,11 +12,11 @@ from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.corpus_config import CorpusConfig
-from limbert.data.corpus import corpus_files, stream_text
+from limbert.data.mlm.corpus import corpus_files, stream_text
 from limbert.data.draws import row_keys, uniform
 from limbert.data.masked_rows import MaskedRows, held_back
-from limbert.data.masking import Masking
-from limbert.data.packing import PackedRows, TokenStream, load_stream, pack
+from limbert.data.mlm.masking import Masking
+from limbert.data.mlm.packing import PackedRows, TokenStream, load_stream, pack
 from limbert.data.shuffle import Shuffle, ShuffledBatches
 from limbert.errors import ConfigError, DataError
 
@@ -84,7 +84,7 @@ def test_long_texts_are_cut_between_words(
     path = write(f"text.{ending}", "\ufeff" + "\r\n".join(lines) if ending == "txt" else rows)
     whole = [line.strip() for line in lines]
     for longest in (97, 1 << 16):
-        monkeypatch.setattr("limbert.data.corpus._LONGEST", longest)
+        monkeypatch.setattr("limbert.data.mlm.corpus._LONGEST", longest)
         pieces = list(stream_text(path, CorpusConfig(corpus=("-",))))
         assert max(len(piece or "") for piece in pieces) <= longest
         joined = "".join("\n" if piece is None else piece for piece in pieces)
@@ -108,7 +108,7 @@ def test_a_long_line_is_never_held_whole(write: Callable) -> None:
 
 
 def test_bytes_that_are_no_text_in_a_long_line(write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbert.data.corpus._LONGEST", 10)
+    monkeypatch.setattr("limbert.data.mlm.corpus._LONGEST", 10)
     path = write("text.txt", b"fine\n" + b"one two " * 4 + b"\xff three\nfine again")
     with pytest.raises(DataError, match=r"text.txt:2: the bytes are not UTF-8"):
         list(stream_text(path, CorpusConfig(corpus=("-",))))

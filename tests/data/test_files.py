@@ -3,7 +3,7 @@
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.files import Examples, open_table, read_rows
+from limbert.data.readers import Examples, open_table, read_rows
 from limbert.data.load import load_task_data
 from limbert.data.tasks import Columns
 from limbert.errors import DataError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from limbert.data.augment import Choice, origin_of, sample_copies
+from limbert.augment.sampling import Choice, origin_of, sample_copies
 
 TEXTS = ("The  cat sat,\tquietly.", "A Dog ran")
 CHOICES = (

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from limbert.data.files import open_table
+from limbert.data.readers import open_table
 from limbert.data.table import Row, lines_table
 from limbert.data.write import format_like
 from limbert.errors import DataError

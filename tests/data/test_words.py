@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from limbert.data.words import FUNCTION_WORDS, in_case_of, is_word, read_stop_words, replaceable
+from limbert.augment.words import FUNCTION_WORDS, in_case_of, is_word, read_stop_words, replaceable
 from limbert.errors import DataError
 
 

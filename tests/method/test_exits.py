@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbert.errors import ConfigError
-from limbert.method.exits import ExitRule
+from limbert.method.early_exit import ExitRule
 
 ANSWERS = [torch.randn(50, 3, generator=torch.Generator().manual_seed(seed)) * 2 for seed in range(4)]
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from limbert.core.config import GatesConfig
 from limbert.errors import ConfigError
-from limbert.method.gates import cheapest, class_weights, gate_loss, is_right, narrowest_right
-from limbert.model.gates import WidthGates, gated_layers
+from limbert.method.gate_targets import cheapest, class_weights, gate_loss, is_right, narrowest_right
+from limbert.model.width_gates import WidthGates, gated_layers
 
 ANSWERS = torch.randn(40, 3, 4, generator=torch.Generator().manual_seed(0))  # examples, widths, outputs
 LABELS = torch.randint(4, (40,), generator=torch.Generator().manual_seed(1))

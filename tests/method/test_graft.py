@@ -9,10 +9,10 @@ from families import CONFIGS, make_inputs, make_network
 from limbert import ElasticModel, Subnet
 from limbert.core.config import PhaseConfig
 from limbert.errors import ConfigError
-from limbert.method.graft import graft
+from limbert.method.grafting import graft
 from limbert.method.importance import Importance
 from limbert.model.families import layer_parts
-from limbert.run.trainer import grafting_steps
+from limbert.train.trainer import grafting_steps
 
 RATE = 0.3
 

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from limbert.core.kinds import IGNORED
+from limbert.core.task_types import IGNORED
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 
 

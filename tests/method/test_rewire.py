@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from limbert import ElasticModel, Subnet
 from limbert.method.importance import Importance, importance
-from limbert.method.rewire import rewire
+from limbert.method.rewiring import rewire
 from limbert.model.families import layer_parts
 
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from limbert import ElasticModel, Subnet
-from limbert.model.cost import CostModel
+from limbert.model.flops import CostModel
 
 SUBNETS = [
     Subnet(tuple(range(LAYERS)), (HEADS,) * LAYERS, (NEURONS,) * LAYERS),

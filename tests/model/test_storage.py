@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from limbert.errors import StorageError
-from limbert.model.storage import replaced_file, replaced_folder
+from limbert.files import replaced_file, replaced_folder
 
 
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from limbert.core.augmentation import AugmentConfig
 from limbert.core.config import DataConfig, TrainConfig
-from limbert.data.batches import TokenizedExamples
+from limbert.data.tokenize import TokenizedExamples
 from limbert.data.load import load_task_data
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
-from limbert.run.augment import augment
-from limbert.run.recipes import load_recipe, override
-from limbert.run.trainer import Trainer
-from limbert.run.training import TrainingRun
+from limbert.augment.generate import augment
+from limbert.train.recipes import load_recipe, override
+from limbert.train.trainer import Trainer
+from limbert.train.run import TrainingRun
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from test_vocabulary import byte_level

@@ -18,19 +18,19 @@ from object_store import object_store, use_keys
 from scale_material import POLICY, TASK, make_texts, save_model, write_parquet
 
 from limbert.core.config import DataConfig
-from limbert.data.batches import tokenize
-from limbert.data.files import Examples
+from limbert.data.tokenize import tokenize
+from limbert.data.readers import Examples
 from limbert.data.tasks import own_task
 from limbert.errors import ConfigError, DataError
-from limbert.run.checkpoints import Opened, open_checkpoint
-from limbert.run.policy import Policy
-from limbert.run.predict import predict
-from limbert.run.scale import batch
-from limbert.run.scale.batch import Answered, predict_files
-from limbert.run.scale.cluster import Cluster
-from limbert.run.scale.request import Request
-from limbert.run.scale.shards import Shard, read_input
-from limbert.run.scale.worker import Done, Orders, Worker, added_columns
+from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.policy import Policy
+from limbert.inference.predict import predict
+from limbert.inference.batch import batch
+from limbert.inference.batch.batch import Answered, predict_files
+from limbert.inference.batch.cluster import Cluster
+from limbert.inference.batch.request import Request
+from limbert.inference.batch.shards import Shard, read_input
+from limbert.inference.batch.worker import Done, Orders, Worker, added_columns
 
 pytest.importorskip("ray")
 pytestmark = needs_encoder

@@ -8,7 +8,7 @@ import pytest
 from test_profile import CELL, ROW
 
 from limbert.errors import CheckpointError, ConfigError, SubnetError
-from limbert.run.choose import (
+from limbert.evaluation.choose import (
     Wanted,
     candidates,
     cannot_be_met,
@@ -17,9 +17,9 @@ from limbert.run.choose import (
     plain_names,
     rank,
 )
-from limbert.run.evaluate import Result
-from limbert.run.hardware import hardware
-from limbert.run.profile.rows import ProfileRow, save_profile
+from limbert.evaluation.subnets import Result
+from limbert.evaluation.hardware import hardware
+from limbert.evaluation.profile_rows import ProfileRow, save_profile
 
 COSTS = {"1x1": (20.0, 0.91), "0.5x1": (11.0, 0.90), "0.5x0.5": (6.0, 0.905), "0.25x0.5": (3.1, 0.80)}
 

@@ -13,10 +13,10 @@ from scale_material import make_texts, save_model
 
 from limbert import ElasticModel, Engine, ExitRule, Policy, Space
 from limbert.core.config import PhaseConfig
-from limbert.data.files import Examples
-from limbert.run.checkpoints import open_checkpoint
-from limbert.run.predict import predict
-from limbert.run.trainer import Trainer
+from limbert.data.readers import Examples
+from limbert.inference.load import open_checkpoint
+from limbert.inference.predict import predict
+from limbert.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 LABELS = torch.tensor([0, 2, 1])

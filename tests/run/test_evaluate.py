@@ -7,14 +7,14 @@ from families import make_network
 from transformers import AutoTokenizer
 
 from limbert import ElasticModel
-from limbert.data.batches import TokenizedExamples, tokenize
-from limbert.data.files import Examples
+from limbert.data.tokenize import TokenizedExamples, tokenize
+from limbert.data.readers import Examples
 from limbert.data.tasks import Task
-from limbert.model.cost import CostModel
-from limbert.run.evaluate import count_parameters, evaluate, subnet_logits
-from limbert.run.latency import median_latency
-from limbert.run.policy import Policy
-from limbert.run.predict import predict
+from limbert.model.flops import CostModel
+from limbert.evaluation.subnets import count_parameters, evaluate, subnet_logits
+from limbert.evaluation.latency import median_latency
+from limbert.inference.policy import Policy
+from limbert.inference.predict import predict
 
 pytestmark = needs_encoder
 TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))

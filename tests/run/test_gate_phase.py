@@ -11,17 +11,17 @@ from families import CONFIGS, LAYERS, VOCABULARY, make_network
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import GatesConfig
-from limbert.data.batches import TokenizedExamples
+from limbert.data.tokenize import TokenizedExamples
 from limbert.data.tasks import Task
 from limbert.data.tokens import Tokens
 from limbert.errors import ConfigError
-from limbert.model.gates import WidthGates
-from limbert.run.gate_phase import GatePhase, Lessons, _fit
-from limbert.run.monitor import Monitor
-from limbert.run.phase import PhaseWork
+from limbert.model.width_gates import WidthGates
+from limbert.train.gates import GatePhase, Lessons, _fit
+from limbert.train.progress import Monitor
+from limbert.train.context import PhaseWork
 from limbert.run.static_answers import Keeping, StaticAnswers, static_answers
-from limbert.run.trainer import Stopped
-from limbert.run.workspace import LOG_NAME, Workspace
+from limbert.train.trainer import Stopped
+from limbert.train.run_folder import LOG_NAME, Workspace
 
 TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 WIDTHS = (0.34, 0.5, 1.0)

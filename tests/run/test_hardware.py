@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbert.errors import ConfigError
-from limbert.run.hardware import device_of, usable_cores
+from limbert.evaluation.hardware import device_of, usable_cores
 
 
 @pytest.mark.parametrize("gpus", [0, 2])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from limbert.errors import StorageError
-from limbert.run.scale import packed as module
-from limbert.run.scale.packed import Packed, unpack
+from limbert.inference.batch import packed as module
+from limbert.inference.batch.packed import Packed, unpack
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(1, 251)) * 40, "vocab.txt": b""}
 

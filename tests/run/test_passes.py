@@ -8,7 +8,7 @@ from families import CONFIGS, make_inputs, make_network
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.method.losses import hidden_loss, matched_states
-from limbert.run.passes import Answer, SharedPass, SharedStart, plan_passes, run_pass, train_pass
+from limbert.model.shared_forward import Answer, SharedPass, SharedStart, plan_passes, run_pass, train_pass
 
 
 def gradients(model: ElasticModel, subnets: list[Subnet], *, share: bool) -> dict[str, torch.Tensor]:

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from limbert.errors import ConfigError
-from limbert.method.exits import ExitRule
+from limbert.method.early_exit import ExitRule
 from limbert.run.operating_points import OperatingPoint, named_policy, operating_points
-from limbert.run.policy import Policy
+from limbert.inference.policy import Policy
 
 ENTROPY = ExitRule("entropy", 0.15)
 POLICIES = [

@@ -16,19 +16,19 @@ from transformers import AutoModelForMaskedLM
 from limbert import ElasticModel, Space
 from limbert.core.config import PhaseConfig
 from limbert.data.masked_rows import MaskedRows
-from limbert.data.masking import Masking
-from limbert.data.packing import PackedRows, TokenStream
+from limbert.data.mlm.masking import Masking
+from limbert.data.mlm.packing import PackedRows, TokenStream
 from limbert.data.shuffle import Shuffle
 from limbert.errors import ConfigError
 from limbert.method.losses import hidden_loss, matched_states
-from limbert.model.reading import accept_positions
+from limbert.model.sparse_prediction import accept_positions
 from limbert.run.masked_evaluation import evaluate_masked, masked_scores
-from limbert.run.monitor import Monitor
-from limbert.run.phases import PHASES, check_material
-from limbert.run.pretraining import MaskedWork
-from limbert.run.processes import Processes
-from limbert.run.trainer import Trainer
-from limbert.run.workspace import Workspace
+from limbert.train.progress import Monitor
+from limbert.train.phases import PHASES, check_material
+from limbert.train.pretrain import MaskedWork
+from limbert.train.distributed import Processes
+from limbert.train.trainer import Trainer
+from limbert.train.run_folder import Workspace
 
 
 def make_rows(count: int = 40, *, first: int = 0) -> MaskedRows:

@@ -16,8 +16,8 @@ from together_worker import CASES, STEPS, asked_after, make_work, train
 
 from limbert.errors import ConfigError
 from limbert.method.losses import hidden_loss, label_loss
-from limbert.run.processes import Processes, Share, join_processes
-from limbert.run.trainer import Stopped
+from limbert.train.distributed import Processes, Share, join_processes
+from limbert.train.trainer import Stopped
 
 HERE = Path(__file__).parent
 CLOSE = {"atol": 1e-5, "rtol": 0.0}

@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from limbert import ElasticModel, LimbertError, Subnet
 from limbert.errors import CheckpointError, ConfigError
-from limbert.model.cost import CostModel
-from limbert.run.latency import LEAST_ROUNDS, interleaved_seconds
-from limbert.run.profile.memory import SUPPORTED, MemoryMeter
-from limbert.run.profile.profiler import Profiler, check_cell
-from limbert.run.profile.rows import Cell, ProfileRow, read_profile, save_profile
+from limbert.model.flops import CostModel
+from limbert.evaluation.latency import LEAST_ROUNDS, interleaved_seconds
+from limbert.evaluation.memory import SUPPORTED, MemoryMeter
+from limbert.evaluation.profile import Profiler, check_cell
+from limbert.evaluation.profile_rows import Cell, ProfileRow, read_profile, save_profile
 from limbert.run.profile.standalone import load_alone, save_alone
 
 CELL = Cell("torch", "cpu", 1, 2, 16)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from limbert.errors import ConfigError
-from limbert.run.recipes import bundled, load_recipe, override
+from limbert.train.recipes import bundled, load_recipe, override
 
 
 def test_bundled_recipes_load() -> None:

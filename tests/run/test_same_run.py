@@ -17,12 +17,12 @@ from limbert.data.load import load_task_data
 from limbert.errors import ConfigError
 from limbert.run import content, training
 from limbert.run.content import corpus_content, task_content
-from limbert.run.processes import Processes
-from limbert.run.recipes import load_recipe, override
-from limbert.run.same_run import agree, differences
-from limbert.run.trainer import Stopped
-from limbert.run.training import TrainingRun
-from limbert.run.workspace import is_finished, settings_of
+from limbert.train.distributed import Processes
+from limbert.train.recipes import load_recipe, override
+from limbert.train.fingerprint import agree, differences
+from limbert.train.trainer import Stopped
+from limbert.train.run import TrainingRun
+from limbert.train.run_folder import is_finished, settings_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from test_vocabulary import byte_level

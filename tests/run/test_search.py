@@ -14,9 +14,9 @@ from limbert import ElasticModel, Engine, Policy, Space, Subnet
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, ConfigError, SubnetError
 from limbert.model.found import FOUND_KEY, found_name
-from limbert.run.evaluate import Result, evaluate
-from limbert.run.front import pareto_front
-from limbert.run.search.evolve import evolve
+from limbert.evaluation.subnets import Result, evaluate
+from limbert.core.pareto import pareto_front
+from limbert.evaluation.search import evolve
 from limbert.run.search.genes import Genes
 from limbert.run.search.journal import Journal, Judged
 from limbert.run.search.keep import save_found, save_results

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from limbert.core.config import TrainConfig
 from limbert.data.tasks import own_task
-from limbert.run.start import load_start
+from limbert.inference.base_model import load_start
 
 pytestmark = needs_encoder
 

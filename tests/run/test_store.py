@@ -10,8 +10,8 @@ import pytest
 from object_store import object_store, use_keys
 
 from limbert.errors import ConfigError, DataError, StorageError
-from limbert.run.scale.request import begin, confirm
-from limbert.run.scale.store import Store
+from limbert.inference.batch.request import begin, confirm
+from limbert.inference.batch.store import Store
 
 
 @pytest.fixture(params=["disk", "memory", "s3"])

@@ -9,13 +9,13 @@ from test_pretraining import make_masked_work
 from together_worker import make_work as make_case
 
 from limbert.core.config import PhaseConfig
-from limbert.core.kinds import IGNORED
+from limbert.core.task_types import IGNORED
 from limbert.method.importance import importance_in_pieces
-from limbert.model.gates import WidthGates
+from limbert.model.width_gates import WidthGates
 from limbert.run import subnet_phase
-from limbert.run.phase import EncoderWork
-from limbert.run.phases import PHASES
-from limbert.run.processes import Processes
+from limbert.train.context import EncoderWork
+from limbert.train.phases import PHASES
+from limbert.train.distributed import Processes
 
 STEPS = {"batch_size": 30, "epochs": 3.0, "logit_weight": 1.0, "hidden_weight": 0.1, "learning_rate": 1e-4}
 

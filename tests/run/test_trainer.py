@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import PhaseConfig
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
-from limbert.run.trainer import Trainer
+from limbert.train.trainer import Trainer
 
 LABELS = torch.tensor([0, 2, 1])
 

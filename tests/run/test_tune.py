@@ -8,9 +8,9 @@ from test_evaluate import make_examples
 
 from limbert import ElasticModel
 from limbert.data.tasks import Task
-from limbert.run.dynamic import evaluate_policy
-from limbert.run.policy import Policy
-from limbert.run.tune import Candidate, choose_points, front, search
+from limbert.evaluation.policies import evaluate_policy
+from limbert.inference.policy import Policy
+from limbert.evaluation.tune import Candidate, choose_points, front, search
 
 pytestmark = needs_encoder
 CLASSES = Task("own", "classification", ("a", "b", "c"), ("accuracy",))

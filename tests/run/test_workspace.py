@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from limbert.errors import ConfigError
-from limbert.run.workspace import LOG_NAME, Workspace, is_finished
+from limbert.train.run_folder import LOG_NAME, Workspace, is_finished
 
 SETTINGS = {"train": {"seed": 1}, "recipe": {"epochs": 3}}
 OTHER = {"train": {"seed": 2}, "recipe": {"epochs": 3}}

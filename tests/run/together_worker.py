@@ -19,15 +19,15 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import GatesConfig, PhaseConfig
-from limbert.core.kinds import IGNORED
-from limbert.data.batches import TokenizedExamples
+from limbert.core.task_types import IGNORED
+from limbert.data.tokenize import TokenizedExamples
 from limbert.data.tasks import Task
-from limbert.run.monitor import Monitor
-from limbert.run.phase import PhaseWork
-from limbert.run.phases import PHASES
-from limbert.run.processes import Processes, join_processes
-from limbert.run.trainer import Stopped
-from limbert.run.workspace import Workspace
+from limbert.train.progress import Monitor
+from limbert.train.context import PhaseWork
+from limbert.train.phases import PHASES
+from limbert.train.distributed import Processes, join_processes
+from limbert.train.trainer import Stopped
+from limbert.train.run_folder import Workspace
 
 ROWS, BATCH = 11, 5  # an epoch is 5, 5 and 1 rows: two processes have 3 and 2, and in the last step one has none
 STEPS = 6

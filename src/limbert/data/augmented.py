@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from limbert.data.augment import origin_of
+from limbert.augment.sampling import origin_of
 from limbert.data.columns import check_columns
-from limbert.data.files import Examples, RawExamples, open_table, read_rows, without_labels
+from limbert.data.readers import Examples, RawExamples, open_table, read_rows, without_labels
 from limbert.data.labels import LabelReader
 from limbert.data.match import match_origins
 from limbert.data.table import Table

@@ -10,8 +10,8 @@ import numpy as np
 from limbert.core.config import DataConfig, TaskKind
 from limbert.data.augmented import Augmented, load_augmented
 from limbert.data.columns import check_columns, choose_columns
-from limbert.data.files import Examples, RawExamples, read_rows, with_labels
-from limbert.data.kinds.table import Reader, reader_of
+from limbert.data.readers import Examples, RawExamples, read_rows, with_labels
+from limbert.data.task_registry import Reader, reader_of
 from limbert.data.labels import SEPARATOR, LabelReader, infer_task
 from limbert.data.sources import Sources, find_sources
 from limbert.data.table import Table

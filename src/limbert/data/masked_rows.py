@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from limbert.data.draws import row_keys
-from limbert.data.masking import Masking
-from limbert.data.packing import PackedRows
+from limbert.data.mlm.masking import Masking
+from limbert.data.mlm.packing import PackedRows
 from limbert.data.shuffle import Shuffle, ShuffledBatches
 
 NOT_ASKED = -100  # the label of a token that is not hidden

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from limbert.data.words import is_word
+from limbert.augment.words import is_word
 from limbert.errors import DataError
 
 MOST_WORDS = 100_000  # read from a file: the frequent ones stand first

@@ -8,7 +8,7 @@ from pathlib import Path
 from limbert.core.config import DataConfig
 from limbert.data.arrow import hub_tables
 from limbert.data.columns import Opener
-from limbert.data.files import FORMATS, open_table
+from limbert.data.readers import FORMATS, open_table
 from limbert.data.table import Table
 from limbert.data.tasks import HUB_GLUE, GlueTask
 from limbert.errors import ConfigError, DataError

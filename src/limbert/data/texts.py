@@ -4,7 +4,7 @@ from pathlib import Path
 
 from limbert.core.config import DataConfig
 from limbert.data.columns import check_columns, choose_columns
-from limbert.data.files import Examples, open_table, read_rows, without_labels
+from limbert.data.readers import Examples, open_table, read_rows, without_labels
 from limbert.data.table import lines_table, readable
 from limbert.data.tasks import Columns, glue_task
 

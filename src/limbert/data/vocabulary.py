@@ -9,7 +9,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from limbert.data.words import is_word
+from limbert.augment.words import is_word
 
 
 @dataclass(frozen=True)

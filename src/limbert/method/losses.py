@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbert.core.config import TaskKind
-from limbert.core.kinds import IGNORED
+from limbert.core.task_types import IGNORED
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from limbert.core.kinds import head_of
+from limbert.core.task_types import head_of
 from limbert.errors import CheckpointError, ConfigError, LimbertError
 from limbert.model.families import FAMILIES, unsupported
-from limbert.model.storage import replaced_file, replaced_folder
+from limbert.files import replaced_file, replaced_folder
 
 RECORD_NAME = "limbert.json"
 

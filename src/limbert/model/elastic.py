@@ -26,11 +26,11 @@ from limbert.model.families import (
     stack_of,
 )
 from limbert.model.found import found_subnets
-from limbert.model.frame import Frame
-from limbert.model.gates import GATES_NAME, WidthGates, read_gates, save_gates
-from limbert.model.sliced import SlicedLinear, install
-from limbert.model.states import Prepared, catch_layer_calls, recorded_states, starting_from
-from limbert.model.view import ViewFactory
+from limbert.inference.encoder_shell import Frame
+from limbert.model.width_gates import GATES_NAME, WidthGates, read_gates, save_gates
+from limbert.model.sliced_linear import SlicedLinear, install
+from limbert.model.layerwise import Prepared, catch_layer_calls, recorded_states, starting_from
+from limbert.model.views import ViewFactory
 
 
 class ElasticModel:

@@ -11,18 +11,18 @@ import numpy as np
 from limbert.core.augmentation import AugmentConfig
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.space import Space
-from limbert.data.augment import Choice, origin_of, sample_copies
-from limbert.data.batches import tokenize
-from limbert.data.files import Examples
+from limbert.augment.sampling import Choice, origin_of, sample_copies
+from limbert.data.tokenize import tokenize
+from limbert.data.readers import Examples
 from limbert.data.neighbours import read_neighbours
 from limbert.data.tasks import Task
-from limbert.data.words import FUNCTION_WORDS, read_stop_words
+from limbert.augment.words import FUNCTION_WORDS, read_stop_words
 from limbert.data.write import RowFormat
 from limbert.errors import ConfigError
-from limbert.run.evaluate import subnet_logits
-from limbert.run.masked_lm import WordChooser, open_masked_lm
+from limbert.evaluation.subnets import subnet_logits
+from limbert.augment.candidates import WordChooser, open_masked_lm
 from limbert.run.shards import ShardJob
-from limbert.run.start import Start, load_start
+from limbert.inference.base_model import Start, load_start
 
 TEXTS, ROWS = 32, 64  # in a piece; part of the result, as texts of one piece share batches
 

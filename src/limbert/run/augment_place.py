@@ -12,7 +12,7 @@ from limbert.core.config import DataConfig
 from limbert.data.write import Suffix
 from limbert.errors import ConfigError, StorageError
 from limbert.model.checkpoint import json_text
-from limbert.model.storage import replaced_file
+from limbert.files import replaced_file
 from limbert.run.content import files_digest, rows_digest
 
 NAME = "train_aug"

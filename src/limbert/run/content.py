@@ -10,9 +10,9 @@ from pathlib import Path
 
 from limbert.core.corpus_config import CorpusConfig
 from limbert.data.augmented import Augmented
-from limbert.data.batches import TokenizedExamples
-from limbert.data.corpus import corpus_files
-from limbert.data.files import Examples
+from limbert.data.tokenize import TokenizedExamples
+from limbert.data.mlm.corpus import corpus_files
+from limbert.data.readers import Examples
 from limbert.data.load import TaskData
 from limbert.data.masked_rows import MaskedRows
 from limbert.errors import DataError

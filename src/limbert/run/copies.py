@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 
 from limbert.data.augmented import Augmented
-from limbert.data.batches import TokenizedExamples
-from limbert.data.files import Examples
-from limbert.run.monitor import Monitor
+from limbert.data.tokenize import TokenizedExamples
+from limbert.data.readers import Examples
+from limbert.train.progress import Monitor
 
 
 def with_copies(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from limbert.data.batches import TokenizedExamples
+from limbert.data.tokenize import TokenizedExamples
 
 
 class Gathering:

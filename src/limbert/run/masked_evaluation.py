@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from limbert.core.config import Precision
 from limbert.core.subnet import Subnet
 from limbert.data.masked_rows import MaskedRows
-from limbert.model.cost import CostModel
+from limbert.model.flops import CostModel
 from limbert.model.elastic import ElasticModel
-from limbert.run.evaluate import Result, count_parameters
-from limbert.run.passes import plan_passes, run_pass
+from limbert.evaluation.subnets import Result, count_parameters
+from limbert.model.shared_forward import plan_passes, run_pass
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from limbert.core.space import Space
 from limbert.model import checkpoint
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import longest_input
-from limbert.model.reading import accept_positions
+from limbert.model.sparse_prediction import accept_positions
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from limbert.errors import ConfigError
 from limbert.model.checkpoint import change_record
-from limbert.run.policy import FORMS, Policy
+from limbert.inference.policy import FORMS, Policy
 
 _KEY = "operating_points"
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 
 from limbert.model.checkpoint import versions
-from limbert.model.storage import replaced_file
-from limbert.run.dynamic import PolicyResult
+from limbert.files import replaced_file
+from limbert.evaluation.policies import PolicyResult
 from limbert.run.json_lines import read_json_lines
 
 POLICIES_NAME = "policies.jsonl"

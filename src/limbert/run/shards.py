@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from limbert.errors import LimbertError, StorageError
-from limbert.model.storage import replaced_file
+from limbert.files import replaced_file
 
 _LOOK_EVERY = 0.2  # seconds between looks at what the processes have done
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import write_json
-from limbert.model.storage import replaced_folder
+from limbert.files import replaced_folder
 
 _OPTIMIZER_TENSORS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
 

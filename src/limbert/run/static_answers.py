@@ -12,12 +12,12 @@ from torch import Tensor
 
 from limbert.core.config import Precision
 from limbert.core.subnet import Subnet
-from limbert.data.batches import TokenizedExamples, evaluation_batches
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.errors import StorageError
 from limbert.model.elastic import ElasticModel
-from limbert.run.passes import SharedPass, run_pass
-from limbert.run.processes import ALONE, Processes
-from limbert.run.trainer import Stopped
+from limbert.model.shared_forward import SharedPass, run_pass
+from limbert.train.distributed import ALONE, Processes
+from limbert.train.trainer import Stopped
 
 _BATCH = 64  # examples a pass
 _PART = 32  # batches a file

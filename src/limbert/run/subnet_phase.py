@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from limbert.core.config import PhaseConfig
 from limbert.core.subnet import Subnet
-from limbert.method.graft import graft
+from limbert.method.grafting import graft
 from limbert.method.importance import Piece, importance_in_pieces
 from limbert.model.elastic import ElasticModel
-from limbert.run.passes import plan_passes
-from limbert.run.phase import EncoderWork, Phase
-from limbert.run.processes import Processes
-from limbert.run.trainer import Trainer
+from limbert.model.shared_forward import plan_passes
+from limbert.train.context import EncoderWork, Phase
+from limbert.train.distributed import Processes
+from limbert.train.trainer import Trainer
 
 
 @dataclass(frozen=True)

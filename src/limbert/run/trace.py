@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from limbert.model.cost import CostModel
-from limbert.run.policy import Plan
+from limbert.model.flops import CostModel
+from limbert.inference.policy import Plan
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from limbert.core.config import DataConfig, TrainConfig
-from limbert.data.files import Examples
+from limbert.data.readers import Examples
 from limbert.data.load import load_task_data
 from limbert.errors import CheckpointError, ConfigError
-from limbert.run.checkpoints import Opened
-from limbert.run.start import in_order_of, kept_back
+from limbert.inference.load import Opened
+from limbert.inference.base_model import in_order_of, kept_back
 
 
 def validation_slice(opened: Opened, config: DataConfig) -> Examples:

@@ -13,7 +13,7 @@ from live_server import make_run, opened, served
 from typer.testing import CliRunner
 
 from limbert import Client
-from limbert.app.cli.main import app
+from limbert.cli.main import app
 from limbert.errors import ConfigError, LimbertError, RejectedError
 
 pytestmark = needs_encoder
@@ -107,7 +107,7 @@ def test_it_needs_no_torch(url: str, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("It rained.\n")
     words = ["predict", "--server", url, "--input", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "a.jsonl")]
     code = (
-        f"import sys; from limbert.app.cli.main import app; app({words!r}, standalone_mode=False); print(*sys.modules)"
+        f"import sys; from limbert.cli.main import app; app({words!r}, standalone_mode=False); print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "limbert.client" in loaded

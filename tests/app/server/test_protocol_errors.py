@@ -16,8 +16,8 @@ import pytest
 from app_material import needs_encoder
 from live_server import make_run, opened, served
 
-from limbert.app.server.errors import Down
-from limbert.app.server.service import Service
+from limbert.serve.errors import Down
+from limbert.serve.service import Service
 
 pytestmark = needs_encoder
 LIMIT = 20_000  # bytes a body may have here

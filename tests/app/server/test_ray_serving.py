@@ -19,13 +19,13 @@ from app_material import ENCODER, environment, make_small_encoder, needs_encoder
 from transformers import AutoTokenizer
 
 from limbert import ElasticModel, Space
-from limbert.data.batches import tokenize
-from limbert.data.files import Examples
+from limbert.data.tokenize import tokenize
+from limbert.data.readers import Examples
 from limbert.data.tasks import own_task
 from limbert.errors import ConfigError
-from limbert.run.checkpoints import open_checkpoint
-from limbert.run.policy import Policy
-from limbert.run.predict import predict
+from limbert.inference.load import open_checkpoint
+from limbert.inference.policy import Policy
+from limbert.inference.predict import predict
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("fastapi")
@@ -34,7 +34,7 @@ TEXTS = ["the quick brown fox", "jumps", "over the lazy dog and under the busy c
 
 @pytest.mark.parametrize("text", ["", "0", "3:2", "two", "1:", "1:2:3", "-1"])
 def test_replicas_are_a_number_or_a_range(text: str) -> None:
-    from limbert.app.server.ray_serving import Replicas
+    from limbert.serve.ray import Replicas
 
     assert Replicas.parse("3", requests=1.0) == Replicas(3, 3, 1.0)
     assert Replicas.parse("1:8", requests=1.0) == Replicas(1, 8, 1.0)
@@ -43,8 +43,8 @@ def test_replicas_are_a_number_or_a_range(text: str) -> None:
 
 
 def test_a_dead_compute_is_an_unhealthy_replica() -> None:
-    from limbert.app.server.ray_serving import Replicas, _deployment
-    from limbert.app.server.settings import ServeSettings
+    from limbert.serve.ray import Replicas, _deployment
+    from limbert.serve.settings import ServeSettings
 
     check_health = _deployment(ServeSettings(threads=1), Replicas(), None).func_or_class.check_health
     service = SimpleNamespace(healthy=True)

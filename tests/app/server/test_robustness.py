@@ -14,9 +14,9 @@ from live_server import BENCHMARKS, make_run, opened, served
 from serve_mix import Mix, Pool
 from serve_robustness import drive
 
-from limbert.app.server.menu import Menu
-from limbert.app.server.service import Service
-from limbert.run.checkpoints import open_checkpoint
+from limbert.serve.variants import Menu
+from limbert.serve.service import Service
+from limbert.inference.load import open_checkpoint
 
 pytestmark = needs_encoder
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from simulation import LADDER, LINES, RULES, arrivals, make, simulate
 
-from limbert.app.server.scheduler import Request
+from limbert.serve.scheduler import Request
 
 CHEAPEST = LADDER[-1]
 

@@ -17,22 +17,22 @@ import torch
 from app_material import needs_encoder
 from live_server import make_run, opened, settings
 
-from limbert.app.server import desk
-from limbert.app.server.errors import BadRequest, Down, Refused, TooLong
-from limbert.app.server.runner import Runner
-from limbert.app.server.service import Answers, Service
-from limbert.app.server.serving import serve
-from limbert.app.server.settings import ServeSettings
-from limbert.app.server.speed import Line
-from limbert.app.server.wish import Wish
-from limbert.data.batches import tokenize
-from limbert.data.files import Examples
+from limbert.serve import desk
+from limbert.serve.errors import BadRequest, Down, Refused, TooLong
+from limbert.serve.runner import Runner
+from limbert.serve.service import Answers, Service
+from limbert.serve.process import serve
+from limbert.serve.settings import ServeSettings
+from limbert.serve.latency_model import Line
+from limbert.serve.wish import Wish
+from limbert.data.tokenize import tokenize
+from limbert.data.readers import Examples
 from limbert.errors import CheckpointError, ConfigError
-from limbert.method.exits import ExitRule
-from limbert.run.checkpoints import open_checkpoint
-from limbert.run.engine import Engine
+from limbert.method.early_exit import ExitRule
+from limbert.inference.load import open_checkpoint
+from limbert.inference.engine import Engine
 from limbert.run.operating_points import OperatingPoint, save_operating_points
-from limbert.run.policy import Policy
+from limbert.inference.policy import Policy
 
 pytestmark = needs_encoder
 QUALITY = {"1x1": 0.9, "0.5x1": 0.8, "1x0.5": 0.85, "0.5x0.5": 0.7}
@@ -274,7 +274,7 @@ def test_draining_finishes_what_is_under_way(run: Path, gate: Gate) -> None:
 
 
 def test_a_start_in_a_busy_moment_is_not_believed_for_ever(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbert.app.server.desk._TRIAL_EVERY", 0.0)
+    monkeypatch.setattr("limbert.serve.queue._TRIAL_EVERY", 0.0)
     monkeypatch.setattr(Runner, "calibrate", lambda self, **_: dict.fromkeys(self._engines, Line(60.0, 0.001)))
     with opened(run) as service:
 

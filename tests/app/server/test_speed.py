@@ -2,8 +2,8 @@
 
 import pytest
 
-from limbert.app.server.load import Load
-from limbert.app.server.speed import Line, Speeds
+from limbert.serve.load import Load
+from limbert.serve.latency_model import Line, Speeds
 
 
 def test_a_line_goes_through_its_points() -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.files import Answers, Examples
+from limbert.data.readers import Answers, Examples
 from limbert.data.kinds.extract import MOST_TOKENS, best_spans, normalized, span_answers, token_f1
-from limbert.data.kinds.squad import open_questions, read_questions, typed_questions
-from limbert.data.kinds.table import answers, prepared, score
+from limbert.data.question_answering import open_questions, read_questions, typed_questions
+from limbert.data.task_registry import answers, prepared, score
 from limbert.data.load import load_evaluation_data, load_task_data, split_groups, split_validation
 from limbert.data.tasks import own_task
 from limbert.errors import ConfigError, DataError

@@ -8,11 +8,11 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 
 from limbert.core.config import DataConfig
-from limbert.core.kinds import IGNORED
-from limbert.data.files import Examples
+from limbert.core.task_types import IGNORED
+from limbert.data.readers import Examples
 from limbert.data.kinds.spans import entities, entity_scores
-from limbert.data.kinds.table import answers, prepared, score
-from limbert.data.kinds.tagging import open_tagged, read_tagged, read_untagged, typed_texts
+from limbert.data.task_registry import answers, prepared, score
+from limbert.data.token_classification import open_tagged, read_tagged, read_untagged, typed_texts
 from limbert.data.kinds.words import joined
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.tasks import own_task

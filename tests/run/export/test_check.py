@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from limbert.errors import ExportError
-from limbert.run.export.check import compare, require_equal
-from limbert.run.export.runtimes import Runtime
+from limbert.export.verify import compare, require_equal
+from limbert.inference.runtimes import Runtime
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0]])
 BATCHES = [{"input_ids": torch.tensor([[5, 6, 7], [8, 0, 0]]), "attention_mask": MASK}]

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from limbert import ElasticModel, Subnet
 from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
 from limbert.model.checkpoint import HEADS
-from limbert.run.export.graph import input_names, write_onnx
-from limbert.run.export.runtimes import load_runtime
+from limbert.inference.onnx_graph import input_names, write_onnx
+from limbert.inference.runtimes import load_runtime
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from limbert.app.server.answers import Row
-from limbert.app.server.desk import Desk
-from limbert.app.server.errors import Down
-from limbert.app.server.tokenising import Encoded
+from limbert.serve.answers import Row
+from limbert.serve.queue import Desk
+from limbert.serve.errors import Down
+from limbert.serve.tokenizer import Encoded
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from limbert.app.server.metrics import Metrics
-from limbert.app.server.service import Answers, Service, Text
-from limbert.app.server.wish import Wish
+from limbert.serve.metrics import Metrics
+from limbert.serve.service import Answers, Service, Text
+from limbert.serve.wish import Wish
 
 WISHES = ("latency_budget_ms", "min_quality", "subnet", "policy")
 GONE = 499  # the status in the log of a client that did not wait; nobody receives it

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from limbert.app.server.errors import BadRequest, Down, Refused, ServeError, TooLong
+from limbert.serve.errors import BadRequest, Down, Refused, ServeError, TooLong
 
 _TYPES = {424: "Backend", 429: "Overloaded", 500: "Backend", 503: "Unhealthy"}  # all others: Validation
 _LONGEST = 500  # characters of a message

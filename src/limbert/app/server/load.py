@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from limbert.app.server.speed import Line
+from limbert.serve.latency_model import Line
 
 _MEMORY = 1.0  # seconds after which something counts for 1/e
 _FORGOTTEN = 1e-3  # tokens a second that are no longer kept

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from limbert.app.server.errors import BadRequest
+from limbert.serve.errors import BadRequest
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from limbert.data.batches import TokenizedExamples
+from limbert.data.tokenize import TokenizedExamples
 from limbert.data.tasks import Task
 
 MOST_TOKENS = 30  # of an answer

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from limbert.data.batches import Places, TokenizedExamples, check_tokenizer
-from limbert.data.files import Answers, Examples
+from limbert.data.tokenize import Places, TokenizedExamples, check_tokenizer
+from limbert.data.readers import Answers, Examples
 from limbert.data.tokens import Tokens
 from limbert.errors import ConfigError
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from limbert.core.kinds import IGNORED
-from limbert.data.batches import Places, TokenizedExamples, check_tokenizer
-from limbert.data.files import Examples, Span
+from limbert.core.task_types import IGNORED
+from limbert.data.tokenize import Places, TokenizedExamples, check_tokenizer
+from limbert.data.readers import Examples, Span
 from limbert.data.tokens import Tokens
 
 _WORD = re.compile(r"[@#]?\w+(?:[-'\u2019./]\w+)*|[^\w\s]")

@@ -8,12 +8,12 @@ import numpy as np
 from torch import Tensor
 
 from limbert.core.config import DataConfig
-from limbert.data.batches import TokenizedExamples
-from limbert.data.files import Examples
-from limbert.data.kinds.table import KINDS
+from limbert.data.tokenize import TokenizedExamples
+from limbert.data.readers import Examples
+from limbert.data.task_registry import KINDS
 from limbert.data.load import load_evaluation_data, load_task_data
 from limbert.errors import ConfigError, DataError
-from limbert.run.checkpoints import Opened
+from limbert.inference.load import Opened
 from limbert.run.validation import validation_slice
 
 _TRIED = 48  # examples that every export answers before it takes its place

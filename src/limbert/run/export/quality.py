@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from limbert.data.batches import TokenizedExamples, evaluation_batches
-from limbert.data.kinds.table import score
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches
+from limbert.data.task_registry import score
 from limbert.data.tasks import Task
-from limbert.model.heads import logits_of
-from limbert.run.export.runtimes import Runtime
+from limbert.model.outputs import logits_of
+from limbert.inference.runtimes import Runtime
 from limbert.run.gathering import Gathering
 
 _BATCH = 16

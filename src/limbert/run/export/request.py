@@ -6,7 +6,7 @@ from typing import Self
 
 from limbert.core.config import DataConfig
 from limbert.errors import ConfigError
-from limbert.run.export.exporters import EXPORTERS
+from limbert.export.formats import EXPORTERS
 
 RECORD_NAME = "export.json"  # what says that a folder is an export
 

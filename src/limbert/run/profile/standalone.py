@@ -13,8 +13,8 @@ from limbert.core.subnet import Subnet
 from limbert.model.checkpoint import write_json
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import family_of, stack_of
-from limbert.model.view import ViewFactory
-from limbert.run.export.graph import write_onnx
+from limbert.model.views import ViewFactory
+from limbert.inference.onnx_graph import write_onnx
 
 WEIGHTS_NAME = "model.safetensors"
 GRAPH_NAME = "model.onnx"

@@ -10,11 +10,11 @@ import torch
 from limbert.errors import CheckpointError
 from limbert.model.checkpoint import change_record, read_record, versions
 from limbert.model.found import FOUND_KEY, found_name
-from limbert.model.storage import replaced_file
-from limbert.run.evaluate import Result
+from limbert.files import replaced_file
+from limbert.evaluation.subnets import Result
 from limbert.run.search.journal import Judged
 from limbert.run.search.measure import Objective
-from limbert.run.training import RESULTS_NAME
+from limbert.train.run import RESULTS_NAME
 
 
 def save_found(run: str | Path, found: Sequence[Judged], *, metric: str, objective: Objective) -> None:

@@ -6,14 +6,14 @@ from typing import Any, Literal
 import torch
 
 from limbert.core.subnet import Subnet
-from limbert.data.batches import TokenizedExamples
-from limbert.data.kinds.table import score
+from limbert.data.tokenize import TokenizedExamples
+from limbert.data.task_registry import score
 from limbert.data.tasks import Task
 from limbert.errors import ConfigError
-from limbert.model.cost import CostModel
+from limbert.model.flops import CostModel
 from limbert.model.elastic import ElasticModel
-from limbert.run.evaluate import subnet_logits
-from limbert.run.latency import median_latency
+from limbert.evaluation.subnets import subnet_logits
+from limbert.evaluation.latency import median_latency
 from limbert.run.search.journal import Judged
 
 Objective = Literal["flops", "latency"]

@@ -1,1 +1,0 @@
-"""Layer 5, people: the command and what it shows."""

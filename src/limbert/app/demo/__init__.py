@@ -1,1 +1,0 @@
-"""The demo's data files; their README names source and licence."""

@@ -1,0 +1,1 @@
+"""Data augmentation: training examples with words replaced (TinyBERT, algorithm 1)."""

@@ -1,0 +1,71 @@
+"""Copies of an example with words replaced: the sampling of TinyBERT's augmentation (arXiv 1909.10351, algorithm 1).
+
+It does not know where candidates come from. A copy keeps all of a text but the words replaced.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from limbert.augment.words import in_case_of
+
+_TRIES = 4  # for each copy that is asked for: short texts have few different ones
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A word of a text, ``text[start:end]``, and what may stand in its place."""
+
+    start: int
+    end: int
+    words: tuple[str, ...]
+
+
+def sample_copies(
+    texts: Sequence[str],
+    choices: Sequence[Sequence[Choice]],
+    *,
+    count: int,
+    probability: float,
+    generator: np.random.Generator,
+) -> list[tuple[str, ...]]:
+    """Different copies of one example, each with the words of all its texts replaced by chance.
+
+    Args:
+        texts: the example's one or two.
+        choices: of each text, from left to right.
+        count: copies wanted; there are fewer where the example is too short for so many.
+        probability: of replacing a word.
+        generator: of everything random here.
+    """
+    places = [(index, choice) for index, part in enumerate(choices) for choice in part if choice.words]
+    sizes = np.array([len(choice.words) for _, choice in places], dtype=np.int64)
+    seen = {tuple(texts)}
+    copies: list[tuple[str, ...]] = []
+    for _ in range(_TRIES * count if places else 0):
+        replaced = generator.random(len(places)) < probability
+        picks = generator.integers(sizes)
+        copy = list(texts)
+        for place in np.flatnonzero(replaced)[::-1].tolist():  # from the right, so that places to the left stay
+            index, choice = places[place]
+            old = texts[index][choice.start : choice.end]
+            word = in_case_of(choice.words[picks[place]], old)
+            copy[index] = copy[index][: choice.start] + word + copy[index][choice.end :]
+        if tuple(copy) not in seen:
+            seen.add(tuple(copy))
+            copies.append(tuple(copy))
+            if len(copies) == count:
+                break
+    return copies
+
+
+def origin_of(texts: Sequence[str]) -> str:
+    """The mark of an example that its copies carry: made of its texts, so that it does not depend on their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()

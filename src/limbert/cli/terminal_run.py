@@ -1,0 +1,99 @@
+"""What ``train`` and ``pretrain`` share: a recipe out of options, and a run that a terminal can stop."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import typer
+
+from limbert.cli import together
+from limbert.core.config import TrainConfig
+
+if TYPE_CHECKING:
+    from limbert.evaluation.subnets import Result
+    from limbert.train.progress import Monitor
+    from limbert.train.recipes import Recipe
+
+
+class Run(Protocol):
+    """A training that is ready to start."""
+
+    def run(self) -> "list[Result]": ...
+
+
+def recipe_of(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
+    """The recipe with the options' overrides; without any for sizes, an elastic model goes on with its own.
+
+    Raises:
+        ConfigError: if the recipe or an override is wrong.
+        CheckpointError: if the model's folder is missing.
+    """
+    from limbert.cli import show
+    from limbert.model.checkpoint import check_folder
+    from limbert.train.recipes import load_recipe, override
+    from limbert.inference.base_model import trained_space
+
+    recipe = override(load_recipe(config.recipe), **overrides)
+    check_folder(config.model)
+    space = trained_space(config.model)
+    if space is None or space == recipe.space or any(overrides["space"].values()):
+        return recipe
+    shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
+    show.messages.print(f"going on with what {config.model} was trained for: {shown}", soft_wrap=True)
+    return replace(recipe, space=space)
+
+
+def finished_results(output: str, settings: dict[str, Any], *, overwrite: bool) -> "list[Result] | None":
+    """The results of a run with these settings that is finished already; None where there is something to do."""
+    from limbert.cli import show
+    from limbert.train.run import read_results
+    from limbert.train.run_folder import is_finished
+
+    if not is_finished(output, settings, overwrite=overwrite):
+        return None
+    note = f"{output} is finished already, with these settings (--overwrite trains it again)"
+    show.messages.print(note, soft_wrap=True)
+    return read_results(output)
+
+
+def run_in_terminal(prepare: "Callable[[Monitor, Callable[[], bool]], Run]") -> "list[Result]":
+    """Run what ``prepare(monitor, should_stop)`` returns, with its progress shown.
+
+    Raises:
+        typer.Exit: when stopped by Ctrl-C or SIGTERM, after saving the state.
+    """
+    from limbert.cli import show
+    from limbert.train.trainer import Stopped
+
+    with show.TerminalMonitor() as monitor, stop_when_asked() as should_stop:
+        run = prepare(monitor, should_stop)
+        try:
+            return run.run()
+        except Stopped as stopped:
+            show.messages.print(f"{stopped}; the same command goes on from there")
+            raise typer.Exit(130) from None
+
+
+@contextmanager
+def stop_when_asked() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or SIGTERM asks the run to stop after its step; a second one ends it at once.
+
+    Not where a launcher started the process: it passes on a Ctrl-C that the terminal sends to all of them anyway, and
+    itself ends those that do not stop.
+    """
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        if not together.launched():
+            signal.signal(number, previous[signal.Signals(number)])
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,44 @@
+"""The command where torchrun or accelerate launch started it several times: one voice, one error."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+from limbert.errors import ConfigError
+
+VERBS = ("train", "pretrain", "demo")  # all others run in one process
+
+
+def launched() -> bool:
+    """Whether this is one of several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def one_voice(arguments: Sequence[str]) -> Iterator[None]:
+    """Let only the first of several processes write to the terminal; the others' errors are raised all the same.
+
+    Raises:
+        ConfigError: for a verb that several processes would do several times.
+    """
+    if not launched():
+        yield
+        return
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        raise ConfigError(f"limbert {arguments[0]} runs in one process; several can do: {', '.join(VERBS)}")
+    if int(os.environ.get("RANK", "0")) == 0:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def end_quietly_after_another() -> None:
+    """Exit with status 1 where another process has said already why the run ends."""
+    if not launched():
+        return
+    from limbert.train.distributed import first_to_fail
+
+    if not first_to_fail():
+        sys.exit(1)

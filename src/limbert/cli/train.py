@@ -1,0 +1,172 @@
+"""``limbert train``: from a pretrained encoder and labelled data to an elastic model."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limbert.cli import options as opt
+from limbert.cli.terminal_run import finished_results, recipe_of, run_in_terminal
+from limbert.core.config import DataConfig, TrainConfig, help_of
+
+if TYPE_CHECKING:
+    from limbert.evaluation.subnets import Result
+    from limbert.train.recipes import Recipe
+
+
+_LARGE = 100  # from here on, labels of a regression are too large for the learning rates of an encoder
+
+
+def train(
+    model: Annotated[str, typer.Option(help=help_of(TrainConfig, "model"), show_default=False)],
+    output: Annotated[str, typer.Option(help=help_of(TrainConfig, "output"), show_default=False)],
+    task: opt.Task = None,
+    data: opt.Data = None,
+    train: opt.TrainFile = None,
+    dev: opt.DevFile = None,
+    text_column: opt.TextColumn = None,
+    pair_column: opt.PairColumn = None,
+    label_column: opt.LabelColumn = None,
+    task_type: opt.TaskType = None,
+    label_names: opt.LabelNames = None,
+    train_limit: opt.TrainLimit = None,
+    augmented: opt.Augmented = None,
+    skip_bad_rows: opt.SkipBadRows = False,
+    max_length: opt.MaxLength = None,
+    held_out: opt.HeldOut = None,
+    label_separator: opt.LabelSeparator = None,
+    stride: opt.Stride = None,
+    recipe: Annotated[str, typer.Option(help=help_of(TrainConfig, "recipe"))] = "limbert",
+    phases: Annotated[str | None, typer.Option(help=help_of(TrainConfig, "phases"), show_default=False)] = None,
+    widths: opt.SpaceWidths = None,
+    depths: opt.SpaceDepths = None,
+    layers: opt.SpaceLayers = None,
+    epochs: opt.Epochs = None,
+    max_steps: opt.MaxSteps = None,
+    batch_size: opt.BatchSize = None,
+    learning_rate: opt.LearningRate = None,
+    gates: opt.Gates = None,
+    gate_target: opt.GateTarget = None,
+    gate_cost: opt.GateCost = None,
+    setting: opt.Setting = None,
+    seed: opt.Seed = 42,
+    precision: opt.RunPrecision = "fp32",
+    validation: Annotated[float, typer.Option(help=help_of(TrainConfig, "validation"))] = 0.1,
+    checkpoint_every: Annotated[float, typer.Option(help=help_of(TrainConfig, "checkpoint_every"))] = 120.0,
+    tensorboard: Annotated[bool, typer.Option(help=help_of(TrainConfig, "tensorboard"))] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace a run with other settings in the output")] = False,
+    threads: opt.Threads = None,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Train an elastic model. Killed or stopped, the same command goes on where it was.
+
+    Example: limbert train --task mrpc --data glue/MRPC --model bert-base-uncased --output runs/mrpc
+
+    Example: limbert train --task mrpc --data glue/MRPC --model runs/mrpc --phases gates --output runs/mrpc-gates
+
+    Example: torchrun --nproc-per-node 4 -m limbert train --task mrpc --data glue/MRPC --model ... --output ...
+
+    Example: limbert train --task ner --data WNUT17 --model bert-base-uncased --output runs/wnut17
+    """
+    data_config = DataConfig(
+        task=task,
+        data=data,
+        train=train,
+        dev=dev,
+        text_column=text_column,
+        pair_column=pair_column,
+        label_column=label_column,
+        task_type=task_type,  # type: ignore[arg-type]  # checked by the dataclass
+        label_names=opt.split(label_names),
+        train_limit=train_limit,
+        augmented=augmented,
+        skip_bad_rows=skip_bad_rows,
+        max_length=DataConfig.max_length if max_length is None else max_length,
+        held_out=held_out,
+        label_separator=label_separator,
+        stride=stride,
+    )
+    opt.check_tensorboard(tensorboard)
+    config = TrainConfig(
+        model=model,
+        output=output,
+        recipe=recipe,
+        phases=opt.split(phases),
+        seed=seed,
+        precision=precision,  # type: ignore[arg-type]
+        validation=validation,
+        checkpoint_every=checkpoint_every,
+        tensorboard=tensorboard,
+    )
+    overrides = {
+        "space": opt.space(widths, depths, layers),
+        "every_phase": {
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+        },
+        "gates": {"count": gates, "target": gate_target, "cost": gate_cost},
+        "one_phase": setting or [],
+        "phases": config.phases,
+    }
+    opt.prepare_libraries(threads)
+    _train(config, data_config, overrides, overwrite=overwrite, as_json=as_json)
+
+
+def _train(
+    config: TrainConfig, data_config: DataConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
+) -> None:
+    from limbert.cli import show
+    from limbert.train.distributed import join_processes
+
+    join_processes()  # before anything can be wrong, so that an error of any of several is heard
+    recipe = recipe_of(config, overrides)
+    results = train_with_progress(config, recipe, data_config, overwrite=overwrite)
+    if as_json:
+        show.print_json([result.to_dict() for result in results])
+    else:
+        show.output.print(show.results_table(results))
+        show.output.print(f"elastic model in {config.output}", highlight=False, soft_wrap=True)
+
+
+def train_with_progress(
+    config: TrainConfig, recipe: "Recipe", data_config: DataConfig, *, overwrite: bool
+) -> "list[Result]":
+    """Run the training in the terminal, or read the results of a run that is finished already.
+
+    Raises:
+        typer.Exit: when stopped by Ctrl-C or SIGTERM, after saving the state.
+    """
+    from limbert.cli import show
+    from limbert.data.load import load_task_data
+    from limbert.run.content import task_content
+    from limbert.train.distributed import join_processes
+    from limbert.train.run import TrainingRun
+    from limbert.train.run_folder import settings_of
+
+    recipe = recipe.over(join_processes().count)
+    data = load_task_data(data_config, seed=config.seed)
+    content = task_content(data, config.model)
+    settings = settings_of(config, recipe, data_config, content)
+    results = finished_results(config.output, settings, overwrite=overwrite)
+    if results is not None:
+        return results
+    show.skipped_rows({"train": data.train} | data.dev)
+    if data.task.kind == "regression" and (largest := max(abs(float(one)) for one in data.train.labels or ())) > _LARGE:
+        show.messages.print(
+            f"labels reach {largest:g}: a head learns numbers of about 0 to 10 quickest; scale them first",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return run_in_terminal(
+        lambda monitor, should_stop: TrainingRun(
+            config,
+            recipe,
+            data_config=data_config,
+            data=data,
+            content=content,
+            monitor=monitor,
+            should_stop=should_stop,
+            overwrite=overwrite,
+        )
+    )

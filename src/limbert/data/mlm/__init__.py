@@ -1,0 +1,1 @@
+"""Masked language modelling: corpus, packed sequences, masks."""

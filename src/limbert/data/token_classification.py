@@ -1,0 +1,276 @@
+"""Token classification: reading CoNLL files and columns of words and tags, scoring the tags, and naming entities."""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from limbert.core.config import DataConfig
+from limbert.data.tokenize import TokenizedExamples
+from limbert.data.readers import Examples, open_table
+from limbert.data.kinds.spans import Entity, entities, entity_scores
+from limbert.data.kinds.words import joined, split_words, word_answers
+from limbert.data.labels import sort_key
+from limbert.data.table import Row, Table, lines_table, readable
+from limbert.data.tasks import Task, entity_tags, own_task
+from limbert.errors import ConfigError, DataError
+
+CONLL_FORMATS = (".conll", ".iob", ".bio", ".txt")
+FORMATS = (*CONLL_FORMATS, ".jsonl", ".json", ".parquet")
+WORDS_NAMES = ("tokens", "words")
+TAGS_NAMES = ("tags", "ner_tags", "labels", "ner")
+_WORD_AND_TAG = 2  # columns of the simplest CoNLL file
+_COMMENT = re.compile(r"# +\S+ += ")
+
+
+def open_tagged(path: Path) -> Table:
+    """A CoNLL file as a table of ``tokens`` and ``tags``, a row a sentence; other formats as they are.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty, or of a format that is not read.
+    """
+    return conll_table(readable(path)) if path.suffix.lower() in CONLL_FORMATS else open_table(path)
+
+
+def conll_table(path: Path) -> Table:
+    """Sentences of one word a line with a blank line between: columns parted by tabs or spaces, the first the word, the
+    last its tag. Lines that begin with ``-DOCSTART-`` and comments above a sentence (``# sent_id = 7``) are left out; a
+    row is named by its first line."""
+
+    def rows() -> Iterator[Row]:
+        lines: list[_Line] = []
+        problem, columns = None, 0
+        for line, cells, wrong in chain(lines_table(path).rows(), [Row(0, ())]):
+            text = str(cells[0]) if cells else ""
+            if wrong is not None or (text.strip() and not text.startswith("-DOCSTART-")):
+                lines.append(_Line(line, text))
+                problem = wrong or problem
+            elif lines:
+                words = lines if problem else _without_comments(lines, columns=columns)
+                if words:
+                    columns = len(words[-1].cells)
+                    tags = [one.cells[-1].strip() if len(one.cells) > 1 else None for one in words]
+                    yield Row(words[0].number, ([one.cells[0] for one in words], tags), problem)
+                lines, problem = [], None
+
+    return Table(str(path), ("tokens", "tags"), rows)
+
+
+class _Line(NamedTuple):
+    """A line of a CoNLL file, by its number."""
+
+    number: int
+    text: str
+
+    @property
+    def cells(self) -> list[str]:
+        if "\t" in self.text:
+            return self.text.split("\t")
+        return [part for part in self.text.split(" ") if part]  # no other white space parts columns: words hold some
+
+
+def _without_comments(lines: list[_Line], *, columns: int) -> list[_Line]:
+    """The lines of a sentence without the comments above it.
+
+    A comment begins with ``#`` and a space and is not a line like the others: it says ``KEY = VALUE``, or has another
+    number of columns. ``# O`` in a file of two columns is the word ``#``.
+
+    Args:
+        columns: those of the sentence before, which decide where all lines look like comments; 0: there is none.
+    """
+    words = [line for line in lines if not line.text.startswith("# ")]
+    usual = len(words[-1].cells) if words else columns or _WORD_AND_TAG
+    for place, line in enumerate(lines):
+        if not line.text.startswith("# ") or (len(line.cells) == usual and not _COMMENT.match(line.text)):
+            return lines[place:]
+    return []
+
+
+def read_tagged(table: Table, config: DataConfig, task: Task | None) -> tuple[Task, Examples]:
+    """The sentences of a table with their tags, and the task; without one it follows from the tags.
+
+    Raises:
+        DataError: a missing column, or a row (``FILE:LINE: what, expected``).
+    """
+    at = _column(table, config.text_column, WORDS_NAMES), _column(table, config.label_column, TAGS_NAMES)
+    rows, bad_rows = [], 0
+    for row in table.rows():
+        try:
+            rows.append((row.line, *_words_and_tags(row, at)))
+        except ValueError as error:
+            bad_rows += _bad(table, row.line, error, config)
+    if not rows:
+        raise DataError(f"{table.name}: no sentence with tags; expected at least one")
+    task = task or own_task(
+        "token-classification", config.label_names or _tag_names([tags for *_, tags in rows], table)
+    )
+    known = {name: index for index, name in enumerate(task.labels)}
+    texts, spans, labels = [], [], []
+    for line, words, tags in rows:
+        try:
+            ids = tuple(_tag_id(tag, known, config) for tag in tags)
+        except ValueError as error:
+            bad_rows += _bad(table, line, error, config)
+            continue
+        text, places = joined(words)
+        texts.append(text)
+        spans.append(places)
+        labels.append(ids)
+    if not texts:
+        raise DataError(f"{table.name}: none of the {bad_rows} sentences can be used; expected at least one")
+    return task, Examples(tuple(texts), None, tuple(labels), bad_rows, words=tuple(spans))
+
+
+def read_untagged(path: Path, config: DataConfig) -> Examples:
+    """Texts to be tagged: a plain text a line (``.txt``), words already split (CoNLL, or lists), or a column of texts.
+
+    Raises:
+        DataError: a missing or unusable file, column or row.
+    """
+    table = lines_table(readable(path)) if path.suffix.lower() == ".txt" else open_tagged(path)
+    names = (config.text_column,) if config.text_column in table.columns else (*WORDS_NAMES, "text", "sentence")
+    at = _column(table, None, [name for name in names if name])
+    texts, spans = [], []
+    for row in table.rows():
+        value = row.cells[at] if row.problem is None else None
+        if isinstance(value, str) and value.strip():
+            text, places = value, split_words(value)
+        elif isinstance(value, list) and value and all(isinstance(word, str) and word for word in value):
+            text, places = joined(value)
+        else:
+            reason = row.problem or f"no words in column {table.columns[at]!r}, expected a list of words or a text"
+            _bad(table, row.line, reason, config)
+            continue
+        texts.append(text)
+        spans.append(places)
+    if not texts:
+        raise DataError(f"{table.name}: no words; expected a text or a list of words in some row")
+    return Examples(tuple(texts), None, None, words=tuple(spans))
+
+
+def typed_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
+    """Plain texts, split into words.
+
+    Raises:
+        ConfigError: pairs.
+    """
+    if pairs:
+        raise ConfigError("token classification reads one text, not a pair")
+    return Examples(tuple(texts), None, None, words=tuple(split_words(text) for text in texts))
+
+
+def score_tags(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
+    """The task's metrics, over all words, also those beyond the longest input: these count as not found.
+
+    Args:
+        task: with tags of entities, or others.
+        logits: ``(all tokens, classes)``.
+        examples: labelled.
+    """
+    assert examples.places is not None
+    gold = examples.places.examples.labels
+    assert gold is not None
+    answers = word_answers(logits, examples)
+    if task.primary == "accuracy":
+        right = sum(
+            one is not None and one[0] == label
+            for text, ids in zip(answers, gold, strict=True)
+            for one, label in zip(text, ids, strict=True)
+        )
+        return {"accuracy": right / max(1, sum(map(len, gold)))}
+    names = task.labels
+    return entity_scores(
+        [[names[label] for label in ids] for ids in gold],
+        [["O" if one is None else names[one[0]] for one in text] for text in answers],
+    )
+
+
+def tag_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+    """For each text ``entities``, or ``words`` where tags mark none: text, type or tag, score, first character, end.
+
+    The score is the mean probability of the words' tags. Words that were not read, because the text is longer than
+    the longest input, are counted in ``words_not_read``.
+    """
+    assert examples.places is not None
+    source = examples.places.examples
+    assert source.words is not None
+    rows = []
+    for text, words, answers in zip(source.texts, source.words, word_answers(logits, examples), strict=True):
+        tags = ["O" if one is None else task.labels[one[0]] for one in answers]
+        if task.primary == "accuracy":
+            spans = [Entity(tag, at, at + 1) for at, tag in enumerate(tags) if answers[at] is not None]
+        else:
+            spans = entities(tags)
+        name, what = ("words", "tag") if task.primary == "accuracy" else ("entities", "type")
+        found = []
+        for span in spans:
+            start, end = words[span.first][0], words[span.end - 1][1]
+            shares = [one[1] for one in answers[span.first : span.end] if one is not None]
+            score = sum(shares) / len(shares)
+            found.append({"text": text[start:end], what: span.type, "score": score, "start": start, "end": end})
+        row: dict[str, Any] = {name: found}
+        missing = sum(one is None for one in answers)
+        rows.append(row | {"words_not_read": missing} if missing else row)
+    return rows
+
+
+def _column(table: Table, given: str | None, names: Sequence[str]) -> int:
+    wanted = (given,) if given else tuple(names)
+    for name in wanted:
+        if name in table.columns:
+            return table.columns.index(name)
+    has = ", ".join(repr(name) for name in table.columns)
+    raise DataError(f"{table.name}: no column {' or '.join(map(repr, wanted))}; it has {has}")
+
+
+def _words_and_tags(row: Row, at: tuple[int, int]) -> tuple[list[str], list[str | int]]:
+    if row.problem is not None:
+        raise ValueError(row.problem)
+    words, tags = row.cells[at[0]], row.cells[at[1]]
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
+        raise ValueError("a word is missing, expected a list of words")
+    if not isinstance(tags, list) or len(tags) != len(words):
+        found = len(tags) if isinstance(tags, list) else "no"
+        raise ValueError(f"{found} tags for {len(words)} words, expected one a word")
+    for word, tag in zip(words, tags, strict=True):
+        if not isinstance(tag, (str, int)) or tag == "":
+            raise ValueError(f"the word {word!r} has no tag, expected one")
+    return words, tags
+
+
+def _tag_names(rows: Sequence[Sequence[str | int]], table: Table) -> tuple[str, ...]:
+    """All tags, ``O`` first; each type of entity has a tag for every place in an entity, whether seen or not.
+
+    Tags that mark no entity among those that do are left out, so that the rows that have them are bad ones.
+    """
+    tags = {tag for row in rows for tag in row}
+    if any(isinstance(tag, int) for tag in tags):
+        raise DataError(
+            f"{table.name}: tags are numbers; say what they mean, in the order of their ids, as label names"
+        )
+    names = {str(tag) for tag in tags}
+    marking = entity_tags(names)
+    if marking:
+        prefixes = {name[0] for name in marking} - {"O"}
+        if prefixes & {"B", "I"}:
+            prefixes |= {"B"} if "M" in prefixes else {"B", "I"}
+        names = {f"{prefix}-{name[2:]}" for name in marking - {"O"} for prefix in prefixes} | (marking & {"O"})
+    return tuple(sorted(names, key=lambda name: (name != "O", sort_key(name[2:]), name)))
+
+
+def _tag_id(tag: str | int, known: dict[str, int], config: DataConfig) -> int:
+    if isinstance(tag, int) and not isinstance(tag, bool) and 0 <= tag < len(known) and config.label_names is not None:
+        return known[config.label_names[tag]]
+    if str(tag) not in known:
+        raise ValueError(f"tag {tag!r} is unknown, expected one of {', '.join(known)}")
+    return known[str(tag)]
+
+
+def _bad(table: Table, line: int, reason: object, config: DataConfig) -> int:
+    """One bad row more, or the error that it is."""
+    if not config.skip_bad_rows:
+        raise DataError(f"{table.name}:{line}: {reason}")
+    return 1

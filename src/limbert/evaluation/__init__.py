@@ -1,0 +1,1 @@
+"""Measuring sub-networks and policies, and choosing among them."""

@@ -1,0 +1,97 @@
+"""The formats that a sub-network can be exported to: a table. A format is added with one entry."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from limbert.errors import StorageError
+from limbert.export.huggingface import load_folder, stock_config, write_folder
+from limbert.inference.onnx_graph import input_names, write_onnx
+from limbert.export.quantize import Calibration, quantize_onnx, quantize_openvino
+from limbert.export.libraries import optional_library
+from limbert.inference.runtimes import Runtime, load_runtime
+
+ONNX_NAME = "model.onnx"  # the name that servers of ONNX folders look for
+OPENVINO_NAME = "openvino_model.xml"
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One format.
+
+    Attributes:
+        runtime: the program that runs it, for people.
+        libraries: of the extra ``export`` that it needs.
+        write: the network as files of a folder, for a tokenizer that gives the named inputs; the tokenizer's own
+            files are not its business.
+        load: the folder in its own runtime, with so many threads.
+        quantize: turn the files in a folder into int8 in place; None where the format has none.
+        weights: the file that holds the weights.
+    """
+
+    runtime: str
+    libraries: tuple[str, ...]
+    write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]
+    load: Callable[[Path, int | None], Runtime]
+    quantize: Callable[[Path, Calibration], None] | None
+    weights: str
+
+
+def _write_hf(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
+    write_folder(network, folder)
+
+
+def _load_hf(folder: Path, threads: int | None) -> Runtime:
+    return load_runtime("torch", load_folder(folder), threads=threads)
+
+
+def _write_onnx(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
+    taken = tuple(name for name in input_names(network) if name in inputs)
+    write_onnx(network, folder / ONNX_NAME, inputs=taken)
+    stock_config(network).save_pretrained(folder)
+
+
+def _load_onnx(folder: Path, threads: int | None) -> Runtime:
+    return load_runtime("onnxruntime", folder / ONNX_NAME, threads=threads)
+
+
+def _quantize_onnx(folder: Path, calibration: Calibration) -> None:
+    quantize_onnx(folder / ONNX_NAME)
+
+
+def _write_openvino(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
+    """By way of the ONNX graph. Weights stay fp32: OpenVINO's default halves their precision on saving."""
+    openvino = optional_library("openvino")
+    _write_onnx(network, folder, inputs)
+    onnx_file = folder / ONNX_NAME
+    try:
+        openvino.save_model(openvino.Core().read_model(str(onnx_file)), folder / OPENVINO_NAME, compress_to_fp16=False)
+    except RuntimeError as error:  # what the library raises for a full disk, too
+        raise StorageError(f"OpenVINO cannot write {folder / OPENVINO_NAME}: {error}") from error
+    onnx_file.unlink()
+
+
+def _load_openvino(folder: Path, threads: int | None) -> Runtime:
+    return load_runtime("openvino", folder / OPENVINO_NAME, threads=threads)
+
+
+def _quantize_openvino(folder: Path, calibration: Calibration) -> None:
+    quantize_openvino(folder / OPENVINO_NAME, calibration)
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "hf": Exporter("PyTorch with Transformers", (), _write_hf, _load_hf, None, "model.safetensors"),
+    "onnx": Exporter(
+        "ONNX Runtime", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx, _quantize_onnx, ONNX_NAME
+    ),
+    "openvino": Exporter(
+        "OpenVINO",
+        ("onnx", "onnxscript", "openvino"),
+        _write_openvino,
+        _load_openvino,
+        _quantize_openvino,
+        "openvino_model.bin",
+    ),
+}

@@ -1,0 +1,115 @@
+"""A sub-network as a folder of stock Transformers files; where some layer lacks heads, with a modelling file beside.
+
+Number of layers and feed-forward width are options of every stock config, so a sub-network that keeps all heads and as
+many neurons in each layer needs nothing else. Fewer heads have no option: the size of a head is hidden size / heads.
+"""
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from limbert.errors import UnsupportedModelError
+from limbert.model.checkpoint import HEADS
+from limbert.model.families import FAMILIES, Family, layer_parts, stack_of
+from limbert.export import modeling_limbert
+
+_MODULE = "modeling_limbert"
+_MODELLED = "BertForSequenceClassification"  # the class in that file, named after the network in the copies
+
+
+def is_stock(network: PreTrainedModel) -> bool:
+    """Whether stock Transformers can build this sub-network from a config alone."""
+    heads, neurons = _widths(network)
+    return {*heads} == {network.config.num_attention_heads} and len({*neurons}) == 1
+
+
+def stock_config(network: PreTrainedModel) -> PretrainedConfig:
+    """The sub-network's config: a stock one if it can be, else with ``limbert``, the widths of each layer."""
+    family, config = _family(network), copy.deepcopy(network.config)
+    heads, neurons = _widths(network)
+    config.architectures = [type(network).__name__]
+    config.dtype = "float32"
+    if is_stock(network):
+        setattr(config, family.neurons_option, neurons[0])
+        return config
+    config.limbert = {"heads": heads, "neurons": neurons, "paths": _paths(network, family)}
+    return config
+
+
+def write_folder(network: PreTrainedModel, folder: Path) -> None:
+    """Write weights and config, and the modelling file where stock Transformers cannot build the sub-network.
+
+    Raises:
+        UnsupportedModelError: for a head without an Auto class.
+    """
+    auto_class = _auto_class(network)
+    config, stock = stock_config(network), is_stock(network)
+    if not stock:
+        config.auto_map = {auto_class: f"{_MODULE}.{type(network).__name__}"}
+    network.save_pretrained(folder)
+    config.save_pretrained(folder)
+    if not stock:
+        text = Path(modeling_limbert.__file__).read_text(encoding="utf-8")
+        (folder / f"{_MODULE}.py").write_text(text.replace(_MODELLED, type(network).__name__), encoding="utf-8")
+
+
+def load_folder(folder: Path) -> PreTrainedModel:
+    """What `write_folder` wrote, loaded as Transformers would, without its cache of other people's code."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    name = config.architectures[0]
+    source: Any = transformers
+    if (folder / f"{_MODULE}.py").exists():
+        spec = importlib.util.spec_from_file_location(f"{_MODULE}_of_an_export", folder / f"{_MODULE}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        source = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(source)
+    network: PreTrainedModel = getattr(source, name).from_pretrained(folder, dtype=torch.float32)
+    return network.eval()
+
+
+def auto_class_of(network: PreTrainedModel) -> str | None:
+    """The Auto class of Transformers that loads such a network; None where there is none."""
+    for auto_class in HEADS.values():
+        mapping = getattr(transformers, auto_class)._model_mapping
+        if type(network.config) in mapping and mapping[type(network.config)].__name__ == type(network).__name__:
+            return auto_class
+    return None
+
+
+def _auto_class(network: PreTrainedModel) -> str:
+    found = auto_class_of(network)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{type(network).__name__} has no Auto class that could load it; heads that have: {', '.join(HEADS)}"
+        )
+    return found
+
+
+def _family(network: PreTrainedModel) -> Family:
+    return FAMILIES[network.config.model_type]
+
+
+def _widths(network: PreTrainedModel) -> tuple[list[int], list[int]]:
+    """Heads and neurons of each layer, read off its Linears."""
+    family = _family(network)
+    head_size = network.config.hidden_size // network.config.num_attention_heads
+    parts = [layer_parts(layer, family) for layer in stack_of(network, family)]
+    return [one.attention_out.in_features // head_size for one in parts], [one.mlp_out.in_features for one in parts]
+
+
+def _paths(network: PreTrainedModel, family: Family) -> dict[str, Any]:
+    present = {name for name, _ in stack_of(network, family)[0].named_modules()}
+    return {
+        "layers": family.stack,
+        "attention_in": [path for path in family.attention_in if path in present],
+        "attention_out": family.attention_out,
+        "mlp_in": family.mlp_in,
+        "mlp_out": family.mlp_out,
+        "head_count": list(family.head_count) if family.head_count else None,
+    }

@@ -1,0 +1,173 @@
+"""The model card of an export: what it is, what it reaches, what was measured, and code that loads it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from limbert.data.tasks import Task
+from limbert.export.verify import Comparison
+from limbert.export.quality import Quality
+
+_PIPELINES = {
+    "SequenceClassification": "text-classification",
+    "TokenClassification": "token-classification",
+    "QuestionAnswering": "question-answering",
+    "MaskedLM": "fill-mask",
+    "MultipleChoice": "multiple-choice",
+}
+_TEXTS = {True: '["It rained."], ["Rain fell."]', False: '["It rained all day.", "What a day!"]'}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the card says.
+
+    Attributes:
+        name: of the folder.
+        format: ``hf``, ``onnx`` or ``openvino``.
+        runtime: for people.
+        network: class name of the network.
+        auto_class: what loads it in Transformers; None where nothing does.
+        needs_code: whether the folder holds a modelling file.
+        source: name of the elastic model.
+        base: name of the encoder that it was trained from; None if unknown.
+        licence: an identifier of the Hugging Face hub.
+        task: None for a model without one.
+        pair: whether the inputs are pairs of texts.
+        subnet: its name, and what it keeps in words.
+        params: parameters.
+        metrics: of the sub-network on the development set, as the training measured it; empty if unknown.
+        profile: lines of the run's ``profile.jsonl`` for this sub-network.
+        comparison: with the source.
+        compared_on: what the examples were.
+        quality: before and after int8; empty otherwise.
+        hardware: what quality was measured on.
+    """
+
+    name: str
+    format: str
+    runtime: str
+    network: str
+    auto_class: str | None
+    needs_code: bool
+    source: str
+    base: str | None
+    licence: str
+    task: Task | None
+    pair: bool
+    subnet: tuple[str, str]
+    params: int
+    metrics: Mapping[str, float]
+    profile: Sequence[Mapping[str, Any]]
+    comparison: Comparison
+    compared_on: str
+    quality: Mapping[str, Quality]
+    hardware: str
+
+    def to_markdown(self) -> str:
+        """The whole card."""
+        parts = [self._head(), self._what(), self._reached(), self._measured(), self._int8(), self._checked()]
+        return "\n\n".join(part for part in (*parts, f"## Use\n\n{self._usage()}") if part) + "\n"
+
+    def _head(self) -> str:
+        library = {"hf": "transformers"}.get(self.format, self.format)
+        lines = ["---", f"license: {self.licence}", f"library_name: {library}"]
+        pipeline = next((tag for ending, tag in _PIPELINES.items() if self.network.endswith(ending)), None)
+        lines += [f"pipeline_tag: {pipeline}"] if pipeline else []
+        lines += [f"base_model: {json.dumps(self.base)}"] if self.base else []
+        lines += ["tags:", "- limbert", f"- {self.format}", *(["- int8"] if self.quality else [])]
+        if self.task is not None:
+            lines += ["metrics:", *(f"- {_HUB_METRICS.get(name, name)}" for name in self.task.metrics)]
+        return "\n".join([*lines, "---"])
+
+    def _what(self) -> str:
+        task = ""
+        if self.task is not None:
+            kind = self.task.kind if self.task.name is None else f"{self.task.name} ({self.task.kind})"
+            labels = f", labels {_listed(self.task.labels)}" if self.task.labels else ""
+            task = f" Task: {kind}{labels}; input: {'pairs of texts' if self.pair else 'texts'}."
+        name, words = self.subnet
+        return (
+            f"# {self.name}\n\nSub-network `{name}` of the elastic model `{self.source}`, exported for {self.runtime}"
+            f"{' in int8' if self.quality else ''}: {words}; {self.params / 1e6:.2f} million parameters.{task}"
+        )
+
+    def _reached(self) -> str:
+        if not self.metrics:
+            return ""
+        rows = "\n".join(f"| {name} | {100 * value:.2f} |" for name, value in self.metrics.items())
+        precision = " (fp32, before int8)" if self.quality else ""
+        return f"## Quality\n\nOn the development set{precision}:\n\n| metric | value |\n|---|---:|\n{rows}"
+
+    def _measured(self) -> str:
+        if not self.profile:
+            return ""
+        rows = [
+            f"| {row.get('backend')} | {row.get('device')} | {row.get('threads')} | {row.get('batch')} "
+            f"| {row.get('tokens')} | {row['latency_p50_ms']:.2f} | {row['latency_p95_ms']:.2f} "
+            f"| {row['throughput']:.0f} |"
+            for row in self.profile
+        ]
+        return (
+            "## Measured (fp32)\n\n| runtime | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
+            "|---|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(rows)
+        )
+
+    def _int8(self) -> str:
+        if not self.quality:
+            return ""
+        before, after = self.quality["fp32"], self.quality["int8"]
+        values = {name: (100 * before.metrics[name], 100 * after.metrics[name]) for name in after.metrics}
+        rows = [f"| {name} | {fp32:.2f} | {int8:.2f} |" for name, (fp32, int8) in values.items()]
+        rows += [
+            f"| ms a text, one at a time | {before.latency_ms:.2f} | {after.latency_ms:.2f} |",
+            f"| texts a second, batches of 16 | {before.throughput:.0f} | {after.throughput:.0f} |",
+            f"| MB | {before.file_bytes / 1e6:.1f} | {after.file_bytes / 1e6:.1f} |",
+        ]
+        head = f"## int8\n\nIn {self.runtime} on {self.hardware}:\n\n| | fp32 | int8 |\n|---|---:|---:|\n"
+        return head + "\n".join(rows)
+
+    def _checked(self) -> str:
+        compared = self.comparison
+        of = "before int8, " if self.quality else ""
+        return (
+            f"Checked at export: {of}on {compared.examples} {self.compared_on} the outputs differ from the source's by "
+            f"at most {compared.difference:.1g} of the largest."
+        )
+
+    def _usage(self) -> str:
+        template = (Path(__file__).parent / "usage" / f"{self.format}.md").read_text(encoding="utf-8").strip()
+        return Template(template).substitute(
+            folder=self.name,
+            auto_class=self.auto_class or "AutoModel",
+            trust=", trust_remote_code=True" if self.needs_code else "",
+            texts=_TEXTS[self.pair],
+            answer=_answer(self.format, self.network, self.task),
+        )
+
+
+_HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "matthews": "matthews_correlation"}
+
+
+def _answer(format: str, network: str, task: Task | None) -> str:
+    """Code that shows the outputs in the terms of the task."""
+    if not network.endswith("SequenceClassification"):
+        found = "outputs.items()" if format == "hf" else "enumerate(outputs.values())" if format == "openvino" else ""
+        return f"print([value.shape for _, value in {found}])" if found else "print([value.shape for value in outputs])"
+    logits = "outputs.logits" if format == "hf" else "outputs[0]"
+    if task is not None and task.kind == "regression":
+        return f"print({logits}[:, 0].tolist())"
+    if task is not None and task.kind == "multi-label":
+        return f"print([[place for place, logit in enumerate(row) if logit > 0] for row in {logits}.tolist()])"
+    if format == "hf":
+        return f"print([model.config.id2label[answer] for answer in {logits}.argmax(-1).tolist()])"
+    names = 'json.load(open(f"{folder}/config.json"))["id2label"]'
+    return f"names = {names}\nprint([names[str(answer)] for answer in {logits}.argmax(-1).tolist()])"
+
+
+def _listed(labels: Sequence[str]) -> str:
+    shown = ", ".join(f"`{label}`" for label in labels[:6])
+    return shown if len(labels) <= 6 else f"{shown} and {len(labels) - 6} more"

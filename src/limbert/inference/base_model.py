@@ -1,0 +1,142 @@
+"""What a training run begins from: a pretrained encoder, a model already fine-tuned on the task, or an elastic one."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from limbert.core.config import TrainConfig
+from limbert.core.task_types import KINDS
+from limbert.core.space import Space
+from limbert.data.augmented import Augmented
+from limbert.data.readers import Examples
+from limbert.data.load import split_validation
+from limbert.data.tasks import Task
+from limbert.model.checkpoint import load_config_and_tokenizer, read_record
+from limbert.model.elastic import ElasticModel
+from limbert.model.families import longest_input
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start that can be loaded.
+
+    Attributes:
+        path: folder or hub name.
+        task: with the labels in the order that the model has them.
+        tokenizer: the model's.
+        longest: tokens that it has positions for.
+        finetuned: whether the model has a head trained for these labels.
+        phases: phases of earlier runs that it has behind it.
+        seed: for the weights of a new head.
+    """
+
+    path: str
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    longest: int
+    finetuned: bool
+    phases: tuple[str, ...]
+    seed: int
+
+    def model(self, space: Space) -> ElasticModel:
+        """Load it with a head for the task."""
+        facts = KINDS[self.task.kind]
+        names = self.task.labels or (("score",) if self.task.outputs == 1 else ("start", "end"))
+        problem = {} if facts.problem_type is None else {"problem_type": facts.problem_type}
+        torch.manual_seed(self.seed)
+        return ElasticModel.from_pretrained(
+            self.path,
+            space=space,
+            head=facts.head,
+            num_labels=self.task.outputs,
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+            ignore_mismatched_sizes=True,
+            **problem,
+        )
+
+    def relabelled(self, examples: Examples, task: Task) -> Examples:
+        """Examples of ``task`` with the class ids of this start."""
+        return in_order_of(examples, task, self.task)
+
+    def relabelled_copies(self, copies: Augmented, task: Task) -> Augmented:
+        """Augmented copies of examples of ``task`` with the class ids of this start."""
+        return copies.relabelled(self.relabelled(copies.examples, task), task, self.task)
+
+
+def load_start(config: TrainConfig, task: Task) -> Start:
+    """Look at the model that a run begins from.
+
+    It counts as fine-tuned on the task if its config names a head for this kind of task with as many outputs and,
+    where the labels have names of their own, the same names; their order is then the model's.
+
+    Raises:
+        CheckpointError: if the config or the tokenizer cannot be read.
+        UnsupportedModelError: for a family that is not supported.
+    """
+    model_config, tokenizer = load_config_and_tokenizer(config.model)
+    labels = _order_of(model_config, task)
+    return Start(
+        path=config.model,
+        task=task if labels is None else replace(task, labels=labels),
+        tokenizer=tokenizer,
+        longest=longest_input(model_config),
+        finetuned=labels is not None,
+        phases=tuple(read_record(config.model).get("phases", ())),
+        seed=config.seed,
+    )
+
+
+def trained_space(path_or_hub_id: str) -> Space | None:
+    """The space that a model was trained for, widths or depths; None for one that was not.
+
+    Raises:
+        CheckpointError: if its ``limbert.json`` cannot be read.
+    """
+    record = read_record(path_or_hub_id)
+    trained = {*record.get("phases", ())} - {"finetune", "mlm"}  # those know the whole model alone
+    return Space.from_dict(record["space"]) if trained and "space" in record else None
+
+
+def in_order_of(examples: Examples, task: Task, wanted: Task) -> Examples:
+    """Examples of ``task`` with the class ids of ``wanted``, which has the same labels."""
+    if examples.labels is None or task.labels == wanted.labels:
+        return examples
+    ids = [wanted.labels.index(name) for name in task.labels]
+
+    def renumbered(label: Any) -> Any:
+        if isinstance(label, tuple):
+            order = sorted if task.kind == "multi-label" else list
+            return tuple(order(ids[one] for one in label))
+        return ids[int(label)]
+
+    return replace(examples, labels=tuple(map(renumbered, examples.labels)))
+
+
+def kept_back(examples: Examples, task: Task, config: TrainConfig) -> tuple[Examples, Examples]:
+    """The training rows of a run, and its validation slice: the rows kept back to choose and score."""
+    fraction = min(config.validation, config.validation_limit / len(examples))
+    return split_validation(examples, task, fraction=fraction, seed=config.seed)
+
+
+def _order_of(config: Any, task: Task) -> tuple[str, ...] | None:
+    """The task's labels in the order of the model's outputs; None where its head is for something else."""
+    architectures = getattr(config, "architectures", None) or [""]
+    facts = KINDS[task.kind]
+    if not architectures[0].endswith(facts.network) or config.num_labels != task.outputs:
+        return None
+    several = "multi_label_classification"  # the same head and names as one label has
+    if (getattr(config, "problem_type", None) == several) != (facts.problem_type == several):
+        return None
+    names = [str(config.id2label[index]) for index in range(config.num_labels)]
+    if not task.labels or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return task.labels
+    if {*names} == {*task.labels}:
+        return tuple(names)
+    by_name = {label.lower(): label for label in task.labels}  # GLUE's names are written either way
+    folded = [name.lower() for name in names]
+    if len({*folded}) < len(folded) or {*folded} != by_name.keys():
+        return None
+    return tuple(by_name[name] for name in folded)

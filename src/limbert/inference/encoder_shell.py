@@ -1,0 +1,132 @@
+"""A model without its layers: what comes before them and what comes after, for engines that run layers themselves."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from limbert.errors import UnsupportedModelError
+from limbert.model.families import Family, set_stack, stack_of
+from limbert.inference.fast_layers import RunLayer, layer_runner, preparation
+from limbert.model.layerwise import LayerCalls, LayerCatcher, Place, Prepared
+
+Step = Callable[[Tensor, Tensor], Tensor]  # (state or pooled state, attention mask) -> the next one
+
+
+class Frame:
+    """Prepares batches for the layers and reads the task's answer off what they return. Safe for many threads.
+
+    Args:
+        network: a sequence classifier of its own, whose stack is taken out; evaluation mode.
+        family: its entry in the family table.
+
+    Raises:
+        UnsupportedModelError: if the task head is another one.
+    """
+
+    def __init__(self, network: PreTrainedModel, family: Family) -> None:
+        if not type(network).__name__.endswith("ForSequenceClassification"):
+            raise UnsupportedModelError(
+                f"dynamic inference needs a head for sequence classification, got {type(network).__name__}"
+            )
+        self._network, self._family = network, family
+        self._catcher = LayerCatcher(stack_of(network, family), family)
+        set_stack(network, family, self._catcher.stands)
+        self._plain = preparation(network, family)
+        self._steps = [_step(network, name) for name in family.sequence_head]
+        pooling = getattr(network.config, "classifier_pooling", "cls")
+        self._whole = "@pool" in family.sequence_head and pooling != "cls"  # the head reads every token
+        self._batched = self._find_batched()
+
+    def prepare(self, inputs: dict[str, Tensor]) -> Prepared:
+        """Embed a batch and find what its layers are called with.
+
+        Args:
+            inputs: ``input_ids`` and ``attention_mask`` ``(batch, tokens)`` and what else the network takes.
+
+        Returns:
+            The embedding output ``(batch, tokens, hidden)``, and the layers' calls.
+        """
+        prepared = self._plain(inputs) if self._plain is not None else None
+        return prepared or self._catcher.catch(self._network, inputs)
+
+    def select(self, calls: LayerCalls, rows: Tensor, *, batch: int) -> LayerCalls:
+        """The calls for some examples of the batch.
+
+        Args:
+            calls: of the whole batch.
+            rows: ``(examples,)``, their indices.
+            batch: examples in the whole batch.
+        """
+
+        def chosen(place: Place, tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, rows) if place in self._batched and len(tensor) == batch else tensor
+
+        return calls.changed(chosen)
+
+    def runner(self, layer: nn.Module) -> RunLayer:
+        """How to run one of the model's layer views."""
+        return layer_runner(layer, self._network, self._family)
+
+    def read_out(self, states: Sequence[Tensor], attention_mask: Tensor, rows: Sequence[int]) -> Tensor:
+        """The task's answers off any layer's output, as if that layer were the last.
+
+        Args:
+            states: ``(examples, tokens, hidden)`` each, for consecutive examples.
+            attention_mask: of the whole batch, ``(batch, tokens)``.
+            rows: of the batch, one an example.
+
+        Returns:
+            Logits ``(all examples, outputs)``.
+        """
+        if self._whole:
+            attention_mask = attention_mask[list(rows)]
+        else:
+            states = [state[:, :1] for state in states]
+        value = states[0] if len(states) == 1 else torch.cat(list(states))
+        for step in self._steps:
+            value = step(value, attention_mask)
+        return value
+
+    def _find_batched(self) -> frozenset[Place]:
+        """Which tensors among the layers' arguments hold a row an example: those that grow with the batch."""
+        found = []
+        for batch in (2, 3):
+            ids = torch.ones(batch, 4, dtype=torch.long, device=self._network.device)
+            mask = torch.ones_like(ids)
+            mask[0, 2:] = 0  # without padding some models pass no mask at all
+            places: set[Place] = set()
+
+            def note(place: Place, tensor: Tensor, batch: int = batch, places: set[Place] = places) -> Tensor:
+                if tensor.ndim and len(tensor) == batch:
+                    places.add(place)
+                return tensor
+
+            with torch.no_grad():
+                _, calls = self.prepare({"input_ids": ids, "attention_mask": mask})
+            calls.changed(note)
+            found.append(places)
+        return frozenset(found[0] & found[1])
+
+
+def _step(network: PreTrainedModel, name: str) -> Step:
+    """One step of the family's sequence head."""
+    if name == "@first":
+        return lambda state, mask: state[:, 0]
+    if name == "@relu":
+        return lambda state, mask: state.relu()
+    if name == "@pool":
+        return _mean_pooled if network.config.classifier_pooling == "mean" else lambda state, mask: state[:, 0]
+    module: nn.Module = (
+        network.base_model.get_submodule(name.removeprefix("base:"))
+        if name.startswith("base:")
+        else network.get_submodule(name)
+    )
+    return lambda state, mask: module(state)
+
+
+def _mean_pooled(state: Tensor, mask: Tensor) -> Tensor:
+    """Mean over tokens that are no padding: ``(batch, tokens, hidden) -> (batch, hidden)``."""
+    weights = mask.unsqueeze(-1).to(state.dtype)
+    return (state * weights).sum(dim=1) / weights.sum(dim=1)

@@ -1,0 +1,112 @@
+"""Run an encoder of plain post-norm layers with as few calls as it needs.
+
+On one short text a good part of a narrow layer's time goes into the Python around its dozen operations, and that part
+does not shrink with the width. Where the family table says that a layer is the plain one (self-attention with absolute
+positions, residual, norm, feed-forward, residual, norm), these operations are called directly, on the same parameters,
+and so are the embeddings.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from limbert.model.families import Family, layer_parts
+from limbert.model.layerwise import LayerCalls, Prepared
+
+Prepare = Callable[[dict[str, Tensor]], Prepared | None]  # inputs -> embedding output, and the layers' calls
+RunLayer = Callable[[Tensor, LayerCalls], Tensor]  # (state, the batch's calls) -> state, (batch, tokens, hidden)
+
+
+def layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> RunLayer:
+    """The quickest way to run a layer in evaluation mode that computes what the layer does.
+
+    Args:
+        layer: with plain Linears, as views have them.
+        network: the model that it belongs to.
+        family: the model's entry in the family table.
+    """
+    if not _is_plain(network, family):
+        return lambda state, calls: calls.run(layer, state)
+    assert family.plain is not None
+    parts, paths = layer_parts(layer, family), family.plain
+    head_size = network.config.hidden_size // network.config.num_attention_heads
+    query, key, value = (_Linear.of(linear) for linear in parts.attention_in)
+    attention_out, mlp_in, mlp_out = (_Linear.of(part) for part in (parts.attention_out, parts.mlp_in, parts.mlp_out))
+    activation = layer.get_submodule(paths.activation)
+    attention_norm, mlp_norm = layer.get_submodule(paths.attention_norm), layer.get_submodule(paths.mlp_norm)
+    heads = query.weight.shape[0] // head_size
+
+    def run(state: Tensor, calls: LayerCalls) -> Tensor:
+        batch, tokens, _ = state.shape
+        by_head = (batch, tokens, heads, head_size)
+        mixed = F.scaled_dot_product_attention(
+            query(state).view(by_head).transpose(1, 2),
+            key(state).view(by_head).transpose(1, 2),
+            value(state).view(by_head).transpose(1, 2),
+            attn_mask=calls.attention_mask(layer),
+        )
+        mixed = mixed.transpose(1, 2).reshape(batch, tokens, heads * head_size)
+        state = attention_norm(attention_out(mixed) + state)
+        return mlp_norm(mlp_out(activation(mlp_in(state))) + state)
+
+    return run
+
+
+def preparation(network: PreTrainedModel, family: Family) -> Prepare | None:
+    """The quickest way from a batch to the embeddings and the layers' calls; None where only the stock forward knows.
+
+    What it returns gives None, too, for a batch with inputs that it does not know.
+    """
+    if not _is_plain(network, family):
+        return None
+    assert family.plain is not None
+    base, names = network.base_model, family.plain.embedding_inputs
+    embeddings = base.get_submodule("embeddings")
+    projection = dict(base.named_children()).get(family.plain.embedding_projection or "")
+
+    def prepare(inputs: dict[str, Tensor]) -> Prepared | None:
+        mask = inputs.get("attention_mask")
+        if mask is None or mask.ndim != 2 or inputs.keys() - {*names, "attention_mask"}:
+            return None
+        state = embeddings(**{name: inputs[name] for name in names if name in inputs})
+        if projection is not None:
+            state = projection(state)
+        allowed = None if bool(mask.all()) else mask[:, None, None, :].bool()  # (batch, 1, 1, tokens)
+        return state, LayerCalls({(): ((), {"attention_mask": allowed})}, family)
+
+    return prepare
+
+
+def with_ready_mask(inputs: dict[str, Tensor], network: PreTrainedModel, family: Family) -> dict[str, Tensor]:
+    """The same inputs with the mask as plain layers take it, ``(batch, 1, 1, tokens)``, True for tokens.
+
+    Given ``(batch, tokens)``, the stock forward asks the device each time whether anything is padded, and waits for the
+    answer. Families whose layers or heads want the mask in its first shape keep it.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim != 2 or not _is_plain(network, family):
+        return inputs
+    return inputs | {"attention_mask": mask[:, None, None, :].bool()}
+
+
+def _is_plain(network: PreTrainedModel, family: Family) -> bool:
+    return family.plain is not None and network.config._attn_implementation == "sdpa"
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """A Linear's parameters, called without the module around them."""
+
+    weight: Tensor
+    bias: Any
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> "_Linear":
+        return cls(linear.weight, linear.bias)
+
+    def __call__(self, state: Tensor) -> Tensor:
+        return F.linear(state, self.weight, self.bias)

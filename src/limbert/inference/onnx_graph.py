@@ -1,0 +1,193 @@
+"""A sub-network as one ONNX file: dynamic batch and length, nothing in it but standard operators.
+
+Attention and its mask are written out by the two functions below in place of the model's own: a mask of one row an
+example, two matrix products and a softmax, which runtimes fuse. What torch exports of the stock attention spreads the
+mask over all queries and tests every row for NaN.
+"""
+
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from limbert.errors import StorageError, UnsupportedModelError
+from limbert.model.families import FAMILIES, unsupported
+from limbert.export.libraries import optional_library
+
+OPSET = 20  # the first with Gelu as one operator; newer ones add nothing here that runtimes run faster
+_LARGEST = 2**31 - 2**20  # bytes: a protobuf file ends at 2 GiB, and the graph needs some
+_ATTENTION = "limbert_plain"
+_TALKATIVE = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")
+
+
+def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | None = None) -> None:
+    """Write a network with its weights as one ONNX file that computes in fp32.
+
+    The file's inputs are int64 ``(batch, tokens)``, or ``(batch, choices, tokens)`` for multiple choice, both ends
+    dynamic; its outputs are the tensors that the network returns, by their names: ``logits`` ``(batch, outputs)``, or
+    what the head has instead (``start_logits`` and ``end_logits``, ``last_hidden_state``).
+
+    Args:
+        network: what ``ElasticModel.extract`` or ``view`` gave; it is left as it is.
+        path: the file; written in place, so give one that nobody reads yet.
+        inputs: names of the inputs; default: see `input_names`.
+
+    Raises:
+        UnsupportedModelError: for a family that is not supported, or a model of more than 2 GiB.
+        ConfigError: if the libraries of the extra ``export`` are not installed.
+        StorageError: if the file cannot be written.
+    """
+    if network.config.model_type not in FAMILIES:
+        raise unsupported(network.config.model_type)
+    size = 4 * sum(parameter.numel() for parameter in network.parameters())
+    if size > _LARGEST:
+        raise UnsupportedModelError(f"this network has {size / 2**30:.2f} GiB; one ONNX file holds less than 2 GiB")
+    onnx = optional_library("onnx")
+    optional_library("onnxscript")  # torch's exporter is built on it
+    names = tuple(inputs or input_names(network))
+    wrapped = _Named(_prepared(network), names)
+    example = _example(network, names)
+    with torch.inference_mode():
+        outputs = wrapped.output_names(example)
+    axes = {0: "batch", 1: "choices", 2: "tokens"} if example[0].ndim == 3 else {0: "batch", 1: "tokens"}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            wrapped,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(names),
+            output_names=list(outputs),
+            dynamic_shapes=((axes,) * len(names),),
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _tidy(proto)
+    try:
+        onnx.save(proto, path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def input_names(network: PreTrainedModel) -> tuple[str, ...]:
+    """What a graph of this network takes, named as tokenizers name it: types only where the model tells them apart."""
+    names = ("input_ids", "attention_mask")
+    takes_types = "token_type_ids" in inspect.signature(network.forward).parameters
+    return (*names, "token_type_ids") if takes_types and getattr(network.config, "type_vocab_size", 0) > 1 else names
+
+
+class _Named(nn.Module):
+    """The network with its inputs in a fixed order and its tensors as a tuple, as a graph has them."""
+
+    def __init__(self, network: PreTrainedModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self._names = tuple(names)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        output = self.network(**dict(zip(self._names, tensors, strict=True)))
+        return tuple(value.float() for value in output.values() if isinstance(value, Tensor))
+
+    def output_names(self, example: tuple[Tensor, ...]) -> tuple[str, ...]:
+        """What the network calls the tensors that it returns."""
+        output = self.network(**dict(zip(self._names, example, strict=True)))
+        return tuple(name for name, value in output.items() if isinstance(value, Tensor))
+
+
+def _prepared(network: PreTrainedModel) -> PreTrainedModel:
+    """A copy in fp32, on the CPU, without dropout, whose attention is the plain one."""
+    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _plain_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, _plain_mask)
+    prepared = copy.deepcopy(network).cpu().float().eval()
+    for module in prepared.modules():  # the layers of a sub-network may hold copies of its config
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig) and config._attn_implementation in ("sdpa", "flash_attention_2"):
+            config._attn_implementation = _ATTENTION
+            config.use_cache = False
+    return prepared
+
+
+def _example(network: PreTrainedModel, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """A padded batch to trace; sizes that nothing else in a model has."""
+    choices = (3,) if type(network).__name__.endswith("ForMultipleChoice") else ()
+    ids = torch.full((2, *choices, 7), 5, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[1, ..., 5:] = 0
+    ids[mask == 0] = network.config.pad_token_id or 0
+    made: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
+    return tuple(made.get(name, torch.zeros_like(ids)) for name in names)
+
+
+def _plain_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Any] = bidirectional_mask_function,
+    attention_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    **_: Any,
+) -> Tensor:
+    """What to add to the scores: ``(batch, 1, 1, tokens)``, or ``(batch, 1, tokens, tokens)`` for a sliding window."""
+    assert attention_mask is not None
+    visible = attention_mask[:, None, None, :]
+    if mask_function != bidirectional_mask_function:
+        queries = torch.arange(q_length)[:, None]  # (tokens, 1)
+        keys = torch.arange(kv_length)[None, :]  # (1, tokens)
+        visible = visible & mask_function(0, 0, queries, keys)
+    return torch.where(visible, 0.0, torch.finfo(dtype).min)
+
+
+def _plain_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Softmax attention over ``(batch, heads, tokens, head size)``; returns ``(batch, tokens, heads, head size)``."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query, key.transpose(2, 3)) * scale + attention_mask
+    return torch.matmul(scores.softmax(dim=-1), value).transpose(1, 2).contiguous(), None
+
+
+def _tidy(proto: Any) -> None:
+    """Drop what nobody runs: traces with paths of this machine, and the shapes between the nodes.
+
+    With those shapes ONNX Runtime 1.31 fuses each residual sum with its norm in a kernel that is slower on CPUs than
+    the two alone: the whole of MiniLM took 18 % longer.
+    """
+    del proto.graph.value_info[:]
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks, which are none for a user; errors are raised as ever."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,228 @@
+"""How the size is chosen: as data that people write and checkpoints keep, and as the plan that the engine executes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from limbert.core.config import TaskKind
+from limbert.core.task_types import KINDS
+from limbert.core.space import is_point, parse_point
+from limbert.core.subnet import Subnet
+from limbert.errors import ConfigError
+from limbert.method.early_exit import ExitRule
+from limbert.model.elastic import ElasticModel
+
+FORMS = "static:WIDTHxDEPTH, width, depth, width+depth"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which part of the model runs: one size for all inputs, or what gates and exits choose for each.
+
+    Attributes:
+        subnet: the one sub-network of a static policy; None for a dynamic one.
+        gates: whether width gates choose the width of each group of layers.
+        widths: with gates, the width that each of their choices runs at (None: as trained); without, the one width of
+            all layers (None: full).
+        exits: when inputs leave early; None runs all layers.
+
+    Raises:
+        ConfigError: for a combination that means nothing.
+    """
+
+    subnet: str | None = None
+    gates: bool = False
+    widths: tuple[float, ...] | None = None
+    exits: ExitRule | None = None
+
+    def __post_init__(self) -> None:
+        if self.subnet is not None and (self.gates or self.exits or self.widths):
+            raise ConfigError(f"policy static:{self.subnet} has a fixed size; widths and exits belong to dynamic ones")
+        if self.subnet is None and not self.gates and self.exits is None:
+            raise ConfigError(f"a policy needs a sub-network, gates or exits; write one of {FORMS}")
+
+    @property
+    def name(self) -> str:
+        """``static:0.5x0.75``, ``width``, ``depth`` or ``width+depth``."""
+        if self.subnet is not None:
+            return f"static:{self.subnet}"
+        return "+".join(part for part, used in (("width", self.gates), ("depth", self.exits)) if used)
+
+    def __str__(self) -> str:
+        """The name with its numbers, for people."""
+        parts = [self.name]
+        if self.widths:
+            parts.append("widths " + ", ".join(f"{width:g}" for width in self.widths))
+        if self.exits:
+            parts.append(f"{self.exits.name} {self.exits.threshold:g}")
+        return "; ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them back."""
+        exits = {"rule": self.exits.name, "threshold": self.exits.threshold} if self.exits else None
+        return {
+            "policy": self.name,
+            "widths": None if self.widths is None else list(self.widths),
+            "exits": exits,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The policy that `to_dict` wrote.
+
+        Raises:
+            ConfigError: for values that are none.
+        """
+        try:
+            exits = values.get("exits")
+            rule = ExitRule(exits["rule"], exits["threshold"]) if exits else None
+            widths = values.get("widths")
+            return cls.named(values["policy"], widths=tuple(widths) if widths else None, exits=rule)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"a saved policy needs policy, widths and exits, got {values!r}") from error
+
+    @classmethod
+    def named(cls, name: str, *, widths: tuple[float, ...] | None = None, exits: ExitRule | None = None) -> Self:
+        """A policy by the name of its kind.
+
+        Args:
+            name: ``static:WIDTHxDEPTH``, ``width``, ``depth`` or ``width+depth``.
+            widths: as the attribute.
+            exits: needed by ``depth`` and ``width+depth``.
+
+        Raises:
+            ConfigError: for an unknown name, or settings that do not go with it.
+        """
+        if name.startswith("static:"):
+            return cls(subnet=name.removeprefix("static:"), widths=widths, exits=exits)
+        if name not in ("width", "depth", "width+depth"):
+            raise ConfigError(f"unknown policy {name!r}; write one of {FORMS}")
+        if ("depth" in name) != (exits is not None):
+            needs = "needs an exit threshold" if exits is None else "has no exits: leave the exit threshold out"
+            raise ConfigError(f"policy {name!r} {needs}")
+        return cls(gates="width" in name, widths=widths, exits=exits)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A width that layers may run at."""
+
+    width: float
+    heads: int
+    neurons: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A policy resolved for one model: what the engine executes without any further choice of its own.
+
+    Attributes:
+        layers: those that run, as indices into the full stack: all of them but for a static policy.
+        options: the widths that may run; the first is where everything starts.
+        gates: the gate that is asked before each layer, by the layer.
+        choices: for each choice of a gate, the index of its option; empty without gates.
+        ramps: the numbers of layers after which examples may leave.
+        exits: when they leave.
+        fixed: the option that each layer runs at, by the layer, where the policy is static.
+    """
+
+    layers: tuple[int, ...]
+    options: tuple[Option, ...]
+    gates: Mapping[int, int]
+    choices: tuple[int, ...]
+    ramps: frozenset[int]
+    exits: ExitRule | None
+    fixed: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def gate_choices(self) -> int:
+        """Widths that each gate chooses among; 0 without gates."""
+        return len(self.choices)
+
+
+def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
+    """Check a policy against a model and work out what it means for it.
+
+    Raises:
+        ConfigError: if the model has no gates, too few or too many widths are given, the exit rule does not fit the
+            task, or the model's depths are no exits of each other.
+        SubnetError: for a width that keeps no head.
+    """
+    if policy.subnet is not None:
+        return _static_plan(model, policy.subnet)
+    refuse_at_tokens(kind, f"policy {policy.name}")
+    every = tuple(range(model.shape.layers))
+    ramps: frozenset[int] = frozenset()
+    if policy.exits is not None:
+        policy.exits.check(kind)
+        ramps = _ramps(model)
+    if not policy.gates:
+        widths = policy.widths or (1.0,)
+        if len(widths) != 1:
+            raise ConfigError(f"policy depth runs all layers at one width, got {len(widths)}: {_shown(widths)}")
+        return Plan(every, (_option(model, widths[0]),), {}, (), ramps, policy.exits)
+    if model.gates is None:
+        raise ConfigError("this model has no width gates; train them: limbert train --phases gates --model RUN")
+    widths = policy.widths or model.gates.widths
+    if len(widths) != len(model.gates.widths):
+        raise ConfigError(
+            f"{len(widths)} widths given ({_shown(widths)}); the gates have {len(model.gates.widths)} choices"
+        )
+    options = tuple(dict.fromkeys(_option(model, width) for width in widths))
+    places = model.gates.layer_of_gate(model.shape.layers)
+    return Plan(
+        every,
+        options,
+        {layer: gate for gate, layer in enumerate(places)},
+        tuple(options.index(_option(model, width)) for width in widths),
+        ramps,
+        policy.exits,
+    )
+
+
+def refuse_at_tokens(kind: TaskKind, who: str) -> None:
+    """Raise ConfigError for a task whose answers stand at tokens: a policy chooses one size for one answer.
+
+    Args:
+        kind: of the task.
+        who: asks for a policy, in words.
+    """
+    if KINDS[kind].at_tokens:
+        raise ConfigError(
+            f"{who} chooses a size for each answer, and in {kind} all answers of a text run together; "
+            "run one sub-network for all texts: --subnet WIDTHxDEPTH"
+        )
+
+
+def _static_plan(model: ElasticModel, name: str) -> Plan:
+    subnet, width = model.subnet(name), parse_point(name)[0] if is_point(name) else None
+    model.check(subnet)
+    at = {
+        layer: Option(heads / model.shape.heads if width is None else width, heads, neurons)
+        for layer, (heads, neurons) in subnet.widths().items()
+    }
+    options = tuple(dict.fromkeys(at.values()))
+    fixed = {layer: options.index(option) for layer, option in at.items()}
+    return Plan(subnet.layers, options, {}, (), frozenset(), None, fixed)
+
+
+def _option(model: ElasticModel, width: float) -> Option:
+    subnet = Subnet.uniform(model.shape, width=width)
+    return Option(width, subnet.heads[0], subnet.neurons[0])
+
+
+def _ramps(model: ElasticModel) -> frozenset[int]:
+    if model.space.layers != "first":
+        raise ConfigError(
+            f"this model was trained with layers {model.space.layers!r}; exits need depths that keep the first layers: "
+            "limbert train --layers first"
+        )
+    depths = {len(Subnet.uniform(model.shape, depth=depth, layers="first").layers) for depth in model.space.depths}
+    ramps = frozenset(depths - {model.shape.layers})
+    if not ramps:
+        raise ConfigError("this model was trained at full depth only, so that it has no exits; train more depths")
+    return ramps
+
+
+def _shown(widths: tuple[float, ...]) -> str:
+    return ", ".join(f"{width:g}" for width in widths)

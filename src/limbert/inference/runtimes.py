@@ -1,0 +1,150 @@
+"""The programs that run an exported network, as one kind of thing: a table of loaders by name.
+
+Each computes in fp32 unless told otherwise, with the threads that it is told. None of what they load is made for being
+called from two threads at once.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from limbert.errors import CheckpointError, ConfigError
+from limbert.inference.onnx_graph import write_onnx
+from limbert.export.libraries import optional_library
+
+Outputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A network that is loaded and ready.
+
+    Attributes:
+        inputs: names of what it takes.
+        run: from those inputs to all its outputs by name, float32.
+    """
+
+    inputs: tuple[str, ...]
+    run: Callable[[Mapping[str, Tensor]], Outputs]
+
+    def outputs(self, inputs: Mapping[str, Tensor]) -> Outputs:
+        """All outputs by name; inputs that it does not take are left out, absent token types are zeros."""
+        ids = inputs["input_ids"]
+        return self.run({name: inputs[name] if name in inputs else torch.zeros_like(ids) for name in self.inputs})
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The first output; for a classifier the logits ``(batch, outputs)``, float32 on the CPU."""
+        return next(iter(self.outputs(inputs).values()))
+
+
+def load_runtime(
+    name: str, source: PreTrainedModel | Path, *, threads: int | None = None, precision: str = "fp32"
+) -> Runtime:
+    """Load a network in one of the runtimes of `RUNTIMES`.
+
+    Args:
+        name: ``torch``, ``onnxruntime`` or ``openvino``.
+        source: a network in evaluation mode, which is exported to a temporary file where the runtime needs one; or
+            a saved file (``.onnx``, for OpenVINO ``.xml`` too).
+        threads: within one operator; None is the runtime's own default.
+        precision: ``fp32``, or ``bf16`` where the runtime can compute so (OpenVINO on CPUs with bf16 arithmetic).
+
+    Raises:
+        ConfigError: for an unknown runtime or precision, or a library that is not installed.
+        CheckpointError: if a saved file cannot be loaded.
+    """
+    if name not in RUNTIMES:
+        raise ConfigError(f"unknown runtime {name!r}; allowed: {', '.join(RUNTIMES)}")
+    if precision not in ("fp32", "bf16") or (precision == "bf16" and name != "openvino"):
+        raise ConfigError(f"precision {precision!r} is not for runtime {name}; allowed: fp32, and bf16 with openvino")
+    loader = RUNTIMES[name]
+    if isinstance(source, Path) or name == "torch":
+        return loader(source, threads, precision)
+    with tempfile.TemporaryDirectory(prefix="limbert-") as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(source, path)
+        return loader(path, threads, precision)
+
+
+def _load_torch(source: PreTrainedModel | Path, threads: int | None, precision: str) -> Runtime:
+    if isinstance(source, Path):
+        raise ConfigError(f"runtime torch runs a network, not the file {source}")
+    network = source
+
+    @torch.inference_mode()
+    def run(inputs: Mapping[str, Tensor]) -> Outputs:
+        before = torch.get_num_threads()
+        if threads is not None and threads != before:
+            torch.set_num_threads(threads)
+        try:
+            output = network(**{name: tensor.to(network.device) for name, tensor in inputs.items()})
+            return {name: value.float().cpu() for name, value in output.items() if isinstance(value, Tensor)}
+        finally:
+            if threads is not None and threads != before:
+                torch.set_num_threads(before)
+
+    from limbert.inference.onnx_graph import input_names
+
+    return Runtime(input_names(network), run)
+
+
+def _load_onnxruntime(source: PreTrainedModel | Path, threads: int | None, precision: str) -> Runtime:
+    """A session on the CPU; its threads do not spin between calls, so that they take no time from what runs beside."""
+    onnxruntime = optional_library("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's own exception classes have no common base
+        raise CheckpointError(f"ONNX Runtime cannot load {source}: {_one_line(error)}") from error
+    names = tuple(output.name for output in session.get_outputs())
+
+    def run(inputs: Mapping[str, Tensor]) -> Outputs:
+        arrays = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return {name: torch.from_numpy(array).float() for name, array in zip(names, arrays, strict=True)}
+
+    return Runtime(tuple(given.name for given in session.get_inputs()), run)
+
+
+def _load_openvino(source: PreTrainedModel | Path, threads: int | None, precision: str) -> Runtime:
+    """A model compiled for the CPU, for latency: one stream."""
+    openvino = optional_library("openvino")
+    settings: dict[str, Any] = {
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(str(source)), "CPU", settings)
+    except Exception as error:  # RuntimeError, or what a plug-in raises
+        raise CheckpointError(f"OpenVINO cannot load {source}: {_one_line(error)}") from error
+    names = tuple(output.get_any_name() for output in compiled.outputs)
+
+    def run(inputs: Mapping[str, Tensor]) -> Outputs:
+        found = compiled({name: tensor.numpy() for name, tensor in inputs.items()})
+        return {name: torch.from_numpy(found[index].copy()).float() for index, name in enumerate(names)}
+
+    return Runtime(tuple(given.get_any_name() for given in compiled.inputs), run)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+RUNTIMES: dict[str, Callable[[PreTrainedModel | Path, int | None, str], Runtime]] = {
+    "torch": _load_torch,
+    "onnxruntime": _load_onnxruntime,
+    "openvino": _load_openvino,
+}

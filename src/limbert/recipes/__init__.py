@@ -1,1 +1,0 @@
-"""Recipes as data files; ``limbert.run.recipes`` reads them."""

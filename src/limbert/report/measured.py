@@ -1,0 +1,36 @@
+"""The rows of ``limbert profile``, grouped by how and where they were measured: only those compare."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from limbert.evaluation.profile_rows import Cell, ProfileRow
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How and where something was measured.
+
+    Attributes:
+        cell: how it was run.
+        machine: what tells the hardware apart.
+        several: whether the run was measured on more than one machine.
+    """
+
+    cell: Cell
+    machine: str
+    several: bool
+
+    def __str__(self) -> str:
+        """For people; the machine only where there are several."""
+        return f"{self.cell}, {self.machine}" if self.several else str(self.cell)
+
+
+def by_setting(profile: Sequence[ProfileRow]) -> dict[Setting, dict[str, ProfileRow]]:
+    """Rows by setting and sub-network, settings in the order of the file; of rows measured twice the later one."""
+    found: dict[Setting, dict[str, ProfileRow]] = {}
+    several = len({json.dumps(row.hardware, sort_keys=True) for row in profile}) > 1
+    for row in profile:
+        machine = ", ".join(f"{name} {value}" for name, value in row.hardware.items() if value is not None)
+        found.setdefault(Setting(row.cell, machine, several), {})[row.subnet] = row
+    return found

@@ -1,0 +1,146 @@
+"""What a report is made of: the files that a run keeps, read once and checked."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from limbert.core.space import Space
+from limbert.data.tasks import Task
+from limbert.errors import CheckpointError, LimbertError
+from limbert.model.checkpoint import RECORD_NAME, read_record
+from limbert.run.json_lines import read_json_lines
+from limbert.run.operating_points import OperatingPoint, operating_points
+from limbert.inference.policy import Policy
+from limbert.run.policy_results import POLICIES_NAME
+from limbert.evaluation.profile_rows import PROFILE_NAME, ProfileRow, read_profile
+from limbert.train.run import RESULTS_NAME
+from limbert.train.run_folder import LOG_NAME
+
+TUNE_NAME = "tune.jsonl"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The files of one run.
+
+    Attributes:
+        path: its folder, as the user wrote it.
+        record: ``limbert.json``.
+        task: what the model answers.
+        space: what it was trained for.
+        results: a row a sub-network, the largest first: metric, parameters, FLOPs on the development set.
+        profile: what was measured, a row a sub-network and setting; empty if nothing was.
+        tried: policies judged on the validation slice; empty if none were.
+        points: operating points by name.
+        spent: what they did on which data.
+        log: of the training.
+    """
+
+    path: str
+    record: dict[str, Any]
+    task: Task
+    space: Space
+    results: list[dict[str, Any]]
+    profile: list[ProfileRow]
+    tried: list[dict[str, Any]]
+    points: dict[str, OperatingPoint]
+    spent: list[dict[str, Any]]
+    log: list[dict[str, Any]]
+
+    @property
+    def metric(self) -> str:
+        """The metric that counts."""
+        return self.task.primary
+
+    @property
+    def grid(self) -> list[dict[str, Any]]:
+        """Rows of the sub-networks of a width and a depth; the others were found off the grid by a search."""
+        return [row for row in self.results if row.get("width") is not None and row.get("depth") is not None]
+
+    @property
+    def full(self) -> dict[str, Any]:
+        """The row of the full model."""
+        return max(self.grid, key=lambda row: (row["params"], row["flops"]))
+
+    def value(self, row: dict[str, Any]) -> float:
+        """The metric that counts, of a row with ``metrics``; of several development sets the mean."""
+        return fmean(value for name, value in row["metrics"].items() if name.rpartition("/")[2] == self.metric)
+
+    def spent_by(self, name: str, data: str) -> dict[str, Any] | None:
+        """What an operating point, as it is now, did on ``development`` or ``validation`` data; None if not kept."""
+        for row in self.spent:
+            if (row["name"], row["data"]) == (name, data) and row["settings"] == self.points[name].policy.to_dict():
+                return row
+        return None
+
+
+def read_run(path: str) -> RunData:
+    """Read a run's folder.
+
+    Raises:
+        CheckpointError: if it is missing, was not made by ``limbert train``, or a file in it is broken, naming file
+            and line.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"no model folder at {path}")
+    record = read_record(folder)
+    if "task" not in record or "space" not in record:
+        raise CheckpointError(f"{path} has no {RECORD_NAME} of a training; make one with limbert train")
+    if not (folder / RESULTS_NAME).is_file():
+        raise CheckpointError(f"{path} has no {RESULTS_NAME}, which limbert train writes when it is finished")
+    try:
+        task, space, points = Task.from_dict(record["task"]), Space.from_dict(record["space"]), operating_points(record)
+    except (LimbertError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / RECORD_NAME} is broken: {error}") from error
+    data = RunData(
+        path=path,
+        record=record,
+        task=task,
+        space=space,
+        results=_results(folder / RESULTS_NAME),
+        profile=read_profile(folder / PROFILE_NAME) if (folder / PROFILE_NAME).is_file() else [],
+        tried=_tried(folder / TUNE_NAME),
+        points=points,
+        spent=_optional(
+            folder / POLICIES_NAME,
+            {"name": str, "data": str, "settings": dict, "metrics": dict, "flops_mean": float, "flops_full": float,
+             "widths": list, "exits": dict},
+        ),
+        log=_optional(folder / LOG_NAME, {"phase": str, "step": float}),
+    )  # fmt: skip
+    for row in [*data.results, *data.spent]:
+        name = row.get("subnet", row.get("name"))
+        try:
+            good = math.isfinite(data.value(row))
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise CheckpointError(f"the results of {name} in {path} have no {data.metric}: {row['metrics']}")
+    if not data.grid:
+        raise CheckpointError(f"{folder / RESULTS_NAME} has no sub-network of a width and a depth")
+    return data
+
+
+def _results(path: Path) -> list[dict[str, Any]]:
+    needs = {"subnet": str, "params": float, "flops": float, "metrics": dict}
+    rows = read_json_lines(path, needs=needs)
+    if not rows:
+        raise CheckpointError(f"{path} holds no results")
+    return rows
+
+
+def _optional(path: Path, needs: dict[str, type]) -> list[dict[str, Any]]:
+    return read_json_lines(path, needs=needs) if path.is_file() else []
+
+
+def _tried(path: Path) -> list[dict[str, Any]]:
+    rows = _optional(path, {"policy": str, "value": float, "flops_share": float})
+    for number, row in enumerate(rows, start=1):
+        try:
+            row["shown"] = str(Policy.from_dict(row))
+        except LimbertError as error:
+            raise CheckpointError(f"{path}, row {number}: {error}") from error
+    return rows

@@ -1,0 +1,110 @@
+"""What Prometheus reads. Each application counts for itself: nothing is global, so that two can live in one process.
+
+With several workers each process counts for itself, and a scrape reaches one of them, whose ``limbert_worker_info``
+says which: add up over ``pid`` what was scraped, or run one worker a port where exact sums matter.
+"""
+
+import os
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from limbert.serve.service import Answers, Service
+
+_SECONDS = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+
+
+class Metrics:
+    """The counters of one application.
+
+    Args:
+        service: its state is read at each scrape.
+    """
+
+    content_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        at, spent = self.registry, "Time that the slowest text of a request spent"
+        self._requests = Counter("limbert_requests", "Requests answered.", ["protocol", "status"], registry=at)
+        self._duration = Histogram(
+            "limbert_request_duration_seconds", "From the first byte read to the last byte written.", ["protocol"],
+            registry=at, buckets=_SECONDS,
+        )  # fmt: skip
+        self._rows = Counter("limbert_rows", "Texts answered, by the size that ran.", ["size"], registry=at)
+        self._tokens = Counter("limbert_tokens", "Tokens of the texts answered.", registry=at)
+        self._flops = Counter("limbert_flops", "Floating-point operations spent on answers.", registry=at)
+        self._cut = Counter("limbert_truncated_rows", "Texts that were cut to the longest input.", registry=at)
+        self._queue, self._tokenisation, self._inference = (
+            Histogram(f"limbert_{name}_seconds", f"{spent} {text}.", registry=at, buckets=_SECONDS)
+            for name, text in (
+                ("queue", "waiting"),
+                ("tokenization", "being tokenised"),
+                ("inference", "being computed, with its batch"),
+            )
+        )
+        at.register(_State(service))
+        ProcessCollector(registry=at)
+
+    def count(self, answers: Answers) -> None:
+        """Note what a request took."""
+        timing = answers.timing
+        self._queue.observe(timing.queue)
+        self._tokenisation.observe(timing.tokenisation)
+        self._inference.observe(timing.inference)
+        for row in answers.rows:
+            self._rows.labels(row.size).inc()
+            self._cut.inc(row.truncated)
+        self._tokens.inc(sum(row.tokens for row in answers.rows))
+        self._flops.inc(sum(row.flops for row in answers.rows))
+
+    def count_request(self, protocol: str, *, status: int, seconds: float) -> None:
+        """Note that a request has ended; status 499 where its client did not wait."""
+        self._requests.labels(protocol, str(status)).inc()
+        self._duration.labels(protocol).observe(seconds)
+
+    def exposition(self) -> bytes:
+        """All counters in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _State:
+    """The service's state as gauges, read when they are asked for."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def describe(self) -> Iterator[Metric]:
+        """None: so registering asks for nothing."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauges now."""
+        service, now = self._service, self._service.snapshot()
+        for name, text, value in (
+            ("healthy", "1 while the compute thread lives.", service.healthy),
+            ("ready", "1 while requests are taken.", service.ready),
+            ("queued_rows", "Texts that wait.", now.queued),
+            ("queued_tokens", "Tokens of the texts that wait.", now.queued_tokens),
+            ("running_requests", "Requests under way, waiting ones included.", now.running),
+            ("uptime_seconds", "Seconds since the start.", now.uptime),
+        ):
+            yield GaugeMetricFamily(f"limbert_{name}", text, value=float(value))
+        size = GaugeMetricFamily(
+            "limbert_size_in_use", "1 for the size that the server's policy uses.", labels=["size"]
+        )
+        for item in service.menu.sizes:
+            size.add_metric([item.name], float(item.name == now.size))
+        yield size
+        refused = Counter("limbert_refused_requests", "Requests refused: no room, or no time.", registry=None)
+        refused.inc(now.refused)
+        yield from refused.collect()
+        changes = Counter("limbert_size_changes", "How often the size in use changed.", registry=None)
+        changes.inc(now.level_changes)
+        yield from changes.collect()
+        yield InfoMetricFamily("limbert_worker", "The process that counted.", value={"pid": str(os.getpid())})

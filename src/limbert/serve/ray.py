@@ -1,0 +1,145 @@
+"""The same application on Ray Serve: replicas behind one port, as many as the load asks for."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from limbert.serve.service import Service
+from limbert.serve.process import application, listening, need_libraries
+from limbert.serve.settings import ServeSettings
+from limbert.core.config import require
+from limbert.errors import ConfigError
+from limbert.inference.batch.cluster import connected, need_ray
+from limbert.inference.batch.packed import Packed, pack, unpack
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_HEALTH_EVERY = 5.0  # seconds
+_UPSCALE_AFTER, _DOWNSCALE_AFTER = 5.0, 120.0  # seconds that the load must last
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How many copies of the model answer.
+
+    Attributes:
+        fewest: that there always are.
+        most: that the load may call for.
+        requests: under way in each that the number of replicas is held to; more call for another replica.
+    """
+
+    fewest: int = 1
+    most: int = 1
+    requests: float = 8.0
+
+    def __post_init__(self) -> None:
+        require(self.fewest > 0, "replicas", self.fewest, "at least 1")
+        require(self.most >= self.fewest, "replicas at most", self.most, f"at least {self.fewest}")
+        require(self.requests > 0, "requests a replica", self.requests, "more than 0")
+
+    @classmethod
+    def parse(cls, text: str, *, requests: float) -> "Replicas":
+        """Read ``3``, or ``1:8`` for one to eight.
+
+        Raises:
+            ConfigError: for anything else.
+        """
+        fewest, colon, most = text.partition(":")
+        if not (fewest.isdecimal() and (most.isdecimal() or not colon)):
+            raise ConfigError(f"--replicas {text!r} is neither a number such as 3 nor a range such as 1:8")
+        return cls(int(fewest), int(most or fewest), requests)
+
+
+def serve_on_ray(run: str, settings: ServeSettings, replicas: Replicas, *, ready: Callable[[str], None]) -> None:
+    """Serve on the Ray of ``RAY_ADDRESS``, or on one that is started here, until SIGTERM or SIGINT.
+
+    The model's files travel through Ray's object store: machines of the cluster need Limbert, not the run.
+
+    Args:
+        run: a trained model.
+        settings: of each replica; ``threads`` are 1 where none are given, and are what a replica reserves.
+        replicas: how many there are.
+        ready: called with the address once requests are answered.
+
+    Raises:
+        LimbertError: if a library is missing, the model cannot be loaded, or the port cannot be used.
+    """
+    need_libraries()
+    need_ray()
+    threads = settings.threads or 1
+    settings = replace(settings, threads=threads, workers=1)
+    named = Service.open(run, settings).name  # refuses here what every replica would refuse
+    packed = pack(run)
+    with listening(settings) as probe:  # a port that is taken is found here, and 0 becomes a free one
+        settings = replace(settings, port=probe.getsockname()[1], name=named)
+    end = threading.Event()
+    size = sum(content.nbytes for content in packed.files.values())
+    with connected(cpus=replicas.most * threads, model_bytes=size) as ray, _stopped_by(end):
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_QUIET)
+        try:
+            deployed = _deployment(settings, replicas, ray.put(packed)).bind()
+            serve.run(deployed, name=named, route_prefix="/", logging_config=_QUIET)
+        except RuntimeError as error:
+            raise ConfigError(f"the replicas do not start: {str(error).strip().splitlines()[-1]}") from error
+        try:
+            ready(f"http://{settings.host}:{settings.port}")
+            end.wait()
+        finally:
+            serve.delete(named)  # drains
+
+
+@contextmanager
+def _stopped_by(end: threading.Event) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set the event."""
+    before = {number: signal.signal(number, lambda *_: end.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_QUIET = {"log_level": "ERROR", "enable_access_log": False}
+
+
+def _deployment(settings: ServeSettings, replicas: Replicas, reference: Any) -> Any:
+    """The application as a deployment; each replica builds its own, with its own service."""
+    from ray import serve
+
+    def build() -> "FastAPI":
+        packed: Packed = need_ray().get(reference)
+        service = Service.open(unpack(packed), settings)
+        app = application(service, settings, lambda: None)
+        app.state.service = service
+        return app
+
+    class Limbert:
+        app: "FastAPI"  # what build made; Ray Serve sets it
+
+        def check_health(self) -> None:
+            if not self.app.state.service.healthy:
+                raise RuntimeError("the compute has died")  # Ray Serve then replaces the replica
+
+    return serve.deployment(
+        serve.ingress(build)(Limbert),
+        name="limbert",
+        max_ongoing_requests=settings.max_queue,  # the service itself refuses what cannot be answered in time
+        graceful_shutdown_timeout_s=settings.drain,
+        health_check_period_s=_HEALTH_EVERY,
+        ray_actor_options={"num_cpus": settings.threads},
+        autoscaling_config={
+            "min_replicas": replicas.fewest,
+            "max_replicas": replicas.most,
+            "target_ongoing_requests": replicas.requests,
+            "upscale_delay_s": _UPSCALE_AFTER,
+            "downscale_delay_s": _DOWNSCALE_AFTER,
+        },
+    )

@@ -1,0 +1,71 @@
+"""From a model's outputs to labels with scores. Plain floats: for a handful of classes that is quicker than arrays."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from limbert.serve.faults import Fault
+from limbert.data.tasks import Task
+from limbert.errors import UnsupportedModelError
+
+Function = Callable[[Sequence[float]], list[float]]
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    """Probabilities that add up to 1."""
+    highest = max(logits)
+    weights = [math.exp(value - highest) for value in logits]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def sigmoid(logits: Sequence[float]) -> list[float]:
+    """A probability for each by itself."""
+    return [1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value)) for value in logits]
+
+
+def unchanged(logits: Sequence[float]) -> list[float]:
+    """The outputs as they are."""
+    return list(logits)
+
+
+FUNCTIONS: dict[str, Function] = {"softmax": softmax, "sigmoid": sigmoid, "none": unchanged}
+_OF_KIND: dict[str, Function] = {"classification": softmax, "multi-label": sigmoid, "regression": unchanged}
+
+
+def function_of(task: Task) -> Function:
+    """What makes scores of this task's outputs.
+
+    Raises:
+        UnsupportedModelError: for a task whose answers are no scores of whole texts.
+    """
+    if task.kind not in _OF_KIND:
+        raise UnsupportedModelError(f"task is {task.kind}; the server answers {', '.join(_OF_KIND)}")
+    return _OF_KIND[task.kind]
+
+
+def labels_of(task: Task) -> tuple[str, ...]:
+    """A name for each output; a regression's one is called as Transformers calls it."""
+    return task.labels or ("LABEL_0",)
+
+
+def check_finite(logits: Sequence[float]) -> None:
+    """Refuse to answer with what is no number.
+
+    Raises:
+        Fault: 424.
+    """
+    if not all(map(math.isfinite, logits)):
+        raise Fault(424, "the model's outputs for this text are not finite")
+
+
+def ranked(
+    logits: Sequence[float], labels: Sequence[str], function: Function, *, top: int | None = None
+) -> list[dict[str, str | float]]:
+    """``{"label", "score"}`` of each output, highest score first, at most ``top`` of them.
+
+    Raises:
+        Fault: 424 where an output is no finite number.
+    """
+    check_finite(logits)
+    pairs = sorted(zip(function(logits), labels, strict=True), key=lambda pair: -pair[0])
+    return [{"label": label, "score": score} for score, label in pairs[:top]]

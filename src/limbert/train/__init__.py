@@ -1,0 +1,1 @@
+"""Training: the trainer, its phases, and the recipes that run them."""

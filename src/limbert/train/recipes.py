@@ -1,0 +1,152 @@
+"""Recipes are data: a TOML file with the space and the settings of each phase; this reads and overrides them."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from limbert.core.config import GatesConfig, PhaseConfig
+from limbert.core.space import Space
+from limbert.errors import ConfigError
+from limbert.train.context import AnyPhaseConfig
+from limbert.train.phases import PHASES
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which sub-networks are trained, and how, phase by phase in order."""
+
+    space: Space
+    phases: dict[str, AnyPhaseConfig]
+
+    def over(self, processes: int) -> "Recipe":
+        """The recipe with the batches that so many processes train on together, each with as many rows as it says.
+
+        Two runs with the same batches are the same run, however many processes share them.
+        """
+        phases = {
+            name: replace(config, batch_size=processes * config.batch_size) for name, config in self.phases.items()
+        }
+        return replace(self, phases=phases)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint's record."""
+        return {
+            "space": self.space.to_dict(),
+            "phases": {name: asdict(config) for name, config in self.phases.items()},
+        }
+
+
+def bundled() -> list[str]:
+    """Names of the recipes that come with Limbert."""
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in files("limbert.train").iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A bundled recipe by name, or any TOML file of the same form.
+
+    Raises:
+        ConfigError: for an unknown name, a file that is not TOML, or an unknown or impossible setting.
+    """
+    if name_or_path in bundled():
+        text = (files("limbert.train") / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"no recipe {name_or_path!r}; bundled: {', '.join(bundled())}; or give a TOML file")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {name_or_path}: {error}") from error
+    unknown = {*values} - {"space", "phases"}
+    if unknown or not values.get("phases"):
+        raise ConfigError(f"recipe {name_or_path} needs [space] and [phases.NAME] tables, got {', '.join(values)}")
+    space = Space.from_dict(Space().to_dict() | values.get("space", {}))
+    return Recipe(space, {name: _phase_config(name, settings) for name, settings in values["phases"].items()})
+
+
+def override(
+    recipe: Recipe,
+    *,
+    space: Mapping[str, Any] | None = None,
+    every_phase: Mapping[str, Any] | None = None,
+    gates: Mapping[str, Any] | None = None,
+    one_phase: Iterable[str] = (),
+    phases: Iterable[str] | None = None,
+) -> Recipe:
+    """The recipe with settings replaced; values that are None change nothing.
+
+    Args:
+        recipe: what is changed.
+        space: ``widths``, ``depths``, ``layers``.
+        every_phase: settings of all phases that train the encoder, by their name in PhaseConfig.
+        gates: settings of the phases that train gates, by their name in GatesConfig.
+        one_phase: ``"PHASE.SETTING=VALUE"``, as a person writes them.
+        phases: which phases run, in this order; one that the recipe lacks runs with the defaults of its kind.
+
+    Raises:
+        ConfigError: naming what is unknown or impossible.
+    """
+    given = {name: value for name, value in (space or {}).items() if value is not None}
+    names = list(phases) if phases is not None else list(recipe.phases)
+    configs = {name: recipe.phases.get(name) or _phase_config(name, {}) for name in names}
+    shared = {name: value for name, value in (every_phase or {}).items() if value is not None}
+    of_gates = {name: value for name, value in (gates or {}).items() if value is not None}
+    if of_gates and not any(isinstance(config, GatesConfig) for config in configs.values()):
+        raise ConfigError(
+            f"gate settings ({', '.join(of_gates)}) need a phase that trains gates; phases: {', '.join(configs)}"
+        )
+    configs = {
+        name: replace(config, **(shared if isinstance(config, PhaseConfig) else of_gates))  # type: ignore[arg-type]
+        for name, config in configs.items()
+    }
+    for text in one_phase:
+        phase, setting, value = _parse_setting(text, configs)
+        configs[phase] = replace(configs[phase], **{setting: value})
+    return Recipe(Space.from_dict(recipe.space.to_dict() | given), configs)
+
+
+def _phase_config(phase: str, settings: Mapping[str, Any]) -> AnyPhaseConfig:
+    if phase not in PHASES:
+        raise ConfigError(f"unknown phase {phase!r}; allowed: {', '.join(PHASES)}")
+    config_class = PHASES[phase].config_class
+    for name in settings:
+        _check_setting(phase, name, config_class)
+    return config_class(**(dict(PHASES[phase].defaults) | dict(settings)))
+
+
+def _check_setting(phase: str, name: str, config_class: type[AnyPhaseConfig]) -> None:
+    known = sorted(field.name for field in fields(config_class))
+    if name not in known:
+        raise ConfigError(f"unknown setting {phase}.{name}; allowed: {', '.join(known)}")
+
+
+def _parse_setting(text: str, configs: Mapping[str, AnyPhaseConfig]) -> tuple[str, str, Any]:
+    path, _, value = text.partition("=")
+    phase, _, setting = path.strip().partition(".")
+    if phase not in configs or not value:
+        raise ConfigError(
+            f"cannot read setting {text!r}; write PHASE.SETTING=VALUE with a phase of this run: {', '.join(configs)}"
+        )
+    config_class = type(configs[phase])
+    _check_setting(phase, setting, config_class)
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return phase, setting, _of_type(setting, parsed, get_type_hints(config_class)[setting])
+
+
+def _of_type(setting: str, value: Any, hint: Any) -> Any:
+    """Whole numbers serve where a fraction is expected; other mismatches are refused."""
+    options = get_args(hint) or (hint,)
+    wanted = str if isinstance(options[0], str) else options[0]  # a Literal's options are its words
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise ConfigError(f"{setting} is {value!r}; it must be a {wanted.__name__}")
+    return value
