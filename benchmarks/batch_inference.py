@@ -35,21 +35,21 @@ import torch
 
 from limbert.cli.policies import choose_policy
 from limbert.core.config import DataConfig
-from limbert.data.tokenize import tokenize
-from limbert.data.readers import Examples
 from limbert.data.load import load_texts
+from limbert.data.readers import Examples
+from limbert.data.tokenize import tokenize
 from limbert.errors import LimbertError
-from limbert.model.checkpoint import versions
-from limbert.inference.load import Opened, open_checkpoint
 from limbert.evaluation.hardware import here
-from limbert.inference.policy import Policy
-from limbert.inference.predict import predict
 from limbert.inference.batch.batch import predict_files
 from limbert.inference.batch.packed import pack
 from limbert.inference.batch.request import Request
 from limbert.inference.batch.shards import Input, read_input
 from limbert.inference.batch.store import Store
 from limbert.inference.batch.worker import Done, Orders, Worker, added_columns
+from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.policy import Policy
+from limbert.inference.predict import predict
+from limbert.model.checkpoint import versions
 
 PARTS = ("reading", "tokenising", "computing", "writing")
 

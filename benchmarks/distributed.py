@@ -26,13 +26,13 @@ from accelerate import Accelerator
 
 from limbert import LimbertError, Space
 from limbert.core.config import DataConfig, PhaseConfig, TrainConfig
-from limbert.data.tokenize import tokenize, training_batches
 from limbert.data.load import load_task_data
-from limbert.model.checkpoint import versions
+from limbert.data.tokenize import tokenize, training_batches
 from limbert.evaluation.hardware import here
-from limbert.train.phases import PHASES
-from limbert.train.distributed import Processes, join_processes
 from limbert.inference.base_model import load_start
+from limbert.model.checkpoint import versions
+from limbert.train.distributed import Processes, join_processes
+from limbert.train.phases import PHASES
 from limbert.train.trainer import Trainer
 
 WARM_UP = 2  # steps

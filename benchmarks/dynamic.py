@@ -23,15 +23,15 @@ from transformers import AutoModelForSequenceClassification
 from limbert.cli.evaluate import data_config
 from limbert.cli.policies import choose_policy, default_exit_rule
 from limbert.core.config import TaskKind
-from limbert.data.tokenize import TokenizedExamples, evaluation_batches, tokenize
 from limbert.data.load import load_evaluation_data
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches, tokenize
 from limbert.errors import LimbertError
+from limbert.evaluation.hardware import here
+from limbert.inference.engine import Engine
+from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.policy import Policy
 from limbert.method.early_exit import ExitRule
 from limbert.model.checkpoint import versions
-from limbert.inference.load import Opened, open_checkpoint
-from limbert.inference.engine import Engine
-from limbert.evaluation.hardware import here
-from limbert.inference.policy import Policy
 
 FULL, ENGINE = "stock full model", "engine, full size"
 GATES, RAMPS, BOTH = "gates, always full", "off-ramps, nobody leaves", "gates and off-ramps, always full"

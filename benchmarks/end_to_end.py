@@ -24,19 +24,19 @@ from transformers import AutoTokenizer
 
 from limbert.cli.evaluate import data_config
 from limbert.cli.policies import choose_policy
-from limbert.data.tokenize import evaluation_batches, tokenize
-from limbert.data.readers import Examples
 from limbert.data.load import load_evaluation_data
 from limbert.data.metrics import compute_metrics
+from limbert.data.readers import Examples
 from limbert.data.tasks import Task
+from limbert.data.tokenize import evaluation_batches, tokenize
 from limbert.errors import CheckpointError, LimbertError
-from limbert.model.checkpoint import versions
-from limbert.inference.load import Opened, open_checkpoint
-from limbert.evaluation.policies import policy_answers
-from limbert.inference.engine import Engine
-from limbert.inference.onnx_graph import write_onnx
-from limbert.inference.runtimes import Runtime, load_runtime
 from limbert.evaluation.hardware import here
+from limbert.inference.engine import Engine
+from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.onnx_graph import write_onnx
+from limbert.inference.predict import policy_answers
+from limbert.inference.runtimes import Runtime, load_runtime
+from limbert.model.checkpoint import versions
 
 Answer = Callable[[Examples], np.ndarray]  # texts -> logits (examples, outputs)
 FILES = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino"}

@@ -18,10 +18,10 @@ from accelerate import Accelerator
 
 from limbert import LimbertError, Space
 from limbert.core.config import DataConfig, PhaseConfig, TrainConfig
-from limbert.data.tokenize import tokenize, training_batches
 from limbert.data.load import load_task_data
-from limbert.train.phases import PHASES
+from limbert.data.tokenize import tokenize, training_batches
 from limbert.inference.base_model import load_start
+from limbert.train.phases import PHASES
 from limbert.train.trainer import Trainer
 
 

@@ -33,16 +33,16 @@ from typing import Any
 import torch
 
 from limbert import LimbertError
+from limbert.core.config import DataConfig
+from limbert.data.load import load_evaluation_data
+from limbert.data.tokenize import evaluation_batches, tokenize
+from limbert.evaluation.hardware import here
+from limbert.inference.engine import Engine
+from limbert.inference.load import open_checkpoint
+from limbert.inference.policy import Policy
+from limbert.model.checkpoint import versions
 from limbert.serve.service import default_threads
 from limbert.serve.settings import ServeSettings
-from limbert.core.config import DataConfig
-from limbert.data.tokenize import evaluation_batches, tokenize
-from limbert.data.load import load_evaluation_data
-from limbert.model.checkpoint import versions
-from limbert.inference.load import open_checkpoint
-from limbert.inference.engine import Engine
-from limbert.evaluation.hardware import here
-from limbert.inference.policy import Policy
 
 WARM_UP = 2.0  # seconds of each step that are not counted
 REFUSED = 0.01  # share of refusals with which a rate is still held

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbert.serve.variants import Menu
-from limbert.data.tokenize import tokenize
 from limbert.data.readers import Examples
-from limbert.inference.load import Opened
-from limbert.evaluation.policies import policy_answers
+from limbert.data.tokenize import tokenize
 from limbert.inference.engine import Engine
+from limbert.inference.load import Opened
+from limbert.inference.predict import policy_answers
+from limbert.serve.variants import Menu
 
 TOLERANCE = 2e-4  # of a logit: batches are padded, and sums take another order
 BUSY = (200, 429)

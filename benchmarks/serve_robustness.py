@@ -26,9 +26,9 @@ import psutil
 import torch
 from serve_mix import Call, Mix, Pool
 
-from limbert.serve.variants import Menu
 from limbert.errors import LimbertError
 from limbert.inference.load import open_checkpoint
+from limbert.serve.variants import Menu
 
 
 @dataclass

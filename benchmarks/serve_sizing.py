@@ -26,8 +26,8 @@ import psutil
 
 from limbert.data.load import load_texts
 from limbert.errors import LimbertError
-from limbert.inference.load import open_checkpoint
 from limbert.evaluation.hardware import here
+from limbert.inference.load import open_checkpoint
 
 POLICIES = ["static:1x1", "static:0.5x0.75", "static:0.25x0.5"]
 

@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from limbert import ElasticModel, LimbertError, Subnet
-from limbert.model.checkpoint import versions
-from limbert.model.flops import CostModel
-from limbert.model.families import stack_of
-from limbert.inference.fast_layers import RunLayer
-from limbert.model.layerwise import LayerCalls
-from limbert.inference.engine import Engine
-from limbert.inference.runtimes import load_runtime
 from limbert.evaluation.hardware import here
+from limbert.inference.engine import Engine
+from limbert.inference.fast_layers import RunLayer
 from limbert.inference.policy import Policy
+from limbert.inference.runtimes import load_runtime
+from limbert.model.checkpoint import versions
+from limbert.model.families import stack_of
+from limbert.model.flops import CostModel
+from limbert.model.layerwise import LayerCalls
 
 Inputs = dict[str, Tensor]
 Run = Callable[[Inputs], object]

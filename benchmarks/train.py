@@ -35,13 +35,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from limbert import ElasticModel, LimbertError, Space, Subnet
 from limbert.core.config import DataConfig, PhaseConfig, TaskKind, TrainConfig
-from limbert.data.tokenize import TokenizedExamples, tokenize, training_batches
 from limbert.data.load import load_task_data
+from limbert.data.tokenize import TokenizedExamples, tokenize, training_batches
+from limbert.evaluation.hardware import here
+from limbert.inference.base_model import load_start
 from limbert.method.losses import hidden_loss, logit_loss, matched_states
 from limbert.model.checkpoint import versions
-from limbert.evaluation.hardware import here
 from limbert.train.phases import PHASES
-from limbert.inference.base_model import load_start
 from limbert.train.trainer import Trainer
 
 PADDED = 128  # tokens

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 from limbert.cli.evaluate import data_config
-from limbert.data.tokenize import tokenize
 from limbert.data.load import load_evaluation_data
-from limbert.inference.load import open_checkpoint
+from limbert.data.tokenize import tokenize
 from limbert.evaluation.policies import PolicyResult, evaluate_policy
-from limbert.inference.policy import Policy
 from limbert.evaluation.tune import Candidate
+from limbert.inference.load import open_checkpoint
+from limbert.inference.policy import Policy
 
 KINDS = {"static": "one static size", "width": "width (gates)", "depth": "depth (exits)", "width+depth": "width+depth"}
 DROPS = (0.0, 0.01, 0.03)

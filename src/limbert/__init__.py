@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from limbert.core.subnet import Shape as Shape
     from limbert.core.subnet import Subnet as Subnet
     from limbert.errors import LimbertError as LimbertError
-    from limbert.method.early_exit import ExitRule as ExitRule
-    from limbert.model.elastic import ElasticModel as ElasticModel
     from limbert.inference.engine import Engine as Engine
     from limbert.inference.policy import Policy as Policy
+    from limbert.method.early_exit import ExitRule as ExitRule
+    from limbert.model.elastic import ElasticModel as ElasticModel
 
 _HOMES = {
     "Client": "limbert.client",

@@ -92,3 +92,7 @@ class RejectedError(RemoteError):
 
 class ProcessError(LimbertError):
     """Another process of the same training run has ended."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved and the same call goes on from there."""

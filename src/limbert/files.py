@@ -1,16 +1,20 @@
 """Folders that are written whole or not at all, whatever happens in between."""
 
+import errno
+import hashlib
+import json
+import math
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
-from limbert.errors import StorageError
+from limbert.errors import CheckpointError, DataError, StorageError
 
 
 @contextmanager
@@ -88,3 +92,114 @@ def replaced_file(path: str | Path) -> Iterator[TextIO]:
         raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def rows_digest(rows: object) -> str:
+    """Of values that JSON can hold; of others, what they are printed as."""
+    return hashlib.blake2b(json.dumps(rows, default=str).encode(), digest_size=16).hexdigest()
+
+
+def files_digest(path: str, *, without: Collection[str] = (), algorithm: str = "blake2b") -> str:
+    """Of a file, or of the weights, configs and tokenizer in a folder; empty for what is not on this disk.
+
+    Args:
+        path: of the file or the folder.
+        without: names of files that do not count.
+        algorithm: for the files themselves; sha256 is the quickest where the processor has instructions for it.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    place = Path(path)
+    files = [place] if place.is_file() else sorted([*place.glob("*.safetensors"), *place.glob("*.json")])
+    counted = [file for file in files if file.name not in without]
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for file in counted:
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, algorithm).digest())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest() if counted else ""
+
+
+def read_json_lines(path: str | Path, *, needs: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file in their order; blank lines are skipped.
+
+    Args:
+        path: the file.
+        needs: keys that every object must have, with the type of their value; whole numbers serve as ``float``.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or a line is no object, lacks a key or has a value of another
+            type, naming file and line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise CheckpointError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise CheckpointError(f"{path}, line {number}: {type(row).__name__}, not an object")
+        for key, wanted in needs.items():
+            if key not in row:
+                raise CheckpointError(f"{path}, line {number}: lacks {key!r}")
+            if not _is_a(row[key], wanted):
+                raise CheckpointError(f"{path}, line {number}: {key} is {row[key]!r}; it must be a {wanted.__name__}")
+        rows.append(row)
+    return rows
+
+
+def _is_a(value: Any, wanted: type) -> bool:
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, wanted)
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+def locked(path: Path) -> int | None:
+    """Make a file and lock it, without waiting.
+
+    Returns:
+        Its descriptor: delete the file, then close this, to unlock it. None on a system or disk without such locks.
+
+    Raises:
+        BlockingIOError: if another has locked it.
+        OSError: if it cannot be made.
+    """
+    if fcntl is None:
+        return None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # network file systems lock what may be written
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):
+                return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _WITHOUT_LOCKS:
+                path.unlink(missing_ok=True)
+                return None
+            raise
+        os.close(descriptor)  # of a file that its owner deleted between our two calls
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -9,8 +9,8 @@ from typing import Any
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.space import Space
 from limbert.inference.policy import Policy
+from limbert.train.fingerprint import settings_of
 from limbert.train.recipes import load_recipe, override
-from limbert.train.run_folder import settings_of
 
 WIDTHS, DEPTHS = (0.25, 0.5, 0.75, 1.0), (0.5, 0.75, 1.0)
 POINTS = {
@@ -115,7 +115,7 @@ def make_run(folder: Path, *, full: bool = True) -> Path:
         "space": Space(WIDTHS, DEPTHS, "first").to_dict(),
         "task": {"name": None, "kind": "classification", "labels": ["a", "b"], "metrics": ["accuracy", "f1"]},
         "phases": ["finetune", "width", "depth", "gates"],
-        "settings": settings_of(config, recipe, DataConfig(data="my data", label_column="label")),
+        "settings": settings_of(config, recipe.to_dict(), DataConfig(data="my data", label_column="label")),
     }
     results = result_rows()
     write_lines(folder / "results.jsonl", results)

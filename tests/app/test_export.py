@@ -17,12 +17,12 @@ from transformers import AutoTokenizer, pipeline
 
 from limbert import ElasticModel
 from limbert.errors import ExportError
-from limbert.inference.load import open_checkpoint
 from limbert.export import exporters
 from limbert.export import run as export_run
+from limbert.export.export import Request
 from limbert.export.formats import EXPORTERS
-from limbert.export.quality import Quality
-from limbert.export.request import Request
+from limbert.export.verify import Quality
+from limbert.inference.load import open_checkpoint
 
 pytestmark = needs_encoder
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):

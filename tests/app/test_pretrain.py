@@ -17,13 +17,11 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from limbert import ElasticModel
 from limbert.cli.main import app
-from limbert.core.config import TrainConfig
-from limbert.core.corpus_config import CorpusConfig
-from limbert.errors import LimbertError
-from limbert.train.progress import Monitor
+from limbert.core.config import CorpusConfig, TrainConfig
+from limbert.errors import LimbertError, Stopped
 from limbert.train.pretrain import PretrainingRun
+from limbert.train.progress import Monitor
 from limbert.train.recipes import load_recipe, override
-from limbert.train.trainer import Stopped
 
 pytestmark = needs_encoder
 WORDS = [

@@ -14,15 +14,15 @@ from typer.testing import CliRunner
 
 from limbert.cli import train as train_verb
 from limbert.cli.main import app
+from limbert.errors import ConfigError, LimbertError
 from limbert.report.axes import beside_steps, place_labels, ticks
 from limbert.report.commands import train_command
 from limbert.report.drawing import Line, Text, text_width
 from limbert.report.page import make_report, save_report
 from limbert.report.read import read_run
 from limbert.report.scatter import Point, front
-from limbert.errors import ConfigError, LimbertError
+from limbert.train.fingerprint import settings_of
 from limbert.train.recipes import load_recipe, override
-from limbert.train.run_folder import settings_of
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -221,7 +221,7 @@ def test_the_training_command_means_the_settings_that_were_kept(
     caught: list[dict[str, object]] = []
 
     def catch(config, data_config, overrides, **_):  # type: ignore[no-untyped-def]
-        caught.append(settings_of(config, override(load_recipe(config.recipe), **overrides), data_config))
+        caught.append(settings_of(config, override(load_recipe(config.recipe), **overrides).to_dict(), data_config))
 
     monkeypatch.setattr(train_verb, "_train", catch)
     assert CliRunner().invoke(app, ["train", *words, "--output", "first"]).exception is None

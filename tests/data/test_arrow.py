@@ -6,8 +6,8 @@ import pytest
 
 from limbert.core.config import DataConfig
 from limbert.data import arrow, sources
-from limbert.data.arrow import hub_tables, parquet_table
 from limbert.data.load import load_task_data, load_texts
+from limbert.data.readers import hub_tables, parquet_table
 from limbert.errors import DataError
 
 datasets = pytest.importorskip("datasets")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.augment.sampling import origin_of
-from limbert.data.augmented import Augmented
+from limbert.data.augmented import Augmented, origin_of
 from limbert.data.load import load_task_data
 from limbert.errors import DataError
 

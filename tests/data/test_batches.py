@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from limbert.data import batches
-from limbert.data.tokenize import evaluation_batches, tokenize, training_batches
 from limbert.data.readers import Examples
+from limbert.data.tokenize import evaluation_batches, tokenize, training_batches
 from limbert.errors import ConfigError
 
 TEXTS = ("A short one.", "A somewhat longer sentence that has more tokens than the others.", "Two.", "word " * 300)

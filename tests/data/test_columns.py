@@ -3,8 +3,7 @@
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.columns import choose_columns
-from limbert.data.table import Row, Table
+from limbert.data.readers import Row, Table, choose_columns
 from limbert.data.tasks import Columns, glue_task
 from limbert.errors import DataError
 

@@ -11,13 +11,10 @@ import pytest
 from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
-from limbert.core.corpus_config import CorpusConfig
+from limbert.core.config import CorpusConfig
 from limbert.data.mlm.corpus import corpus_files, stream_text
-from limbert.data.draws import row_keys, uniform
-from limbert.data.masked_rows import MaskedRows, held_back
-from limbert.data.mlm.masking import Masking
+from limbert.data.mlm.masking import MaskedRows, Masking, Shuffle, ShuffledBatches, held_back, row_keys, uniform
 from limbert.data.mlm.packing import PackedRows, TokenStream, load_stream, pack
-from limbert.data.shuffle import Shuffle, ShuffledBatches
 from limbert.errors import ConfigError, DataError
 
 TEXT = "anthropomorphic lobsters unquestionably disliked electroencephalography in Reykjavik , said 37 of them ."

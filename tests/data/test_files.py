@@ -3,8 +3,8 @@
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import Examples, open_table, read_rows
 from limbert.data.load import load_task_data
+from limbert.data.readers import Examples, open_table, read_rows
 from limbert.data.tasks import Columns
 from limbert.errors import DataError
 

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from limbert.core.config import DataConfig
+from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.readers import Examples
-from limbert.data.load import load_evaluation_data, load_task_data, load_texts, split_validation
+from limbert.data.split import split_validation
 from limbert.data.tasks import glue_task, own_task
 from limbert.errors import ConfigError, DataError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limbert.data.neighbours import Neighbours, read_neighbours
+from limbert.augment.candidates import Neighbours, read_neighbours
 from limbert.errors import DataError
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from limbert.augment.sampling import Choice, origin_of, sample_copies
+from limbert.augment.sampling import Choice, sample_copies
+from limbert.data.augmented import origin_of
 
 TEXTS = ("The  cat sat,\tquietly.", "A Dog ran")
 CHOICES = (

@@ -3,7 +3,7 @@
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.sources import find_sources
+from limbert.data.readers import find_sources
 from limbert.data.tasks import glue_task
 from limbert.errors import ConfigError, DataError
 

@@ -5,9 +5,7 @@ import json
 
 import pytest
 
-from limbert.data.readers import open_table
-from limbert.data.table import Row, lines_table
-from limbert.data.write import format_like
+from limbert.data.readers import Row, format_like, lines_table, open_table
 from limbert.errors import DataError
 
 TEXTS = ["plain", 'a "quoted" word', "comma, and 'apostrophe'", "separators \u2028 and \x85 in text", "čšž 😀"]

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from limbert.data import batches, tokens
-from limbert.data.tokenize import tokenize
 from limbert.data.readers import Examples
-from limbert.data.tokens import cache_folder, content_key
+from limbert.data.tokenize import cache_folder, content_key, tokenize
 
 EXAMPLES = Examples(("one two three", "four"), ("a pair", "another pair"), (0, 1))
 

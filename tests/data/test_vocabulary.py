@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from limbert.data.vocabulary import whole_words
+from limbert.augment.candidates import whole_words
 
 
 def byte_level(*, trim: bool) -> PreTrainedTokenizerFast:

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from limbert import ElasticModel, Space, Subnet
+from limbert.inference.engine import DynamicAnswer, Engine
+from limbert.inference.policy import Policy
 from limbert.method.early_exit import ExitRule
 from limbert.method.importance import Importance, importance
 from limbert.method.losses import hidden_loss, logit_loss
 from limbert.method.rewiring import rewire
 from limbert.model.width_gates import WidthGates, read_gates
-from limbert.inference.engine import DynamicAnswer, Engine
-from limbert.inference.policy import Policy
 
 ROOT = Path(os.environ.get("LIMBERT_CONFORMANCE", Path(__file__).parents[2].parent / "shared" / "conformance"))
 needs_vectors = pytest.mark.skipif(not ROOT.is_dir(), reason=f"no conformance vectors at {ROOT} (LIMBERT_CONFORMANCE)")

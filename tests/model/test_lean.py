@@ -5,7 +5,7 @@ import torch
 from families import CONFIGS, make_inputs, make_network
 
 from limbert.model.families import family_of
-from limbert.inference.fast_layers import with_ready_mask
+from limbert.model.layerwise import with_ready_mask
 
 
 @pytest.mark.parametrize("case", CONFIGS)

@@ -8,9 +8,9 @@ from families import CONFIGS, make_inputs, make_network, most_different
 from transformers import AutoModelForMaskedLM
 
 from limbert import ElasticModel, Subnet
-from limbert.inference.fast_layers import with_ready_mask
-from limbert.model.sparse_prediction import accept_positions
+from limbert.model.layerwise import with_ready_mask
 from limbert.model.shared_forward import SharedPass, run_pass
+from limbert.model.sparse_prediction import accept_positions
 
 POSITIONS = torch.tensor([1, 5, 14, 25, 30])  # in a flattened batch of 3 x 12
 

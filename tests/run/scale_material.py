@@ -10,8 +10,8 @@ from test_engine import make_model
 from transformers import AutoTokenizer
 
 from limbert.data.tasks import Task
-from limbert.method.early_exit import ExitRule
 from limbert.inference.policy import Policy
+from limbert.method.early_exit import ExitRule
 
 TASK = Task("own", "classification", ("low", "middle", "high"), ("accuracy",))
 POLICY = Policy(gates=True, exits=ExitRule("entropy", 0.9))

@@ -9,16 +9,15 @@ import torch
 from families import make_network
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from limbert.core.augmentation import AugmentConfig
-from limbert.core.config import DataConfig, TrainConfig
-from limbert.data.tokenize import TokenizedExamples
+from limbert.augment.generate import augment
+from limbert.core.config import AugmentConfig, DataConfig, TrainConfig
 from limbert.data.load import load_task_data
+from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
-from limbert.augment.generate import augment
 from limbert.train.recipes import load_recipe, override
-from limbert.train.trainer import Trainer
 from limbert.train.run import TrainingRun
+from limbert.train.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from test_vocabulary import byte_level

@@ -18,19 +18,19 @@ from object_store import object_store, use_keys
 from scale_material import POLICY, TASK, make_texts, save_model, write_parquet
 
 from limbert.core.config import DataConfig
-from limbert.data.tokenize import tokenize
 from limbert.data.readers import Examples
 from limbert.data.tasks import own_task
+from limbert.data.tokenize import tokenize
 from limbert.errors import ConfigError, DataError
-from limbert.inference.load import Opened, open_checkpoint
-from limbert.inference.policy import Policy
-from limbert.inference.predict import predict
 from limbert.inference.batch import batch
 from limbert.inference.batch.batch import Answered, predict_files
 from limbert.inference.batch.cluster import Cluster
 from limbert.inference.batch.request import Request
 from limbert.inference.batch.shards import Shard, read_input
 from limbert.inference.batch.worker import Done, Orders, Worker, added_columns
+from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.policy import Policy
+from limbert.inference.predict import predict
 
 pytest.importorskip("ray")
 pytestmark = needs_encoder

@@ -17,9 +17,9 @@ from limbert.evaluation.choose import (
     plain_names,
     rank,
 )
-from limbert.evaluation.subnets import Result
 from limbert.evaluation.hardware import hardware
 from limbert.evaluation.profile_rows import ProfileRow, save_profile
+from limbert.evaluation.results import Result
 
 COSTS = {"1x1": (20.0, 0.91), "0.5x1": (11.0, 0.90), "0.5x0.5": (6.0, 0.905), "0.25x0.5": (3.1, 0.80)}
 

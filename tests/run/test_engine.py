@@ -13,10 +13,10 @@ from transformers import AutoModelForTokenClassification
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
-from limbert.method.early_exit import ExitRule
-from limbert.model.width_gates import GATES_NAME, WidthGates
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy
+from limbert.method.early_exit import ExitRule
+from limbert.model.width_gates import GATES_NAME, WidthGates
 
 BATCH = 24
 WIDTHS = (0.34, 0.5, 0.67, 1.0)  # 2, 3, 4 and 6 of 6 heads

@@ -7,14 +7,14 @@ from families import make_network
 from transformers import AutoTokenizer
 
 from limbert import ElasticModel
-from limbert.data.tokenize import TokenizedExamples, tokenize
 from limbert.data.readers import Examples
 from limbert.data.tasks import Task
-from limbert.model.flops import CostModel
-from limbert.evaluation.subnets import count_parameters, evaluate, subnet_logits
+from limbert.data.tokenize import TokenizedExamples, tokenize
 from limbert.evaluation.latency import median_latency
+from limbert.evaluation.subnets import count_parameters, evaluate
 from limbert.inference.policy import Policy
-from limbert.inference.predict import predict
+from limbert.inference.predict import predict, subnet_logits
+from limbert.model.flops import CostModel
 
 pytestmark = needs_encoder
 TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))

@@ -11,16 +11,13 @@ from families import CONFIGS, LAYERS, VOCABULARY, make_network
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import GatesConfig
-from limbert.data.tokenize import TokenizedExamples
 from limbert.data.tasks import Task
-from limbert.data.tokens import Tokens
-from limbert.errors import ConfigError
+from limbert.data.tokenize import TokenizedExamples, Tokens
+from limbert.errors import ConfigError, Stopped
 from limbert.model.width_gates import WidthGates
-from limbert.train.gates import GatePhase, Lessons, _fit
-from limbert.train.progress import Monitor
 from limbert.train.context import PhaseWork
-from limbert.run.static_answers import Keeping, StaticAnswers, static_answers
-from limbert.train.trainer import Stopped
+from limbert.train.gates import GatePhase, Keeping, Lessons, StaticAnswers, _fit, static_answers
+from limbert.train.progress import Monitor
 from limbert.train.run_folder import LOG_NAME, Workspace
 
 TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))

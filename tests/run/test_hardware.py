@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limbert.errors import ConfigError
-from limbert.evaluation.hardware import device_of, usable_cores
+from limbert.inference.load import device_of, usable_cores
 
 
 @pytest.mark.parametrize("gpus", [0, 2])

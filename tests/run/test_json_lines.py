@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from limbert.errors import CheckpointError
-from limbert.run.json_lines import read_json_lines
-from limbert.run.policy_results import POLICIES_NAME, keep_policy_row, replace_policy_rows
+from limbert.evaluation.policies import POLICIES_NAME, keep_policy_row, replace_policy_rows
+from limbert.files import read_json_lines
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import torch
 from families import MOST_DIFFERENT, VOCABULARY, make_network
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from limbert.augment.candidates import Mask, WordChooser, mask_logits, open_masked_lm
 from limbert.augment.sampling import Choice
 from limbert.augment.words import FUNCTION_WORDS
 from limbert.errors import CheckpointError
 from limbert.model.sparse_prediction import accept_positions
-from limbert.augment.candidates import Mask, WordChooser, mask_logits, open_masked_lm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from test_vocabulary import byte_level, sentence_piece

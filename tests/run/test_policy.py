@@ -5,9 +5,8 @@ import json
 import pytest
 
 from limbert.errors import ConfigError
+from limbert.inference.policy import OperatingPoint, Policy, named_policy, operating_points
 from limbert.method.early_exit import ExitRule
-from limbert.run.operating_points import OperatingPoint, named_policy, operating_points
-from limbert.inference.policy import Policy
 
 ENTROPY = ExitRule("entropy", 0.15)
 POLICIES = [

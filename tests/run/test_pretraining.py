@@ -15,20 +15,17 @@ from transformers import AutoModelForMaskedLM
 
 from limbert import ElasticModel, Space
 from limbert.core.config import PhaseConfig
-from limbert.data.masked_rows import MaskedRows
-from limbert.data.mlm.masking import Masking
+from limbert.data.mlm.masking import MaskedRows, Masking, Shuffle
 from limbert.data.mlm.packing import PackedRows, TokenStream
-from limbert.data.shuffle import Shuffle
 from limbert.errors import ConfigError
 from limbert.method.losses import hidden_loss, matched_states
 from limbert.model.sparse_prediction import accept_positions
-from limbert.run.masked_evaluation import evaluate_masked, masked_scores
-from limbert.train.progress import Monitor
-from limbert.train.phases import PHASES, check_material
-from limbert.train.pretrain import MaskedWork
 from limbert.train.distributed import Processes
-from limbert.train.trainer import Trainer
+from limbert.train.phases import PHASES, check_material
+from limbert.train.pretrain import MaskedWork, evaluate_masked, masked_scores
+from limbert.train.progress import Monitor
 from limbert.train.run_folder import Workspace
+from limbert.train.trainer import Trainer
 
 
 def make_rows(count: int = 40, *, first: int = 0) -> MaskedRows:

@@ -14,10 +14,9 @@ from ports import free_port
 from safetensors.torch import load_file
 from together_worker import CASES, STEPS, asked_after, make_work, train
 
-from limbert.errors import ConfigError
+from limbert.errors import ConfigError, Stopped
 from limbert.method.losses import hidden_loss, label_loss
 from limbert.train.distributed import Processes, Share, join_processes
-from limbert.train.trainer import Stopped
 
 HERE = Path(__file__).parent
 CLOSE = {"atol": 1e-5, "rtol": 0.0}

@@ -10,12 +10,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from limbert import ElasticModel, LimbertError, Subnet
 from limbert.errors import CheckpointError, ConfigError
-from limbert.model.flops import CostModel
 from limbert.evaluation.latency import LEAST_ROUNDS, interleaved_seconds
-from limbert.evaluation.memory import SUPPORTED, MemoryMeter
+from limbert.evaluation.memory import SUPPORTED, MemoryMeter, load_alone, save_alone
 from limbert.evaluation.profile import Profiler, check_cell
 from limbert.evaluation.profile_rows import Cell, ProfileRow, read_profile, save_profile
-from limbert.run.profile.standalone import load_alone, save_alone
+from limbert.model.flops import CostModel
 
 CELL = Cell("torch", "cpu", 1, 2, 16)
 SUBNETS = {"1x1": (0, 1, 2, 3), "0.5x0.5": (0, 1)}

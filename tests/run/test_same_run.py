@@ -11,18 +11,15 @@ import pytest
 from families import make_network
 from transformers import AutoModelForSequenceClassification
 
-from limbert.core.config import DataConfig, TrainConfig
-from limbert.core.corpus_config import CorpusConfig
+from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
 from limbert.data.load import load_task_data
-from limbert.errors import ConfigError
+from limbert.errors import ConfigError, Stopped
 from limbert.run import content, training
-from limbert.run.content import corpus_content, task_content
 from limbert.train.distributed import Processes
+from limbert.train.fingerprint import agree, corpus_content, differences, settings_of, task_content
 from limbert.train.recipes import load_recipe, override
-from limbert.train.fingerprint import agree, differences
-from limbert.train.trainer import Stopped
 from limbert.train.run import TrainingRun
-from limbert.train.run_folder import is_finished, settings_of
+from limbert.train.run_folder import is_finished
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from test_vocabulary import byte_level
@@ -205,4 +202,4 @@ def test_other_options_that_change_nothing_are_no_other_settings(folder: Path) -
     config = TrainConfig(model="model", output="a")
     recipe, data = load_recipe("dynabert"), DataConfig(data="data")
     other = replace(config, output="b", checkpoint_every=1.0, tensorboard=True)
-    assert settings_of(config, recipe, data) == settings_of(other, recipe, data)
+    assert settings_of(config, recipe.to_dict(), data) == settings_of(other, recipe, data)

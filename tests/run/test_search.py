@@ -11,16 +11,13 @@ from test_engine import make_model
 from test_evaluate import make_examples
 
 from limbert import ElasticModel, Engine, Policy, Space, Subnet
+from limbert.core.pareto import pareto_front
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, ConfigError, SubnetError
-from limbert.model.found import FOUND_KEY, found_name
-from limbert.evaluation.subnets import Result, evaluate
-from limbert.core.pareto import pareto_front
-from limbert.evaluation.search import evolve
-from limbert.run.search.genes import Genes
-from limbert.run.search.journal import Journal, Judged
-from limbert.run.search.keep import save_found, save_results
-from limbert.run.search.measure import Measure
+from limbert.evaluation.results import Result
+from limbert.evaluation.search import Genes, Journal, Judged, Measure, evolve, save_found, save_results
+from limbert.evaluation.subnets import evaluate
+from limbert.model.checkpoint import FOUND_KEY, found_name
 
 TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 CONDITIONS = {"objective": "flops", "examples": "some"}

@@ -9,15 +9,14 @@ import pytest
 from scale_material import make_texts, write_parquet
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import open_table, read_rows
-from limbert.data.table import Table
+from limbert.data.readers import Table, open_table, read_rows
 from limbert.data.tasks import Columns
 from limbert.errors import ConfigError, DataError
-from limbert.inference.policy import Policy
 from limbert.inference.batch.reader import Reader
 from limbert.inference.batch.request import Request, begin, identity
 from limbert.inference.batch.shards import Input, read_input
 from limbert.inference.batch.store import Store
+from limbert.inference.policy import Policy
 
 TEXTS = make_texts(101)
 

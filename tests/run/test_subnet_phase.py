@@ -14,8 +14,8 @@ from limbert.method.importance import importance_in_pieces
 from limbert.model.width_gates import WidthGates
 from limbert.run import subnet_phase
 from limbert.train.context import EncoderWork
-from limbert.train.phases import PHASES
 from limbert.train.distributed import Processes
+from limbert.train.phases import PHASES
 
 STEPS = {"batch_size": 30, "epochs": 3.0, "logit_weight": 1.0, "hidden_weight": 0.1, "learning_rate": 1e-4}
 

@@ -9,8 +9,8 @@ from test_evaluate import make_examples
 from limbert import ElasticModel
 from limbert.data.tasks import Task
 from limbert.evaluation.policies import evaluate_policy
-from limbert.inference.policy import Policy
 from limbert.evaluation.tune import Candidate, choose_points, front, search
+from limbert.inference.policy import Policy
 
 pytestmark = needs_encoder
 CLASSES = Task("own", "classification", ("a", "b", "c"), ("accuracy",))

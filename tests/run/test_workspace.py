@@ -122,7 +122,7 @@ def test_a_file_system_without_locks_stops_no_run(tmp_path: Path, monkeypatch: p
 
 
 def test_a_system_without_locks_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbert.run.lock.fcntl", None)
+    monkeypatch.setattr("limbert.files.fcntl", None)
     first, second = Workspace(tmp_path / "run", SETTINGS), Workspace(tmp_path / "run", SETTINGS)
     for work in (first, second):
         work.hold()

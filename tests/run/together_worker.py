@@ -20,13 +20,13 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import GatesConfig, PhaseConfig
 from limbert.core.task_types import IGNORED
-from limbert.data.tokenize import TokenizedExamples
 from limbert.data.tasks import Task
-from limbert.train.progress import Monitor
+from limbert.data.tokenize import TokenizedExamples
+from limbert.errors import Stopped
 from limbert.train.context import PhaseWork
-from limbert.train.phases import PHASES
 from limbert.train.distributed import Processes, join_processes
-from limbert.train.trainer import Stopped
+from limbert.train.phases import PHASES
+from limbert.train.progress import Monitor
 from limbert.train.run_folder import Workspace
 
 ROWS, BATCH = 11, 5  # an epoch is 5, 5 and 1 rows: two processes have 3 and 2, and in the last step one has none

@@ -3,7 +3,6 @@
 It does not know where candidates come from. A copy keeps all of a text but the words replaced.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,13 +58,3 @@ def sample_copies(
             if len(copies) == count:
                 break
     return copies
-
-
-def origin_of(texts: Sequence[str]) -> str:
-    """The mark of an example that its copies carry: made of its texts, so that it does not depend on their order."""
-    digest = hashlib.blake2b(digest_size=8)
-    for text in texts:
-        encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.hexdigest()

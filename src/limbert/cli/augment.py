@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from limbert.cli import options as opt
-from limbert.core.augmentation import AugmentConfig
-from limbert.core.config import DataConfig, help_of
+from limbert.core.config import AugmentConfig, DataConfig, help_of
 
 
 def augment(
@@ -84,9 +83,9 @@ def augment(
     opt.prepare_libraries(None)
     import torch
 
-    from limbert.cli import show
     from limbert.augment.generate import augment as run_augmentation
-    from limbert.evaluation.hardware import usable_cores
+    from limbert.cli import show
+    from limbert.inference.load import usable_cores
 
     with show.task_bar() as advance:
         made = run_augmentation(

@@ -78,8 +78,8 @@ def _present(output: str, data_config: DataConfig) -> None:
     """The measured table, the answers at three sizes, and what to do next."""
     from limbert.cli import show
     from limbert.data.load import load_evaluation_data
+    from limbert.evaluation.results import read_results
     from limbert.inference.load import open_checkpoint
-    from limbert.train.run import read_results
 
     opened = open_checkpoint(output)
     results = read_results(output)

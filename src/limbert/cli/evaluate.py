@@ -58,13 +58,11 @@ def evaluate(
     from limbert.core.task_types import KINDS
     from limbert.data.load import load_evaluation_data, load_task_data
     from limbert.data.tasks import asked_kind
-    from limbert.inference.load import open_checkpoint
     from limbert.evaluation.choose import plain_names
-    from limbert.evaluation.policies import evaluate_policy
+    from limbert.evaluation.policies import evaluate_policy, keep_policy_row, policy_row
     from limbert.evaluation.subnets import evaluate as run_evaluation
-    from limbert.run.operating_points import operating_points
-    from limbert.inference.policy import refuse_at_tokens, resolve
-    from limbert.run.policy_results import keep_policy_row, policy_row
+    from limbert.inference.load import open_checkpoint
+    from limbert.inference.policy import operating_points, refuse_at_tokens, resolve
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
     kind = asked_kind(DataConfig(task=task))  # a stock model does not say which head it has

@@ -42,10 +42,10 @@ def export(
     """
     opt.prepare_libraries(threads)
     from limbert.cli import show
-    from limbert.inference.load import open_checkpoint
     from limbert.evaluation.choose import plain_names
-    from limbert.export.request import Request
+    from limbert.export.export import Request
     from limbert.export.export import export as run_export
+    from limbert.inference.load import open_checkpoint
 
     named = {
         "task": task,

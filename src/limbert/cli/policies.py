@@ -10,8 +10,8 @@ from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
     from limbert.core.config import TaskKind
-    from limbert.method.early_exit import ExitRuleName
     from limbert.inference.policy import Policy
+    from limbert.method.early_exit import ExitRuleName
 
 PolicyName = Annotated[
     str | None,
@@ -52,9 +52,8 @@ def choose_policy(
     Raises:
         ConfigError: for an unknown name, or settings that do not go with it.
     """
+    from limbert.inference.policy import Policy, named_policy
     from limbert.method.early_exit import ExitRule
-    from limbert.run.operating_points import named_policy
-    from limbert.inference.policy import Policy
 
     numbers = opt.fractions(widths, "--widths")
     if not name.startswith("static:") and name not in ("width", "depth", "width+depth"):

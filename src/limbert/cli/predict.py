@@ -10,7 +10,7 @@ from limbert.cli import options as opt
 from limbert.cli import predict_on_ray as on_ray
 from limbert.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths, choose_policy
 from limbert.cli.predict_server import ServerQuestion, check_place
-from limbert.data.table import half_character
+from limbert.data.readers import half_character
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,11 +91,11 @@ def predict(
     from limbert.core.config import require
     from limbert.data.tokenize import evaluation_batches
     from limbert.errors import CheckpointError
-    from limbert.inference.load import open_checkpoint
     from limbert.evaluation.choose import plain_names
+    from limbert.inference.batch.request import Request
+    from limbert.inference.load import open_checkpoint
     from limbert.inference.policy import resolve
     from limbert.inference.predict import predict as run_prediction
-    from limbert.inference.batch.request import Request
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
     opened = open_checkpoint(run, device="cpu" if engine == "ray" else device)
@@ -183,8 +183,8 @@ def _examples(
 ) -> "Examples":
     from dataclasses import replace
 
-    from limbert.data.task_registry import KINDS
     from limbert.data.load import load_texts
+    from limbert.data.task_registry import KINDS
 
     if path is None:
         return KINDS[kind].typed(text or (), pair)

@@ -12,8 +12,8 @@ from limbert.core.config import require
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbert.inference.load import Opened
     from limbert.inference.batch.request import Request
+    from limbert.inference.load import Opened
 
 EngineName = Annotated[
     str, typer.Option("--engine", help="plain (this process) or ray (workers on this machine, or on $RAY_ADDRESS)")

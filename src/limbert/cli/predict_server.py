@@ -79,8 +79,7 @@ class ServerQuestion:
             DataError: for a file that cannot be read.
         """
         from limbert.core.config import DataConfig
-        from limbert.data.readers import Examples
-        from limbert.data.texts import read_texts
+        from limbert.data.readers import Examples, read_texts
 
         if path is None:
             return Examples(tuple(text or ()), tuple(pair) if pair else None, None)

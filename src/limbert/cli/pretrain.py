@@ -7,13 +7,12 @@ import typer
 
 from limbert.cli import options as opt
 from limbert.cli.terminal_run import finished_results, recipe_of, run_in_terminal
-from limbert.core.config import TrainConfig, help_of
-from limbert.core.corpus_config import CorpusConfig
+from limbert.core.config import CorpusConfig, TrainConfig, help_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from limbert.evaluation.subnets import Result
+    from limbert.evaluation.results import Result
     from limbert.train.recipes import Recipe
 
 
@@ -123,14 +122,15 @@ def _pretrain(
 
 def _with_progress(config: TrainConfig, recipe: "Recipe", corpus: CorpusConfig, *, overwrite: bool) -> "list[Result]":
     """Run in the terminal, or read the results of a run that is finished already."""
-    from limbert.run.content import corpus_content
-    from limbert.train.pretrain import PretrainingRun
     from limbert.train.distributed import join_processes
-    from limbert.train.run_folder import settings_of
+    from limbert.train.fingerprint import corpus_content, settings_of
+    from limbert.train.pretrain import PretrainingRun
 
     recipe = recipe.over(join_processes().count)
     content = corpus_content(corpus, config.model)
-    results = finished_results(config.output, settings_of(config, recipe, corpus, content), overwrite=overwrite)
+    results = finished_results(
+        config.output, settings_of(config, recipe.to_dict(), corpus, content), overwrite=overwrite
+    )
     if results is not None:
         return results
     return run_in_terminal(

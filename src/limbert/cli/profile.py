@@ -12,10 +12,10 @@ from limbert.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from limbert.core.subnet import Subnet
-    from limbert.model.elastic import ElasticModel
     from limbert.evaluation.choose import Candidate, Constraint
     from limbert.evaluation.profile import Profiler
     from limbert.evaluation.profile_rows import Cell, ProfileRow
+    from limbert.model.elastic import ElasticModel
 
 
 def profile(
@@ -51,11 +51,11 @@ def profile(
     from tempfile import TemporaryDirectory
 
     from limbert.cli import show
-    from limbert.model.checkpoint import read_record
-    from limbert.model.elastic import ElasticModel
     from limbert.evaluation.choose import constraints
     from limbert.evaluation.profile import Profiler, check_cell
     from limbert.evaluation.profile_rows import PROFILE_NAME, read_profile, save_profile
+    from limbert.model.checkpoint import read_record
+    from limbert.model.elastic import ElasticModel
 
     given = {"--max-latency": max_latency, "--max-params": max_params, "--max-flops": max_flops, "--max-size": max_size}
     limits = constraints(given)
@@ -181,7 +181,7 @@ def _print(run: str, cell: "Cell", rows: "Sequence[ProfileRow]") -> None:
 def _metrics(run: str, rows: "Sequence[ProfileRow]") -> "dict[str, Candidate]":
     """Metrics where the run has results; a run without any is measured all the same."""
     from limbert.evaluation.choose import candidates
-    from limbert.train.run import RESULTS_NAME
+    from limbert.evaluation.results import RESULTS_NAME
 
     if not (Path(run) / RESULTS_NAME).exists():
         return {}

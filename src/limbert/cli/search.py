@@ -14,9 +14,9 @@ from limbert.errors import CheckpointError
 if TYPE_CHECKING:
     from limbert.core.config import DataConfig
     from limbert.core.subnet import Subnet
+    from limbert.evaluation.results import Result
+    from limbert.evaluation.search import Judged
     from limbert.inference.load import Opened
-    from limbert.evaluation.subnets import Result
-    from limbert.run.search.journal import Judged
 
 
 def search(
@@ -47,12 +47,8 @@ def search(
     opt.prepare_libraries(threads)
     from limbert.cli import show
     from limbert.data.load import load_evaluation_data
-    from limbert.inference.load import open_checkpoint
-    from limbert.evaluation.search import evolve, require_optuna
-    from limbert.run.search.genes import Genes
-    from limbert.run.search.journal import JOURNAL_NAME, Journal
-    from limbert.run.search.measure import OBJECTIVES, Measure
-    from limbert.run.validation import validation_slice
+    from limbert.evaluation.search import JOURNAL_NAME, OBJECTIVES, Genes, Journal, Measure, evolve, require_optuna
+    from limbert.inference.load import open_checkpoint, validation_slice
 
     require(objective in OBJECTIVES, "objective", objective, "one of " + ", ".join(OBJECTIVES))
     require_optuna()
@@ -93,9 +89,9 @@ def _finish(
 ) -> None:
     """Save the front, measure it on dev beside the grid, and say whether it was worth it."""
     from limbert.cli import show
-    from limbert.model.found import found_name
     from limbert.core.pareto import pareto_front
-    from limbert.run.search.keep import save_found, save_results
+    from limbert.evaluation.search import save_found, save_results
+    from limbert.model.checkpoint import found_name
 
     assert opened.task is not None
     grid = {subnet: name for name, subnet in opened.model.subnets().items()}

@@ -61,8 +61,8 @@ def serve(
 
     Example: limbert serve runs/mrpc --ray --replicas 1:8 --threads 2 --host 0.0.0.0
     """
-    from limbert.serve.settings import ServeSettings
     from limbert.core.units import parse_quantity
+    from limbert.serve.settings import ServeSettings
 
     _check_ray(ray, workers, device, replicas, replica_requests)
     settings = ServeSettings(

@@ -21,10 +21,10 @@ from limbert.train.progress import Progress as Report
 
 if TYPE_CHECKING:
     from limbert.data.readers import Examples
-    from limbert.model.elastic import ElasticModel
     from limbert.evaluation.policies import PolicyResult
-    from limbert.evaluation.subnets import Result
+    from limbert.evaluation.results import Result
     from limbert.evaluation.tune import Candidate
+    from limbert.model.elastic import ElasticModel
 
 output = Console()
 messages = Console(stderr=True)  # progress and notes, so that standard output holds results alone

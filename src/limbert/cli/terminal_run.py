@@ -12,7 +12,7 @@ from limbert.cli import together
 from limbert.core.config import TrainConfig
 
 if TYPE_CHECKING:
-    from limbert.evaluation.subnets import Result
+    from limbert.evaluation.results import Result
     from limbert.train.progress import Monitor
     from limbert.train.recipes import Recipe
 
@@ -31,9 +31,9 @@ def recipe_of(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
         CheckpointError: if the model's folder is missing.
     """
     from limbert.cli import show
+    from limbert.inference.base_model import trained_space
     from limbert.model.checkpoint import check_folder
     from limbert.train.recipes import load_recipe, override
-    from limbert.inference.base_model import trained_space
 
     recipe = override(load_recipe(config.recipe), **overrides)
     check_folder(config.model)
@@ -48,7 +48,7 @@ def recipe_of(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
 def finished_results(output: str, settings: dict[str, Any], *, overwrite: bool) -> "list[Result] | None":
     """The results of a run with these settings that is finished already; None where there is something to do."""
     from limbert.cli import show
-    from limbert.train.run import read_results
+    from limbert.evaluation.results import read_results
     from limbert.train.run_folder import is_finished
 
     if not is_finished(output, settings, overwrite=overwrite):
@@ -65,7 +65,7 @@ def run_in_terminal(prepare: "Callable[[Monitor, Callable[[], bool]], Run]") -> 
         typer.Exit: when stopped by Ctrl-C or SIGTERM, after saving the state.
     """
     from limbert.cli import show
-    from limbert.train.trainer import Stopped
+    from limbert.errors import Stopped
 
     with show.TerminalMonitor() as monitor, stop_when_asked() as should_stop:
         run = prepare(monitor, should_stop)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from limbert.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
-    from limbert.run.operating_points import OperatingPoint
     from limbert.evaluation.tune import Candidate
+    from limbert.inference.policy import OperatingPoint
 
 _KINDS = {  # colour and marker; colours that colour-blind people tell apart
     "static": ("#555555", "o"),

@@ -9,7 +9,7 @@ from limbert.cli.terminal_run import finished_results, recipe_of, run_in_termina
 from limbert.core.config import DataConfig, TrainConfig, help_of
 
 if TYPE_CHECKING:
-    from limbert.evaluation.subnets import Result
+    from limbert.evaluation.results import Result
     from limbert.train.recipes import Recipe
 
 
@@ -139,15 +139,14 @@ def train_with_progress(
     """
     from limbert.cli import show
     from limbert.data.load import load_task_data
-    from limbert.run.content import task_content
     from limbert.train.distributed import join_processes
+    from limbert.train.fingerprint import settings_of, task_content
     from limbert.train.run import TrainingRun
-    from limbert.train.run_folder import settings_of
 
     recipe = recipe.over(join_processes().count)
     data = load_task_data(data_config, seed=config.seed)
     content = task_content(data, config.model)
-    settings = settings_of(config, recipe, data_config, content)
+    settings = settings_of(config, recipe.to_dict(), data_config, content)
     results = finished_results(config.output, settings, overwrite=overwrite)
     if results is not None:
         return results

@@ -14,11 +14,11 @@ from limbert.core.config import require
 from limbert.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from limbert.data.tokenize import TokenizedExamples
     from limbert.data.tasks import Task
-    from limbert.inference.load import Opened
-    from limbert.run.operating_points import OperatingPoint
+    from limbert.data.tokenize import TokenizedExamples
     from limbert.evaluation.tune import Candidate
+    from limbert.inference.load import Opened
+    from limbert.inference.policy import OperatingPoint
 
 SEARCH_NAME = "tune.jsonl"
 PICTURE_NAME = "tune.png"
@@ -69,12 +69,11 @@ def tune(
     from limbert.cli import show
     from limbert.cli.tradeoff import require_matplotlib
     from limbert.core.subnet import Subnet
-    from limbert.method.early_exit import EXIT_RULES
-    from limbert.inference.load import open_checkpoint
-    from limbert.inference.policy import refuse_at_tokens
-    from limbert.run.policy_results import replace_policy_rows
+    from limbert.evaluation.policies import replace_policy_rows
     from limbert.evaluation.tune import choose_points, front, search
-    from limbert.run.validation import validation_slice
+    from limbert.inference.load import open_checkpoint, validation_slice
+    from limbert.inference.policy import refuse_at_tokens
+    from limbert.method.early_exit import EXIT_RULES
 
     require_matplotlib()
     opened = open_checkpoint(run, device=device)
@@ -133,8 +132,7 @@ def _measured(
 ) -> list[dict[str, Any]]:
     """Each point run once over the examples of the search: which widths and exits it takes."""
     from limbert.cli import show
-    from limbert.evaluation.policies import evaluate_policy
-    from limbert.run.policy_results import policy_row
+    from limbert.evaluation.policies import evaluate_policy, policy_row
 
     rows = []
     for name, point in points.items():
@@ -171,7 +169,7 @@ def _save(
 ) -> None:
     from limbert.cli.tradeoff import draw_tradeoff
     from limbert.files import replaced_file
-    from limbert.run.operating_points import save_operating_points
+    from limbert.inference.policy import save_operating_points
 
     with replaced_file(Path(run) / SEARCH_NAME) as file:
         file.writelines(json.dumps(candidate.to_dict() | {"metric": metric}) + "\n" for candidate in candidates)

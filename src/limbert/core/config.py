@@ -203,3 +203,78 @@ class TrainConfig:
         require(0 < self.validation < 1, "validation share", self.validation, "between 0 and 1")
         require(self.validation_limit > 1, "validation limit", self.validation_limit, "at least 2")
         require(self.checkpoint_every > 0, "checkpoint interval", self.checkpoint_every, "more than 0 seconds")
+
+
+AnyPhaseConfig = PhaseConfig | GatesConfig
+
+
+DocumentRule = Literal["line", "paragraph"]
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Plain text, how it is cut into documents and sequences, and what is hidden in it."""
+
+    corpus: tuple[str, ...] = setting(
+        (),
+        "text to learn from: a file (.txt, .raw: plain text; .jsonl, .csv, .tsv, .parquet: a column of it), a folder, "
+        "or a glob in quotes; may be repeated",
+    )
+    dev: tuple[str, ...] = setting(
+        (), "text that is only ever reported on, in the same forms (default: sequences kept back from the corpus)"
+    )
+    text_column: str | None = setting(
+        None, "column with the text in files of columns (default: 'text', or the first column of text)"
+    )
+    documents: DocumentRule = setting(
+        "line",
+        "in plain text a document is a line, or (paragraph) ends at a blank line; [SEP] stands between them",
+    )
+    skip_bad_rows: bool = setting(False, "skip malformed lines and rows, instead of stopping at the first")
+    max_length: int = setting(128, "tokens of a sequence, special ones included; all are filled to this length")
+    mask_share: float = setting(0.15, "share of the tokens that are hidden and asked for")
+    whole_word: bool = setting(False, "hide whole words: all tokens of a word, or none")
+
+    def __post_init__(self) -> None:
+        require(bool(self.corpus), "corpus", list(self.corpus), "at least one file, folder or glob")
+        require(self.documents in ("line", "paragraph"), "documents", self.documents, "line or paragraph")
+        require(self.max_length >= 8, "maximum length", self.max_length, "at least 8 tokens")
+        require(0 < self.mask_share <= 0.5, "mask share", self.mask_share, "above 0 and at most 0.5")
+
+
+SMALL_TASK = 10_000  # training rows below which an example gets more copies
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How copies of training rows are made by replacing words (TinyBERT, arXiv 1909.10351, algorithm 1)."""
+
+    lm: str = setting("", "masked language model: a local folder or a name on the Hugging Face hub")
+    output: str = setting("", "folder for train_aug.*, in the format of the training file")
+    neighbours: str = setting(
+        "embeddings",
+        "where words of several pieces find their neighbours: a GloVe or word2vec text file, or 'embeddings', "
+        "the language model's own",
+    )
+    copies: int | None = setting(None, "copies an example (default: 30 below 10,000 training rows, else 20)")
+    candidates: int = setting(15, "words that a word may be replaced by")
+    probability: float = setting(0.4, "probability of replacing a word")
+    stop_words: str | None = setting(None, "file of words to keep, one a line (default: English function words)")
+    context: int = setting(128, "tokens that the language model sees around a word, special ones included")
+    with_logits: str | None = setting(None, "fine-tuned model whose logits are added to each copy")
+    seed: int = setting(42, "seed of everything that is random")
+    precision: Precision = setting("fp32", "fp32, or bf16 autocast")
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
+        require(bool(self.lm), "language model", self.lm, "a folder or a hub name")
+        require(bool(self.output), "output", self.output, "a folder")
+        require(self.copies is None or self.copies > 0, "copies", self.copies, "at least 1")
+        require(self.candidates > 0, "candidates", self.candidates, "at least 1")
+        require(0 < self.probability <= 1, "probability", self.probability, "above 0 and at most 1")
+        require(self.context >= 8, "context", self.context, "at least 8 tokens")
+        require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+
+    def copies_of(self, rows: int) -> int:
+        """Copies an example, for so many training rows."""
+        return self.copies or (30 if rows < SMALL_TASK else 20)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from limbert.data.tokenize import TokenizedExamples
-from limbert.data.readers import Examples
 from limbert.data.metrics import compute_metrics
+from limbert.data.readers import Examples
 from limbert.data.tasks import Task
+from limbert.data.tokenize import TokenizedExamples
 
 _SURE = 0.5  # a class holds where its probability is over this
 

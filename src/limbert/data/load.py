@@ -1,22 +1,28 @@
 """From the data settings to the task and its examples: the one door through which the rest of Limbert gets data."""
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from limbert.core.config import DataConfig, TaskKind
 from limbert.data.augmented import Augmented, load_augmented
-from limbert.data.columns import check_columns, choose_columns
-from limbert.data.readers import Examples, RawExamples, read_rows, with_labels
-from limbert.data.task_registry import Reader, reader_of
 from limbert.data.labels import SEPARATOR, LabelReader, infer_task
-from limbert.data.sources import Sources, find_sources
-from limbert.data.table import Table
+from limbert.data.readers import (
+    Examples,
+    RawExamples,
+    Sources,
+    Table,
+    check_columns,
+    choose_columns,
+    find_sources,
+    read_rows,
+    read_texts,
+    with_labels,
+)
+from limbert.data.split import split_groups
+from limbert.data.task_registry import Reader, reader_of
 from limbert.data.tasks import Columns, GlueTask, Task, asked_kind, glue_task
-from limbert.data.texts import read_texts
 from limbert.errors import ConfigError, DataError
 
 _HELD_OUT_SEED = 0
@@ -158,79 +164,6 @@ def load_texts(path: str | Path, config: DataConfig, *, kind: TaskKind | None = 
     return read_texts(path, config)
 
 
-def split_validation(examples: Examples, task: Task, *, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    """Cut a validation slice from the training examples: what chooses anything is never the development set.
-
-    Stratified: after shuffling, the examples are put in the order of their labels and every (1 / fraction)-th is
-    taken, so that classes (and the range of scores) keep their shares. One example of each class stays in training.
-    Several labels in one example count as one: their set. Examples in groups are cut by whole groups instead.
-
-    Args:
-        examples: labelled training examples.
-        task: their task.
-        fraction: share of the examples for validation, between 0 and 1; at least one is taken.
-        seed: chooses the examples; the same seed gives the same slices.
-
-    Returns:
-        (training examples, validation examples), both in their old order.
-
-    Raises:
-        ConfigError: the fraction is out of range.
-        DataError: too few examples to cut.
-    """
-    if examples.groups is not None:
-        return split_groups(examples, fraction=fraction, seed=seed)
-    if not 0 < fraction < 1:
-        raise ConfigError(f"validation fraction is {fraction}; it must be between 0 and 1")
-    if examples.labels is None:
-        raise DataError("examples without labels cannot be split for validation; expected labelled ones")
-    labels = _one_each(examples.labels)
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    groups = labels if task.kind == "classification" else np.zeros(len(labels), dtype=np.int64)
-    _, stays = np.unique(groups[shuffled], return_index=True)  # the first of each class
-    candidates = np.delete(shuffled, stays)
-    if not len(candidates):
-        raise DataError(f"{len(examples)} training examples are too few to cut validation from; expected two a class")
-    ordered = candidates[np.argsort(labels[candidates], kind="stable")]
-    share = min(max(fraction * len(labels), 1.0) / len(ordered), 1.0)
-    steps = np.floor(np.arange(len(ordered) + 1) * share + 0.5)  # rises by one at every example that is taken
-    taken = set(ordered[np.diff(steps) > 0].tolist())
-    train = [index for index in range(len(labels)) if index not in taken]
-    return examples.select(train), examples.select(sorted(taken))
-
-
-def split_groups(examples: Examples, *, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    """Set aside whole groups: articles with all their questions, or, where there are no groups, equal texts.
-
-    Args:
-        examples: labelled or not.
-        fraction: share of the examples to set aside, between 0 and 1. In random order groups are taken that still fit
-            in; so less is missing than the smallest of the others has. Where none fits it is the smallest group.
-        seed: chooses the groups; the labels have no say, so that any order of them gives the same cut.
-
-    Returns:
-        (the others, those set aside), both in their old order.
-
-    Raises:
-        DataError: fewer than two groups.
-    """
-    keys: tuple[Any, ...] = examples.groups or tuple(zip(examples.texts, examples.pairs or examples.texts, strict=True))
-    sizes = Counter(keys)
-    if len(sizes) < 2:
-        raise DataError(f"{len(examples)} examples are of one group (article or text); to cut them there must be two")
-    names = list(sizes)
-    taken: set[Any] = set()
-    room = fraction * len(examples)
-    order = [names[index] for index in np.random.default_rng(seed).permutation(len(names)).tolist()]
-    for name in order:
-        if sizes[name] <= room and len(taken) < len(names) - 1:
-            taken.add(name)
-            room -= sizes[name]
-    taken = taken or {min(order, key=sizes.__getitem__)}
-    chosen = np.asarray([key in taken for key in keys])
-    return examples.select(np.flatnonzero(~chosen).tolist()), examples.select(np.flatnonzero(chosen).tolist())
-
-
 def _held_out(train: Examples, fraction: float) -> tuple[Examples, dict[str, Examples]]:
     """The same cut for every run: its seed sets nothing aside."""
     rest, dev = split_groups(train, fraction=fraction, seed=_HELD_OUT_SEED)
@@ -269,15 +202,6 @@ def _load_development_with(reader: Reader, config: DataConfig, task: Task) -> di
     if config.held_out is None or sources.train is None:
         raise DataError(_no_dev(config))
     return _held_out(reader.read(sources.train(True), config, task)[1], config.held_out)[1]
-
-
-def _one_each(labels: tuple[Any, ...]) -> np.ndarray:
-    """A number an example: its label, or that of its set of labels among all sets."""
-    if not any(isinstance(label, tuple) for label in labels):
-        return np.asarray(labels)
-    sets = [tuple(sorted({*label})) for label in labels]
-    numbers = {one: number for number, one in enumerate(sorted({*sets}))}
-    return np.asarray([numbers[one] for one in sets])
 
 
 def _own_task(raw: RawExamples, table: Table, columns: Columns, config: DataConfig) -> Task:

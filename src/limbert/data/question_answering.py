@@ -1,14 +1,21 @@
 """Question answering: reading questions with their contexts and answers, as SQuAD lays them out or as columns."""
 
 import json
+import re
+import string
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import Answers, Examples, open_table
-from limbert.data.table import Row, Table, half_character, readable
+from limbert.data.readers import Answers, Examples, Row, Table, half_character, open_table, readable
 from limbert.data.tasks import Task, own_task
+from limbert.data.tokenize import Places, TokenizedExamples, Tokens, check_tokenizer
 from limbert.errors import ConfigError, DataError
 
 FORMATS = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
@@ -135,3 +142,199 @@ def _answers(value: object, context: str, *, impossible: bool) -> Answers:
         if start < 0 or context[start : start + len(text)] != text:
             raise ValueError(f"answer {text!r} does not stand at character {start} of its context, expected it there")
     return Answers(tuple(text for text, _ in pairs), tuple(start for _, start in pairs))
+
+
+_CHUNK = 256  # questions given to the tokenizer at a time
+_SHORTEST = 16  # tokens of a window: less leaves no room for a context
+
+
+def tokenize_windows(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int, stride: int | None
+) -> TokenizedExamples:
+    """Questions, each with a window of its context; a long context has several, and as many rows.
+
+    The label of a window is the first and the last token of the question's first answer; where that is not whole in the
+    window, twice the first token, which is a special one. A question longer than half a window is cut.
+
+    Args:
+        examples: questions, with contexts as their pairs.
+        tokenizer: a fast one.
+        max_length: tokens of a window, special ones and the question included.
+        stride: tokens that a window shares with the one before; at most a third of the window.
+
+    Raises:
+        ConfigError: the tokenizer is not a fast one or cannot pad, or windows are too short.
+    """
+    check_tokenizer(tokenizer)
+    if max_length < _SHORTEST:
+        raise ConfigError(
+            f"longest input is {max_length} tokens; for question answering it must be at least {_SHORTEST}"
+        )
+    assert examples.pairs is not None
+    rows: dict[str, list[np.ndarray]] = {"ids": [], "types": [], "starts": [], "ends": []}
+    example_of, labels = [], []
+    for begin in range(0, len(examples), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        encoded = tokenizer(
+            [_cut(question, tokenizer, most=max_length // 2 - 4) for question in examples.texts[part]],
+            list(examples.pairs[part]),
+            truncation="only_second",
+            max_length=max_length,
+            stride=min(stride or max_length // 4, max_length // 3),
+            padding=False,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        for row, ids in enumerate(encoded["input_ids"]):
+            number = begin + encoded["overflow_to_sample_mapping"][row]
+            starts, ends = _of_context(encoded, row)
+            example_of.append(number)
+            rows["ids"].append(np.asarray(ids, dtype=np.int32))
+            rows["starts"].append(starts)
+            rows["ends"].append(ends)
+            if "token_type_ids" in encoded:
+                rows["types"].append(np.asarray(encoded["token_type_ids"][row], dtype=np.int32))
+            if examples.labels is not None:
+                labels.append(_first_and_last(examples.labels[number], starts, ends))
+    offsets = np.cumsum([0, *(len(ids) for ids in rows["ids"])], dtype=np.int64)
+    flat = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
+    return TokenizedExamples(
+        Tokens(flat["ids"], flat.get("types"), offsets),
+        torch.tensor(labels, dtype=torch.long) if examples.labels is not None else None,
+        pad_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # checked above
+        pad_type=int(tokenizer.pad_token_type_id),
+        places=Places(examples, np.asarray(example_of), flat["starts"], flat["ends"]),
+    )
+
+
+def _cut(question: str, tokenizer: PreTrainedTokenizerBase, *, most: int) -> str:
+    if len(question) <= most:  # no token is shorter than a character
+        return question
+    offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return question if len(offsets) <= most else question[: offsets[most - 1][1]]
+
+
+def _of_context(encoded: Any, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """First character and the one after the last of each token of the context; -1 for all other tokens."""
+    spans = np.asarray(encoded["offset_mapping"][row], dtype=np.int32)
+    inside = np.asarray([which == 1 for which in encoded.sequence_ids(row)]) & (spans[:, 1] > spans[:, 0])
+    return np.where(inside, spans[:, 0], -1).astype(np.int32), np.where(inside, spans[:, 1], -1).astype(np.int32)
+
+
+def _first_and_last(answers: Answers, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
+    begin, stop = answers.starts[0], answers.starts[0] + len(answers.texts[0])
+    inside = np.flatnonzero(starts >= 0)
+    first = inside[(starts[inside] <= begin) & (begin < ends[inside])]
+    last = inside[(starts[inside] < stop) & (stop <= ends[inside])]
+    return (int(first[0]), int(last[-1])) if len(first) and len(last) else (0, 0)
+
+
+MOST_TOKENS = 30  # of an answer
+BEST = 20  # spans of a window, and of a question, that are weighed against each other
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = {ord(letter): None for letter in string.punctuation}
+
+
+class Found(NamedTuple):
+    """A span of a context: its logit, its first character and the one after its last."""
+
+    logit: float
+    start: int
+    end: int
+
+
+def best_spans(logits: np.ndarray, examples: TokenizedExamples, *, count: int = BEST) -> list[list[Found]]:
+    """For each question the best spans over all windows of its context, the best first.
+
+    A span begins and ends with tokens of the context, does not end before it begins, and has at most ``MOST_TOKENS``.
+
+    Args:
+        logits: ``(all tokens, 2)``: of being the first, and the last.
+        examples: from `tokenize_windows`.
+        count: spans a question.
+    """
+    places = examples.places
+    assert places is not None
+    found: list[list[Found]] = [[] for _ in places.examples.texts]
+    for row, (begin, stop) in enumerate(zip(examples.tokens.offsets[:-1], examples.tokens.offsets[1:], strict=True)):
+        tokens = begin + np.flatnonzero(places.starts[begin:stop] >= 0)
+        for logit, first, last in _best_of_window(logits[tokens], count):
+            found[places.example_of[row]].append(
+                Found(logit, int(places.starts[tokens[first]]), int(places.ends[tokens[last]]))
+            )
+    return [_distinct(sorted(spans, key=lambda one: -one.logit), count) for spans in found]
+
+
+def _best_of_window(logits: np.ndarray, count: int) -> list[tuple[float, int, int]]:
+    """Logit, first and last token of the best spans of one window's context, ``(tokens, 2)``."""
+    if not len(logits):
+        return []  # the tokenizer finds nothing in this context
+    padded = np.concatenate([logits[:, 1], np.full(MOST_TOKENS - 1, -np.inf, dtype=logits.dtype)])
+    spans = logits[:, :1] + np.lib.stride_tricks.sliding_window_view(padded, MOST_TOKENS)  # (tokens, lengths)
+    flat = spans.ravel()
+    best = np.argpartition(flat, -count)[-count:] if len(flat) > count else np.arange(len(flat))
+    return [
+        (float(flat[at]), int(at) // MOST_TOKENS, int(at) // MOST_TOKENS + int(at) % MOST_TOKENS)
+        for at in best
+        if np.isfinite(flat[at])
+    ]
+
+
+def _distinct(spans: Sequence[Found], count: int) -> list[Found]:
+    """The first so many that differ: windows overlap, and find the same."""
+    kept: dict[tuple[int, int], Found] = {}
+    for span in spans:
+        kept.setdefault((span.start, span.end), span)
+    return list(kept.values())[:count]
+
+
+def score_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
+    """Mean F1 and exact match of the best spans, from 0 to 1.
+
+    Args:
+        task: question answering.
+        logits: ``(all tokens, 2)``.
+        examples: with answers.
+    """
+    assert examples.places is not None
+    source = examples.places.examples
+    assert source.pairs is not None
+    assert source.labels is not None
+    f1, exact = 0.0, 0.0
+    for context, spans, answers in zip(source.pairs, best_spans(logits, examples, count=1), source.labels, strict=True):
+        text = context[spans[0].start : spans[0].end] if spans else ""
+        f1 += max(token_f1(text, answer) for answer in answers.texts)
+        exact += max(float(normalized(text) == normalized(answer)) for answer in answers.texts)
+    return {"f1": f1 / len(source), "exact_match": exact / len(source)}
+
+
+def span_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+    """For each question ``answer``, its ``score`` (probability among the best spans), ``start`` and ``end``."""
+    assert examples.places is not None
+    contexts = examples.places.examples.pairs
+    assert contexts is not None
+    rows: list[dict[str, Any]] = []
+    for context, spans in zip(contexts, best_spans(logits, examples), strict=True):
+        if not spans:
+            rows.append({"answer": "", "score": 0.0, "start": 0, "end": 0})
+            continue
+        share = 1 / sum(np.exp(span.logit - spans[0].logit) for span in spans)
+        start, end = spans[0].start, spans[0].end
+        start += len(context[start:end]) - len(context[start:end].lstrip())  # some tokens hold the space before a word
+        rows.append({"answer": context[start:end], "score": float(share), "start": start, "end": end})
+    return rows
+
+
+def normalized(text: str) -> str:
+    """The answer without what does not matter: case, punctuation, articles, extra white space."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def token_f1(text: str, answer: str) -> float:
+    """F1 of the words that two answers share."""
+    ours, theirs = normalized(text).split(), normalized(answer).split()
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    if not shared:
+        return float(ours == theirs)
+    return 2 * shared / (len(ours) + len(theirs))

@@ -10,13 +10,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig, TaskKind
-from limbert.data.tokenize import TokenizedExamples, tokenize
-from limbert.data.readers import Examples
-from limbert.data.kinds import classes, extract, squad, tagging
-from limbert.data.kinds.windows import tokenize_windows
-from limbert.data.kinds.words import tokenize_words
-from limbert.data.table import Table
+from limbert.data import classification, question_answering, token_classification
+from limbert.data.question_answering import tokenize_windows
+from limbert.data.readers import Examples, Table
 from limbert.data.tasks import Task
+from limbert.data.token_classification import tokenize_words
+from limbert.data.tokenize import TokenizedExamples, tokenize
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def _texts_of_several_classes(
     examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, lengths: Lengths
 ) -> TokenizedExamples:
     tokens = _texts(replace(examples, labels=None), task, tokenizer, lengths)
-    hot = classes.multi_hot(examples, len(task.labels))
+    hot = classification.multi_hot(examples, len(task.labels))
     return replace(tokens, labels=None if hot is None else torch.from_numpy(hot))
 
 
@@ -85,22 +84,36 @@ def _windows(examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase,
 
 
 KINDS: Mapping[TaskKind, Kind] = {
-    "classification": Kind(_texts, classes.typed_pairs, classes.score_texts, classes.class_answers),
-    "regression": Kind(_texts, classes.typed_pairs, classes.score_texts, classes.value_answers),
-    "multi-label": Kind(_texts_of_several_classes, classes.typed_pairs, classes.score_texts, classes.label_answers),
+    "classification": Kind(
+        _texts, classification.typed_pairs, classification.score_texts, classification.class_answers
+    ),
+    "regression": Kind(_texts, classification.typed_pairs, classification.score_texts, classification.value_answers),
+    "multi-label": Kind(
+        _texts_of_several_classes, classification.typed_pairs, classification.score_texts, classification.label_answers
+    ),
     "token-classification": Kind(
         _words,
-        tagging.typed_texts,
-        tagging.score_tags,
-        tagging.tag_answers,
-        Reader(tagging.FORMATS, tagging.open_tagged, tagging.read_tagged, tagging.read_untagged),
+        token_classification.typed_texts,
+        token_classification.score_tags,
+        token_classification.tag_answers,
+        Reader(
+            token_classification.FORMATS,
+            token_classification.open_tagged,
+            token_classification.read_tagged,
+            token_classification.read_untagged,
+        ),
     ),
     "question-answering": Kind(
         _windows,
-        squad.typed_questions,
-        extract.score_answers,
-        extract.span_answers,
-        Reader(squad.FORMATS, squad.open_questions, squad.read_questions, squad.read_unanswered),
+        question_answering.typed_questions,
+        question_answering.score_answers,
+        question_answering.span_answers,
+        Reader(
+            question_answering.FORMATS,
+            question_answering.open_questions,
+            question_answering.read_questions,
+            question_answering.read_unanswered,
+        ),
     ),
 }
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from limbert.core.units import Kind, parse_quantity, show_quantity
 from limbert.errors import CheckpointError, ConfigError, SubnetError
-from limbert.model.checkpoint import read_record
 from limbert.evaluation.hardware import describe, hardware
 from limbert.evaluation.profile_rows import PROFILE_NAME, ProfileRow, read_profile
-from limbert.train.run import read_results
+from limbert.evaluation.results import read_results
+from limbert.model.checkpoint import read_record
 
 
 @dataclass(frozen=True)

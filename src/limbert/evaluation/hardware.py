@@ -1,35 +1,11 @@
 """Which machine a measurement was made on, and which of its devices computes."""
 
-import os
 import platform
-import re
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-
-from limbert.core.config import require
-from limbert.errors import ConfigError
-
-
-def device_of(name: str) -> torch.device:
-    """The device that computes.
-
-    Args:
-        name: ``auto`` (the first GPU, where torch finds one), ``cpu``, ``cuda`` or ``cuda:1``.
-
-    Raises:
-        ConfigError: for another name, or a GPU that is not there.
-    """
-    require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None, "device", name, "auto, cpu, cuda or cuda:NUMBER")
-    count = torch.cuda.device_count()
-    if name == "auto":
-        name = "cuda" if count else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(f"device is {name!r}; torch finds {count or 'no'} GPU{'s' * (count != 1)} on this machine")
-    return device
 
 
 def hardware() -> dict[str, Any]:
@@ -41,12 +17,6 @@ def hardware() -> dict[str, Any]:
         "ram": psutil.virtual_memory().total,
         "platform": f"{platform.system()} {platform.machine()}",
     }
-
-
-def usable_cores() -> int:
-    """Logical cores that this process may use; where the system knows no such limit, all."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def describe(machine: dict[str, Any], *, device: str) -> str:

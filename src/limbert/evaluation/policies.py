@@ -1,22 +1,26 @@
 """Measure a policy on labelled examples: what it reaches, computes and takes, and how it spends it."""
 
-import time
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from limbert.core.config import Precision
-from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.data.task_registry import score
 from limbert.data.tasks import Task
-from limbert.model.flops import CostModel
-from limbert.model.elastic import ElasticModel
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches
+from limbert.files import read_json_lines, replaced_file
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy
+from limbert.inference.predict import _batches, policy_answers
+from limbert.model.checkpoint import versions
+from limbert.model.elastic import ElasticModel
+from limbert.model.flops import CostModel
 
 
 @dataclass(frozen=True)
@@ -53,61 +57,6 @@ class PolicyResult:
             "widths": [{f"{width:g}": share for width, share in layer.items()} for layer in self.widths],
             "exits": {str(layers): share for layers, share in self.exits.items()},
         }
-
-
-@dataclass(frozen=True)
-class PolicyAnswers:
-    """A policy's answers to all examples, in their order.
-
-    Attributes:
-        logits: ``(examples, outputs)``.
-        widths: ``(examples, layers)``, 0 where a layer did not run.
-        layers_run: ``(examples,)``.
-        flops: ``(examples,)``.
-        seconds: that the engine took for all of them.
-    """
-
-    logits: np.ndarray
-    widths: np.ndarray
-    layers_run: np.ndarray
-    flops: np.ndarray
-    seconds: float
-
-
-def policy_answers(
-    engine: Engine,
-    examples: TokenizedExamples,
-    *,
-    batch_size: int,
-    device: torch.device,
-    after_batch: Callable[[], None] = lambda: None,
-) -> PolicyAnswers:
-    """Run a policy over examples, similar lengths together.
-
-    Args:
-        engine: with the policy.
-        examples: in any order; labels are not looked at.
-        batch_size: examples a batch; the answers do not depend on it.
-        device: the model's.
-        after_batch: called after each batch.
-    """
-    order: list[int] = []
-    columns: dict[str, list[np.ndarray]] = {"logits": [], "widths": [], "layers_run": [], "flops": []}
-    seconds = 0.0
-    for indices, inputs in _batches(examples, batch_size=batch_size, device=device):
-        start = time.perf_counter()
-        answer = engine.run(inputs)
-        logits = answer.logits.cpu().numpy()  # waits for the device
-        seconds += time.perf_counter() - start
-        trace = answer.trace
-        order += indices
-        for name, values in (("logits", logits), ("widths", trace.widths.numpy())):
-            columns[name].append(values)
-        columns["layers_run"].append(trace.layers_run.numpy())
-        columns["flops"].append(trace.flops.numpy())
-        after_batch()
-    back = np.argsort(order)
-    return PolicyAnswers(**{name: np.concatenate(parts)[back] for name, parts in columns.items()}, seconds=seconds)
 
 
 def evaluate_policy(
@@ -167,15 +116,61 @@ def evaluate_policy(
     )
 
 
-def _batches(
-    examples: TokenizedExamples, *, batch_size: int, device: torch.device
-) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
-        batch = examples.collate(indices)
-        yield indices, {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-
-
 def _shares(values: np.ndarray) -> dict[float, float]:
     """How often each value occurs, as shares, by rising value."""
     counts = Counter(values.tolist())
     return {value: counts[value] / len(values) for value in sorted(counts)}
+
+
+POLICIES_NAME = "policies.jsonl"
+DataSet = Literal["validation", "development"]
+
+
+def policy_row(
+    name: str, result: PolicyResult, *, data: DataSet, source: str | None, examples: int, batch_size: int, device: str
+) -> dict[str, Any]:
+    """One measured operating point as plain values.
+
+    Args:
+        name: of the point.
+        result: what it did.
+        data: which set it ran on.
+        source: the folder, file or task that the set came from.
+        examples: in the set.
+        batch_size: examples a batch; the time depends on it.
+        device: that it ran on.
+    """
+    return {
+        "name": name,
+        "data": data,
+        "source": source,
+        "examples": examples,
+        **result.to_dict(),
+        "batch_size": batch_size,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def replace_policy_rows(run: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Keep these rows instead of all others: the points are new.
+
+    Raises:
+        StorageError: if the file cannot be written; the old one stays.
+    """
+    with replaced_file(Path(run) / POLICIES_NAME) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def keep_policy_row(run: str | Path, row: dict[str, Any]) -> None:
+    """Keep one row; an earlier one of the same point and set goes.
+
+    Raises:
+        CheckpointError: if the rows that are there cannot be read.
+        StorageError: if the file cannot be written; the old one stays.
+    """
+    path = Path(run) / POLICIES_NAME
+    there = read_json_lines(path, needs={"name": str, "data": str}) if path.exists() else []
+    others = [one for one in there if (one["name"], one["data"]) != (row["name"], row["data"])]
+    replace_policy_rows(run, [*others, row])

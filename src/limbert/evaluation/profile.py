@@ -13,17 +13,17 @@ from torch import nn
 
 from limbert.core.subnet import Subnet
 from limbert.errors import ConfigError
-from limbert.model.checkpoint import versions
-from limbert.model.flops import CostModel
-from limbert.model.elastic import ElasticModel
-from limbert.evaluation.subnets import count_parameters
-from limbert.export.libraries import optional_library
-from limbert.inference.runtimes import RUNTIMES, Runtime, load_runtime
-from limbert.evaluation.hardware import device_of, hardware
+from limbert.evaluation.hardware import hardware
 from limbert.evaluation.latency import interleaved_seconds
-from limbert.evaluation.memory import MemoryMeter
+from limbert.evaluation.memory import MemoryMeter, example_batch, file_of, save_alone
 from limbert.evaluation.profile_rows import Cell, ProfileRow
-from limbert.run.profile.standalone import example_batch, file_of, save_alone
+from limbert.evaluation.subnets import count_parameters
+from limbert.inference.load import device_of
+from limbert.inference.onnx_graph import optional_library
+from limbert.inference.runtimes import RUNTIMES, Runtime, load_runtime
+from limbert.model.checkpoint import versions
+from limbert.model.elastic import ElasticModel
+from limbert.model.flops import CostModel
 
 _TINY = "tiny"
 Advance = Callable[[str, int, int], None]  # what is done, how much of it, and of how much

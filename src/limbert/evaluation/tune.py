@@ -13,19 +13,17 @@ import numpy as np
 import torch
 
 from limbert.core.config import Precision
-from limbert.data.tokenize import TokenizedExamples, evaluation_batches
+from limbert.core.pareto import pareto_front
 from limbert.data.task_registry import score
 from limbert.data.tasks import Task
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.errors import ConfigError
+from limbert.inference.engine import Decision, Engine
+from limbert.inference.policy import OperatingPoint, Policy, refuse_at_tokens
+from limbert.inference.predict import subnet_logits
 from limbert.method.early_exit import ExitRule, ExitRuleName, sureness
-from limbert.model.flops import CostModel
 from limbert.model.elastic import ElasticModel
-from limbert.inference.engine import Engine
-from limbert.evaluation.subnets import subnet_logits
-from limbert.core.pareto import pareto_front
-from limbert.run.operating_points import OperatingPoint
-from limbert.inference.policy import Policy, refuse_at_tokens
-from limbert.run.trace import Decision
+from limbert.model.flops import CostModel
 
 _SLACK = 1e-9  # slack for comparing metrics
 

@@ -8,9 +8,8 @@ from transformers import PreTrainedModel
 
 from limbert.errors import StorageError
 from limbert.export.huggingface import load_folder, stock_config, write_folder
-from limbert.inference.onnx_graph import input_names, write_onnx
 from limbert.export.quantize import Calibration, quantize_onnx, quantize_openvino
-from limbert.export.libraries import optional_library
+from limbert.inference.onnx_graph import input_names, optional_library, write_onnx
 from limbert.inference.runtimes import Runtime, load_runtime
 
 ONNX_NAME = "model.onnx"  # the name that servers of ONNX folders look for

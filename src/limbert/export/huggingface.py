@@ -14,9 +14,9 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from limbert.errors import UnsupportedModelError
+from limbert.export import modeling_limbert
 from limbert.model.checkpoint import HEADS
 from limbert.model.families import FAMILIES, Family, layer_parts, stack_of
-from limbert.export import modeling_limbert
 
 _MODULE = "modeling_limbert"
 _MODELLED = "BertForSequenceClassification"  # the class in that file, named after the network in the copies

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limbert.export.libraries import optional_library
+from limbert.inference.onnx_graph import optional_library
 
 Calibration = Callable[[], Sequence[dict[str, Tensor]]]  # gives batches of training text when somebody needs them
 

@@ -1,13 +1,27 @@
 """Whether an exported model answers as its source does: the comparison that every export must pass."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from limbert.errors import ExportError
+from limbert.core.config import DataConfig
+from limbert.data.load import load_evaluation_data, load_task_data
+from limbert.data.readers import Examples
+from limbert.data.task_registry import KINDS, score
+from limbert.data.tasks import Task
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches
+from limbert.errors import ConfigError, DataError, ExportError
+from limbert.inference.load import Opened, validation_slice
+from limbert.inference.predict import Gathering
 from limbert.inference.runtimes import Runtime
+from limbert.model.outputs import logits_of
 
 TOLERANCE = 1e-4  # of the largest output: other orders of summation differ by some 1e-6, errors by far more
 _AT_TOKENS = ("start_logits", "end_logits")
@@ -69,3 +83,165 @@ def require_equal(comparison: Comparison) -> None:
             f"the exported model does not answer as its source: on {comparison.examples} examples outputs differ by up "
             f"to {comparison.difference:.2g} of the largest one; allowed: {TOLERANCE:g}; nothing was written"
         )
+
+
+_BATCH = 16
+_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good and how fast one exported model is.
+
+    Attributes:
+        metrics: by name, on the labelled examples.
+        latency_ms: median of one text at a time, texts of real lengths.
+        throughput: examples a second in batches of 16 of similar length.
+        file_bytes: its weights' file.
+    """
+
+    metrics: dict[str, float]
+    latency_ms: float
+    throughput: float
+    file_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def measure(
+    runtimes: Mapping[str, tuple[Runtime, int]],
+    examples: TokenizedExamples,
+    *,
+    task: Task,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Quality]:
+    """The quality of several exported models, taking turns, so that a noisy machine is noisy for all.
+
+    Args:
+        runtimes: by name, each with the size of its file in bytes.
+        examples: labelled.
+        task: how logits become metrics.
+        progress: called with passes done and in all.
+    """
+    batches = evaluation_batches(examples.lengths, batch_size=_BATCH)
+    logits = {name: Gathering(examples) for name in runtimes}
+    together = dict.fromkeys(runtimes, 0.0)
+    alone: dict[str, list[float]] = {name: [] for name in runtimes}
+    passes = [*batches, *([index % len(examples)] for index in range(_ROUNDS))]
+    for done, places in enumerate(passes):
+        inputs = {name: tensor for name, tensor in examples.collate(places).items() if name != "labels"}
+        for name, (runtime, _) in runtimes.items():
+            start = time.perf_counter()
+            outputs = runtime.outputs(inputs)
+            seconds = time.perf_counter() - start
+            if done < len(batches):
+                logits[name].add(places, logits_of(outputs), inputs["attention_mask"])
+                together[name] += seconds
+            else:
+                alone[name].append(seconds)
+        progress(done + 1, len(passes))
+    return {
+        name: Quality(
+            score(task, logits[name].rows.numpy(), examples),
+            1000 * statistics.median(alone[name]),
+            len(examples) / together[name],
+            size,
+        )
+        for name, (_, size) in runtimes.items()
+    }
+
+
+_TRIED = 48  # examples that every export answers before it takes its place
+_TRIED_BATCH = 8
+_CALIBRATED = 128  # training examples that activations are scaled by
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an export is tried on.
+
+    Attributes:
+        examples: tokenised.
+        origin: what they are, in words.
+        pair: whether the model's inputs are pairs of texts.
+    """
+
+    examples: TokenizedExamples
+    origin: str
+    pair: bool
+
+
+def trial_examples(opened: Opened, config: DataConfig, *, required: bool) -> Trial:
+    """Some texts, spread evenly over the development set; sentences shipped here where that cannot be read.
+
+    Args:
+        opened: the model; its task and tokenizer.
+        config: where the data is.
+        required: whether data that cannot be read is an error, because somebody named it.
+
+    Raises:
+        DataError: if it is, or a setting contradicts another (ConfigError).
+    """
+    if opened.task is not None:
+        try:
+            examples = next(iter(load_evaluation_data(config, opened.task).values()))
+        except (DataError, ConfigError):
+            if required:
+                raise
+        else:
+            places = np.unique(np.linspace(0, len(examples) - 1, _TRIED).astype(int))
+            chosen = examples.select(places.tolist())
+            return Trial(_tokenized(opened, chosen), "examples of the development set", chosen.pairs is not None)
+    kind = opened.task.kind if opened.task is not None else "classification"
+    known = opened.task.pairs if opened.task is not None else None
+    pair = known if known is not None else opened.data.pair_column is not None or kind == "question-answering"
+    sentences = Path(__file__).with_name("sentences.txt").read_text(encoding="utf-8").splitlines()
+    shipped = KINDS[kind].typed(sentences, sentences[::-1] if pair else None)
+    return Trial(_tokenized(opened, shipped), "built-in sentences", pair)
+
+
+def labelled_examples(opened: Opened, config: DataConfig, *, development: bool) -> TokenizedExamples:
+    """Labelled examples to judge a loss by: the development set if somebody named it, else the validation slice.
+
+    Raises:
+        CheckpointError: if the model does not say how it was trained.
+        ConfigError: settings that contradict each other.
+        DataError: data that cannot be read.
+    """
+    if development and opened.task is not None:
+        return _tokenized(opened, next(iter(load_evaluation_data(config, opened.task).values())))
+    return _tokenized(opened, validation_slice(opened, config))
+
+
+def calibration_batches(opened: Opened, config: DataConfig) -> list[dict[str, Tensor]]:
+    """Single training examples, spread evenly over the training rows, to measure the range of activations on.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        DataError: data that cannot be read.
+    """
+    examples = load_task_data(config, seed=0).train
+    places = np.unique(np.linspace(0, len(examples) - 1, _CALIBRATED).astype(int))
+    tokens = _tokenized(opened, examples.select(places.tolist()))
+    return [tokens.collate([at]) for at in range(len(tokens))]
+
+
+def _tokenized(opened: Opened, examples: Examples) -> TokenizedExamples:
+    return opened.prepared(examples, cache=False)
+
+
+def trial_batches(examples: TokenizedExamples, *, choices: bool = False) -> Iterator[dict[str, Tensor]]:
+    """The examples as a server might send them: one alone, then batches of mixed lengths, padded.
+
+    Args:
+        examples: at least two.
+        choices: for multiple choice: two examples stand for one question, ``(batch, 2, tokens)``.
+    """
+    every = list(range(len(examples) - len(examples) % 2))
+    alone = 2 if choices else 1
+    groups = [every[:alone], *(every[at : at + _TRIED_BATCH] for at in range(alone, len(every), _TRIED_BATCH))]
+    for group in groups:
+        batch = {name: tensor for name, tensor in examples.collate(group).items() if name != "labels"}
+        yield {name: tensor.unflatten(0, (-1, 2)) for name, tensor in batch.items()} if choices else batch

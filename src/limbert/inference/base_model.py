@@ -7,11 +7,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import TrainConfig
-from limbert.core.task_types import KINDS
 from limbert.core.space import Space
+from limbert.core.task_types import KINDS
 from limbert.data.augmented import Augmented
 from limbert.data.readers import Examples
-from limbert.data.load import split_validation
+from limbert.data.split import in_order_of
 from limbert.data.tasks import Task
 from limbert.model.checkpoint import load_config_and_tokenizer, read_record
 from limbert.model.elastic import ElasticModel
@@ -98,27 +98,6 @@ def trained_space(path_or_hub_id: str) -> Space | None:
     record = read_record(path_or_hub_id)
     trained = {*record.get("phases", ())} - {"finetune", "mlm"}  # those know the whole model alone
     return Space.from_dict(record["space"]) if trained and "space" in record else None
-
-
-def in_order_of(examples: Examples, task: Task, wanted: Task) -> Examples:
-    """Examples of ``task`` with the class ids of ``wanted``, which has the same labels."""
-    if examples.labels is None or task.labels == wanted.labels:
-        return examples
-    ids = [wanted.labels.index(name) for name in task.labels]
-
-    def renumbered(label: Any) -> Any:
-        if isinstance(label, tuple):
-            order = sorted if task.kind == "multi-label" else list
-            return tuple(order(ids[one] for one in label))
-        return ids[int(label)]
-
-    return replace(examples, labels=tuple(map(renumbered, examples.labels)))
-
-
-def kept_back(examples: Examples, task: Task, config: TrainConfig) -> tuple[Examples, Examples]:
-    """The training rows of a run, and its validation slice: the rows kept back to choose and score."""
-    fraction = min(config.validation, config.validation_limit / len(examples))
-    return split_validation(examples, task, fraction=fraction, seed=config.seed)
 
 
 def _order_of(config: Any, task: Task) -> tuple[str, ...] | None:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbert.errors import UnsupportedModelError
-from limbert.model.families import Family, set_stack, stack_of
 from limbert.inference.fast_layers import RunLayer, layer_runner, preparation
+from limbert.model.families import Family, set_stack, stack_of
 from limbert.model.layerwise import LayerCalls, LayerCatcher, Place, Prepared
 
 Step = Callable[[Tensor, Tensor], Tensor]  # (state or pooled state, attention mask) -> the next one

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbert.model.families import Family, layer_parts
-from limbert.model.layerwise import LayerCalls, Prepared
+from limbert.model.layerwise import LayerCalls, Prepared, _is_plain
 
 Prepare = Callable[[dict[str, Tensor]], Prepared | None]  # inputs -> embedding output, and the layers' calls
 RunLayer = Callable[[Tensor, LayerCalls], Tensor]  # (state, the batch's calls) -> state, (batch, tokens, hidden)
@@ -79,22 +79,6 @@ def preparation(network: PreTrainedModel, family: Family) -> Prepare | None:
         return state, LayerCalls({(): ((), {"attention_mask": allowed})}, family)
 
     return prepare
-
-
-def with_ready_mask(inputs: dict[str, Tensor], network: PreTrainedModel, family: Family) -> dict[str, Tensor]:
-    """The same inputs with the mask as plain layers take it, ``(batch, 1, 1, tokens)``, True for tokens.
-
-    Given ``(batch, tokens)``, the stock forward asks the device each time whether anything is padded, and waits for the
-    answer. Families whose layers or heads want the mask in its first shape keep it.
-    """
-    mask = inputs.get("attention_mask")
-    if mask is None or mask.ndim != 2 or not _is_plain(network, family):
-        return inputs
-    return inputs | {"attention_mask": mask[:, None, None, :].bool()}
-
-
-def _is_plain(network: PreTrainedModel, family: Family) -> bool:
-    return family.plain is not None and network.config._attn_implementation == "sdpa"
 
 
 @dataclass(frozen=True, slots=True)

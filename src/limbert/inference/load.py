@@ -1,21 +1,50 @@
 """Open a checkpoint for use: the model, its tokenizer and the task that it answers."""
 
-from dataclasses import dataclass, fields
+import os
+import re
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from limbert.core.config import DataConfig
+from limbert.core.config import DataConfig, TrainConfig, require
 from limbert.core.space import Space
-from limbert.data.tokenize import TokenizedExamples, tokenize
+from limbert.data.load import load_task_data
 from limbert.data.readers import Examples
+from limbert.data.split import in_order_of, kept_back
 from limbert.data.task_registry import prepared as prepared_for
 from limbert.data.tasks import Task
-from limbert.errors import CheckpointError
+from limbert.data.tokenize import TokenizedExamples, tokenize
+from limbert.errors import CheckpointError, ConfigError
 from limbert.model.checkpoint import load_tokenizer
 from limbert.model.elastic import ElasticModel
-from limbert.evaluation.hardware import device_of
+
+
+def device_of(name: str) -> torch.device:
+    """The device that computes.
+
+    Args:
+        name: ``auto`` (the first GPU, where torch finds one), ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        ConfigError: for another name, or a GPU that is not there.
+    """
+    require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None, "device", name, "auto, cpu, cuda or cuda:NUMBER")
+    count = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"device is {name!r}; torch finds {count or 'no'} GPU{'s' * (count != 1)} on this machine")
+    return device
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may use; where the system knows no such limit, all."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -87,3 +116,27 @@ def open_checkpoint(
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"limbert.json of {path} is broken: {error}") from error
     return Opened(model, tokenizer, task, data, min(data.max_length, model.longest_input))
+
+
+def validation_slice(opened: Opened, config: DataConfig) -> Examples:
+    """The rows that the training kept back, with class ids in the model's order.
+
+    Args:
+        opened: a model trained by Limbert.
+        config: where its training data is now.
+
+    Raises:
+        CheckpointError: if the model does not say how it was trained.
+        ConfigError: if the data is for other labels.
+        DataError: if the data cannot be read.
+    """
+    saved = opened.model.record.get("settings", {}).get("train")
+    if saved is None or opened.task is None:
+        raise CheckpointError("limbert.json does not say how the model was trained; train it with limbert train")
+    known = {name: saved[name] for name in ("seed", "validation", "validation_limit") if name in saved}
+    settings = TrainConfig(model="-", output="-", **known)
+    loaded = load_task_data(replace(config, augmented=None), seed=settings.seed)  # copies are never kept back
+    task = opened.task
+    if {*loaded.task.labels} != {*task.labels} or loaded.task.kind != task.kind:
+        raise ConfigError(f"the data has labels {', '.join(loaded.task.labels)}; the model {', '.join(task.labels)}")
+    return kept_back(in_order_of(loaded.train, loaded.task, task), task, settings)[1]

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,23 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from limbert.errors import StorageError, UnsupportedModelError
+from limbert.errors import ConfigError, StorageError, UnsupportedModelError
 from limbert.model.families import FAMILIES, unsupported
-from limbert.export.libraries import optional_library
+
+
+def optional_library(name: str) -> Any:
+    """A module of the extra ``export``.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{(error.name or name).partition('.')[0]} is not installed; pip install 'limbert[export]'"
+        ) from error
+
 
 OPSET = 20  # the first with Gelu as one operator; newer ones add nothing here that runtimes run faster
 _LARGEST = 2**31 - 2**20  # bytes: a protobuf file ends at 2 GiB, and the graph needs some

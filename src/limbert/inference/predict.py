@@ -1,23 +1,156 @@
 """Answers for texts without labels, by a sub-network or a dynamic policy."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from limbert.core.config import Precision
-from limbert.core.task_types import KINDS
 from limbert.core.subnet import Subnet
-from limbert.data.tokenize import TokenizedExamples
+from limbert.core.task_types import KINDS
 from limbert.data.task_registry import answers
 from limbert.data.tasks import Task
-from limbert.model.flops import CostModel
-from limbert.model.elastic import ElasticModel
-from limbert.evaluation.policies import policy_answers
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.inference.engine import Engine
-from limbert.evaluation.subnets import subnet_logits
 from limbert.inference.policy import Policy, resolve
+from limbert.model.elastic import ElasticModel
+from limbert.model.flops import CostModel
+from limbert.model.shared_forward import plan_passes, run_pass
+
+
+class Gathering:
+    """Collects what one network says about all examples.
+
+    Args:
+        examples: what the batches are made of.
+    """
+
+    def __init__(self, examples: TokenizedExamples) -> None:
+        self._examples = examples
+        self._rows: Tensor | None = None
+
+    def add(self, indices: Sequence[int], logits: Tensor, mask: Tensor) -> None:
+        """Note the answers to a batch.
+
+        Args:
+            indices: of its examples.
+            logits: ``(batch, outputs)``, or ``(batch, tokens, outputs)`` where answers stand at tokens.
+            mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; padding is no answer.
+        """
+        at_tokens = logits.ndim == 3
+        values = (logits[mask.bool()] if at_tokens else logits).float()
+        if self._rows is None:
+            count = len(self._examples.tokens.ids) if at_tokens else len(self._examples)
+            self._rows = torch.empty(count, values.shape[-1], device=values.device)
+        self._rows[torch.from_numpy(self._examples.token_places(indices)) if at_tokens else list(indices)] = values
+
+    @property
+    def rows(self) -> Tensor:
+        """``(examples, outputs)``, or ``(all tokens, outputs)``; all batches must have been added."""
+        assert self._rows is not None
+        return self._rows
+
+
+@dataclass(frozen=True)
+class PolicyAnswers:
+    """A policy's answers to all examples, in their order.
+
+    Attributes:
+        logits: ``(examples, outputs)``.
+        widths: ``(examples, layers)``, 0 where a layer did not run.
+        layers_run: ``(examples,)``.
+        flops: ``(examples,)``.
+        seconds: that the engine took for all of them.
+    """
+
+    logits: np.ndarray
+    widths: np.ndarray
+    layers_run: np.ndarray
+    flops: np.ndarray
+    seconds: float
+
+
+def policy_answers(
+    engine: Engine,
+    examples: TokenizedExamples,
+    *,
+    batch_size: int,
+    device: torch.device,
+    after_batch: Callable[[], None] = lambda: None,
+) -> PolicyAnswers:
+    """Run a policy over examples, similar lengths together.
+
+    Args:
+        engine: with the policy.
+        examples: in any order; labels are not looked at.
+        batch_size: examples a batch; the answers do not depend on it.
+        device: the model's.
+        after_batch: called after each batch.
+    """
+    order: list[int] = []
+    columns: dict[str, list[np.ndarray]] = {"logits": [], "widths": [], "layers_run": [], "flops": []}
+    seconds = 0.0
+    for indices, inputs in _batches(examples, batch_size=batch_size, device=device):
+        start = time.perf_counter()
+        answer = engine.run(inputs)
+        logits = answer.logits.cpu().numpy()  # waits for the device
+        seconds += time.perf_counter() - start
+        trace = answer.trace
+        order += indices
+        for name, values in (("logits", logits), ("widths", trace.widths.numpy())):
+            columns[name].append(values)
+        columns["layers_run"].append(trace.layers_run.numpy())
+        columns["flops"].append(trace.flops.numpy())
+        after_batch()
+    back = np.argsort(order)
+    return PolicyAnswers(**{name: np.concatenate(parts)[back] for name, parts in columns.items()}, seconds=seconds)
+
+
+def _batches(
+    examples: TokenizedExamples, *, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
+        batch = examples.collate(indices)
+        yield indices, {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+
+
+@torch.no_grad()
+def subnet_logits(
+    model: ElasticModel,
+    examples: TokenizedExamples,
+    *,
+    subnets: Mapping[str, Subnet],
+    batch_size: int,
+    precision: Precision = "fp32",
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Every sub-network's logits in the order of the examples.
+
+    Returns:
+        ``(examples, outputs)``, or ``(all tokens, outputs)`` where answers stand at tokens, by the sub-networks' names.
+    """
+    network, device = model.network, model.network.device
+    training = network.training
+    network.eval()
+    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    found = {subnet: Gathering(examples) for subnet in subnets.values()}
+    try:
+        for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
+            inputs = {name: tensor.to(device) for name, tensor in examples.collate(indices).items() if name != "labels"}
+            for shared in plan_passes(subnets.values()):
+                with model.at(shared.scope), autocast:
+                    answers = run_pass(model, shared, inputs)
+                for subnet, answer in answers.items():
+                    found[subnet].add(indices, answer.logits, inputs["attention_mask"])
+            after_batch()
+    finally:
+        network.train(training)
+    return {name: found[subnet].rows.cpu().numpy() for name, subnet in subnets.items()}
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from limbert.errors import CheckpointError, ConfigError
-from limbert.inference.onnx_graph import write_onnx
-from limbert.export.libraries import optional_library
+from limbert.inference.onnx_graph import optional_library, write_onnx
 
 Outputs = dict[str, Tensor]
 

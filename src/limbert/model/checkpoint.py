@@ -1,7 +1,8 @@
 """Read and write checkpoint folders: a stock Hugging Face folder, plus ``limbert.json`` where it is elastic."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +14,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from limbert.core.subnet import Subnet
 from limbert.core.task_types import head_of
 from limbert.errors import CheckpointError, ConfigError, LimbertError
-from limbert.model.families import FAMILIES, unsupported
 from limbert.files import replaced_file, replaced_folder
+from limbert.model.families import FAMILIES, unsupported
 
 RECORD_NAME = "limbert.json"
 
@@ -210,3 +212,25 @@ def _one_line(error: BaseException) -> str:
     """The first sentence of another library's message, which may run over many lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
+
+
+FOUND_KEY = "subnets"  # in limbert.json
+_PREFIX = "found-"
+
+
+def found_name(subnet: Subnet) -> str:
+    """``found-3fa2c``: made of the sub-network itself, so that a name never changes its meaning."""
+    text = json.dumps(subnet.to_dict(), sort_keys=True)
+    return _PREFIX + hashlib.sha256(text.encode()).hexdigest()[:5]
+
+
+def found_subnets(record: Mapping[str, Any]) -> dict[str, Subnet]:
+    """The found sub-networks of a checkpoint by name, in the order they were saved.
+
+    Args:
+        record: what ``limbert.json`` says.
+
+    Raises:
+        SubnetError: if an entry cannot be read.
+    """
+    return {name: Subnet.from_dict(values) for name, values in record.get(FOUND_KEY, {}).items()}

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from limbert.core.space import Space, is_point
 from limbert.core.subnet import Shape, Subnet
 from limbert.errors import SubnetError
+from limbert.inference.encoder_shell import Frame
 from limbert.model import checkpoint
+from limbert.model.checkpoint import found_subnets
 from limbert.model.families import (
     Family,
     LayerParts,
@@ -25,12 +27,10 @@ from limbert.model.families import (
     shape_of,
     stack_of,
 )
-from limbert.model.found import found_subnets
-from limbert.inference.encoder_shell import Frame
-from limbert.model.width_gates import GATES_NAME, WidthGates, read_gates, save_gates
-from limbert.model.sliced_linear import SlicedLinear, install
 from limbert.model.layerwise import Prepared, catch_layer_calls, recorded_states, starting_from
+from limbert.model.sliced_linear import SlicedLinear, install
 from limbert.model.views import ViewFactory
+from limbert.model.width_gates import GATES_NAME, WidthGates, read_gates, save_gates
 
 
 class ElasticModel:

@@ -178,3 +178,19 @@ def _replaced_stack(network: PreTrainedModel, family: Family, layers: nn.ModuleL
         yield
     finally:
         set_stack(network, family, stack)
+
+
+def with_ready_mask(inputs: dict[str, Tensor], network: PreTrainedModel, family: Family) -> dict[str, Tensor]:
+    """The same inputs with the mask as plain layers take it, ``(batch, 1, 1, tokens)``, True for tokens.
+
+    Given ``(batch, tokens)``, the stock forward asks the device each time whether anything is padded, and waits for the
+    answer. Families whose layers or heads want the mask in its first shape keep it.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim != 2 or not _is_plain(network, family):
+        return inputs
+    return inputs | {"attention_mask": mask[:, None, None, :].bool()}
+
+
+def _is_plain(network: PreTrainedModel, family: Family) -> bool:
+    return family.plain is not None and network.config._attn_implementation == "sdpa"

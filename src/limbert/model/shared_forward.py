@@ -14,8 +14,8 @@ from torch import Tensor
 
 from limbert.core.subnet import Subnet
 from limbert.model.elastic import ElasticModel
-from limbert.model.outputs import logits_of
 from limbert.model.layerwise import LayerCalls, Place
+from limbert.model.outputs import logits_of
 
 Path = tuple[int, ...]  # the layers run so far
 

@@ -4,10 +4,10 @@ import shlex
 from dataclasses import asdict, fields
 from typing import Any
 
-from limbert.report.costs import smallest_keeping
-from limbert.report.read import RunData
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.errors import LimbertError
+from limbert.report.costs import smallest_keeping
+from limbert.report.read import RunData
 from limbert.train.recipes import Recipe, load_recipe, override
 
 

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from limbert.errors import ConfigError
+from limbert.files import replaced_file, replaced_folder
 from limbert.report.commands import train_command, use_commands
 from limbert.report.costs import Panel, cost_panels
 from limbert.report.dynamic import Spending, point_rows, points_sentence, search_picture, spendings, static_sentence
@@ -20,8 +22,6 @@ from limbert.report.png import save_png
 from limbert.report.read import RunData
 from limbert.report.svg import svg
 from limbert.report.tables import machines, size_rows, tiles
-from limbert.errors import ConfigError
-from limbert.files import replaced_file, replaced_folder
 from limbert.train.phases import PHASES
 
 _EXTRA = "the report needs {}; install it with: pip install 'limbert[report]'"

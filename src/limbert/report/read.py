@@ -9,13 +9,12 @@ from typing import Any
 from limbert.core.space import Space
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, LimbertError
-from limbert.model.checkpoint import RECORD_NAME, read_record
-from limbert.run.json_lines import read_json_lines
-from limbert.run.operating_points import OperatingPoint, operating_points
-from limbert.inference.policy import Policy
-from limbert.run.policy_results import POLICIES_NAME
+from limbert.evaluation.policies import POLICIES_NAME
 from limbert.evaluation.profile_rows import PROFILE_NAME, ProfileRow, read_profile
-from limbert.train.run import RESULTS_NAME
+from limbert.evaluation.results import RESULTS_NAME
+from limbert.files import read_json_lines
+from limbert.inference.policy import OperatingPoint, Policy, operating_points
+from limbert.model.checkpoint import RECORD_NAME, read_record
 from limbert.train.run_folder import LOG_NAME
 
 TUNE_NAME = "tune.jsonl"

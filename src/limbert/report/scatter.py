@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from limbert.core.pareto import pareto_front
 from limbert.report.axes import LegendEntry, Plot, Scale, axes, beside_steps, legend, padded, place_labels, ticks
 from limbert.report.drawing import Dot, Drawing, Line, Shape
-from limbert.core.pareto import pareto_front
 
 
 @dataclass(frozen=True)

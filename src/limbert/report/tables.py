@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from limbert.evaluation.profile_rows import ProfileRow
 from limbert.report.costs import smallest_keeping
 from limbert.report.measured import by_setting
 from limbert.report.numbers import amount, digits, metric_text, share_text
 from limbert.report.read import RunData
-from limbert.evaluation.profile_rows import ProfileRow
 
 Cell = tuple[str, float | None, str]  # column, exact value, text
 

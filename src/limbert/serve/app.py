@@ -7,11 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from limbert.serve.errors import ServeError
-from limbert.serve.exchange import GONE, ClientGone, Exchange
-from limbert.serve.faults import answer_http_error, answer_serve_error, answer_unexpected
+from limbert.serve.errors import ServeError, answer_http_error, answer_serve_error, answer_unexpected
+from limbert.serve.metrics import GONE, ClientGone, Exchange, Metrics
 from limbert.serve.middleware import Guard
-from limbert.serve.metrics import Metrics
 from limbert.serve.playground import router as playground
 from limbert.serve.protocols import health, huggingface, open_inference, tei
 from limbert.serve.scores import function_of

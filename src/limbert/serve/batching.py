@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 
-from limbert.serve.load import Choices
-from limbert.serve.latency_model import Line
+from limbert.serve.latency_model import Choices, Line
 
 _OPEN = 32  # batches that a text may join
 _FEW = 6  # waiting texts among which batches begin to be sorted by length

@@ -12,9 +12,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from limbert.serve.exchange import GONE
-from limbert.serve.faults import Fault
-from limbert.serve.metrics import Metrics
+from limbert.serve.errors import Fault
+from limbert.serve.metrics import GONE, Metrics
 
 _PROTOCOLS = (
     ("/predict", "tei"),

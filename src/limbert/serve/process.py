@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbert.errors import ConfigError, LimbertError
 from limbert.serve.service import Service
 from limbert.serve.settings import ServeSettings
-from limbert.errors import ConfigError, LimbertError
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event

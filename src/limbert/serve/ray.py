@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from limbert.serve.service import Service
-from limbert.serve.process import application, listening, need_libraries
-from limbert.serve.settings import ServeSettings
 from limbert.core.config import require
 from limbert.errors import ConfigError
 from limbert.inference.batch.cluster import connected, need_ray
 from limbert.inference.batch.packed import Packed, pack, unpack
+from limbert.serve.process import application, listening, need_libraries
+from limbert.serve.service import Service
+from limbert.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -2,18 +2,59 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from limbert.serve.answers import Row
-from limbert.serve.variants import Menu
+from limbert.core.config import Precision, TaskKind
+from limbert.inference.engine import Engine
+from limbert.model.elastic import ElasticModel
+from limbert.model.flops import CostModel
 from limbert.serve.latency_model import Line
 from limbert.serve.tokenizer import Encoded, Encoder
-from limbert.core.config import Precision, TaskKind
-from limbert.model.flops import CostModel
-from limbert.model.elastic import ElasticModel
-from limbert.inference.engine import Engine
+from limbert.serve.variants import Menu
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The answer to one text.
+
+    Attributes:
+        logits: ``(outputs,)``.
+        size: name of the size that answered.
+        tokens: that the text became.
+        truncated: whether it was cut.
+        flops: floating-point operations that it took.
+        layers: that ran.
+        widths: ``(layers of the full model,)``, the width that each ran at, 0.0 where it did not.
+    """
+
+    logits: tuple[float, ...]
+    size: str
+    tokens: int
+    truncated: bool
+    flops: int
+    layers: int
+    widths: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time went, in seconds, of the request's slowest text."""
+
+    tokenisation: float
+    queue: float
+    inference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers to a request, in the order of its texts."""
+
+    rows: tuple[Row, ...]
+    timing: Timing
+
 
 _SMALL, _LARGE = (1, 16), (8, 32)  # (texts, tokens) that are measured at the start
 _ROUNDS = 4

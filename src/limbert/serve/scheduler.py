@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from limbert.serve.load import Choices, Load
 from limbert.serve.batching import Plan, Waiting
-from limbert.serve.latency_model import Line
+from limbert.serve.latency_model import Choices, Line, Load
 
 _AT_ONCE = 64  # waiting texts that the next batch is put together from where nobody has a deadline
 _AHEAD = 256  # waiting texts that are planned one by one; those behind are taken to go at the same pace

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
-from limbert.serve.faults import Fault
 from limbert.data.tasks import Task
 from limbert.errors import UnsupportedModelError
+from limbert.serve.errors import Fault
 
 Function = Callable[[Sequence[float]], list[float]]
 

@@ -9,8 +9,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from limbert.serve.errors import BadRequest
 from limbert.errors import ConfigError
+from limbert.serve.errors import BadRequest
 
 Text = tuple[str, str | None]  # a text and its pair
 

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Literal, Self
 
 from limbert.core.config import TaskKind
+from limbert.core.pareto import pareto_front
 from limbert.core.space import is_point, parse_point, point_name
 from limbert.data.tasks import Task
 from limbert.errors import LimbertError
-from limbert.model.flops import CostModel
+from limbert.evaluation.policies import POLICIES_NAME
+from limbert.evaluation.results import RESULTS_NAME, read_results
+from limbert.files import read_json_lines
+from limbert.inference.policy import Policy, operating_points, resolve
 from limbert.model.elastic import ElasticModel
-from limbert.core.pareto import pareto_front
-from limbert.run.json_lines import read_json_lines
-from limbert.run.operating_points import operating_points
-from limbert.inference.policy import Policy, resolve
-from limbert.run.policy_results import POLICIES_NAME
-from limbert.train.run import RESULTS_NAME, read_results
+from limbert.model.flops import CostModel
 
 MENU_TOKENS = 32  # FLOPs of a size are stated for an input of this many tokens
 DataName = Literal["development", "validation"]

@@ -1,25 +1,72 @@
 """What a training phase is, and what it is given to work on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from accelerate import Accelerator
 from torch import Tensor
 
-from limbert.core.config import GatesConfig, PhaseConfig, Precision, TaskKind
+from limbert.core.config import AnyPhaseConfig, Precision, TaskKind
 from limbert.core.subnet import Subnet
-from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.data.task_registry import score
 from limbert.data.tasks import Task
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches
+from limbert.inference.predict import subnet_logits
 from limbert.method.importance import Piece
 from limbert.model.elastic import ElasticModel
 from limbert.model.outputs import stock_labels
-from limbert.evaluation.subnets import subnet_logits
 from limbert.train.distributed import Processes
-from limbert.train.trainer import Surroundings, TrainingRows
+from limbert.train.progress import Monitor
+from limbert.train.run_folder import Workspace
 
-AnyPhaseConfig = PhaseConfig | GatesConfig
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What holds for all phases of a run.
+
+    Attributes:
+        accelerator: device and precision.
+        seed: of everything random.
+        workspace: where the running phase keeps its state and its log.
+        checkpoint_every: seconds between saved states.
+        monitor: told how it goes.
+        should_stop: asked after every step; a yes in one process stops all.
+    """
+
+    accelerator: Accelerator
+    seed: int
+    workspace: Workspace
+    checkpoint_every: float
+    monitor: Monitor
+    should_stop: Callable[[], bool]
+
+
+class TrainingRows(Protocol):
+    """What a phase trains on: rows of a task, or sequences of a corpus."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, *, batch_size: int, seed: int, epoch: int) -> Sequence[list[int]]:
+        """One epoch of batches of row numbers, every row once."""
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch; every tensor has a row for each of them, so that processes can share it out."""
+
+    def ready(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the network takes, and ``labels`` for its answers, of a batch or some rows of one."""
+
+
+def step_seed(seed: int, name: str, number: int) -> int:
+    """A seed of its own for every step of every phase."""
+    text = f"{seed} {name} {number}".encode()
+    value = 14695981039346656037  # FNV-1a: the same on every machine, unlike hash()
+    for byte in text:
+        value = (value ^ byte) * 1099511628211 % 2**64
+    return value % 2**63
+
+
 Material = Literal["labels", "text"]
 
 

@@ -1,31 +1,180 @@
 """Elastic pre-training: the phases of a run on the hidden words of a text instead of a task's labels."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbert.core.config import Precision, TaskKind, TrainConfig
-from limbert.core.corpus_config import CorpusConfig
+from limbert.core.config import CorpusConfig, Precision, TaskKind, TrainConfig
+from limbert.core.space import Space
 from limbert.core.subnet import Subnet
 from limbert.data.mlm.corpus import corpus_files
-from limbert.data.masked_rows import MaskedRows, all_rows, held_back
-from limbert.data.mlm.masking import Masking
+from limbert.data.mlm.masking import MaskedRows, Masking, all_rows, held_back
 from limbert.data.mlm.packing import PackedRows, load_stream, pack
 from limbert.errors import DataError
+from limbert.evaluation.results import Result
+from limbert.evaluation.subnets import count_parameters
 from limbert.method.importance import Piece
+from limbert.model import checkpoint
 from limbert.model.elastic import ElasticModel
-from limbert.run.content import Content, corpus_content, sequences_digest
-from limbert.evaluation.subnets import Result
-from limbert.run.masked_evaluation import evaluate_masked, masked_scores
-from limbert.run.masked_start import MaskedStart, load_masked_model, load_masked_start
-from limbert.train.phases import check_material
+from limbert.model.families import longest_input
+from limbert.model.flops import CostModel
+from limbert.model.shared_forward import plan_passes, run_pass
+from limbert.model.sparse_prediction import accept_positions
+from limbert.train.context import Surroundings, step_seed
 from limbert.train.distributed import Processes
+from limbert.train.fingerprint import Content, corpus_content, sequences_digest
+from limbert.train.phases import check_material
 from limbert.train.recipes import Recipe
-from limbert.train.trainer import Surroundings, step_seed
 from limbert.train.run import PhasedRun
+
+
+@dataclass(frozen=True)
+class MaskedScores:
+    """What one sub-network reaches on hidden words.
+
+    Attributes:
+        loss: mean cross-entropy in nats a hidden token.
+        accuracy: share of the hidden tokens that it ranks first.
+    """
+
+    loss: float
+    accuracy: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By name; perplexity is ``exp(loss)``."""
+        return {"accuracy": self.accuracy, "loss": self.loss, "perplexity": math.exp(min(self.loss, 700.0))}
+
+
+@torch.no_grad()
+def masked_scores(
+    model: ElasticModel,
+    rows: MaskedRows,
+    *,
+    subnets: Mapping[str, Subnet],
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+) -> dict[str, MaskedScores]:
+    """Scores of sub-networks, all on the same hidden words.
+
+    Args:
+        model: takes ``positions``; evaluated without dropout, its mode is restored.
+        rows: what is asked.
+        subnets: by name.
+        batch_size: sequences a batch.
+        precision: ``"bf16"`` runs under autocast.
+    """
+    network, device = model.network, model.network.device
+    training = network.training
+    network.eval()
+    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    sums = {subnet: torch.zeros(2, dtype=torch.float64, device=device) for subnet in subnets.values()}
+    asked = 0
+    try:
+        for indices in rows.in_order(batch_size=batch_size):
+            batch = {name: tensor.to(device) for name, tensor in rows.ready(rows.collate(indices)).items()}
+            labels = batch.pop("labels")
+            asked += len(labels)
+            for shared in plan_passes(sums):
+                with model.at(shared.scope), autocast:
+                    answers = run_pass(model, shared, batch)
+                for subnet, answer in answers.items():
+                    logits = answer.logits.float()  # (hidden, vocabulary)
+                    right = (logits.argmax(-1) == labels).sum()
+                    sums[subnet] += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), right.float()])
+    finally:
+        network.train(training)
+    found = {subnet: (total / asked).tolist() for subnet, total in sums.items()}
+    return {name: MaskedScores(*found[subnet]) for name, subnet in subnets.items()}
+
+
+def evaluate_masked(
+    model: ElasticModel, rows: MaskedRows, *, subnets: Mapping[str, Subnet], precision: Precision = "fp32"
+) -> list[Result]:
+    """Results of the named sub-networks. FLOPs are those of the layers for a full sequence, without the vocabulary."""
+    scores = masked_scores(model, rows, subnets=subnets, precision=precision)
+    cost, tokens = CostModel(model), rows.packed.length
+
+    def flops(subnet: Subnet) -> int:
+        widths = subnet.widths().values()
+        return sum(cost.layer_flops(heads=heads, neurons=neurons, tokens=tokens) for heads, neurons in widths)
+
+    return [
+        Result(name, count_parameters(model, subnet), flops(subnet), scores[name].metrics)
+        for name, subnet in subnets.items()
+    ]
+
+
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class MaskedStart:
+    """A start that is loaded.
+
+    Attributes:
+        network: the masked-language model; what the checkpoint lacks is random, by the run's seed.
+        tokenizer: the model's.
+        lacking: what is random: ``"weights"`` (all of them), ``"head"`` or ``"nothing"``.
+        phases: phases of earlier runs that it has behind it.
+    """
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    lacking: str
+    phases: tuple[str, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens that it has positions for."""
+        return longest_input(self.network.config)
+
+    def model(self, space: Space) -> ElasticModel:
+        """The start as an elastic model that takes ``positions``."""
+        return _elastic(self.network, space)
+
+
+def load_masked_start(config: TrainConfig) -> MaskedStart:
+    """Load the model that pre-training begins from.
+
+    A folder with a config and a tokenizer but no weights is a start from random weights.
+
+    Raises:
+        CheckpointError: if the config, the tokenizer or the weights cannot be read.
+        UnsupportedModelError: for a family that is not supported.
+    """
+    model_config, tokenizer = checkpoint.load_config_and_tokenizer(config.model)
+    torch.manual_seed(config.seed)
+    folder = Path(config.model)
+    if folder.is_dir() and not any(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):
+        network = AutoModelForMaskedLM.from_config(model_config, dtype=torch.float32)
+        return MaskedStart(network, tokenizer, "weights", ())
+    loaded: Any
+    loaded, record = checkpoint.load(config.model, head="masked-lm", output_loading_info=True)
+    network, info = loaded
+    lacking = "head" if info["missing_keys"] else "nothing"
+    return MaskedStart(network, tokenizer, lacking, tuple(record.get("phases", ())))
+
+
+def load_masked_model(folder: Path, space: Space) -> ElasticModel:
+    """The result of a finished phase, as an elastic model that takes ``positions``."""
+    network, _ = checkpoint.load(folder, head="masked-lm")
+    return _elastic(network, space)
+
+
+def _elastic(network: PreTrainedModel, space: Space) -> ElasticModel:
+    model = ElasticModel(network, space=space)
+    accept_positions(network)
+    return model
+
 
 LEAST_SEQUENCES = 10  # of a corpus, before some are kept back
 

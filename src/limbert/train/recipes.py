@@ -7,10 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from limbert.core.config import GatesConfig, PhaseConfig
+from limbert.core.config import AnyPhaseConfig, GatesConfig, PhaseConfig
 from limbert.core.space import Space
 from limbert.errors import ConfigError
-from limbert.train.context import AnyPhaseConfig
 from limbert.train.phases import PHASES
 
 

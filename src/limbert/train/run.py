@@ -9,35 +9,76 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from limbert.core.config import DataConfig, TrainConfig
-from limbert.core.corpus_config import CorpusConfig
+from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
 from limbert.core.space import Space
 from limbert.core.subnet import Subnet
-from limbert.data.tokenize import TokenizedExamples
-from limbert.data.readers import Examples
-from limbert.data.task_registry import prepared as prepared_for
+from limbert.data.augmented import Augmented
 from limbert.data.load import TaskData
-from limbert.errors import CheckpointError
+from limbert.data.readers import Examples
+from limbert.data.split import kept_back
+from limbert.data.task_registry import prepared as prepared_for
+from limbert.data.tokenize import TokenizedExamples
+from limbert.errors import Stopped
+from limbert.evaluation.results import RESULTS_NAME, Result
+from limbert.evaluation.subnets import evaluate
+from limbert.inference.base_model import Start, load_start
 from limbert.model.checkpoint import versions
 from limbert.model.elastic import ElasticModel
-from limbert.run.content import Content, task_content, tokens_digest
-from limbert.run.copies import with_copies
-from limbert.evaluation.subnets import Result, evaluate
-from limbert.train.progress import Monitor
-from limbert.train.context import EncoderWork, PhaseWork
-from limbert.train.phases import PHASES, check_material
+from limbert.train.context import EncoderWork, PhaseWork, Surroundings
 from limbert.train.distributed import join_processes
+from limbert.train.fingerprint import Content, agree, settings_of, task_content, tokens_digest
+from limbert.train.phases import PHASES, SubnetPhase, check_material, shared_out
+from limbert.train.progress import Monitor
 from limbert.train.recipes import Recipe
-from limbert.train.fingerprint import agree
-from limbert.inference.base_model import Start, kept_back, load_start
-from limbert.run.subnet_phase import SubnetPhase, shared_out
-from limbert.train.trainer import Stopped, Surroundings
-from limbert.train.run_folder import LOG_NAME, Workspace, settings_of
+from limbert.train.run_folder import LOG_NAME, Workspace
 
-RESULTS_NAME = "results.jsonl"
+
+def with_copies(
+    rows: TokenizedExamples,
+    copies: Augmented,
+    tokens: TokenizedExamples,
+    *,
+    train: Examples,
+    validation: Examples,
+    monitor: Monitor,
+) -> TokenizedExamples:
+    """The training rows, then the copies of them; copies of rows that validate, or do not train, are left out.
+
+    Where the copies come with a teacher's logits, these stand for the copies' labels: the label loss of a phase, if it
+    has a weight, is then taken to their softmax (with several labels, to their sigmoid; in a regression, to the
+    value). The loss on logits is still taken to the phase's own teacher, which sees each copy.
+
+    Args:
+        rows: the training rows.
+        copies: all of them, with the class ids of the model.
+        tokens: of these copies, with their labels.
+        train, validation: the rows that train and that validate.
+        monitor: told how many copies there are.
+
+    Raises:
+        DataError: if no copy is left.
+    """
+    places = copies.usable(train=train, validation=validation)
+    left_out = len(copies) - len(places)
+    monitor.note(
+        f"{len(places)} augmented rows in the phases that distil"
+        + (f"; {left_out} left out: copies of rows that validate or do not train" if left_out else "")
+    )
+    chosen = tokens.select(places)
+    if copies.logits is None:
+        return rows.followed_by(chosen)
+    assert rows.labels is not None
+    logits = torch.from_numpy(copies.logits[places])  # (copies, outputs)
+    if rows.labels.ndim > 1:  # several labels
+        return rows.followed_by(chosen.labelled(logits.sigmoid()))
+    if rows.labels.is_floating_point():
+        return rows.followed_by(chosen.labelled(logits[:, 0]))
+    certain = F.one_hot(rows.labels, logits.shape[-1]).float()
+    return rows.labelled(certain).followed_by(chosen.labelled(logits.softmax(dim=-1)))
 
 
 class RunStart(Protocol):
@@ -97,7 +138,7 @@ class PhasedRun(ABC, Generic[M]):
         self.config, self.recipe = config, recipe
         self.processes = join_processes()
         self.monitor = monitor if monitor is not None and self.processes.is_main else Monitor()
-        self.settings = settings_of(config, recipe, data_config, content)
+        self.settings = settings_of(config, recipe.to_dict(), data_config, content)
         self.workspace = Workspace(config.output, self.settings, overwrite=overwrite, writes=self.processes.is_main)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
@@ -331,17 +372,3 @@ class TrainingRun(PhasedRun[Materials]):
     def _record(self, materials: Materials, phases: list[str]) -> dict[str, Any]:
         start = materials.start
         return {"task": start.task.to_dict(), "phases": [*start.phases, *phases], "settings": self.settings}
-
-
-def read_results(output: str | Path) -> list[Result]:
-    """The results that a finished run wrote into its folder.
-
-    Raises:
-        CheckpointError: if they cannot be read.
-    """
-    path = Path(output) / RESULTS_NAME
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Result(row["subnet"], row["params"], row["flops"], row["metrics"]) for row in rows]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the results in {path} cannot be read: {error}") from error

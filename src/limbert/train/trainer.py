@@ -7,66 +7,23 @@ a step follows from the seed and the step's number alone, so that an interrupted
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from limbert.core.config import PhaseConfig, TaskKind
 from limbert.core.subnet import Subnet
-from limbert.errors import DivergedError
+from limbert.errors import DivergedError, Stopped
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
-from limbert.inference.fast_layers import with_ready_mask
-from limbert.train.progress import Monitor, Progress
+from limbert.model.layerwise import with_ready_mask
 from limbert.model.shared_forward import Answer, SharedPass, SharedStart, plan_passes, run_pass, train_pass
+from limbert.train.context import Surroundings, TrainingRows, step_seed
 from limbert.train.distributed import WHOLE, Processes, Share
-from limbert.run.state import TrainingState, latest_state, save_state
-from limbert.train.run_folder import Workspace
+from limbert.train.progress import Progress
+from limbert.train.run_folder import TrainingState, latest_state, save_state
 
 REPORT_EVERY = 10  # steps between reports; each waits for the device once
-
-
-class Stopped(Exception):
-    """The run was asked to stop; its state is saved and the same call goes on from there."""
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What holds for all phases of a run.
-
-    Attributes:
-        accelerator: device and precision.
-        seed: of everything random.
-        workspace: where the running phase keeps its state and its log.
-        checkpoint_every: seconds between saved states.
-        monitor: told how it goes.
-        should_stop: asked after every step; a yes in one process stops all.
-    """
-
-    accelerator: Accelerator
-    seed: int
-    workspace: Workspace
-    checkpoint_every: float
-    monitor: Monitor
-    should_stop: Callable[[], bool]
-
-
-class TrainingRows(Protocol):
-    """What a phase trains on: rows of a task, or sequences of a corpus."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, *, batch_size: int, seed: int, epoch: int) -> Sequence[list[int]]:
-        """One epoch of batches of row numbers, every row once."""
-
-    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """A batch; every tensor has a row for each of them, so that processes can share it out."""
-
-    def ready(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the network takes, and ``labels`` for its answers, of a batch or some rows of one."""
 
 
 class Trainer:
@@ -359,12 +316,3 @@ def grafting_steps(times: int, *, per_epoch: int, steps: int) -> frozenset[int]:
     """After which steps weights are grafted: so many times an epoch, evenly, until the last epoch begins."""
     every = per_epoch / times if times else math.inf
     return frozenset(round(number * every) for number in range(1, math.floor((steps - per_epoch) / every) + 1))
-
-
-def step_seed(seed: int, name: str, number: int) -> int:
-    """A seed of its own for every step of every phase."""
-    text = f"{seed} {name} {number}".encode()
-    value = 14695981039346656037  # FNV-1a: the same on every machine, unlike hash()
-    for byte in text:
-        value = (value ^ byte) * 1099511628211 % 2**64
-    return value % 2**63

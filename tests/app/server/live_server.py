@@ -13,16 +13,16 @@ import uvicorn
 from app_material import ENCODER
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from limbert.serve.app import create_app
-from limbert.serve.service import Service
-from limbert.serve.settings import ServeSettings
 from limbert.core.config import TaskKind
 from limbert.core.space import Space
 from limbert.data.tasks import own_task
-from limbert.model.elastic import ElasticModel
-from limbert.inference.load import open_checkpoint
 from limbert.inference.engine import Engine
+from limbert.inference.load import open_checkpoint
 from limbert.inference.policy import Policy
+from limbert.model.elastic import ElasticModel
+from limbert.serve.app import create_app
+from limbert.serve.service import Service
+from limbert.serve.settings import ServeSettings
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # its requests are asked in tests too

@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass, field
 
-from limbert.serve.scheduler import Batch, Refusal, Request, Rules, Scheduler
 from limbert.serve.latency_model import Line
+from limbert.serve.scheduler import Batch, Refusal, Request, Rules, Scheduler
 
 LINES = {  # seconds of a batch: like MiniLM's on one core
     "1x1": Line(1.0e-3, 2.0e-4),

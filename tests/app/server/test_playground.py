@@ -17,13 +17,13 @@ from live_server import opened, served
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from limbert import Client, ElasticModel, Engine, ExitRule, Policy, Space
+from limbert.data.tasks import GLUE, Task, own_task
+from limbert.inference.load import open_checkpoint
+from limbert.inference.policy import OperatingPoint
+from limbert.model.width_gates import WidthGates
 from limbert.serve.playground.answers import answer_values, compared
 from limbert.serve.playground.router import OPEN_PATHS
 from limbert.serve.service import Answers, Row, Timing
-from limbert.data.tasks import GLUE, Task, own_task
-from limbert.model.width_gates import WidthGates
-from limbert.inference.load import open_checkpoint
-from limbert.run.operating_points import OperatingPoint
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

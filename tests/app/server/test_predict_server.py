@@ -106,9 +106,7 @@ def test_it_needs_no_torch(url: str, tmp_path: Path) -> None:
     """So that the answer is there at once."""
     (tmp_path / "texts.txt").write_text("It rained.\n")
     words = ["predict", "--server", url, "--input", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "a.jsonl")]
-    code = (
-        f"import sys; from limbert.cli.main import app; app({words!r}, standalone_mode=False); print(*sys.modules)"
-    )
+    code = f"import sys; from limbert.cli.main import app; app({words!r}, standalone_mode=False); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "limbert.client" in loaded
     assert not {"torch", "transformers", "fastapi"} & {*loaded}

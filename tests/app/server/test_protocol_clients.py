@@ -16,11 +16,10 @@ from transformers import pipeline
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
-from limbert.serve.app import create_app
 from limbert.core.config import TaskKind
 from limbert.errors import UnsupportedModelError
-from limbert.run.operating_points import OperatingPoint, save_operating_points
-from limbert.inference.policy import Policy
+from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
+from limbert.serve.app import create_app
 
 pytestmark = needs_encoder
 TEXTS = ("It rained.", "Zwölf Boxkämpfer jagen Viktor 🥊", "", "word " * 100)

@@ -19,9 +19,9 @@ from app_material import ENCODER, environment, make_small_encoder, needs_encoder
 from transformers import AutoTokenizer
 
 from limbert import ElasticModel, Space
-from limbert.data.tokenize import tokenize
 from limbert.data.readers import Examples
 from limbert.data.tasks import own_task
+from limbert.data.tokenize import tokenize
 from limbert.errors import ConfigError
 from limbert.inference.load import open_checkpoint
 from limbert.inference.policy import Policy

@@ -14,9 +14,9 @@ from live_server import BENCHMARKS, make_run, opened, served
 from serve_mix import Mix, Pool
 from serve_robustness import drive
 
-from limbert.serve.variants import Menu
-from limbert.serve.service import Service
 from limbert.inference.load import open_checkpoint
+from limbert.serve.service import Service
+from limbert.serve.variants import Menu
 
 pytestmark = needs_encoder
 

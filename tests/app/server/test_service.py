@@ -17,22 +17,21 @@ import torch
 from app_material import needs_encoder
 from live_server import make_run, opened, settings
 
+from limbert.data.readers import Examples
+from limbert.data.tokenize import tokenize
+from limbert.errors import CheckpointError, ConfigError
+from limbert.inference.engine import Engine
+from limbert.inference.load import open_checkpoint
+from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
+from limbert.method.early_exit import ExitRule
 from limbert.serve import desk
 from limbert.serve.errors import BadRequest, Down, Refused, TooLong
-from limbert.serve.runner import Runner
-from limbert.serve.service import Answers, Service
-from limbert.serve.process import serve
-from limbert.serve.settings import ServeSettings
 from limbert.serve.latency_model import Line
-from limbert.serve.wish import Wish
-from limbert.data.tokenize import tokenize
-from limbert.data.readers import Examples
-from limbert.errors import CheckpointError, ConfigError
-from limbert.method.early_exit import ExitRule
-from limbert.inference.load import open_checkpoint
-from limbert.inference.engine import Engine
-from limbert.run.operating_points import OperatingPoint, save_operating_points
-from limbert.inference.policy import Policy
+from limbert.serve.process import serve
+from limbert.serve.runner import Runner
+from limbert.serve.selection import Wish
+from limbert.serve.service import Answers, Service
+from limbert.serve.settings import ServeSettings
 
 pytestmark = needs_encoder
 QUALITY = {"1x1": 0.9, "0.5x1": 0.8, "1x0.5": 0.85, "0.5x0.5": 0.7}

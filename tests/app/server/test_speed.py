@@ -2,8 +2,7 @@
 
 import pytest
 
-from limbert.serve.load import Load
-from limbert.serve.latency_model import Line, Speeds
+from limbert.serve.latency_model import Line, Load, Speeds
 
 
 def test_a_line_goes_through_its_points() -> None:

@@ -8,8 +8,9 @@ import torch
 from sklearn.metrics import f1_score
 
 from limbert.core.config import DataConfig
+from limbert.data.load import load_evaluation_data, load_task_data
+from limbert.data.split import split_validation
 from limbert.data.task_registry import answers, prepared, score
-from limbert.data.load import load_evaluation_data, load_task_data, split_validation
 from limbert.data.tasks import own_task
 from limbert.errors import ConfigError, DataError
 

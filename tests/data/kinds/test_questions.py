@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 
 from limbert.core.config import DataConfig
+from limbert.data.load import load_evaluation_data, load_task_data
+from limbert.data.question_answering import (
+    MOST_TOKENS,
+    best_spans,
+    normalized,
+    open_questions,
+    read_questions,
+    span_answers,
+    token_f1,
+    typed_questions,
+)
 from limbert.data.readers import Answers, Examples
-from limbert.data.kinds.extract import MOST_TOKENS, best_spans, normalized, span_answers, token_f1
-from limbert.data.question_answering import open_questions, read_questions, typed_questions
+from limbert.data.split import split_groups, split_validation
 from limbert.data.task_registry import answers, prepared, score
-from limbert.data.load import load_evaluation_data, load_task_data, split_groups, split_validation
 from limbert.data.tasks import own_task
 from limbert.errors import ConfigError, DataError
 

@@ -9,13 +9,19 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from limbert.core.config import DataConfig
 from limbert.core.task_types import IGNORED
-from limbert.data.readers import Examples
-from limbert.data.kinds.spans import entities, entity_scores
-from limbert.data.task_registry import answers, prepared, score
-from limbert.data.token_classification import open_tagged, read_tagged, read_untagged, typed_texts
-from limbert.data.kinds.words import joined
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
+from limbert.data.readers import Examples
+from limbert.data.task_registry import answers, prepared, score
 from limbert.data.tasks import own_task
+from limbert.data.token_classification import (
+    entities,
+    entity_scores,
+    joined,
+    open_tagged,
+    read_tagged,
+    read_untagged,
+    typed_texts,
+)
 from limbert.errors import ConfigError, DataError
 
 TAGS = ("O", "B-person", "I-person", "B-creative-work", "I-creative-work")

@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from limbert import ElasticModel, Subnet
 from limbert.errors import UnsupportedModelError
-from limbert.model.checkpoint import HEADS
 from limbert.export.huggingface import is_stock, load_folder, write_folder
+from limbert.model.checkpoint import HEADS
 
 UNEVEN = Subnet((0, 2, 3), (2, 3, 6), (17, 60, 30))
 NARROW = Subnet((0, 3), (3, 3), (30, 30))

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from limbert import ElasticModel, Subnet
 from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
-from limbert.model.checkpoint import HEADS
 from limbert.inference.onnx_graph import input_names, write_onnx
 from limbert.inference.runtimes import load_runtime
+from limbert.model.checkpoint import HEADS
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

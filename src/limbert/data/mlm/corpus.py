@@ -6,11 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from limbert.core.config import DataConfig
-from limbert.core.corpus_config import CorpusConfig
-from limbert.data.columns import choose_columns
-from limbert.data.readers import FORMATS, open_table
-from limbert.data.table import NOT_UTF8, Table, readable
+from limbert.core.config import CorpusConfig, DataConfig
+from limbert.data.readers import FORMATS, NOT_UTF8, Table, choose_columns, open_table, readable
 from limbert.errors import ConfigError, DataError
 
 _LONGEST = 1 << 16  # characters of a piece of text: a tokenizer takes about 170 bytes for each

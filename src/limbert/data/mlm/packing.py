@@ -14,9 +14,9 @@ from typing import BinaryIO
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from limbert.core.corpus_config import CorpusConfig
+from limbert.core.config import CorpusConfig
 from limbert.data.mlm.corpus import corpus_files, stream_text
-from limbert.data.tokens import cache_folder, content_key
+from limbert.data.tokenize import cache_folder, content_key
 from limbert.errors import ConfigError, DataError, StorageError
 from limbert.files import replaced_folder
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbert.errors import DataError, StorageError
-from limbert.inference.load import Opened
 from limbert.inference.batch.cluster import cluster, need_ray
 from limbert.inference.batch.packed import Packed, answering_digest, pack
 from limbert.inference.batch.request import Request, begin, confirm, identity
 from limbert.inference.batch.shards import Input, Shard
 from limbert.inference.batch.store import Store
 from limbert.inference.batch.worker import Done, Orders, Worker
+from limbert.inference.load import Opened
 
 
 @dataclass(frozen=True)

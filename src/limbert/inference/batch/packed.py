@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from limbert.data.tokens import cache_folder
+from limbert.data.tokenize import cache_folder
 from limbert.errors import CheckpointError, StorageError
-from limbert.model.checkpoint import RECORD_NAME, find_file
 from limbert.inference.batch.store import Store
+from limbert.model.checkpoint import RECORD_NAME, find_file
 
 _SUFFIXES = {".json", ".safetensors", ".txt", ".model"}  # what a checkpoint is opened from
 _PIECE = 2**24  # bytes compared at a time

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbert.data.arrow import class_names_of, values_of
-from limbert.data.readers import checked_text, open_table
-from limbert.data.table import NOT_UTF8, Row, Table
+from limbert.data.readers import NOT_UTF8, Row, Table, checked_text, class_names_of, open_table, values_of
 from limbert.data.tasks import Columns
 from limbert.errors import DataError
 from limbert.inference.batch.shards import Shard

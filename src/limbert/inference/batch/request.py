@@ -7,10 +7,10 @@ from typing import Any
 
 from limbert.core.config import Precision, require
 from limbert.errors import ConfigError
-from limbert.inference.policy import Policy
 from limbert.inference.batch.paths import SETTINGS
 from limbert.inference.batch.shards import Input
 from limbert.inference.batch.store import Store
+from limbert.inference.policy import Policy
 
 FORMAT = 1
 

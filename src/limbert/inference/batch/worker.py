@@ -10,19 +10,19 @@ import numpy as np
 import torch
 
 from limbert.core.config import TaskKind
-from limbert.data.tokenize import tokenize
 from limbert.data.readers import Examples, read_rows, without_labels
 from limbert.data.task_registry import answers as plain_answers
 from limbert.data.tasks import Columns, Task
+from limbert.data.tokenize import tokenize
 from limbert.errors import ConfigError, DataError, LimbertError
-from limbert.inference.load import open_checkpoint
-from limbert.evaluation.policies import policy_answers
-from limbert.inference.engine import Engine
 from limbert.inference.batch.packed import Packed, unpack
 from limbert.inference.batch.reader import Part, Reader
 from limbert.inference.batch.request import Request
 from limbert.inference.batch.shards import Shard
 from limbert.inference.batch.store import Store
+from limbert.inference.engine import Engine
+from limbert.inference.load import open_checkpoint
+from limbert.inference.predict import policy_answers
 
 MOST_ATTEMPTS = 5  # at one shard; then it is the shard that kills workers
 ANSWER_COLUMNS: Mapping[TaskKind, tuple[str, ...]] = {

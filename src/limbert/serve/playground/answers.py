@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from limbert.serve.variants import Size
-from limbert.serve.scores import check_finite, function_of, labels_of
-from limbert.serve.service import Answers, Service
 from limbert.core.space import is_point, parse_point
 from limbert.data.tasks import Task
+from limbert.serve.scores import check_finite, function_of, labels_of
+from limbert.serve.service import Answers, Service
+from limbert.serve.variants import Size
 
 _CHOSEN = 0.5  # a label of a multi-label task holds where its probability is over this
 

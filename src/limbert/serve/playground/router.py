@@ -8,15 +8,15 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from limbert.report.palette import colours
-from limbert.serve.exchange import WISHES, Exchange, to_json
-from limbert.serve.faults import Fault
-from limbert.serve.http_body import object_at, parse_object, read_bytes, text_at
-from limbert.serve.variants import Size
-from limbert.serve.playground.answers import answer_values, compared, live_values, menu_values
-from limbert.serve.service import Text
-from limbert.serve.wish import Wish
 from limbert.errors import LimbertError
+from limbert.report.palette import colours
+from limbert.serve.errors import Fault
+from limbert.serve.http_body import object_at, parse_object, read_bytes, text_at
+from limbert.serve.metrics import WISHES, Exchange, to_json
+from limbert.serve.playground.answers import answer_values, compared, live_values, menu_values
+from limbert.serve.selection import Wish
+from limbert.serve.service import Text
+from limbert.serve.variants import Size
 
 _PAGE = "/playground"
 _ASSETS = f"{_PAGE}/assets"

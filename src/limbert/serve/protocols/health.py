@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from limbert.serve.exchange import Exchange
-from limbert.serve.faults import Fault
+from limbert.serve.errors import Fault
+from limbert.serve.metrics import Exchange
 from limbert.serve.protocols import schemas
 from limbert.serve.scores import labels_of
 from limbert.serve.service import Service

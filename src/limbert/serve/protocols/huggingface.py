@@ -6,13 +6,13 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from limbert.serve.exchange import WISHES, Exchange, json_response
-from limbert.serve.faults import Fault
+from limbert.serve.errors import Fault
 from limbert.serve.http_body import check_batch, kind_of, object_at, parse_object, read_bytes, text_at
+from limbert.serve.metrics import WISHES, Exchange, json_response
 from limbert.serve.protocols import schemas
 from limbert.serve.scores import FUNCTIONS, Function, function_of, labels_of, ranked
+from limbert.serve.selection import Wish
 from limbert.serve.service import Text
-from limbert.serve.wish import Wish
 
 PARAMETERS = ("top_k", "function_to_apply", "truncation", *WISHES)
 _TRUNCATION = {True: True, "longest_first": True, False: False, "do_not_truncate": False}

@@ -9,16 +9,15 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from limbert.serve.errors import BadRequest
-from limbert.serve.exchange import WISHES, Exchange, json_response, sizes, spent, to_json
-from limbert.serve.faults import Fault
+from limbert.data.tasks import Task
+from limbert.serve.errors import BadRequest, Fault
 from limbert.serve.http_body import flag_at, kind_of, object_at, parse_object, read_bytes
+from limbert.serve.metrics import WISHES, Exchange, json_response, sizes, spent, to_json
 from limbert.serve.protocols import schemas
 from limbert.serve.protocols.tensors import Tensor, read_strings, split_body
 from limbert.serve.scores import check_finite, function_of, labels_of
+from limbert.serve.selection import Wish
 from limbert.serve.service import Answers, Service, Text
-from limbert.serve.wish import Wish
-from limbert.data.tasks import Task
 
 _JSON_LENGTH = "inference-header-content-length"
 _IGNORED = (  # what clients and other servers of this protocol send along, without meaning here

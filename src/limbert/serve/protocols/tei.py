@@ -6,13 +6,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from limbert.serve.exchange import WISHES, Exchange, json_response
-from limbert.serve.faults import Fault
+from limbert.serve.errors import Fault
 from limbert.serve.http_body import check_batch, flag_at, kind_of, object_at, parse_object, read_bytes, text_at
+from limbert.serve.metrics import WISHES, Exchange, json_response
 from limbert.serve.protocols import schemas
 from limbert.serve.scores import function_of, labels_of, ranked, unchanged
+from limbert.serve.selection import Wish
 from limbert.serve.service import Text
-from limbert.serve.wish import Wish
 
 _INPUTS = 'it must be a string, a pair ["a", "b"], or a batch [["a"], ["b", "c"]]'
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limbert.serve.faults import Fault
+from limbert.serve.errors import Fault
 from limbert.serve.http_body import kind_of, object_at
 
 _LENGTH = struct.Struct("<I")  # before each element of BYTES

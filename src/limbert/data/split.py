@@ -1,0 +1,117 @@
+"""TODO."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from limbert.core.config import TrainConfig
+from limbert.data.readers import (
+    Examples,
+)
+from limbert.data.tasks import Task
+from limbert.errors import ConfigError, DataError
+
+
+def split_validation(examples: Examples, task: Task, *, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Cut a validation slice from the training examples: what chooses anything is never the development set.
+
+    Stratified: after shuffling, the examples are put in the order of their labels and every (1 / fraction)-th is
+    taken, so that classes (and the range of scores) keep their shares. One example of each class stays in training.
+    Several labels in one example count as one: their set. Examples in groups are cut by whole groups instead.
+
+    Args:
+        examples: labelled training examples.
+        task: their task.
+        fraction: share of the examples for validation, between 0 and 1; at least one is taken.
+        seed: chooses the examples; the same seed gives the same slices.
+
+    Returns:
+        (training examples, validation examples), both in their old order.
+
+    Raises:
+        ConfigError: the fraction is out of range.
+        DataError: too few examples to cut.
+    """
+    if examples.groups is not None:
+        return split_groups(examples, fraction=fraction, seed=seed)
+    if not 0 < fraction < 1:
+        raise ConfigError(f"validation fraction is {fraction}; it must be between 0 and 1")
+    if examples.labels is None:
+        raise DataError("examples without labels cannot be split for validation; expected labelled ones")
+    labels = _one_each(examples.labels)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    groups = labels if task.kind == "classification" else np.zeros(len(labels), dtype=np.int64)
+    _, stays = np.unique(groups[shuffled], return_index=True)  # the first of each class
+    candidates = np.delete(shuffled, stays)
+    if not len(candidates):
+        raise DataError(f"{len(examples)} training examples are too few to cut validation from; expected two a class")
+    ordered = candidates[np.argsort(labels[candidates], kind="stable")]
+    share = min(max(fraction * len(labels), 1.0) / len(ordered), 1.0)
+    steps = np.floor(np.arange(len(ordered) + 1) * share + 0.5)  # rises by one at every example that is taken
+    taken = set(ordered[np.diff(steps) > 0].tolist())
+    train = [index for index in range(len(labels)) if index not in taken]
+    return examples.select(train), examples.select(sorted(taken))
+
+
+def split_groups(examples: Examples, *, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Set aside whole groups: articles with all their questions, or, where there are no groups, equal texts.
+
+    Args:
+        examples: labelled or not.
+        fraction: share of the examples to set aside, between 0 and 1. In random order groups are taken that still fit
+            in; so less is missing than the smallest of the others has. Where none fits it is the smallest group.
+        seed: chooses the groups; the labels have no say, so that any order of them gives the same cut.
+
+    Returns:
+        (the others, those set aside), both in their old order.
+
+    Raises:
+        DataError: fewer than two groups.
+    """
+    keys: tuple[Any, ...] = examples.groups or tuple(zip(examples.texts, examples.pairs or examples.texts, strict=True))
+    sizes = Counter(keys)
+    if len(sizes) < 2:
+        raise DataError(f"{len(examples)} examples are of one group (article or text); to cut them there must be two")
+    names = list(sizes)
+    taken: set[Any] = set()
+    room = fraction * len(examples)
+    order = [names[index] for index in np.random.default_rng(seed).permutation(len(names)).tolist()]
+    for name in order:
+        if sizes[name] <= room and len(taken) < len(names) - 1:
+            taken.add(name)
+            room -= sizes[name]
+    taken = taken or {min(order, key=sizes.__getitem__)}
+    chosen = np.asarray([key in taken for key in keys])
+    return examples.select(np.flatnonzero(~chosen).tolist()), examples.select(np.flatnonzero(chosen).tolist())
+
+
+def _one_each(labels: tuple[Any, ...]) -> np.ndarray:
+    """A number an example: its label, or that of its set of labels among all sets."""
+    if not any(isinstance(label, tuple) for label in labels):
+        return np.asarray(labels)
+    sets = [tuple(sorted({*label})) for label in labels]
+    numbers = {one: number for number, one in enumerate(sorted({*sets}))}
+    return np.asarray([numbers[one] for one in sets])
+
+
+def in_order_of(examples: Examples, task: Task, wanted: Task) -> Examples:
+    """Examples of ``task`` with the class ids of ``wanted``, which has the same labels."""
+    if examples.labels is None or task.labels == wanted.labels:
+        return examples
+    ids = [wanted.labels.index(name) for name in task.labels]
+
+    def renumbered(label: Any) -> Any:
+        if isinstance(label, tuple):
+            order = sorted if task.kind == "multi-label" else list
+            return tuple(order(ids[one] for one in label))
+        return ids[int(label)]
+
+    return replace(examples, labels=tuple(map(renumbered, examples.labels)))
+
+
+def kept_back(examples: Examples, task: Task, config: TrainConfig) -> tuple[Examples, Examples]:
+    """The training rows of a run, and its validation slice: the rows kept back to choose and score."""
+    fraction = min(config.validation, config.validation_limit / len(examples))
+    return split_validation(examples, task, fraction=fraction, seed=config.seed)

@@ -1,1 +1,0 @@
-"""Layer 4, what takes time: training, evaluation and measuring."""

@@ -1,1 +1,0 @@
-"""What every sub-network costs on a machine, measured and kept with the run."""
