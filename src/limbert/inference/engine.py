@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from limbert.core.config import Precision, TaskKind
+from limbert.inference.encoder_shell import Frame
 from limbert.inference.policy import Plan, Policy, resolve
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
@@ -156,7 +157,7 @@ class Engine:
         self._device = model.network.device
         self._autocast = precision == "bf16"
         self._gates = None if model.gates is None else model.gates.to(self._device)
-        self._frame = model.frame()
+        self._frame = Frame(model.new_view(model.full), model.family)
         self._layers = {
             index: [
                 self._frame.runner(model.layer_view(index, heads=option.heads, neurons=option.neurons))

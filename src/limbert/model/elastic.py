@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from limbert.core.space import Space, is_point
 from limbert.core.subnet import Shape, Subnet
 from limbert.errors import SubnetError
-from limbert.inference.encoder_shell import Frame
 from limbert.model import checkpoint
 from limbert.model.checkpoint import found_subnets
 from limbert.model.families import (
@@ -201,14 +200,11 @@ class ElasticModel:
                 self._views[subnet] = factory.build(subnet)
             return self._views[subnet]
 
-    def frame(self) -> Frame:
-        """The model without its layers, sharing storage as views do: for running layers one by one while serving.
-
-        Raises:
-            UnsupportedModelError: if the task head is none for sequence classification.
-        """
+    def new_view(self, subnet: Subnet) -> PreTrainedModel:
+        """As `view`, but a new module each time, whose layer stack the caller may replace."""
+        self.check(subnet)
         with self._scope:
-            return Frame(self._view_factory().build(self.full), self.family)
+            return self._view_factory().build(subnet)
 
     def layer_view(self, index: int, *, heads: int, neurons: int) -> nn.Module:
         """One layer at one width, the same module that views of this model run.
@@ -228,9 +224,8 @@ class ElasticModel:
         Raises:
             SubnetError: as `at`.
         """
-        self.check(subnet)
         with self._scope:
-            return copy.deepcopy(self._view_factory().build(subnet)).requires_grad_(True)
+            return copy.deepcopy(self.new_view(subnet)).requires_grad_(True)
 
     @contextmanager
     def recorded_states(self) -> Iterator[list[Tensor]]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from limbert.core.palette import level_of
 from limbert.report.axes import LegendEntry
 from limbert.report.drawing import SHAPES, Shape
 from limbert.report.measured import Setting, by_setting
 from limbert.report.numbers import amount, digits, metric_text, metric_unit, share_text
-from limbert.report.palette import level_of
 from limbert.report.picture import Picture
 from limbert.report.read import RunData
 from limbert.report.scatter import Point, front, scatter

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from limbert.core.palette import LEVELS
 from limbert.report.drawing import Box, Drawing, Mark, Text, text_width
-from limbert.report.palette import LEVELS
 
 Cell = tuple[float, str, str, str]  # value that the shade shows, first line, second line, title
 

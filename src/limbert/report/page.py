@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from limbert.core.palette import colours
 from limbert.errors import ConfigError
 from limbert.files import replaced_file, replaced_folder
 from limbert.report.commands import train_command, use_commands
@@ -16,7 +17,6 @@ from limbert.report.dynamic import Spending, point_rows, points_sentence, search
 from limbert.report.grid import heatmap_picture
 from limbert.report.learning import earlier_phases, training_pictures
 from limbert.report.measured import by_setting
-from limbert.report.palette import colours
 from limbert.report.picture import Picture
 from limbert.report.png import save_png
 from limbert.report.read import RunData

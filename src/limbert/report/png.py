@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from limbert.core.palette import colours
 from limbert.report.drawing import Box, Dot, Drawing, Line, Mark, Text, corners
-from limbert.report.palette import colours
 
 _DENSITY = 2  # pixels of the file a pixel of the drawing
 

@@ -11,7 +11,7 @@ from limbert.serve.errors import ServeError, answer_http_error, answer_serve_err
 from limbert.serve.metrics import GONE, ClientGone, Exchange, Metrics
 from limbert.serve.middleware import Guard
 from limbert.serve.playground import router as playground
-from limbert.serve.protocols import health, huggingface, open_inference, tei
+from limbert.serve.protocols import health, hf_inference, open_inference, tei
 from limbert.serve.scores import function_of
 from limbert.serve.service import Service
 
@@ -32,7 +32,7 @@ def create_app(service: Service) -> FastAPI:
     metrics = Metrics(service)
     app = FastAPI(title="Limbert", version=version("limbert"), description=_DESCRIPTION, redoc_url=None, docs_url=None)
     exchange = Exchange(service, metrics)
-    for protocol in (huggingface, tei, open_inference, health):
+    for protocol in (hf_inference, tei, open_inference, health):
         app.include_router(protocol.router(exchange))
     app.include_router(playground.router(exchange))
     app.add_exception_handler(HTTPException, answer_http_error)

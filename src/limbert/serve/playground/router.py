@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from limbert.core.palette import colours
 from limbert.errors import LimbertError
-from limbert.report.palette import colours
 from limbert.serve.errors import Fault
 from limbert.serve.http_body import object_at, parse_object, read_bytes, text_at
 from limbert.serve.metrics import WISHES, Exchange, to_json
