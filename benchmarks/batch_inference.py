@@ -33,23 +33,23 @@ import pyarrow.dataset
 import pyarrow.parquet
 import torch
 
-from limbert.cli.policies import choose_policy
+from limbert.cli.policies import policy_from_options
 from limbert.core.config import DataConfig
 from limbert.data.load import load_texts
 from limbert.data.readers import Examples
-from limbert.data.tokenize import tokenize
+from limbert.data.tokenize import tokenize_texts
 from limbert.errors import LimbertError
-from limbert.evaluation.hardware import here
+from limbert.evaluation.hardware import describe_this_machine
 from limbert.inference.batch.batch import predict_files
-from limbert.inference.batch.packed import pack
-from limbert.inference.batch.request import Request
-from limbert.inference.batch.shards import Input, read_input
-from limbert.inference.batch.store import Store
-from limbert.inference.batch.worker import Done, Orders, Worker, added_columns
-from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.batch.packed import pack_checkpoint
+from limbert.inference.batch.request import BatchPredictionConfig
+from limbert.inference.batch.shards import ShardedInput, shard_input
+from limbert.inference.batch.store import StoragePath
+from limbert.inference.batch.worker import ShardResult, ShardWorker, WorkerConfig, prediction_columns
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint
 from limbert.inference.policy import Policy
 from limbert.inference.predict import predict
-from limbert.model.checkpoint import versions
+from limbert.model.checkpoint import library_versions
 
 PARTS = ("reading", "tokenising", "computing", "writing")
 
@@ -58,7 +58,7 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     try:
-        opened = open_checkpoint(arguments.run)
+        opened = load_checkpoint(arguments.run)
         policies = {name: _policy(opened, name) for name in arguments.policy}
         texts, pairs = _texts(opened, arguments)
         with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,11 @@ def main() -> None:
                 report = _against_plain(found, opened, policies[arguments.policy[0]], texts, Path(folder), arguments)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
-    report |= {"device": here(arguments.threads), "versions": versions(), "load": os.getloadavg()[0]}
+    report |= {
+        "device": describe_this_machine(arguments.threads),
+        "versions": library_versions(),
+        "load": os.getloadavg()[0],
+    }
     if arguments.json:
         print(json.dumps(report))
     elif arguments.rates:
@@ -97,15 +101,20 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _policy(opened: Opened, name: str) -> Policy:
+def _policy(opened: LoadedCheckpoint, name: str) -> Policy:
     assert opened.task is not None
-    return choose_policy(
-        name, record=opened.model.record, kind=opened.task.kind, widths=None, exit_threshold=None, exit_rule=None
+    return policy_from_options(
+        name,
+        record=opened.model.record,
+        task_type=opened.task.task_type,
+        widths=None,
+        exit_threshold=None,
+        exit_rule=None,
     )
 
 
-def _texts(opened: Opened, arguments: argparse.Namespace) -> tuple[list[str], list[str] | None]:
-    examples = load_texts(arguments.texts, opened.data)
+def _texts(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> tuple[list[str], list[str] | None]:
+    examples = load_texts(arguments.texts, opened.data_config)
     chosen = np.random.default_rng(0).permutation(len(examples))  # a part is then like the whole
     order = [*itertools.islice(itertools.cycle(chosen.tolist()), arguments.rows)]
     pairs = examples.pairs
@@ -113,8 +122,8 @@ def _texts(opened: Opened, arguments: argparse.Namespace) -> tuple[list[str], li
 
 
 def _input(
-    folder: Path, texts: list[str], pairs: list[str] | None, opened: Opened, arguments: argparse.Namespace
-) -> Input:
+    folder: Path, texts: list[str], pairs: list[str] | None, opened: LoadedCheckpoint, arguments: argparse.Namespace
+) -> ShardedInput:
     folder.mkdir()
     assert opened.task is not None
     for number, rows in enumerate(np.array_split(np.arange(len(texts)), 4)):
@@ -122,34 +131,39 @@ def _input(
         columns |= {} if pairs is None else {"pair": [pairs[row] for row in rows]}
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"texts-{number}.parquet", row_group_size=10_000)
     config = DataConfig(text_column="text", pair_column=None if pairs is None else "pair")
-    added = added_columns(opened.task)
-    return read_input(str(folder), config, keep=None, added=added, shard_rows=arguments.shard_rows)
+    added = prediction_columns(opened.task)
+    return shard_input(str(folder), config, keep_columns=None, added_columns=added, max_shard_rows=arguments.shard_rows)
 
 
 def _against_plain(
-    found: Input, opened: Opened, policy: Policy, texts: list[str], folder: Path, arguments: argparse.Namespace
+    found: ShardedInput,
+    opened: LoadedCheckpoint,
+    policy: Policy,
+    texts: list[str],
+    folder: Path,
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     part = max(len(texts) // 8, arguments.shard_rows)
     alone = _plain(arguments, policy, texts[:part], 1)[0]
     beside = _plain(arguments, policy, texts[:part], arguments.workers)
     killed: list[int] = []
 
-    def kill(done: Done | None, rows: int, total: int) -> None:
+    def kill(done: ShardResult | None, rows: int, total: int) -> None:
         if done is not None and not killed and 3 * rows >= total:
             killed.append(done.pid)
             os.kill(done.pid, signal.SIGKILL)
 
-    def answer(output: str, progress: Callable[[Done | None, int, int], None]) -> tuple[Done, ...]:
+    def answer(output: str, progress: Callable[[ShardResult | None, int, int], None]) -> tuple[ShardResult, ...]:
         return predict_files(
             arguments.run,
             opened,
             found,
             str(folder / output),
-            request=Request(policy),
+            config=BatchPredictionConfig(policy),
             workers=arguments.workers,
             threads=arguments.threads,
             progress=progress,
-        ).done
+        ).shard_results
 
     begin = time.perf_counter()
     whole = answer("unharmed", lambda done, rows, total: None)
@@ -195,7 +209,7 @@ def _remember(barrier: Any) -> None:
 def _run_plain(run: str, threads: int, policy: Policy, texts: list[str]) -> dict[str, Any]:
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    opened = open_checkpoint(run)
+    opened = load_checkpoint(run)
     assert opened.task is not None
     _answer_plain(opened, policy, texts[:256])
     _barrier.wait()
@@ -205,16 +219,18 @@ def _run_plain(run: str, threads: int, policy: Policy, texts: list[str]) -> dict
     return {"labels": labels, "rate": len(texts) / seconds, "cpu": cpu / len(texts)}
 
 
-def _answer_plain(opened: Opened, policy: Policy, texts: list[str]) -> list[str | None]:
+def _answer_plain(opened: LoadedCheckpoint, policy: Policy, texts: list[str]) -> list[str | None]:
     assert opened.task is not None
-    tokens = tokenize(Examples(tuple(texts), None, None), opened.tokenizer, max_length=opened.max_length, cache=False)
+    tokens = tokenize_texts(
+        Examples(tuple(texts), None, None), opened.tokenizer, max_length=opened.max_length, use_cache=False
+    )
     return [one.label for one in predict(opened.model, tokens, task=opened.task, policy=policy)]
 
 
-def _worker_rates(done: tuple[Done, ...]) -> list[tuple[float, float]]:
+def _worker_rates(done: tuple[ShardResult, ...]) -> list[tuple[float, float]]:
     """Of each worker that wrote three shards or more, from the first's begin to the last's end: rows a second, and the
     share of the time in which it had a shard to work on."""
-    shards: dict[int, list[Done]] = collections.defaultdict(list)
+    shards: dict[int, list[ShardResult]] = collections.defaultdict(list)
     for one in done:
         shards[one.pid].append(one)
     rates = []
@@ -225,36 +241,40 @@ def _worker_rates(done: tuple[Done, ...]) -> list[tuple[float, float]]:
     return rates
 
 
-def _rates(found: Input, policies: dict[str, Policy], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def _rates(
+    found: ShardedInput, policies: dict[str, Policy], folder: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """CPU seconds a row; a worker's clock is replaced by that of the process, so that other load matters little."""
     time.perf_counter = time.process_time
-    packed, rows = pack(arguments.run), []
+    packed, rows = pack_checkpoint(arguments.run), []
     for name, policy in policies.items():
-        output = Store.at(str(folder / f"out-{len(rows)}"))
-        output.make()
-        orders = Orders(Request(policy), found.store, found.columns, found.kept, output, arguments.threads)
-        worker = Worker(lambda: packed, orders, begin=lambda shard: 1)
-        worker.answer(found.shards[0])
-        done = [worker.answer(shard) for shard in found.shards]
+        output = StoragePath.from_uri(str(folder / f"out-{len(rows)}"))
+        output.mkdir()
+        orders = WorkerConfig(
+            BatchPredictionConfig(policy), found.storage, found.columns, found.kept_columns, output, arguments.threads
+        )
+        worker = ShardWorker(lambda: packed, orders, count_attempt=lambda shard: 1)
+        worker.predict(found.shards[0])
+        done = [worker.predict(shard) for shard in found.shards]
         count = sum(one.rows for one in done)
         rows.append({"policy": name} | {part: sum(getattr(one, part) for one in done) / count for part in PARTS})
-    table = pyarrow.dataset.dataset([source.path for source in found.sources]).to_table()
-    tokens = tokenize(
+    table = pyarrow.dataset.dataset([source.path for source in found.files]).to_table()
+    tokens = tokenize_texts(
         Examples(
             tuple(table["text"].to_pylist()), tuple(table["pair"].to_pylist()) if found.columns.pair else None, None
         ),
-        open_checkpoint(arguments.run).tokenizer,
+        load_checkpoint(arguments.run).tokenizer,
         max_length=128,
-        cache=False,
+        use_cache=False,
     )
     return {
         "rows": rows,
         "texts": found.rows,
         "price": arguments.price,
         "tokens": float(tokens.lengths.mean()),
-        "bytes_in_file": sum(source.bytes for source in found.sources) / found.rows,
+        "bytes_in_file": sum(source.bytes for source in found.files) / found.rows,
         "bytes_of_text": table.nbytes / found.rows,
-        "bytes_of_output": sum(file.bytes for file in output.files((".parquet",))) / found.rows,
+        "bytes_of_output": sum(file.bytes for file in output.list_files((".parquet",))) / found.rows,
         "model_bytes": sum(content.nbytes for content in packed.files.values()),
     }
 

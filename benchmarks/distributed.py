@@ -27,11 +27,11 @@ from accelerate import Accelerator
 from limbert import LimbertError, Space
 from limbert.core.config import DataConfig, PhaseConfig, TrainConfig
 from limbert.data.load import load_task_data
-from limbert.data.tokenize import tokenize, training_batches
-from limbert.evaluation.hardware import here
-from limbert.inference.base_model import load_start
-from limbert.model.checkpoint import versions
-from limbert.train.distributed import Processes, join_processes
+from limbert.data.tokenize import tokenize_texts, training_batches
+from limbert.evaluation.hardware import describe_this_machine
+from limbert.inference.base_model import load_base_checkpoint
+from limbert.model.checkpoint import library_versions
+from limbert.train.distributed import DistributedContext, init_distributed
 from limbert.train.phases import PHASES
 from limbert.train.trainer import Trainer
 
@@ -55,8 +55,8 @@ def main() -> None:
         row["over_one"] = row["rows_per_second"] / rows[0]["rows_per_second"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report = {
-        "device": here(arguments.threads, device=device),
-        "versions": versions(),
+        "device": describe_this_machine(arguments.threads, device=device),
+        "versions": library_versions(),
         **{key: getattr(arguments, key) for key in ("model", "data", "phase", "batch_size", "precision", "steps")},
         "rows": rows,
     }
@@ -106,7 +106,7 @@ def _turn(count: int, arguments: argparse.Namespace) -> dict[str, float]:
 
 def _work(arguments: argparse.Namespace) -> None:
     """Train some steps as one process of a contender and print what they took."""
-    processes = join_processes()
+    processes = init_distributed()
     trainer, batches = _prepare(arguments, processes)
     exchanged = 0.0
     all_reduce = dist.all_reduce
@@ -123,40 +123,42 @@ def _work(arguments: argparse.Namespace) -> None:
     moments, begin_exchange = [], 0.0
     for number, batch in enumerate(batches):
         if number == WARM_UP:
-            processes.gather(None)
+            processes.all_gather_object(None)
             begin_exchange = exchanged
             moments.append(time.perf_counter())
-        part, share = processes.part(batch)
+        part, share = processes.shard_batch(batch)
         on_device = {name: tensor.to(trainer.model.network.device) for name, tensor in part.items()}
-        trainer.step(on_device, number=number, learning_rate=1e-5, share=share)
+        trainer.step(on_device, step_index=number, learning_rate=1e-5, loss_scale=share)
         _wait()
         if number >= WARM_UP:
             moments.append(time.perf_counter())
     seconds = moments[-1] - moments[0]
-    if processes.is_main:
+    if processes.is_main_process:
         found = {
             "rows_per_second": arguments.batch_size * arguments.steps / seconds,
             "step_seconds": statistics.median(after - before for before, after in pairwise(moments)),
             "exchange_share": (exchanged - begin_exchange) / seconds,
         }
         print(json.dumps(found), flush=True)
-    if processes.count > 1:
+    if processes.world_size > 1:
         dist.destroy_process_group()
 
 
-def _prepare(arguments: argparse.Namespace, processes: Processes) -> tuple[Trainer, list[dict[str, torch.Tensor]]]:
+def _prepare(
+    arguments: argparse.Namespace, processes: DistributedContext
+) -> tuple[Trainer, list[dict[str, torch.Tensor]]]:
     """A trainer of the phase, and the whole batches of its steps."""
     task, _, folder = arguments.data.partition("=")
     try:
-        with processes.one_first():
+        with processes.local_main_process_first():
             data = load_task_data(DataConfig(task=task, data=folder), seed=0)
-            start = load_start(TrainConfig(model=arguments.model, output="-"), data.task)
-            longest = min(128, start.longest)
-            examples = tokenize(start.relabelled(data.train, data.task), start.tokenizer, max_length=longest)
+            start = load_base_checkpoint(TrainConfig(model=arguments.model, output="-"), data.task)
+            longest = min(128, start.max_length)
+            examples = tokenize_texts(start.map_labels(data.train, data.task), start.tokenizer, max_length=longest)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     accelerator = Accelerator(mixed_precision="bf16" if arguments.precision == "bf16" else "no")
-    model, teacher = (start.model(Space(layers="spread")) for _ in range(2))
+    model, teacher = (start.load_model(Space(layers="spread")) for _ in range(2))
     for one in (model, teacher):
         one.network.to(accelerator.device)
     teacher.network.eval()
@@ -168,8 +170,8 @@ def _prepare(arguments: argparse.Namespace, processes: Processes) -> tuple[Train
         teacher=teacher if phase.distils else None,  # type: ignore[attr-defined]
         subnets=tuple(phase.subnets(model).values()),  # type: ignore[attr-defined]
         config=PhaseConfig(**phase.defaults),
-        kind=data.task.kind,
-        surroundings=types.SimpleNamespace(  # type: ignore[arg-type]  # a step needs no more
+        task_type=data.task.task_type,
+        context=types.SimpleNamespace(  # type: ignore[arg-type]  # a step needs no more
             accelerator=accelerator, seed=0, should_stop=lambda: False
         ),
     )

@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from limbert.cli.evaluate import data_config
-from limbert.cli.policies import choose_policy, default_exit_rule
-from limbert.core.config import TaskKind
+from limbert.cli.evaluate import override_data_config
+from limbert.cli.policies import default_exit_rule, policy_from_options
+from limbert.core.config import TaskType
 from limbert.data.load import load_evaluation_data
-from limbert.data.tokenize import TokenizedExamples, evaluation_batches, tokenize
+from limbert.data.tokenize import TokenizedExamples, evaluation_batches, tokenize_texts
 from limbert.errors import LimbertError
-from limbert.evaluation.hardware import here
+from limbert.evaluation.hardware import describe_this_machine
 from limbert.inference.engine import Engine
-from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint
 from limbert.inference.policy import Policy
 from limbert.method.early_exit import ExitRule
-from limbert.model.checkpoint import versions
+from limbert.model.checkpoint import library_versions
 
 FULL, ENGINE = "stock full model", "engine, full size"
 GATES, RAMPS, BOTH = "gates, always full", "off-ramps, nobody leaves", "gates and off-ramps, always full"
@@ -41,18 +41,18 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     try:
-        opened = open_checkpoint(arguments.run)
+        opened = load_checkpoint(arguments.run)
         policies = _policies(opened, arguments)
         examples = _examples(opened, arguments)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     stock = AutoModelForSequenceClassification.from_pretrained(arguments.run).eval()
     assert opened.task is not None
-    engines = {name: Engine(opened.model, policy, kind=opened.task.kind) for name, policy in policies.items()}
+    engines = {name: Engine(opened.model, policy, task_type=opened.task.task_type) for name, policy in policies.items()}
     report = {
         "run": Path(arguments.run).name,
-        "device": here(arguments.threads),
-        "versions": versions(),
+        "device": describe_this_machine(arguments.threads),
+        "versions": library_versions(),
         "policies": {name: str(policy) for name, policy in policies.items()},
         "batches": [],
     }
@@ -84,13 +84,13 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _policies(opened: Opened, arguments: argparse.Namespace) -> dict[str, Policy]:
+def _policies(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> dict[str, Policy]:
     """What is measured beside the stock model, by name."""
     model, task = opened.model, opened.task
     if task is None or model.gates is None:
         raise LimbertError(f"{arguments.run} is no elastic model with gates: limbert train --phases gates")
     whole = (1.0,) * len(model.gates.widths)
-    never = _never(task.kind)
+    never = _never(task.task_type)
     policies = {
         ENGINE: Policy(subnet="1x1"),
         GATES: Policy(gates=True, widths=whole),
@@ -98,10 +98,10 @@ def _policies(opened: Opened, arguments: argparse.Namespace) -> dict[str, Policy
         BOTH: Policy(gates=True, widths=whole, exits=never),
     }
     for name in arguments.policy or ["width"]:
-        policies[name] = choose_policy(
+        policies[name] = policy_from_options(
             name,
             record=model.record,
-            kind=task.kind,
+            task_type=task.task_type,
             widths=arguments.widths if name in ("width", "width+depth") else None,
             exit_threshold=arguments.exit_threshold if name in ("depth", "width+depth") else None,
             exit_rule=None,
@@ -109,15 +109,15 @@ def _policies(opened: Opened, arguments: argparse.Namespace) -> dict[str, Policy
     return policies
 
 
-def _never(kind: TaskKind) -> ExitRule:
+def _never(kind: TaskType) -> ExitRule:
     """A rule that asks at every off-ramp and lets nobody leave."""
     return ExitRule(default_exit_rule(kind), 0.0)
 
 
-def _examples(opened: Opened, arguments: argparse.Namespace) -> TokenizedExamples:
+def _examples(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> TokenizedExamples:
     assert opened.task is not None
-    sets = load_evaluation_data(data_config(opened.data, data=arguments.data), opened.task)
-    return tokenize(next(iter(sets.values())), opened.tokenizer, max_length=opened.max_length)
+    sets = load_evaluation_data(override_data_config(opened.data_config, data=arguments.data), opened.task)
+    return tokenize_texts(next(iter(sets.values())), opened.tokenizer, max_length=opened.max_length)
 
 
 def _sample(examples: TokenizedExamples, count: int) -> TokenizedExamples:

@@ -22,21 +22,21 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from limbert.cli.evaluate import data_config
-from limbert.cli.policies import choose_policy
+from limbert.cli.evaluate import override_data_config
+from limbert.cli.policies import policy_from_options
 from limbert.data.load import load_evaluation_data
 from limbert.data.metrics import compute_metrics
 from limbert.data.readers import Examples
 from limbert.data.tasks import Task
-from limbert.data.tokenize import evaluation_batches, tokenize
+from limbert.data.tokenize import evaluation_batches, tokenize_texts
 from limbert.errors import CheckpointError, LimbertError
-from limbert.evaluation.hardware import here
+from limbert.evaluation.hardware import describe_this_machine
 from limbert.inference.engine import Engine
-from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint
 from limbert.inference.onnx_graph import write_onnx
-from limbert.inference.predict import policy_answers
+from limbert.inference.predict import run_policy
 from limbert.inference.runtimes import Runtime, load_runtime
-from limbert.model.checkpoint import versions
+from limbert.model.checkpoint import library_versions
 
 Answer = Callable[[Examples], np.ndarray]  # texts -> logits (examples, outputs)
 FILES = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino"}
@@ -47,20 +47,20 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     try:
-        full = open_checkpoint(arguments.full)
+        full = load_checkpoint(arguments.full)
         if full.task is None:
             raise CheckpointError(f"{arguments.full} has no limbert.json that says its task")
-        sets = load_evaluation_data(data_config(full.data, data=arguments.data), full.task)
+        sets = load_evaluation_data(override_data_config(full.data_config, data=arguments.data), full.task)
         examples = next(iter(sets.values()))
         contenders = _rivals(full, arguments) | _exported(arguments, full) | _policies(arguments)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     report = {
-        "device": here(arguments.threads),
-        "versions": versions(),
+        "device": describe_this_machine(arguments.threads),
+        "versions": library_versions(),
         "examples": len(examples),
         "rounds": arguments.rounds,
-        "metric": full.task.primary,
+        "metric": full.task.primary_metric,
         "rows": _measure(contenders, examples, full.task, arguments),
     }
     print(json.dumps(report)) if arguments.json else _print(report)
@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _rivals(full: Opened, arguments: argparse.Namespace) -> dict[str, Answer]:
+def _rivals(full: LoadedCheckpoint, arguments: argparse.Namespace) -> dict[str, Answer]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(full.model.extract(full.model.full).eval(), path)
@@ -95,7 +95,7 @@ def _rivals(full: Opened, arguments: argparse.Namespace) -> dict[str, Answer]:
     }
 
 
-def _exported(arguments: argparse.Namespace, full: Opened) -> dict[str, Answer]:
+def _exported(arguments: argparse.Namespace, full: LoadedCheckpoint) -> dict[str, Answer]:
     found = {}
     for folder in map(Path, arguments.exported):
         names = [name for name in FILES if (folder / name).is_file()]
@@ -112,7 +112,7 @@ def _with_runtime(
     runtime: Runtime, tokenizer: object, arguments: argparse.Namespace, *, length: int, by_length: bool
 ) -> Answer:
     def answer(examples: Examples) -> np.ndarray:
-        tokens = tokenize(examples, tokenizer, max_length=length, cache=False)  # type: ignore[arg-type]
+        tokens = tokenize_texts(examples, tokenizer, max_length=length, use_cache=False)  # type: ignore[arg-type]
         size = arguments.batch_size
         rows = range(len(tokens))
         order = [[*rows[start : start + size]] for start in rows[::size]]
@@ -132,21 +132,28 @@ def _with_runtime(
 def _policies(arguments: argparse.Namespace) -> dict[str, Answer]:
     if not arguments.policy:
         return {}
-    opened = open_checkpoint(arguments.run or arguments.full)
+    opened = load_checkpoint(arguments.run or arguments.full)
     assert opened.task is not None
     found = {}
     for name in arguments.policy:
-        policy = choose_policy(
-            name, record=opened.model.record, kind=opened.task.kind, widths=None, exit_threshold=None, exit_rule=None
+        policy = policy_from_options(
+            name,
+            record=opened.model.record,
+            task_type=opened.task.task_type,
+            widths=None,
+            exit_threshold=None,
+            exit_rule=None,
         )
-        found[f"{name} (engine: {policy})"] = _with_engine(opened, Engine(opened.model, policy, kind=opened.task.kind))
+        found[f"{name} (engine: {policy})"] = _with_engine(
+            opened, Engine(opened.model, policy, task_type=opened.task.task_type)
+        )
     return found
 
 
-def _with_engine(opened: Opened, engine: Engine) -> Answer:
+def _with_engine(opened: LoadedCheckpoint, engine: Engine) -> Answer:
     def answer(examples: Examples) -> np.ndarray:
-        tokens = tokenize(examples, opened.tokenizer, max_length=opened.max_length, cache=False)
-        return policy_answers(engine, tokens, batch_size=32, device=opened.model.network.device).logits
+        tokens = tokenize_texts(examples, opened.tokenizer, max_length=opened.max_length, use_cache=False)
+        return run_policy(engine, tokens, batch_size=32, device=opened.model.network.device).logits
 
     return answer
 
@@ -157,7 +164,8 @@ def _measure(
     """Metric on all examples, speed on those that are timed."""
     labels = np.asarray(examples.labels)
     metrics = {
-        name: compute_metrics(task, answer(examples), labels)[task.primary] for name, answer in contenders.items()
+        name: compute_metrics(task, answer(examples), labels)[task.primary_metric]
+        for name, answer in contenders.items()
     }
     part = slice(arguments.timed)
     timed = Examples(examples.texts[part], examples.pairs and examples.pairs[part], examples.labels[part])  # type: ignore[index]

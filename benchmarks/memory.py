@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from limbert import LimbertError, Space
 from limbert.core.config import DataConfig, PhaseConfig, TrainConfig
 from limbert.data.load import load_task_data
-from limbert.data.tokenize import tokenize, training_batches
-from limbert.inference.base_model import load_start
+from limbert.data.tokenize import tokenize_texts, training_batches
+from limbert.inference.base_model import load_base_checkpoint
 from limbert.train.phases import PHASES
 from limbert.train.trainer import Trainer
 
@@ -68,12 +68,12 @@ def _peak(phase: str, arguments: argparse.Namespace) -> int:
     task, _, folder = arguments.data.partition("=")
     try:
         data = load_task_data(DataConfig(task=task, data=folder), seed=0)
-        start = load_start(TrainConfig(model=arguments.model, output="-"), data.task)
+        start = load_base_checkpoint(TrainConfig(model=arguments.model, output="-"), data.task)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
-    examples = tokenize(start.relabelled(data.train, data.task), start.tokenizer, max_length=128)
+    examples = tokenize_texts(start.map_labels(data.train, data.task), start.tokenizer, max_length=128)
     space = Space(layers=arguments.layers)
-    model, teacher = (start.model(space) for _ in range(2))
+    model, teacher = (start.load_model(space) for _ in range(2))
     for one in (model, teacher):
         one.network.to(arguments.device)
     teacher.network.eval().requires_grad_(False)
@@ -84,14 +84,14 @@ def _peak(phase: str, arguments: argparse.Namespace) -> int:
         teacher=teacher if kind.distils else None,  # type: ignore[attr-defined]
         subnets=tuple(kind.subnets(model).values()),  # type: ignore[attr-defined]
         config=PhaseConfig(**(dict(kind.defaults) | {"batch_size": arguments.batch_size})),
-        kind=data.task.kind,
-        surroundings=types.SimpleNamespace(accelerator=Accelerator(cpu=arguments.device == "cpu"), seed=0),  # type: ignore[arg-type]
+        task_type=data.task.task_type,
+        context=types.SimpleNamespace(accelerator=Accelerator(cpu=arguments.device == "cpu"), seed=0),  # type: ignore[arg-type]
     )
     model.network.train()
     order = training_batches(examples.lengths, batch_size=arguments.batch_size, seed=0, epoch=0)
     for number, indices in enumerate(order[: arguments.steps]):
         batch = {name: tensor.to(arguments.device) for name, tensor in examples.collate(indices).items()}
-        trainer.step(batch, number=number, learning_rate=1e-5)
+        trainer.step(batch, step_index=number, learning_rate=1e-5)
     if arguments.device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -35,12 +35,12 @@ import torch
 from limbert import LimbertError
 from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data
-from limbert.data.tokenize import evaluation_batches, tokenize
-from limbert.evaluation.hardware import here
+from limbert.data.tokenize import evaluation_batches, tokenize_texts
+from limbert.evaluation.hardware import describe_this_machine
 from limbert.inference.engine import Engine
-from limbert.inference.load import open_checkpoint
+from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import Policy
-from limbert.model.checkpoint import versions
+from limbert.model.checkpoint import library_versions
 from limbert.serve.service import default_threads
 from limbert.serve.settings import ServeSettings
 
@@ -69,8 +69,8 @@ def main() -> None:
     report: dict[str, Any] = {
         "benchmark": "serve",
         "run": Path(arguments.run).name,
-        "device": here(arguments.threads),
-        "versions": versions(),
+        "device": describe_this_machine(arguments.threads),
+        "versions": library_versions(),
         "slo_ms": arguments.slo,
         "engine_alone": {
             "p50_ms": 1000 * statistics.median(material.alone_seconds),
@@ -122,16 +122,16 @@ def _arguments() -> argparse.Namespace:
 
 def _material(arguments: argparse.Namespace) -> Material:
     """The development set, and the engine alone on it, before any server runs."""
-    opened = open_checkpoint(arguments.run)
-    if opened.task is None or opened.task.kind != "classification":
+    opened = load_checkpoint(arguments.run)
+    if opened.task is None or opened.task.task_type != "classification":
         raise LimbertError(f"{arguments.run} does not classify")
     data = load_evaluation_data(DataConfig(task=opened.task.name, data=arguments.data), opened.task)
     examples = next(iter(data.values()))
     if examples.pairs is not None:
         raise LimbertError("this benchmark sends single texts; the task has pairs")
     torch.set_num_threads(arguments.threads)
-    tokens = tokenize(examples, opened.tokenizer, max_length=opened.max_length, cache=False)
-    engine = Engine(opened.model, Policy(subnet=arguments.full), kind="classification")
+    tokens = tokenize_texts(examples, opened.tokenizer, max_length=opened.max_length, use_cache=False)
+    engine = Engine(opened.model, Policy(subnet=arguments.full), task_type="classification")
     singly = []
     for index in range(len(examples)):
         inputs = {name: tensor for name, tensor in tokens.collate([index]).items() if name != "labels"}

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from limbert.data.readers import Examples
-from limbert.data.tokenize import tokenize
+from limbert.data.tokenize import tokenize_texts
 from limbert.inference.engine import Engine
-from limbert.inference.load import Opened
-from limbert.inference.predict import policy_answers
-from limbert.serve.variants import Menu
+from limbert.inference.load import LoadedCheckpoint
+from limbert.inference.predict import run_policy
+from limbert.serve.variants import ModelVariants
 
 TOLERANCE = 2e-4  # of a logit: batches are padded, and sums take another order
 BUSY = (200, 429)
@@ -29,13 +29,13 @@ Text = tuple[str, str | None]
 class Pool:
     """Texts and pairs of all kinds, and what each size answers to each, worked out without any server."""
 
-    def __init__(self, opened: Opened, menu: Menu, *, count: int, chance: random.Random) -> None:
+    def __init__(self, opened: LoadedCheckpoint, menu: ModelVariants, *, count: int, chance: random.Random) -> None:
         words = [word for word in opened.tokenizer.get_vocab() if word.isalpha() and len(word) > 2]
         special = ["", " ", "🥊🦊", "naïve Größe", "日本語のテキスト", "\x00\t\n", "a" * 3000, "e\u0301\u200d"]
         singles = [*special, *(_sentence(words, chance, opened.max_length) for _ in range(count - len(special)))]
         assert opened.task is not None
-        self.texts: list[Text] = [] if opened.task.pairs else [(text, None) for text in singles]
-        if opened.task.pairs is not False:
+        self.texts: list[Text] = [] if opened.task.has_pairs else [(text, None) for text in singles]
+        if opened.task.has_pairs is not False:
             self.texts += [(text, chance.choice(singles)) for text in singles[: count // 3]]
         self.limit = opened.max_length
         self.labels = opened.task.labels
@@ -47,14 +47,14 @@ class Pool:
                 continue
             pairs = tuple(str(self.texts[place][1]) for place in places) if paired else None
             examples = Examples(tuple(self.texts[place][0] for place in places), pairs, None)
-            longest = opened.model.longest_input
-            whole = tokenize(examples, opened.tokenizer, max_length=longest, cache=False)
+            longest = opened.model.max_input_length
+            whole = tokenize_texts(examples, opened.tokenizer, max_length=longest, use_cache=False)
             for place, length in zip(places, whole.lengths, strict=True):
                 lengths[place] = int(length)
-            tokens = tokenize(examples, opened.tokenizer, max_length=opened.max_length, cache=False)
-            for size in menu.sizes:
-                engine = Engine(opened.model, size.policy, kind=opened.task.kind)
-                answers = policy_answers(engine, tokens, batch_size=16, device=torch.device("cpu")).logits
+            tokens = tokenize_texts(examples, opened.tokenizer, max_length=opened.max_length, use_cache=False)
+            for size in menu.variants:
+                engine = Engine(opened.model, size.policy, task_type=opened.task.task_type)
+                answers = run_policy(engine, tokens, batch_size=16, device=torch.device("cpu")).logits
                 table = self._logits.setdefault(size.name, np.zeros((len(self.texts), answers.shape[1])))
                 table[places] = answers
         self.short = [text for text, length in zip(self.texts, lengths, strict=True) if length <= self.limit]
@@ -96,11 +96,11 @@ class Call:
 class Mix:
     """Makes requests, by chance but the same from the same seed."""
 
-    def __init__(self, pool: Pool, menu: Menu, name: str, *, batch: int, chance: random.Random) -> None:
+    def __init__(self, pool: Pool, menu: ModelVariants, name: str, *, batch: int, chance: random.Random) -> None:
         self._pool, self._name, self._batch, self._chance = pool, name, batch, chance
-        self.subnets = [size.name for size in menu.sizes if size.kind == "subnet"]
-        self._points = [size.name for size in menu.sizes if size.kind == "policy"]
-        self._known = [size.quality for size in menu.sizes if size.quality is not None]
+        self.subnets = [size.name for size in menu.variants if size.kind == "subnet"]
+        self._points = [size.name for size in menu.variants if size.kind == "policy"]
+        self._known = [size.quality for size in menu.variants if size.quality is not None]
 
     def calls(self, count: int) -> Iterator[Call]:
         """So many requests."""

@@ -27,8 +27,8 @@ import torch
 from serve_mix import Call, Mix, Pool
 
 from limbert.errors import LimbertError
-from limbert.inference.load import open_checkpoint
-from limbert.serve.variants import Menu
+from limbert.inference.load import load_checkpoint
+from limbert.serve.variants import ModelVariants
 
 
 @dataclass
@@ -201,9 +201,9 @@ def main() -> None:
     torch.set_num_threads(1)
     chance = random.Random(arguments.seed)
     try:
-        opened = open_checkpoint(arguments.run)
+        opened = load_checkpoint(arguments.run)
         assert opened.task is not None
-        menu = Menu.of(arguments.run, opened.model, task=opened.task)
+        menu = ModelVariants.from_run(arguments.run, opened.model, task=opened.task)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     pool = Pool(opened, menu, count=arguments.texts, chance=chance)

@@ -26,8 +26,8 @@ import psutil
 
 from limbert.data.load import load_texts
 from limbert.errors import LimbertError
-from limbert.evaluation.hardware import here
-from limbert.inference.load import open_checkpoint
+from limbert.evaluation.hardware import describe_this_machine
+from limbert.inference.load import load_checkpoint
 
 POLICIES = ["static:1x1", "static:0.5x0.75", "static:0.25x0.5"]
 
@@ -35,14 +35,17 @@ POLICIES = ["static:1x1", "static:0.5x0.75", "static:0.25x0.5"]
 def main() -> None:
     arguments = _arguments()
     try:
-        opened = open_checkpoint(arguments.run)
-        texts = load_texts(arguments.texts, opened.data).texts
+        opened = load_checkpoint(arguments.run)
+        texts = load_texts(arguments.texts, opened.data_config).texts
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     tokens = opened.tokenizer([*texts[: arguments.requests]], truncation=True, max_length=opened.max_length)[
         "input_ids"
     ]
-    print(f"{here(1)}, load {os.getloadavg()[0]:.1f}; {arguments.requests} requests of one text, ", end="")
+    print(
+        f"{describe_this_machine(1)}, load {os.getloadavg()[0]:.1f}; {arguments.requests} requests of one text, ",
+        end="",
+    )
     print(f"{sum(map(len, tokens)) / len(tokens):.1f} tokens on average, over {arguments.connections} connections\n")
     print("| policy | core-ms a request | requests/s a core | memory after start | memory then |")
     print("|---|---:|---:|---:|---:|")

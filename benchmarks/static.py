@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from limbert import ElasticModel, LimbertError, Subnet
-from limbert.evaluation.hardware import here
+from limbert.evaluation.hardware import describe_this_machine
+from limbert.inference.encoder_shell import EncoderShell
 from limbert.inference.engine import Engine
 from limbert.inference.fast_layers import RunLayer
 from limbert.inference.policy import Policy
 from limbert.inference.runtimes import load_runtime
-from limbert.model.checkpoint import versions
+from limbert.model.checkpoint import library_versions
 from limbert.model.families import stack_of
 from limbert.model.flops import CostModel
 from limbert.model.layerwise import LayerCalls
@@ -60,8 +61,8 @@ def main() -> None:
     ]
     report = {
         "run": Path(arguments.run).name,
-        "device": here(arguments.threads, device=arguments.device),
-        "versions": versions(),
+        "device": describe_this_machine(arguments.threads, device=arguments.device),
+        "versions": library_versions(),
         "rounds": arguments.rounds,
         "cells": cells,
     }
@@ -105,7 +106,7 @@ def _contenders(
         extracted = model.extract(subnet).eval()
         found[name, "view"] = _torch(model.view(subnet))
         found[name, "extracted"] = _torch(extracted)
-        found[name, "engine"] = Engine(model, Policy(subnet=name), kind=kind).run
+        found[name, "engine"] = Engine(model, Policy(subnet=name), task_type=kind).run
         for backend in installed:
             runtime, _, precision = backend.partition(":")
             found[name, backend] = load_runtime(
@@ -177,7 +178,7 @@ def _view_layers(model: ElasticModel, subnet: Subnet) -> list[RunLayer]:
 def _direct(model: ElasticModel, subnet: Subnet) -> list[RunLayer]:
     """The layers as the engine runs them."""
     frame = EncoderShell(model.new_view(model.full), model.family)
-    widths = subnet.widths().items()
+    widths = subnet.layer_widths().items()
     return [frame.runner(model.layer_view(layer, heads=heads, neurons=neurons)) for layer, (heads, neurons) in widths]
 
 

@@ -34,13 +34,13 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from limbert import ElasticModel, LimbertError, Space, Subnet
-from limbert.core.config import DataConfig, PhaseConfig, TaskKind, TrainConfig
+from limbert.core.config import DataConfig, PhaseConfig, TaskType, TrainConfig
 from limbert.data.load import load_task_data
-from limbert.data.tokenize import TokenizedExamples, tokenize, training_batches
-from limbert.evaluation.hardware import here
-from limbert.inference.base_model import load_start
+from limbert.data.tokenize import TokenizedExamples, tokenize_texts, training_batches
+from limbert.evaluation.hardware import describe_this_machine
+from limbert.inference.base_model import load_base_checkpoint
 from limbert.method.losses import hidden_loss, logit_loss, matched_states
-from limbert.model.checkpoint import versions
+from limbert.model.checkpoint import library_versions
 from limbert.train.phases import PHASES
 from limbert.train.trainer import Trainer
 
@@ -61,8 +61,8 @@ def main() -> None:
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     report = {
-        "device": here(arguments.threads, device=arguments.device),
-        "versions": versions(),
+        "device": describe_this_machine(arguments.threads, device=arguments.device),
+        "versions": library_versions(),
         "batch_size": arguments.batch_size,
         "rounds": arguments.rounds,
         "rows": rows,
@@ -94,18 +94,18 @@ def _arguments() -> argparse.Namespace:
 
 def _measure_task(task: str, folder: str, arguments: argparse.Namespace) -> list[dict[str, object]]:
     data = load_task_data(DataConfig(task=task, data=folder), seed=0)
-    start = load_start(TrainConfig(model=arguments.model, output="-"), data.task)
-    examples = tokenize(start.relabelled(data.train, data.task), start.tokenizer, max_length=PADDED)
-    model = start.model(Space(layers=arguments.layers))
+    start = load_base_checkpoint(TrainConfig(model=arguments.model, output="-"), data.task)
+    examples = tokenize_texts(start.map_labels(data.train, data.task), start.tokenizer, max_length=PADDED)
+    model = start.load_model(Space(layers=arguments.layers))
     model.network.to(arguments.device)
     return [
-        {"task": task, "phase": phase} | _measure(phase, model, examples, kind=data.task.kind, arguments=arguments)
+        {"task": task, "phase": phase} | _measure(phase, model, examples, kind=data.task.task_type, arguments=arguments)
         for phase in arguments.phase
     ]
 
 
 def _measure(
-    phase: str, model: ElasticModel, examples: TokenizedExamples, *, kind: TaskKind, arguments: argparse.Namespace
+    phase: str, model: ElasticModel, examples: TokenizedExamples, *, kind: TaskType, arguments: argparse.Namespace
 ) -> dict[str, object]:
     config = PhaseConfig(**(dict(PHASES[phase].defaults) | {"batch_size": arguments.batch_size}))
     subnets = list(PHASES[phase].subnets(model).values())  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ def _textbook(
     subnets: list[Subnet],
     *,
     config: PhaseConfig,
-    kind: TaskKind,
+    kind: TaskType,
     padded: bool,
 ) -> Step:
     """The papers' loop: for every width a teacher pass, for every sub-network a pass of its own."""
@@ -202,7 +202,7 @@ def _textbook(
                 with model.at(subnet) as network:
                     answer = network(**inputs, output_hidden_states=True)
                     states = matched_states(target.hidden_states, subnet.layers)
-                    loss = config.logit_weight * logit_loss(answer.logits, target.logits, kind=kind)
+                    loss = config.logit_weight * logit_loss(answer.logits, target.logits, task_type=kind)
                     loss = loss + config.hidden_weight * hidden_loss(
                         answer.hidden_states, states, inputs["attention_mask"]
                     )
@@ -223,7 +223,7 @@ def _teacher_of(model: ElasticModel, subnet: Subnet, config: PhaseConfig) -> Sub
 
 
 def _limbert(
-    phase: str, model: ElasticModel, subnets: list[Subnet], config: PhaseConfig, *, kind: TaskKind, precision: str
+    phase: str, model: ElasticModel, subnets: list[Subnet], config: PhaseConfig, *, kind: TaskType, precision: str
 ) -> Step:
     AcceleratorState._reset_state(reset_partial_state=True)  # else it keeps the first precision of the process
     own, teacher = _twin(model), _twin(model)
@@ -234,8 +234,8 @@ def _limbert(
         teacher=teacher,
         subnets=subnets,
         config=config,
-        kind=kind,
-        surroundings=types.SimpleNamespace(  # type: ignore[arg-type]  # a step needs no more
+        task_type=kind,
+        context=types.SimpleNamespace(  # type: ignore[arg-type]  # a step needs no more
             accelerator=Accelerator(
                 cpu=model.network.device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no"
             ),
@@ -243,7 +243,7 @@ def _limbert(
         ),
     )
     own.network.train()
-    return lambda batch: trainer.step(batch, number=0, learning_rate=config.learning_rate), own
+    return lambda batch: trainer.step(batch, step_index=0, learning_rate=config.learning_rate), own
 
 
 def _random(examples: TokenizedExamples, batch_size: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from limbert import Shape, Space, Subnet
-from limbert.model.width_gates import gated_layers
+from limbert.model.width_gates import gate_layer_indices
 
 SHAPE = Shape(layers=6, heads=12, neurons=48)
 HEAD, NEURON, OFF, EDGE, GATE, EXIT = "#0072b2", "#56b4e9", "#e8e8e8", "#555555", "#d55e00", "#009e73"
@@ -53,7 +53,7 @@ def depth() -> Any:
 def gates() -> Any:
     """Two inputs of one batch that get different widths."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained")
-    places = gated_layers(3, SHAPE.layers)
+    places = gate_layer_indices(3, SHAPE.layers)
     for axes, title, chosen in zip(
         panels, ('"a fine film"', '"not bad at all, for its kind"'), ((0.25, 0.5, 0.25), (0.5, 1.0, 0.75)), strict=True
     ):
@@ -87,7 +87,7 @@ def exits() -> Any:
 
 def _stack(axes: Any, subnet: Subnet) -> None:
     for layer in range(SHAPE.layers):
-        heads, neurons = subnet.widths().get(layer, (0, 0))
+        heads, neurons = subnet.layer_widths().get(layer, (0, 0))
         _layer(axes, layer, heads / SHAPE.heads, neurons / SHAPE.neurons)
 
 

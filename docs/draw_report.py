@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from limbert.report.page import make_report, render
+from limbert.report.page import make_report, render_html
 from limbert.report.read import read_run
 
 FRAMES = """<!DOCTYPE html><body style="margin:0;background:#cfd6dd">
@@ -16,7 +16,7 @@ FRAMES = """<!DOCTYPE html><body style="margin:0;background:#cfd6dd">
 
 
 def main(run: str, picture: Path) -> None:
-    page = html.escape(render(make_report(read_run(run)), pictures="report-pictures"))
+    page = html.escape(render_html(make_report(read_run(run)), pictures_dir="report-pictures"))
     frames = [
         f'<iframe id="{name}" scrolling="no" style="border:0;border-radius:16px;width:{width}px;height:1270px" '
         f'srcdoc="{page}"></iframe>'

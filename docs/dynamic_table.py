@@ -8,12 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-from limbert.cli.evaluate import data_config
+from limbert.cli.evaluate import override_data_config
 from limbert.data.load import load_evaluation_data
-from limbert.data.tokenize import tokenize
+from limbert.data.tokenize import tokenize_texts
 from limbert.evaluation.policies import PolicyResult, evaluate_policy
-from limbert.evaluation.tune import Candidate
-from limbert.inference.load import open_checkpoint
+from limbert.evaluation.tune import PolicyCandidate
+from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import Policy
 
 KINDS = {"static": "one static size", "width": "width (gates)", "depth": "depth (exits)", "width+depth": "width+depth"}
@@ -22,11 +22,11 @@ DROPS = (0.0, 0.01, 0.03)
 
 def main(run: Path, data: str | None) -> None:
     tried = [json.loads(line) for line in (run / "tune.jsonl").read_text(encoding="utf-8").splitlines()]
-    candidates = [Candidate(Policy.from_dict(row), row["value"], row["flops_share"]) for row in tried]
-    opened = open_checkpoint(run)
+    candidates = [PolicyCandidate(Policy.from_dict(row), row["value"], row["flops_share"]) for row in tried]
+    opened = load_checkpoint(run)
     assert opened.task is not None
-    sets = load_evaluation_data(data_config(opened.data, data=data), opened.task)
-    tokens = {name: tokenize(part, opened.tokenizer, max_length=opened.max_length) for name, part in sets.items()}
+    sets = load_evaluation_data(override_data_config(opened.data_config, data=data), opened.task)
+    tokens = {name: tokenize_texts(part, opened.tokenizer, max_length=opened.max_length) for name, part in sets.items()}
     results: dict[Policy, PolicyResult] = {}
 
     def on_dev(policy: Policy) -> PolicyResult:
@@ -42,9 +42,9 @@ def main(run: Path, data: str | None) -> None:
     for kind, title in KINDS.items():
         for drop in DROPS:
             of_kind = [one for one in candidates if one.policy.name.partition(":")[0] == kind]
-            good = [one for one in of_kind if one.value >= full.value - drop - 1e-9]
+            good = [one for one in of_kind if one.metric_value >= full.metric_value - drop - 1e-9]
             if good:
-                _row(title, f"{100 * drop:g} points", on_dev(min(good, key=lambda one: one.flops).policy))
+                _row(title, f"{100 * drop:g} points", on_dev(min(good, key=lambda one: one.flops_share).policy))
             else:
                 print(
                     f"| {title} | {100 * drop:g} points | none reaches it | | " + " | ".join("" for _ in metrics) + " |"

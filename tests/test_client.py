@@ -92,7 +92,7 @@ def test_batches_keep_the_order_and_connections_are_kept() -> None:
     with stub(echo) as (server, url), Client(url, in_flight=3) as client:
         answers = client.predict(texts, pairs=[text.upper() for text in texts], subnet="0.5x1", latency_budget=0.05)
         assert [answer.label for answer in answers] == [f"{text}|{text.upper()}" for text in texts]
-        assert {answer.size for answer in answers} == {"0.5x1"}
+        assert {answer.subnet for answer in answers} == {"0.5x1"}
         assert answers[0].scores == {answers[0].label: 0.9, "other": 0.1}
         posted = [value for path, value in server.seen if path == "/"]
         assert sorted(len(value["inputs"]) for value in posted) == [2, 4, 4, 4, 4, 4, 4, 4]
@@ -150,7 +150,7 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_says() -> None:
         assert all(later - earlier >= 0.06 for earlier, later in pairwise(times))
         times.clear()
         with pytest.raises(BusyError, match=r"no room; try again in 0\.06 s") as busy:
-            Client(url, patience=0.05).predict("text")
+            Client(url, retry_timeout=0.05).predict("text")
         assert busy.value.retry_after == 0.06
         assert len(times) == 1
 
@@ -175,7 +175,7 @@ def test_connections_that_the_server_closed_meanwhile_do_no_harm() -> None:
     with stub(echo) as (_, url):
         client = Client(url, in_flight=4)
         client.predict([str(number) for number in range(64)])
-        idle = [*client._idle]
+        idle = [*client._idle_connections]
         assert idle
         for connection in idle:  # as a server does after its keep-alive time
             connection.sock.shutdown(socket.SHUT_RDWR)
@@ -202,7 +202,7 @@ def test_nobody_there_and_nobody_who_answers() -> None:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UnreachableError, match=f"{url} cannot be reached: Connection refused"):
             Client(url).info()
-        assert not Client(url).healthy()
+        assert not Client(url).is_healthy()
         taken.listen()
         start = time.monotonic()
         with pytest.raises(UnreachableError, match=f"{url} did not answer within 0.1 s"):

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 from limbert.errors import BusyError, ConfigError, RejectedError, UnreachableError
 
-_TRIES = 3  # of a request whose connection drops: asking again changes nothing on the server
-_FINAL = (ConnectionRefusedError, socket.gaierror)  # no server there: trying again at once is of no use
+_MAX_ATTEMPTS = 3  # of a request whose connection drops: asking again changes nothing on the server
+_NO_RETRY_ERRORS = (ConnectionRefusedError, socket.gaierror)  # no server there: trying again at once is of no use
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ServerPrediction:
     """One answer of a server.
 
     Attributes:
@@ -34,11 +34,11 @@ class Prediction:
     label: str | None
     score: float
     scores: Mapping[str, float]
-    size: str | None
+    subnet: str | None
 
 
 @dataclass(frozen=True)
-class _Reply:
+class _Response:
     status: int
     headers: Mapping[str, str]  # names in lower case
     body: bytes
@@ -64,13 +64,13 @@ class Client:
         *,
         api_key: str | None = None,
         timeout: float = 30.0,
-        patience: float = 10.0,
+        retry_timeout: float = 10.0,
         in_flight: int = 4,
     ) -> None:
-        self._secure, self._host, self._port, self._path = _parts(url)
-        if timeout <= 0 or patience < 0 or in_flight < 1:
+        self._secure, self._host, self._port, self._path = _parse_url(url)
+        if timeout <= 0 or retry_timeout < 0 or in_flight < 1:
             raise ConfigError(
-                f"timeout, patience and in_flight are {timeout:g}, {patience:g} and {in_flight}; "
+                f"timeout, patience and in_flight are {timeout:g}, {retry_timeout:g} and {in_flight}; "
                 "they must be above 0, 0 or more, and at least 1"
             )
         if api_key is not None and not (api_key.isprintable() and api_key.strip()):
@@ -79,26 +79,28 @@ class Client:
         self._headers = {"Content-Type": b"application/json", "Accept": b"application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}".encode()
-        self._timeout, self._patience, self._in_flight = timeout, patience, in_flight
-        self._idle: deque[HTTPConnection] = deque()  # open connections nobody uses; append and pop are atomic
+        self._timeout, self._retry_timeout, self._in_flight = timeout, retry_timeout, in_flight
+        self._idle_connections: deque[HTTPConnection] = (
+            deque()
+        )  # open connections nobody uses; append and pop are atomic
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connections that are open; the client can still be used, and opens others."""
-        while self._idle:
-            self._idle.pop().close()
+        while self._idle_connections:
+            self._idle_connections.pop().close()
 
-    def healthy(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether the server is there and answers; never an exception."""
         try:
-            return self._exchange("GET", "/health", None).status == 200
+            return self._send("GET", "/health", None).status == 200
         except UnreachableError:
             return False
 
@@ -108,24 +110,24 @@ class Client:
         Raises:
             RemoteError: if it cannot be asked.
         """
-        value = self._json(self._request("GET", "/info"))
+        value = self._parse_json(self._send_with_retry("GET", "/info"))
         if not isinstance(value, dict):
             raise RejectedError(f"{self.url} is no Limbert server: its /info is no object", status=200)
         return value
 
     @cached_property
-    def _about(self) -> Mapping[str, Any]:
+    def _cached_info(self) -> Mapping[str, Any]:
         return self.info()
 
     @property
-    def kind(self) -> str:
+    def task_type(self) -> str:
         """The kind of task that the server's model answers, such as ``classification``."""
-        return str(self._about.get("task", "classification"))
+        return str(self._cached_info.get("task", "classification"))
 
     @property
-    def max_batch(self) -> int:
+    def max_batch_size(self) -> int:
         """Texts that one request may carry."""
-        return max(1, int(self._about.get("max_client_batch_size", 1)))
+        return max(1, int(self._cached_info.get("max_client_batch_size", 1)))
 
     def predict(
         self,
@@ -137,7 +139,7 @@ class Client:
         latency_budget: float | None = None,
         min_quality: float | None = None,
         top_k: int | None = None,
-    ) -> list[Prediction]:
+    ) -> list[ServerPrediction]:
         """Answers in the order of the texts, asked for in requests of at most `max_batch`.
 
         Args:
@@ -174,43 +176,43 @@ class Client:
         )
         if not inputs:
             return []
-        size = self.max_batch
+        size = self.max_batch_size
         batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
         if len(batches) == 1:
-            return self._answer(batches[0], parameters)
+            return self._predict_batch(batches[0], parameters)
         with ThreadPoolExecutor(min(self._in_flight, len(batches)), "limbert-client") as threads:
-            answered = threads.map(lambda batch: self._answer(batch, parameters), batches)
+            answered = threads.map(lambda batch: self._predict_batch(batch, parameters), batches)
             return [prediction for part in answered for prediction in part]
 
-    def _answer(self, inputs: list[Any], parameters: Mapping[str, Any]) -> list[Prediction]:
-        reply = self._request("POST", "/", {"inputs": inputs, "parameters": parameters})
-        rows = self._json(reply)
+    def _predict_batch(self, inputs: list[Any], parameters: Mapping[str, Any]) -> list[ServerPrediction]:
+        reply = self._send_with_retry("POST", "/", {"inputs": inputs, "parameters": parameters})
+        rows = self._parse_json(reply)
         if not isinstance(rows, list) or len(rows) != len(inputs):
             raise RejectedError(f"{self.url} is no Limbert server: it did not answer every text", status=reply.status)
         sizes = reply.headers.get("x-limbert-size", "")
         size = sizes if sizes and "," not in sizes else None
-        return [_prediction(row, value=self.kind == "regression", size=size) for row in rows]
+        return [_parse_prediction(row, is_regression=self.task_type == "regression", subnet=size) for row in rows]
 
-    def _request(self, method: str, path: str, value: Any = None) -> _Reply:
+    def _send_with_retry(self, method: str, path: str, payload: Any = None) -> _Response:
         """One request; it waits and comes again while the server is too busy and patience lasts."""
-        body = None if value is None else json.dumps(value).encode()
-        until = time.monotonic() + self._patience
+        body = None if payload is None else json.dumps(payload).encode()
+        until = time.monotonic() + self._retry_timeout
         while True:
-            reply = self._exchange(method, path, body)
+            reply = self._send(method, path, body)
             if reply.status == 200:
                 return reply
             if reply.status != 429:
-                raise self._rejected(reply)
+                raise self._rejected_error(reply)
             wait = _retry_after(reply.headers)
             pause = wait * random.uniform(1.0, 1.25)  # so that those refused together do not come back together
             if time.monotonic() + pause > until:
                 raise BusyError(
-                    f"{self.url} is too busy: {_reason(reply) or 'it refused the request'}; try again in {wait:g} s",
+                    f"{self.url} is too busy: {_error_message(reply) or 'it refused the request'}; try again in {wait:g} s",
                     retry_after=wait,
                 )
             time.sleep(pause)
 
-    def _exchange(self, method: str, path: str, body: bytes | None) -> _Reply:
+    def _send(self, method: str, path: str, body: bytes | None) -> _Response:
         """One request and its reply; on a new connection where the old one turns out to be closed.
 
         Raises:
@@ -218,28 +220,28 @@ class Client:
         """
         tries = 0
         while True:
-            connection, fresh = self._connection()
+            connection, fresh = self._get_connection()
             tries += fresh
             try:
-                return self._over(connection, method, path, body)
+                return self._send_over(connection, method, path, body)
             except TimeoutError:
                 connection.close()
                 raise UnreachableError(f"{self.url} did not answer within {self._timeout:g} s") from None
             except (HTTPException, OSError) as error:
                 connection.close()
-                if fresh and (tries == _TRIES or isinstance(error, _FINAL)):
+                if fresh and (tries == _MAX_ATTEMPTS or isinstance(error, _NO_RETRY_ERRORS)):
                     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or "no HTTP there"
                     raise UnreachableError(f"{self.url} cannot be reached: {reason}") from None
 
-    def _connection(self) -> tuple[HTTPConnection, bool]:
+    def _get_connection(self) -> tuple[HTTPConnection, bool]:
         """A connection, and whether it is a new one: an idle one may have been closed by the server meanwhile."""
         try:
-            return self._idle.pop(), False
+            return self._idle_connections.pop(), False
         except IndexError:
             kind = HTTPSConnection if self._secure else HTTPConnection
             return kind(self._host, self._port, timeout=self._timeout), True
 
-    def _over(self, connection: HTTPConnection, method: str, path: str, body: bytes | None) -> _Reply:
+    def _send_over(self, connection: HTTPConnection, method: str, path: str, body: bytes | None) -> _Response:
         try:
             connection.request(method, self._path + path, body, self._headers)
         except BrokenPipeError:
@@ -247,27 +249,33 @@ class Client:
                 raise
             # else the server may have refused the body before it was sent to its end: its answer is there to read
         response = connection.getresponse()
-        reply = _Reply(response.status, {name.lower(): text for name, text in response.getheaders()}, response.read())
+        reply = _Response(
+            response.status, {name.lower(): text for name, text in response.getheaders()}, response.read()
+        )
         if response.will_close:
             connection.close()
         else:
-            self._idle.append(connection)
+            self._idle_connections.append(connection)
         return reply
 
-    def _json(self, reply: _Reply) -> Any:
+    def _parse_json(self, response: _Response) -> Any:
         try:
-            return json.loads(reply.body)
+            return json.loads(response.body)
         except ValueError:
-            raise RejectedError(f"{self.url} is no Limbert server: it answers no JSON", status=reply.status) from None
+            raise RejectedError(
+                f"{self.url} is no Limbert server: it answers no JSON", status=response.status
+            ) from None
 
-    def _rejected(self, reply: _Reply) -> RejectedError:
-        if reply.status in (401, 403):
-            return RejectedError(f"{self.url} asks for an API key and does not know the one given", status=reply.status)
-        said = _reason(reply) or "without a reason"
-        return RejectedError(f"{self.url} refused ({reply.status}): {said}", status=reply.status)
+    def _rejected_error(self, response: _Response) -> RejectedError:
+        if response.status in (401, 403):
+            return RejectedError(
+                f"{self.url} asks for an API key and does not know the one given", status=response.status
+            )
+        said = _error_message(response) or "without a reason"
+        return RejectedError(f"{self.url} refused ({response.status}): {said}", status=response.status)
 
 
-def _parts(url: str) -> tuple[bool, str, int | None, str]:
+def _parse_url(url: str) -> tuple[bool, str, int | None, str]:
     """Whether the URL is secure, its host, its port (None: the usual one) and its path."""
     try:
         parts = urlsplit(url)
@@ -278,10 +286,12 @@ def _parts(url: str) -> tuple[bool, str, int | None, str]:
     raise ConfigError(f"server is {url!r}; it must be a URL such as http://127.0.0.1:8080")
 
 
-def _prediction(row: Any, *, value: bool, size: str | None) -> Prediction:
-    scores = {item["label"]: item["score"] for item in row}
+def _parse_prediction(class_scores: Any, *, is_regression: bool, subnet: str | None) -> ServerPrediction:
+    scores = {item["label"]: item["score"] for item in class_scores}
     label, score = next(iter(scores.items()))
-    return Prediction(None, score, {}, size) if value else Prediction(label, score, scores, size)
+    return (
+        ServerPrediction(None, score, {}, subnet) if is_regression else ServerPrediction(label, score, scores, subnet)
+    )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
@@ -294,10 +304,10 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return 1.0
 
 
-def _reason(reply: _Reply) -> str:
+def _error_message(response: _Response) -> str:
     """The one line that the server gives with a refusal; empty where it gives none."""
     try:
-        value = json.loads(reply.body)
+        value = json.loads(response.body)
     except ValueError:
         return ""
     said = value.get("error") or value.get("detail") if isinstance(value, dict) else None

@@ -94,5 +94,5 @@ class ProcessError(LimbertError):
     """Another process of the same training run has ended."""
 
 
-class Stopped(Exception):
+class TrainingInterrupted(Exception):
     """The run was asked to stop; its state is saved and the same call goes on from there."""

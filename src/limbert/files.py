@@ -18,7 +18,7 @@ from limbert.errors import CheckpointError, DataError, StorageError
 
 
 @contextmanager
-def replaced_folder(directory: str | Path, *, keep: bool = False) -> Iterator[Path]:
+def atomic_folder(directory: str | Path, *, keep_existing: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; when the block ends well it takes the place of ``directory``.
 
     If the block fails, what it wrote is deleted and ``directory`` is as before. Files are flushed to the disk before
@@ -38,8 +38,8 @@ def replaced_folder(directory: str | Path, *, keep: bool = False) -> Iterator[Pa
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         yield fresh
-        _flush(fresh)
-        _swap(fresh, target, keep=keep)
+        _fsync_folder(fresh)
+        _replace_folder(fresh, target, keep_existing=keep_existing)
     except (OSError, SafetensorError) as error:
         if isinstance(error, SafetensorError) and "os error" not in str(error).lower():
             raise
@@ -49,7 +49,7 @@ def replaced_folder(directory: str | Path, *, keep: bool = False) -> Iterator[Pa
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
+def _fsync_folder(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -58,14 +58,14 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _swap(fresh: Path, target: Path, *, keep: bool) -> None:
+def _replace_folder(fresh: Path, target: Path, *, keep_existing: bool) -> None:
     try:
         fresh.rename(target)  # fails where a folder with something in it is
         return
     except OSError:
         if not target.exists():
             raise
-        if keep:
+        if keep_existing:
             return
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     target.rename(old)
@@ -74,7 +74,7 @@ def _swap(fresh: Path, target: Path, *, keep: bool) -> None:
 
 
 @contextmanager
-def replaced_file(path: str | Path) -> Iterator[TextIO]:
+def atomic_file(path: str | Path) -> Iterator[TextIO]:
     """Yield a text file to write; when the block ends well it takes the place of ``path``.
 
     Raises:
@@ -94,12 +94,12 @@ def replaced_file(path: str | Path) -> Iterator[TextIO]:
         fresh.unlink(missing_ok=True)
 
 
-def rows_digest(rows: object) -> str:
+def json_fingerprint(value: object) -> str:
     """Of values that JSON can hold; of others, what they are printed as."""
-    return hashlib.blake2b(json.dumps(rows, default=str).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps(value, default=str).encode(), digest_size=16).hexdigest()
 
 
-def files_digest(path: str, *, without: Collection[str] = (), algorithm: str = "blake2b") -> str:
+def files_fingerprint(path: str, *, exclude: Collection[str] = (), algorithm: str = "blake2b") -> str:
     """Of a file, or of the weights, configs and tokenizer in a folder; empty for what is not on this disk.
 
     Args:
@@ -112,7 +112,7 @@ def files_digest(path: str, *, without: Collection[str] = (), algorithm: str = "
     """
     place = Path(path)
     files = [place] if place.is_file() else sorted([*place.glob("*.safetensors"), *place.glob("*.json")])
-    counted = [file for file in files if file.name not in without]
+    counted = [file for file in files if file.name not in exclude]
     digest = hashlib.blake2b(digest_size=16)
     try:
         for file in counted:
@@ -123,7 +123,7 @@ def files_digest(path: str, *, without: Collection[str] = (), algorithm: str = "
     return digest.hexdigest() if counted else ""
 
 
-def read_json_lines(path: str | Path, *, needs: Mapping[str, type]) -> list[dict[str, Any]]:
+def read_json_lines(path: str | Path, *, required_keys: Mapping[str, type]) -> list[dict[str, Any]]:
     """The objects of a JSON lines file in their order; blank lines are skipped.
 
     Args:
@@ -148,19 +148,19 @@ def read_json_lines(path: str | Path, *, needs: Mapping[str, type]) -> list[dict
             raise CheckpointError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise CheckpointError(f"{path}, line {number}: {type(row).__name__}, not an object")
-        for key, wanted in needs.items():
+        for key, wanted in required_keys.items():
             if key not in row:
                 raise CheckpointError(f"{path}, line {number}: lacks {key!r}")
-            if not _is_a(row[key], wanted):
+            if not _has_type(row[key], wanted):
                 raise CheckpointError(f"{path}, line {number}: {key} is {row[key]!r}; it must be a {wanted.__name__}")
         rows.append(row)
     return rows
 
 
-def _is_a(value: Any, wanted: type) -> bool:
-    if wanted is float:
+def _has_type(value: Any, expected_type: type) -> bool:
+    if expected_type is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, wanted)
+    return isinstance(value, expected_type)
 
 
 try:
@@ -168,10 +168,10 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+_UNSUPPORTED_ERRORS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-def locked(path: Path) -> int | None:
+def try_lock(path: Path) -> int | None:
     """Make a file and lock it, without waiting.
 
     Returns:
@@ -187,18 +187,18 @@ def locked(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # network file systems lock what may be written
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
+            if _is_same_file(descriptor, path):
                 return descriptor
         except OSError as error:
             os.close(descriptor)
-            if error.errno in _WITHOUT_LOCKS:
+            if error.errno in _UNSUPPORTED_ERRORS:
                 path.unlink(missing_ok=True)
                 return None
             raise
         os.close(descriptor)  # of a file that its owner deleted between our two calls
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

@@ -9,8 +9,8 @@ from typing import Any
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.space import Space
 from limbert.inference.policy import Policy
-from limbert.train.fingerprint import settings_of
-from limbert.train.recipes import load_recipe, override
+from limbert.train.fingerprint import run_settings
+from limbert.train.recipes import load_recipe, override_recipe
 
 WIDTHS, DEPTHS = (0.25, 0.5, 0.75, 1.0), (0.5, 0.75, 1.0)
 POINTS = {
@@ -109,13 +109,13 @@ def log_rows() -> list[dict[str, Any]]:
 def make_run(folder: Path, *, full: bool = True) -> Path:
     """The folder of a run; ``full``: with all that verbs other than train write."""
     folder.mkdir(parents=True)
-    recipe = override(load_recipe("flexible-bert"), phases=["width", "depth", "gates"])
+    recipe = override_recipe(load_recipe("flexible-bert"), phases=["width", "depth", "gates"])
     config = TrainConfig(model="runs/start", output="-", recipe="flexible-bert", phases=("width", "depth", "gates"))
     record: dict[str, Any] = {
         "space": Space(WIDTHS, DEPTHS, "first").to_dict(),
         "task": {"name": None, "kind": "classification", "labels": ["a", "b"], "metrics": ["accuracy", "f1"]},
         "phases": ["finetune", "width", "depth", "gates"],
-        "settings": settings_of(config, recipe.to_dict(), DataConfig(data="my data", label_column="label")),
+        "settings": run_settings(config, recipe.to_dict(), DataConfig(data="my data", label_column="label")),
     }
     results = result_rows()
     write_lines(folder / "results.jsonl", results)

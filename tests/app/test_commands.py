@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 from limbert import Engine, ExitRule, Policy
 from limbert.data.readers import Examples
-from limbert.inference.load import open_checkpoint
+from limbert.inference.load import load_checkpoint
 
 pytestmark = needs_encoder
 GATES = [*DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "flexible-bert"]
@@ -50,12 +50,12 @@ def enliven(file: Path) -> None:
 
 def threshold_between_texts(run: Path, widths: tuple[float, ...]) -> float:
     """An entropy that no text of the development set comes near to, and many stay on each side of."""
-    opened = open_checkpoint(run)
+    opened = load_checkpoint(run)
     with open(DEMO_DATA / "dev.csv", encoding="utf-8", newline="") as file:
         texts = tuple(row["text"] for row in csv.DictReader(file))
-    tokens = opened.prepared(Examples(texts, None, None), cache=False)
+    tokens = opened.tokenize(Examples(texts, None, None), cache=False)
     policy = Policy(gates=True, widths=widths, exits=ExitRule("entropy", 1.0))
-    answers, _ = Engine(opened.model, policy, kind="classification").run_to_the_end(
+    answers, _ = Engine(opened.model, policy, task_type="classification").run_all_exits(
         tokens.collate([*range(len(texts))])
     )
     entropies = torch.special.entr(answers[:-1].softmax(dim=-1)).sum(dim=-1)

@@ -19,10 +19,10 @@ from limbert import ElasticModel
 from limbert.errors import ExportError
 from limbert.export import export as export_run
 from limbert.export import formats
-from limbert.export.export import Request
+from limbert.export.export import ExportConfig
 from limbert.export.formats import EXPORTERS
-from limbert.export.verify import Quality
-from limbert.inference.load import open_checkpoint
+from limbert.export.verify import RuntimeBenchmark
+from limbert.inference.load import load_checkpoint
 
 pytestmark = needs_encoder
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
@@ -68,7 +68,7 @@ def test_an_export_answers_as_the_subnetwork(folder: Path, format: str) -> None:
     assert found["compared"]["on"] == "examples of the development set"
     assert found["compared"]["examples"] == 48
     assert found["compared"]["difference"] < 1e-5
-    assert found["file_bytes"] == (folder / format / EXPORTERS[format].weights).stat().st_size
+    assert found["file_bytes"] == (folder / format / EXPORTERS[format].weights_name).stat().st_size
     assert json.loads((folder / format / "export.json").read_text())["params"] == found["params"]
     config = json.loads((folder / format / "config.json").read_text())
     assert len(config["id2label"]) == 24
@@ -132,7 +132,7 @@ def test_int8_is_measured(format: str, library: str, folder: Path) -> None:
 
 def test_a_failure_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong file, and int8 that loses, with the real steps around them."""
-    opened = open_checkpoint(folder / "trained", head="as-saved")
+    opened = load_checkpoint(folder / "trained", head="as-saved")
     right = formats.EXPORTERS["hf"]
 
     def write_wrong(network, path, inputs):  # type: ignore[no-untyped-def]
@@ -143,26 +143,32 @@ def test_a_failure_leaves_what_was_there(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(formats.EXPORTERS, "hf", replace(right, write=write_wrong))
     (folder / "kept").mkdir()
     (folder / "kept" / "export.json").write_text("{}")
-    request = Request("trained", "1x1", "hf", folder / "kept", overwrite=True).on(opened.data, named=False)
+    request = ExportConfig("trained", "1x1", "hf", folder / "kept", overwrite=True).with_data(
+        opened.data_config, given=False
+    )
     with pytest.raises(ExportError, match="does not answer as its source"):
-        export_run.export(opened, request)
+        export_run.export_model(opened, request)
     assert [path.name for path in (folder / "kept").iterdir()] == ["export.json"]
     assert not [*folder.glob(".kept*")]
 
 
 def test_int8_that_loses_more_than_allowed_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = open_checkpoint(folder / "trained", head="as-saved")
+    opened = load_checkpoint(folder / "trained", head="as-saved")
     steps: list[str] = []
     harmful = replace(EXPORTERS["hf"], quantize=lambda path, calibration: steps.append("quantised"))
     monkeypatch.setitem(formats.EXPORTERS, "hf", harmful)
-    quality = {name: Quality({"accuracy": value}, 1.0, 1.0, 1) for name, value in (("fp32", 0.91), ("int8", 0.895))}
-    monkeypatch.setattr(export_run, "measure", lambda *given, **named: quality)
-    request = Request("trained", "1x1", "hf", folder / "lossy", int8=True).on(opened.data, named=False)
+    quality = {
+        name: RuntimeBenchmark({"accuracy": value}, 1.0, 1.0, 1) for name, value in (("fp32", 0.91), ("int8", 0.895))
+    }
+    monkeypatch.setattr(export_run, "benchmark_runtimes", lambda *given, **named: quality)
+    request = ExportConfig("trained", "1x1", "hf", folder / "lossy", int8=True).with_data(
+        opened.data_config, given=False
+    )
     with pytest.raises(ExportError, match=r"int8 costs 1\.50 points of accuracy \(91\.00 to 89\.50 on \d+ examples\)"):
-        export_run.export(opened, request)
+        export_run.export_model(opened, request)
     assert steps == ["quantised"]
     assert not [path for path in folder.iterdir() if "lossy" in path.name]
-    assert export_run.export(opened, replace(request, max_drop=1.6)).quality == quality
+    assert export_run.export_model(opened, replace(request, max_drop=1.6)).benchmarks == quality
 
 
 BAD_LINES = [

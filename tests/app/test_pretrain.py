@@ -18,10 +18,10 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from limbert import ElasticModel
 from limbert.cli.main import app
 from limbert.core.config import CorpusConfig, TrainConfig
-from limbert.errors import LimbertError, Stopped
+from limbert.errors import LimbertError, TrainingInterrupted
 from limbert.train.pretrain import PretrainingRun
-from limbert.train.progress import Monitor
-from limbert.train.recipes import load_recipe, override
+from limbert.train.progress import TrainingCallback
+from limbert.train.recipes import load_recipe, override_recipe
 
 pytestmark = needs_encoder
 WORDS = [
@@ -42,7 +42,7 @@ WORDS = [
 STEPS = 6
 
 
-class Notes(Monitor):
+class Notes(TrainingCallback):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ def pretrain(
     config = TrainConfig(model=model, output=output, phases=phases, validation=0.05)
     settings = {"max_steps": steps, "batch_size": 8, "learning_rate": 1e-3}
     space = {"widths": (0.5, 1.0), "depths": (0.67, 1.0)}
-    recipe = override(load_recipe("pretrain"), space=space, every_phase=settings, phases=phases)
+    recipe = override_recipe(load_recipe("pretrain"), space=space, every_phase=settings, phases=phases)
     text = CorpusConfig(**{"corpus": ("texts/*.txt",), "max_length": 32, "whole_word": True} | corpus)
     monitor = Notes()
     PretrainingRun(config, recipe, corpus=text, monitor=monitor, should_stop=should_stop).run()
@@ -138,7 +138,7 @@ def test_stopped_after_every_few_steps_it_ends_bit_for_bit_the_same(whole: Path)
     while not Path("stopped").exists():
         try:
             pretrain("small", "stopped", should_stop=should_stop)
-        except Stopped:
+        except TrainingInterrupted:
             stops += 1
     assert stops >= 3
     for name in ("model.safetensors", "results.jsonl"):
@@ -147,7 +147,7 @@ def test_stopped_after_every_few_steps_it_ends_bit_for_bit_the_same(whole: Path)
 
 def test_it_does_not_go_on_with_another_text(folder: Path) -> None:
     shutil.copytree("texts", "growing")
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         pretrain("small", "grown", corpus=("growing/*.txt",), should_stop=lambda: True)
     with Path("growing/two.txt").open("a") as file:
         file.write("\na lobster")

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 from limbert.cli import train as train_verb
 from limbert.cli.main import app
 from limbert.errors import ConfigError, LimbertError
-from limbert.report.axes import beside_steps, place_labels, ticks
+from limbert.report.axes import line_obstacles, nice_ticks, place_labels
 from limbert.report.commands import train_command
-from limbert.report.drawing import Line, Text, text_width
+from limbert.report.drawing import Polyline, Text, text_width
 from limbert.report.page import make_report, save_report
 from limbert.report.read import read_run
-from limbert.report.scatter import Point, front
-from limbert.train.fingerprint import settings_of
-from limbert.train.recipes import load_recipe, override
+from limbert.report.scatter import ScatterPoint, pareto_front_points
+from limbert.train.fingerprint import run_settings
+from limbert.train.recipes import load_recipe, override_recipe
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -122,7 +122,7 @@ def test_choices_of_points_that_have_changed_are_not_shown(run: Path, tmp_path: 
     record = json.loads((copy / "limbert.json").read_text())
     record["operating_points"]["fast"]["exits"]["threshold"] = 0.7
     (copy / "limbert.json").write_text(json.dumps(record))
-    assert {one.name for one in make_report(read_run(str(copy))).spent} == {"balanced"}
+    assert {one.name for one in make_report(read_run(str(copy))).layer_usages} == {"balanced"}
     assert f"limbert evaluate {copy} --policy fast" in Page(page_of(copy)).all_text()
 
 
@@ -221,7 +221,9 @@ def test_the_training_command_means_the_settings_that_were_kept(
     caught: list[dict[str, object]] = []
 
     def catch(config, data_config, overrides, **_):  # type: ignore[no-untyped-def]
-        caught.append(settings_of(config, override(load_recipe(config.recipe), **overrides).to_dict(), data_config))
+        caught.append(
+            run_settings(config, override_recipe(load_recipe(config.recipe), **overrides).to_dict(), data_config)
+        )
 
     monkeypatch.setattr(train_verb, "_train", catch)
     assert CliRunner().invoke(app, ["train", *words, "--output", "first"]).exception is None
@@ -238,8 +240,8 @@ def test_the_training_command_means_the_settings_that_were_kept(
 
 def test_the_front_is_what_nothing_beats() -> None:
     rng = random.Random(3)
-    points = [Point(rng.randint(1, 9), rng.randint(1, 9), "", "", "circle", "ink") for _ in range(60)]
-    best = front(points)
+    points = [ScatterPoint(rng.randint(1, 9), rng.randint(1, 9), "", "", "circle", "ink") for _ in range(60)]
+    best = pareto_front_points(points)
     for point in points:
         beaten = any(
             other.cost <= point.cost
@@ -253,7 +255,7 @@ def test_the_front_is_what_nothing_beats() -> None:
 @pytest.mark.parametrize("span", [(0, 1), (0.683, 0.787), (3.1, 3.2), (0, 1200), (67, 79), (-1.2, -1.1), (0, 1e-4)])
 @pytest.mark.parametrize("count", [3, 6])
 def test_ticks_are_round_and_inside(span: tuple[float, float], count: int) -> None:
-    found = ticks(*span, count=count)
+    found = nice_ticks(*span, count=count)
     assert count <= len(found) <= 3 * count
     assert span[0] <= found[0] < found[-1] <= span[1]
 
@@ -261,8 +263,8 @@ def test_ticks_are_round_and_inside(span: tuple[float, float], count: int) -> No
 def test_labels_cover_neither_each_other_nor_what_is_there() -> None:
     rng = random.Random(5)
     wanted = [(rng.uniform(0, 300), rng.uniform(0, 300), f"point {number}", "ink") for number in range(40)]
-    line = Line(((0, 150), (150, 150), (150, 300)), "accent")
-    marks = place_labels(wanted, obstacles=beside_steps(line), area=(0, 0, 300, 300))
+    line = Polyline(((0, 150), (150, 150), (150, 300)), "accent")
+    marks = place_labels(wanted, obstacles=line_obstacles(line), area=(0, 0, 300, 300))
     boxes = [(150.0, 150.0, 151.0, 300.0), (0.0, 150.0, 150.0, 151.0)]
     for mark in marks:
         assert isinstance(mark, Text)

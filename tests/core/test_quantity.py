@@ -2,7 +2,7 @@
 
 import pytest
 
-from limbert.core.units import Kind, parse_quantity, show_quantity
+from limbert.core.units import QuantityType, format_quantity, parse_quantity
 from limbert.errors import ConfigError
 
 
@@ -22,8 +22,8 @@ from limbert.errors import ConfigError
         (".5", "share", 0.5),
     ],
 )
-def test_what_can_be_written(text: str, kind: Kind, value: float) -> None:
-    assert parse_quantity(text, kind=kind, name="--limit") == pytest.approx(value)
+def test_what_can_be_written(text: str, kind: QuantityType, value: float) -> None:
+    assert parse_quantity(text, quantity_type=kind, option="--limit") == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_what_can_be_written(text: str, kind: Kind, value: float) -> None:
         ("", "share"),
     ],
 )
-def test_what_cannot(text: str, kind: Kind) -> None:
+def test_what_cannot(text: str, kind: QuantityType) -> None:
     with pytest.raises(ConfigError, match="--limit"):
-        parse_quantity(text, kind=kind, name="--limit")
+        parse_quantity(text, quantity_type=kind, option="--limit")
 
 
 def test_quantities_are_shown_with_a_fitting_unit() -> None:
-    assert show_quantity(0.00314, kind="latency") == "3.1 ms"
-    assert show_quantity(0.000314, kind="latency") == "0.31 ms"
-    assert show_quantity(22713986, kind="count") == "22.71 M"
-    assert show_quantity(53_600_000, kind="size") == "53.60 MB"
-    assert show_quantity(0.914, kind="share") == "91.4"
+    assert format_quantity(0.00314, quantity_type="latency") == "3.1 ms"
+    assert format_quantity(0.000314, quantity_type="latency") == "0.31 ms"
+    assert format_quantity(22713986, quantity_type="count") == "22.71 M"
+    assert format_quantity(53_600_000, quantity_type="size") == "53.60 MB"
+    assert format_quantity(0.914, quantity_type="share") == "91.4"

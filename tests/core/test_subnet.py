@@ -3,7 +3,7 @@
 import pytest
 
 from limbert import Shape, Space, Subnet
-from limbert.core.space import parse_point
+from limbert.core.space import parse_width_depth
 from limbert.errors import ConfigError, SubnetError
 
 BERT_BASE = Shape(layers=12, heads=12, neurons=3072)
@@ -70,7 +70,7 @@ def test_a_subnetwork_is_a_value() -> None:
     one, other = Subnet((0, 2), (3, 4), (5, 6)), Subnet((0, 2), (3, 4), (5, 6))
     assert one == other
     assert {one: "found"}[other] == "found"
-    assert one.widths() == {0: (3, 5), 2: (4, 6)}
+    assert one.layer_widths() == {0: (3, 5), 2: (4, 6)}
 
 
 def test_names() -> None:
@@ -78,7 +78,7 @@ def test_names() -> None:
     assert space.subnet(BERT_BASE, "0.5x0.75") == Subnet.uniform(BERT_BASE, width=0.5, depth=0.75, layers="first")
     for name in ("0.5", "0.5x", "wide x deep", "1x1x1", ""):
         with pytest.raises(SubnetError, match="write WIDTHxDEPTH"):
-            parse_point(name)
+            parse_width_depth(name)
 
 
 def test_a_space_lists_its_subnetworks_once_full_size_first() -> None:

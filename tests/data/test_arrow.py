@@ -5,7 +5,7 @@ import pyarrow.parquet
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data import arrow, sources
+from limbert.data import readers as arrow
 from limbert.data.load import load_task_data, load_texts
 from limbert.data.readers import hub_tables, parquet_table
 from limbert.errors import DataError
@@ -29,7 +29,7 @@ def test_class_ids_become_the_names_that_the_file_brings(tmp_path):
     reviews([1, 0, -1, 1]).to_parquet(tmp_path / "a.parquet")
     table = parquet_table(tmp_path / "a.parquet")
     assert table.class_names == {"label": ("neg", "pos")}
-    assert [(row.line, row.cells[1]) for row in table.rows()] == [(1, "pos"), (2, "neg"), (3, None), (4, "pos")]
+    assert [(row.line_number, row.cells[1]) for row in table.rows()] == [(1, "pos"), (2, "neg"), (3, None), (4, "pos")]
 
 
 @pytest.mark.parametrize("kind", [datasets.Sequence, datasets.List, lambda feature: [feature]])
@@ -57,8 +57,8 @@ def test_a_hub_data_set_keeps_the_order_of_its_names(tmp_path):
 
 def test_rows_are_numbered_over_record_batches(tmp_path, monkeypatch):
     reviews([0, 1] * 5).to_parquet(tmp_path / "a.parquet")
-    monkeypatch.setattr(arrow, "_BATCH", 3)
-    assert [row.line for row in parquet_table(tmp_path / "a.parquet").rows()] == list(range(1, 11))
+    monkeypatch.setattr(arrow, "_BATCH_ROWS", 3)
+    assert [row.line_number for row in parquet_table(tmp_path / "a.parquet").rows()] == list(range(1, 11))
 
 
 def test_glue_from_the_hub_reads_as_from_its_folder(tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_glue_from_the_hub_reads_as_from_its_folder(tmp_path, monkeypatch):
         loaded = datasets.load_dataset("parquet", data_files=files)
         return {split: arrow._dataset_table(split, dataset) for split, dataset in loaded.items()}
 
-    monkeypatch.setattr(sources, "hub_tables", local)
+    monkeypatch.setattr(arrow, "hub_tables", local)
     data = load_task_data(DataConfig(task="MNLI"), seed=0)
     assert asked == [("nyu-mll/glue", "mnli")]
     assert data.train.labels == (0, 1, 2, 0)
@@ -99,7 +99,7 @@ def test_bytes_that_are_no_text_are_named_with_their_row(tmp_path):
     column = pyarrow.StringArray.from_buffers(3, *texts.buffers()[1:])
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
     rows = [*parquet_table(tmp_path / "a.parquet").rows()]
-    assert [(row.line, row.cells[0], row.problem is None) for row in rows] == [
+    assert [(row.line_number, row.cells[0], row.problem is None) for row in rows] == [
         (1, "fine", True),
         (2, None, False),
         (3, "fine too", True),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.augmented import Augmented, origin_of
+from limbert.data.augmented import AugmentedExamples, compute_source_id
 from limbert.data.load import load_task_data
 from limbert.errors import DataError
 
@@ -17,7 +17,7 @@ Write = Callable[[str, str], Path]
 SST2 = [("a fine film", 1), ("a dull film", 0), ("what a bore", 0), ("such joy", 1)]
 
 
-def mrpc(write: Write, copies: str, *, skip: bool = False) -> Augmented:
+def mrpc(write: Write, copies: str, *, skip: bool = False) -> AugmentedExamples:
     header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
     rows = ["1\t10\t11\tA man ran .\tHe ran .", "0\t12\t13\tIt fell .\tIt rose .", "1\t14\t15\tHe ate .\tHe dined ."]
     write("d/train.tsv", "\n".join([header, *rows]) + "\n")
@@ -29,7 +29,7 @@ def mrpc(write: Write, copies: str, *, skip: bool = False) -> Augmented:
     return found
 
 
-def sst2(write: Write, copies: str) -> Augmented:
+def sst2(write: Write, copies: str) -> AugmentedExamples:
     train = "sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in SST2)
     write("s/train.tsv", train)
     write("s/dev.tsv", train)
@@ -40,17 +40,17 @@ def sst2(write: Write, copies: str) -> Augmented:
 
 
 def marks(*texts: str) -> tuple[str, ...]:
-    return tuple(origin_of(text.split("|")) for text in texts)
+    return tuple(compute_source_id(text.split("|")) for text in texts)
 
 
 def test_copies_with_their_origin_and_logits(write: Write) -> None:
-    mark = origin_of(("A man ran .", "He ran ."))
+    mark = compute_source_id(("A man ran .", "He ran ."))
     found = mrpc(
         write, f"HEADER\taugmented_from\tteacher_logits\n1\t10\t11\tA dog ran .\tIt ran .\t{mark}\t2.5 -1e-1\n"
     )
     assert found.examples.texts == ("A dog ran .",)
     assert found.examples.labels == (1,)
-    assert found.origins == (mark,)
+    assert found.source_ids == (mark,)
     np.testing.assert_allclose(found.logits, [[2.5, -0.1]])
 
 
@@ -63,7 +63,7 @@ def test_released_logits_are_the_labels_and_other_cells_say_the_origin(write: Wr
     ]
     found = mrpc(write, "\n".join(["HEADER", *lines]))
     assert found.examples.labels == (1, 0, 0)  # the likeliest, as numbers: "-1.5" is no text to compare
-    assert found.origins == marks("He ate .|He dined .", "A man ran .|He ran .", "He ate .|He dined .")
+    assert found.source_ids == marks("He ate .|He dined .", "A man ran .|He ran .", "He ate .|He dined .")
     assert found.logits is not None
     assert found.logits.shape == (3, 2)
 
@@ -72,7 +72,7 @@ def test_without_other_cells_the_order_says_the_origin(write: Write) -> None:
     texts = ["a fine film", "a fine movie", "such joy", "a dull film", "a drab film", "what a bore", "what a mess"]
     found = sst2(write, "sentence\tlabel\n" + "".join(f"{text}\t{1} {-1}\n" for text in texts))
     first, second, third = marks("a fine film", "a dull film", "what a bore")
-    assert found.origins == (
+    assert found.source_ids == (
         first,
         first,
         first,
@@ -83,7 +83,7 @@ def test_without_other_cells_the_order_says_the_origin(write: Write) -> None:
     )  # "such joy" equals another row by chance
     rows = ["a fine film"] * 3 + texts[3:]  # written again for the second text of a pair
     found = sst2(write, "sentence\tlabel\n" + "".join(f"{text}\t{1} {-1}\n" for text in rows))
-    assert found.origins == (first, first, first, second, second, third, third)
+    assert found.source_ids == (first, first, first, second, second, third, third)
 
 
 def test_a_text_that_stands_often_is_traced_in_seconds(write: Write) -> None:
@@ -97,7 +97,7 @@ def test_a_text_that_stands_often_is_traced_in_seconds(write: Write) -> None:
     found = load_task_data(DataConfig(task="sst-2", data=str(path.parent / "s"), augmented=str(path)), seed=0).augmented
     assert time.process_time() - began < 10  # with all pairs more than 30
     assert found is not None
-    assert found.origins == tuple(mark for row in rows for mark in marks(row) * 2)
+    assert found.source_ids == tuple(mark for row in rows for mark in marks(row) * 2)
 
 
 def test_copies_that_cannot_be_traced_are_refused(write: Write) -> None:
@@ -134,7 +134,7 @@ def test_a_file_without_header(write: Write) -> None:
         path = write("aug.tsv", content)
         found = load_task_data(DataConfig(**{**vars(config), "augmented": str(path)}), seed=0).augmented
         assert found is not None
-        assert (found.origins, found.examples.labels) == (origins, labels)
+        assert (found.source_ids, found.examples.labels) == (origins, labels)
     path = write("aug.tsv", "gj\t1\t\tHe sat .\tabc\t1 2\tmore")
     with pytest.raises(DataError, match="7 columns; expected the 4"):
         load_task_data(DataConfig(**{**vars(config), "augmented": str(path)}), seed=0)
@@ -144,16 +144,18 @@ def test_own_data_in_json_lines(write: Write) -> None:
     rows = [{"text": f"row {place}", "label": ["low", "high"][place % 2]} for place in range(4)]
     lines = [json.dumps(row) for row in rows]
     train = write("train.jsonl", "\n".join(lines))
-    copies = [json.dumps(row | {"text": "line", "augmented_from": origin_of((row["text"],))}) for row in rows]
+    copies = [json.dumps(row | {"text": "line", "augmented_from": compute_source_id((row["text"],))}) for row in rows]
     path = write("aug.jsonl", "\n".join(copies))
     found = load_task_data(DataConfig(train=str(train), dev=str(train), augmented=str(path)), seed=0)
     assert found.augmented is not None
     assert found.augmented.examples.labels == found.train.labels
     assert found.augmented.logits is None
-    usable = found.augmented.usable(train=found.train.select([0, 1, 3]), validation=found.train.select([2, 3]))
+    usable = found.augmented.trainable_indices(
+        train=found.train.select([0, 1, 3]), validation=found.train.select([2, 3])
+    )
     assert usable.tolist() == [0, 1]
     with pytest.raises(DataError, match="none of the 4 augmented rows"):
-        found.augmented.usable(train=found.train.select([2]), validation=found.train.select([2]))
+        found.augmented.trainable_indices(train=found.train.select([2]), validation=found.train.select([2]))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_what_is_wrong_with_a_row(write: Write, copies: str, message: str) -> No
     with pytest.raises(DataError, match=message):
         mrpc(write, copies)
     if "aug.tsv:2" in message:
-        good = f"1\t1\t1\ta\tb\t{origin_of(('A man ran .', 'He ran .'))}"
+        good = f"1\t1\t1\ta\tb\t{compute_source_id(('A man ran .', 'He ran .'))}"
         more = "\t1 2\n" if "teacher_logits" in copies else "\n"
         if "augmented_from" in copies:
             assert len(mrpc(write, copies + good + more, skip=True)) == 1

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from limbert.data import batches
+from limbert.data import tokenize as batches
 from limbert.data.readers import Examples
-from limbert.data.tokenize import evaluation_batches, tokenize, training_batches
+from limbert.data.tokenize import evaluation_batches, tokenize_texts, training_batches
 from limbert.errors import ConfigError
 
 TEXTS = ("A short one.", "A somewhat longer sentence that has more tokens than the others.", "Two.", "word " * 300)
@@ -18,7 +18,7 @@ PAIRS = ("Its pair is longer than it is.", "No.", "x " * 200, "word " * 100)
 @pytest.mark.parametrize("pairs", [None, PAIRS])
 def test_a_batch_is_what_the_tokenizer_itself_pads(tokenizer, tmp_path, pairs, monkeypatch):
     monkeypatch.setattr(batches, "_CHUNK", 3)  # several chunks
-    data = tokenize(Examples(TEXTS, pairs, None), tokenizer, max_length=32, cache_dir=tmp_path)
+    data = tokenize_texts(Examples(TEXTS, pairs, None), tokenizer, max_length=32, cache_dir=tmp_path)
     for indices in ([0, 1, 2, 3], [2, 0], [2], [3, 3]):
         expected = tokenizer(
             [TEXTS[index] for index in indices],
@@ -36,7 +36,7 @@ def test_a_batch_is_what_the_tokenizer_itself_pads(tokenizer, tmp_path, pairs, m
 
 
 def test_batches_are_only_as_long_as_their_longest(tokenizer, tmp_path):
-    data = tokenize(Examples(TEXTS, None, None), tokenizer, max_length=128, cache_dir=tmp_path)
+    data = tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=128, cache_dir=tmp_path)
     assert data.lengths.max() == 128
     assert data.collate([0, 2])["input_ids"].shape == (2, data.lengths[[0, 2]].max())
     assert len(data) == 4
@@ -44,11 +44,11 @@ def test_batches_are_only_as_long_as_their_longest(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(("labels", "dtype"), [((2, 0, 1, 1), torch.long), ((0.5, 5.0, 1.0, 2.0), torch.float32)])
 def test_labels_follow_their_examples(tokenizer, tmp_path, labels, dtype):
-    data = tokenize(Examples(TEXTS, None, labels), tokenizer, max_length=16, cache_dir=tmp_path)
+    data = tokenize_texts(Examples(TEXTS, None, labels), tokenizer, max_length=16, cache_dir=tmp_path)
     found = data.collate([3, 0])["labels"]
     assert found.dtype == dtype
     assert found.tolist() == [labels[3], labels[0]]
-    unlabelled = tokenize(Examples(TEXTS, None, None), tokenizer, max_length=16, cache_dir=tmp_path)
+    unlabelled = tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=16, cache_dir=tmp_path)
     assert "labels" not in unlabelled.collate([0])
 
 
@@ -56,7 +56,7 @@ def test_tokenizers_that_cannot_pad_are_refused(tokenizer, tmp_path):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = None
     with pytest.raises(ConfigError, match="padding token"):
-        tokenize(Examples(TEXTS, None, None), tokenizer, max_length=16, cache_dir=tmp_path)
+        tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=16, cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("examples", [1, 31, 32, 33, 5000])

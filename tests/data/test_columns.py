@@ -3,14 +3,14 @@
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import Row, Table, choose_columns
+from limbert.data.readers import Table, TableRow, choose_columns
 from limbert.data.tasks import Columns, glue_task
 from limbert.errors import DataError
 
 
 def table(*columns, row=None):
     cells = row or ["some words"] * len(columns)
-    return Table("file.tsv", columns, lambda: iter([Row(2, cells)] * 3))
+    return Table("file.tsv", columns, lambda: iter([TableRow(2, cells)] * 3))
 
 
 def chosen(source, glue=None, *, labelled=True, **settings):

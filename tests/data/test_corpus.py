@@ -13,8 +13,16 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig
 from limbert.data.mlm.corpus import corpus_files, stream_text
-from limbert.data.mlm.masking import MaskedRows, Masking, Shuffle, ShuffledBatches, held_back, row_keys, uniform
-from limbert.data.mlm.packing import PackedRows, TokenStream, load_stream, pack
+from limbert.data.mlm.masking import (
+    MaskedSequences,
+    Permutation,
+    ShuffledBatches,
+    TokenMasking,
+    derive_keys,
+    split_validation_sequences,
+    uniform_at,
+)
+from limbert.data.mlm.packing import PackedSequences, TokenStream, load_token_stream, pack_sequences
 from limbert.errors import ConfigError, DataError
 
 TEXT = "anthropomorphic lobsters unquestionably disliked electroencephalography in Reykjavik , said 37 of them ."
@@ -33,7 +41,7 @@ def make_text(lines: int, *, seed: int = 0) -> list[str]:
 
 
 def stream_of(path: Path, tokenizer: PreTrainedTokenizerBase, **settings: object) -> TokenStream:
-    return load_stream([str(path)], CorpusConfig(corpus=("-",), **settings), tokenizer)
+    return load_token_stream([str(path)], CorpusConfig(corpus=("-",), **settings), tokenizer)
 
 
 def test_packing_loses_no_token(tokenizer: PreTrainedTokenizerBase, write: Callable) -> None:
@@ -42,7 +50,7 @@ def test_packing_loses_no_token(tokenizer: PreTrainedTokenizerBase, write: Calla
     expected = []
     for line in lines:
         expected += [*tokenizer(line, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
-    packed = pack(stream_of(path, tokenizer), tokenizer, max_length=50)
+    packed = pack_sequences(stream_of(path, tokenizer), tokenizer, max_length=50)
     ids, starts, real = packed.read(np.arange(len(packed)))
     assert (ids[:, 0] == tokenizer.cls_token_id).all()
     assert real[:-1].all()  # full to the last token
@@ -81,7 +89,7 @@ def test_long_texts_are_cut_between_words(
     path = write(f"text.{ending}", "\ufeff" + "\r\n".join(lines) if ending == "txt" else rows)
     whole = [line.strip() for line in lines]
     for longest in (97, 1 << 16):
-        monkeypatch.setattr("limbert.data.mlm.corpus._LONGEST", longest)
+        monkeypatch.setattr("limbert.data.mlm.corpus._MAX_PIECE_CHARS", longest)
         pieces = list(stream_text(path, CorpusConfig(corpus=("-",))))
         assert max(len(piece or "") for piece in pieces) <= longest
         joined = "".join("\n" if piece is None else piece for piece in pieces)
@@ -105,7 +113,7 @@ def test_a_long_line_is_never_held_whole(write: Callable) -> None:
 
 
 def test_bytes_that_are_no_text_in_a_long_line(write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbert.data.mlm.corpus._LONGEST", 10)
+    monkeypatch.setattr("limbert.data.mlm.corpus._MAX_PIECE_CHARS", 10)
     path = write("text.txt", b"fine\n" + b"one two " * 4 + b"\xff three\nfine again")
     with pytest.raises(DataError, match=r"text.txt:2: the bytes are not UTF-8"):
         list(stream_text(path, CorpusConfig(corpus=("-",))))
@@ -151,9 +159,9 @@ def test_a_file_counts_once_and_development_text_not_at_all(write: Callable, tmp
     names = [str(tmp_path / name) for name in ("texts", "texts/../texts/a.txt", "linked/*.txt", "linked")]
     assert corpus_files(names) == (one, two)
     apart = [tmp_path / "linked" / "b.txt"]
-    assert corpus_files([names[0], names[2]], apart_from=apart) == (one,)
+    assert corpus_files([names[0], names[2]], exclude=apart) == (one,)
     with pytest.raises(ConfigError, match=r"b.txt is development text too; it must be one or the other"):
-        corpus_files([names[0], str(two)], apart_from=apart)
+        corpus_files([names[0], str(two)], exclude=apart)
 
 
 def test_bad_input_is_named(tokenizer: PreTrainedTokenizerBase, write: Callable, cache: Path) -> None:
@@ -189,16 +197,16 @@ def test_tokens_are_found_again_on_disk(tokenizer: PreTrainedTokenizerBase, writ
     assert len(stream_of(path, tokenizer).ids) == 2
 
 
-def make_rows(tokenizer: PreTrainedTokenizerBase, path: Path, *, whole_word: bool = False) -> MaskedRows:
-    packed = pack(stream_of(path, tokenizer), tokenizer, max_length=66)
-    masking = Masking.of(tokenizer, share=0.15, whole_word=whole_word)
-    return held_back(packed, masking, slices=2, share=0.1, limit=1000, seed=3)[0]
+def make_rows(tokenizer: PreTrainedTokenizerBase, path: Path, *, whole_word: bool = False) -> MaskedSequences:
+    packed = pack_sequences(stream_of(path, tokenizer), tokenizer, max_length=66)
+    masking = TokenMasking.from_tokenizer(tokenizer, mask_fraction=0.15, whole_word=whole_word)
+    return split_validation_sequences(packed, masking, num_splits=2, fraction=0.1, max_sequences=1000, seed=3)[0]
 
 
-def shown_and_asked(rows: MaskedRows, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def shown_and_asked(rows: MaskedSequences, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All rows in an epoch: true ids, word starts, shown ids, and what is asked for."""
-    batch = rows.ready(rows.collate(range(epoch * len(rows), (epoch + 1) * len(rows))))
-    ids, starts, _ = rows.packed.read(rows.order(np.arange(rows.first, rows.first + rows.count)))
+    batch = rows.prepare_inputs(rows.collate(range(epoch * len(rows), (epoch + 1) * len(rows))))
+    ids, starts, _ = rows.packed.read(rows.permutation(np.arange(rows.start, rows.start + rows.count)))
     asked = np.zeros(ids.size, dtype=bool)
     asked[batch["positions"].numpy()] = True
     assert np.array_equal(ids.flatten()[asked], batch["labels"].numpy())
@@ -228,7 +236,7 @@ def test_every_epoch_hides_anew_and_the_same_again(tokenizer: PreTrainedTokenize
     first, second = shown_and_asked(rows)[3], shown_and_asked(rows, epoch=1)[3]
     assert np.array_equal(first, shown_and_asked(rows)[3])
     assert (first & second).sum() < 0.5 * first.sum()
-    assert not np.array_equal(first, shown_and_asked(rows.seeded(99))[3])
+    assert not np.array_equal(first, shown_and_asked(rows.with_seed(99))[3])
     whole_words = replace(rows, masking=replace(rows.masking, whole_word=True))
     for some in (rows, whole_words):  # whatever is beside it in the batch
         together = some.collate(range(40))
@@ -259,11 +267,11 @@ def test_words_of_every_length_are_hidden_as_often(length: int, whole_word: bool
     starts = np.zeros(sizes.sum(), dtype=bool)
     starts[np.cumsum(sizes) - sizes] = True
     stream = TokenStream(np.repeat(sizes, sizes).astype(np.int32), starts)  # a token says how long its word is
-    packed = PackedRows(stream, length, cls_id=101, sep_id=102, pad_id=0)
-    masking = Masking(103, np.arange(200, 300), frozenset({0, 101, 102}), 0.15, whole_word)
-    rows = MaskedRows(packed, masking, Shuffle(len(packed), seed=1), 0, len(packed), seed=2)
+    packed = PackedSequences(stream, length, cls_token_id=101, sep_token_id=102, pad_token_id=0)
+    masking = TokenMasking(103, np.arange(200, 300), frozenset({0, 101, 102}), 0.15, whole_word)
+    rows = MaskedSequences(packed, masking, Permutation(len(packed), seed=1), 0, len(packed), seed=2)
     batch = rows.collate(range(len(rows)))
-    ids, _, real = packed.read(rows.order(np.arange(len(rows))))
+    ids, _, real = packed.read(rows.permutation(np.arange(len(rows))))
     asked = batch["labels"].numpy() >= 0
     tokens = real.sum(axis=1) - 2
     expected = np.maximum(1, np.round(0.15 * tokens)).sum() / tokens.sum()
@@ -277,10 +285,10 @@ def test_words_of_every_length_are_hidden_as_often(length: int, whole_word: bool
 
 
 def test_words_longer_than_the_share_are_hidden_one_at_least() -> None:
-    masking = Masking(103, np.arange(200, 300), frozenset({101, 102}), 0.15, whole_word=True)
+    masking = TokenMasking(103, np.arange(200, 300), frozenset({101, 102}), 0.15, whole_word=True)
     ids = np.tile([101, 7, 8, 9, 10, 7, 8, 9, 102], (1000, 1))
     starts = np.tile(np.asarray([1, 1, 0, 0, 0, 1, 0, 0, 1], dtype=bool), (1000, 1))
-    hidden, shown = masking.hide(ids, starts, np.ones_like(starts), keys=row_keys(0, np.arange(1000)))
+    hidden, shown = masking.mask_tokens(ids, starts, np.ones_like(starts), keys=derive_keys(0, np.arange(1000)))
     first, second = hidden[:, 1:5], hidden[:, 5:8]
     assert (first.all(axis=1) ^ second.all(axis=1)).all()
     assert (first.any(axis=1) ^ second.any(axis=1)).all()
@@ -289,24 +297,24 @@ def test_words_longer_than_the_share_are_hidden_one_at_least() -> None:
 
 
 def test_drawn_numbers_are_even_and_independent() -> None:
-    numbers = uniform(row_keys(3, np.arange(400), np.full(400, 5))[:, None], np.arange(500))
+    numbers = uniform_at(derive_keys(3, np.arange(400), np.full(400, 5))[:, None], np.arange(500))
     counts, _ = np.histogram(numbers, bins=20, range=(0, 1))
     assert stats.chisquare(counts).pvalue > 0.001
     for one, other in ((numbers[1:], numbers[:-1]), (numbers[:, 1:], numbers[:, :-1])):
         assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 0.01
-    again = uniform(row_keys(3, np.asarray([7]), np.asarray([5])), np.asarray([9]))
+    again = uniform_at(derive_keys(3, np.asarray([7]), np.asarray([5])), np.asarray([9]))
     assert again == numbers[7, 9]
-    others = [row_keys(seed, np.asarray([row]), np.asarray([epoch]))[0] for seed, row, epoch in np.ndindex(9, 9, 9)]
+    others = [derive_keys(seed, np.asarray([row]), np.asarray([epoch]))[0] for seed, row, epoch in np.ndindex(9, 9, 9)]
     assert len({*others}) == 9**3
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 65, 1000])
 def test_a_shuffle_is_a_permutation(count: int) -> None:
-    order = Shuffle(count, seed=5)(np.arange(count))
+    order = Permutation(count, seed=5)(np.arange(count))
     assert sorted(order.tolist()) == list(range(count))
-    assert np.array_equal(order, Shuffle(count, seed=5)(np.arange(count)))
+    assert np.array_equal(order, Permutation(count, seed=5)(np.arange(count)))
     if count > 60:
-        assert not np.array_equal(order, Shuffle(count, seed=6)(np.arange(count)))
+        assert not np.array_equal(order, Permutation(count, seed=6)(np.arange(count)))
         assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 0.3
 
 
@@ -319,10 +327,12 @@ def test_shuffled_batches_hold_every_row_once() -> None:
 
 
 def test_what_is_kept_back_is_never_trained_on(tokenizer: PreTrainedTokenizerBase, write: Callable) -> None:
-    packed = pack(stream_of(write("text.txt", "\n".join(make_text(300))), tokenizer), tokenizer, max_length=66)
-    masking = Masking.of(tokenizer, share=0.15, whole_word=False)
-    train, kept = held_back(packed, masking, slices=2, share=0.1, limit=5, seed=3)
+    packed = pack_sequences(
+        stream_of(write("text.txt", "\n".join(make_text(300))), tokenizer), tokenizer, max_length=66
+    )
+    masking = TokenMasking.from_tokenizer(tokenizer, mask_fraction=0.15, whole_word=False)
+    train, kept = split_validation_sequences(packed, masking, num_splits=2, fraction=0.1, max_sequences=5, seed=3)
     parts = [train, *kept]
-    rows = [part.order(np.arange(part.first, part.first + part.count)).tolist() for part in parts]
+    rows = [part.permutation(np.arange(part.start, part.start + part.count)).tolist() for part in parts]
     assert [len(part) for part in rows] == [len(packed) - 10, 5, 5]
     assert sorted(row for part in rows for row in part) == list(range(len(packed)))

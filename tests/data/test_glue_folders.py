@@ -24,13 +24,13 @@ def test_real_data_has_the_stated_counts(real_data, task, folder, train, dev):
     assert len(data.train) == train
     assert {part: len(examples) for part, examples in data.dev.items()} == dev
     assert data.train.bad_rows == 0
-    if data.task.kind == "classification":
-        assert set(data.train.labels) == set(range(data.task.outputs))
+    if data.task.task_type == "classification":
+        assert set(data.train.labels) == set(range(data.task.num_outputs))
     else:
         assert min(data.train.labels) >= 0
         assert max(data.train.labels) <= 5
     if folder == "Banking77":
-        assert data.task.outputs == 77
+        assert data.task.num_outputs == 77
 
 
 def test_the_majority_classes_are_the_known_ones(real_data):

@@ -3,8 +3,8 @@
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.labels import LabelReader, infer_task
-from limbert.data.tasks import own_task
+from limbert.data.labels import LabelParser, infer_task
+from limbert.data.tasks import custom_task
 from limbert.errors import ConfigError, DataError
 
 
@@ -25,16 +25,16 @@ def inferred(labels, *, class_names=None, **settings):
     ],
 )
 def test_names_and_whole_numbers_are_classes_in_their_natural_order(labels, names):
-    assert inferred(labels) == own_task("classification", names)
+    assert inferred(labels) == custom_task("classification", names)
 
 
 @pytest.mark.parametrize("labels", [[0.5, 1.0, 3], ["0.5", "1", "2e-1"], ["0.5", "1.5", "2.5", "oops"]])
 def test_numbers_with_a_point_are_scores_even_with_a_stray_word(labels):
-    assert inferred(labels) == own_task("regression", ())
+    assert inferred(labels) == custom_task("regression", ())
 
 
 def test_what_is_given_is_taken():
-    assert inferred([0, 1, 2], task_type="regression").kind == "regression"
+    assert inferred([0, 1, 2], task_type="regression").task_type == "regression"
     assert inferred(["0.0", "1.0", "1.0"], task_type="classification").labels == ("0.0", "1.0")
     assert inferred(["b", "a"], label_names=("b", "a", "c")).labels == ("b", "a", "c")
     assert inferred(["neg", "pos", "neg"], class_names=("pos", "neg", "neutral")).labels == ("pos", "neg", "neutral")
@@ -52,30 +52,30 @@ def test_absurd_classifications_are_refused():
 
 
 def test_classes_are_read_by_name_and_by_id_only_where_that_is_clear():
-    task = own_task("classification", ("ham", "spam"))
-    assert [LabelReader(task, accept_ids=True).read(value) for value in ("spam", " ham ", "1", 0)] == [1, 0, 1, 0]
+    task = custom_task("classification", ("ham", "spam"))
+    assert [LabelParser(task, accept_ids=True).parse(value) for value in ("spam", " ham ", "1", 0)] == [1, 0, 1, 0]
     with pytest.raises(ValueError, match="label '0' is unknown, expected one of ham, spam"):
-        LabelReader(task, accept_ids=False).read("0")
-    stars = LabelReader(own_task("classification", ("1", "2", "3")), accept_ids=True)
-    assert [stars.read(value) for value in ("1", 3)] == [0, 2]
+        LabelParser(task, accept_ids=False).parse("0")
+    stars = LabelParser(custom_task("classification", ("1", "2", "3")), accept_ids=True)
+    assert [stars.parse(value) for value in ("1", 3)] == [0, 2]
     with pytest.raises(ValueError, match="label '0' is unknown"):
-        stars.read(0)
+        stars.parse(0)
 
 
 def test_scores_are_finite_numbers():
-    reader = LabelReader(own_task("regression", ()), accept_ids=True)
-    scores = [reader.read(value) for value in ("3.800", 4, " 1e1 ")]
+    reader = LabelParser(custom_task("regression", ()), accept_ids=True)
+    scores = [reader.parse(value) for value in ("3.800", 4, " 1e1 ")]
     assert scores == [3.8, 4.0, 10.0]
     assert all(type(score) is float for score in scores)
     for value in ("nan", "inf", "high", "1,5"):
         with pytest.raises(ValueError, match=f"label '{value}' is no number, expected a finite number"):
-            reader.read(value)
+            reader.parse(value)
 
 
 @pytest.mark.parametrize("text", ["1e39", "-1e308", "1_0.5"])
 def test_scores_are_numbers_that_a_loss_can_be_made_of(text):
     with pytest.raises(ValueError, match="expected a"):
-        LabelReader(own_task("regression", ()), accept_ids=False).read(text)
+        LabelParser(custom_task("regression", ()), accept_ids=False).parse(text)
 
 
 def test_a_name_may_hold_more_digits_than_a_number_can():
@@ -84,6 +84,8 @@ def test_a_name_may_hold_more_digits_than_a_number_can():
 
 
 def test_a_long_list_of_names_is_cut_in_messages():
-    reader = LabelReader(own_task("classification", tuple(f"intent {index}" for index in range(77))), accept_ids=False)
+    reader = LabelParser(
+        custom_task("classification", tuple(f"intent {index}" for index in range(77))), accept_ids=False
+    )
     with pytest.raises(ValueError, match=r"intent 7, \.\.\. \(77 in all\)"):
-        reader.read("other")
+        reader.parse("other")

@@ -8,7 +8,7 @@ from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.readers import Examples
 from limbert.data.split import split_validation
-from limbert.data.tasks import glue_task, own_task
+from limbert.data.tasks import custom_task, glue_task
 from limbert.errors import ConfigError, DataError
 
 SPAM = "ham\tGo until jurong\nspam\tFree entry\nham\tOk lar\nspam\tYou won a prize\n"
@@ -74,7 +74,7 @@ def test_regression_reads_floats_and_names_what_is_none(write):
     with pytest.raises(DataError, match=r"train.csv:4: label 'x' is no number"):
         load_task_data(DataConfig(train=str(train), dev=str(train)), seed=0)
     data = load_task_data(DataConfig(train=str(train), dev=str(train), skip_bad_rows=True), seed=0)
-    assert data.task == own_task("regression", (), pairs=False)
+    assert data.task == custom_task("regression", (), has_pairs=False)
     same = write("same.csv", "text,score\nsome words,1.5\nmore words,1.50\n")
     with pytest.raises(DataError, match=r"every label is '1\.5'; a regression needs at least two values"):
         load_task_data(DataConfig(train=str(same), dev=str(same)), seed=0)
@@ -119,10 +119,10 @@ def test_missing_halves_are_named(write, tmp_path):
 
 def test_evaluation_needs_no_training_file_and_follows_the_checkpoint(write):
     dev = str(write("dev.csv", "text,label\none word,a\ntwo words,c\nthree words,1\n"))
-    task = own_task("classification", ("c", "b", "a"))
+    task = custom_task("classification", ("c", "b", "a"))
     assert load_evaluation_data(DataConfig(dev=dev), task)["dev"].labels == (2, 0, 1)
     with pytest.raises(DataError, match=r"dev.csv:2: label 'a' is unknown, expected one of x, y"):
-        load_evaluation_data(DataConfig(dev=dev), own_task("classification", ("x", "y")))
+        load_evaluation_data(DataConfig(dev=dev), custom_task("classification", ("x", "y")))
 
 
 def test_evaluation_of_a_glue_checkpoint_knows_the_layout(write, tmp_path):
@@ -163,7 +163,7 @@ def examples_of(labels):
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
 def test_validation_keeps_the_shares_of_the_classes(fraction):
     labels = [0] * 700 + [1] * 200 + [2] * 100
-    task = own_task("classification", ("a", "b", "c"))
+    task = custom_task("classification", ("a", "b", "c"))
     train, validation = split_validation(examples_of(labels), task, fraction=fraction, seed=3)
     assert len(validation) == 1000 * fraction
     for label, count in Counter(labels).items():
@@ -172,7 +172,7 @@ def test_validation_keeps_the_shares_of_the_classes(fraction):
 
 
 def test_validation_follows_the_seed():
-    task = own_task("classification", ("a", "b"))
+    task = custom_task("classification", ("a", "b"))
     examples = examples_of([0, 1] * 50)
     first, again, other = (split_validation(examples, task, fraction=0.2, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
@@ -181,7 +181,7 @@ def test_validation_follows_the_seed():
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9])
 def test_every_class_stays_in_training_and_one_example_at_least_is_taken(fraction):
     labels = [0, 0, 0, 1, 1, 2]
-    task = own_task("classification", ("a", "b", "c"))
+    task = custom_task("classification", ("a", "b", "c"))
     for seed in range(10):
         train, validation = split_validation(examples_of(labels), task, fraction=fraction, seed=seed)
         assert set(train.labels) == {0, 1, 2}
@@ -190,14 +190,14 @@ def test_every_class_stays_in_training_and_one_example_at_least_is_taken(fractio
 
 def test_validation_of_scores_covers_their_range():
     scores = [float(index) for index in range(100)]
-    _, validation = split_validation(examples_of(scores), own_task("regression", ()), fraction=0.1, seed=0)
+    _, validation = split_validation(examples_of(scores), custom_task("regression", ()), fraction=0.1, seed=0)
     assert len(validation) == 10
     assert min(validation.labels) < 20
     assert max(validation.labels) > 80
 
 
 def test_impossible_slices_are_refused():
-    task = own_task("classification", ("a", "b"))
+    task = custom_task("classification", ("a", "b"))
     with pytest.raises(ConfigError, match=r"validation fraction is 1\.5"):
         split_validation(examples_of([0, 1, 0]), task, fraction=1.5, seed=0)
     with pytest.raises(DataError, match="2 training examples are too few"):

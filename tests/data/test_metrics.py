@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics
 
 from limbert.data.metrics import compute_metrics, predictions
-from limbert.data.tasks import glue_task, own_task
+from limbert.data.tasks import custom_task, glue_task
 from limbert.errors import DataError
 
 RANDOM = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def test_rounding_noise_of_a_constant_is_no_correlation():
 
 @pytest.mark.parametrize("classes", [1, 2, 5])
 def test_f1_of_several_labels_is_that_of_scikit_learn(classes):
-    task = own_task("multi-label", tuple("abcde"[:classes]))
+    task = custom_task("multi-label", tuple("abcde"[:classes]))
     logits = RANDOM.normal(size=(300, classes)).astype(np.float32)
     labels = (RANDOM.random((300, classes)) < 0.2).astype(np.float32)
     logits[:, -1] = -1 if classes > 1 else logits[:, -1]  # a class that is never predicted
@@ -77,15 +77,15 @@ def test_f1_of_several_labels_is_that_of_scikit_learn(classes):
 def test_one_class_alone_is_no_accuracy():
     labels = np.zeros((10, 1), dtype=np.float32)
     labels[:2] = 1
-    scores = compute_metrics(own_task("multi-label", ("spam",)), np.full((10, 1), -1.0), labels)
+    scores = compute_metrics(custom_task("multi-label", ("spam",)), np.full((10, 1), -1.0), labels)
     assert scores == {"micro_f1": 0.0, "macro_f1": 0.0, "subset_accuracy": 0.8}
 
 
 def test_own_data_has_accuracy_or_correlation():
-    many = own_task("classification", ("a", "b", "c"))
+    many = custom_task("classification", ("a", "b", "c"))
     assert compute_metrics(many, np.eye(3), np.array([0, 1, 1])) == {"accuracy": pytest.approx(2 / 3)}
     assert predictions(many, np.eye(3)).tolist() == [0, 1, 2]
-    assert predictions(own_task("regression", ()), np.array([[0.5], [2.0]])).tolist() == [0.5, 2.0]
+    assert predictions(custom_task("regression", ()), np.array([[0.5], [2.0]])).tolist() == [0.5, 2.0]
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limbert.augment.candidates import Neighbours, read_neighbours
+from limbert.augment.candidates import WordVectors, read_word_vectors
 from limbert.errors import DataError
 
 
@@ -17,20 +17,20 @@ def test_nearest_by_cosine_without_the_word_itself() -> None:
     for place in (0, 17, 39):
         cosine = vectors @ vectors[place] / lengths / lengths[place]
         expected = [words[index] for index in np.argsort(-cosine)[1:6]]
-        assert [*Neighbours(words, vectors).of_word(words[place], 5)] == expected
-    assert Neighbours(words, vectors).of_word("absent", 5) == ()
+        assert [*WordVectors(words, vectors).nearest_to_word(words[place], 5)] == expected
+    assert WordVectors(words, vectors).nearest_to_word("absent", 5) == ()
 
 
 def test_words_that_differ_in_case_only_count_once() -> None:
-    near = Neighbours(["Cat", "cat", "CAT", "dog", "Dog", "bird"], np.array([[1, 0]] * 3 + [[1, 1]] * 2 + [[0, 1]]))
-    assert near.of_word("cat", 5) == ("dog", "bird")
-    assert near.of_word("BIRD", 1) == ("dog",)  # found by its small letters
+    near = WordVectors(["Cat", "cat", "CAT", "dog", "Dog", "bird"], np.array([[1, 0]] * 3 + [[1, 1]] * 2 + [[0, 1]]))
+    assert near.nearest_to_word("cat", 5) == ("dog", "bird")
+    assert near.nearest_to_word("BIRD", 1) == ("dog",)  # found by its small letters
 
 
 @pytest.mark.parametrize("first", ["", "4 3\n"], ids=["glove", "word2vec"])
 def test_both_text_formats(write: Callable[[str, str], Path], first: str) -> None:
     path = write("v.txt", first + "house 1 0 0\n, 1 0 0\nat home 0.9 0.1 0\nflat 0.9 0.2 0\nsky 0 0 -1e-1\n")
-    assert read_neighbours(path).of_word("House", 2) == ("flat", "sky")
+    assert read_word_vectors(path).nearest_to_word("House", 2) == ("flat", "sky")
 
 
 @pytest.mark.parametrize(
@@ -47,4 +47,4 @@ def test_both_text_formats(write: Callable[[str, str], Path], first: str) -> Non
 )
 def test_what_is_wrong_with_a_file(write: Callable[[str, bytes], Path], content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_neighbours(write("v.txt", content))
+        read_word_vectors(write("v.txt", content))

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from limbert.data.readers import Row, format_like, lines_table, open_table
+from limbert.data.readers import TableRow, lines_table, open_table, table_format_of
 from limbert.errors import DataError
 
 TEXTS = ["plain", 'a "quoted" word', "comma, and 'apostrophe'", "separators \u2028 and \x85 in text", "čšž 😀"]
@@ -63,7 +63,7 @@ def test_tsv_without_header_counts_its_columns_from_zero(write):
 
 def test_a_csv_row_over_several_lines_is_named_by_its_first_line(write):
     table = open_table(write("a.csv", 'text,label\n"one\ntwo\nthree",a\nfour,b\n'))
-    assert list(table.rows()) == [Row(2, ["one\ntwo\nthree", "a"]), Row(5, ["four", "b"])]
+    assert list(table.rows()) == [TableRow(2, ["one\ntwo\nthree", "a"]), TableRow(5, ["four", "b"])]
 
 
 def test_rows_with_other_columns_and_blank_lines_inside_are_problems(write):
@@ -106,12 +106,12 @@ def test_a_walk_finds_keys_that_the_first_objects_do_not_have(write):
     rows = [{"text": str(row)} for row in range(150)] + [{"id": 1}, {"text": "last", "note": None}]
     table = open_table(write("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + "[]\n{}\n"))
     assert table.columns == ("text",)
-    walked, count = table.walked()
+    walked, count = table.with_all_columns()
     assert (walked.columns, count) == (("text", "id", "note"), 154)
     assert cells(walked)[149:152] == [("149", None, None), (None, 1, None), ("last", None, None)]
     assert problems(walked) == problems(table)
     cut = open_table(write("a.tsv", "text\tlabel\none\t1\ntwo\t2\n"))
-    assert cut.walked() == (cut, 2)
+    assert cut.with_all_columns() == (cut, 2)
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.parquet", "a"])
@@ -155,7 +155,7 @@ def test_rows_written_like_a_file_are_read_as_they_were(write, name):
         if name == "a.jsonl"
         else "text,label\n".replace(",", "\t" if name == "a.tsv" else ","),
     )
-    layout = format_like(open_table(first), more=("from",), named=True)
+    layout = table_format_of(open_table(first), extra_columns=("from",), has_header=True)
     rows = [(text, "1", "x") for text in texts]
-    again = write(f"b{name[1:]}", "".join([layout.header(), *(layout.line(row) for row in rows)]).encode())
+    again = write(f"b{name[1:]}", "".join([layout.header(), *(layout.format_row(row) for row in rows)]).encode())
     assert cells(open_table(again)) == rows

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from limbert.data.tasks import GLUE, Columns, Task, glue_task, own_task
+from limbert.data.tasks import GLUE, Columns, Task, custom_task, glue_task
 from limbert.errors import ConfigError, DataError
 
 
@@ -23,21 +23,21 @@ def test_unknown_name_lists_the_allowed_ones():
 
 @pytest.mark.parametrize("pairs", [True, False, None])
 def test_what_a_model_was_trained_on_is_kept_and_asked_for(pairs):
-    task = own_task("regression", (), pairs=pairs)
+    task = custom_task("regression", (), has_pairs=pairs)
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
     for given in (True, False):
         if pairs in (None, given):
-            task.check_inputs(pairs=given)
+            task.check_inputs(has_pairs=given)
         else:
             with pytest.raises(DataError, match=f"on {'pairs of' if pairs else 'single'} texts; "):
-                task.check_inputs(pairs=given)
+                task.check_inputs(has_pairs=given)
 
 
 def test_checkpoints_that_do_not_say_it_have_the_pairs_of_their_glue_task():
     for name, pairs in (("sst2", False), ("mrpc", True)):
         values = glue_task(name).task.to_dict()
         assert values.pop("pairs") is pairs
-        assert Task.from_dict(values).pairs is pairs
+        assert Task.from_dict(values).has_pairs is pairs
 
 
 def test_standard_label_order_and_metrics():
@@ -57,7 +57,7 @@ def test_standard_label_order_and_metrics():
     }
 
 
-@pytest.mark.parametrize("task", [*(entry.task for entry in GLUE.values()), own_task("classification", ("a", "b"))])
+@pytest.mark.parametrize("task", [*(entry.task for entry in GLUE.values()), custom_task("classification", ("a", "b"))])
 def test_a_task_survives_json(task):
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
     assert task.outputs == (len(task.labels) or 1)
@@ -69,10 +69,10 @@ def test_a_task_survives_json(task):
 )
 def test_impossible_tasks_are_refused(kind, labels):
     with pytest.raises(DataError, match="label names"):
-        own_task(kind, labels)
+        custom_task(kind, labels)
 
 
 def test_columns_are_positions_only_where_all_of_them_are():
-    assert Columns("1", None, "0").by_number
-    assert not Columns("1", None, "label").by_number
-    assert not Columns(None, None, None).by_number
+    assert Columns("1", None, "0").are_positions
+    assert not Columns("1", None, "label").are_positions
+    assert not Columns(None, None, None).are_positions

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbert.data import batches, tokens
+from limbert.data import tokenize as tokens
 from limbert.data.readers import Examples
-from limbert.data.tokenize import cache_folder, content_key, tokenize
+from limbert.data.tokenize import default_cache_dir, tokenization_fingerprint, tokenize_texts
 
 EXAMPLES = Examples(("one two three", "four"), ("a pair", "another pair"), (0, 1))
 
@@ -19,7 +19,7 @@ def cached_files(folder: Path) -> list[Path]:
 
 
 def key(tokenizer, texts=EXAMPLES.texts, pairs=EXAMPLES.pairs, max_length=32):
-    return content_key(tokenizer, texts, pairs, max_length=max_length)
+    return tokenization_fingerprint(tokenizer, texts, pairs, max_length=max_length)
 
 
 def same(first, second):
@@ -28,16 +28,18 @@ def same(first, second):
 
 
 def test_the_second_run_reads_what_the_first_wrote(tokenizer, tmp_path, monkeypatch):
-    first = tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
+    first = tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
     [file] = cached_files(tmp_path)
     assert file.suffix == ".safetensors"
-    monkeypatch.setattr(batches, "_tokenize", lambda *args, **settings: pytest.fail("tokenised again"))
-    assert same(first, tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
+    monkeypatch.setattr(tokens, "_tokenize", lambda *args, **settings: pytest.fail("tokenised again"))
+    assert same(first, tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
 
 
 def test_labels_are_no_part_of_the_cache(tokenizer, tmp_path):
-    tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
-    other = tokenize(Examples(EXAMPLES.texts, EXAMPLES.pairs, (1, 0)), tokenizer, max_length=32, cache_dir=tmp_path)
+    tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
+    other = tokenize_texts(
+        Examples(EXAMPLES.texts, EXAMPLES.pairs, (1, 0)), tokenizer, max_length=32, cache_dir=tmp_path
+    )
     assert other.collate([0, 1])["labels"].tolist() == [1, 0]
     assert len(cached_files(tmp_path)) == 1
 
@@ -84,20 +86,20 @@ def test_another_tokenizer_is_another_key(tokenizer, tmp_path):
     ],
 )
 def test_a_broken_file_is_built_anew(tokenizer, tmp_path, damage, caplog):
-    first = tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
+    first = tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
     [file] = cached_files(tmp_path)
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     with caplog.at_level(logging.WARNING, logger="limbert"):
-        assert same(first, tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
+        assert same(first, tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
     assert "broken" in caplog.text
     assert file.read_bytes() == whole
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tokenizer, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    data = tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path / "file")
-    assert same(data, tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path / "other"))
+    data = tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path / "file")
+    assert same(data, tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path / "other"))
 
 
 def test_a_full_disk_leaves_nothing_behind(tokenizer, tmp_path, monkeypatch):
@@ -105,23 +107,23 @@ def test_a_full_disk_leaves_nothing_behind(tokenizer, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tokens.os, "replace", full)
-    assert len(tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)) == 2
+    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)) == 2
     assert cached_files(tmp_path) == []
 
 
 def test_the_folder_follows_the_environment(monkeypatch, tmp_path, tokenizer):
     monkeypatch.setenv("LIMBERT_CACHE", str(tmp_path / "mine"))
-    tokenize(EXAMPLES, tokenizer, max_length=32)
+    tokenize_texts(EXAMPLES, tokenizer, max_length=32)
     assert len(cached_files(tmp_path / "mine")) == 1
     monkeypatch.delenv("LIMBERT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "limbert"
+    assert default_cache_dir() == tmp_path / ".cache" / "limbert"
 
 
 def test_without_cache_nothing_is_kept(tokenizer, tmp_path):
-    data = tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path, cache=False)
+    data = tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path, use_cache=False)
     assert cached_files(tmp_path) == []
-    assert same(data, tokenize(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
+    assert same(data, tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
 
 
 def test_without_a_home_there_is_no_cache(monkeypatch, tokenizer):
@@ -130,4 +132,4 @@ def test_without_a_home_there_is_no_cache(monkeypatch, tokenizer):
 
     monkeypatch.delenv("LIMBERT_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    assert len(tokenize(EXAMPLES, tokenizer, max_length=32)) == 2
+    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32)) == 2

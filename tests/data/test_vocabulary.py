@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from limbert.augment.candidates import whole_words
+from limbert.augment.candidates import find_whole_words
 
 
 def byte_level(*, trim: bool) -> PreTrainedTokenizerFast:
@@ -52,9 +52,9 @@ def sentence_piece() -> PreTrainedTokenizerFast:
 
 
 def test_word_pieces(tokenizer: PreTrainedTokenizerBase) -> None:
-    found = whole_words(tokenizer)
+    found = find_whole_words(tokenizer)
     assert {"house", "running"} <= {*found.words}
-    assert found.after_space == found.bare
+    assert found.after_space == found.without_space
     for entry, word in [*found.after_space.items()][::500]:
         assert tokenizer.convert_ids_to_tokens(entry) == word
     assert tokenizer.convert_tokens_to_ids("##ing") not in found.after_space
@@ -64,18 +64,18 @@ def test_word_pieces(tokenizer: PreTrainedTokenizerBase) -> None:
 @pytest.mark.parametrize("trim", [True, False])
 def test_byte_level_pieces_with_and_without_a_space(trim: bool) -> None:
     tokenizer = byte_level(trim=trim)
-    found = whole_words(tokenizer)
+    found = find_whole_words(tokenizer)
     entry = tokenizer.convert_tokens_to_ids
     assert {"cat", "dog", "café"} <= {*found.words}
     assert found.after_space[entry("Ġcat")] == "cat"
-    assert found.bare[entry("cat")] == "cat"
-    assert entry("ness") not in found.bare | found.after_space
-    assert found.table_of(entry("Ġcat")) is found.after_space
-    assert found.table_of(entry("cat")) is found.bare
+    assert found.without_space[entry("cat")] == "cat"
+    assert entry("ness") not in found.without_space | found.after_space
+    assert found.compatible_words(entry("Ġcat")) is found.after_space
+    assert found.compatible_words(entry("cat")) is found.without_space
 
 
 def test_sentence_pieces() -> None:
     tokenizer = sentence_piece()
-    found = whole_words(tokenizer)
+    found = find_whole_words(tokenizer)
     assert {word for word in found.words if len(word) > 1} == {"cat", "dog"}
     assert tokenizer.convert_tokens_to_ids("ness") not in found.after_space

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from limbert.augment.words import FUNCTION_WORDS, in_case_of, is_word, read_stop_words, replaceable
+from limbert.augment.words import FUNCTION_WORDS, find_replaceable_words, is_word, match_case, read_stop_words
 from limbert.errors import DataError
 
 
 def found(text: str) -> list[str]:
-    return [text[start:end] for start, end in replaceable(text)]
+    return [text[start:end] for start, end in find_replaceable_words(text)]
 
 
 def test_words_stand_between_spaces_and_punctuation() -> None:
@@ -34,7 +34,7 @@ def test_function_words_stay_in_any_case() -> None:
     [("House", "flat", "Flat"), ("HOUSE", "flat", "FLAT"), ("house", "Paris", "Paris"), ("I", "we", "We")],
 )
 def test_the_case_of_the_original_is_kept(original: str, word: str, written: str) -> None:
-    assert in_case_of(word, original) == written
+    assert match_case(word, original) == written
 
 
 def test_stop_words_of_a_file(tmp_path: Path) -> None:

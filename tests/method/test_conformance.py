@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from limbert import ElasticModel, Space, Subnet
-from limbert.inference.engine import DynamicAnswer, Engine
+from limbert.inference.engine import Engine, EngineOutput
 from limbert.inference.policy import Policy
 from limbert.method.early_exit import ExitRule
-from limbert.method.importance import Importance, importance
+from limbert.method.importance import ImportanceScores, compute_importance
 from limbert.method.losses import hidden_loss, logit_loss
 from limbert.method.rewiring import rewire
 from limbert.model.width_gates import WidthGates, read_gates
@@ -87,12 +87,12 @@ def test_logits_losses_and_states_of_all_subnetworks(dynabert: Vectors) -> None:
 @needs_vectors
 def test_importance_and_rewired_weights(dynabert: Vectors) -> None:
     model = dynabert.model()
-    scores = importance(model, [dynabert.inputs])
+    scores = compute_importance(model, [dynabert.inputs])
     close(scores.heads, dynabert.expected["importance.heads"])
     close(scores.neurons, dynabert.expected["importance.neurons"])
 
     # Scores that differ by less than the tolerance may sort either way: sort by the released program's own.
-    rewire(model, Importance(dynabert.expected["importance.heads"], dynabert.expected["importance.neurons"]))
+    rewire(model, ImportanceScores(dynabert.expected["importance.heads"], dynabert.expected["importance.neurons"]))
     expected = load_file(dynabert.folder / "rewired.safetensors")
     actual = model.network.state_dict()
     for name, weight in expected.items():
@@ -113,7 +113,7 @@ def test_losses_of_the_width_phase(dynabert: Vectors) -> None:
     for key, width, _ in cases:
         with student.at(Subnet.uniform(student.shape, width=width)) as network:
             output = network(**inputs, output_hidden_states=True)
-        logits = logit_loss(output.logits, target.logits, kind="classification")
+        logits = logit_loss(output.logits, target.logits, task_type="classification")
         hidden = hidden_loss(output.hidden_states, target.hidden_states, inputs["attention_mask"])
         close(logits, dynabert.expected[key].squeeze())
         close(hidden, dynabert.expected[key.replace("logit_loss", "hidden_loss")].squeeze())
@@ -146,7 +146,7 @@ def mappings(vectors: Vectors) -> list[tuple[str, tuple[float, ...]]]:
     return [(name, tuple(round(w, 6) for w in vectors.expected[f"mapping.{name}"].tolist())) for name in sorted(names)]
 
 
-def ran_one_by_one(engine: Engine, inputs: dict[str, torch.Tensor]) -> Iterator[tuple[int, DynamicAnswer]]:
+def ran_one_by_one(engine: Engine, inputs: dict[str, torch.Tensor]) -> Iterator[tuple[int, EngineOutput]]:
     for index in range(len(inputs["input_ids"])):
         yield index, engine.run({name: tensor[index : index + 1] for name, tensor in inputs.items()})
 
@@ -163,7 +163,7 @@ def test_dynamic_inference_one_by_one_and_as_one_batch(flexible_bert: Vectors, k
         model.gates = gates_of(flexible_bert, model, tuple(0.01 * n for n in range(1, len(widths) + 1)))
         exits = ExitRule("entropy", float(expected["exit_threshold"])) if "depth" in kind else None
         policy = Policy(gates=True, widths=widths, exits=exits)
-        engine = Engine(model, policy, kind="classification")
+        engine = Engine(model, policy, task_type="classification")
         together = engine.run(flexible_bert.inputs)
         close(together.logits, expected[f"{kind}.{name}.logits"])
         close(together.trace.widths.float(), expected[f"{kind}.{name}.widths"].float())

@@ -32,7 +32,7 @@ def alone(rule: ExitRule, answers: list[torch.Tensor]) -> bool:
 )
 def test_every_example_leaves_as_it_would_alone(rule: ExitRule) -> None:
     for ramps in range(1, 5):
-        leaving = rule.leaving(ANSWERS[:ramps], kind="classification")
+        leaving = rule.should_exit(ANSWERS[:ramps], task_type="classification")
         assert leaving.dtype == torch.bool
         assert leaving.tolist() == [alone(rule, [answer[row] for answer in ANSWERS[:ramps]]) for row in range(50)]
 
@@ -40,14 +40,14 @@ def test_every_example_leaves_as_it_would_alone(rule: ExitRule) -> None:
 def test_regression_leaves_where_the_value_settles() -> None:
     rule = ExitRule("patience", 0.5)
     first, second = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.4], [2.0]])
-    assert rule.leaving([first], kind="regression").tolist() == [False, False]
-    assert rule.leaving([first, second], kind="regression").tolist() == [True, False]
+    assert rule.should_exit([first], task_type="regression").tolist() == [False, False]
+    assert rule.should_exit([first, second], task_type="regression").tolist() == [True, False]
 
 
 def test_certain_answers_have_no_entropy() -> None:
     sure = torch.tensor([[1000.0, 0.0]])
-    assert ExitRule("entropy", 1e-6).leaving([sure], kind="classification").tolist() == [True]
-    assert ExitRule("entropy", 0.0).leaving([sure], kind="classification").tolist() == [False]
+    assert ExitRule("entropy", 1e-6).should_exit([sure], task_type="classification").tolist() == [True]
+    assert ExitRule("entropy", 0.0).should_exit([sure], task_type="classification").tolist() == [False]
 
 
 def test_rules_that_mean_nothing_are_refused() -> None:
@@ -70,7 +70,9 @@ SEVERAL = [ExitRule("entropy", 0.6), ExitRule("confidence", 0.6), ExitRule("pati
 @pytest.mark.parametrize("rule", SEVERAL, ids=str)
 def test_several_labels_are_as_sure_as_the_least_sure_of_them(rule: ExitRule) -> None:
     ramps = [torch.stack([answer, -answer], dim=-1) for answer in ANSWERS[:3]]  # a class as two: yes and no
-    single = [rule.leaving([ramp[:, place] / 2 for ramp in ramps], kind="classification") for place in range(3)]
-    leaving = rule.leaving(ANSWERS[:3], kind="multi-label")
+    single = [
+        rule.should_exit([ramp[:, place] / 2 for ramp in ramps], task_type="classification") for place in range(3)
+    ]
+    leaving = rule.should_exit(ANSWERS[:3], task_type="multi-label")
     assert leaving.tolist() == torch.stack(single).all(dim=0).tolist()
     assert {*leaving.tolist()} == {True, False}

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from limbert.core.config import GatesConfig
 from limbert.errors import ConfigError
-from limbert.method.gate_targets import cheapest, class_weights, gate_loss, is_right, narrowest_right
-from limbert.model.width_gates import WidthGates, gated_layers
+from limbert.method.gate_targets import balanced_class_weights, gate_loss, is_correct, lowest_cost, narrowest_correct
+from limbert.model.width_gates import WidthGates, gate_layer_indices
 
 ANSWERS = torch.randn(40, 3, 4, generator=torch.Generator().manual_seed(0))  # examples, widths, outputs
 LABELS = torch.randint(4, (40,), generator=torch.Generator().manual_seed(1))
@@ -21,24 +21,24 @@ def test_the_narrowest_width_that_is_right() -> None:
         expected.append(right[0] if right else 2)
     assert 2 in expected
     assert 0 in expected
-    found = narrowest_right(is_right(ANSWERS, LABELS, kind="classification", tolerance=0.0))
+    found = narrowest_correct(is_correct(ANSWERS, LABELS, task_type="classification", tolerance=0.0))
     assert found.tolist() == expected
 
 
 def test_regression_is_right_within_the_tolerance() -> None:
     answers = torch.tensor([[[1.0], [2.0], [2.4]], [[0.0], [0.1], [5.0]]])
-    right = is_right(answers, torch.tensor([2.5, 2.5]), kind="regression", tolerance=0.5)
+    right = is_correct(answers, torch.tensor([2.5, 2.5]), task_type="regression", tolerance=0.5)
     assert right.tolist() == [[False, True, True], [False, False, False]]
-    assert narrowest_right(right).tolist() == [1, 2]
+    assert narrowest_correct(right).tolist() == [1, 2]
 
 
 def test_several_labels_must_all_be_right() -> None:
     truth = (ANSWERS[:, 1] > 0).float()
-    right = is_right(ANSWERS, truth, kind="multi-label", tolerance=0.0)
+    right = is_correct(ANSWERS, truth, task_type="multi-label", tolerance=0.0)
     assert right[:, 1].all()
     assert right[:, 0].tolist() == [bool(((one > 0) == (two > 0)).all()) for one, two in ANSWERS[:, :2]]
     sure = ANSWERS[:, 1].sigmoid()  # agreement: nothing is nearer to it than itself
-    assert {*cheapest(ANSWERS, sure, kind="multi-label", cost=0.0, shares=SHARES).tolist()} == {1}
+    assert {*lowest_cost(ANSWERS, sure, task_type="multi-label", cost=0.0, relative_flops=SHARES).tolist()} == {1}
 
 
 @pytest.mark.parametrize("cost", [0.0, 0.3, 100.0])
@@ -47,7 +47,7 @@ def test_the_cheapest_width(cost: float) -> None:
     for answers, label in zip(ANSWERS, LABELS, strict=True):
         totals = [float(F.cross_entropy(answers[width], label)) + cost * float(SHARES[width]) for width in range(3)]
         expected.append(totals.index(min(totals)))
-    found = cheapest(ANSWERS, LABELS, kind="classification", cost=cost, shares=SHARES)
+    found = lowest_cost(ANSWERS, LABELS, task_type="classification", cost=cost, relative_flops=SHARES)
     assert found.tolist() == expected
     if cost == 100.0:
         assert {*expected} == {0}
@@ -55,21 +55,21 @@ def test_the_cheapest_width(cost: float) -> None:
 
 def test_agreement_aims_at_the_full_models_probabilities() -> None:
     full = ANSWERS[:, -1].softmax(dim=-1)
-    free = cheapest(ANSWERS, full, kind="classification", cost=0.0, shares=SHARES)
+    free = lowest_cost(ANSWERS, full, task_type="classification", cost=0.0, relative_flops=SHARES)
     assert {*free.tolist()} == {2}  # nothing agrees with the full model better than itself
-    assert 0 in cheapest(ANSWERS, full, kind="classification", cost=0.5, shares=SHARES).tolist()
+    assert 0 in lowest_cost(ANSWERS, full, task_type="classification", cost=0.5, relative_flops=SHARES).tolist()
 
 
 def test_the_cost_of_regression_does_not_depend_on_the_unit() -> None:
     answers, truth = ANSWERS[..., :1], LABELS.float()
     for scale in (1.0, 1000.0):
-        found = cheapest(answers * scale, truth * scale, kind="regression", cost=0.2, shares=SHARES)
-        assert torch.equal(found, cheapest(answers, truth, kind="regression", cost=0.2, shares=SHARES))
+        found = lowest_cost(answers * scale, truth * scale, task_type="regression", cost=0.2, relative_flops=SHARES)
+        assert torch.equal(found, lowest_cost(answers, truth, task_type="regression", cost=0.2, relative_flops=SHARES))
 
 
 def test_weights_make_every_choice_that_occurs_count_the_same() -> None:
     targets = torch.tensor([0] * 90 + [2] * 10)
-    weights = class_weights(targets, 4)
+    weights = balanced_class_weights(targets, 4)
     assert weights.tolist() == pytest.approx([100 / 180, 0.0, 5.0, 0.0])
     assert weights[targets].mean() == pytest.approx(1.0)
 
@@ -103,17 +103,17 @@ def test_the_noise_follows_the_gumbel_distribution() -> None:
 
 
 def test_gates_divide_the_layers() -> None:
-    assert gated_layers(3, 6) == [0, 2, 4]
-    assert gated_layers(1, 6) == [0]
+    assert gate_layer_indices(3, 6) == [0, 2, 4]
+    assert gate_layer_indices(1, 6) == [0]
     with pytest.raises(ConfigError, match="number of gates is 4; it must be a divisor of the 6 layers: 1, 2, 3, 6"):
-        gated_layers(4, 6)
+        gate_layer_indices(4, 6)
     for widths in ((1.0,), (0.5, 0.25), (0.5, 0.5)):
         with pytest.raises(ConfigError, match="two or more, rising"):
-            WidthGates(count=2, hidden=4, widths=widths)
+            WidthGates(num_gates=2, hidden_size=4, widths=widths)
 
 
 def test_all_gates_at_once_are_each_gate_alone() -> None:
-    gates = WidthGates(count=3, hidden=6, widths=(0.5, 1.0))
+    gates = WidthGates(num_gates=3, hidden_size=6, widths=(0.5, 1.0))
     first_tokens = torch.randn(5, 3, 6)
     together = gates(first_tokens)
     assert together.shape == (5, 3, 2)

@@ -10,17 +10,17 @@ from limbert import ElasticModel, Subnet
 from limbert.core.config import PhaseConfig
 from limbert.errors import ConfigError
 from limbert.method.grafting import graft
-from limbert.method.importance import Importance
+from limbert.method.importance import ImportanceScores
 from limbert.model.families import layer_parts
 from limbert.train.trainer import grafting_steps
 
 RATE = 0.3
 
 
-def random_scores(model: ElasticModel) -> Importance:
+def random_scores(model: ElasticModel) -> ImportanceScores:
     generator = torch.Generator().manual_seed(3)
     shape = model.shape
-    return Importance(
+    return ImportanceScores(
         heads=torch.rand(shape.layers, shape.heads, generator=generator),
         neurons=torch.rand(shape.layers, shape.neurons, generator=generator),
     )
@@ -41,7 +41,7 @@ def blended(matrix: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 def test_every_weight_is_what_the_formula_says(case: str) -> None:
     model = ElasticModel(make_network(case))
     before, scores = copy.deepcopy(model.network.state_dict()), random_scores(model)
-    graft(model, scores, rate=RATE, share=0.5)
+    graft(model, scores, rate=RATE, weak_fraction=0.5)
     after = model.network.state_dict()
     names = {id(parameter): name for name, parameter in model.network.named_parameters()}
     touched = set()
@@ -94,13 +94,13 @@ def test_equal_heads_and_neurons_are_left_as_they_are() -> None:
 @torch.no_grad()
 def test_a_small_share_grafts_only_the_weakest() -> None:
     model = ElasticModel(make_network("bert"))
-    scores = Importance(
+    scores = ImportanceScores(
         heads=torch.arange(model.shape.heads).float().repeat(model.shape.layers, 1),
         neurons=torch.arange(model.shape.neurons).float().repeat(model.shape.layers, 1),
     )
     query = layer_parts(model.layers()[0], model.family).attention_in[0].weight
     before = query.clone()
-    graft(model, scores, share=0.2)  # one of six heads
+    graft(model, scores, weak_fraction=0.2)  # one of six heads
     changed = (query != before).unflatten(0, (model.shape.heads, -1)).any(dim=-1).any(dim=-1)
     assert changed.tolist() == [True] + [False] * (model.shape.heads - 1)
     with model.at(Subnet.uniform(model.shape, width=0.5)):  # weights, not the scope, are what it works on

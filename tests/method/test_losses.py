@@ -3,26 +3,28 @@
 import torch
 import torch.nn.functional as F
 
-from limbert.core.task_types import IGNORED
+from limbert.core.task_types import IGNORE_INDEX
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 
 
 def test_logit_loss_is_the_soft_cross_entropy() -> None:
     student, teacher = torch.randn(5, 3), torch.randn(5, 3)
     expected = -(teacher.softmax(-1) * student.log_softmax(-1)).sum(-1).mean()
-    torch.testing.assert_close(logit_loss(student, teacher, kind="classification"), expected)
+    torch.testing.assert_close(logit_loss(student, teacher, task_type="classification"), expected)
 
 
 def test_regression_is_distilled_too() -> None:
     student, teacher = torch.randn(5, 1), torch.randn(5, 1)
-    torch.testing.assert_close(logit_loss(student, teacher, kind="regression"), (student - teacher).square().mean())
+    torch.testing.assert_close(
+        logit_loss(student, teacher, task_type="regression"), (student - teacher).square().mean()
+    )
 
 
 def test_label_loss() -> None:
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
-    torch.testing.assert_close(label_loss(logits, labels, kind="classification"), F.cross_entropy(logits, labels))
+    torch.testing.assert_close(label_loss(logits, labels, task_type="classification"), F.cross_entropy(logits, labels))
     values = torch.randn(5)
-    torch.testing.assert_close(label_loss(values[:, None] + 2, values, kind="regression"), torch.tensor(4.0))
+    torch.testing.assert_close(label_loss(values[:, None] + 2, values, task_type="regression"), torch.tensor(4.0))
 
 
 def test_hidden_loss_on_unpadded_input_is_the_plain_mse_of_each_state() -> None:
@@ -51,38 +53,40 @@ def test_several_labels_are_as_many_binary_questions() -> None:
     student, teacher, labels = torch.randn(5, 3), torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
     yes, sure = student.sigmoid(), teacher.sigmoid()
     expected = -(labels * yes.log() + (1 - labels) * (1 - yes).log()).mean()
-    torch.testing.assert_close(label_loss(student, labels, kind="multi-label"), expected)
+    torch.testing.assert_close(label_loss(student, labels, task_type="multi-label"), expected)
     expected = -(sure * yes.log() + (1 - sure) * (1 - yes).log()).mean()
-    torch.testing.assert_close(logit_loss(student, teacher, kind="multi-label"), expected)
+    torch.testing.assert_close(logit_loss(student, teacher, task_type="multi-label"), expected)
 
 
 def test_only_labelled_tokens_count() -> None:
     student, teacher = torch.randn(4, 5, 3), torch.randn(4, 5, 3)  # (batch, tokens, classes)
     labels = torch.randint(0, 3, (4, 5))
-    labels[:, [0, 3]] = IGNORED
-    chosen = labels != IGNORED
+    labels[:, [0, 3]] = IGNORE_INDEX
+    chosen = labels != IGNORE_INDEX
     rows = student[chosen], teacher[chosen]
-    found = label_loss(student, labels, kind="token-classification")
+    found = label_loss(student, labels, task_type="token-classification")
     torch.testing.assert_close(found, F.cross_entropy(rows[0], labels[chosen]))
-    found = logit_loss(student, teacher, kind="token-classification", labels=labels)
-    torch.testing.assert_close(found, logit_loss(*rows, kind="classification"))
-    nothing = torch.full_like(labels, IGNORED)
-    assert logit_loss(student, teacher, kind="token-classification", labels=nothing) == 0
+    found = logit_loss(student, teacher, task_type="token-classification", labels=labels)
+    torch.testing.assert_close(found, logit_loss(*rows, task_type="classification"))
+    nothing = torch.full_like(labels, IGNORE_INDEX)
+    assert logit_loss(student, teacher, task_type="token-classification", labels=nothing) == 0
 
 
 def test_an_answer_never_stands_at_padding() -> None:
     student, teacher, labels = torch.randn(3, 6, 2), torch.randn(3, 6, 2), torch.tensor([[1, 2], [0, 0], [5, 5]])
     mask = torch.ones(3, 6)
-    by_label = label_loss(student, labels, kind="question-answering", mask=mask)
-    by_teacher = logit_loss(student, teacher, kind="question-answering", mask=mask)
+    by_label = label_loss(student, labels, task_type="question-answering", mask=mask)
+    by_teacher = logit_loss(student, teacher, task_type="question-answering", mask=mask)
     expected = sum(F.cross_entropy(student[..., side], labels[:, side]) for side in (0, 1)) / 2
     torch.testing.assert_close(by_label, expected)
-    expected = sum(logit_loss(student[..., side], teacher[..., side], kind="classification") for side in (0, 1)) / 2
+    expected = (
+        sum(logit_loss(student[..., side], teacher[..., side], task_type="classification") for side in (0, 1)) / 2
+    )
     torch.testing.assert_close(by_teacher, expected)
     padded = [torch.cat([logits, torch.randn(3, 4, 2) + 9], dim=1).requires_grad_() for logits in (student, teacher)]
     longer = torch.cat([mask, torch.zeros(3, 4)], dim=1)
-    torch.testing.assert_close(label_loss(padded[0], labels, kind="question-answering", mask=longer), by_label)
-    loss = logit_loss(padded[0], padded[1], kind="question-answering", mask=longer)
+    torch.testing.assert_close(label_loss(padded[0], labels, task_type="question-answering", mask=longer), by_label)
+    loss = logit_loss(padded[0], padded[1], task_type="question-answering", mask=longer)
     torch.testing.assert_close(loss, by_teacher)
     loss.backward()
     assert padded[0].grad is not None

@@ -8,7 +8,7 @@ from families import CONFIGS, make_inputs, make_network
 from torch.func import functional_call
 
 from limbert import ElasticModel, Subnet
-from limbert.method.importance import Importance, importance
+from limbert.method.importance import ImportanceScores, compute_importance
 from limbert.method.rewiring import rewire
 from limbert.model.families import layer_parts
 
@@ -25,7 +25,7 @@ def test_rewiring_leaves_the_full_function_unchanged(case: str) -> None:
     with torch.no_grad():
         before, narrow_before = model.network(**inputs).logits, model.view(narrow)(**inputs).logits
     weights = copy.deepcopy(model.network.state_dict())
-    rewire(model, importance(model, [inputs]))
+    rewire(model, compute_importance(model, [inputs]))
     with torch.no_grad():
         torch.testing.assert_close(model.network(**inputs).logits, before, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(model.view(narrow)(**inputs).logits, narrow_before, atol=1e-3)
@@ -37,8 +37,8 @@ def test_rewiring_leaves_the_full_function_unchanged(case: str) -> None:
 def test_rewiring_sorts_by_falling_score(case: str) -> None:
     model = ElasticModel(make_network(case))
     inputs = labelled()
-    rewire(model, importance(model, [inputs]))
-    scores = importance(model, [inputs])
+    rewire(model, compute_importance(model, [inputs]))
+    scores = compute_importance(model, [inputs])
     for row in (*scores.heads, *scores.neurons):
         assert (row[:-1] - row[1:]).min() > -1e-4 * row.max()
 
@@ -63,15 +63,15 @@ def test_neuron_score_is_the_derivative_of_scaling_the_neuron(case: str) -> None
         scaled[names[id(parts.mlp_in.bias)]] = parts.mlp_in.bias.detach() * (1 + scales[0] * rows)
     functional_call(model.network, scaled, kwargs=inputs).loss.backward()
     expected = scales.grad.abs().sum()
-    torch.testing.assert_close(importance(model, [inputs]).neurons[1, neuron], expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(compute_importance(model, [inputs]).neurons[1, neuron], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_every_batch_counts_once() -> None:
     """Gradients start from zero for each batch (the released program lets them pile up)."""
     model = ElasticModel(make_network("bert"))
     first, second = labelled(3, 8), labelled(2, 11)
-    together = importance(model, [first, second])
-    alone = [importance(model, [batch]) for batch in (first, second)]
+    together = compute_importance(model, [first, second])
+    alone = [compute_importance(model, [batch]) for batch in (first, second)]
     torch.testing.assert_close(together.heads, alone[0].heads + alone[1].heads)
     torch.testing.assert_close(together.neurons, alone[0].neurons + alone[1].neurons)
     assert all(parameter.grad is None for parameter in model.network.parameters())
@@ -81,5 +81,5 @@ def test_equal_scores_keep_their_order() -> None:
     model = ElasticModel(make_network("bert"))
     weights = copy.deepcopy(model.network.state_dict())
     shape = model.shape
-    rewire(model, Importance(torch.ones(shape.layers, shape.heads), torch.ones(shape.layers, shape.neurons)))
+    rewire(model, ImportanceScores(torch.ones(shape.layers, shape.heads), torch.ones(shape.layers, shape.neurons)))
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.network.state_dict().items())

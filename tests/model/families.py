@@ -121,7 +121,7 @@ def zeroed_copy(stock: PreTrainedModel, subnet: Subnet) -> PreTrainedModel:
     layers = stack_of(network, family)
     head_size = network.config.hidden_size // network.config.num_attention_heads
     with torch.no_grad():
-        for index, (heads, neurons) in subnet.widths().items():
+        for index, (heads, neurons) in subnet.layer_widths().items():
             parts = layer_parts(layers[index], family)
             parts.attention_out.weight[:, heads * head_size :] = 0
             parts.mlp_out.weight[:, neurons:] = 0

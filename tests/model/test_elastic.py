@@ -89,7 +89,7 @@ def test_gradients_equal_those_of_the_zeroed_copy(case: str) -> None:
     assert actual.keys() == expected.keys()
     head_size = stock.config.hidden_size // HEADS
     for (heads, neurons), old, new in zip(
-        UNEVEN.widths().values(),
+        UNEVEN.layer_widths().values(),
         stack_of(reference, model.family),
         [model.layers()[index] for index in UNEVEN.layers],
         strict=True,
@@ -170,7 +170,7 @@ def test_read_out_equals_the_network_cut_there(case: str) -> None:
     with model.at(Subnet.uniform(model.shape, width=0.5)) as network:
         with model.recorded_states() as states:
             network(**inputs)
-        answers = [model.read_out(state, **inputs).logits for state in states[1:]]
+        answers = [model.apply_head(state, **inputs).logits for state in states[1:]]
     for depth, answer in enumerate(answers, start=1):
         cut = Subnet.uniform(model.shape, width=0.5, depth=depth / LAYERS, layers="first")
         with model.at(cut) as network:
@@ -342,10 +342,10 @@ def test_broken_checkpoints_say_what_is_wrong(tmp_path, damage, message: str) ->
 @torch.no_grad()
 def test_the_longest_input_runs(case: str) -> None:
     model = ElasticModel(make_network(case))
-    ids = torch.full((1, model.longest_input), 7)
+    ids = torch.full((1, model.max_input_length), 7)
     model.network(input_ids=ids, attention_mask=torch.ones_like(ids))
     if case in ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"):
-        longer = torch.full((1, model.longest_input + 1), 7)
+        longer = torch.full((1, model.max_input_length + 1), 7)
         with pytest.raises((RuntimeError, IndexError)):
             model.network(input_ids=longer, attention_mask=torch.ones_like(longer))
 

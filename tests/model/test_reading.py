@@ -8,9 +8,9 @@ from families import CONFIGS, make_inputs, make_network, most_different
 from transformers import AutoModelForMaskedLM
 
 from limbert import ElasticModel, Subnet
-from limbert.model.layerwise import with_ready_mask
-from limbert.model.shared_forward import SharedPass, run_pass
-from limbert.model.sparse_prediction import accept_positions
+from limbert.model.layerwise import with_expanded_mask
+from limbert.model.shared_forward import SharedForward, run_shared_forward
+from limbert.model.sparse_prediction import enable_sparse_prediction
 
 POSITIONS = torch.tensor([1, 5, 14, 25, 30])  # in a flattened batch of 3 x 12
 
@@ -19,7 +19,7 @@ def make_pair(case: str) -> tuple[ElasticModel, ElasticModel]:
     """The same masked-language model, plain and taking positions."""
     plain = ElasticModel(make_network(case, AutoModelForMaskedLM))
     reading = ElasticModel(copy.deepcopy(plain.network))
-    accept_positions(reading.network)
+    enable_sparse_prediction(reading.network)
     return plain, reading
 
 
@@ -50,16 +50,16 @@ def test_masked_positions_only_equals_the_full_computation(case: str) -> None:
 def test_shared_passes_and_copies_take_positions_too(case: str) -> None:
     plain, reading = make_pair(case)
     inputs = make_inputs()
-    ready = with_ready_mask(inputs, plain.network, plain.family)
+    ready = with_expanded_mask(inputs, plain.network, plain.family)
     subnets = tuple(Subnet.uniform(plain.shape, depth=depth, layers="first") for depth in (1.0, 0.5))
-    for shared in (SharedPass(subnets), SharedPass(subnets[1:])):
-        with reading.at(shared.scope):
-            answers = run_pass(reading, shared, ready | {"positions": POSITIONS}, keep_states=True)
+    for shared in (SharedForward(subnets), SharedForward(subnets[1:])):
+        with reading.at(shared.merged_subnet):
+            answers = run_shared_forward(reading, shared, ready | {"positions": POSITIONS}, output_hidden_states=True)
         for subnet, answer in answers.items():
             with plain.at(subnet) as network:
                 expected = network(**inputs).logits.flatten(0, 1)[POSITIONS]
             torch.testing.assert_close(answer.logits, expected, atol=2e-5, rtol=2e-5)
-            assert answer.states[-1].shape == (3, 12, 48)  # states are those of all tokens
+            assert answer.hidden_states[-1].shape == (3, 12, 48)  # states are those of all tokens
     teacher = ElasticModel(copy.deepcopy(reading.network))  # as a phase makes one, right after a pass with positions
     logits = teacher.network(**inputs, positions=POSITIONS).logits
     assert torch.equal(logits, reading.network(**inputs, positions=POSITIONS).logits)

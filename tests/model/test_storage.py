@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from limbert.errors import StorageError
-from limbert.files import replaced_file, replaced_folder
+from limbert.files import atomic_file, atomic_folder
 
 
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "model"
     for text in ("one", "two"):
-        with replaced_folder(target) as folder:
+        with atomic_folder(target) as folder:
             (folder / text).write_text(text)
             assert not (target / text).exists()
         assert [path.name for path in target.iterdir()] == [text]
@@ -20,7 +20,7 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
 
 def test_a_cache_keeps_what_another_wrote_meanwhile(tmp_path: Path) -> None:
     target = tmp_path / "cache"
-    with replaced_folder(target, keep=True) as mine, replaced_folder(target.with_name("other"), keep=True) as other:
+    with atomic_folder(target, keep=True) as mine, atomic_folder(target.with_name("other"), keep=True) as other:
         (mine / "ids").write_text("mine")
         (other / "ids").write_text("other")
         other.rename(target)
@@ -31,11 +31,11 @@ def test_a_cache_keeps_what_another_wrote_meanwhile(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "model"
-    with replaced_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "weights").write_text("good")
     full_disk = OSError(28, "No space left on device")
     for error, raised in ((ZeroDivisionError(), ZeroDivisionError), (full_disk, StorageError)):
-        with pytest.raises(raised), replaced_folder(target) as folder:
+        with pytest.raises(raised), atomic_folder(target) as folder:
             (folder / "weights").write_text("half")
             raise error
         assert (target / "weights").read_text() == "good"
@@ -45,18 +45,18 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> Non
 def test_the_error_names_the_place_and_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     reason = r"cannot write .*file/model: (Not a directory|File exists)"
-    with pytest.raises(StorageError, match=reason), replaced_folder(tmp_path / "file" / "model"):
+    with pytest.raises(StorageError, match=reason), atomic_folder(tmp_path / "file" / "model"):
         pass
 
 
 def test_a_file_is_whole_or_as_before(tmp_path: Path) -> None:
     target = tmp_path / "answers.jsonl"
-    with replaced_file(target) as file:
+    with atomic_file(target) as file:
         file.write("good")
-    with pytest.raises(ZeroDivisionError), replaced_file(target) as file:
+    with pytest.raises(ZeroDivisionError), atomic_file(target) as file:
         file.write("half")
         raise ZeroDivisionError
     assert target.read_text() == "good"
     assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
-    with pytest.raises(StorageError, match="cannot write"), replaced_file(tmp_path / "absent" / "x"):
+    with pytest.raises(StorageError, match="cannot write"), atomic_file(tmp_path / "absent" / "x"):
         pass

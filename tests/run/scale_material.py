@@ -19,7 +19,7 @@ WORDS = tuple("the quick brown fox jumps over a lazy dog while wizards brew poti
 
 
 def save_model(folder: Path, task: Task = TASK) -> Path:
-    model = make_model("bert", vocab_size=30522, num_labels=task.outputs)
+    model = make_model("bert", vocab_size=30522, num_labels=task.num_outputs)
     model.record = {"task": task.to_dict()}
     model.save_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(ENCODER))
     return folder

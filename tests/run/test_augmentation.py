@@ -15,7 +15,7 @@ from limbert.data.load import load_task_data
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
-from limbert.train.recipes import load_recipe, override
+from limbert.train.recipes import load_recipe, override_recipe
 from limbert.train.run import TrainingRun
 from limbert.train.trainer import Trainer
 
@@ -56,8 +56,8 @@ def test_interrupted_anywhere_it_ends_with_the_same_file(folder: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     made = augment(config_of(folder, "one"), data_of(folder), progress=lambda *state: seen.append(state))
     whole = made.path.read_bytes()
-    assert (made.rows, made.copies, made.path.name) == (80, 240, "train_aug.csv")
-    assert made.masked == json.loads((folder / "one" / "train_aug.json").read_text())["masked_words"] > 80
+    assert (made.num_examples, made.num_augmented, made.path.name) == (80, 240, "train_aug.csv")
+    assert made.num_masked_words == json.loads((folder / "one" / "train_aug.json").read_text())["masked_words"] > 80
     assert seen[0] == ("choosing words", 0, 4)  # 120 different texts, 32 a piece
     assert seen[-1] == ("writing copies", 2, 2)
     assert not (folder / "one" / "train_aug.work").exists()
@@ -74,7 +74,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_file(folder: Path) -> None:
         assert not (folder / "two" / "train_aug.csv").exists()
     again = augment(config_of(folder, "two"), data_of(folder), progress=stop)
     assert again.path.read_bytes() == whole
-    assert again.masked == made.masked
+    assert again.num_masked_words == made.num_masked_words
     assert augment(config_of(folder, "four", seed=1), data_of(folder)).path.read_bytes() != whole
 
 
@@ -132,7 +132,7 @@ def test_logits_are_the_teachers_for_each_copy(folder: Path) -> None:
     plain = augment(config_of(folder, "plain"), data)
     without = load_task_data(data_of(folder, augmented=str(plain.path)), seed=0).augmented
     assert without is not None
-    assert (without.examples, without.origins) == (copies.examples, copies.origins)
+    assert (without.examples, without.source_ids) == (copies.examples, copies.source_ids)
     teacher = AutoModelForSequenceClassification.from_pretrained(folder / "teacher").eval()
     tokenizer = byte_level(trim=True)
     assert loaded.task.labels == ("no", "yes")
@@ -162,7 +162,7 @@ def test_copies_train_in_the_phases_that_distil_and_none_of_a_row_that_validates
     config = TrainConfig(
         model=teacher, output=str(tmp_path / "run"), phases=("finetune", "width", "depth", "final"), validation=0.2
     )
-    recipe = override(
+    recipe = override_recipe(
         load_recipe("dynabert"),
         every_phase={"max_steps": 1},
         one_phase=["width.label_weight=1.0"],
@@ -170,13 +170,13 @@ def test_copies_train_in_the_phases_that_distil_and_none_of_a_row_that_validates
     )
     data = load_task_data(data_config, seed=config.seed)
     run = TrainingRun(config, recipe, data_config=data_config, data=data)
-    materials = run._materials()
+    materials = run._load_data()
     run.run()
     assert {phase: len(examples) for phase, examples in seen.items()} == {
         "finetune": 64, "width": 64 + 3 * 64, "depth": 64 + 3 * 64, "final": 64
     }  # fmt: skip
-    validation = {" ".join(map(str, rows)) for rows in _rows(materials.validation)}
-    numbers = {_number(rows) for rows in _rows(materials.validation)}
+    validation = {" ".join(map(str, rows)) for rows in _rows(materials.eval_dataset)}
+    numbers = {_number(rows) for rows in _rows(materials.eval_dataset)}
     assert not validation & {" ".join(map(str, rows)) for rows in _rows(seen["width"])}
     assert len(numbers) == 16
     assert not numbers & {_number(rows) for rows in _rows(seen["width"])}
@@ -205,5 +205,5 @@ def _number(row: list[int]) -> str:
 
 def test_a_label_may_be_a_teachers_answer() -> None:
     student, teacher = torch.randn(5, 3), torch.randn(5, 3)
-    soft = label_loss(student, teacher.softmax(dim=-1), kind="classification")
-    torch.testing.assert_close(soft, logit_loss(student, teacher, kind="classification"))
+    soft = label_loss(student, teacher.softmax(dim=-1), task_type="classification")
+    torch.testing.assert_close(soft, logit_loss(student, teacher, task_type="classification"))

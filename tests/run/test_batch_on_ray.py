@@ -19,16 +19,16 @@ from scale_material import POLICY, TASK, make_texts, save_model, write_parquet
 
 from limbert.core.config import DataConfig
 from limbert.data.readers import Examples
-from limbert.data.tasks import own_task
-from limbert.data.tokenize import tokenize
+from limbert.data.tasks import custom_task
+from limbert.data.tokenize import tokenize_texts
 from limbert.errors import ConfigError, DataError
 from limbert.inference.batch import batch
-from limbert.inference.batch.batch import Answered, predict_files
-from limbert.inference.batch.cluster import Cluster
-from limbert.inference.batch.request import Request
-from limbert.inference.batch.shards import Shard, read_input
-from limbert.inference.batch.worker import Done, Orders, Worker, added_columns
-from limbert.inference.load import Opened, open_checkpoint
+from limbert.inference.batch.batch import BatchPredictionResult, predict_files
+from limbert.inference.batch.cluster import WorkerPool
+from limbert.inference.batch.request import BatchPredictionConfig
+from limbert.inference.batch.shards import Shard, shard_input
+from limbert.inference.batch.worker import ShardResult, ShardWorker, WorkerConfig, prediction_columns
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint
 from limbert.inference.policy import Policy
 from limbert.inference.predict import predict
 
@@ -64,59 +64,78 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker in this process instead of two in others: they take long to start."""
 
     def stream(
-        todo: list[Shard], packed: Any, orders: Orders, *, workers: int, begin: Any = lambda name: 1
-    ) -> Iterator[Done]:
-        worker = Worker(packed, orders, begin=begin)
-        yield from map(worker.answer, todo)
+        shards: list[Shard],
+        fetch_checkpoint: Any,
+        config: WorkerConfig,
+        *,
+        workers: int,
+        count_attempt: Any = lambda name: 1,
+    ) -> Iterator[ShardResult]:
+        worker = ShardWorker(fetch_checkpoint, config, count_attempt=count_attempt)
+        yield from map(worker.predict, shards)
 
-    monkeypatch.setattr(batch, "cluster", lambda *_, **__: nullcontext(Cluster(1, 1)))
-    monkeypatch.setattr(batch, "need_ray", lambda: SimpleNamespace(put=lambda value: lambda: value))
-    monkeypatch.setattr(batch, "_Fetched", lambda reference: reference)
-    monkeypatch.setattr(batch, "_stream", stream)
+    monkeypatch.setattr(batch, "worker_pool", lambda *_, **__: nullcontext(WorkerPool(1, 1)))
+    monkeypatch.setattr(batch, "import_ray", lambda: SimpleNamespace(put=lambda value: lambda: value))
+    monkeypatch.setattr(batch, "_CheckpointReference", lambda reference: reference)
+    monkeypatch.setattr(batch, "_predict_shards", stream)
 
 
 @pytest.fixture(scope="module")
-def opened(folder: Path) -> Opened:
-    return open_checkpoint(folder / "model")
+def opened(folder: Path) -> LoadedCheckpoint:
+    return load_checkpoint(folder / "model")
 
 
-def answer(folder: Path, opened: Opened, output: str, *, texts: str = "in", **changes: Any) -> Answered:
-    found = read_input(
-        str(folder / texts), DataConfig(), keep=None, added=added_columns(TASK), shard_rows=changes.pop("rows", SHARD)
+def answer(
+    folder: Path, opened: LoadedCheckpoint, output: str, *, texts: str = "in", **changes: Any
+) -> BatchPredictionResult:
+    found = shard_input(
+        str(folder / texts),
+        DataConfig(),
+        keep_columns=None,
+        added_columns=prediction_columns(TASK),
+        max_shard_rows=changes.pop("rows", SHARD),
     )
-    request = Request(**{"policy": POLICY} | changes)
+    request = BatchPredictionConfig(**{"policy": POLICY} | changes)
     where = str(folder / output)
-    return predict_files(str(folder / "model"), opened, found, where, request=request, workers=2)
+    return predict_files(str(folder / "model"), opened, found, where, config=request, workers=2)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return pyarrow.dataset.dataset(folder).to_table().to_pylist()
 
 
-def plain(opened: Opened, texts: list[str]) -> list[tuple[Any, ...]]:
-    tokens = tokenize(Examples(tuple(texts), None, None), opened.tokenizer, max_length=opened.max_length, cache=False)
+def plain(opened: LoadedCheckpoint, texts: list[str]) -> list[tuple[Any, ...]]:
+    tokens = tokenize_texts(
+        Examples(tuple(texts), None, None), opened.tokenizer, max_length=opened.max_length, use_cache=False
+    )
     answers = predict(opened.model, tokens, task=TASK, policy=POLICY)
-    return [(one.label, one.score, one.layers, one.flops) for one in answers]
+    return [(one.label, one.score, one.layers_run, one.flops) for one in answers]
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_answers_are_the_plain_engines(folder: Path, opened: Opened) -> None:
+def test_answers_are_the_plain_engines(folder: Path, opened: LoadedCheckpoint) -> None:
     answered = answer(folder, opened, "answered")
-    assert (answered.rows, answered.shards, answered.resumed) == (400, len(answered.done), 0)
-    expect_plain_answers(folder / "answered", opened, [done.rows for done in answered.done])
+    assert (answered.rows, answered.shards, answered.resumed) == (400, len(answered.shard_results), 0)
+    expect_plain_answers(folder / "answered", opened, [done.rows for done in answered.shard_results])
 
 
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("kind", ["regression", "multi-label"])
 def test_other_kinds_of_tasks(folder: Path, kind: Any) -> None:
-    task = own_task(kind, ("a", "b", "c") if kind == "multi-label" else ())
-    opened = open_checkpoint(save_model(folder / kind, task))
-    found = read_input(str(folder / "in"), DataConfig(), keep=("id",), added=added_columns(task), shard_rows=400)
-    request = Request(Policy(subnet="0.5x0.5"))
-    predict_files(str(folder / kind), opened, found, str(folder / f"{kind}-out"), request=request)
+    task = custom_task(kind, ("a", "b", "c") if kind == "multi-label" else ())
+    opened = load_checkpoint(save_model(folder / kind, task))
+    found = shard_input(
+        str(folder / "in"),
+        DataConfig(),
+        keep_columns=("id",),
+        added_columns=prediction_columns(task),
+        max_shard_rows=400,
+    )
+    request = BatchPredictionConfig(Policy(subnet="0.5x0.5"))
+    predict_files(str(folder / kind), opened, found, str(folder / f"{kind}-out"), config=request)
     answers: list[Any] = []
     for part in (TEXTS[:134], TEXTS[134:267], TEXTS[267:]):
-        tokens = opened.prepared(Examples(tuple(part), None, None), cache=False)
+        tokens = opened.tokenize(Examples(tuple(part), None, None), cache=False)
         answers += [one.to_dict() for one in predict(opened.model, tokens, task=task, policy=request.policy)]
     name = "labels" if kind == "multi-label" else "score"
     rows = rows_of(folder / f"{kind}-out")
@@ -127,20 +146,22 @@ def test_other_kinds_of_tasks(folder: Path, kind: Any) -> None:
 
 def test_answers_at_tokens_are_refused() -> None:
     with pytest.raises(ConfigError, match="classification, regression, multi-label; this model is for question-answ"):
-        added_columns(own_task("question-answering", ()))
+        prediction_columns(custom_task("question-answering", ()))
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_shard_that_kills_its_workers_ends_the_run(folder: Path, opened: Opened, monkeypatch: Any) -> None:
-    stream = batch._stream
-    monkeypatch.setattr(batch, "_stream", lambda *a, **k: stream(*a, **k, begin=lambda name: 6 * (name > "part-00003")))
+def test_a_shard_that_kills_its_workers_ends_the_run(folder: Path, opened: LoadedCheckpoint, monkeypatch: Any) -> None:
+    stream = batch._predict_shards
+    monkeypatch.setattr(
+        batch, "_predict_shards", lambda *a, **k: stream(*a, **k, count_attempt=lambda name: 6 * (name > "part-00003"))
+    )
     with pytest.raises(DataError, match=r"texts-0\.parquet: the worker died 5 times on rows 91 to 120 "):
         answer(folder, opened, "poisoned")
     assert len([*(folder / "poisoned").glob("part-*")]) == 3
 
 
 @pytest.mark.slow
-def test_with_driver_and_worker_killed_each_row_is_answered_once(folder: Path, opened: Opened) -> None:
+def test_with_driver_and_worker_killed_each_row_is_answered_once(folder: Path, opened: LoadedCheckpoint) -> None:
     options = ["--policy", "width+depth", "--exit-threshold", "0.9", "--engine", "ray", "--workers", "2"]
     command_line = command(
         "predict", "model", *options, "--input", "in/*.parquet", "--output", "killed", "--shard-rows", "4"
@@ -180,7 +201,7 @@ def wait_for_shards(folder: Path, count: int, process: subprocess.Popen[str]) ->
         time.sleep(0.02)
 
 
-def expect_plain_answers(output: Path, opened: Opened, shards: list[int]) -> None:
+def expect_plain_answers(output: Path, opened: LoadedCheckpoint, shards: list[int]) -> None:
     """Bit for bit, where the plain engine is given the shards' texts; widths of batches change the last bits."""
     rows = rows_of(output)
     assert [(row["id"], row["text"]) for row in rows] == [*enumerate(TEXTS)]
@@ -193,7 +214,7 @@ def expect_plain_answers(output: Path, opened: Opened, shards: list[int]) -> Non
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_finished_shards_stay_and_other_settings_are_refused(folder: Path, opened: Opened) -> None:
+def test_finished_shards_stay_and_other_settings_are_refused(folder: Path, opened: LoadedCheckpoint) -> None:
     answer(folder, opened, "resumed", rows=100)
     shards = sorted((folder / "resumed").glob("part-*"))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in shards}
@@ -202,7 +223,7 @@ def test_finished_shards_stay_and_other_settings_are_refused(folder: Path, opene
     half.write_bytes(b"the half of a shard")
     os.utime(half, (1, 1))
     answered = answer(folder, opened, "resumed", rows=100)
-    assert [done.name for done in answered.done] == [shards[1].name]
+    assert [done.name for done in answered.shard_results] == [shards[1].name]
     assert answered.resumed == len(shards) - 1
     assert {path: path.read_bytes() for path in shards} == {path: content for path, (content, _) in before.items()}
     assert [path for path in shards if path.stat().st_mtime_ns != before[path][1]] == [shards[1]]
@@ -219,39 +240,47 @@ def test_finished_shards_stay_and_other_settings_are_refused(folder: Path, opene
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_driver_that_was_overtaken_answers_nothing(folder: Path, opened: Opened, monkeypatch: Any) -> None:
+def test_a_driver_that_was_overtaken_answers_nothing(folder: Path, opened: LoadedCheckpoint, monkeypatch: Any) -> None:
     """Another took the same object store at the same time, and its settings stayed."""
     record = folder / "overtaken" / "_limbert.json"
 
-    def overtaken(*_: object, **__: object) -> nullcontext[Cluster]:
+    def overtaken(*_: object, **__: object) -> nullcontext[WorkerPool]:
         record.write_text(record.read_text().replace('"fp32"', '"bf16"'))
-        return nullcontext(Cluster(1, 1))
+        return nullcontext(WorkerPool(1, 1))
 
-    monkeypatch.setattr(batch, "cluster", overtaken)
+    monkeypatch.setattr(batch, "worker_pool", overtaken)
     with pytest.raises(ConfigError, match=r'other settings \(precision "bf16" -> "fp32"\)'):
         answer(folder, opened, "overtaken")
     assert [*record.parent.iterdir()] == [record]
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_from_an_object_store_to_an_object_store(folder: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_an_object_store_to_an_object_store(
+    folder: Path, opened: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer(folder, opened, "on-disk")
     use_keys(monkeypatch)
     objects = {f"bucket/in/{path.name}": path.read_bytes() for path in (folder / "in").iterdir()}
     with object_store(objects) as options:
-        added = added_columns(TASK)
-        found = read_input(f"s3://bucket/in/*.parquet{options}", DataConfig(), keep=None, added=added, shard_rows=SHARD)
+        added = prediction_columns(TASK)
+        found = shard_input(
+            f"s3://bucket/in/*.parquet{options}",
+            DataConfig(),
+            keep_columns=None,
+            added_columns=added,
+            max_shard_rows=SHARD,
+        )
         place = f"s3://bucket/answers{options}"
-        answered = predict_files(str(folder / "model"), opened, found, place, request=Request(POLICY))
+        answered = predict_files(str(folder / "model"), opened, found, place, config=BatchPredictionConfig(POLICY))
         assert answered.rows == 400
-        again = predict_files(str(folder / "model"), opened, found, place, request=Request(POLICY))
-        assert (again.resumed, again.done) == (answered.shards, ())
+        again = predict_files(str(folder / "model"), opened, found, place, config=BatchPredictionConfig(POLICY))
+        assert (again.resumed, again.shard_results) == (answered.shards, ())
     for path in (folder / "on-disk").glob("part-*"):
         assert objects[f"bucket/answers/{path.name}"] == path.read_bytes()
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_rows_without_a_text_stop_or_stay_empty(folder: Path, opened: Opened) -> None:
+def test_rows_without_a_text_stop_or_stay_empty(folder: Path, opened: LoadedCheckpoint) -> None:
     texts: list[str | None] = [*TEXTS[:20]]
     texts[3] = None
     texts[10:20] = [" "] * 10  # a whole shard

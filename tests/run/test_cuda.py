@@ -14,7 +14,7 @@ from scale_material import make_texts, save_model
 from limbert import ElasticModel, Engine, ExitRule, Policy, Space
 from limbert.core.config import PhaseConfig
 from limbert.data.readers import Examples
-from limbert.inference.load import open_checkpoint
+from limbert.inference.load import load_checkpoint
 from limbert.inference.predict import predict
 from limbert.train.trainer import Trainer
 
@@ -51,9 +51,9 @@ def test_a_checkpoint_answers_as_on_the_cpu(tmp_path: Path, policy: Policy) -> N
     save_model(tmp_path / "model")
     rows = {}
     for device in ("cpu", "auto"):
-        opened = open_checkpoint(tmp_path / "model", device=device)
+        opened = load_checkpoint(tmp_path / "model", device=device)
         assert opened.model.network.device.type == ("cpu" if device == "cpu" else "cuda")
-        tokens = opened.prepared(Examples(tuple(make_texts(40)), None, None), cache=False)
+        tokens = opened.tokenize(Examples(tuple(make_texts(40)), None, None), cache=False)
         rows[device] = predict(opened.model, tokens, task=opened.task, policy=policy, batch_size=8)
     for here, there in zip(rows["cpu"], rows["auto"], strict=True):
         assert here.to_dict()["label"] == there.to_dict()["label"]
@@ -72,17 +72,17 @@ def trainer_on(device: str, precision: str = "no") -> Trainer:
         teacher=teacher,
         subnets=tuple(model.subnets().values()),
         config=PhaseConfig(logit_weight=1.0, hidden_weight=1.0, label_weight=0.5, teacher_width="matched"),
-        kind="classification",
-        surroundings=types.SimpleNamespace(accelerator=accelerator, seed=5),
+        task_type="classification",
+        context=types.SimpleNamespace(accelerator=accelerator, seed=5),
     )
 
 
 def test_a_step_learns_what_it_learns_on_the_cpu() -> None:
     batch = make_inputs() | {"labels": LABELS}
     here = trainer_on("cpu")
-    expected = here.step(batch, number=0, learning_rate=1e-3)
+    expected = here.step(batch, step_index=0, learning_rate=1e-3)
     there = trainer_on("cuda")
-    loss = there.step(on_gpu(batch), number=0, learning_rate=1e-3)
+    loss = there.step(on_gpu(batch), step_index=0, learning_rate=1e-3)
     torch.testing.assert_close(loss.cpu(), expected, atol=1e-4, rtol=1e-4)
     for ours, theirs in zip(here.model.network.parameters(), there.model.network.parameters(), strict=True):
         remembered = there.optimizer.state[theirs]["exp_avg"].cpu()
@@ -93,10 +93,10 @@ def test_a_step_learns_what_it_learns_on_the_cpu() -> None:
 def test_no_step_waits_for_the_device(precision: str) -> None:
     trainer, batch = trainer_on("cuda", precision), on_gpu(make_inputs() | {"labels": LABELS})
     trainer.model.network.train()
-    trainer.step(batch, number=0, learning_rate=1e-3)
+    trainer.step(batch, step_index=0, learning_rate=1e-3)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss = trainer.step(batch, number=1, learning_rate=1e-3)
+        loss = trainer.step(batch, step_index=1, learning_rate=1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(loss)
@@ -106,7 +106,7 @@ def test_the_engine_decides_as_on_the_cpu() -> None:
     policy = Policy(exits=ExitRule("entropy", 1.0))
     here, there = (ElasticModel(make_network("bert"), space=Space(layers="first")) for _ in range(2))
     there.network.cuda()
-    expected = Engine(here, policy, kind="classification").run(make_inputs())
-    found = Engine(there, policy, kind="classification").run(on_gpu(make_inputs()))
+    expected = Engine(here, policy, task_type="classification").run(make_inputs())
+    found = Engine(there, policy, task_type="classification").run(on_gpu(make_inputs()))
     torch.testing.assert_close(found.logits.cpu(), expected.logits, atol=1e-4, rtol=1e-4)
     assert found.trace.layers_run.tolist() == expected.trace.layers_run.tolist()

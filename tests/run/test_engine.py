@@ -16,7 +16,7 @@ from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy
 from limbert.method.early_exit import ExitRule
-from limbert.model.width_gates import GATES_NAME, WidthGates
+from limbert.model.width_gates import GATES_FILENAME, WidthGates
 
 BATCH = 24
 WIDTHS = (0.34, 0.5, 0.67, 1.0)  # 2, 3, 4 and 6 of 6 heads
@@ -46,7 +46,7 @@ def make_model(case: str, **changes: object) -> ElasticModel:
         make_network(case, **changes), space=Space(widths=WIDTHS, depths=(0.25, 0.5, 0.75, 1.0), layers="first")
     )
     torch.manual_seed(1)
-    gates = WidthGates(count=LAYERS, hidden=48, widths=WIDTHS).requires_grad_(False).eval()
+    gates = WidthGates(num_gates=LAYERS, hidden_size=48, widths=WIDTHS).requires_grad_(False).eval()
     with torch.no_grad(), model.recorded_states() as states:
         model.network(**INPUTS)
     for gate, state in zip(gates.gate, states, strict=False):  # all states but the last
@@ -67,7 +67,7 @@ def fitted(model: ElasticModel, policy: Policy) -> Policy:
     """The policy with a threshold that half of the examples pass at the first off-ramp."""
     if policy.exits is None or policy.exits.name == "patience":
         return policy
-    answers, _ = Engine(model, policy, kind="classification").run_to_the_end(INPUTS)
+    answers, _ = Engine(model, policy, task_type="classification").run_all_exits(INPUTS)
     probabilities = answers[0].softmax(dim=-1)
     scores = {"entropy": torch.special.entr(probabilities).sum(dim=-1), "confidence": probabilities.amax(dim=-1)}
     threshold = float(scores[policy.exits.name].sort().values[BATCH // 2 - 1 : BATCH // 2 + 1].mean())
@@ -87,7 +87,7 @@ SHAPE = ElasticModel(make_network("bert")).shape
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_batch_equals_each_example_alone_in_its_own_subnetwork(case: str, policy: Policy) -> None:
     model = make_model(case)
-    engine = Engine(model, fitted(model, policy), kind="classification")
+    engine = Engine(model, fitted(model, policy), task_type="classification")
     together = engine.run(INPUTS)
     trace = together.trace
     if policy.gates:
@@ -110,7 +110,7 @@ def test_gates_read_the_state_and_exits_come_first(case: str) -> None:
     """Each choice and each exit recomputed from the stock sub-network's own states and answers."""
     model = make_model(case)
     policy = fitted(model, Policy(gates=True, exits=ExitRule("entropy", 0.6)))
-    trace = Engine(model, policy, kind="classification").run(INPUTS).trace
+    trace = Engine(model, policy, task_type="classification").run(INPUTS).trace
     for row in range(BATCH):
         subnet = subnet_of(trace.widths[row])
         with model.at(subnet) as network, model.recorded_states() as states:
@@ -121,14 +121,16 @@ def test_gates_read_the_state_and_exits_come_first(case: str) -> None:
         for ramp in (1, 2, 3):
             if ramp <= len(subnet.layers):
                 cut = Subnet(subnet.layers[:ramp], subnet.heads[:ramp], subnet.neurons[:ramp])
-                leaves = policy.exits.leaving([model.view(cut)(**one(row)).logits], kind="classification").item()
+                leaves = policy.exits.should_exit(
+                    [model.view(cut)(**one(row)).logits], task_type="classification"
+                ).item()
                 assert leaves == (ramp == trace.layers_run[row])
 
 
 def test_mean_pooling_reads_every_token() -> None:
     model = make_model("modernbert", classifier_pooling="mean")
     policy = fitted(model, Policy(exits=ExitRule("entropy", 0.6)))
-    answer = Engine(model, policy, kind="classification").run(INPUTS)
+    answer = Engine(model, policy, task_type="classification").run(INPUTS)
     assert len({*answer.trace.layers_run.tolist()}) > 1
     for row in range(BATCH):
         with torch.no_grad():
@@ -139,7 +141,7 @@ def test_mean_pooling_reads_every_token() -> None:
 @pytest.mark.parametrize("name", ["static", "both by confidence", "width, two choices alike", "depth by entropy"])
 def test_flops_equal_the_counter(name: str) -> None:
     model = make_model("bert", attn_implementation="eager")  # whose products the counter sees
-    engine = Engine(model, fitted(model, POLICIES[name]), kind="classification")
+    engine = Engine(model, fitted(model, POLICIES[name]), task_type="classification")
     flops = engine.run(INPUTS).trace.flops
     for row in range(BATCH):
         with FlopCounterMode(display=False) as counter:
@@ -150,8 +152,8 @@ def test_flops_equal_the_counter(name: str) -> None:
 @pytest.mark.parametrize("name", ["both by confidence", "both by patience", "depth by patience"])
 def test_the_answers_of_every_offramp_are_the_exits_answers(name: str) -> None:
     model = make_model("bert")
-    engine = Engine(model, fitted(model, POLICIES[name]), kind="classification")
-    answers, trace = engine.run_to_the_end(INPUTS)
+    engine = Engine(model, fitted(model, POLICIES[name]), task_type="classification")
+    answers, trace = engine.run_all_exits(INPUTS)
     assert trace.layers_run.tolist() == [LAYERS] * BATCH
     usual = engine.run(INPUTS)
     for row in range(BATCH):
@@ -161,7 +163,7 @@ def test_the_answers_of_every_offramp_are_the_exits_answers(name: str) -> None:
 
 def test_threads_do_not_disturb_each_other() -> None:
     model = make_model("modernbert")
-    engines = [Engine(model, policy, kind="classification") for policy in POLICIES.values()]
+    engines = [Engine(model, policy, task_type="classification") for policy in POLICIES.values()]
     expected = [engine.run(INPUTS).logits for engine in engines]
     wrong: list[int] = []
 
@@ -180,7 +182,7 @@ def test_threads_do_not_disturb_each_other() -> None:
 
 def test_regression_leaves_by_patience() -> None:
     model = make_model("roberta", num_labels=1)
-    engine = Engine(model, Policy(gates=True, exits=ExitRule("patience", 0.7)), kind="regression")
+    engine = Engine(model, Policy(gates=True, exits=ExitRule("patience", 0.7)), task_type="regression")
     answer = engine.run(INPUTS)
     assert {2} < {*answer.trace.layers_run.tolist()} <= {2, 3, LAYERS}  # at the first there is nothing to compare
     for row in range(BATCH):
@@ -191,8 +193,8 @@ def test_regression_leaves_by_patience() -> None:
 def test_bf16_runs_and_stays_close() -> None:
     model = make_model("distilbert")
     policy = Policy(exits=ExitRule("entropy", 0.0))  # nobody leaves: rounding must not change the path
-    whole = Engine(model, policy, kind="classification").run(INPUTS).logits
-    rounded = Engine(model, policy, kind="classification", precision="bf16").run(INPUTS).logits
+    whole = Engine(model, policy, task_type="classification").run(INPUTS).logits
+    rounded = Engine(model, policy, task_type="classification", precision="bf16").run(INPUTS).logits
     assert not torch.equal(whole, rounded)
     assert (whole - rounded).abs().max() < 0.1 * whole.abs().max()
 
@@ -208,26 +210,26 @@ def test_bf16_runs_and_stays_close() -> None:
 )
 def test_policies_that_do_not_fit_the_model_are_refused(policy: Policy, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Engine(make_model("bert"), policy, kind="classification")
+        Engine(make_model("bert"), policy, task_type="classification")
 
 
 def test_what_a_model_lacks_is_named() -> None:
     model = make_model("bert")
     exits = Policy(exits=ExitRule("entropy", 0.1))
     with pytest.raises(ConfigError, match="needs classes; for regression it must be patience"):
-        Engine(model, exits, kind="regression")
+        Engine(model, exits, task_type="regression")
     model.space = Space(widths=WIDTHS, layers="spread")
     with pytest.raises(ConfigError, match="trained with layers 'spread'; exits need depths that keep the first layers"):
-        Engine(model, exits, kind="classification")
+        Engine(model, exits, task_type="classification")
     model.space = Space(widths=WIDTHS, depths=(1.0,), layers="first")
     with pytest.raises(ConfigError, match="trained at full depth only"):
-        Engine(model, exits, kind="classification")
+        Engine(model, exits, task_type="classification")
     model.gates = None
     with pytest.raises(ConfigError, match="has no width gates; train them"):
-        Engine(model, Policy(gates=True), kind="classification")
+        Engine(model, Policy(gates=True), task_type="classification")
     tokens = ElasticModel(make_network("bert", AutoModelForTokenClassification), space=Space(layers="first"))
     with pytest.raises(UnsupportedModelError, match="needs a head for sequence classification"):
-        Engine(tokens, exits, kind="classification")
+        Engine(tokens, exits, task_type="classification")
 
 
 def test_gates_are_saved_beside_the_model(tmp_path: Path) -> None:
@@ -238,10 +240,10 @@ def test_gates_are_saved_beside_the_model(tmp_path: Path) -> None:
     assert again.gates is not None
     assert again.gates.widths == WIDTHS
     policy = POLICIES["both by confidence"]
-    ours, theirs = (Engine(one, policy, kind="classification").run(INPUTS) for one in (model, again))
+    ours, theirs = (Engine(one, policy, task_type="classification").run(INPUTS) for one in (model, again))
     assert torch.equal(ours.logits, theirs.logits)
-    assert torch.equal(ours.trace.chosen, theirs.trace.chosen)
-    whole = (tmp_path / "run" / GATES_NAME).read_bytes()
-    (tmp_path / "run" / GATES_NAME).write_bytes(whole[: len(whole) // 2])
+    assert torch.equal(ours.trace.option_indices, theirs.trace.option_indices)
+    whole = (tmp_path / "run" / GATES_FILENAME).read_bytes()
+    (tmp_path / "run" / GATES_FILENAME).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"the gates in .*gates.safetensors cannot be read"):
         ElasticModel.from_pretrained(tmp_path / "run")

@@ -9,11 +9,11 @@ from transformers import AutoTokenizer
 from limbert import ElasticModel
 from limbert.data.readers import Examples
 from limbert.data.tasks import Task
-from limbert.data.tokenize import TokenizedExamples, tokenize
+from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 from limbert.evaluation.latency import median_latency
 from limbert.evaluation.subnets import count_parameters, evaluate
 from limbert.inference.policy import Policy
-from limbert.inference.predict import predict, subnet_logits
+from limbert.inference.predict import predict, predict_subnet_logits
 from limbert.model.flops import CostModel
 
 pytestmark = needs_encoder
@@ -27,14 +27,14 @@ def make_model() -> ElasticModel:
 
 def make_examples() -> TokenizedExamples:
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
-    return tokenize(Examples(TEXTS, None, (0, 1, 2, 0, 1)), tokenizer, max_length=32, cache=False)
+    return tokenize_texts(Examples(TEXTS, None, (0, 1, 2, 0, 1)), tokenizer, max_length=32, use_cache=False)
 
 
 @torch.no_grad()
 def test_every_example_gets_what_it_gets_alone_at_any_batch_size() -> None:
     model, examples = make_model(), make_examples()
     for batch_size in (1, 2, 5):
-        answers = subnet_logits(model, examples, subnets=model.subnets(), batch_size=batch_size)
+        answers = predict_subnet_logits(model, examples, subnets=model.subnets(), batch_size=batch_size)
         for name, subnet in model.subnets().items():
             for index in range(len(TEXTS)):
                 one = {key: value for key, value in examples.collate([index]).items() if key != "labels"}
@@ -64,7 +64,9 @@ def test_results_hold_metric_cost_and_size() -> None:
 def test_predictions_are_probabilities_of_the_best_class() -> None:
     model, examples = make_model(), make_examples()
     answers = predict(model, examples, task=TASK, policy=Policy(subnet="0.5x0.5"), batch_size=2)
-    logits = torch.from_numpy(subnet_logits(model, examples, subnets={"": model.subnet("0.5x0.5")}, batch_size=5)[""])
+    logits = torch.from_numpy(
+        predict_subnet_logits(model, examples, subnets={"": model.subnet("0.5x0.5")}, batch_size=5)[""]
+    )
     best = logits.softmax(-1).max(-1)
     assert [answer.label for answer in answers] == [TASK.labels[index] for index in best.indices]
     np.testing.assert_allclose([answer.score for answer in answers], best.values, atol=1e-6)

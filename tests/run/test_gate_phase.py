@@ -12,13 +12,13 @@ from families import CONFIGS, LAYERS, VOCABULARY, make_network
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import GatesConfig
 from limbert.data.tasks import Task
-from limbert.data.tokenize import TokenizedExamples, Tokens
-from limbert.errors import ConfigError, Stopped
+from limbert.data.tokenize import RaggedTokens, TokenizedExamples
+from limbert.errors import ConfigError, TrainingInterrupted
 from limbert.model.width_gates import WidthGates
-from limbert.train.context import PhaseWork
-from limbert.train.gates import GatePhase, Keeping, Lessons, StaticAnswers, _fit, static_answers
-from limbert.train.progress import Monitor
-from limbert.train.run_folder import LOG_NAME, Workspace
+from limbert.train.context import TaskPhaseSetup
+from limbert.train.gates import CachedFeatures, FeatureCache, GateDataset, GatePhase, _train_gates, cached_features
+from limbert.train.progress import TrainingCallback
+from limbert.train.run_folder import LOG_NAME, RunDirectory
 
 TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 WIDTHS = (0.34, 0.5, 1.0)
@@ -29,27 +29,27 @@ def make_examples(count: int, *, seed: int) -> TokenizedExamples:
     lengths = rng.integers(3, 12, size=count)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = rng.integers(5, VOCABULARY, size=offsets[-1]).astype(np.int32)
-    return TokenizedExamples(Tokens(ids, None, offsets), torch.from_numpy(rng.integers(3, size=count)), 0, 0)
+    return TokenizedExamples(RaggedTokens(ids, None, offsets), torch.from_numpy(rng.integers(3, size=count)), 0, 0)
 
 
 def make_model(case: str = "bert") -> ElasticModel:
     return ElasticModel(make_network(case), space=Space(widths=WIDTHS, layers="first"))
 
 
-def make_work(folder: Path, *, should_stop: object = lambda: False, rows: int = 300) -> PhaseWork:
-    workspace = Workspace(folder / "run", {"a": 1})
+def make_work(folder: Path, *, should_stop: object = lambda: False, rows: int = 300) -> TaskPhaseSetup:
+    workspace = RunDirectory(folder / "run", {"a": 1})
     workspace.create()
     around = types.SimpleNamespace(
-        accelerator=Accelerator(), seed=5, workspace=workspace, monitor=Monitor(), should_stop=should_stop
+        accelerator=Accelerator(), seed=5, workspace=workspace, monitor=TrainingCallback(), should_stop=should_stop
     )
-    return PhaseWork(
+    return TaskPhaseSetup(
         "gates",
         model=make_model(),
         task=TASK,
-        train=make_examples(rows, seed=1),
-        validation=make_examples(60, seed=2),
+        train_dataset=make_examples(rows, seed=1),
+        eval_dataset=make_examples(60, seed=2),
         precision="fp32",
-        surroundings=around,
+        context=around,
     )
 
 
@@ -58,8 +58,8 @@ def make_work(folder: Path, *, should_stop: object = lambda: False, rows: int = 
 def test_static_answers_are_those_of_each_example_alone(case: str, tmp_path: Path) -> None:
     model, examples = make_model(case), make_examples(9, seed=3)
     subnets = [Subnet.uniform(model.shape, width=width) for width in WIDTHS]
-    keeping = Keeping(folder=tmp_path, name="gates-train")
-    found = static_answers(model, examples, subnets=subnets, places=[0, 2], precision="fp32", keeping=keeping)
+    keeping = FeatureCache(cache_dir=tmp_path, name="gates-train")
+    found = cached_features(model, examples, subnets=subnets, layer_indices=[0, 2], precision="fp32", cache=keeping)
     assert found.first_tokens.shape == (9, 3, 2, 48)
     for row in range(9):
         inputs = {name: tensor for name, tensor in examples.collate([row]).items() if name != "labels"}
@@ -83,11 +83,11 @@ def test_passes_that_are_done_are_not_done_again(tmp_path: Path) -> None:
         return asked > 33
 
     def answers(**keeping: object) -> torch.Tensor:
-        kept = Keeping(folder=tmp_path, name="gates-train", **keeping)
-        found = static_answers(model, examples, subnets=subnets, places=[0], precision="fp32", keeping=kept)
+        kept = FeatureCache(cache_dir=tmp_path, name="gates-train", **keeping)
+        found = cached_features(model, examples, subnets=subnets, layer_indices=[0], precision="fp32", cache=kept)
         return found.logits
 
-    with pytest.raises(Stopped, match="stopped in gates-train after 32 of 36 batches"):
+    with pytest.raises(TrainingInterrupted, match="stopped in gates-train after 32 of 36 batches"):
         answers(should_stop=stop_after_the_first_part)
     begun: list[int] = []
     resumed = answers(progress=lambda done, total: begun.append(done))
@@ -109,7 +109,7 @@ def test_interrupted_gates_end_as_uninterrupted_ones(tmp_path: Path) -> None:
         return calls == 8
 
     stopped = make_work(tmp_path / "stopped", should_stop=stop)
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         GatePhase(help="", defaults={}).train(stopped, config)
     assert stopped.model.gates is None
     resumed = make_work(tmp_path / "stopped")
@@ -118,7 +118,7 @@ def test_interrupted_gates_end_as_uninterrupted_ones(tmp_path: Path) -> None:
     assert resumed.model.gates is not None
     for name, tensor in whole.model.gates.state_dict().items():
         assert torch.equal(tensor, resumed.model.gates.state_dict()[name])
-    logs = [(work.surroundings.workspace.folder / LOG_NAME).read_text().splitlines() for work in (whole, resumed)]
+    logs = [(work.context.run_dir.path / LOG_NAME).read_text().splitlines() for work in (whole, resumed)]
     assert len(logs[0]) == len(logs[1])
 
 
@@ -128,13 +128,13 @@ def test_gates_learn_which_width_each_example_needs(tmp_path: Path) -> None:
     model = work.model
     subnets = [Subnet.uniform(model.shape, width=width) for width in WIDTHS]
 
-    def answers(examples: TokenizedExamples, part: str) -> StaticAnswers:
+    def answers(examples: TokenizedExamples, part: str) -> CachedFeatures:
         firsts = 6 + np.arange(len(examples)) % 2  # two first words
         examples.tokens.ids[examples.tokens.offsets[:-1]] = firsts
-        keeping = Keeping(tmp_path, part)
-        return static_answers(model, examples, subnets=subnets, places=[0], precision="fp32", keeping=keeping)
+        keeping = FeatureCache(tmp_path, part)
+        return cached_features(model, examples, subnets=subnets, layer_indices=[0], precision="fp32", cache=keeping)
 
-    for part, examples in (("train", work.train), ("validation", work.validation)):
+    for part, examples in (("train", work.train_dataset), ("validation", work.eval_dataset)):
         narrow = answers(examples, part).logits.argmax(dim=-1)[:, 0]
         wrong = torch.arange(len(examples)) % 2 == 1
         examples.labels.copy_(torch.where(wrong, (narrow + 1) % 3, narrow))
@@ -169,10 +169,10 @@ def test_a_gate_learns_from_the_states_of_every_width_below_it(tmp_path: Path) -
     first_tokens = torch.zeros(600, 2, 1, 8)
     for width in range(2):
         first_tokens[:, width, 0, width] = 2.0 * targets - 1
-    lessons = Lessons(first_tokens, targets)
+    lessons = GateDataset(first_tokens, targets)
     torch.manual_seed(0)
-    gates = WidthGates(count=1, hidden=8, widths=(0.5, 1.0))
+    gates = WidthGates(num_gates=1, hidden_size=8, widths=(0.5, 1.0))
     config = GatesConfig(epochs=10.0, learning_rate=1e-2)
-    gates = _fit(gates, lessons, lessons, work=make_work(tmp_path), config=config)
+    gates = _train_gates(gates, lessons, lessons, setup=make_work(tmp_path), config=config)
     for width in range(2):
         assert torch.equal(gates(first_tokens[:, width])[:, 0].argmax(dim=-1), targets)

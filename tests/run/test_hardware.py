@@ -6,23 +6,23 @@ import pytest
 import torch
 
 from limbert.errors import ConfigError
-from limbert.inference.load import device_of, usable_cores
+from limbert.inference.load import resolve_device, usable_cores
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_devices_are_those_that_there_are(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert device_of("cpu") == torch.device("cpu")
-    assert device_of("auto") == torch.device("cuda" if gpus else "cpu")
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto") == torch.device("cuda" if gpus else "cpu")
     for name in ("cuda", "cuda:1", "cuda:2"):
         if name == "cuda:2" or not gpus:
             with pytest.raises(ConfigError, match=f"device is '{name}'; torch finds {gpus or 'no'} GPU"):
-                device_of(name)
+                resolve_device(name)
         else:
-            assert device_of(name) == torch.device(name)
+            assert resolve_device(name) == torch.device(name)
     for name in ("gpu", "cuda:", "cuda:x", "", "mps"):
         with pytest.raises(ConfigError, match=r"it must be auto, cpu, cuda or cuda:NUMBER"):
-            device_of(name)
+            resolve_device(name)
 
 
 def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:

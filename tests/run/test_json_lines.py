@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from limbert.errors import CheckpointError
-from limbert.evaluation.policies import POLICIES_NAME, keep_policy_row, replace_policy_rows
+from limbert.evaluation.policies import POLICIES_NAME, replace_policy_rows, upsert_policy_row
 from limbert.files import read_json_lines
 
 
@@ -25,21 +25,21 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None
     path = tmp_path / "rows.jsonl"
     path.write_text('{"name": "a", "value": 1}\n\n' + line + "\n")
     with pytest.raises(CheckpointError, match=message.replace("[", r"\[").replace("]", r"\]")):
-        read_json_lines(path, needs={"name": str, "value": float})
+        read_json_lines(path, required_keys={"name": str, "value": float})
     path.write_text('{"name": "a", "value": 1}\n\n{"name": "b", "value": 0.5, "more": null}\n')
-    assert [row["name"] for row in read_json_lines(path, needs={"name": str, "value": float})] == ["a", "b"]
+    assert [row["name"] for row in read_json_lines(path, required_keys={"name": str, "value": float})] == ["a", "b"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere.jsonl cannot be read: No such file"):
-        read_json_lines(tmp_path / "nowhere.jsonl", needs={})
+        read_json_lines(tmp_path / "nowhere.jsonl", required_keys={})
 
 
 def test_a_point_has_one_row_for_each_data_set(tmp_path: Path) -> None:
     replace_policy_rows(tmp_path, [{"name": "fast", "data": "validation", "n": 1}])
-    keep_policy_row(tmp_path, {"name": "fast", "data": "development", "n": 2})
-    keep_policy_row(tmp_path, {"name": "balanced", "data": "development", "n": 3})
-    keep_policy_row(tmp_path, {"name": "fast", "data": "development", "n": 4})
+    upsert_policy_row(tmp_path, {"name": "fast", "data": "development", "n": 2})
+    upsert_policy_row(tmp_path, {"name": "balanced", "data": "development", "n": 3})
+    upsert_policy_row(tmp_path, {"name": "fast", "data": "development", "n": 4})
     rows = [json.loads(line) for line in (tmp_path / POLICIES_NAME).read_text().splitlines()]
     assert [(row["name"], row["data"], row["n"]) for row in rows] == [
         ("fast", "validation", 1),

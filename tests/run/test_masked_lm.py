@@ -8,11 +8,11 @@ import torch
 from families import MOST_DIFFERENT, VOCABULARY, make_network
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from limbert.augment.candidates import Mask, WordChooser, mask_logits, open_masked_lm
-from limbert.augment.sampling import Choice
+from limbert.augment.candidates import MaskedText, WordCandidateGenerator, load_masked_lm, mask_logits
+from limbert.augment.sampling import ReplaceableWord
 from limbert.augment.words import FUNCTION_WORDS
 from limbert.errors import CheckpointError
-from limbert.model.sparse_prediction import accept_positions
+from limbert.model.sparse_prediction import enable_sparse_prediction
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from test_vocabulary import byte_level, sentence_piece
@@ -21,31 +21,39 @@ from test_vocabulary import byte_level, sentence_piece
 @pytest.mark.parametrize("case", [*MOST_DIFFERENT, "roberta", "electra"])
 def test_the_head_at_the_mask_alone_answers_as_everywhere(case: str) -> None:
     network = make_network(case, AutoModelForMaskedLM)
-    accept_positions(network)
+    enable_sparse_prediction(network)
     generator = torch.Generator().manual_seed(1)
     masks = [
-        Mask(tuple(torch.randint(5, VOCABULARY, (length,), generator=generator).tolist()), length // 2, 7, "word")
+        MaskedText(tuple(torch.randint(5, VOCABULARY, (length,), generator=generator).tolist()), length // 2, 7, "word")
         for length in (9, 4, 12)
     ]
     with torch.no_grad():
         found = mask_logits(network, masks, pad_id=0)
         for row, mask in zip(found, masks, strict=True):
-            alone = network(input_ids=torch.tensor([mask.ids])).logits[0, mask.position]
+            alone = network(input_ids=torch.tensor([mask.input_ids])).logits[0, mask.mask_index]
             torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-4)
-        again = network(input_ids=torch.tensor([masks[0].ids])).logits
+        again = network(input_ids=torch.tensor([masks[0].input_ids])).logits
     assert again.shape[1] == 9  # the network is as before
 
 
 def make_lm(tokenizer: PreTrainedTokenizerFast, case: str) -> PreTrainedModel:
     special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 0, "eos_token_id": 1}
     network = make_network(case, AutoModelForMaskedLM, vocab_size=len(tokenizer), **special)
-    accept_positions(network)
+    enable_sparse_prediction(network)
     return network
 
 
-def chooser(tokenizer: PreTrainedTokenizerFast, network: PreTrainedModel, *, context: int = 64) -> WordChooser:
-    return WordChooser(
-        network, tokenizer, neighbours=None, keep=FUNCTION_WORDS, count=4, context=context, precision="fp32"
+def chooser(
+    tokenizer: PreTrainedTokenizerFast, network: PreTrainedModel, *, context: int = 64
+) -> WordCandidateGenerator:
+    return WordCandidateGenerator(
+        network,
+        tokenizer,
+        neighbours=None,
+        stop_words=FUNCTION_WORDS,
+        num_candidates=4,
+        max_tokens=context,
+        precision="fp32",
     )
 
 
@@ -55,7 +63,7 @@ def test_one_piece_is_masked_and_others_have_neighbours(kind: str) -> None:
     tokenizer = sentence_piece() if kind == "sentence pieces" else byte_level(trim=kind == "trimmed")
     network = make_lm(tokenizer, "roberta")
     text = "the dog, a catdog dog"
-    (found,), masked = chooser(tokenizer, network).choose([text])
+    (found,), masked = chooser(tokenizer, network).generate([text])
     assert [text[choice.start : choice.end] for choice in found] == ["dog", "catdog", "dog"]
     assert masked == 2
     ids = tokenizer(text)["input_ids"]
@@ -71,22 +79,22 @@ def test_one_piece_is_masked_and_others_have_neighbours(kind: str) -> None:
         seen[place] = tokenizer.mask_token_id
         logits = network(input_ids=torch.tensor([seen])).logits[0, place]
         best = sorted(spaced - {entry}, key=lambda token: -logits[token])[:4]
-        assert [*choice.words] == [tokenizer.decode([token]).strip() for token in best]
+        assert [*choice.candidates] == [tokenizer.decode([token]).strip() for token in best]
     pieces = tokenizer(" catdog", add_special_tokens=False)["input_ids"]
     weights = torch.nn.functional.normalize(network.get_input_embeddings().weight)
     mean = network.get_input_embeddings().weight[pieces].mean(dim=0)
     near = sorted(spaced, key=lambda token: -float(weights[token] @ mean))[:4]
-    assert [*found[1].words] == [tokenizer.decode([token]).strip() for token in near]
+    assert [*found[1].candidates] == [tokenizer.decode([token]).strip() for token in near]
 
 
 def test_a_long_text_is_seen_through_a_window() -> None:
     tokenizer = byte_level(trim=True)
     network = make_lm(tokenizer, "roberta")
     text = " ".join(["dog", "cat"] * 40)
-    ((*found,),), masked = chooser(tokenizer, network, context=10).choose([text])
+    ((*found,),), masked = chooser(tokenizer, network, context=10).generate([text])
     assert masked == 79  # the first word, without a space before it, is three pieces
-    assert all(isinstance(choice, Choice) and len(choice.words) == 4 for choice in found[1:])
-    repeated = {choice.words for choice in found[21:-20:2]}  # the same eight tokens around each of these
+    assert all(isinstance(choice, ReplaceableWord) and len(choice.candidates) == 4 for choice in found[1:])
+    repeated = {choice.candidates for choice in found[21:-20:2]}  # the same eight tokens around each of these
     assert len(repeated) == 1
 
 
@@ -94,7 +102,7 @@ def test_answers_do_not_depend_on_the_other_texts() -> None:
     tokenizer = byte_level(trim=True)
     texts = ["a dog", "the cat ran, the dog sat" * 3, "cat (dog)"]
     one = chooser(tokenizer, make_lm(tokenizer, "roberta"))
-    assert one.choose(texts)[0] == [one.choose([text])[0][0] for text in texts]
+    assert one.generate(texts)[0] == [one.generate([text])[0][0] for text in texts]
 
 
 def test_what_is_no_masked_language_model_is_refused(tmp_path: Path) -> None:
@@ -102,12 +110,12 @@ def test_what_is_no_masked_language_model_is_refused(tmp_path: Path) -> None:
     make_lm(tokenizer, "roberta").base_model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="lacks the weights lm_head"):
-        open_masked_lm(str(tmp_path))
+        load_masked_lm(str(tmp_path))
     make_lm(tokenizer, "roberta").save_pretrained(tmp_path)
-    open_masked_lm(str(tmp_path))
+    load_masked_lm(str(tmp_path))
     tokenizer.mask_token = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="with a mask"):
-        open_masked_lm(str(tmp_path))
+        load_masked_lm(str(tmp_path))
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
-        open_masked_lm(str(tmp_path / "absent"))
+        load_masked_lm(str(tmp_path / "absent"))

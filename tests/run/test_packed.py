@@ -8,16 +8,16 @@ import pytest
 
 from limbert.errors import StorageError
 from limbert.inference.batch import packed as module
-from limbert.inference.batch.packed import Packed, unpack
+from limbert.inference.batch.packed import PackedCheckpoint, unpack_checkpoint
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(1, 251)) * 40, "vocab.txt": b""}
 
 
 @pytest.fixture
-def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packed:
+def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackedCheckpoint:
     monkeypatch.setenv("LIMBERT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "_PIECE", 999)
-    return Packed({name: np.frombuffer(content, np.uint8) for name, content in FILES.items()}, "digest")
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 999)
+    return PackedCheckpoint({name: np.frombuffer(content, np.uint8) for name, content in FILES.items()}, "digest")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -28,11 +28,11 @@ def written(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
-def test_files_are_written_once(packed: Packed) -> None:
-    folder = unpack(packed)
+def test_files_are_written_once(packed: PackedCheckpoint) -> None:
+    folder = unpack_checkpoint(packed)
     assert contents(folder) == FILES
     before = written(folder)
-    assert unpack(packed) == folder
+    assert unpack_checkpoint(packed) == folder
     assert written(folder) == before
 
 
@@ -47,15 +47,15 @@ def test_files_are_written_once(packed: Packed) -> None:
     ],
     ids=["missing", "empty", "short", "zeros", "last byte"],
 )
-def test_what_a_power_cut_left_is_replaced(packed: Packed, cut: Callable[[Path], object]) -> None:
-    folder = unpack(packed)
+def test_what_a_power_cut_left_is_replaced(packed: PackedCheckpoint, cut: Callable[[Path], object]) -> None:
+    folder = unpack_checkpoint(packed)
     before = written(folder)
     cut(folder / "model.safetensors")
-    assert contents(unpack(packed)) == FILES
+    assert contents(unpack_checkpoint(packed)) == FILES
     assert written(folder)["config.json"] == before["config.json"], "what is whole stays"
 
 
-def test_a_cache_that_cannot_be_written_is_said(packed: Packed, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_said(packed: PackedCheckpoint, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(StorageError, match=r"cannot write .*cache/checkpoints/digest: Not a directory"):
-        unpack(packed)
+        unpack_checkpoint(packed)

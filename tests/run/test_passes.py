@@ -8,7 +8,14 @@ from families import CONFIGS, make_inputs, make_network
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.method.losses import hidden_loss, matched_states
-from limbert.model.shared_forward import Answer, SharedPass, SharedStart, plan_passes, run_pass, train_pass
+from limbert.model.shared_forward import (
+    SharedEmbedding,
+    SharedForward,
+    SubnetOutput,
+    plan_shared_forwards,
+    run_shared_forward,
+    train_shared_forward,
+)
 
 
 def gradients(model: ElasticModel, subnets: list[Subnet], *, share: bool) -> dict[str, torch.Tensor]:
@@ -17,19 +24,21 @@ def gradients(model: ElasticModel, subnets: list[Subnet], *, share: bool) -> dic
     with torch.no_grad(), model.recorded_states() as teacher:
         model.network(**inputs)
 
-    def loss(subnet: Subnet, answer: Answer) -> torch.Tensor:
+    def loss(subnet: Subnet, answer: SubnetOutput) -> torch.Tensor:
         targets = [state * 0.9 for state in matched_states(teacher, subnet.layers)]
-        return answer.logits.square().mean() + hidden_loss(answer.states, targets, inputs["attention_mask"])
+        return answer.logits.square().mean() + hidden_loss(answer.hidden_states, targets, inputs["attention_mask"])
 
     if not share:  # the plain way, one sub-network after the other
         for subnet in subnets:
             with model.at(subnet) as network, model.recorded_states() as states:
-                loss(subnet, Answer(network(**inputs).logits, tuple(states))).backward()
+                loss(subnet, SubnetOutput(network(**inputs).logits, tuple(states))).backward()
     else:
-        start = SharedStart.of(model, inputs)
-        for shared in plan_passes(subnets):
-            with model.at(shared.scope):
-                train_pass(model, shared, inputs, start=start, loss=loss, backward=torch.Tensor.backward)
+        start = SharedEmbedding.from_inputs(model, inputs)
+        for shared in plan_shared_forwards(subnets):
+            with model.at(shared.merged_subnet):
+                train_shared_forward(
+                    model, shared, inputs, shared_embedding=start, loss_fn=loss, backward=torch.Tensor.backward
+                )
         start.backward()
     return {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
 
@@ -53,22 +62,22 @@ def test_gradients_equal_those_of_separate_passes(case: str, rule: str) -> None:
 def test_answers_equal_those_of_the_views(case: str, rule: str) -> None:
     model = ElasticModel(make_network(case), space=Space(layers=rule))
     inputs = make_inputs()
-    for shared in plan_passes(model.subnets().values()):
-        with model.at(shared.scope):
-            answers = run_pass(model, shared, inputs)
+    for shared in plan_shared_forwards(model.subnets().values()):
+        with model.at(shared.merged_subnet):
+            answers = run_shared_forward(model, shared, inputs)
         for subnet, answer in answers.items():
             torch.testing.assert_close(answer.logits, model.view(subnet)(**inputs).logits, atol=2e-5, rtol=2e-5)
 
 
 def test_one_group_a_width() -> None:
     model = ElasticModel(make_network("bert"), space=Space(layers="first"))
-    groups = plan_passes(model.subnets().values())
+    groups = plan_shared_forwards(model.subnets().values())
     assert [len(group.subnets) for group in groups] == [3, 3, 3, 3]
 
 
 def test_subnetworks_that_disagree_about_a_layer_are_not_grouped() -> None:
     one, other = Subnet((0, 1), (2, 2), (3, 3)), Subnet((0, 1), (2, 1), (3, 3))
-    assert len(plan_passes([one, other])) == 2
+    assert len(plan_shared_forwards([one, other])) == 2
 
 
 class Held:
@@ -96,27 +105,27 @@ class Held:
 @pytest.mark.parametrize("rule", ["first", "spread"])
 def test_no_more_is_held_than_for_the_largest_alone(rule: str) -> None:
     model = ElasticModel(make_network("bert"), space=Space(layers=rule))
-    (shared, *_) = plan_passes(model.subnets().values())
+    (shared, *_) = plan_shared_forwards(model.subnets().values())
     assert len(shared.subnets) == 3
 
-    def most_held(group: SharedPass) -> int:
+    def most_held(group: SharedForward) -> int:
         held = Held()
         inputs = make_inputs()
-        start = SharedStart.of(model, inputs)
+        start = SharedEmbedding.from_inputs(model, inputs)
         with (
             torch.autograd.graph.saved_tensors_hooks(held.keep, lambda box: box[0]),
-            model.at(group.scope),
+            model.at(group.merged_subnet),
         ):
-            train_pass(
+            train_shared_forward(
                 model,
                 group,
                 inputs,
-                start=start,
-                loss=lambda subnet, answer: answer.logits.square().mean(),
+                shared_embedding=start,
+                loss_fn=lambda subnet, answer: answer.logits.square().mean(),
                 backward=torch.Tensor.backward,
             )
         return held.most
 
-    alone = most_held(SharedPass((model.full,)))
+    alone = most_held(SharedForward((model.full,)))
     assert alone > 0
     assert most_held(shared) <= 1.05 * alone

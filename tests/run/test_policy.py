@@ -5,7 +5,7 @@ import json
 import pytest
 
 from limbert.errors import ConfigError
-from limbert.inference.policy import OperatingPoint, Policy, named_policy, operating_points
+from limbert.inference.policy import OperatingPoint, Policy, operating_point_policy, operating_points
 from limbert.method.early_exit import ExitRule
 
 ENTROPY = ExitRule("entropy", 0.15)
@@ -23,11 +23,11 @@ POLICIES = [
 def test_saved_policies_come_back(policy: Policy) -> None:
     values = json.loads(json.dumps(policy.to_dict()))
     assert Policy.from_dict(values) == policy
-    assert Policy.named(policy.name, widths=policy.widths, exits=policy.exits) == policy
+    assert Policy.from_name(policy.name, widths=policy.widths, exits=policy.exits) == policy
     point = OperatingPoint(policy, "accuracy", 0.91, 0.4)
     record = {"operating_points": {"fast": json.loads(json.dumps(point.to_dict()))}}
     assert operating_points(record) == {"fast": point}
-    assert named_policy(record, "fast") == policy
+    assert operating_point_policy(record, "fast") == policy
 
 
 def test_names_say_what_runs() -> None:
@@ -49,7 +49,7 @@ def test_names_say_what_runs() -> None:
 )
 def test_policies_that_mean_nothing_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Policy.named(**arguments)
+        Policy.from_name(**arguments)
     with pytest.raises(ConfigError, match="a policy needs a sub-network, gates or exits"):
         Policy()
 
@@ -66,4 +66,4 @@ def test_broken_records_are_named(values: dict[str, object]) -> None:
 
 def test_unknown_points_name_those_that_are_there() -> None:
     with pytest.raises(ConfigError, match="an operating point of this model: none yet, limbert tune makes some"):
-        named_policy({}, "fast")
+        operating_point_policy({}, "fast")

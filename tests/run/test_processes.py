@@ -14,9 +14,9 @@ from ports import free_port
 from safetensors.torch import load_file
 from together_worker import CASES, STEPS, asked_after, make_work, train
 
-from limbert.errors import ConfigError, Stopped
+from limbert.errors import ConfigError, TrainingInterrupted
 from limbert.method.losses import hidden_loss, label_loss
-from limbert.train.distributed import Processes, Share, join_processes
+from limbert.train.distributed import DistributedContext, LossScale, init_distributed
 
 HERE = Path(__file__).parent
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
@@ -26,7 +26,7 @@ CLOSE = {"atol": 1e-5, "rtol": 0.0}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case trained by two processes, each with its notes and its weights."""
     folder = tmp_path_factory.mktemp("together")
-    with pytest.raises(Stopped):  # one process begins what two are to finish
+    with pytest.raises(TrainingInterrupted):  # one process begins what two are to finish
         train("depth", folder / "one-then-two", should_stop=asked_after(3))
     path = os.pathsep.join([str(HERE), str(HERE.parent / "model"), *filter(None, sys.path)])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -133,40 +133,41 @@ def test_shares_of_uneven_parts_make_the_means_over_the_whole() -> None:
         label = hidden = torch.zeros(())
         shares = []
         for rank in range(count):
-            part, share = Processes(count, rank).part(whole)
+            part, share = DistributedContext(count, rank).shard_batch(whole)
             shares.append(share)
             label = (
-                label + (share.labels * label_loss(part["logits"], part["labels"], kind="classification")).nan_to_num()
+                label
+                + (share.labels * label_loss(part["logits"], part["labels"], task_type="classification")).nan_to_num()
             )
             hidden = hidden + share.tokens * hidden_loss([part["states"]], [part["targets"]], part["attention_mask"])
-        torch.testing.assert_close(label, label_loss(logits, labels, kind="classification"))
+        torch.testing.assert_close(label, label_loss(logits, labels, task_type="classification"))
         torch.testing.assert_close(hidden, hidden_loss([states], [targets], mask))
         assert sum(share.rows for share in shares) == pytest.approx(1)
         assert {share.batch_rows for share in shares} == {rows}
-    assert Processes().part(whole) == (whole, Share(batch_rows=rows))
+    assert DistributedContext().shard_batch(whole) == (whole, LossScale(global_batch_size=rows))
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    alone = Processes()
-    assert alone.is_main
-    assert alone.gather("a") == ["a"]
-    assert alone.from_main(lambda: 3) == 3
-    alone.agree_on(1, what="nothing")
-    with alone.one_first():
+    alone = DistributedContext()
+    assert alone.is_main_process
+    assert alone.all_gather_object("a") == ["a"]
+    assert alone.run_on_main(lambda: 3) == 3
+    alone.check_equal(1, description="nothing")
+    with alone.local_main_process_first():
         pass
 
 
 def test_what_others_do_not_find_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, None])
+    monkeypatch.setattr(DistributedContext, "all_gather_object", lambda self, value: [value, None])
     with pytest.raises(
         ConfigError, match=r"process 1 finds the last phase None, process 0 finds width; .* all machines"
     ):
-        Processes(2, 0).agree_on("width", what="the last phase")
+        DistributedContext(2, 0).check_equal("width", description="the last phase")
 
 
 def test_steps_that_a_launcher_would_accumulate_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    assert join_processes().count == 1
+    assert init_distributed().world_size == 1
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(ConfigError, match=r"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is '4'; it must be 1 or not set"):
-        join_processes()
+        init_distributed()

@@ -10,13 +10,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from limbert import ElasticModel, LimbertError, Subnet
 from limbert.errors import CheckpointError, ConfigError
-from limbert.evaluation.latency import LEAST_ROUNDS, interleaved_seconds
-from limbert.evaluation.memory import SUPPORTED, MemoryMeter, load_alone, save_alone
-from limbert.evaluation.profile import Profiler, check_cell
-from limbert.evaluation.profile_rows import Cell, ProfileRow, read_profile, save_profile
+from limbert.evaluation.latency import MIN_ROUNDS, time_interleaved
+from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED, MemoryMeter, load_standalone, save_standalone
+from limbert.evaluation.profile import Profiler, check_setup
+from limbert.evaluation.profile_rows import ProfileRow, ProfileSetup, read_profile, save_profile
 from limbert.model.flops import CostModel
 
-CELL = Cell("torch", "cpu", 1, 2, 16)
+CELL = ProfileSetup("torch", "cpu", 1, 2, 16)
 SUBNETS = {"1x1": (0, 1, 2, 3), "0.5x0.5": (0, 1)}
 ROW = ProfileRow("1x1", 10, 20, 30, None, 1.5, 2.5, 600.0, 5, CELL, {"cpu": "a"}, {"torch": "2"}, "2026-01-01T00:00:00")
 
@@ -25,8 +25,8 @@ ROW = ProfileRow("1x1", 10, 20, 30, None, 1.5, 2.5, 600.0, 5, CELL, {"cpu": "a"}
 def test_a_sub_network_loaded_alone_answers_as_its_view(case: str, tmp_path: Path) -> None:
     model = ElasticModel(make_network(case))
     subnet = Subnet((0, 2), (3, 6), (30, 17))
-    save_alone(model, subnet, tmp_path / "alone", graph=False)
-    alone = load_alone(tmp_path / "alone")
+    save_standalone(model, subnet, tmp_path / "alone", with_onnx=False)
+    alone = load_standalone(tmp_path / "alone")
     assert not any(tensor.is_meta for tensor in [*alone.parameters(), *alone.buffers()])
     with torch.no_grad():
         mine, expected = alone(**make_inputs()).logits, model.view(subnet)(**make_inputs()).logits
@@ -36,7 +36,7 @@ def test_a_sub_network_loaded_alone_answers_as_its_view(case: str, tmp_path: Pat
 def test_every_row_says_what_was_measured(tmp_path: Path) -> None:
     model = ElasticModel(make_network("bert"))
     subnets = {name: model.subnet(name) for name in SUBNETS}
-    with Profiler(model, subnets, tmp_path, rounds=6, seconds=1000) as profiler:
+    with Profiler(model, subnets, tmp_path, rounds=6, max_seconds=1000) as profiler:
         full, small = profiler.measure(CELL, list(subnets))
         again = profiler.measure(replace(CELL, batch=4), ["0.5x0.5"])[0]
     assert (full.subnet, small.subnet) == ("1x1", "0.5x0.5")
@@ -45,12 +45,12 @@ def test_every_row_says_what_was_measured(tmp_path: Path) -> None:
     assert full.file_bytes > small.file_bytes > 4 * small.params
     for row in (full, small, again):
         assert 0 < row.latency_p50_ms <= row.latency_p95_ms
-        assert row.throughput == pytest.approx(1000 * row.cell.batch / row.latency_p50_ms)
+        assert row.throughput == pytest.approx(1000 * row.setup.batch / row.latency_p50_ms)
         assert (row.rounds, row.hardware["cores"] > 0) == (6, True)
     assert full.measured == small.measured
 
 
-@pytest.mark.skipif(not SUPPORTED, reason="peak memory is measured on Linux")
+@pytest.mark.skipif(not PEAK_MEMORY_SUPPORTED, reason="peak memory is measured on Linux")
 def test_peak_memory_is_that_of_the_sub_network_alone(tmp_path: Path) -> None:
     """A layer of 2048 neurons at hidden size 1024 is about 33 MB; loading more of them needs so much more."""
     config = AutoConfig.for_model(
@@ -61,13 +61,17 @@ def test_peak_memory_is_that_of_the_sub_network_alone(tmp_path: Path) -> None:
         str(layers): Subnet(tuple(range(layers)), (8,) * layers, (2048,) * layers) for layers in (1, 4)
     }
     for name, subnet in sizes.items():
-        save_alone(model, subnet, tmp_path / name, graph=False)
+        save_standalone(model, subnet, tmp_path / name, with_onnx=False)
     with MemoryMeter() as meter:
-        one, four = (meter.peak(tmp_path / name, tmp_path / "tiny", replace(CELL, batch=1)) for name in ("1", "4"))
-        assert one == pytest.approx(meter.peak(tmp_path / "1", tmp_path / "tiny", replace(CELL, batch=1)), rel=0.15)
-        longer = meter.peak(tmp_path / "1", tmp_path / "tiny", replace(CELL, batch=64, tokens=128))
+        one, four = (
+            meter.peak_bytes(tmp_path / name, tmp_path / "tiny", replace(CELL, batch=1)) for name in ("1", "4")
+        )
+        assert one == pytest.approx(
+            meter.peak_bytes(tmp_path / "1", tmp_path / "tiny", replace(CELL, batch=1)), rel=0.15
+        )
+        longer = meter.peak_bytes(tmp_path / "1", tmp_path / "tiny", replace(CELL, batch=64, tokens=128))
         with pytest.raises(LimbertError, match="measuring the memory of absent failed"):
-            meter.peak(tmp_path / "absent", tmp_path / "tiny", CELL)
+            meter.peak_bytes(tmp_path / "absent", tmp_path / "tiny", CELL)
     assert one is not None
     assert four is not None
     assert longer is not None
@@ -79,11 +83,11 @@ def test_peak_memory_is_that_of_the_sub_network_alone(tmp_path: Path) -> None:
 def test_runs_take_turns_and_slow_ones_get_fewer_rounds() -> None:
     calls: list[str] = []
     runs = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
-    times = interleaved_seconds(runs, rounds=7)
+    times = time_interleaved(runs, rounds=7)
     assert calls == ["a", "b"] * 10  # three of them to warm up
     assert [len(one) for one in times.values()] == [7, 7]
-    assert len(interleaved_seconds(runs, rounds=7, seconds=0)["a"]) == LEAST_ROUNDS
-    assert len(interleaved_seconds(runs, rounds=7, seconds=100)["a"]) == 7
+    assert len(time_interleaved(runs, rounds=7, max_seconds=0)["a"]) == MIN_ROUNDS
+    assert len(time_interleaved(runs, rounds=7, max_seconds=100)["a"]) == 7
 
 
 def test_new_rows_replace_their_like_and_no_others(tmp_path: Path) -> None:
@@ -116,4 +120,4 @@ def test_new_rows_replace_their_like_and_no_others(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_measured_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_cell(replace(CELL, **change), ElasticModel(make_network("bert")))
+        check_setup(replace(CELL, **change), ElasticModel(make_network("bert")))

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from limbert.errors import ConfigError
-from limbert.train.recipes import bundled, load_recipe, override
+from limbert.train.recipes import bundled_recipes, load_recipe, override_recipe
 
 
 def test_bundled_recipes_load() -> None:
-    assert {"dynabert", "limbert"} <= {*bundled()}
-    for name in bundled():
+    assert {"dynabert", "limbert"} <= {*bundled_recipes()}
+    for name in bundled_recipes():
         assert load_recipe(name).phases
 
 
@@ -27,7 +27,7 @@ def test_dynabert_is_the_paper() -> None:
 
 
 def test_overrides() -> None:
-    recipe = override(
+    recipe = override_recipe(
         load_recipe("dynabert"),
         space={"widths": (0.5, 1.0), "depths": None, "layers": "first"},
         every_phase={"max_steps": 7, "epochs": None},
@@ -58,7 +58,7 @@ def test_overrides() -> None:
 )
 def test_bad_settings_say_what_is_allowed(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        override(load_recipe("dynabert"), one_phase=[setting])
+        override_recipe(load_recipe("dynabert"), one_phase=[setting])
 
 
 def test_own_recipe_files(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_flexible_bert_is_the_paper() -> None:
 
 
 def test_gate_settings_reach_the_gates_and_encoder_settings_do_not() -> None:
-    recipe = override(
+    recipe = override_recipe(
         load_recipe("flexible-bert"),
         every_phase={"learning_rate": 1e-3, "epochs": 1.0},
         gates={"count": 2, "target": "agreement", "cost": None},
@@ -104,6 +104,6 @@ def test_gate_settings_reach_the_gates_and_encoder_settings_do_not() -> None:
     assert recipe.phases["width"].learning_rate == 1e-3
     assert recipe.phases["width"].grafts == 0
     with pytest.raises(ConfigError, match="need a phase that trains gates; phases: finetune, width, depth"):
-        override(load_recipe("dynabert"), gates={"count": 2})
+        override_recipe(load_recipe("dynabert"), gates={"count": 2})
     with pytest.raises(ConfigError, match=r"count is 1\.5; it must be a int"):
-        override(load_recipe("flexible-bert"), one_phase=["gates.count=1.5"])
+        override_recipe(load_recipe("flexible-bert"), one_phase=["gates.count=1.5"])

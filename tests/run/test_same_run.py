@@ -13,13 +13,20 @@ from transformers import AutoModelForSequenceClassification
 
 from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
 from limbert.data.load import load_task_data
-from limbert.errors import ConfigError, Stopped
-from limbert.run import content, training
-from limbert.train.distributed import Processes
-from limbert.train.fingerprint import agree, corpus_content, differences, settings_of, task_content
-from limbert.train.recipes import load_recipe, override
+from limbert.errors import ConfigError, TrainingInterrupted
+from limbert.train import fingerprint as content
+from limbert.train import run as training
+from limbert.train.distributed import DistributedContext
+from limbert.train.fingerprint import (
+    check_same_settings,
+    corpus_fingerprints,
+    describe_differences,
+    run_settings,
+    task_fingerprints,
+)
+from limbert.train.recipes import load_recipe, override_recipe
 from limbert.train.run import TrainingRun
-from limbert.train.run_folder import is_finished
+from limbert.train.run_folder import is_run_finished
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from test_vocabulary import byte_level
@@ -39,24 +46,26 @@ MOVED = {
 
 def test_equal_content_is_the_same_run_wherever_it_lies() -> None:
     known = SETTINGS | {"content": CONTENT}
-    assert differences(known, known) == ""
-    assert differences(known, MOVED | {"content": CONTENT}) == ""
-    assert differences(known, SETTINGS | {"content": CONTENT | {"training_rows": "9"}}) == "other training rows"
-    assert differences(known, SETTINGS | {"content": CONTENT | {"model_files": "9"}}) == "other model files"
-    moved = differences(known, MOVED | {"content": CONTENT | {"training_rows": "9"}})
+    assert describe_differences(known, known) == ""
+    assert describe_differences(known, MOVED | {"content": CONTENT}) == ""
+    assert (
+        describe_differences(known, SETTINGS | {"content": CONTENT | {"training_rows": "9"}}) == "other training rows"
+    )
+    assert describe_differences(known, SETTINGS | {"content": CONTENT | {"model_files": "9"}}) == "other model files"
+    moved = describe_differences(known, MOVED | {"content": CONTENT | {"training_rows": "9"}})
     assert moved == 'data.data "d" -> null, data.train null -> "/d/t", other training rows'
     other = SETTINGS | {"train": {"model": "a", "seed": 2, "recipe": "x"}, "content": CONTENT}
-    assert differences(known, other) == "train.seed 1 -> 2"
+    assert describe_differences(known, other) == "train.seed 1 -> 2"
 
 
 def test_where_content_is_not_known_names_count() -> None:
     """Runs of older versions have no digests, models on the hub no files."""
     known = SETTINGS | {"content": CONTENT}
-    assert differences(SETTINGS, known) == ""
-    assert 'train.model "a" -> "/b"' in differences(SETTINGS, MOVED | {"content": CONTENT})
+    assert describe_differences(SETTINGS, known) == ""
+    assert 'train.model "a" -> "/b"' in describe_differences(SETTINGS, MOVED | {"content": CONTENT})
     on_the_hub = {"content": CONTENT | {"model_files": None}}
-    assert differences(SETTINGS | on_the_hub, SETTINGS | on_the_hub) == ""
-    assert differences(SETTINGS | on_the_hub, MOVED | on_the_hub) == 'train.model "a" -> "/b"'
+    assert describe_differences(SETTINGS | on_the_hub, SETTINGS | on_the_hub) == ""
+    assert describe_differences(SETTINGS | on_the_hub, MOVED | on_the_hub) == 'train.model "a" -> "/b"'
 
 
 @pytest.fixture
@@ -85,7 +94,7 @@ def make_run(
 ) -> TrainingRun:
     config = TrainConfig(model=model, output=output, phases=("finetune",), validation=0.2)
     steps = {"max_steps": 2, "batch_size": 8, "learning_rate": rate}
-    recipe = override(load_recipe("dynabert"), every_phase=steps, phases=config.phases)
+    recipe = override_recipe(load_recipe("dynabert"), every_phase=steps, phases=config.phases)
     data_config = DataConfig(data=data)
     loaded = load_task_data(data_config, seed=config.seed)
     return TrainingRun(config, recipe, data_config=data_config, data=loaded, should_stop=should_stop)
@@ -100,7 +109,7 @@ def edited(path: str, old: str, new: str) -> Callable[[], None]:
 
 
 def test_an_unfinished_run_goes_on_with_its_own_content_only(folder: Path) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         make_run(should_stop=lambda: True).run()
     for path, old, new, what in (
         ("data/train.csv", "a dog 8,no", "a dog 8,yes", "other training rows"),
@@ -119,10 +128,10 @@ def test_an_unfinished_run_goes_on_with_its_own_content_only(folder: Path) -> No
     Path("start/limbert.json").write_text('{"phases": []}')  # as other verbs may write
     run = make_run(data="moved", model="start")
     run.run()
-    assert is_finished("run", run.settings)
+    assert is_run_finished("run", run.settings)
     edited("moved/train.csv", "a cat 11", "a cat 12")
     with pytest.raises(ConfigError, match=r"has other settings \(other training rows\); choose another folder"):
-        is_finished("run", make_run("new", data="moved", model="start").settings)
+        is_run_finished("run", make_run("new", data="moved", model="start").settings)
 
 
 def test_two_runs_do_not_write_into_one_output(folder: Path) -> None:
@@ -142,18 +151,18 @@ def test_two_runs_do_not_write_into_one_output(folder: Path) -> None:
 
 def test_the_order_of_rows_and_labels_is_content(folder: Path) -> None:
     data = load_task_data(DataConfig(data="data"), seed=0)
-    before = task_content(data, "model")
+    before = task_fingerprints(data, "model")
     turned = data.train.select(range(len(data.train))[::-1])
     for other in (replace(data, train=turned), replace(data, task=replace(data.task, labels=("yes", "no")))):
-        after = task_content(other, "model")
+        after = task_fingerprints(other, "model")
         assert [name for name in before if before[name] != after[name]] == ["training_rows"]
-    assert task_content(data, "bert-base-uncased")["model_files"] is None
+    assert task_fingerprints(data, "bert-base-uncased")["model_files"] is None
 
 
 @pytest.fixture(params=[1 << 16, 1 << 8], ids=["read whole", "sampled"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(content, "_BLOCK", request.param)
-    monkeypatch.setattr(content, "_BLOCKS", 8)
+    monkeypatch.setattr(content, "_BLOCK_SIZE", request.param)
+    monkeypatch.setattr(content, "_MAX_BLOCKS", 8)
     return request.param
 
 
@@ -164,7 +173,7 @@ def test_a_corpus_is_its_text(blocks: int, folder: Path) -> None:
         Path("texts", name).write_text(" ".join(map(str, rng.integers(9, size=2500))))
 
     def found(where: str) -> str | None:
-        return corpus_content(CorpusConfig(corpus=(where,)), "model")["corpus_text"]
+        return corpus_fingerprints(CorpusConfig(corpus=(where,)), "model")["corpus_text"]
 
     before = found("texts")
     shutil.copytree("texts", "copy")
@@ -183,23 +192,23 @@ def test_processes_of_one_run_have_the_same_settings_and_data(folder: Path, monk
     fewer = make_run("fewer").settings
     back()
     faster, same = make_run("faster", rate=1e-3).settings, make_run("same").settings
-    monkeypatch.setattr(training, "join_processes", lambda: Processes(2, 0))
-    monkeypatch.setattr(Processes, "from_main", lambda self, work: work())
+    monkeypatch.setattr(training, "init_distributed", lambda: DistributedContext(2, 0))
+    monkeypatch.setattr(DistributedContext, "run_on_main", lambda self, work: work())
     for other, what in (
         (fewer, r"\(other training rows\)"),
         (faster, r"\(recipe.phases.finetune.learning_rate 0.0001 -> 0.001\)"),
         ({**same, "content": same["content"] | {"training_tokens": "8"}}, r"\(other training tokens\)"),
     ):
-        monkeypatch.setattr(Processes, "gather", lambda self, mine, other=other: [mine, other])
+        monkeypatch.setattr(DistributedContext, "all_gather_object", lambda self, mine, other=other: [mine, other])
         with pytest.raises(ConfigError, match=f"process 1 has other settings or data than process 0 {what}; start all"):
             make_run("together").run()
     assert not Path("together.training").exists()
-    monkeypatch.setattr(Processes, "gather", lambda self, mine: [mine, same])
-    agree(Processes(2, 0), same, {"training_tokens": "8"})
+    monkeypatch.setattr(DistributedContext, "all_gather_object", lambda self, mine: [mine, same])
+    check_same_settings(DistributedContext(2, 0), same, {"training_tokens": "8"})
 
 
 def test_other_options_that_change_nothing_are_no_other_settings(folder: Path) -> None:
     config = TrainConfig(model="model", output="a")
     recipe, data = load_recipe("dynabert"), DataConfig(data="data")
     other = replace(config, output="b", checkpoint_every=1.0, tensorboard=True)
-    assert settings_of(config, recipe.to_dict(), data) == settings_of(other, recipe, data)
+    assert run_settings(config, recipe.to_dict(), data) == run_settings(other, recipe, data)

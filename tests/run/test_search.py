@@ -14,10 +14,18 @@ from limbert import ElasticModel, Engine, Policy, Space, Subnet
 from limbert.core.pareto import pareto_front
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, ConfigError, SubnetError
-from limbert.evaluation.results import Result
-from limbert.evaluation.search import Genes, Journal, Judged, Measure, evolve, save_found, save_results
+from limbert.evaluation.results import SubnetResult
+from limbert.evaluation.search import (
+    Journal,
+    SubnetEncoding,
+    SubnetEvaluator,
+    TrialResult,
+    save_found_results,
+    save_found_subnets,
+    search_subnets,
+)
 from limbert.evaluation.subnets import evaluate
-from limbert.model.checkpoint import FOUND_KEY, found_name
+from limbert.model.checkpoint import SEARCHED_SUBNETS_KEY, searched_subnet_name
 
 TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 CONDITIONS = {"objective": "flops", "examples": "some"}
@@ -34,33 +42,33 @@ class Counted:
         self.asked: list[Subnet] = []
         self._left = dies_after
 
-    def __call__(self, subnet: Subnet) -> Judged:
+    def __call__(self, subnet: Subnet) -> TrialResult:
         if len(self.asked) == self._left:
             raise KeyboardInterrupt
         self.asked.append(subnet)
         work = sum((index + 1) * heads for index, heads in zip(subnet.layers, subnet.heads, strict=True))
-        return Judged(subnet, (work * 37 % 101) / 101, (sum(subnet.heads) + sum(subnet.neurons)) / 1000)
+        return TrialResult(subnet, (work * 37 % 101) / 101, (sum(subnet.heads) + sum(subnet.neurons)) / 1000)
 
 
-def run(folder: Path, measure: Counted, *, trials: int, seed: int = 1) -> list[Judged]:
+def run(folder: Path, measure: Counted, *, trials: int, seed: int = 1) -> list[TrialResult]:
     model = model_of("bert")
     journal = Journal(folder / "search.jsonl", CONDITIONS)
     grid = list(model.subnets().values())
-    return evolve(Genes(model), grid, measure=measure, journal=journal, trials=trials, seed=seed)
+    return search_subnets(SubnetEncoding(model), grid, evaluate=measure, journal=journal, trials=trials, seed=seed)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_genes_describe_sub_networks_that_the_model_can_run(case: str) -> None:
     model = model_of(case)
-    genes = Genes(model)
+    genes = SubnetEncoding(model)
     for subnet in model.subnets().values():
-        assert genes.subnet(genes.of(subnet)) == subnet
-    for values in genes.first_generation(list(model.subnets().values()), count=200, seed=3):
-        subnet = genes.subnet(values)
+        assert genes.decode(genes.encode(subnet)) == subnet
+    for values in genes.warm_start(list(model.subnets().values()), count=200, seed=3):
+        subnet = genes.decode(values)
         model.check(subnet)
         assert len(subnet.layers) >= 2  # no shallower than trained
         assert {*subnet.heads} <= {3, 6}
-    assert len(genes.subnet(dict.fromkeys(genes.sizes, 0)).layers) == 2
+    assert len(genes.decode(dict.fromkeys(genes.cardinalities, 0)).layers) == 2
 
 
 def test_a_killed_search_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
@@ -91,7 +99,9 @@ def test_a_killed_search_ends_where_an_uninterrupted_one_does(tmp_path: Path) ->
 def test_a_search_ends_when_there_is_nothing_left(tmp_path: Path) -> None:
     model = ElasticModel(make_network("bert"), space=Space(widths=(1.0,), depths=(0.75, 1.0)))
     journal = Journal(tmp_path / "search.jsonl", CONDITIONS)
-    found = evolve(Genes(model), list(model.subnets().values()), measure=Counted(), journal=journal, trials=100, seed=1)
+    found = search_subnets(
+        SubnetEncoding(model), list(model.subnets().values()), evaluate=Counted(), journal=journal, trials=100, seed=1
+    )
     assert {one.subnet.layers for one in found} == {(0, 1, 2, 3), (0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)}
 
 
@@ -110,50 +120,50 @@ def test_measurements_under_other_conditions_are_kept_and_not_used(tmp_path: Pat
 def test_a_judgement_is_what_evaluating_gives() -> None:
     model, examples = make_model("bert", vocab_size=30522), make_examples()
     subnet = Subnet((0, 2, 3), (6, 2, 3), (30, 60, 20))
-    judged = Measure(model, examples, task=TASK, objective="flops")(subnet)
+    judged = SubnetEvaluator(model, examples, task=TASK, objective="flops")(subnet)
     one, full = evaluate(model, {"dev": examples}, task=TASK, subnets={"found-x": subnet, "1x1": model.full})
-    assert judged.value == one.metrics["accuracy"]
-    assert judged.cost == pytest.approx(one.flops / full.flops)
+    assert judged.metric_value == one.metrics["accuracy"]
+    assert judged.relative_cost == pytest.approx(one.flops / full.flops)
     assert one.to_dict()["width"] is None
-    latency = Measure(model, examples, task=TASK, objective="latency", rounds=7)
-    assert latency(model.full).cost == 1.0
-    assert 0 < latency(Subnet((0,), (1,), (1,))).cost < 1
+    latency = SubnetEvaluator(model, examples, task=TASK, objective="latency", rounds=7)
+    assert latency(model.full).relative_cost == 1.0
+    assert 0 < latency(Subnet((0,), (1,), (1,))).relative_cost < 1
     assert latency.conditions["tokens"] == int(sorted(examples.lengths)[2])
     with pytest.raises(ConfigError, match="objective is 'speed'"):
-        Measure(model, examples, task=TASK, objective="speed")  # type: ignore[arg-type]
+        SubnetEvaluator(model, examples, task=TASK, objective="speed")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="tokens is 9999"):
-        Measure(model, examples, task=TASK, objective="latency", latency_tokens=9999)
+        SubnetEvaluator(model, examples, task=TASK, objective="latency", latency_tokens=9999)
 
 
 def test_found_sub_networks_are_kept_by_name_and_run_everywhere(tmp_path: Path) -> None:
     subnet = Subnet((0, 2, 3), (6, 2, 3), (30, 60, 20))
-    name = found_name(subnet)
+    name = searched_subnet_name(subnet)
     model_of("bert").save_pretrained(tmp_path / "run")
-    save_found(tmp_path / "run", [Judged(subnet, 0.9, 0.4)], metric="accuracy", objective="flops")
-    save_results(tmp_path / "run", [Result(name, 10, 20.0, {"accuracy": 0.8})])
+    save_found_subnets(tmp_path / "run", [TrialResult(subnet, 0.9, 0.4)], metric="accuracy", objective="flops")
+    save_found_results(tmp_path / "run", [SubnetResult(name, 10, 20.0, {"accuracy": 0.8})])
     model = ElasticModel.from_pretrained(tmp_path / "run")
-    assert model.found() == {name: subnet}
+    assert model.searched_subnets() == {name: subnet}
     assert model.subnet(name) == subnet
     with pytest.raises(SubnetError, match=f"one that was found: {name}"):
         model.subnet("found-00000")
     inputs = make_inputs()
-    answer = Engine(model, Policy(subnet=name), kind="classification").run(inputs)
+    answer = Engine(model, Policy(subnet=name), task_type="classification").run(inputs)
     with torch.no_grad():
         torch.testing.assert_close(answer.logits, model.view(subnet)(**inputs).logits, atol=1e-5, rtol=1e-5)
     assert answer.trace.widths[0].tolist() == pytest.approx([1.0, 0.0, 2 / 6, 0.5])
     # another search for the same objective replaces it, and its results go
     other = Subnet((0, 1), (6, 2), (30, 60))
-    save_found(tmp_path / "run", [Judged(other, 0.9, 0.4)], metric="accuracy", objective="flops")
-    save_found(tmp_path / "run", [Judged(subnet, 0.9, 0.5)], metric="accuracy", objective="latency")
+    save_found_subnets(tmp_path / "run", [TrialResult(other, 0.9, 0.4)], metric="accuracy", objective="flops")
+    save_found_subnets(tmp_path / "run", [TrialResult(subnet, 0.9, 0.5)], metric="accuracy", objective="latency")
     record = json.loads((tmp_path / "run" / "limbert.json").read_text())
-    assert {key: value["objective"] for key, value in record[FOUND_KEY].items()} == {
+    assert {key: value["objective"] for key, value in record[SEARCHED_SUBNETS_KEY].items()} == {
         name: "latency",
-        found_name(other): "flops",
+        searched_subnet_name(other): "flops",
     }
-    save_found(tmp_path / "run", [], metric="accuracy", objective="latency")
-    save_results(tmp_path / "run", [Result(found_name(other), 10, 20.0, {"accuracy": 0.7})])
+    save_found_subnets(tmp_path / "run", [], metric="accuracy", objective="latency")
+    save_found_results(tmp_path / "run", [SubnetResult(searched_subnet_name(other), 10, 20.0, {"accuracy": 0.7})])
     rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
-    assert [row["subnet"] for row in rows] == [found_name(other)]
+    assert [row["subnet"] for row in rows] == [searched_subnet_name(other)]
 
 
 def test_the_front_holds_what_nothing_as_cheap_beats() -> None:

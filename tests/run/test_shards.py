@@ -9,30 +9,32 @@ import pytest
 from scale_material import make_texts, write_parquet
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import Table, open_table, read_rows
+from limbert.data.readers import Table, open_table, read_raw_examples
 from limbert.data.tasks import Columns
 from limbert.errors import ConfigError, DataError
-from limbert.inference.batch.reader import Reader
-from limbert.inference.batch.request import Request, begin, identity
-from limbert.inference.batch.shards import Input, read_input
-from limbert.inference.batch.store import Store
+from limbert.inference.batch.reader import ShardReader
+from limbert.inference.batch.request import BatchPredictionConfig, job_settings, open_output
+from limbert.inference.batch.shards import ShardedInput, shard_input
+from limbert.inference.batch.store import StoragePath
 from limbert.inference.policy import Policy
 
 TEXTS = make_texts(101)
 
 
-def look(address: Path, shard_rows: int = 7, **changes: object) -> Input:
+def look(address: Path, shard_rows: int = 7, **changes: object) -> ShardedInput:
     options = {"keep": None, "added": ("label", "score"), "shard_rows": shard_rows} | changes
-    return read_input(str(address), DataConfig(), **options)  # type: ignore[arg-type]
+    return shard_input(str(address), DataConfig(), **options)  # type: ignore[arg-type]
 
 
-def read(found: Input, order: list[int]) -> dict[int, list[tuple[object, ...]]]:
-    reader = Reader(found.store, found.columns, found.kept)
+def read(found: ShardedInput, order: list[int]) -> dict[int, list[tuple[object, ...]]]:
+    reader = ShardReader(found.storage, found.columns, found.kept_columns)
     rows = {}
     for place in order:
         part = reader.read(found.shards[place])
         texts = [row.cells[0] for row in part.texts.rows()]
-        rows[place] = [*zip(texts, *(part.kept.column(name).to_pylist() for name in found.kept), strict=True)]
+        rows[place] = [
+            *zip(texts, *(part.kept_columns.column(name).to_pylist() for name in found.kept_columns), strict=True)
+        ]
     return rows
 
 
@@ -54,18 +56,23 @@ def test_another_cut_is_another_request(tmp_path: Path) -> None:
     write_parquet(tmp_path / "in", TEXTS, files=1, row_group=1000)
     cuts = [look(tmp_path / "in", rows) for rows in (50, 40, 45)]
     assert {len(found.shards) for found in cuts} == {3}
-    request = Request(Policy(subnet="1x1"))
-    asked = [identity(request, found, checkpoint="a", max_length=8) for found in cuts]
-    assert identity(request, look(tmp_path / "in", 50), checkpoint="a", max_length=8) == asked[0]
-    store = Store.at(str(tmp_path / "out"))
-    begin(store, asked[0])
-    patient = identity(Request(Policy(subnet="1x1"), skip_bad_rows=True), cuts[0], checkpoint="a", max_length=8)
-    begin(store, patient)  # finished shards had no bad rows
+    request = BatchPredictionConfig(Policy(subnet="1x1"))
+    asked = [job_settings(request, found, checkpoint_fingerprint="a", max_length=8) for found in cuts]
+    assert job_settings(request, look(tmp_path / "in", 50), checkpoint_fingerprint="a", max_length=8) == asked[0]
+    store = StoragePath.from_uri(str(tmp_path / "out"))
+    open_output(store, asked[0])
+    patient = job_settings(
+        BatchPredictionConfig(Policy(subnet="1x1"), skip_bad_rows=True),
+        cuts[0],
+        checkpoint_fingerprint="a",
+        max_length=8,
+    )
+    open_output(store, patient)  # finished shards had no bad rows
     with pytest.raises(ConfigError, match="skip_bad_rows true -> false"):
-        begin(store, asked[0])
+        open_output(store, asked[0])
     for other in asked[1:]:
         with pytest.raises(ConfigError, match=r"other settings .*shard_rows 50 -> 4"):
-            begin(store, other)
+            open_output(store, other)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
@@ -88,7 +95,7 @@ def judged(table: Table, columns: Columns) -> list[object]:
     for row in table.rows():
         one = Table(table.name, table.columns, lambda row=row: iter([row]))  # type: ignore[misc]
         try:
-            raw = read_rows(one, columns, skip_bad_rows=False)
+            raw = read_raw_examples(one, columns, skip_bad_rows=False)
             found.append((raw.texts, raw.pairs))
         except DataError as error:
             found.append(str(error))
@@ -97,13 +104,13 @@ def judged(table: Table, columns: Columns) -> list[object]:
 
 def judged_by_both(path: Path, columns: Columns, *, rows: int) -> list[object]:
     config = DataConfig(text_column=columns.text, pair_column=columns.pair)
-    found = read_input(str(path), config, keep=None, added=(), shard_rows=100)
+    found = shard_input(str(path), config, keep_columns=None, added_columns=(), max_shard_rows=100)
     (shard,) = found.shards
     assert shard.rows == rows
-    part = Reader(found.store, found.columns, found.kept).read(shard)
+    part = ShardReader(found.storage, found.columns, found.kept_columns).read(shard)
     plain = judged(open_table(path), columns)
     assert judged(part.texts, columns) == plain
-    assert part.kept.num_rows == rows
+    assert part.kept_columns.num_rows == rows
     return plain
 
 
@@ -118,8 +125,10 @@ def test_json_values_that_are_no_text_are_refused_as_by_the_plain_engine(tmp_pat
     assert plain[1] == f"{path}:2: list in column 'a', expected text"
     assert plain[7] == f"{path}:8: no text in column 'a', expected some"
     assert plain[9] == f"{path}:10: bool in column 'b', expected text"
-    found = read_input(str(path), DataConfig(text_column="a"), keep=("id", "a"), added=(), shard_rows=100)
-    kept = Reader(found.store, found.columns, found.kept).read(found.shards[0]).kept.to_pylist()
+    found = shard_input(
+        str(path), DataConfig(text_column="a"), keep_columns=("id", "a"), added_columns=(), max_shard_rows=100
+    )
+    kept = ShardReader(found.storage, found.columns, found.kept_columns).read(found.shards[0]).kept_columns.to_pylist()
     assert kept[1] == {"id": "[1]", "a": '["a", "b"]'}, "what the output repeats is JSON as before"
 
 
@@ -169,11 +178,11 @@ def test_keys_that_occur_late_in_json_lines_are_columns(tmp_path: Path) -> None:
     json_file(tmp_path / "in" / "b.jsonl", [{"text": "row 200"}, {"text": "row 201", "note": "last"}])
     json_file(tmp_path / "in" / "c.jsonl", [{"note": "before", "text": "row 202"}])
     found = look(tmp_path / "in", shard_rows=160)
-    assert found.kept == ("text", "id", "note")
+    assert found.kept_columns == ("text", "id", "note")
     rows = [row for rows in read(found, [*range(len(found.shards))]).values() for row in rows]
     ids = [str(row) if 149 < row < 200 else None for row in range(203)]
     assert rows == [(f"row {n}", f"row {n}", ids[n], {201: "last", 202: "before"}.get(n)) for n in range(203)]
-    assert look(tmp_path / "in", keep=("id",)).kept == ("id",), "it may be asked for by name"
+    assert look(tmp_path / "in", keep=("id",)).kept_columns == ("id",), "it may be asked for by name"
     with pytest.raises(ConfigError, match="input column 'note' has the name of an answer's"):
         look(tmp_path / "in", added=("note",))
     json_file(tmp_path / "in" / "d.jsonl", [{"id": 203}])
@@ -203,7 +212,7 @@ def test_columns_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
         look(tmp_path / "in", keep=("name",))
     with pytest.raises(ConfigError, match="input column 'id' has the name of an answer's"):
         look(tmp_path / "in", added=("id",))
-    assert look(tmp_path / "in", added=("id",), keep=("text",)).kept == ("text",)
+    assert look(tmp_path / "in", added=("id",), keep=("text",)).kept_columns == ("text",)
     table = pyarrow.table({"id": ["one"], "text": ["of another type"]})
     pyarrow.parquet.write_table(table, tmp_path / "in" / "texts-2.parquet")
     with pytest.raises(DataError, match=r"texts-2\.parquet: other column types; expected the columns of .*texts-0"):

@@ -7,8 +7,8 @@ from app_material import ENCODER, needs_encoder
 from transformers import AutoConfig, AutoTokenizer
 
 from limbert.core.config import TrainConfig
-from limbert.data.tasks import own_task
-from limbert.inference.base_model import load_start
+from limbert.data.tasks import custom_task
+from limbert.inference.base_model import load_base_checkpoint
 
 pytestmark = needs_encoder
 
@@ -31,6 +31,8 @@ def test_labels_are_found_in_the_order_of_the_model(
     config.architectures = ["BertForSequenceClassification"]
     config.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(ENCODER).save_pretrained(tmp_path)
-    start = load_start(TrainConfig(model=str(tmp_path), output="unused"), own_task("classification", labels))
-    assert start.finetuned == (found is not None)
+    start = load_base_checkpoint(
+        TrainConfig(model=str(tmp_path), output="unused"), custom_task("classification", labels)
+    )
+    assert start.is_finetuned == (found is not None)
     assert start.task.labels == (found or labels)

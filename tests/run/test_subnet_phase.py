@@ -9,12 +9,12 @@ from test_pretraining import make_masked_work
 from together_worker import make_work as make_case
 
 from limbert.core.config import PhaseConfig
-from limbert.core.task_types import IGNORED
-from limbert.method.importance import importance_in_pieces
+from limbert.core.task_types import IGNORE_INDEX
+from limbert.method.importance import importance_from_micro_batches
 from limbert.model.width_gates import WidthGates
-from limbert.run import subnet_phase
-from limbert.train.context import EncoderWork
-from limbert.train.distributed import Processes
+from limbert.train import phases as subnet_phase
+from limbert.train.context import PhaseSetup
+from limbert.train.distributed import DistributedContext
 from limbert.train.phases import PHASES
 
 STEPS = {"batch_size": 30, "epochs": 3.0, "logit_weight": 1.0, "hidden_weight": 0.1, "learning_rate": 1e-4}
@@ -22,8 +22,8 @@ STEPS = {"batch_size": 30, "epochs": 3.0, "logit_weight": 1.0, "hidden_weight": 
 
 def train(folder: Path, config: PhaseConfig) -> dict[str, torch.Tensor]:
     work = make_work(folder, rows=90)
-    work.surroundings.checkpoint_every = 1e9
-    work.model.gates = WidthGates(count=1, hidden=48, widths=(0.5, 1.0))
+    work.context.checkpoint_every = 1e9
+    work.model.gates = WidthGates(num_gates=1, hidden_size=48, widths=(0.5, 1.0))
     PHASES["width"].train(work, config)
     assert work.model.gates is None  # they fitted the weights before
     return work.model.network.state_dict()
@@ -34,7 +34,7 @@ def test_grafting_three_times_an_epoch_until_the_last(tmp_path: Path, monkeypatc
     real, calls = subnet_phase.graft, []
 
     def noted(model: object, scores: object, **settings: float) -> None:
-        expected = importance_in_pieces(model, make_work(tmp_path / "other").scoring_batches(30))
+        expected = importance_from_micro_batches(model, make_work(tmp_path / "other").importance_batches(30))
         torch.testing.assert_close(scores.heads, expected.heads)  # the validation slice's, at this moment
         calls.append(settings)
         real(model, scores, **settings)
@@ -45,7 +45,7 @@ def test_grafting_three_times_an_epoch_until_the_last(tmp_path: Path, monkeypatc
     assert any(not torch.equal(plain[name], grafted[name]) for name in plain)
 
 
-def make_scored(case: str, folder: Path) -> EncoderWork:
+def make_scored(case: str, folder: Path) -> PhaseSetup:
     work = make_masked_work(folder, keeps_order=False) if case == "hidden words" else make_case(case, folder)
     work.model.network.double()
     return work
@@ -57,20 +57,22 @@ def test_scores_do_not_depend_on_the_pieces_of_a_batch(
 ) -> None:
     """Of several processes the main one scores their whole batches, with no more rows in memory than it trains on."""
     work = make_scored(case, tmp_path)
-    whole = importance_in_pieces(work.model, work.scoring_batches(24))
+    whole = importance_from_micro_batches(work.model, work.importance_batches(24))
     assert whole.neurons.min() > 0
     for count in (3, 40):  # more processes than rows: a row a piece
-        monkeypatch.setattr(Processes, "of", classmethod(lambda cls, _, count=count: cls(count, 0)))
-        batches = [[*pieces] for pieces in work.scoring_batches(24)]
+        monkeypatch.setattr(
+            DistributedContext, "from_accelerator", classmethod(lambda cls, _, count=count: cls(count, 0))
+        )
+        batches = [[*pieces] for pieces in work.importance_batches(24)]
         largest = max(len(piece["input_ids"]) for pieces in batches for piece, _ in pieces)
         assert largest == -(-min(24, len(work.validation)) // count)
         assert all(sum(share for _, share in pieces) == pytest.approx(1) for pieces in batches)
-        found = importance_in_pieces(work.model, batches)
+        found = importance_from_micro_batches(work.model, batches)
         torch.testing.assert_close(found.heads, whole.heads, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(found.neurons, whole.neurons, rtol=1e-6, atol=1e-9)
 
 
 def test_a_batch_without_labels_scores_nothing(tmp_path: Path) -> None:
     work = make_case("tokens", tmp_path)
-    work.validation.labels.fill_(IGNORED)
-    assert importance_in_pieces(work.model, work.scoring_batches(24)).heads.max() == 0
+    work.eval_dataset.labels.fill_(IGNORE_INDEX)
+    assert importance_from_micro_batches(work.model, work.importance_batches(24)).heads.max() == 0

@@ -26,8 +26,8 @@ def make_trainer(config: PhaseConfig, *, rule: str = "spread", teacher: bool = T
         teacher=taught_by,
         subnets=tuple(model.subnets().values()),
         config=config,
-        kind="classification",
-        surroundings=types.SimpleNamespace(accelerator=Accelerator(), seed=5),
+        task_type="classification",
+        context=types.SimpleNamespace(accelerator=Accelerator(), seed=5),
     )
 
 
@@ -49,8 +49,8 @@ def test_a_step_equals_the_textbook_loop(rule: str, teacher_width: str) -> None:
             target = network(**inputs, output_hidden_states=True)
         with plain.at(subnet) as network:
             output = network(**inputs, output_hidden_states=True)
-            loss = 0.3 * label_loss(output.logits, LABELS, kind="classification")
-            loss = loss + 0.7 * logit_loss(output.logits, target.logits, kind="classification")
+            loss = 0.3 * label_loss(output.logits, LABELS, task_type="classification")
+            loss = loss + 0.7 * logit_loss(output.logits, target.logits, task_type="classification")
             states = matched_states(target.hidden_states, subnet.layers)
             loss = loss + 0.2 * hidden_loss(output.hidden_states, states, inputs["attention_mask"])
             loss = loss * (2.0 if subnet == plain.full else 1.0)
@@ -61,7 +61,7 @@ def test_a_step_equals_the_textbook_loop(rule: str, teacher_width: str) -> None:
     optimizer.step()
 
     trainer.model.network.eval()
-    loss = trainer.step(inputs | {"labels": LABELS}, number=0, learning_rate=1e-3)
+    loss = trainer.step(inputs | {"labels": LABELS}, step_index=0, learning_rate=1e-3)
 
     torch.testing.assert_close(loss, total / 12)
     # AdamW turns the sign of a gradient that is 0 but for rounding (a key's bias) into a whole step, so compare what it
@@ -90,9 +90,9 @@ def test_a_step_reads_no_value_from_the_device(rule: str) -> None:
     trainer = make_trainer(PhaseConfig(logit_weight=1.0, hidden_weight=1.0, teacher_width="matched"), rule=rule)
     trainer.model.network.train()
     batch = make_inputs() | {"labels": LABELS}
-    trainer.step(batch, number=0, learning_rate=1e-3)
+    trainer.step(batch, step_index=0, learning_rate=1e-3)
     with HostReads() as reads:
-        loss = trainer.step(batch, number=1, learning_rate=1e-3)
+        loss = trainer.step(batch, step_index=1, learning_rate=1e-3)
         assert reads.count == 0
         loss.item()
     assert reads.count == 1
@@ -103,22 +103,22 @@ def test_without_a_teacher_only_labels_count() -> None:
     trainer.model.network.eval()
     with torch.no_grad():
         losses = [
-            label_loss(trainer.model.view(subnet)(**make_inputs()).logits, LABELS, kind="classification")
+            label_loss(trainer.model.view(subnet)(**make_inputs()).logits, LABELS, task_type="classification")
             for subnet in trainer.subnets
         ]
-    loss = trainer.step(make_inputs() | {"labels": LABELS}, number=0, learning_rate=0.0)
+    loss = trainer.step(make_inputs() | {"labels": LABELS}, step_index=0, learning_rate=0.0)
     torch.testing.assert_close(loss, torch.stack(losses).mean())
 
 
 def test_sampling_keeps_both_ends_and_follows_the_step_number() -> None:
     trainer = make_trainer(PhaseConfig(label_weight=1.0, sampled=4), teacher=False)
-    chosen = [trainer._choose(number) for number in range(40)]
+    chosen = [trainer._sample_subnets(number) for number in range(40)]
     assert all(len(subnets) == 4 for subnets in chosen)
     assert all(subnets[0] == trainer.subnets[0] and subnets[-1] == trainer.subnets[-1] for subnets in chosen)
     assert {subnet for subnets in chosen for subnet in subnets} == {*trainer.subnets}
-    assert trainer._choose(7) == chosen[7]
+    assert trainer._sample_subnets(7) == chosen[7]
     everything = make_trainer(PhaseConfig(label_weight=1.0), teacher=False)
-    assert everything._choose(0) == everything.subnets
+    assert everything._sample_subnets(0) == everything.subnets
 
 
 def test_learning_rate_rises_and_falls_linearly() -> None:
@@ -136,5 +136,5 @@ def test_dropout_follows_the_step_number_alone() -> None:
                 module.p = 0.5
         trainer.model.network.train()
         torch.manual_seed(junk)
-        losses.append(trainer.step(make_inputs() | {"labels": LABELS}, number=3, learning_rate=0.0))
+        losses.append(trainer.step(make_inputs() | {"labels": LABELS}, step_index=3, learning_rate=0.0))
     assert torch.equal(*losses)

@@ -9,7 +9,7 @@ from test_evaluate import make_examples
 from limbert import ElasticModel
 from limbert.data.tasks import Task
 from limbert.evaluation.policies import evaluate_policy
-from limbert.evaluation.tune import Candidate, choose_points, front, search
+from limbert.evaluation.tune import PolicyCandidate, choose_operating_points, pareto_policies, tune_policies
 from limbert.inference.policy import Policy
 
 pytestmark = needs_encoder
@@ -17,9 +17,9 @@ CLASSES = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 SCORES = Task("own", "regression", (), ("pearson",))
 
 
-def judged(model: ElasticModel, task: Task, rule: str) -> list[Candidate]:
-    return search(
-        model, make_examples(), task=task, widths=(0.34, 0.5, 1.0), exit_rule=rule, thresholds=3, batch_size=2
+def judged(model: ElasticModel, task: Task, rule: str) -> list[PolicyCandidate]:
+    return tune_policies(
+        model, make_examples(), task=task, widths=(0.34, 0.5, 1.0), exit_rule=rule, num_thresholds=3, batch_size=2
     )
 
 
@@ -44,8 +44,8 @@ def test_regression_is_searched_by_patience() -> None:
     assert dynamic
     for candidate in dynamic[::9]:
         result = evaluate_policy(model, {"dev": make_examples()}, task=SCORES, policy=candidate.policy, batch_size=3)
-        assert candidate.value == pytest.approx(result.metrics["pearson"], abs=1e-6)
-        assert candidate.flops == pytest.approx(result.flops_mean / result.flops_full)
+        assert candidate.metric_value == pytest.approx(result.metrics["pearson"], abs=1e-6)
+        assert candidate.flops_share == pytest.approx(result.flops_mean / result.flops_full)
 
 
 def test_without_gates_and_offramps_static_sizes_are_left() -> None:
@@ -55,8 +55,8 @@ def test_without_gates_and_offramps_static_sizes_are_left() -> None:
     assert {one.policy.name.partition(":")[0] for one in judged(model, CLASSES, "entropy")} == {"static"}
 
 
-def candidate(value: float, flops: float) -> Candidate:
-    return Candidate(Policy(subnet=f"{flops:g}x{value:g}"), value, flops)
+def candidate(value: float, flops: float) -> PolicyCandidate:
+    return PolicyCandidate(Policy(subnet=f"{flops:g}x{value:g}"), value, flops)
 
 
 def test_the_front_and_the_points() -> None:
@@ -68,8 +68,14 @@ def test_the_front_and_the_points() -> None:
         candidate(0.87, 0.3),
         candidate(0.7, 0.4),
     ]
-    best = [one.flops for one in front([full, *others])]
+    best = [one.flops_share for one in pareto_policies([full, *others])]
     assert best == [0.3, 0.5, 0.8, 0.9]
-    points = choose_points([full, *others], metric="accuracy", drops={"fast": 0.03, "balanced": 0.01, "accurate": 0.0})
-    assert {name: point.flops for name, point in points.items()} == {"fast": 0.3, "balanced": 0.5, "accurate": 0.8}
+    points = choose_operating_points(
+        [full, *others], metric="accuracy", max_drops={"fast": 0.03, "balanced": 0.01, "accurate": 0.0}
+    )
+    assert {name: point.flops_share for name, point in points.items()} == {
+        "fast": 0.3,
+        "balanced": 0.5,
+        "accurate": 0.8,
+    }
     assert points["fast"].value == 0.87

@@ -19,15 +19,15 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import GatesConfig, PhaseConfig
-from limbert.core.task_types import IGNORED
+from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
-from limbert.errors import Stopped
-from limbert.train.context import PhaseWork
-from limbert.train.distributed import Processes, join_processes
+from limbert.errors import TrainingInterrupted
+from limbert.train.context import TaskPhaseSetup
+from limbert.train.distributed import DistributedContext, init_distributed
 from limbert.train.phases import PHASES
-from limbert.train.progress import Monitor
-from limbert.train.run_folder import Workspace
+from limbert.train.progress import TrainingCallback
+from limbert.train.run_folder import RunDirectory
 
 ROWS, BATCH = 11, 5  # an epoch is 5, 5 and 1 rows: two processes have 3 and 2, and in the last step one has none
 STEPS = 6
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Task, dict[str, Any]]] = {  # model,
 }  # fmt: skip
 
 
-class Unscored(PhaseWork):
+class Unscored(TaskPhaseSetup):
     """Work whose last weights are its best: examples without words cannot be scored by entities."""
 
     def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
@@ -58,17 +58,19 @@ class Unscored(PhaseWork):
 def with_labelled_tokens(examples: TokenizedExamples) -> TokenizedExamples:
     """A label at every second token, but for some examples: one process has none in a step, in another no one has."""
     labels = torch.from_numpy(examples.tokens.ids % 3).long()
-    labels[::2] = IGNORED
+    labels[::2] = IGNORE_INDEX
     for row in (3, 5, 8):
-        labels[examples.tokens.offsets[row] : examples.tokens.offsets[row + 1]] = IGNORED
+        labels[examples.tokens.offsets[row] : examples.tokens.offsets[row + 1]] = IGNORE_INDEX
     return replace(examples, labels=labels, labels_at_tokens=True)
 
 
-def make_work(name: str, folder: Path, *, should_stop: Callable[[], bool] = lambda: False) -> PhaseWork:
+def make_work(name: str, folder: Path, *, should_stop: Callable[[], bool] = lambda: False) -> TaskPhaseSetup:
     """One phase of `CASES` on random examples, uneven in number and length."""
     model, space, task, _ = CASES[name]
     accelerator = Accelerator()
-    workspace = Workspace(folder / name, {}, writes=Processes.of(accelerator).is_main)
+    workspace = RunDirectory(
+        folder / name, {}, can_write=DistributedContext.from_accelerator(accelerator).is_main_process
+    )
     workspace.create()
     parts = [make_examples(rows, seed=seed) for rows, seed in ((ROWS, 1), (70, 2))]
     if task is VALUE:
@@ -76,8 +78,8 @@ def make_work(name: str, folder: Path, *, should_stop: Callable[[], bool] = lamb
     if task is TOKENS:
         parts = [with_labelled_tokens(part) for part in parts]
     auto_class = AutoModelForTokenClassification if task is TOKENS else AutoModelForSequenceClassification
-    network = make_network(model, auto_class, num_labels=task.outputs)
-    work_class = Unscored if task is TOKENS else PhaseWork
+    network = make_network(model, auto_class, num_labels=task.num_outputs)
+    work_class = Unscored if task is TOKENS else TaskPhaseSetup
     return work_class(
         name,
         model=ElasticModel(network, space=Space(**space)),
@@ -89,7 +91,7 @@ def make_work(name: str, folder: Path, *, should_stop: Callable[[], bool] = lamb
             accelerator=accelerator,
             seed=5,
             workspace=workspace,
-            monitor=Monitor(),
+            monitor=TrainingCallback(),
             should_stop=should_stop,
             checkpoint_every=1e9,
         ),
@@ -121,7 +123,7 @@ def asked_after(calls: int) -> Callable[[], bool]:
 
 def main(folder: Path) -> None:
     """Train every case together; note the exchanges of gradients, the weights and the seeds of this process."""
-    processes = join_processes()
+    processes = init_distributed()
     exchanged: list[int] = []
     all_reduce = dist.all_reduce
 
@@ -141,7 +143,7 @@ def main(folder: Path) -> None:
     for name in ("width", "gates"):
         try:
             train(name, folder / "two-then-one", should_stop=stop)
-        except Stopped as stopped:
+        except TrainingInterrupted as stopped:
             notes[name]["stopped"] = str(stopped)
     (folder / f"notes-{processes.rank}.json").write_text(json.dumps(notes))
     dist.destroy_process_group()

@@ -8,23 +8,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from limbert.augment.words import in_case_of
+from limbert.augment.words import match_case
 
-_TRIES = 4  # for each copy that is asked for: short texts have few different ones
+_ATTEMPTS_PER_EXAMPLE = 4  # for each copy that is asked for: short texts have few different ones
 
 
 @dataclass(frozen=True)
-class Choice:
+class ReplaceableWord:
     """A word of a text, ``text[start:end]``, and what may stand in its place."""
 
     start: int
     end: int
-    words: tuple[str, ...]
+    candidates: tuple[str, ...]
 
 
-def sample_copies(
+def sample_augmented_texts(
     texts: Sequence[str],
-    choices: Sequence[Sequence[Choice]],
+    replaceable_words: Sequence[Sequence[ReplaceableWord]],
     *,
     count: int,
     probability: float,
@@ -39,18 +39,18 @@ def sample_copies(
         probability: of replacing a word.
         generator: of everything random here.
     """
-    places = [(index, choice) for index, part in enumerate(choices) for choice in part if choice.words]
-    sizes = np.array([len(choice.words) for _, choice in places], dtype=np.int64)
+    places = [(index, choice) for index, part in enumerate(replaceable_words) for choice in part if choice.candidates]
+    sizes = np.array([len(choice.candidates) for _, choice in places], dtype=np.int64)
     seen = {tuple(texts)}
     copies: list[tuple[str, ...]] = []
-    for _ in range(_TRIES * count if places else 0):
+    for _ in range(_ATTEMPTS_PER_EXAMPLE * count if places else 0):
         replaced = generator.random(len(places)) < probability
         picks = generator.integers(sizes)
         copy = list(texts)
         for place in np.flatnonzero(replaced)[::-1].tolist():  # from the right, so that places to the left stay
             index, choice = places[place]
             old = texts[index][choice.start : choice.end]
-            word = in_case_of(choice.words[picks[place]], old)
+            word = match_case(choice.words[picks[place]], old)
             copy[index] = copy[index][: choice.start] + word + copy[index][choice.end :]
         if tuple(copy) not in seen:
             seen.add(tuple(copy))

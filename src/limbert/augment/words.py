@@ -13,7 +13,7 @@ from pathlib import Path
 from limbert.errors import DataError
 
 # English function words by kind; the last row is what a contraction leaves on either side of its apostrophe.
-_ENGLISH = """
+_ENGLISH_FUNCTION_WORDS = """
     i me my myself mine we us our ours ourselves you your yours yourself yourselves he him his himself she her hers
     herself it its itself they them their theirs themselves
     this that these those who whom whose which what when where why how here there
@@ -28,10 +28,10 @@ _ENGLISH = """
     s t d m o y ll re ve don ain aren couldn didn doesn hadn hasn haven isn ma mightn mustn needn shan shouldn wasn
     weren won wouldn
 """
-FUNCTION_WORDS = frozenset(_ENGLISH.split())
+FUNCTION_WORDS = frozenset(_ENGLISH_FUNCTION_WORDS.split())
 
 
-def replaceable(text: str, *, keep: Collection[str] = FUNCTION_WORDS) -> list[tuple[int, int]]:
+def find_replaceable_words(text: str, *, stop_words: Collection[str] = FUNCTION_WORDS) -> list[tuple[int, int]]:
     """Where the words that may be replaced stand, as ``text[start:end]``, from left to right.
 
     Args:
@@ -39,10 +39,10 @@ def replaceable(text: str, *, keep: Collection[str] = FUNCTION_WORDS) -> list[tu
         keep: words in small letters that stay.
     """
     found = []
-    for breaks, group in itertools.groupby(range(len(text)), key=lambda place: _breaks(text[place])):
+    for breaks, group in itertools.groupby(range(len(text)), key=lambda place: _is_separator(text[place])):
         places = list(group)
         word = text[places[0] : places[-1] + 1]
-        if not breaks and is_word(word) and word.lower() not in keep:
+        if not breaks and is_word(word) and word.lower() not in stop_words:
             found.append((places[0], places[-1] + 1))
     return found
 
@@ -54,7 +54,7 @@ def is_word(text: str) -> bool:
     )
 
 
-def in_case_of(word: str, original: str) -> str:
+def match_case(word: str, original: str) -> str:
     """The word in the case of the one it replaces: ALL capitals, a Capital first; else as it is."""
     if len(original) > 1 and original.isupper():
         return word.upper()
@@ -82,7 +82,7 @@ def _category(character: str) -> str:
 
 
 @functools.lru_cache(100_000)
-def _breaks(character: str) -> bool:
+def _is_separator(character: str) -> bool:
     """White space, punctuation, control characters and separators; of ASCII all that is neither letter nor digit."""
     if character.isascii():
         return not character.isalnum()

@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from limbert.cli import options as opt
-from limbert.core.config import AugmentConfig, DataConfig, help_of
+from limbert.core.config import AugmentConfig, DataConfig, field_help
 
 
 def augment(
-    lm: Annotated[str, typer.Option(help=help_of(AugmentConfig, "lm"), show_default=False)],
-    output: Annotated[str, typer.Option(help=help_of(AugmentConfig, "output"), show_default=False)],
-    task: opt.Task = None,
+    lm: Annotated[str, typer.Option(help=field_help(AugmentConfig, "lm"), show_default=False)],
+    output: Annotated[str, typer.Option(help=field_help(AugmentConfig, "output"), show_default=False)],
+    task: opt.TaskName = None,
     data: opt.Data = None,
     train: opt.TrainFile = None,
     text_column: opt.TextColumn = None,
@@ -25,16 +25,16 @@ def augment(
     max_length: Annotated[
         int | None, typer.Option(help="longest input of the teacher in tokens (default: 128)")
     ] = None,
-    neighbours: Annotated[str, typer.Option(help=help_of(AugmentConfig, "neighbours"))] = "embeddings",
-    copies: Annotated[int | None, typer.Option(help=help_of(AugmentConfig, "copies"), show_default=False)] = None,
-    candidates: Annotated[int, typer.Option(help=help_of(AugmentConfig, "candidates"))] = 15,
-    probability: Annotated[float, typer.Option(help=help_of(AugmentConfig, "probability"))] = 0.4,
+    neighbours: Annotated[str, typer.Option(help=field_help(AugmentConfig, "neighbours"))] = "embeddings",
+    copies: Annotated[int | None, typer.Option(help=field_help(AugmentConfig, "copies"), show_default=False)] = None,
+    candidates: Annotated[int, typer.Option(help=field_help(AugmentConfig, "candidates"))] = 15,
+    probability: Annotated[float, typer.Option(help=field_help(AugmentConfig, "probability"))] = 0.4,
     stop_words: Annotated[
-        str | None, typer.Option(help=help_of(AugmentConfig, "stop_words"), show_default=False)
+        str | None, typer.Option(help=field_help(AugmentConfig, "stop_words"), show_default=False)
     ] = None,
-    context: Annotated[int, typer.Option(help=help_of(AugmentConfig, "context"))] = 128,
+    context: Annotated[int, typer.Option(help=field_help(AugmentConfig, "context"))] = 128,
     with_logits: Annotated[
-        str | None, typer.Option(help=help_of(AugmentConfig, "with_logits"), show_default=False)
+        str | None, typer.Option(help=field_help(AugmentConfig, "with_logits"), show_default=False)
     ] = None,
     seed: opt.Seed = 42,
     precision: opt.RunPrecision = "fp32",
@@ -74,7 +74,7 @@ def augment(
         pair_column=pair_column,
         label_column=label_column,
         task_type=task_type,  # type: ignore[arg-type]
-        label_names=opt.split(label_names),
+        label_names=opt.split_commas(label_names),
         label_separator=label_separator,
         skip_bad_rows=skip_bad_rows,
         max_length=DataConfig.max_length if max_length is None else max_length,
@@ -87,7 +87,7 @@ def augment(
     from limbert.cli import show
     from limbert.inference.load import usable_cores
 
-    with show.task_bar() as advance:
+    with show.titled_progress_bar() as advance:
         made = run_augmentation(
             config,
             data_config,
@@ -99,8 +99,8 @@ def augment(
         show.print_json(made.to_dict())
         return
     rate = f", {made.masks_per_minute} a minute" if made.masks_per_minute else ""
-    show.output.print(
-        f"{made.copies} copies of {made.rows} rows in {made.path} ({made.masked} words masked{rate})",
+    show.stdout.print(
+        f"{made.num_augmented} copies of {made.num_examples} rows in {made.path} ({made.num_masked_words} words masked{rate})",
         highlight=False,
         soft_wrap=True,
     )

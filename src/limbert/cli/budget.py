@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from limbert.evaluation.choose import Candidate
+    from limbert.evaluation.choose import MeasuredSubnet
     from limbert.evaluation.profile_rows import ProfileRow
 
 MaxLatency = Annotated[str | None, typer.Option("--max-latency", help="longest median latency of a pass, such as 5ms")]
@@ -16,8 +16,8 @@ MaxSize = Annotated[str | None, typer.Option("--max-size", help="largest file, s
 MinMetric = Annotated[str | None, typer.Option("--min-metric", help="least metric on dev, such as 0.90 or 90%")]
 
 
-def measured_table(
-    rows: "Sequence[ProfileRow]", candidates: "Mapping[str, Candidate]", *, best: str | None = None
+def profile_table(
+    profile_rows: "Sequence[ProfileRow]", candidates: "Mapping[str, MeasuredSubnet]", *, best: str | None = None
 ) -> Any:
     """Measured sub-networks; those with a metric also by their measured name, latency and metric.
 
@@ -34,7 +34,7 @@ def measured_table(
     units = ("params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "name")
     for name in units:
         table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
-    for row in rows:
+    for row in profile_rows:
         known = candidates.get(row.subnet)
         numbers = (
             row.params / 1e6,
@@ -46,11 +46,11 @@ def measured_table(
             row.throughput,
         )
         name = known.measured_name if known else ""
-        table.add_row(row.subnet, *map(_digits, numbers), name, style="bold" if row.subnet == best else "")
+        table.add_row(row.subnet, *map(_format_number, numbers), name, style="bold" if row.subnet == best else "")
     return table
 
 
-def _digits(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     """About three digits; nothing where there is no number."""
     if value is None:
         return ""

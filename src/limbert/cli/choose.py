@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.budget import MaxFlops, MaxLatency, MaxParams, MaxSize, MinMetric, measured_table
+from limbert.cli.budget import MaxFlops, MaxLatency, MaxParams, MaxSize, MinMetric, profile_table
 from limbert.errors import CheckpointError, ConfigError
 
 
@@ -46,22 +46,29 @@ def choose(
         "--min-metric": min_metric,
     }
     from limbert.cli import show
-    from limbert.evaluation.choose import Wanted, candidates, cannot_be_met, comparable, constraints, rank
-    from limbert.evaluation.hardware import describe
+    from limbert.evaluation.choose import (
+        ProfileFilter,
+        comparable_rows,
+        describe_unmet_budget,
+        measured_subnets,
+        parse_constraints,
+        rank_within_budget,
+    )
+    from limbert.evaluation.hardware import describe_hardware
 
-    limits = constraints(given)
+    limits = parse_constraints(given)
     if not limits:
         raise ConfigError(f"give at least one limit: {', '.join(given)}")
     if not Path(run).is_dir():
         raise CheckpointError(f"no model folder at {run}")
-    rows = comparable(run, Wanted(backend, batch, tokens), file=device_profile)
-    known = candidates(run, rows)
+    rows = comparable_rows(run, ProfileFilter(backend, batch, tokens), profile_path=device_profile)
+    known = measured_subnets(run, rows)
     if not known:
         raise ConfigError(f"no sub-network of the profile is in {run}/results.jsonl; measure those of this run")
-    cell, machine = rows[0].cell, describe(rows[0].hardware, device=rows[0].cell.device)
-    ranked = rank(known, limits)
+    cell, machine = rows[0].setup, describe_hardware(rows[0].hardware, device=rows[0].setup.device)
+    ranked = rank_within_budget(known, limits)
     if not ranked:
-        raise ConfigError(f"{cannot_be_met(known, limits)} (measured: {cell}; {machine})")
+        raise ConfigError(f"{describe_unmet_budget(known, limits)} (measured: {cell}; {machine})")
     best, *others = ranked
     if as_json:
         values = [one.to_dict() for one in others[:runners_up]]
@@ -69,16 +76,18 @@ def choose(
             {"choice": best.to_dict(), "runners_up": values, "meeting": len(ranked), "measured": len(known)}
         )
         return
-    show.output.print(f"measured: {cell}; {machine}", highlight=False, soft_wrap=True)
-    show.output.print(
-        f"[bold]{best.row.subnet}[/bold] ({best.measured_name}) is the best of {len(ranked)} sub-networks within the "
+    show.stdout.print(f"measured: {cell}; {machine}", highlight=False, soft_wrap=True)
+    show.stdout.print(
+        f"[bold]{best.profile.subnet}[/bold] ({best.measured_name}) is the best of {len(ranked)} sub-networks within the "
         f"limits, of {len(known)} measured",
         highlight=False,
         soft_wrap=True,
     )
     shown = [best, *others[:runners_up]]
-    table = measured_table([one.row for one in shown], {one.row.subnet: one for one in shown}, best=best.row.subnet)
-    show.output.print(table)
-    show.output.print(
+    table = profile_table(
+        [one.profile for one in shown], {one.profile.subnet: one for one in shown}, best=best.profile.subnet
+    )
+    show.stdout.print(table)
+    show.stdout.print(
         f"limbert predict {run} --subnet {best.measured_name} --text ...", highlight=False, soft_wrap=True
     )

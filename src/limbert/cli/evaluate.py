@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths, choose_policy
+from limbert.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths, policy_from_options
 from limbert.core.config import DataConfig
 from limbert.errors import ConfigError
 
@@ -21,7 +21,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="sub-network: WIDTHxDEPTH, a found or a measured name; may be repeated (default: all)"),
     ] = None,
-    task: opt.Task = None,
+    task: opt.TaskName = None,
     data: opt.Data = None,
     dev: opt.DevFile = None,
     text_column: opt.TextColumn = None,
@@ -55,25 +55,25 @@ def evaluate(
     opt.prepare_libraries(threads)
     from limbert.cli import show
     from limbert.core.config import require
-    from limbert.core.task_types import KINDS
+    from limbert.core.task_types import TASK_TYPE_SPECS
     from limbert.data.load import load_evaluation_data, load_task_data
-    from limbert.data.tasks import asked_kind
-    from limbert.evaluation.choose import plain_names
-    from limbert.evaluation.policies import evaluate_policy, keep_policy_row, policy_row
+    from limbert.data.tasks import requested_task_type
+    from limbert.evaluation.choose import resolve_measured_names
+    from limbert.evaluation.policies import evaluate_policy, policy_row, upsert_policy_row
     from limbert.evaluation.subnets import evaluate as run_evaluation
-    from limbert.inference.load import open_checkpoint
-    from limbert.inference.policy import operating_points, refuse_at_tokens, resolve
+    from limbert.inference.load import load_checkpoint
+    from limbert.inference.policy import operating_points, reject_token_level_task, resolve_policy
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
-    kind = asked_kind(DataConfig(task=task))  # a stock model does not say which head it has
-    opened = open_checkpoint(run, head=KINDS[kind].head if kind else None, device=device)
+    kind = requested_task_type(DataConfig(task=task))  # a stock model does not say which head it has
+    opened = load_checkpoint(run, head=TASK_TYPE_SPECS[kind].head if kind else None, device=device)
     model = opened.model
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
-    named = {name: model.subnet(name) for name in plain_names(run, subnet or ())}
-    subnets = named or model.subnets() | model.found()
-    config = data_config(
-        opened.data,
+    named = {name: model.subnet(name) for name in resolve_measured_names(run, subnet or ())}
+    subnets = named or model.subnets() | model.searched_subnets()
+    config = override_data_config(
+        opened.data_config,
         task=task,
         data=data,
         dev=dev,
@@ -87,11 +87,11 @@ def evaluate(
     else:
         loaded = load_task_data(config, seed=0)
         known, sets = loaded.task, loaded.dev
-    show.skipped_rows(sets)
+    show.print_skipped_rows(sets)
     settings = {"task": known, "batch_size": batch_size, "precision": precision}
 
     def tokenized() -> "dict[str, TokenizedExamples]":
-        return {name: opened.prepared(part, task=known) for name, part in sets.items()}
+        return {name: opened.tokenize(part, task=known) for name, part in sets.items()}
 
     if policy is None:
         with show.progress_bar("evaluating") as advance:
@@ -99,13 +99,18 @@ def evaluate(
         if as_json:
             show.print_json([one.to_dict() for one in results])
         else:
-            show.output.print(show.results_table(results))
+            show.stdout.print(show.results_table(results))
         return
-    refuse_at_tokens(known.kind, f"policy {policy}")
-    chosen = choose_policy(
-        policy, record=model.record, kind=known.kind, widths=widths, exit_threshold=exit_threshold, exit_rule=exit_rule
+    reject_token_level_task(known.task_type, f"policy {policy}")
+    chosen = policy_from_options(
+        policy,
+        record=model.record,
+        task_type=known.task_type,
+        widths=widths,
+        exit_threshold=exit_threshold,
+        exit_rule=exit_rule,
     )
-    resolve(chosen, model, kind=known.kind)  # refuses early what the model cannot do
+    resolve_policy(chosen, model, task_type=known.task_type)  # refuses early what the model cannot do
     examples = tokenized()
     with show.progress_bar("evaluating") as advance:
         result = evaluate_policy(model, examples, policy=chosen, progress=advance, **settings)  # type: ignore[arg-type]
@@ -113,22 +118,22 @@ def evaluate(
         row = policy_row(
             policy,
             result,
-            data="development",
+            split="development",
             source=config.dev or config.data or known.name,
-            examples=sum(len(part) for part in examples.values()),
+            num_examples=sum(len(part) for part in examples.values()),
             batch_size=batch_size,
             device=model.network.device.type,
         )
-        keep_policy_row(run, row)
+        upsert_policy_row(run, row)
     if as_json:
         show.print_json(result.to_dict())
     else:
         show.print_policy_result(result, batch_size=batch_size)
 
 
-def data_config(saved: DataConfig, **given: object) -> DataConfig:
+def override_data_config(saved: DataConfig, **overrides: object) -> DataConfig:
     """The training's data settings with what the command line names instead."""
-    named = {name: value for name, value in given.items() if value}
+    named = {name: value for name, value in overrides.items() if value}
     if named.keys() & {"data", "train", "dev"}:  # files named now replace files named then
         saved = replace(saved, data=None, train=None, dev=None, skip_bad_rows=False)
     return replace(saved, **named)  # type: ignore[arg-type]

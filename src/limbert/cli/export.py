@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.evaluate import data_config
+from limbert.cli.evaluate import override_data_config
 
 if TYPE_CHECKING:
-    from limbert.export.export import Exported
+    from limbert.export.export import ExportResult
 
 
 def export(
@@ -21,7 +21,7 @@ def export(
     max_drop: Annotated[float, typer.Option(help="with --int8: most that the metric may fall, in points of 100")] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export in the folder")] = False,
     licence: Annotated[str | None, typer.Option(help="for the model card (default: that of RUN's own card)")] = None,
-    task: opt.Task = None,
+    task: opt.TaskName = None,
     data: opt.Data = None,
     dev: opt.DevFile = None,
     text_column: opt.TextColumn = None,
@@ -42,10 +42,10 @@ def export(
     """
     opt.prepare_libraries(threads)
     from limbert.cli import show
-    from limbert.evaluation.choose import plain_names
-    from limbert.export.export import Request
-    from limbert.export.export import export as run_export
-    from limbert.inference.load import open_checkpoint
+    from limbert.evaluation.choose import resolve_measured_names
+    from limbert.export.export import ExportConfig
+    from limbert.export.export import export_model as run_export
+    from limbert.inference.load import load_checkpoint
 
     named = {
         "task": task,
@@ -56,41 +56,41 @@ def export(
         "label_column": label_column,
     }
     settings = {"int8": int8, "max_drop": max_drop, "overwrite": overwrite, "threads": threads, "licence": licence}
-    (subnet,) = plain_names(run, [subnet])
-    request = Request(run, subnet, format, Path(output), **settings)  # type: ignore[arg-type]
-    opened = open_checkpoint(run, head="as-saved")
-    show.untrained(opened.model, subnet)
-    request = request.on(data_config(opened.data, **named), named=bool(data or dev))
+    (subnet,) = resolve_measured_names(run, [subnet])
+    request = ExportConfig(run, subnet, format, Path(output), **settings)  # type: ignore[arg-type]
+    opened = load_checkpoint(run, head="as-saved")
+    show.warn_if_untrained(opened.model, subnet)
+    request = request.with_data(override_data_config(opened.data_config, **named), given=bool(data or dev))
     with show.progress_bar("exporting") as advance:
         exported = run_export(opened, request, progress=advance)
     if as_json:
         show.print_json(exported.to_dict() | {"output": output})
     else:
-        _show(exported)
+        _print_result(exported)
 
 
-def _show(exported: "Exported") -> None:
+def _print_result(exported: "ExportResult") -> None:
     from rich.table import Table
 
     from limbert.cli import show
 
-    request, compared = exported.request, exported.comparison
-    if exported.quality:
+    request, compared = exported.config, exported.parity
+    if exported.benchmarks:
         table = Table(header_style="bold")
         for name in ("", "fp32", "int8"):
             table.add_column(name, justify="right" if name else "left")
-        pair = [exported.quality["fp32"], exported.quality["int8"]]
+        pair = [exported.benchmarks["fp32"], exported.benchmarks["int8"]]
         for metric in pair[0].metrics:
             table.add_row(metric, *(f"{100 * one.metrics[metric]:.2f}" for one in pair))
         table.add_row("one text at a time", *(f"{one.latency_ms:.2f} ms" for one in pair))
         table.add_row("batches of 16", *(f"{one.throughput:.0f} texts/s" for one in pair))
         table.add_row("file", *(f"{one.file_bytes / 1e6:.1f} MB" for one in pair))
-        show.output.print(table)
-    show.output.print(
+        show.stdout.print(table)
+    show.stdout.print(
         f"{request.subnet} of {request.run} as {request.format}{' in int8' if request.int8 else ''} "
-        f"in {request.output}: {show.amount(exported.params)} parameters, {exported.file_bytes / 1e6:.1f} MB\n"
+        f"in {request.output}: {show.format_count(exported.params)} parameters, {exported.file_bytes / 1e6:.1f} MB\n"
         f"{'Before int8 equal' if request.int8 else 'Equal'} to its source on {compared.examples} "
-        f"{exported.compared_on} (largest difference {compared.difference:.1g} of the largest output); how to load it: "
+        f"{exported.parity_data} (largest difference {compared.max_relative_difference:.1g} of the largest output); how to load it: "
         f"{request.output}/README.md",
         highlight=False,
         soft_wrap=True,

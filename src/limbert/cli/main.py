@@ -33,7 +33,7 @@ for verb in (demo, augment, pretrain, train, evaluate, tune, search, profile, ch
 
 
 @app.callback(invoke_without_command=True)
-def _options(
+def _global_options(
     version: bool = typer.Option(False, "--version", help="print the version and exit"),
     debug: bool = typer.Option(False, "--debug", help="show a traceback for errors (anywhere on the line)"),
 ) -> None:
@@ -49,17 +49,17 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        with together.one_voice(arguments):
+        with together.mute_other_ranks(arguments):
             app(arguments)
     except LimbertError as error:
         if debug:
             raise
-        together.end_quietly_after_another()
+        together.exit_if_error_already_reported()
         print(f"limbert: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - the command's own voice
         sys.exit(1)
     except KeyboardInterrupt:
         print("limbert: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except Exception:
-        together.end_quietly_after_another()
+        together.exit_if_error_already_reported()
         raise

@@ -9,7 +9,7 @@ from limbert.cli import options as opt
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbert.core.config import TaskKind
+    from limbert.core.config import TaskType
     from limbert.inference.policy import Policy
     from limbert.method.early_exit import ExitRuleName
 
@@ -33,16 +33,16 @@ ExitRuleOption = Annotated[
 ]
 
 
-def default_exit_rule(kind: "TaskKind") -> "ExitRuleName":
+def default_exit_rule(task_type: "TaskType") -> "ExitRuleName":
     """The rule where nobody names one."""
-    return "patience" if kind == "regression" else "entropy"
+    return "patience" if task_type == "regression" else "entropy"
 
 
-def choose_policy(
+def policy_from_options(
     name: str,
     *,
     record: Mapping[str, Any],
-    kind: "TaskKind",
+    task_type: "TaskType",
     widths: str | None,
     exit_threshold: float | None,
     exit_rule: str | None,
@@ -52,17 +52,17 @@ def choose_policy(
     Raises:
         ConfigError: for an unknown name, or settings that do not go with it.
     """
-    from limbert.inference.policy import Policy, named_policy
+    from limbert.inference.policy import Policy, operating_point_policy
     from limbert.method.early_exit import ExitRule
 
-    numbers = opt.fractions(widths, "--widths")
+    numbers = opt.parse_floats(widths, "--widths")
     if not name.startswith("static:") and name not in ("width", "depth", "width+depth"):
         if numbers or exit_threshold is not None or exit_rule:
             raise ConfigError(f"policy {name!r} has its widths and threshold; --widths and --exit-... are for others")
-        return named_policy(record, name)
+        return operating_point_policy(record, name)
     if exit_rule and exit_threshold is None:
         raise ConfigError(f"exit rule {exit_rule!r} needs an --exit-threshold")
     rule = None
     if exit_threshold is not None:
-        rule = ExitRule(exit_rule or default_exit_rule(kind), exit_threshold)  # type: ignore[arg-type]
-    return Policy.named(name, widths=numbers, exits=rule)
+        rule = ExitRule(exit_rule or default_exit_rule(task_type), exit_threshold)  # type: ignore[arg-type]
+    return Policy.from_name(name, widths=numbers, exits=rule)

@@ -10,17 +10,17 @@ import typer
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbert.client import Client, Prediction
+    from limbert.client import Client, ServerPrediction
     from limbert.data.readers import Examples
 
-_SURE = 0.5  # a label of a multi-label task holds where its probability is over this
-_LOCAL = (
+_MULTI_LABEL_THRESHOLD = 0.5  # a label of a multi-label task holds where its probability is over this
+_LOCAL_ONLY_OPTIONS = (
     *("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads", "device"),
     *("engine", "workers", "keep", "shard_rows", "skip_bad_rows"),
 )
 
 
-def check_place(context: typer.Context) -> None:
+def check_server_options(context: typer.Context) -> None:
     """Refuse options that say both, or neither, of a model on this machine and a server.
 
     Raises:
@@ -36,20 +36,20 @@ def check_place(context: typer.Context) -> None:
         raise ConfigError(f"give either RUN, a model on this machine, or --server URL; {both}")
     if given("run") and given("api_key"):
         raise ConfigError("--api-key is for --server; a model on this machine asks for none")
-    for name in _LOCAL if given("server") else ():
+    for name in _LOCAL_ONLY_OPTIONS if given("server") else ():
         if given(name):
             raise ConfigError(f"--{name.replace('_', '-')} is for a model on this machine; the server has its own")
 
 
 @dataclass(frozen=True)
-class ServerQuestion:
+class RemotePredictor:
     """Who is asked, and for which size; without subnet and policy the server chooses.
 
     Raises:
         ConfigError: for a URL that is none.
     """
 
-    server: str
+    url: str
     api_key: str | None
     subnet: str | None
     policy: str | None
@@ -62,9 +62,9 @@ class ServerQuestion:
         """Open connections are its own."""
         from limbert.client import Client
 
-        return Client(self.server, api_key=self.api_key)
+        return Client(self.url, api_key=self.api_key)
 
-    def examples(
+    def load_inputs(
         self,
         text: list[str] | None,
         pair: list[str] | None,
@@ -85,7 +85,7 @@ class ServerQuestion:
             return Examples(tuple(text or ()), tuple(pair) if pair else None, None)
         return read_texts(Path(path).expanduser(), DataConfig(text_column=text_column, pair_column=pair_column))
 
-    def answers(self, examples: "Examples") -> list[dict[str, Any]]:
+    def predict(self, examples: "Examples") -> list[dict[str, Any]]:
         """The answer to each, as ``limbert predict`` writes it; with the size where it is known.
 
         Raises:
@@ -93,22 +93,30 @@ class ServerQuestion:
         """
         from limbert.cli import show
 
-        part = 16 * self.client.max_batch
+        part = 16 * self.client.max_batch_size
         answers: list[dict[str, Any]] = []
         with show.progress_bar("answering") as advance, self.client as client:
             for start in range(0, len(examples), part):
                 pairs = None if examples.pairs is None else examples.pairs[start : start + part]
                 texts = examples.texts[start : start + part]
                 for answer in client.predict(texts, pairs=pairs, subnet=self.subnet, policy=self.policy):
-                    row = _plain(answer, client.kind)
-                    answers.append(row | {"size": answer.size} if answer.size else row)
+                    row = _prediction_json(answer, client.task_type)
+                    answers.append(row | {"size": answer.subnet} if answer.subnet else row)
                 advance(len(answers), len(examples))
         return answers
 
 
-def _plain(answer: "Prediction", kind: str) -> dict[str, Any]:
+def _prediction_json(prediction: "ServerPrediction", task_type: str) -> dict[str, Any]:
     """As a prediction without a server is written."""
-    if kind == "multi-label":
-        held = [{"label": label, "score": score} for label, score in answer.scores.items() if score > _SURE]
+    if task_type == "multi-label":
+        held = [
+            {"label": label, "score": score}
+            for label, score in prediction.scores.items()
+            if score > _MULTI_LABEL_THRESHOLD
+        ]
         return {"labels": held}
-    return {"score": answer.score} if answer.label is None else {"label": answer.label, "score": answer.score}
+    return (
+        {"score": prediction.score}
+        if prediction.label is None
+        else {"label": prediction.label, "score": prediction.score}
+    )

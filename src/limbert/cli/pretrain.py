@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.terminal_run import finished_results, recipe_of, run_in_terminal
-from limbert.core.config import CorpusConfig, TrainConfig, help_of
+from limbert.cli.terminal_run import build_recipe, finished_results, run_with_terminal_progress
+from limbert.core.config import CorpusConfig, TrainConfig, field_help
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from limbert.evaluation.results import Result
+    from limbert.evaluation.results import SubnetResult
     from limbert.train.recipes import Recipe
 
 
 def pretrain(
-    corpus: Annotated[list[str], typer.Option(help=help_of(CorpusConfig, "corpus"), show_default=False)],
+    corpus: Annotated[list[str], typer.Option(help=field_help(CorpusConfig, "corpus"), show_default=False)],
     model: Annotated[
         str,
         typer.Option(
@@ -26,13 +26,13 @@ def pretrain(
         ),
     ],
     output: Annotated[str, typer.Option(help="folder for the elastic encoder", show_default=False)],
-    dev: Annotated[list[str] | None, typer.Option(help=help_of(CorpusConfig, "dev"), show_default=False)] = None,
-    text_column: Annotated[str | None, typer.Option(help=help_of(CorpusConfig, "text_column"))] = None,
-    documents: Annotated[str, typer.Option(help=help_of(CorpusConfig, "documents"))] = "line",
-    skip_bad_rows: Annotated[bool, typer.Option(help=help_of(CorpusConfig, "skip_bad_rows"))] = False,
-    max_length: Annotated[int, typer.Option(help=help_of(CorpusConfig, "max_length"))] = 128,
-    mask_share: Annotated[float, typer.Option(help=help_of(CorpusConfig, "mask_share"))] = 0.15,
-    whole_word: Annotated[bool, typer.Option(help=help_of(CorpusConfig, "whole_word"))] = False,
+    dev: Annotated[list[str] | None, typer.Option(help=field_help(CorpusConfig, "dev"), show_default=False)] = None,
+    text_column: Annotated[str | None, typer.Option(help=field_help(CorpusConfig, "text_column"))] = None,
+    documents: Annotated[str, typer.Option(help=field_help(CorpusConfig, "documents"))] = "line",
+    skip_bad_rows: Annotated[bool, typer.Option(help=field_help(CorpusConfig, "skip_bad_rows"))] = False,
+    max_length: Annotated[int, typer.Option(help=field_help(CorpusConfig, "max_length"))] = 128,
+    mask_share: Annotated[float, typer.Option(help=field_help(CorpusConfig, "mask_share"))] = 0.15,
+    whole_word: Annotated[bool, typer.Option(help=field_help(CorpusConfig, "whole_word"))] = False,
     recipe: Annotated[str, typer.Option(help="recipe: pretrain or a TOML file")] = "pretrain",
     phases: Annotated[
         str | None, typer.Option(help="phases to run, in order: mlm, width, depth, final (default: the recipe's)")
@@ -44,14 +44,14 @@ def pretrain(
     max_steps: opt.MaxSteps = None,
     batch_size: opt.BatchSize = None,
     learning_rate: opt.LearningRate = None,
-    setting: opt.Setting = None,
+    phase_overrides: opt.PhaseOverrides = None,
     seed: opt.Seed = 42,
     precision: opt.RunPrecision = "fp32",
     validation: Annotated[
         float, typer.Option(help="share of the sequences kept back to choose and score, and as many to report on")
     ] = 0.05,
-    checkpoint_every: Annotated[float, typer.Option(help=help_of(TrainConfig, "checkpoint_every"))] = 120.0,
-    tensorboard: Annotated[bool, typer.Option(help=help_of(TrainConfig, "tensorboard"))] = False,
+    checkpoint_every: Annotated[float, typer.Option(help=field_help(TrainConfig, "checkpoint_every"))] = 120.0,
+    tensorboard: Annotated[bool, typer.Option(help=field_help(TrainConfig, "tensorboard"))] = False,
     overwrite: Annotated[bool, typer.Option(help="replace a run with other settings in the output")] = False,
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
@@ -75,12 +75,12 @@ def pretrain(
         mask_share=mask_share,
         whole_word=whole_word,
     )
-    opt.check_tensorboard(tensorboard)
+    opt.require_tensorboard(tensorboard)
     config = TrainConfig(
         model=model,
         output=output,
         recipe=recipe,
-        phases=opt.split(phases),
+        phases=opt.split_commas(phases),
         seed=seed,
         precision=precision,  # type: ignore[arg-type]
         validation=validation,
@@ -88,14 +88,14 @@ def pretrain(
         tensorboard=tensorboard,
     )
     overrides = {
-        "space": opt.space(widths, depths, layers),
+        "space": opt.space_overrides(widths, depths, layers),
         "every_phase": {
             "epochs": epochs,
             "max_steps": max_steps,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
         },
-        "one_phase": setting or [],
+        "one_phase": phase_overrides or [],
         "phases": config.phases,
     }
     opt.prepare_libraries(threads)
@@ -107,38 +107,40 @@ def _pretrain(
 ) -> None:
     from limbert.cli import show
     from limbert.data.mlm.corpus import corpus_files
-    from limbert.train.distributed import join_processes
+    from limbert.train.distributed import init_distributed
 
-    join_processes()  # before anything can be wrong, so that an error of any of several is heard
-    recipe = recipe_of(config, overrides)
-    corpus_files(corpus.corpus, apart_from=corpus_files(corpus.dev))
-    results = _with_progress(config, recipe, corpus, overwrite=overwrite)
+    init_distributed()  # before anything can be wrong, so that an error of any of several is heard
+    recipe = build_recipe(config, overrides)
+    corpus_files(corpus.corpus, exclude=corpus_files(corpus.dev))
+    results = _pretrain_with_progress(config, recipe, corpus, overwrite=overwrite)
     if as_json:
         show.print_json([result.to_dict() for result in results])
     else:
-        show.output.print(masked_table(results))
-        show.output.print(f"elastic encoder in {config.output}", highlight=False, soft_wrap=True)
+        show.stdout.print(mlm_results_table(results))
+        show.stdout.print(f"elastic encoder in {config.output}", highlight=False, soft_wrap=True)
 
 
-def _with_progress(config: TrainConfig, recipe: "Recipe", corpus: CorpusConfig, *, overwrite: bool) -> "list[Result]":
+def _pretrain_with_progress(
+    config: TrainConfig, recipe: "Recipe", corpus: CorpusConfig, *, overwrite: bool
+) -> "list[SubnetResult]":
     """Run in the terminal, or read the results of a run that is finished already."""
-    from limbert.train.distributed import join_processes
-    from limbert.train.fingerprint import corpus_content, settings_of
+    from limbert.train.distributed import init_distributed
+    from limbert.train.fingerprint import corpus_fingerprints, run_settings
     from limbert.train.pretrain import PretrainingRun
 
-    recipe = recipe.over(join_processes().count)
-    content = corpus_content(corpus, config.model)
+    recipe = recipe.with_world_size(init_distributed().world_size)
+    content = corpus_fingerprints(corpus, config.model)
     results = finished_results(
-        config.output, settings_of(config, recipe.to_dict(), corpus, content), overwrite=overwrite
+        config.output, run_settings(config, recipe.to_dict(), corpus, content), overwrite=overwrite
     )
     if results is not None:
         return results
-    return run_in_terminal(
+    return run_with_terminal_progress(
         lambda monitor, should_stop: PretrainingRun(
             config,
             recipe,
             corpus=corpus,
-            content=content,
+            fingerprints=content,
             monitor=monitor,
             should_stop=should_stop,
             overwrite=overwrite,
@@ -146,11 +148,11 @@ def _with_progress(config: TrainConfig, recipe: "Recipe", corpus: CorpusConfig, 
     )
 
 
-def masked_table(results: "Sequence[Result]") -> "Table":
+def mlm_results_table(results: "Sequence[SubnetResult]") -> "Table":
     """Sub-networks with what they cost and how well they find hidden words."""
     from rich.table import Table
 
-    from limbert.cli.show import amount
+    from limbert.cli.show import format_count
 
     table = Table(header_style="bold", row_styles=["", "dim"])
     table.add_column("sub-network")
@@ -159,5 +161,5 @@ def masked_table(results: "Sequence[Result]") -> "Table":
     for result in results:
         metrics = result.metrics
         shown = f"{100 * metrics['accuracy']:.1f}", f"{metrics['loss']:.3f}", f"{metrics['perplexity']:.1f}"
-        table.add_row(result.subnet, amount(result.params), amount(result.flops), *shown)
+        table.add_row(result.subnet, format_count(result.params), format_count(result.flops), *shown)
     return table

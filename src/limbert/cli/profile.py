@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.budget import MaxFlops, MaxLatency, MaxParams, MaxSize, measured_table
+from limbert.cli.budget import MaxFlops, MaxLatency, MaxParams, MaxSize, profile_table
 from limbert.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from limbert.core.subnet import Subnet
-    from limbert.evaluation.choose import Candidate, Constraint
+    from limbert.evaluation.choose import Constraint, MeasuredSubnet
     from limbert.evaluation.profile import Profiler
-    from limbert.evaluation.profile_rows import Cell, ProfileRow
+    from limbert.evaluation.profile_rows import ProfileRow, ProfileSetup
     from limbert.model.elastic import ElasticModel
 
 
@@ -51,58 +51,60 @@ def profile(
     from tempfile import TemporaryDirectory
 
     from limbert.cli import show
-    from limbert.evaluation.choose import constraints
-    from limbert.evaluation.profile import Profiler, check_cell
+    from limbert.evaluation.choose import parse_constraints
+    from limbert.evaluation.profile import Profiler, check_setup
     from limbert.evaluation.profile_rows import PROFILE_NAME, read_profile, save_profile
     from limbert.model.checkpoint import read_record
     from limbert.model.elastic import ElasticModel
 
     given = {"--max-latency": max_latency, "--max-params": max_params, "--max-flops": max_flops, "--max-size": max_size}
-    limits = constraints(given)
-    batches, lengths = opt.counts(batch, "--batch"), opt.counts(tokens or "128", "--tokens")
+    limits = parse_constraints(given)
+    batches, lengths = opt.parse_positive_ints(batch, "--batch"), opt.parse_positive_ints(tokens or "128", "--tokens")
     if not Path(run).is_dir() or not read_record(run):
         raise CheckpointError(f"{run} is no model trained by Limbert")
     if (Path(run) / PROFILE_NAME).exists():
         read_profile(Path(run) / PROFILE_NAME)  # refuses a broken one before the work
     model = ElasticModel.from_pretrained(run)
     if tokens is None:
-        lengths = (min(128, model.longest_input),)
-    cells = _cells(backend, device, batches=batches, lengths=lengths)
+        lengths = (min(128, model.max_input_length),)
+    cells = _benchmark_settings(backend, device, batches=batches, lengths=lengths)
     for cell in cells:
-        check_cell(cell, model)
-    wanted = _named(run, model, subnets)
+        check_setup(cell, model)
+    wanted = _select_subnets(run, model, subnets)
     rows: list[ProfileRow] = []
     with (
         TemporaryDirectory(prefix="limbert-") as folder,
-        Profiler(model, wanted, Path(folder), rounds=rounds, seconds=seconds) as profiler,
+        Profiler(model, wanted, Path(folder), rounds=rounds, max_seconds=seconds) as profiler,
     ):
         if limits or len(wanted) > 3:
-            _first_look(profiler, cells[0], wanted, limits, run=run, as_json=as_json)
+            _measure_preview(profiler, cells[0], wanted, limits, run=run, as_json=as_json)
         for cell in cells:
-            with show.task_bar() as advance:
-                found = profiler.measure(cell, list(wanted), advance=advance)
+            with show.titled_progress_bar() as advance:
+                found = profiler.measure(cell, list(wanted), progress=advance)
             save_profile(run, found)
             rows += found
             if not as_json:
-                _print(run, cell, found)
+                _print_profile(run, cell, found)
     if as_json:
         show.print_json([row.to_dict() for row in rows])
     else:
         if len(cells) > 1:
-            _print_verdicts(limits, rows)
+            _print_constraint_checks(limits, rows)
         note = f"{len(rows)} rows in {run}/{PROFILE_NAME}; next: limbert choose {run} --max-latency ..."
-        show.output.print(note, highlight=False, soft_wrap=True)
+        show.stdout.print(note, highlight=False, soft_wrap=True)
 
 
-def _cells(backend: str, device: str, *, batches: Sequence[int], lengths: Sequence[int]) -> "list[Cell]":
+def _benchmark_settings(
+    backend: str, device: str, *, batches: Sequence[int], lengths: Sequence[int]
+) -> "list[ProfileSetup]":
     import torch
 
-    from limbert.evaluation.profile_rows import Cell
+    from limbert.evaluation.profile_rows import ProfileSetup
 
     threads = torch.get_num_threads()
     cells = [
-        Cell(name, device, threads, batch, tokens)
-        for name in opt.split(backend) or ()
+        ProfileSetup(name, device, threads, batch, tokens)
+        for name in opt.split_commas(backend) or ()
         for batch in batches
         for tokens in lengths
     ]
@@ -111,24 +113,24 @@ def _cells(backend: str, device: str, *, batches: Sequence[int], lengths: Sequen
     return cells
 
 
-def _named(run: str, model: "ElasticModel", names: str) -> "dict[str, Subnet]":
-    from limbert.evaluation.choose import plain_names
+def _select_subnets(run: str, model: "ElasticModel", spec: str) -> "dict[str, Subnet]":
+    from limbert.evaluation.choose import resolve_measured_names
 
-    every = model.subnets() | model.found()
-    asked = plain_names(run, opt.split(names) or ())
-    wanted = every if names.strip() == "all" else {name: model.subnet(name) for name in asked}
+    every = model.subnets() | model.searched_subnets()
+    asked = resolve_measured_names(run, opt.split_commas(spec) or ())
+    wanted = every if spec.strip() == "all" else {name: model.subnet(name) for name in asked}
     if not wanted:
-        raise ConfigError(f"--subnets is {names!r}; write all, or names such as 1x1,0.5x0.75")
+        raise ConfigError(f"--subnets is {spec!r}; write all, or names such as 1x1,0.5x0.75")
     for subnet in wanted.values():
         model.check(subnet)
     return wanted
 
 
-def _first_look(
+def _measure_preview(
     profiler: "Profiler",
-    cell: "Cell",
+    setting: "ProfileSetup",
     subnets: "dict[str, Subnet]",
-    limits: "Sequence[Constraint]",
+    constraints: "Sequence[Constraint]",
     *,
     run: str,
     as_json: bool,
@@ -138,51 +140,55 @@ def _first_look(
 
     by_work = sorted(subnets, key=lambda name: sum(subnets[name].heads) + sum(subnets[name].neurons))
     three = list(dict.fromkeys((by_work[0], by_work[len(by_work) // 2], by_work[-1])))
-    with show.task_bar() as advance:
-        rows = profiler.measure(cell, three, advance=advance)
+    with show.titled_progress_bar() as advance:
+        rows = profiler.measure(setting, three, progress=advance)
     if as_json:
         return
-    show.output.print("A first look at the smallest, a middle and the largest:")
-    _print(run, cell, rows)
-    _print_verdicts(limits, rows)
+    show.stdout.print("A first look at the smallest, a middle and the largest:")
+    _print_profile(run, setting, rows)
+    _print_constraint_checks(constraints, rows)
 
 
-def _print_verdicts(limits: "Sequence[Constraint]", rows: "Sequence[ProfileRow]") -> None:
+def _print_constraint_checks(constraints: "Sequence[Constraint]", rows: "Sequence[ProfileRow]") -> None:
     from limbert.cli import show
 
-    for limit in limits:
-        show.output.print(_verdict(limit, rows), highlight=False, soft_wrap=True)
+    for limit in constraints:
+        show.stdout.print(_describe_constraint(limit, rows), highlight=False, soft_wrap=True)
 
 
-def _verdict(limit: "Constraint", rows: "Sequence[ProfileRow]") -> str:
-    from limbert.core.units import show_quantity
-    from limbert.evaluation.choose import Candidate
+def _describe_constraint(constraint: "Constraint", rows: "Sequence[ProfileRow]") -> str:
+    from limbert.core.units import format_quantity
+    from limbert.evaluation.choose import MeasuredSubnet
 
-    found = [Candidate(row, 0.0) for row in rows]
-    best = min(found, key=limit.measure.of)
-    shown = f"{limit.option} {show_quantity(limit.limit, kind=limit.measure.kind)}"
-    how = f"on {best.row.cell.backend}, batch {best.row.cell.batch}, {best.row.cell.tokens} tokens"
-    if limit.excess(best):
-        return f"{shown} cannot be met {how}: {best.row.subnet} has {limit.shown(best)}"
-    fitting = max((one for one in found if not limit.excess(one)), key=limit.measure.of)
-    value = show_quantity(limit.measure.of(fitting), kind=limit.measure.kind)
-    return f"{shown} can be met: {fitting.row.subnet} has {limit.measure.what} {value}"
+    found = [MeasuredSubnet(row, 0.0) for row in rows]
+    best = min(found, key=constraint.budget_metric.value_of)
+    shown = (
+        f"{constraint.option} {format_quantity(constraint.limit, quantity_type=constraint.budget_metric.quantity_kind)}"
+    )
+    how = f"on {best.profile.setup.backend}, batch {best.profile.setup.batch}, {best.profile.setup.tokens} tokens"
+    if constraint.excess(best):
+        return f"{shown} cannot be met {how}: {best.profile.subnet} has {constraint.describe(best)}"
+    fitting = max((one for one in found if not constraint.excess(one)), key=constraint.budget_metric.value_of)
+    value = format_quantity(
+        constraint.budget_metric.value_of(fitting), quantity_type=constraint.budget_metric.quantity_kind
+    )
+    return f"{shown} can be met: {fitting.profile.subnet} has {constraint.budget_metric.description} {value}"
 
 
-def _print(run: str, cell: "Cell", rows: "Sequence[ProfileRow]") -> None:
+def _print_profile(run: str, setting: "ProfileSetup", rows: "Sequence[ProfileRow]") -> None:
     from limbert.cli import show
-    from limbert.evaluation.hardware import describe
+    from limbert.evaluation.hardware import describe_hardware
 
-    title = f"\n{cell}; {describe(rows[0].hardware, device=cell.device)}; {rows[0].rounds} rounds"
-    show.output.print(title, highlight=False, soft_wrap=True)
-    show.output.print(measured_table(rows, _metrics(run, rows)))
+    title = f"\n{setting}; {describe_hardware(rows[0].hardware, device=setting.device)}; {rows[0].rounds} rounds"
+    show.stdout.print(title, highlight=False, soft_wrap=True)
+    show.stdout.print(profile_table(rows, _candidates_by_subnet(run, rows)))
 
 
-def _metrics(run: str, rows: "Sequence[ProfileRow]") -> "dict[str, Candidate]":
+def _candidates_by_subnet(run: str, rows: "Sequence[ProfileRow]") -> "dict[str, MeasuredSubnet]":
     """Metrics where the run has results; a run without any is measured all the same."""
-    from limbert.evaluation.choose import candidates
+    from limbert.evaluation.choose import measured_subnets
     from limbert.evaluation.results import RESULTS_NAME
 
     if not (Path(run) / RESULTS_NAME).exists():
         return {}
-    return {one.row.subnet: one for one in candidates(run, rows)}
+    return {one.profile.subnet: one for one in measured_subnets(run, rows)}

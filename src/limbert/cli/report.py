@@ -8,7 +8,7 @@ import typer
 from limbert.cli import options as opt
 from limbert.errors import CheckpointError, ConfigError
 
-PAGE_NAME = "report.html"
+REPORT_NAME = "report.html"
 
 
 def report(
@@ -34,7 +34,7 @@ def report(
     """
     if not Path(run).is_dir():
         raise CheckpointError(f"no model folder at {run}")
-    page = Path(output) if output is not None else Path(run) / PAGE_NAME
+    page = Path(output) if output is not None else Path(run) / REPORT_NAME
     if page.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"output {page} must end in .html")
     if page.is_dir() or not page.absolute().parent.is_dir():
@@ -53,6 +53,6 @@ def report(
     if as_json:
         show.print_json({"page": str(page), "pictures": [str(path) for path in pictures]})
         return
-    show.output.print(
+    show.stdout.print(
         f"report in {page}; {len(pictures)} pictures in {pictures[0].parent}", highlight=False, soft_wrap=True
     )

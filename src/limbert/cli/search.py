@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.evaluate import data_config
+from limbert.cli.evaluate import override_data_config
 from limbert.core.config import require
 from limbert.errors import CheckpointError
 
 if TYPE_CHECKING:
     from limbert.core.config import DataConfig
     from limbert.core.subnet import Subnet
-    from limbert.evaluation.results import Result
-    from limbert.evaluation.search import Judged
-    from limbert.inference.load import Opened
+    from limbert.evaluation.results import SubnetResult
+    from limbert.evaluation.search import TrialResult
+    from limbert.inference.load import LoadedCheckpoint
 
 
 def search(
@@ -47,18 +47,26 @@ def search(
     opt.prepare_libraries(threads)
     from limbert.cli import show
     from limbert.data.load import load_evaluation_data
-    from limbert.evaluation.search import JOURNAL_NAME, OBJECTIVES, Genes, Journal, Measure, evolve, require_optuna
-    from limbert.inference.load import open_checkpoint, validation_slice
+    from limbert.evaluation.search import (
+        JOURNAL_NAME,
+        OBJECTIVES,
+        Journal,
+        SubnetEncoding,
+        SubnetEvaluator,
+        require_optuna,
+        search_subnets,
+    )
+    from limbert.inference.load import load_checkpoint, load_validation_split
 
     require(objective in OBJECTIVES, "objective", objective, "one of " + ", ".join(OBJECTIVES))
     require_optuna()
-    opened = open_checkpoint(run)
+    opened = load_checkpoint(run)
     if opened.task is None:
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
-    config = data_config(opened.data, data=data, train=train, dev=dev)
+    config = override_data_config(opened.data_config, data=data, train=train, dev=dev)
     load_evaluation_data(config, opened.task)  # refuses early what could not be reported on in the end
-    examples = opened.prepared(validation_slice(opened, config))
-    measure = Measure(
+    examples = opened.tokenize(load_validation_split(opened, config))
+    measure = SubnetEvaluator(
         opened.model,
         examples,
         task=opened.task,
@@ -70,87 +78,103 @@ def search(
     journal = Journal(Path(run) / JOURNAL_NAME, measure.conditions)
     grid = opened.model.subnets()
     if len(journal):
-        show.messages.print(f"{len(journal)} sub-networks were measured before ({run}/{JOURNAL_NAME})", soft_wrap=True)
+        show.stderr.print(f"{len(journal)} sub-networks were measured before ({run}/{JOURNAL_NAME})", soft_wrap=True)
     with show.progress_bar("searching") as advance:
-        judged = evolve(
-            Genes(opened.model),
+        judged = search_subnets(
+            SubnetEncoding(opened.model),
             list(grid.values()),
-            measure=measure,
+            evaluate=measure,
             journal=journal,
             trials=trials,
             seed=seed,
             progress=advance,
         )
-    _finish(run, opened, judged, config=config, objective=objective, as_json=as_json)
+    _save_and_print_front(run, opened, judged, config=config, objective=objective, as_json=as_json)
 
 
-def _finish(
-    run: str, opened: "Opened", judged: "Sequence[Judged]", *, config: "DataConfig", objective: str, as_json: bool
+def _save_and_print_front(
+    run: str,
+    opened: "LoadedCheckpoint",
+    trials: "Sequence[TrialResult]",
+    *,
+    config: "DataConfig",
+    objective: str,
+    as_json: bool,
 ) -> None:
     """Save the front, measure it on dev beside the grid, and say whether it was worth it."""
     from limbert.cli import show
     from limbert.core.pareto import pareto_front
-    from limbert.evaluation.search import save_found, save_results
-    from limbert.model.checkpoint import found_name
+    from limbert.evaluation.search import save_found_results, save_found_subnets
+    from limbert.model.checkpoint import searched_subnet_name
 
     assert opened.task is not None
     grid = {subnet: name for name, subnet in opened.model.subnets().items()}
-    names = {one.subnet: grid.get(one.subnet) or found_name(one.subnet) for one in judged}
-    front = pareto_front(judged, cost=lambda one: one.cost, value=lambda one: one.value)
+    names = {one.subnet: grid.get(one.subnet) or searched_subnet_name(one.subnet) for one in trials}
+    front = pareto_front(trials, cost=lambda one: one.relative_cost, value=lambda one: one.metric_value)
     found = [one for one in front if one.subnet not in grid]
-    save_found(run, found, metric=opened.task.primary, objective=objective)  # type: ignore[arg-type]
+    save_found_subnets(run, found, metric=opened.task.primary_metric, objective=objective)  # type: ignore[arg-type]
     wanted = {names[one.subnet]: one.subnet for one in found} | opened.model.subnets()
-    results = {result.subnet: result for result in _on_dev(opened, wanted, config)}
-    save_results(run, [results[names[one.subnet]] for one in found])
-    rows = _rows(judged, front, names, results=results, primary=opened.task.primary, on_grid=set(grid.values()))
+    results = {result.subnet: result for result in _evaluate_on_dev(opened, wanted, config)}
+    save_found_results(run, [results[names[one.subnet]] for one in found])
+    rows = _front_rows(
+        trials, front, names, results=results, primary_metric=opened.task.primary_metric, grid_names=set(grid.values())
+    )
     if as_json:
-        show.print_json({"trials": len(judged), "objective": objective, "front": rows})
+        show.print_json({"trials": len(trials), "objective": objective, "front": rows})
         return
-    show.output.print(f"{len(judged)} sub-networks on the validation slice; the front, and what it reaches on dev:")
-    show.output.print(_table(rows, metric=opened.task.primary, objective=objective))
-    show.output.print(_verdict([row for row in rows if not row["grid"]], objective), highlight=False, soft_wrap=True)
+    show.stdout.print(f"{len(trials)} sub-networks on the validation slice; the front, and what it reaches on dev:")
+    show.stdout.print(_front_table(rows, metric=opened.task.primary_metric, objective=objective))
+    show.stdout.print(
+        _compare_with_grid([row for row in rows if not row["grid"]], objective), highlight=False, soft_wrap=True
+    )
     if found:
-        show.output.print(f"saved in {run}/limbert.json: limbert evaluate {run} --subnet {names[found[-1].subnet]}")
+        show.stdout.print(f"saved in {run}/limbert.json: limbert evaluate {run} --subnet {names[found[-1].subnet]}")
 
 
-def _on_dev(opened: "Opened", subnets: "Mapping[str, Subnet]", config: "DataConfig") -> "list[Result]":
+def _evaluate_on_dev(
+    opened: "LoadedCheckpoint", subnets: "Mapping[str, Subnet]", config: "DataConfig"
+) -> "list[SubnetResult]":
     from limbert.cli import show
     from limbert.data.load import load_evaluation_data
     from limbert.evaluation.subnets import evaluate
 
     assert opened.task is not None
     sets = load_evaluation_data(config, opened.task)
-    tokens = {name: opened.prepared(part) for name, part in sets.items()}
+    tokens = {name: opened.tokenize(part) for name, part in sets.items()}
     with show.progress_bar("on dev") as advance:
         return evaluate(opened.model, tokens, task=opened.task, subnets=subnets, progress=advance)
 
 
-def _rows(
-    judged: "Sequence[Judged]",
-    front: "Sequence[Judged]",
+def _front_rows(
+    trials: "Sequence[TrialResult]",
+    front: "Sequence[TrialResult]",
     names: "Mapping[Subnet, str]",
     *,
-    results: "Mapping[str, Result]",
-    primary: str,
-    on_grid: set[str],
+    results: "Mapping[str, SubnetResult]",
+    primary_metric: str,
+    grid_names: set[str],
 ) -> list[dict[str, Any]]:
     """The front; ``grid_dev`` is the best of the grid on dev at no more cost, None where there is none."""
-    grid = [(one.cost, results[names[one.subnet]].primary(primary)) for one in judged if names[one.subnet] in on_grid]
+    grid = [
+        (one.relative_cost, results[names[one.subnet]].mean_metric(primary_metric))
+        for one in trials
+        if names[one.subnet] in grid_names
+    ]
     return [
         {"subnet": names[one.subnet]}
         | one.subnet.to_dict()
         | {
-            "grid": names[one.subnet] in on_grid,
-            "cost_share": one.cost,
-            "validation": one.value,
-            "dev": results[names[one.subnet]].primary(primary),
-            "grid_dev": max((value for cost, value in grid if cost <= one.cost + 1e-9), default=None),
+            "grid": names[one.subnet] in grid_names,
+            "cost_share": one.relative_cost,
+            "validation": one.metric_value,
+            "dev": results[names[one.subnet]].mean_metric(primary_metric),
+            "grid_dev": max((value for cost, value in grid if cost <= one.relative_cost + 1e-9), default=None),
         }
         for one in front
     ]
 
 
-def _table(rows: Sequence[dict[str, Any]], *, metric: str, objective: str) -> Any:
+def _front_table(rows: Sequence[dict[str, Any]], *, metric: str, objective: str) -> Any:
     from rich.table import Table
 
     table = Table(header_style="bold")
@@ -162,12 +186,12 @@ def _table(rows: Sequence[dict[str, Any]], *, metric: str, objective: str) -> An
         heads = f"{sum(row['heads']) / len(row['heads']):.1f}"
         values = [f"{100 * row[name]:.1f}" for name in ("validation", "dev")]
         grid = "" if row["grid_dev"] is None else f"{100 * row['grid_dev']:.1f}"
-        cells = row["subnet"], _spans(row["layers"]), heads, f"{100 * row['cost_share']:.1f} %", *values, grid
+        cells = row["subnet"], _format_ranges(row["layers"]), heads, f"{100 * row['cost_share']:.1f} %", *values, grid
         table.add_row(*cells, style="dim" if row["grid"] else "")
     return table
 
 
-def _spans(layers: Sequence[int]) -> str:
+def _format_ranges(layers: Sequence[int]) -> str:
     """Indices with runs drawn together: ``0-3 5``."""
     spans: list[list[int]] = []
     for layer in layers:
@@ -178,9 +202,9 @@ def _spans(layers: Sequence[int]) -> str:
     return " ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
 
 
-def _verdict(found: Sequence[dict[str, Any]], objective: str) -> str:
+def _compare_with_grid(rows: Sequence[dict[str, Any]], objective: str) -> str:
     """Whether what was found is better on dev than the grid is for as little."""
-    compared = [row["dev"] - row["grid_dev"] for row in found if row["grid_dev"] is not None]
+    compared = [row["dev"] - row["grid_dev"] for row in rows if row["grid_dev"] is not None]
     if not compared:
         return "Nothing was found off the grid that the validation slice puts on the front."
     better = sum(gain > 1e-9 for gain in compared)

@@ -16,18 +16,18 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from limbert.train.progress import Monitor
-from limbert.train.progress import Progress as Report
+from limbert.train.progress import TrainingCallback
+from limbert.train.progress import TrainingProgress as Report
 
 if TYPE_CHECKING:
     from limbert.data.readers import Examples
     from limbert.evaluation.policies import PolicyResult
-    from limbert.evaluation.results import Result
-    from limbert.evaluation.tune import Candidate
+    from limbert.evaluation.results import SubnetResult
+    from limbert.evaluation.tune import PolicyCandidate
     from limbert.model.elastic import ElasticModel
 
-output = Console()
-messages = Console(stderr=True)  # progress and notes, so that standard output holds results alone
+stdout = Console()
+stderr = Console(stderr=True)  # progress and notes, so that standard output holds results alone
 
 
 def print_json(value: Any) -> None:
@@ -35,21 +35,21 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)  # noqa: T201 - the command's own voice
 
 
-def skipped_rows(parts: Mapping[str, "Examples"]) -> None:
+def print_skipped_rows(splits: Mapping[str, "Examples"]) -> None:
     """Say how many malformed rows each part of the data has lost, where it lost any."""
-    for name, examples in parts.items():
+    for name, examples in splits.items():
         if examples.bad_rows:
             what = "row" if examples.bad_rows == 1 else "rows"
-            messages.print(f"{examples.bad_rows} malformed {what} of {name} skipped", highlight=False)
+            stderr.print(f"{examples.bad_rows} malformed {what} of {name} skipped", highlight=False)
 
 
-def untrained(model: "ElasticModel", name: str) -> None:
+def warn_if_untrained(model: "ElasticModel", subnet_name: str) -> None:
     """Say so where a sub-network is asked for that no phase has trained; its answers are what cutting leaves."""
-    if model.record and model.subnet(name) not in {**model.subnets(), **model.found()}.values():
-        messages.print(f"{name} was not trained; trained are {', '.join(model.subnets())}", highlight=False)
+    if model.record and model.subnet(subnet_name) not in {**model.subnets(), **model.searched_subnets()}.values():
+        stderr.print(f"{subnet_name} was not trained; trained are {', '.join(model.subnets())}", highlight=False)
 
 
-def amount(value: float) -> str:
+def format_count(value: float) -> str:
     """A count for people: ``1.2 M``, ``340.0 k``."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
@@ -57,7 +57,7 @@ def amount(value: float) -> str:
     return f"{value:.0f}"
 
 
-def answer(row: Mapping[str, Any]) -> str:
+def format_prediction(row: Mapping[str, Any]) -> str:
     """One prediction in one line."""
     if "labels" in row:
         return ", ".join(f"{one['label']} {one['score']:.3f}" for one in row["labels"]) or "(no label)"
@@ -69,7 +69,7 @@ def answer(row: Mapping[str, Any]) -> str:
     return f"{row['score']:.3f}" if name is None else f"{name}  {row['score']:.3f}"
 
 
-def results_table(results: Sequence["Result"], latency: Mapping[str, float] | None = None) -> Table:
+def results_table(results: Sequence["SubnetResult"], latency: Mapping[str, float] | None = None) -> Table:
     """Sub-networks with what they cost and reach; with measured latency (seconds) also the speed-up.
 
     The speed-up is over the first row, which is the full model.
@@ -79,7 +79,7 @@ def results_table(results: Sequence["Result"], latency: Mapping[str, float] | No
     for name in ("parameters", "FLOPs", *results[0].metrics, *(("latency", "speed-up") if latency else ())):
         table.add_column(name, justify="right")
     for result in results:
-        cells = [result.subnet, amount(result.params), amount(result.flops)]
+        cells = [result.subnet, format_count(result.params), format_count(result.flops)]
         cells += [f"{100 * value:.1f}" for value in result.metrics.values()]
         if latency:
             mine, full = latency[result.subnet], latency[results[0].subnet]
@@ -95,23 +95,23 @@ def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:
     table.add_row("policy", str(result.policy))
     for name, value in result.metrics.items():
         table.add_row(name, f"{100 * value:.1f}")
-    table.add_row("FLOPs an example", f"{amount(result.flops_mean)}, {100 * share:.1f} % of the full model's")
+    table.add_row("FLOPs an example", f"{format_count(result.flops_mean)}, {100 * share:.1f} % of the full model's")
     table.add_row("time an example", f"{1000 * result.time_per_example:.2f} ms (batches of {batch_size})")
-    output.print(table)
-    used = sorted({width for layer in result.widths for width in layer})
-    output.print("Share of the inputs, by the width that each layer ran at:")
+    stdout.print(table)
+    used = sorted({width for layer in result.width_shares for width in layer})
+    stdout.print("Share of the inputs, by the width that each layer ran at:")
     layers = Table(header_style="bold")
     layers.add_column("layer", justify="right")
     for width in used:
         layers.add_column(f"{width:g}" if width else "not run", justify="right")
-    for index, widths in enumerate(result.widths):
+    for index, widths in enumerate(result.width_shares):
         layers.add_row(str(index), *(f"{100 * widths[width]:.1f} %" if width in widths else "" for width in used))
-    output.print(layers)
-    exits = ", ".join(f"{layers} for {100 * share:.1f} %" for layers, share in result.exits.items())
-    output.print(f"layers run: {exits}", highlight=False, soft_wrap=True)
+    stdout.print(layers)
+    exits = ", ".join(f"{layers} for {100 * share:.1f} %" for layers, share in result.exit_shares.items())
+    stdout.print(f"layers run: {exits}", highlight=False, soft_wrap=True)
 
 
-def candidates_table(candidates: Sequence["Candidate"], names: Mapping[int, str], metric: str) -> Table:
+def candidates_table(candidates: Sequence["PolicyCandidate"], point_names: Mapping[int, str], metric: str) -> Table:
     """Policies by what they compute and reach on the examples of a search; ``names`` by their place in the list."""
     table = Table(header_style="bold")
     table.add_column("operating point")
@@ -119,8 +119,8 @@ def candidates_table(candidates: Sequence["Candidate"], names: Mapping[int, str]
     table.add_column("FLOPs of full", justify="right")
     table.add_column(metric, justify="right")
     for place, candidate in enumerate(candidates):
-        cells = str(candidate.policy), f"{100 * candidate.flops:.1f} %", f"{100 * candidate.value:.1f}"
-        table.add_row(names.get(place, ""), *cells, style="bold" if place in names else "")
+        cells = str(candidate.policy), f"{100 * candidate.flops_share:.1f} %", f"{100 * candidate.metric_value:.1f}"
+        table.add_row(point_names.get(place, ""), *cells, style="bold" if place in point_names else "")
     return table
 
 
@@ -128,7 +128,7 @@ def candidates_table(candidates: Sequence["Candidate"], names: Mapping[int, str]
 def progress_bar(title: str) -> Iterator[Any]:
     """A bar on standard error; yields ``advance(done, total)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task(title, total=None)
 
         def advance(done: int, total: int) -> None:
@@ -138,10 +138,10 @@ def progress_bar(title: str) -> Iterator[Any]:
 
 
 @contextmanager
-def task_bar() -> Iterator[Any]:
+def titled_progress_bar() -> Iterator[Any]:
     """A bar on standard error that changes its title; yields ``advance(title, done, total)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task("loading", total=None)
 
         def advance(title: str, done: int, total: int) -> None:
@@ -150,7 +150,7 @@ def task_bar() -> Iterator[Any]:
         yield advance
 
 
-class TerminalMonitor(Monitor):
+class TerminalProgressCallback(TrainingCallback):
     """Shows a training run: one bar a phase with loss and rate, one line a validation."""
 
     def __init__(self) -> None:
@@ -161,39 +161,39 @@ class TerminalMonitor(Monitor):
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=messages,
-            disable=not messages.is_terminal,  # the monitor then prints lines instead
+            console=stderr,
+            disable=not stderr.is_terminal,  # the monitor then prints lines instead
         )
         self._task: Any = None
 
-    def __enter__(self) -> "TerminalMonitor":
+    def __enter__(self) -> "TerminalProgressCallback":
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def phase_starts(self, phase: str, *, step: int, steps: int) -> None:
+    def on_phase_begin(self, phase: str, *, step: int, steps: int) -> None:
         self._task = self._progress.add_task(phase, total=steps, completed=step, state="")
-        if not messages.is_terminal:
-            messages.print(f"{phase}: {steps} steps" + (f", going on from step {step}" if step else ""))
+        if not stderr.is_terminal:
+            stderr.print(f"{phase}: {steps} steps" + (f", going on from step {step}" if step else ""))
 
-    def preparing(self, phase: str, what: str, done: int, total: int) -> None:
-        if self._task is None or self._progress.tasks[-1].description != what:
-            self._task = self._progress.add_task(what, state="")
-            if not messages.is_terminal:
-                messages.print(f"{phase}: {what}")
+    def on_prepare(self, phase: str, description: str, done: int, total: int) -> None:
+        if self._task is None or self._progress.tasks[-1].description != description:
+            self._task = self._progress.add_task(description, state="")
+            if not stderr.is_terminal:
+                stderr.print(f"{phase}: {description}")
         self._progress.update(self._task, completed=done + 1, total=total)
 
-    def progress(self, progress: Report) -> None:
+    def on_log(self, progress: Report) -> None:
         state = f"loss {progress.loss:.4f}  {progress.examples_per_second:.0f} examples/s"
         self._progress.update(self._task, completed=progress.step, state=state)
-        if not messages.is_terminal and (progress.step % 100 == 0 or progress.step == progress.steps):
-            messages.print(f"{progress.phase}: step {progress.step} of {progress.steps}, {state}")
+        if not stderr.is_terminal and (progress.step % 100 == 0 or progress.step == progress.steps):
+            stderr.print(f"{progress.phase}: step {progress.step} of {progress.steps}, {state}")
 
-    def validated(self, phase: str, *, step: int, score: float, best: bool) -> None:
-        mark = ", the best so far" if best else ""
+    def on_evaluate(self, phase: str, *, step: int, score: float, is_best: bool) -> None:
+        mark = ", the best so far" if is_best else ""
         self._progress.console.print(f"{phase}: validation after step {step}: mean {100 * score:.1f}{mark}")
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self._progress.console.print(text, style="dim", highlight=False)

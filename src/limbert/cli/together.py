@@ -7,26 +7,28 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from limbert.errors import ConfigError
 
-VERBS = ("train", "pretrain", "demo")  # all others run in one process
+DISTRIBUTED_COMMANDS = ("train", "pretrain", "demo")  # all others run in one process
 
 
-def launched() -> bool:
+def is_distributed_launch() -> bool:
     """Whether this is one of several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
-def one_voice(arguments: Sequence[str]) -> Iterator[None]:
+def mute_other_ranks(arguments: Sequence[str]) -> Iterator[None]:
     """Let only the first of several processes write to the terminal; the others' errors are raised all the same.
 
     Raises:
         ConfigError: for a verb that several processes would do several times.
     """
-    if not launched():
+    if not is_distributed_launch():
         yield
         return
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
-        raise ConfigError(f"limbert {arguments[0]} runs in one process; several can do: {', '.join(VERBS)}")
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in DISTRIBUTED_COMMANDS:
+        raise ConfigError(
+            f"limbert {arguments[0]} runs in one process; several can do: {', '.join(DISTRIBUTED_COMMANDS)}"
+        )
     if int(os.environ.get("RANK", "0")) == 0:
         yield
         return
@@ -34,11 +36,11 @@ def one_voice(arguments: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def end_quietly_after_another() -> None:
+def exit_if_error_already_reported() -> None:
     """Exit with status 1 where another process has said already why the run ends."""
-    if not launched():
+    if not is_distributed_launch():
         return
-    from limbert.train.distributed import first_to_fail
+    from limbert.train.distributed import is_first_failed_process
 
-    if not first_to_fail():
+    if not is_first_failed_process():
         sys.exit(1)

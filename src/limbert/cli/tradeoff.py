@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from limbert.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
-    from limbert.evaluation.tune import Candidate
+    from limbert.evaluation.tune import PolicyCandidate
     from limbert.inference.policy import OperatingPoint
 
-_KINDS = {  # colour and marker; colours that colour-blind people tell apart
+_POLICY_STYLES = {  # colour and marker; colours that colour-blind people tell apart
     "static": ("#555555", "o"),
     "width": ("#0072b2", "s"),
     "depth": ("#e69f00", "^"),
@@ -25,8 +25,13 @@ def require_matplotlib() -> None:
         raise ConfigError("the picture needs matplotlib; install it with: pip install 'limbert[report]'")
 
 
-def draw_tradeoff(
-    path: Path, candidates: Sequence["Candidate"], points: dict[str, "OperatingPoint"], *, metric: str, title: str
+def plot_tradeoff(
+    path: Path,
+    candidates: Sequence["PolicyCandidate"],
+    operating_points: dict[str, "OperatingPoint"],
+    *,
+    metric: str,
+    title: str,
 ) -> None:
     """Write a PNG: all candidates, their front, and the operating points by name.
 
@@ -37,15 +42,15 @@ def draw_tradeoff(
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for kind, (colour, marker) in _KINDS.items():
+    for kind, (colour, marker) in _POLICY_STYLES.items():
         of_kind = [one for one in candidates if one.policy.name.partition(":")[0] == kind]
         if of_kind:
-            x, y = [100 * one.flops for one in of_kind], [100 * one.value for one in of_kind]
+            x, y = [100 * one.flops_share for one in of_kind], [100 * one.metric_value for one in of_kind]
             axes.scatter(x, y, s=16, c=colour, marker=marker, alpha=0.55, linewidths=0, label=kind)
-    _draw_front(axes, candidates)
+    _plot_pareto_front(axes, candidates)
     placed: dict[tuple[float, float], list[str]] = {}
-    for name, point in points.items():
-        placed.setdefault((100 * point.flops, 100 * point.value), []).append(name)
+    for name, point in operating_points.items():
+        placed.setdefault((100 * point.flops_share, 100 * point.value), []).append(name)
     for (x_value, y_value), names in placed.items():
         axes.scatter([x_value], [y_value], s=90, facecolors="none", edgecolors="black", linewidths=1.4)
         right = x_value > 60  # there the name goes to the left, or it would leave the picture
@@ -72,8 +77,14 @@ def draw_tradeoff(
         fresh.unlink(missing_ok=True)
 
 
-def _draw_front(axes: Any, candidates: Sequence["Candidate"]) -> None:
-    from limbert.evaluation.tune import front
+def _plot_pareto_front(axes: Any, candidates: Sequence["PolicyCandidate"]) -> None:
+    from limbert.evaluation.tune import pareto_policies
 
-    best = front(candidates)
-    axes.step([100 * one.flops for one in best], [100 * one.value for one in best], where="post", color="black", lw=1)
+    best = pareto_policies(candidates)
+    axes.step(
+        [100 * one.flops_share for one in best],
+        [100 * one.metric_value for one in best],
+        where="post",
+        color="black",
+        lw=1,
+    )

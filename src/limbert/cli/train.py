@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.terminal_run import finished_results, recipe_of, run_in_terminal
-from limbert.core.config import DataConfig, TrainConfig, help_of
+from limbert.cli.terminal_run import build_recipe, finished_results, run_with_terminal_progress
+from limbert.core.config import DataConfig, TrainConfig, field_help
 
 if TYPE_CHECKING:
-    from limbert.evaluation.results import Result
+    from limbert.evaluation.results import SubnetResult
     from limbert.train.recipes import Recipe
 
 
-_LARGE = 100  # from here on, labels of a regression are too large for the learning rates of an encoder
+_LARGE_REGRESSION_LABEL = 100  # from here on, labels of a regression are too large for the learning rates of an encoder
 
 
 def train(
-    model: Annotated[str, typer.Option(help=help_of(TrainConfig, "model"), show_default=False)],
-    output: Annotated[str, typer.Option(help=help_of(TrainConfig, "output"), show_default=False)],
-    task: opt.Task = None,
+    model: Annotated[str, typer.Option(help=field_help(TrainConfig, "model"), show_default=False)],
+    output: Annotated[str, typer.Option(help=field_help(TrainConfig, "output"), show_default=False)],
+    task: opt.TaskName = None,
     data: opt.Data = None,
     train: opt.TrainFile = None,
     dev: opt.DevFile = None,
@@ -35,8 +35,8 @@ def train(
     held_out: opt.HeldOut = None,
     label_separator: opt.LabelSeparator = None,
     stride: opt.Stride = None,
-    recipe: Annotated[str, typer.Option(help=help_of(TrainConfig, "recipe"))] = "limbert",
-    phases: Annotated[str | None, typer.Option(help=help_of(TrainConfig, "phases"), show_default=False)] = None,
+    recipe: Annotated[str, typer.Option(help=field_help(TrainConfig, "recipe"))] = "limbert",
+    phases: Annotated[str | None, typer.Option(help=field_help(TrainConfig, "phases"), show_default=False)] = None,
     widths: opt.SpaceWidths = None,
     depths: opt.SpaceDepths = None,
     layers: opt.SpaceLayers = None,
@@ -44,15 +44,15 @@ def train(
     max_steps: opt.MaxSteps = None,
     batch_size: opt.BatchSize = None,
     learning_rate: opt.LearningRate = None,
-    gates: opt.Gates = None,
+    gates: opt.GateCount = None,
     gate_target: opt.GateTarget = None,
     gate_cost: opt.GateCost = None,
-    setting: opt.Setting = None,
+    phase_overrides: opt.PhaseOverrides = None,
     seed: opt.Seed = 42,
     precision: opt.RunPrecision = "fp32",
-    validation: Annotated[float, typer.Option(help=help_of(TrainConfig, "validation"))] = 0.1,
-    checkpoint_every: Annotated[float, typer.Option(help=help_of(TrainConfig, "checkpoint_every"))] = 120.0,
-    tensorboard: Annotated[bool, typer.Option(help=help_of(TrainConfig, "tensorboard"))] = False,
+    validation: Annotated[float, typer.Option(help=field_help(TrainConfig, "validation"))] = 0.1,
+    checkpoint_every: Annotated[float, typer.Option(help=field_help(TrainConfig, "checkpoint_every"))] = 120.0,
+    tensorboard: Annotated[bool, typer.Option(help=field_help(TrainConfig, "tensorboard"))] = False,
     overwrite: Annotated[bool, typer.Option(help="replace a run with other settings in the output")] = False,
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
@@ -76,7 +76,7 @@ def train(
         pair_column=pair_column,
         label_column=label_column,
         task_type=task_type,  # type: ignore[arg-type]  # checked by the dataclass
-        label_names=opt.split(label_names),
+        label_names=opt.split_commas(label_names),
         train_limit=train_limit,
         augmented=augmented,
         skip_bad_rows=skip_bad_rows,
@@ -85,12 +85,12 @@ def train(
         label_separator=label_separator,
         stride=stride,
     )
-    opt.check_tensorboard(tensorboard)
+    opt.require_tensorboard(tensorboard)
     config = TrainConfig(
         model=model,
         output=output,
         recipe=recipe,
-        phases=opt.split(phases),
+        phases=opt.split_commas(phases),
         seed=seed,
         precision=precision,  # type: ignore[arg-type]
         validation=validation,
@@ -98,7 +98,7 @@ def train(
         tensorboard=tensorboard,
     )
     overrides = {
-        "space": opt.space(widths, depths, layers),
+        "space": opt.space_overrides(widths, depths, layers),
         "every_phase": {
             "epochs": epochs,
             "max_steps": max_steps,
@@ -106,7 +106,7 @@ def train(
             "learning_rate": learning_rate,
         },
         "gates": {"count": gates, "target": gate_target, "cost": gate_cost},
-        "one_phase": setting or [],
+        "one_phase": phase_overrides or [],
         "phases": config.phases,
     }
     opt.prepare_libraries(threads)
@@ -117,21 +117,21 @@ def _train(
     config: TrainConfig, data_config: DataConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
 ) -> None:
     from limbert.cli import show
-    from limbert.train.distributed import join_processes
+    from limbert.train.distributed import init_distributed
 
-    join_processes()  # before anything can be wrong, so that an error of any of several is heard
-    recipe = recipe_of(config, overrides)
+    init_distributed()  # before anything can be wrong, so that an error of any of several is heard
+    recipe = build_recipe(config, overrides)
     results = train_with_progress(config, recipe, data_config, overwrite=overwrite)
     if as_json:
         show.print_json([result.to_dict() for result in results])
     else:
-        show.output.print(show.results_table(results))
-        show.output.print(f"elastic model in {config.output}", highlight=False, soft_wrap=True)
+        show.stdout.print(show.results_table(results))
+        show.stdout.print(f"elastic model in {config.output}", highlight=False, soft_wrap=True)
 
 
 def train_with_progress(
     config: TrainConfig, recipe: "Recipe", data_config: DataConfig, *, overwrite: bool
-) -> "list[Result]":
+) -> "list[SubnetResult]":
     """Run the training in the terminal, or read the results of a run that is finished already.
 
     Raises:
@@ -139,31 +139,34 @@ def train_with_progress(
     """
     from limbert.cli import show
     from limbert.data.load import load_task_data
-    from limbert.train.distributed import join_processes
-    from limbert.train.fingerprint import settings_of, task_content
+    from limbert.train.distributed import init_distributed
+    from limbert.train.fingerprint import run_settings, task_fingerprints
     from limbert.train.run import TrainingRun
 
-    recipe = recipe.over(join_processes().count)
+    recipe = recipe.with_world_size(init_distributed().world_size)
     data = load_task_data(data_config, seed=config.seed)
-    content = task_content(data, config.model)
-    settings = settings_of(config, recipe.to_dict(), data_config, content)
+    content = task_fingerprints(data, config.model)
+    settings = run_settings(config, recipe.to_dict(), data_config, content)
     results = finished_results(config.output, settings, overwrite=overwrite)
     if results is not None:
         return results
-    show.skipped_rows({"train": data.train} | data.dev)
-    if data.task.kind == "regression" and (largest := max(abs(float(one)) for one in data.train.labels or ())) > _LARGE:
-        show.messages.print(
+    show.print_skipped_rows({"train": data.train} | data.dev)
+    if (
+        data.task.task_type == "regression"
+        and (largest := max(abs(float(one)) for one in data.train.labels or ())) > _LARGE_REGRESSION_LABEL
+    ):
+        show.stderr.print(
             f"labels reach {largest:g}: a head learns numbers of about 0 to 10 quickest; scale them first",
             highlight=False,
             soft_wrap=True,
         )
-    return run_in_terminal(
+    return run_with_terminal_progress(
         lambda monitor, should_stop: TrainingRun(
             config,
             recipe,
             data_config=data_config,
             data=data,
-            content=content,
+            fingerprints=content,
             monitor=monitor,
             should_stop=should_stop,
             overwrite=overwrite,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.evaluate import data_config
+from limbert.cli.evaluate import override_data_config
 from limbert.cli.policies import ExitRuleOption, default_exit_rule
 from limbert.core.config import require
 from limbert.errors import CheckpointError
@@ -16,13 +16,13 @@ from limbert.errors import CheckpointError
 if TYPE_CHECKING:
     from limbert.data.tasks import Task
     from limbert.data.tokenize import TokenizedExamples
-    from limbert.evaluation.tune import Candidate
-    from limbert.inference.load import Opened
+    from limbert.evaluation.tune import PolicyCandidate
+    from limbert.inference.load import LoadedCheckpoint
     from limbert.inference.policy import OperatingPoint
 
-SEARCH_NAME = "tune.jsonl"
-PICTURE_NAME = "tune.png"
-_POINT_BATCH = 32  # examples a batch when an operating point is measured
+TUNE_NAME = "tune.jsonl"
+TUNE_PLOT_NAME = "tune.png"
+_EVALUATION_BATCH_SIZE = 32  # examples a batch when an operating point is measured
 
 
 def tune(
@@ -70,62 +70,70 @@ def tune(
     from limbert.cli.tradeoff import require_matplotlib
     from limbert.core.subnet import Subnet
     from limbert.evaluation.policies import replace_policy_rows
-    from limbert.evaluation.tune import choose_points, front, search
-    from limbert.inference.load import open_checkpoint, validation_slice
-    from limbert.inference.policy import refuse_at_tokens
+    from limbert.evaluation.tune import choose_operating_points, pareto_policies, tune_policies
+    from limbert.inference.load import load_checkpoint, load_validation_split
+    from limbert.inference.policy import reject_token_level_task
     from limbert.method.early_exit import EXIT_RULES
 
     require_matplotlib()
-    opened = open_checkpoint(run, device=device)
+    opened = load_checkpoint(run, device=device)
     if opened.task is None:
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
     task, model = opened.task, opened.model
-    refuse_at_tokens(task.kind, "tune")
-    rule = exit_rule or default_exit_rule(task.kind)
+    reject_token_level_task(task.task_type, "tune")
+    rule = exit_rule or default_exit_rule(task.task_type)
     require(rule in EXIT_RULES, "exit rule", rule, "one of " + ", ".join(EXIT_RULES))
-    chosen = opt.fractions(widths, "--widths") or model.space.widths
+    chosen = opt.parse_floats(widths, "--widths") or model.space.widths
     for width in chosen:
         Subnet.uniform(model.shape, width=width)  # refuses one that keeps nothing
-    config = data_config(opened.data, data=data, train=train, dev=dev)
-    examples = opened.prepared(validation_slice(opened, config))
+    config = override_data_config(opened.data_config, data=data, train=train, dev=dev)
+    examples = opened.tokenize(load_validation_split(opened, config))
     with show.progress_bar("searching") as advance:
-        candidates = search(
+        candidates = tune_policies(
             model,
             examples,
             task=task,
             widths=chosen,
             exit_rule=rule,  # type: ignore[arg-type]
-            thresholds=thresholds,
+            num_thresholds=thresholds,
             batch_size=batch_size,
             progress=advance,
         )
     drops = {"fast": fast_drop / 100, "balanced": balanced_drop / 100, "accurate": 0.0}
-    points = choose_points(candidates, metric=task.primary, drops=drops)
-    rows = _measured(opened, examples, points, task=task, source=config.train or config.data or task.name)
+    points = choose_operating_points(candidates, metric=task.primary_metric, max_drops=drops)
+    rows = _evaluate_operating_points(
+        opened, examples, points, task=task, source=config.train or config.data or task.name
+    )
     replace_policy_rows(run, rows)
-    _save(run, candidates, points, metric=task.primary, title=f"{Path(run).name}: {len(examples)} validation examples")
+    _save_results(
+        run,
+        candidates,
+        points,
+        metric=task.primary_metric,
+        title=f"{Path(run).name}: {len(examples)} validation examples",
+    )
     if as_json:
         values = {name: point.to_dict() for name, point in points.items()}
-        show.print_json({"operating_points": values, "front": [one.to_dict() for one in front(candidates)]})
+        show.print_json({"operating_points": values, "front": [one.to_dict() for one in pareto_policies(candidates)]})
         return
-    shown, names = _shown(front(candidates), candidates, points)
-    show.output.print(
+    shown, names = _table_rows(pareto_policies(candidates), candidates, points)
+    show.stdout.print(
         f"{len(candidates)} policies on {len(examples)} examples of the validation slice; the best of them:",
         highlight=False,
     )
-    show.output.print(show.candidates_table(shown, names, task.primary))
-    show.output.print(
-        f"operating points saved in {run}/limbert.json, the picture in {run}/{PICTURE_NAME}\n"
+    show.stdout.print(show.candidates_table(shown, names, task.primary_metric))
+    show.stdout.print(
+        f"operating points saved in {run}/limbert.json, the picture in {run}/{TUNE_PLOT_NAME}\n"
         f"On data not looked at: limbert evaluate {run} --policy balanced",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _measured(
-    opened: "Opened",
+def _evaluate_operating_points(
+    opened: "LoadedCheckpoint",
     examples: "TokenizedExamples",
-    points: dict[str, "OperatingPoint"],
+    operating_points: dict[str, "OperatingPoint"],
     *,
     task: "Task",
     source: str | None,
@@ -135,57 +143,59 @@ def _measured(
     from limbert.evaluation.policies import evaluate_policy, policy_row
 
     rows = []
-    for name, point in points.items():
+    for name, point in operating_points.items():
         with show.progress_bar(f"measuring {name}") as advance:
             result = evaluate_policy(
                 opened.model,
                 {"validation": examples},
                 task=task,
                 policy=point.policy,
-                batch_size=_POINT_BATCH,
+                batch_size=_EVALUATION_BATCH_SIZE,
                 progress=advance,
             )
         computed_on = opened.model.network.device.type
         row = policy_row(
             name,
             result,
-            data="validation",
+            split="validation",
             source=source,
-            examples=len(examples),
-            batch_size=_POINT_BATCH,
+            num_examples=len(examples),
+            batch_size=_EVALUATION_BATCH_SIZE,
             device=computed_on,
         )
         rows.append(row)
     return rows
 
 
-def _save(
+def _save_results(
     run: str,
-    candidates: Sequence["Candidate"],
-    points: dict[str, "OperatingPoint"],
+    candidates: Sequence["PolicyCandidate"],
+    operating_points: dict[str, "OperatingPoint"],
     *,
     metric: str,
     title: str,
 ) -> None:
-    from limbert.cli.tradeoff import draw_tradeoff
-    from limbert.files import replaced_file
+    from limbert.cli.tradeoff import plot_tradeoff
+    from limbert.files import atomic_file
     from limbert.inference.policy import save_operating_points
 
-    with replaced_file(Path(run) / SEARCH_NAME) as file:
+    with atomic_file(Path(run) / TUNE_NAME) as file:
         file.writelines(json.dumps(candidate.to_dict() | {"metric": metric}) + "\n" for candidate in candidates)
-    draw_tradeoff(Path(run) / PICTURE_NAME, candidates, points, metric=metric, title=title)
-    save_operating_points(run, points)
+    plot_tradeoff(Path(run) / TUNE_PLOT_NAME, candidates, operating_points, metric=metric, title=title)
+    save_operating_points(run, operating_points)
 
 
-def _shown(
-    best: Sequence["Candidate"], candidates: Sequence["Candidate"], points: dict[str, "OperatingPoint"]
-) -> tuple[list["Candidate"], dict[int, str]]:
+def _table_rows(
+    front: Sequence["PolicyCandidate"],
+    candidates: Sequence["PolicyCandidate"],
+    operating_points: dict[str, "OperatingPoint"],
+) -> tuple[list["PolicyCandidate"], dict[int, str]]:
     """The front and the points by rising cost, and which row is which point."""
-    wanted = {point.policy for point in points.values()}
-    extra = [one for one in candidates if one.policy in wanted and one not in best]
-    rows = sorted([*best, *extra], key=lambda one: one.flops)
+    wanted = {point.policy for point in operating_points.values()}
+    extra = [one for one in candidates if one.policy in wanted and one not in front]
+    rows = sorted([*front, *extra], key=lambda one: one.flops_share)
     names = {
-        place: ", ".join(name for name, point in points.items() if point.policy == row.policy)
+        place: ", ".join(name for name, point in operating_points.items() if point.policy == row.policy)
         for place, row in enumerate(rows)
         if row.policy in wanted
     }

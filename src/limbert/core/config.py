@@ -5,17 +5,17 @@ from typing import Any, Literal, get_args
 
 from limbert.errors import ConfigError
 
-TaskKind = Literal["classification", "regression", "multi-label", "token-classification", "question-answering"]
-TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+TaskType = Literal["classification", "regression", "multi-label", "token-classification", "question-answering"]
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 Precision = Literal["fp32", "bf16"]
 
 
-def setting(default: Any, text: str) -> Any:
+def config_field(default: Any, help: str) -> Any:
     """A dataclass field with its default and the sentence that explains it to a user."""
-    return field(default=default, metadata={"help": text})
+    return field(default=default, metadata={"help": help})
 
 
-def help_of(config: type, name: str) -> str:
+def field_help(config: type, name: str) -> str:
     """The help sentence of one field of a config dataclass."""
     return next(item.metadata["help"] for item in fields(config) if item.name == name)
 
@@ -35,56 +35,62 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 class DataConfig:
     """Where the examples come from and how to read them."""
 
-    task: str | None = setting(
+    task: str | None = config_field(
         None,
         "GLUE task (cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli), ner or squad for data of that form; "
         "omit for other data",
     )
-    data: str | None = setting(None, "folder with train.* and dev.* (and optionally test.*), or a Hub data set name")
-    train: str | None = setting(None, "training file: CSV, TSV, JSONL or Parquet (instead of --data)")
-    dev: str | None = setting(None, "development file, only ever reported on (instead of --data)")
-    text_column: str | None = setting(
+    data: str | None = config_field(
+        None, "folder with train.* and dev.* (and optionally test.*), or a Hub data set name"
+    )
+    train: str | None = config_field(None, "training file: CSV, TSV, JSONL or Parquet (instead of --data)")
+    dev: str | None = config_field(None, "development file, only ever reported on (instead of --data)")
+    text_column: str | None = config_field(
         None,
         "column with the text (default: the task's; else the first of text, sentence, content, message, review, "
         "question, query; else the first whose cells have several words)",
     )
-    pair_column: str | None = setting(
+    pair_column: str | None = config_field(
         None,
         "column with the second text of a pair (default: the task's; else sentence2, text2, question2 or hypothesis "
         "beside sentence1, text1, question1 or premise where no text column is given or found; else none)",
     )
-    label_column: str | None = setting(
+    label_column: str | None = config_field(
         None,
         "column with the label (default: the task's; else the first of label, labels, category, class, target, intent, "
         "score, gold_label)",
     )
-    task_type: TaskKind | None = setting(
-        None, f"{', '.join(TASK_KINDS[:-1])} or {TASK_KINDS[-1]} (default: follows from the task or the labels)"
+    task_type: TaskType | None = config_field(
+        None, f"{', '.join(TASK_TYPES[:-1])} or {TASK_TYPES[-1]} (default: follows from the task or the labels)"
     )
-    label_names: tuple[str, ...] | None = setting(
+    label_names: tuple[str, ...] | None = config_field(
         None, "label names in the order of their ids (default: from the data)"
     )
-    train_limit: int | None = setting(None, "use only this many training rows, chosen by the seed")
-    augmented: str | None = setting(
+    train_limit: int | None = config_field(None, "use only this many training rows, chosen by the seed")
+    augmented: str | None = config_field(
         None,
         "file of augmented training rows (limbert augment, or train_TASK_aug_with_logits.tsv) for phases that distil",
     )
-    skip_bad_rows: bool = setting(False, "skip malformed rows and say how many, instead of stopping at the first")
-    max_length: int = setting(128, "longest input in tokens; longer ones are cut (question answering: into windows)")
-    held_out: float | None = setting(
+    skip_bad_rows: bool = config_field(False, "skip malformed rows and say how many, instead of stopping at the first")
+    max_length: int = config_field(
+        128, "longest input in tokens; longer ones are cut (question answering: into windows)"
+    )
+    held_out: float | None = config_field(
         None, "share of the training data set aside as development data where there is none (of SQuAD: whole articles)"
     )
-    label_separator: str | None = setting(None, "multi-label: what stands between the labels in a cell (default: ,)")
-    stride: int | None = setting(
+    label_separator: str | None = config_field(
+        None, "multi-label: what stands between the labels in a cell (default: ,)"
+    )
+    stride: int | None = config_field(
         None, "question answering: tokens that windows of one context share (default: a quarter of the longest input)"
     )
 
     def __post_init__(self) -> None:
         require(
-            self.task_type is None or self.task_type in TASK_KINDS,
+            self.task_type is None or self.task_type in TASK_TYPES,
             "task type",
             self.task_type,
-            "one of " + ", ".join(TASK_KINDS),
+            "one of " + ", ".join(TASK_TYPES),
         )
         require(self.train_limit is None or self.train_limit > 0, "train limit", self.train_limit, "at least 1")
         require(self.max_length >= 4, "maximum length", self.max_length, "at least 4 tokens")
@@ -103,24 +109,26 @@ class DataConfig:
 class PhaseConfig:
     """How one training phase goes: its length, its optimizer and what each sub-network's loss is made of."""
 
-    epochs: float = setting(3.0, "passes over the training rows")
-    max_steps: int | None = setting(None, "stop the phase after this many optimizer steps")
-    batch_size: int = setting(32, "training rows an optimizer step, in each process of several")
-    learning_rate: float = setting(2e-5, "highest learning rate; it falls linearly to 0")
-    warmup: float = setting(0.0, "share of the steps in which the learning rate rises from 0")
-    weight_decay: float = setting(0.0, "decoupled weight decay of AdamW")
-    adam_epsilon: float = setting(1e-8, "AdamW's epsilon")
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm")
-    label_weight: float = setting(0.0, "weight of the loss on the true labels")
-    logit_weight: float = setting(0.0, "weight of matching the teacher's answers")
-    hidden_weight: float = setting(0.0, "weight of matching the teacher's states after every layer")
-    teacher_width: Literal["full", "matched"] = setting("full", "run the teacher at full or at the student's width")
-    full_weight: float = setting(1.0, "weight of the largest sub-network's loss among the others'")
-    sampled: int = setting(0, "sub-networks a step, the largest and smallest always among them; 0 trains all")
-    evaluations: int = setting(1, "validations an epoch; the best validated weights are the phase's result")
-    grafts: int = setting(0, "neural graftings an epoch, until the last epoch; 0 for none")
-    graft_rate: float = setting(0.1, "share of the stronger head or neuron that is blended into the weaker")
-    graft_share: float = setting(0.5, "share of the heads and neurons that counts as the weaker ones")
+    epochs: float = config_field(3.0, "passes over the training rows")
+    max_steps: int | None = config_field(None, "stop the phase after this many optimizer steps")
+    batch_size: int = config_field(32, "training rows an optimizer step, in each process of several")
+    learning_rate: float = config_field(2e-5, "highest learning rate; it falls linearly to 0")
+    warmup: float = config_field(0.0, "share of the steps in which the learning rate rises from 0")
+    weight_decay: float = config_field(0.0, "decoupled weight decay of AdamW")
+    adam_epsilon: float = config_field(1e-8, "AdamW's epsilon")
+    max_grad_norm: float = config_field(1.0, "gradients are scaled down to this norm")
+    label_weight: float = config_field(0.0, "weight of the loss on the true labels")
+    logit_weight: float = config_field(0.0, "weight of matching the teacher's answers")
+    hidden_weight: float = config_field(0.0, "weight of matching the teacher's states after every layer")
+    teacher_width: Literal["full", "matched"] = config_field(
+        "full", "run the teacher at full or at the student's width"
+    )
+    full_weight: float = config_field(1.0, "weight of the largest sub-network's loss among the others'")
+    sampled: int = config_field(0, "sub-networks a step, the largest and smallest always among them; 0 trains all")
+    evaluations: int = config_field(1, "validations an epoch; the best validated weights are the phase's result")
+    grafts: int = config_field(0, "neural graftings an epoch, until the last epoch; 0 for none")
+    graft_rate: float = config_field(0.1, "share of the stronger head or neuron that is blended into the weaker")
+    graft_share: float = config_field(0.5, "share of the heads and neurons that counts as the weaker ones")
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "more than 0")
@@ -147,25 +155,25 @@ GateTarget = Literal["label", "agreement"]
 class GatesConfig:
     """How width gates are trained: how many, towards which target, for how long."""
 
-    count: int | None = setting(
+    count: int | None = config_field(
         None, "width gates, a divisor of the number of layers (default: the largest divisor up to 4)"
     )
-    target: GateTarget = setting(
+    target: GateTarget = config_field(
         "label", "a width suffices where its answer fits the label, or (agreement) the full model's answer"
     )
-    cost: float | None = setting(
+    cost: float | None = config_field(
         None,
         "aim at the width with the least loss + COST x share of the full width's FLOPs (default: the narrowest right)",
     )
-    tolerance: float = setting(
+    tolerance: float = config_field(
         0.25, "regression: how far an answer may be off to count as right, in standard deviations of the labels"
     )
-    max_rows: int = setting(20000, "train gates on at most this many training rows")
-    epochs: float = setting(8.0, "passes over the training rows")
-    batch_size: int = setting(32, "training rows an optimizer step")
-    learning_rate: float = setting(2e-4, "highest learning rate; it falls linearly to 0")
-    start_temperature: float = setting(1.0, "temperature of the Gumbel-softmax in the first step")
-    end_temperature: float = setting(0.5, "temperature of the Gumbel-softmax in the last step")
+    max_rows: int = config_field(20000, "train gates on at most this many training rows")
+    epochs: float = config_field(8.0, "passes over the training rows")
+    batch_size: int = config_field(32, "training rows an optimizer step")
+    learning_rate: float = config_field(2e-4, "highest learning rate; it falls linearly to 0")
+    start_temperature: float = config_field(1.0, "temperature of the Gumbel-softmax in the first step")
+    end_temperature: float = config_field(0.5, "temperature of the Gumbel-softmax in the last step")
 
     def __post_init__(self) -> None:
         require(self.count is None or self.count > 0, "gates", self.count, "at least 1")
@@ -184,16 +192,18 @@ class GatesConfig:
 class TrainConfig:
     """A training run: where from, where to, and what holds for all its phases."""
 
-    model: str = setting("", "pretrained encoder: a local folder or a name on the Hugging Face hub")
-    output: str = setting("", "folder for the trained elastic model")
-    recipe: str = setting("limbert", "recipe: limbert, dynabert, flexible-bert, demo or a TOML file")
-    phases: tuple[str, ...] | None = setting(None, "phases to run, in order (default: the recipe's)")
-    seed: int = setting(42, "seed of everything that is random")
-    precision: Precision = setting("fp32", "fp32, or bf16 autocast")
-    validation: float = setting(0.1, "share of the training rows kept back to choose checkpoints and score importance")
-    validation_limit: int = setting(1000, "at most this many rows are kept back for validation")
-    checkpoint_every: float = setting(120.0, "seconds between checkpoints of a running phase")
-    tensorboard: bool = setting(False, "write a TensorBoard log too")
+    model: str = config_field("", "pretrained encoder: a local folder or a name on the Hugging Face hub")
+    output: str = config_field("", "folder for the trained elastic model")
+    recipe: str = config_field("limbert", "recipe: limbert, dynabert, flexible-bert, demo or a TOML file")
+    phases: tuple[str, ...] | None = config_field(None, "phases to run, in order (default: the recipe's)")
+    seed: int = config_field(42, "seed of everything that is random")
+    precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
+    validation: float = config_field(
+        0.1, "share of the training rows kept back to choose checkpoints and score importance"
+    )
+    validation_limit: int = config_field(1000, "at most this many rows are kept back for validation")
+    checkpoint_every: float = config_field(120.0, "seconds between checkpoints of a running phase")
+    tensorboard: bool = config_field(False, "write a TensorBoard log too")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
@@ -215,25 +225,25 @@ DocumentRule = Literal["line", "paragraph"]
 class CorpusConfig:
     """Plain text, how it is cut into documents and sequences, and what is hidden in it."""
 
-    corpus: tuple[str, ...] = setting(
+    corpus: tuple[str, ...] = config_field(
         (),
         "text to learn from: a file (.txt, .raw: plain text; .jsonl, .csv, .tsv, .parquet: a column of it), a folder, "
         "or a glob in quotes; may be repeated",
     )
-    dev: tuple[str, ...] = setting(
+    dev: tuple[str, ...] = config_field(
         (), "text that is only ever reported on, in the same forms (default: sequences kept back from the corpus)"
     )
-    text_column: str | None = setting(
+    text_column: str | None = config_field(
         None, "column with the text in files of columns (default: 'text', or the first column of text)"
     )
-    documents: DocumentRule = setting(
+    documents: DocumentRule = config_field(
         "line",
         "in plain text a document is a line, or (paragraph) ends at a blank line; [SEP] stands between them",
     )
-    skip_bad_rows: bool = setting(False, "skip malformed lines and rows, instead of stopping at the first")
-    max_length: int = setting(128, "tokens of a sequence, special ones included; all are filled to this length")
-    mask_share: float = setting(0.15, "share of the tokens that are hidden and asked for")
-    whole_word: bool = setting(False, "hide whole words: all tokens of a word, or none")
+    skip_bad_rows: bool = config_field(False, "skip malformed lines and rows, instead of stopping at the first")
+    max_length: int = config_field(128, "tokens of a sequence, special ones included; all are filled to this length")
+    mask_share: float = config_field(0.15, "share of the tokens that are hidden and asked for")
+    whole_word: bool = config_field(False, "hide whole words: all tokens of a word, or none")
 
     def __post_init__(self) -> None:
         require(bool(self.corpus), "corpus", list(self.corpus), "at least one file, folder or glob")
@@ -242,28 +252,28 @@ class CorpusConfig:
         require(0 < self.mask_share <= 0.5, "mask share", self.mask_share, "above 0 and at most 0.5")
 
 
-SMALL_TASK = 10_000  # training rows below which an example gets more copies
+SMALL_TASK_EXAMPLES = 10_000  # training rows below which an example gets more copies
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """How copies of training rows are made by replacing words (TinyBERT, arXiv 1909.10351, algorithm 1)."""
 
-    lm: str = setting("", "masked language model: a local folder or a name on the Hugging Face hub")
-    output: str = setting("", "folder for train_aug.*, in the format of the training file")
-    neighbours: str = setting(
+    lm: str = config_field("", "masked language model: a local folder or a name on the Hugging Face hub")
+    output: str = config_field("", "folder for train_aug.*, in the format of the training file")
+    neighbours: str = config_field(
         "embeddings",
         "where words of several pieces find their neighbours: a GloVe or word2vec text file, or 'embeddings', "
         "the language model's own",
     )
-    copies: int | None = setting(None, "copies an example (default: 30 below 10,000 training rows, else 20)")
-    candidates: int = setting(15, "words that a word may be replaced by")
-    probability: float = setting(0.4, "probability of replacing a word")
-    stop_words: str | None = setting(None, "file of words to keep, one a line (default: English function words)")
-    context: int = setting(128, "tokens that the language model sees around a word, special ones included")
-    with_logits: str | None = setting(None, "fine-tuned model whose logits are added to each copy")
-    seed: int = setting(42, "seed of everything that is random")
-    precision: Precision = setting("fp32", "fp32, or bf16 autocast")
+    copies: int | None = config_field(None, "copies an example (default: 30 below 10,000 training rows, else 20)")
+    candidates: int = config_field(15, "words that a word may be replaced by")
+    probability: float = config_field(0.4, "probability of replacing a word")
+    stop_words: str | None = config_field(None, "file of words to keep, one a line (default: English function words)")
+    context: int = config_field(128, "tokens that the language model sees around a word, special ones included")
+    with_logits: str | None = config_field(None, "fine-tuned model whose logits are added to each copy")
+    seed: int = config_field(42, "seed of everything that is random")
+    precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
@@ -275,6 +285,6 @@ class AugmentConfig:
         require(self.context >= 8, "context", self.context, "at least 8 tokens")
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
 
-    def copies_of(self, rows: int) -> int:
+    def augmented_per_example(self, num_examples: int) -> int:
         """Copies an example, for so many training rows."""
-        return self.copies or (30 if rows < SMALL_TASK else 20)
+        return self.copies or (30 if num_examples < SMALL_TASK_EXAMPLES else 20)

@@ -1,8 +1,8 @@
 """The colours of the report by name, light and dark, told apart by lightness as colour-blind people need."""
 
-LEVELS = 8  # shades of one hue, from the least to the most
+COLOUR_LEVELS = 8  # shades of one hue, from the least to the most
 
-_PLAIN = {  # name: (light, dark)
+_BASE_COLOURS = {  # name: (light, dark)
     "paper": ("#ffffff", "#12161b"),
     "panel": ("#f5f7f9", "#1a2027"),
     "ink": ("#1a1f26", "#e8ecf1"),
@@ -12,41 +12,47 @@ _PLAIN = {  # name: (light, dark)
     "idle": ("#e6e9ed", "#262d35"),
     "link": ("#0b57a4", "#84bdf5"),
 }
-_WIDTH = (("#c4daf0", "#4a8ccc", "#0a2f5e"), ("#274a6e", "#5a9bd8", "#cfe6ff"))  # narrow, middle, wide: light and dark
-_HEAT = (("#e6f2ef", "#6bb3a6", "#0b5950"), ("#182c2b", "#2c7a70", "#8fe3d5"))  # low, middle, high: light and dark
+_WIDTH_GRADIENT = (
+    ("#c4daf0", "#4a8ccc", "#0a2f5e"),
+    ("#274a6e", "#5a9bd8", "#cfe6ff"),
+)  # narrow, middle, wide: light and dark
+_HEAT_GRADIENT = (
+    ("#e6f2ef", "#6bb3a6", "#0b5950"),
+    ("#182c2b", "#2c7a70", "#8fe3d5"),
+)  # low, middle, high: light and dark
 _DARK_TEXT, _LIGHT_TEXT = "#10151a", "#ffffff"
 
 
-def colours() -> dict[str, tuple[str, str]]:
+def palette_colours() -> dict[str, tuple[str, str]]:
     """Every colour, light and dark, by name: plain ones, ``width-0`` .. ``heat-7``, and ``on-heat-0`` .. for text."""
-    found = dict(_PLAIN)
-    for name, stops in (("width", _WIDTH), ("heat", _HEAT)):
-        for level in range(LEVELS):
-            pair = tuple(_between(part, level / (LEVELS - 1)) for part in stops)
+    found = dict(_BASE_COLOURS)
+    for name, stops in (("width", _WIDTH_GRADIENT), ("heat", _HEAT_GRADIENT)):
+        for level in range(COLOUR_LEVELS):
+            pair = tuple(_interpolate_colour(part, level / (COLOUR_LEVELS - 1)) for part in stops)
             found[f"{name}-{level}"] = (pair[0], pair[1])
-            found[f"on-{name}-{level}"] = (_text_on(pair[0]), _text_on(pair[1]))
+            found[f"on-{name}-{level}"] = (_contrasting_text_colour(pair[0]), _contrasting_text_colour(pair[1]))
     return found
 
 
-def level_of(rank: int, count: int) -> int:
+def level_for_rank(rank: int, count: int) -> int:
     """The level of the ``rank``-th of ``count`` values, spread over all levels."""
-    return LEVELS - 1 if count < 2 else round(rank * (LEVELS - 1) / (count - 1))
+    return COLOUR_LEVELS - 1 if count < 2 else round(rank * (COLOUR_LEVELS - 1) / (count - 1))
 
 
-def _between(stops: tuple[str, str, str], place: float) -> str:
-    low, high = (stops[0], stops[1]) if place < 0.5 else (stops[1], stops[2])
-    share = 2 * place if place < 0.5 else 2 * place - 1
-    parts = [round(a + share * (b - a)) for a, b in zip(_channels(low), _channels(high), strict=True)]
+def _interpolate_colour(stops: tuple[str, str, str], fraction: float) -> str:
+    low, high = (stops[0], stops[1]) if fraction < 0.5 else (stops[1], stops[2])
+    share = 2 * fraction if fraction < 0.5 else 2 * fraction - 1
+    parts = [round(a + share * (b - a)) for a, b in zip(_rgb(low), _rgb(high), strict=True)]
     return "#" + "".join(f"{part:02x}" for part in parts)
 
 
-def _channels(colour: str) -> list[int]:
+def _rgb(colour: str) -> list[int]:
     return [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
 
 
-def _text_on(colour: str) -> str:
+def _contrasting_text_colour(colour: str) -> str:
     """Black or white text, whichever has the higher contrast (relative luminance of WCAG 2)."""
     linear = [(part / 255 / 12.92) if part / 255 <= 0.04045 else ((part / 255 + 0.055) / 1.055) ** 2.4
-              for part in _channels(colour)]  # fmt: skip
+              for part in _rgb(colour)]  # fmt: skip
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return _DARK_TEXT if luminance > 0.19 else _LIGHT_TEXT

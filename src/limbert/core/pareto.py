@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 _T = TypeVar("_T")
-_SLACK = 1e-9  # slack for comparing metrics
+_TOLERANCE = 1e-9  # slack for comparing metrics
 
 
 def pareto_front(items: Iterable[_T], *, cost: Callable[[_T], float], value: Callable[[_T], float]) -> list[_T]:
@@ -17,6 +17,6 @@ def pareto_front(items: Iterable[_T], *, cost: Callable[[_T], float], value: Cal
     """
     best: list[_T] = []
     for item in sorted(items, key=lambda one: (cost(one), -value(one))):
-        if not best or value(item) > value(best[-1]) + _SLACK:
+        if not best or value(item) > value(best[-1]) + _TOLERANCE:
             best.append(item)
     return best

@@ -7,12 +7,12 @@ from limbert.core.subnet import LAYER_RULES, LayerRule, Shape, Subnet
 from limbert.errors import ConfigError, SubnetError
 
 
-def point_name(width: float, depth: float) -> str:
+def width_depth_name(width: float, depth: float) -> str:
     """How people write a uniform sub-network: ``0.5x0.75`` is width 0.5, depth 0.75."""
     return f"{width:g}x{depth:g}"
 
 
-def parse_point(name: str) -> tuple[float, float]:
+def parse_width_depth(name: str) -> tuple[float, float]:
     """Width and depth of a name like ``0.5x0.75``.
 
     Raises:
@@ -26,10 +26,10 @@ def parse_point(name: str) -> tuple[float, float]:
     return width, depth
 
 
-def is_point(name: str) -> bool:
+def is_width_depth_name(name: str) -> bool:
     """Whether the name is of the form ``WIDTHxDEPTH``."""
     try:
-        parse_point(name)
+        parse_width_depth(name)
     except SubnetError:
         return False
     return True
@@ -67,7 +67,7 @@ class Space:
 
         Any width and depth that the shape can express is given, in the trained set or not.
         """
-        width, depth = parse_point(name)
+        width, depth = parse_width_depth(name)
         return Subnet.uniform(shape, width=width, depth=depth, layers=self.layers)
 
     def named(self, shape: Shape) -> dict[str, Subnet]:
@@ -79,7 +79,7 @@ class Space:
         for depth in reversed(self.depths):
             for width in reversed(self.widths):
                 subnet = Subnet.uniform(shape, width=width, depth=depth, layers=self.layers)
-                found.setdefault(subnet, point_name(width, depth))
+                found.setdefault(subnet, width_depth_name(width, depth))
         return {name: subnet for subnet, name in found.items()}
 
     def to_dict(self) -> dict[str, Any]:

@@ -73,10 +73,12 @@ class Subnet:
         neurons = heads * shape.neurons // shape.heads
         if kept == 0:
             raise SubnetError(
-                f"depth {depth:g} of {shape.layers} layers keeps no layer; smallest: {_least(shape.layers)}"
+                f"depth {depth:g} of {shape.layers} layers keeps no layer; smallest: {_smallest_fraction(shape.layers)}"
             )
         if heads == 0 or neurons == 0:
-            raise SubnetError(f"width {width:g} of {shape.heads} heads keeps no head; smallest: {_least(shape.heads)}")
+            raise SubnetError(
+                f"width {width:g} of {shape.heads} heads keeps no head; smallest: {_smallest_fraction(shape.heads)}"
+            )
         return cls(_kept_layers(kept, depth, layers), (heads,) * kept, (neurons,) * kept)
 
     def check(self, shape: Shape) -> None:
@@ -89,7 +91,7 @@ class Subnet:
             if asked > available:
                 raise SubnetError(f"{name} {asked} is more than this model has ({available})")
 
-    def widths(self) -> dict[int, tuple[int, int]]:
+    def layer_widths(self) -> dict[int, tuple[int, int]]:
         """``{layer: (heads, neurons)}`` for the kept layers."""
         return dict(zip(self.layers, zip(self.heads, self.neurons, strict=True), strict=True))
 
@@ -110,13 +112,13 @@ class Subnet:
             raise SubnetError(f"a sub-network needs layers, heads and neurons, got {values!r}") from error
 
 
-def _kept_layers(kept: int, depth: float, rule: LayerRule) -> tuple[int, ...]:
+def _kept_layers(num_kept: int, depth: float, rule: LayerRule) -> tuple[int, ...]:
     if rule == "first":
-        return tuple(range(kept))
+        return tuple(range(num_kept))
     exact = Fraction(str(depth))  # the fraction as written: floor(3 / 0.6) must not become 4 by a rounding error
-    return tuple(math.floor(i / exact) for i in range(kept))
+    return tuple(math.floor(i / exact) for i in range(num_kept))
 
 
-def _least(count: int) -> str:
+def _smallest_fraction(count: int) -> str:
     """The smallest fraction of ``count`` things that Python rounds to one, as a person would write it."""
     return f"{math.ceil(1000 / (2 * count) + 1e-9) / 1000:g}"

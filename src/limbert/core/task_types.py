@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from limbert.core.config import TaskKind
+from limbert.core.config import TaskType
 
-IGNORED = -100  # label of a token that has none: padding, special tokens, all but the first token of a word
+IGNORE_INDEX = -100  # label of a token that has none: padding, special tokens, all but the first token of a word
 
 
 @dataclass(frozen=True)
-class KindFacts:
+class TaskTypeSpec:
     """What a kind of task means for the model.
 
     Attributes:
@@ -23,25 +23,25 @@ class KindFacts:
     """
 
     head: str
-    network: str
+    class_suffix: str
     problem_type: str | None = None
-    at_tokens: bool = False
+    token_level: bool = False
 
 
-def _sequence(problem_type: str) -> KindFacts:
-    return KindFacts("sequence-classification", "ForSequenceClassification", problem_type)
+def _sequence_classification(problem_type: str) -> TaskTypeSpec:
+    return TaskTypeSpec("sequence-classification", "ForSequenceClassification", problem_type)
 
 
-KINDS: Mapping[TaskKind, KindFacts] = {
-    "classification": _sequence("single_label_classification"),
-    "regression": _sequence("regression"),
-    "multi-label": _sequence("multi_label_classification"),
-    "token-classification": KindFacts("token-classification", "ForTokenClassification", at_tokens=True),
-    "question-answering": KindFacts("question-answering", "ForQuestionAnswering", at_tokens=True),
+TASK_TYPE_SPECS: Mapping[TaskType, TaskTypeSpec] = {
+    "classification": _sequence_classification("single_label_classification"),
+    "regression": _sequence_classification("regression"),
+    "multi-label": _sequence_classification("multi_label_classification"),
+    "token-classification": TaskTypeSpec("token-classification", "ForTokenClassification", token_level=True),
+    "question-answering": TaskTypeSpec("question-answering", "ForQuestionAnswering", token_level=True),
 }
 
 
-def head_of(record: Mapping[str, Any]) -> str:
+def head_for_record(record: Mapping[str, Any]) -> str:
     """The head that a checkpoint's ``limbert.json`` speaks of; that for sequence classification where it names none."""
     kind = (record.get("task") or {}).get("kind", "classification")
-    return KINDS[kind].head if kind in KINDS else "sequence-classification"
+    return TASK_TYPE_SPECS[kind].head if kind in TASK_TYPE_SPECS else "sequence-classification"

@@ -6,24 +6,24 @@ from typing import Literal
 
 from limbert.errors import ConfigError
 
-Kind = Literal["latency", "count", "size", "share"]
+QuantityType = Literal["latency", "count", "size", "share"]
 
-_UNITS: Mapping[Kind, Mapping[str, float]] = {
+_UNITS: Mapping[QuantityType, Mapping[str, float]] = {
     "latency": {"us": 1e-6, "ms": 1e-3, "s": 1.0},
     "count": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     "size": {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
     "share": {"": 1.0, "%": 0.01},
 }
-_EXAMPLES: Mapping[Kind, str] = {
+_EXAMPLES: Mapping[QuantityType, str] = {
     "latency": "5ms or 0.005s",
     "count": "12M, 1.5G or a plain number",
     "size": "20MB or 20MiB",
     "share": "0.90 or 90%",
 }
-_FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
+_QUANTITY_PATTERN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
 
 
-def parse_quantity(text: str, *, kind: Kind, name: str) -> float:
+def parse_quantity(text: str, *, quantity_type: QuantityType, option: str) -> float:
     """A positive number in base units: seconds, a count, bytes, or a share of 1.
 
     Args:
@@ -34,23 +34,23 @@ def parse_quantity(text: str, *, kind: Kind, name: str) -> float:
     Raises:
         ConfigError: for another form, an unknown unit, 0, or a share above 1.
     """
-    match = _FORM.fullmatch(text.strip())
-    if match is None or match[2] not in _UNITS[kind]:
-        raise ConfigError(f"{name} {text!r} cannot be read; write {_EXAMPLES[kind]}")
-    value = float(match[1]) * _UNITS[kind][match[2]]
-    if value <= 0 or (kind == "share" and value > 1):
-        allowed = "above 0 and at most 1 (100%)" if kind == "share" else "more than 0"
-        raise ConfigError(f"{name} is {text!r}; it must be {allowed}, such as {_EXAMPLES[kind]}")
+    match = _QUANTITY_PATTERN.fullmatch(text.strip())
+    if match is None or match[2] not in _UNITS[quantity_type]:
+        raise ConfigError(f"{option} {text!r} cannot be read; write {_EXAMPLES[quantity_type]}")
+    value = float(match[1]) * _UNITS[quantity_type][match[2]]
+    if value <= 0 or (quantity_type == "share" and value > 1):
+        allowed = "above 0 and at most 1 (100%)" if quantity_type == "share" else "more than 0"
+        raise ConfigError(f"{option} is {text!r}; it must be {allowed}, such as {_EXAMPLES[quantity_type]}")
     return value
 
 
-def show_quantity(value: float, *, kind: Kind) -> str:
+def format_quantity(value: float, *, quantity_type: QuantityType) -> str:
     """For people: ``3.1 ms``, ``12.3 M``, ``20.1 MB``, ``90.1``; shares are in percent."""
-    if kind == "share":
+    if quantity_type == "share":
         return f"{100 * value:.1f}"
-    if kind == "latency":
+    if quantity_type == "latency":
         return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.1f} ms" if value >= 1e-3 else f"{1e3 * value:.2g} ms"
-    end = "B" if kind == "size" else ""
+    end = "B" if quantity_type == "size" else ""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.2f} {unit}{end}"

@@ -16,22 +16,30 @@ from typing import Any
 
 import numpy as np
 
-from limbert.data.labels import LabelReader
-from limbert.data.readers import Examples, RawExamples, Table, check_columns, open_table, read_rows, without_labels
+from limbert.data.labels import LabelParser
+from limbert.data.readers import (
+    Examples,
+    RawExamples,
+    Table,
+    check_columns,
+    open_table,
+    read_raw_examples,
+    unlabelled_examples,
+)
 from limbert.data.tasks import Columns, Task
 from limbert.errors import DataError
 
-_NEAR = 8  # a text that stands often in both files is met again about as often in one as in the other
-_DISAGREEMENT = 0.05  # share of unchanged rows that may have other cells than their training row, by chance
+_SEARCH_WINDOW = 8  # a text that stands often in both files is met again about as often in one as in the other
+_MAX_DISAGREEMENT = 0.05  # share of unchanged rows that may have other cells than their training row, by chance
 
 
-def match_origins(
-    copies: Sequence[str],
-    identities: Sequence[tuple[str, ...]],
+def match_source_ids(
+    augmented_ids: Sequence[str],
+    augmented_cells: Sequence[tuple[str, ...]],
     *,
-    train: Sequence[str],
-    train_identities: Sequence[tuple[str, ...]],
-    name: str,
+    train_ids: Sequence[str],
+    train_cells: Sequence[tuple[str, ...]],
+    file_name: str,
 ) -> tuple[str | None, ...]:
     """The mark of the training row that each copy was made of; None where it is not known.
 
@@ -44,62 +52,64 @@ def match_origins(
     Raises:
         DataError: if more than half of the copies cannot be traced.
     """
-    found = _by_identity(copies, identities, train=train, train_identities=train_identities)
-    if found is None or _unknown(found) > len(copies) / 2:
-        found = _by_order(copies, train)
-    if _unknown(found) > len(copies) / 2:
+    found = _match_by_cells(augmented_ids, augmented_cells, train_ids=train_ids, train_cells=train_cells)
+    if found is None or _count_unknown(found) > len(augmented_ids) / 2:
+        found = _match_by_order(augmented_ids, train_ids)
+    if _count_unknown(found) > len(augmented_ids) / 2:
         raise DataError(
-            f"{name}: {_unknown(found)} of {len(copies)} rows cannot be traced to training rows, by their other cells "
+            f"{file_name}: {_count_unknown(found)} of {len(augmented_ids)} rows cannot be traced to training rows, by their other cells "
             "or their order, so that copies of validation rows would train; make the file with limbert augment"
         )
     return found
 
 
-def _by_identity(
-    copies: Sequence[str],
-    identities: Sequence[tuple[str, ...]],
+def _match_by_cells(
+    augmented_ids: Sequence[str],
+    augmented_cells: Sequence[tuple[str, ...]],
     *,
-    train: Sequence[str],
-    train_identities: Sequence[tuple[str, ...]],
+    train_ids: Sequence[str],
+    train_cells: Sequence[tuple[str, ...]],
 ) -> tuple[str | None, ...] | None:
     """By the other cells, where they tell the training rows apart and agree on the copies that are unchanged."""
     marks: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for identity, mark in zip(train_identities, train, strict=True):
+    for identity, mark in zip(train_cells, train_ids, strict=True):
         marks[identity].add(mark)
     known = {identity: min(found) for identity, found in marks.items() if len(found) == 1}
-    found = tuple(known.get(identity) for identity in identities)
-    rows = {*train}
-    unchanged = [(mine, other) for mine, other in zip(copies, found, strict=True) if mine in rows and other is not None]
+    found = tuple(known.get(identity) for identity in augmented_cells)
+    rows = {*train_ids}
+    unchanged = [
+        (mine, other) for mine, other in zip(augmented_ids, found, strict=True) if mine in rows and other is not None
+    ]
     wrong = sum(mine != other for mine, other in unchanged)
-    return found if unchanged and wrong <= _DISAGREEMENT * len(unchanged) else None
+    return found if unchanged and wrong <= _MAX_DISAGREEMENT * len(unchanged) else None
 
 
-def _by_order(copies: Sequence[str], train: Sequence[str]) -> tuple[str | None, ...]:
+def _match_by_order(augmented_ids: Sequence[str], train_ids: Sequence[str]) -> tuple[str | None, ...]:
     """By the last unchanged row above; all None where less than half of the training rows are met on the way.
 
     A copy may equal another training row by chance, so the unchanged rows are those that rise together longest.
     """
     places: dict[str, list[int]] = defaultdict(list)
-    for place, mark in enumerate(train):
+    for place, mark in enumerate(train_ids):
         places[mark].append(place)
     met: Counter[str] = Counter()
     pairs = []
-    for row, mark in enumerate(copies):
-        near = places.get(mark, ())[max(0, met[mark] - _NEAR) : met[mark] + _NEAR + 1]
+    for row, mark in enumerate(augmented_ids):
+        near = places.get(mark, ())[max(0, met[mark] - _SEARCH_WINDOW) : met[mark] + _SEARCH_WINDOW + 1]
         pairs += [(row, place) for place in reversed(near)]
         met[mark] += mark in places
-    unchanged = _longest_rise(pairs)
-    if 2 * len(unchanged) <= len(train):
-        return (None,) * len(copies)
+    unchanged = _longest_increasing_pairs(pairs)
+    if 2 * len(unchanged) <= len(train_ids):
+        return (None,) * len(augmented_ids)
     current: str | None = None
     found = []
-    for row in range(len(copies)):
-        current = train[unchanged[row]] if row in unchanged else current
+    for row in range(len(augmented_ids)):
+        current = train_ids[unchanged[row]] if row in unchanged else current
         found.append(current)
     return tuple(found)
 
 
-def _longest_rise(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
+def _longest_increasing_pairs(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
     """The most pairs ``row -> place`` of which both rise, each row and place once; of equal places the first row.
 
     Args:
@@ -124,11 +134,11 @@ def _longest_rise(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
     return found
 
 
-def _unknown(found: Sequence[str | None]) -> int:
-    return sum(mark is None for mark in found)
+def _count_unknown(source_ids: Sequence[str | None]) -> int:
+    return sum(mark is None for mark in source_ids)
 
 
-def origin_of(texts: Sequence[str]) -> str:
+def compute_source_id(texts: Sequence[str]) -> str:
     """The mark of an example that its copies carry: made of its texts, so that it does not depend on their order."""
     digest = hashlib.blake2b(digest_size=8)
     for text in texts:
@@ -138,13 +148,13 @@ def origin_of(texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-ORIGIN, LOGITS = "augmented_from", "teacher_logits"  # columns that follow those of the training file
+SOURCE_ID_COLUMN, LOGITS_COLUMN = "augmented_from", "teacher_logits"  # columns that follow those of the training file
 # The released programs' order of classes in a cell of logits, where it is another than the table's here.
-_RELEASED_ORDER: Mapping[str | None, tuple[str, ...]] = {"mnli": ("contradiction", "entailment", "neutral")}
+_RELEASED_LABEL_ORDER: Mapping[str | None, tuple[str, ...]] = {"mnli": ("contradiction", "entailment", "neutral")}
 
 
 @dataclass(frozen=True)
-class Augmented:
+class AugmentedExamples:
     """Copies of training rows.
 
     Attributes:
@@ -154,43 +164,43 @@ class Augmented:
     """
 
     examples: Examples
-    origins: tuple[str | None, ...]
+    source_ids: tuple[str | None, ...]
     logits: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def usable(self, *, train: Examples, validation: Examples) -> np.ndarray:
+    def trainable_indices(self, *, train: Examples, validation: Examples) -> np.ndarray:
         """The places of the copies of ``train``'s rows; those of a row that also validates are not among them.
 
         Raises:
             DataError: if none is.
         """
-        allowed = {*_origins(train)} - {*_origins(validation)}
-        places = np.flatnonzero([origin in allowed for origin in self.origins])
+        allowed = {*_source_ids(train)} - {*_source_ids(validation)}
+        places = np.flatnonzero([origin in allowed for origin in self.source_ids])
         if not len(places):
             raise DataError(
                 f"none of the {len(self)} augmented rows is a copy of a row that trains; is it the same data?"
             )
         return places
 
-    def relabelled(self, examples: Examples, task: Task, wanted: Task) -> "Augmented":
+    def with_label_order(self, examples: Examples, source_task: Task, target_task: Task) -> "AugmentedExamples":
         """The same with ``examples``, which have the class ids of ``wanted``, and with logits in that order too."""
         logits = self.logits
-        if logits is not None and task.labels != wanted.labels:
-            logits = logits[:, [task.labels.index(name) for name in wanted.labels]]
+        if logits is not None and source_task.labels != target_task.labels:
+            logits = logits[:, [source_task.labels.index(name) for name in target_task.labels]]
         return replace(self, examples=examples, logits=logits)
 
 
-def load_augmented(
+def load_augmented_examples(
     path: str,
     *,
-    table: Table,
+    train_table: Table,
     columns: Columns,
-    raw: RawExamples,
-    reader: LabelReader,
+    raw_train: RawExamples,
+    label_parser: LabelParser,
     skip_bad_rows: bool,
-) -> Augmented:
+) -> AugmentedExamples:
     """Read a file of copies that has the columns of the training file.
 
     Args:
@@ -203,106 +213,123 @@ def load_augmented(
     Raises:
         DataError: a missing or unusable file, column or row, or copies that cannot be traced to training rows.
     """
-    found = open_table(Path(path).expanduser(), header=not columns.by_number)
+    found = open_table(Path(path).expanduser(), header=not columns.are_positions)
     check_columns(found, columns)
-    several = reader.task.kind == "multi-label"
-    copies = read_rows(found, columns, skip_bad_rows=skip_bad_rows, several_labels=several)
-    extra = _extra_columns(found, table, columns)
+    several = label_parser.task.task_type == "multi-label"
+    copies = read_raw_examples(found, columns, skip_bad_rows=skip_bad_rows, multi_label=several)
+    extra = _extra_columns(found, train_table, columns)
     kept: list[int] = []
     labels: list[Any] = []
     logits: list[list[float] | None] = []
-    cells = _cells(found, copies.lines)
+    cells = _rows_at_lines(found, copies.line_numbers)
     for place, row in enumerate(cells):
         try:
-            label, answer = _label(row, (copies.labels or [])[place], extra=extra, found=found, reader=reader)
+            label, answer = _parse_label_and_logits(
+                row, (copies.labels or [])[place], extra_columns=extra, augmented_table=found, label_parser=label_parser
+            )
         except ValueError as error:
             if not skip_bad_rows:
-                raise DataError(f"{found.name}:{copies.lines[place]}: {error}") from None
+                raise DataError(f"{found.name}:{copies.line_numbers[place]}: {error}") from None
             continue
         kept.append(place)
         labels.append(label)
         logits.append(answer)
     if not kept:
         raise DataError(f"{found.name}: no row has a label of the task; expected at least one")
-    examples = replace(without_labels(copies).select(kept), labels=tuple(labels))
-    if ORIGIN in extra:
-        at = extra[ORIGIN]
+    examples = replace(unlabelled_examples(copies).select(kept), labels=tuple(labels))
+    if SOURCE_ID_COLUMN in extra:
+        at = extra[SOURCE_ID_COLUMN]
         origins: tuple[str | None, ...] = tuple(sys.intern(str(cells[place][at])) for place in kept)
     else:
-        ours = [_identity(cells[place], found, columns) for place in kept]
-        theirs = [_identity(row, table, columns) for row in _cells(table, raw.lines)]
-        train = [*_origins(without_labels(raw))]
-        origins = match_origins([*_origins(examples)], ours, train=train, train_identities=theirs, name=found.name)
+        ours = [_other_cells(cells[place], found, columns) for place in kept]
+        theirs = [
+            _other_cells(row, train_table, columns) for row in _rows_at_lines(train_table, raw_train.line_numbers)
+        ]
+        train = [*_source_ids(unlabelled_examples(raw_train))]
+        origins = match_source_ids(
+            [*_source_ids(examples)], ours, train_ids=train, train_cells=theirs, file_name=found.name
+        )
     some = [answer for answer in logits if answer is not None]
     if some and len(some) < len(logits):
         raise DataError(f"{found.name}: {len(logits) - len(some)} rows have no logits; expected all rows to, or none")
-    return Augmented(examples, origins, np.array(some, dtype=np.float32) if some else None)
+    return AugmentedExamples(examples, origins, np.array(some, dtype=np.float32) if some else None)
 
 
-def _extra_columns(found: Table, table: Table, columns: Columns) -> dict[str, int]:
+def _extra_columns(augmented_table: Table, train_table: Table, columns: Columns) -> dict[str, int]:
     """The places of the columns that `limbert augment` added: by name, or in files without header behind the others."""
-    if not columns.by_number:
-        return {name: found.columns.index(name) for name in (ORIGIN, LOGITS) if name in found.columns}
-    more = len(found.columns) - len(table.columns)
+    if not columns.are_positions:
+        return {
+            name: augmented_table.columns.index(name)
+            for name in (SOURCE_ID_COLUMN, LOGITS_COLUMN)
+            if name in augmented_table.columns
+        }
+    more = len(augmented_table.columns) - len(train_table.columns)
     if not 0 <= more <= 2:
         raise DataError(
-            f"{found.name}: {len(found.columns)} columns; expected the {len(table.columns)} of {table.name}, "
+            f"{augmented_table.name}: {len(augmented_table.columns)} columns; expected the {len(train_table.columns)} of {train_table.name}, "
             "then the mark of the original, then logits"
         )
-    return {name: len(table.columns) + place for place, name in enumerate((ORIGIN, LOGITS)[:more])}
+    return {
+        name: len(train_table.columns) + place for place, name in enumerate((SOURCE_ID_COLUMN, LOGITS_COLUMN)[:more])
+    }
 
 
-def _label(
-    row: Sequence[object], value: object, *, extra: Mapping[str, int], found: Table, reader: LabelReader
+def _parse_label_and_logits(
+    row: Sequence[object],
+    value: object,
+    *,
+    extra_columns: Mapping[str, int],
+    augmented_table: Table,
+    label_parser: LabelParser,
 ) -> tuple[Any, list[float] | None]:
     """The label and, where the row has them, the logits.
 
     Raises:
         ValueError: the row has none, or others than the task's.
     """
-    task = reader.task
-    if ORIGIN in extra:
-        cell = row[extra[LOGITS]] if LOGITS in extra else None
-        return reader.read(value), None if cell is None else _numbers(cell, task.outputs)
-    if task.kind != "classification" or not _looks_like_logits(value):
-        return reader.read(value), None
-    answer = _numbers(value, task.outputs)
-    order = _RELEASED_ORDER.get(task.name)
+    task = label_parser.task
+    if SOURCE_ID_COLUMN in extra_columns:
+        cell = row[extra_columns[LOGITS_COLUMN]] if LOGITS_COLUMN in extra_columns else None
+        return label_parser.parse(value), None if cell is None else _parse_logits(cell, task.num_outputs)
+    if task.task_type != "classification" or not _looks_like_logits(value):
+        return label_parser.parse(value), None
+    answer = _parse_logits(value, task.num_outputs)
+    order = _RELEASED_LABEL_ORDER.get(task.name)
     if order is not None and {*order} == {*task.labels}:
         answer = [answer[order.index(name)] for name in task.labels]
     return int(np.argmax(answer)), answer
 
 
 def _looks_like_logits(value: object) -> bool:
-    return isinstance(value, str) and len(value.split()) > 1 and not math.isnan(_number(value.split()[0]))
+    return isinstance(value, str) and len(value.split()) > 1 and not math.isnan(_float_or_nan(value.split()[0]))
 
 
-def _numbers(cell: object, count: int) -> list[float]:
-    numbers = [_number(part) for part in str(cell).split()]
-    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"logits {str(cell)[:60]!r}, expected {count} finite numbers with spaces between")
+def _parse_logits(cell: object, num_outputs: int) -> list[float]:
+    numbers = [_float_or_nan(part) for part in str(cell).split()]
+    if len(numbers) != num_outputs or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"logits {str(cell)[:60]!r}, expected {num_outputs} finite numbers with spaces between")
     return numbers
 
 
-def _number(text: str) -> float:
+def _float_or_nan(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         return math.nan
 
 
-def _cells(table: Table, lines: Sequence[int]) -> list[Sequence[object]]:
+def _rows_at_lines(table: Table, line_numbers: Sequence[int]) -> list[Sequence[object]]:
     """The whole rows that stand at these lines."""
-    wanted = {*lines}
-    return [row.cells for row in table.rows() if row.line in wanted]
+    wanted = {*line_numbers}
+    return [row.cells for row in table.rows() if row.line_number in wanted]
 
 
-def _identity(row: Sequence[object], table: Table, columns: Columns) -> tuple[str, ...]:
+def _other_cells(row: Sequence[object], table: Table, columns: Columns) -> tuple[str, ...]:
     """The cells that augmentation leaves alone, such as a number of the row."""
-    return tuple(str(cell) for cell, name in zip(row, table.columns, strict=True) if name not in columns.named)
+    return tuple(str(cell) for cell, name in zip(row, table.columns, strict=True) if name not in columns.names)
 
 
-def _origins(examples: Examples) -> list[str]:
+def _source_ids(examples: Examples) -> list[str]:
     if examples.pairs is None:
-        return [origin_of((text,)) for text in examples.texts]
-    return [origin_of(texts) for texts in zip(examples.texts, examples.pairs, strict=True)]
+        return [compute_source_id((text,)) for text in examples.texts]
+    return [compute_source_id(texts) for texts in zip(examples.texts, examples.pairs, strict=True)]

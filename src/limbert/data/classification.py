@@ -10,31 +10,31 @@ from limbert.data.readers import Examples
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 
-_SURE = 0.5  # a class holds where its probability is over this
+_THRESHOLD = 0.5  # a class holds where its probability is over this
 
 
-def multi_hot(examples: Examples, classes: int) -> np.ndarray | None:
+def multi_hot(examples: Examples, num_classes: int) -> np.ndarray | None:
     """``(examples, classes)``, 1 where a class holds; None without labels."""
     if examples.labels is None:
         return None
-    found = np.zeros((len(examples), classes), dtype=np.float32)
+    found = np.zeros((len(examples), num_classes), dtype=np.float32)
     for row, ids in enumerate(examples.labels):
         found[row, list(ids)] = 1
     return found
 
 
-def score_texts(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
+def text_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
     """The task's metrics by name."""
     assert examples.labels is not None
     return compute_metrics(task, logits, examples.labels.numpy())
 
 
-def typed_pairs(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
+def text_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
     """Texts, or pairs of texts."""
     return Examples(tuple(texts), tuple(pairs) if pairs else None, None)
 
 
-def class_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+def classification_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
     """``label`` and ``score``, its probability."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities = shifted / shifted.sum(axis=-1, keepdims=True)  # (examples, classes)
@@ -44,12 +44,12 @@ def class_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -
     ]
 
 
-def value_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+def regression_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
     """``score``, the predicted value."""
     return [{"score": float(score)} for score in logits[:, 0]]
 
 
-def label_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+def multi_label_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
     """``labels``: all whose probability is over 0.5, the most probable first, with their scores."""
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
     return [
@@ -57,7 +57,7 @@ def label_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -
             "labels": [
                 {"label": task.labels[index], "score": float(row[index])}
                 for index in np.argsort(-row, kind="stable")
-                if row[index] > _SURE
+                if row[index] > _THRESHOLD
             ]
         }
         for row in probabilities

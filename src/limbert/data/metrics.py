@@ -19,11 +19,11 @@ def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
     Raises:
         DataError: the logits have another number of outputs than the task.
     """
-    if logits.ndim != 2 or logits.shape[1] != task.outputs:
-        raise DataError(f"logits have shape {logits.shape}; expected (examples, {task.outputs})")
-    if task.kind == "multi-label":
+    if logits.ndim != 2 or logits.shape[1] != task.num_outputs:
+        raise DataError(f"logits have shape {logits.shape}; expected (examples, {task.num_outputs})")
+    if task.task_type == "multi-label":
         return (logits > 0).astype(np.float32)  # a probability over 0.5
-    return np.asarray(logits.argmax(axis=1) if task.kind == "classification" else logits[:, 0])
+    return np.asarray(logits.argmax(axis=1) if task.task_type == "classification" else logits[:, 0])
 
 
 def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

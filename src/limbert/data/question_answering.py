@@ -13,9 +13,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import Answers, Examples, Row, Table, half_character, open_table, readable
-from limbert.data.tasks import Task, own_task
-from limbert.data.tokenize import Places, TokenizedExamples, Tokens, check_tokenizer
+from limbert.data.readers import (
+    Examples,
+    ReferenceAnswers,
+    Table,
+    TableRow,
+    check_readable,
+    find_lone_surrogate,
+    open_table,
+)
+from limbert.data.tasks import Task, custom_task
+from limbert.data.tokenize import RaggedTokens, TokenAlignment, TokenizedExamples, check_tokenizer
 from limbert.errors import ConfigError, DataError
 
 FORMATS = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
@@ -27,7 +35,7 @@ def open_questions(path: Path) -> Table:
     Raises:
         DataError: the file is missing, unreadable or empty, or of a format that is not read.
     """
-    if readable(path).suffix.lower() != ".json":
+    if check_readable(path).suffix.lower() != ".json":
         return open_table(path)
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -40,7 +48,7 @@ def open_questions(path: Path) -> Table:
 def _squad_table(name: str, articles: list[Any]) -> Table:
     columns = ("title", "context", "question", "answers", "is_impossible")
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[TableRow]:
         number = 0
         for article in articles:
             try:
@@ -48,11 +56,13 @@ def _squad_table(name: str, articles: list[Any]) -> Table:
                     for asked in paragraph["qas"]:
                         number += 1
                         found = {**asked, "title": article.get("title"), "context": paragraph["context"]}
-                        broken = half_character({column: found.get(column) for column in columns})
+                        broken = find_lone_surrogate({column: found.get(column) for column in columns})
                         problem = broken and f"half a character in {broken!r}, expected whole ones"
-                        yield Row(number, [found.get(column) for column in columns], problem)
+                        yield TableRow(number, [found.get(column) for column in columns], problem)
             except (KeyError, TypeError, AttributeError) as error:
-                yield Row(number + 1, (), f"no SQuAD ({error!r}), expected articles with paragraphs, each with qas")
+                yield TableRow(
+                    number + 1, (), f"no SQuAD ({error!r}), expected articles with paragraphs, each with qas"
+                )
 
     return Table(name, columns, rows)
 
@@ -66,20 +76,20 @@ def read_questions(table: Table, config: DataConfig, task: Task | None) -> tuple
     """
     if config.label_names is not None:
         raise ConfigError(f"label names are {list(config.label_names)}; question answering has none")
-    found = _read(table, config, labelled=True)
-    return task or own_task("question-answering", ()), found
+    found = _read_examples(table, config, labelled=True)
+    return task or custom_task("question-answering", ()), found
 
 
-def read_unanswered(path: Path, config: DataConfig) -> Examples:
+def read_unlabelled_questions(path: Path, config: DataConfig) -> Examples:
     """Questions with their contexts.
 
     Raises:
         DataError: a missing or unusable file, column or row.
     """
-    return _read(open_questions(path), config, labelled=False)
+    return _read_examples(open_questions(path), config, labelled=False)
 
 
-def typed_questions(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
+def question_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
     """Questions, and the context of each as its pair.
 
     Raises:
@@ -90,7 +100,7 @@ def typed_questions(texts: Sequence[str], pairs: Sequence[str] | None) -> Exampl
     return Examples(tuple(texts), tuple(pairs), None)
 
 
-def _read(table: Table, config: DataConfig, *, labelled: bool) -> Examples:
+def _read_examples(table: Table, config: DataConfig, *, labelled: bool) -> Examples:
     names = [config.text_column or "question", config.pair_column or "context"]
     names += [config.label_column or "answers"] if labelled else []
     for name in names:
@@ -102,12 +112,12 @@ def _read(table: Table, config: DataConfig, *, labelled: bool) -> Examples:
             if row.problem is not None:
                 raise ValueError(row.problem)
             cells = dict(zip(table.columns, row.cells, strict=True))
-            question, context = (_text(cells[name], name) for name in names[:2])
+            question, context = (_check_text(cells[name], name) for name in names[:2])
             if labelled:
-                labels.append(_answers(cells[names[2]], context, impossible=bool(cells.get("is_impossible"))))
+                labels.append(_parse_answers(cells[names[2]], context, impossible=bool(cells.get("is_impossible"))))
         except ValueError as error:
             if not config.skip_bad_rows:
-                raise DataError(f"{table.name}:{row.line}: {error}") from None
+                raise DataError(f"{table.name}:{row.line_number}: {error}") from None
             bad_rows += 1
             continue
         questions.append(question)
@@ -119,13 +129,13 @@ def _read(table: Table, config: DataConfig, *, labelled: bool) -> Examples:
     return Examples(tuple(questions), tuple(contexts), answers, bad_rows, groups=tuple(groups))
 
 
-def _text(value: object, name: str) -> str:
+def _check_text(value: object, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"no text in column {name!r}, expected some")
     return value
 
 
-def _answers(value: object, context: str, *, impossible: bool) -> Answers:
+def _parse_answers(value: object, context: str, *, impossible: bool) -> ReferenceAnswers:
     """Answers as SQuAD writes them (a list of objects) or as the Hub does (an object of lists)."""
     try:
         if isinstance(value, dict):
@@ -141,11 +151,11 @@ def _answers(value: object, context: str, *, impossible: bool) -> Answers:
             raise ValueError("answers that cannot be read, expected objects with text and answer_start")
         if start < 0 or context[start : start + len(text)] != text:
             raise ValueError(f"answer {text!r} does not stand at character {start} of its context, expected it there")
-    return Answers(tuple(text for text, _ in pairs), tuple(start for _, start in pairs))
+    return ReferenceAnswers(tuple(text for text, _ in pairs), tuple(start for _, start in pairs))
 
 
 _CHUNK = 256  # questions given to the tokenizer at a time
-_SHORTEST = 16  # tokens of a window: less leaves no room for a context
+_MIN_WINDOW_TOKENS = 16  # tokens of a window: less leaves no room for a context
 
 
 def tokenize_windows(
@@ -166,9 +176,9 @@ def tokenize_windows(
         ConfigError: the tokenizer is not a fast one or cannot pad, or windows are too short.
     """
     check_tokenizer(tokenizer)
-    if max_length < _SHORTEST:
+    if max_length < _MIN_WINDOW_TOKENS:
         raise ConfigError(
-            f"longest input is {max_length} tokens; for question answering it must be at least {_SHORTEST}"
+            f"longest input is {max_length} tokens; for question answering it must be at least {_MIN_WINDOW_TOKENS}"
         )
     assert examples.pairs is not None
     rows: dict[str, list[np.ndarray]] = {"ids": [], "types": [], "starts": [], "ends": []}
@@ -176,7 +186,10 @@ def tokenize_windows(
     for begin in range(0, len(examples), _CHUNK):
         part = slice(begin, begin + _CHUNK)
         encoded = tokenizer(
-            [_cut(question, tokenizer, most=max_length // 2 - 4) for question in examples.texts[part]],
+            [
+                _truncate_question(question, tokenizer, max_tokens=max_length // 2 - 4)
+                for question in examples.texts[part]
+            ],
             list(examples.pairs[part]),
             truncation="only_second",
             max_length=max_length,
@@ -188,7 +201,7 @@ def tokenize_windows(
         )
         for row, ids in enumerate(encoded["input_ids"]):
             number = begin + encoded["overflow_to_sample_mapping"][row]
-            starts, ends = _of_context(encoded, row)
+            starts, ends = _context_offsets(encoded, row)
             example_of.append(number)
             rows["ids"].append(np.asarray(ids, dtype=np.int32))
             rows["starts"].append(starts)
@@ -196,47 +209,47 @@ def tokenize_windows(
             if "token_type_ids" in encoded:
                 rows["types"].append(np.asarray(encoded["token_type_ids"][row], dtype=np.int32))
             if examples.labels is not None:
-                labels.append(_first_and_last(examples.labels[number], starts, ends))
+                labels.append(_answer_token_span(examples.labels[number], starts, ends))
     offsets = np.cumsum([0, *(len(ids) for ids in rows["ids"])], dtype=np.int64)
     flat = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
     return TokenizedExamples(
-        Tokens(flat["ids"], flat.get("types"), offsets),
+        RaggedTokens(flat["ids"], flat.get("types"), offsets),
         torch.tensor(labels, dtype=torch.long) if examples.labels is not None else None,
-        pad_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # checked above
-        pad_type=int(tokenizer.pad_token_type_id),
-        places=Places(examples, np.asarray(example_of), flat["starts"], flat["ends"]),
+        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # checked above
+        pad_token_type_id=int(tokenizer.pad_token_type_id),
+        alignment=TokenAlignment(examples, np.asarray(example_of), flat["starts"], flat["ends"]),
     )
 
 
-def _cut(question: str, tokenizer: PreTrainedTokenizerBase, *, most: int) -> str:
-    if len(question) <= most:  # no token is shorter than a character
+def _truncate_question(question: str, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> str:
+    if len(question) <= max_tokens:  # no token is shorter than a character
         return question
     offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return question if len(offsets) <= most else question[: offsets[most - 1][1]]
+    return question if len(offsets) <= max_tokens else question[: offsets[max_tokens - 1][1]]
 
 
-def _of_context(encoded: Any, row: int) -> tuple[np.ndarray, np.ndarray]:
+def _context_offsets(encoded: Any, row: int) -> tuple[np.ndarray, np.ndarray]:
     """First character and the one after the last of each token of the context; -1 for all other tokens."""
     spans = np.asarray(encoded["offset_mapping"][row], dtype=np.int32)
     inside = np.asarray([which == 1 for which in encoded.sequence_ids(row)]) & (spans[:, 1] > spans[:, 0])
     return np.where(inside, spans[:, 0], -1).astype(np.int32), np.where(inside, spans[:, 1], -1).astype(np.int32)
 
 
-def _first_and_last(answers: Answers, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
-    begin, stop = answers.starts[0], answers.starts[0] + len(answers.texts[0])
+def _answer_token_span(answers: ReferenceAnswers, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
+    begin, stop = answers.answer_starts[0], answers.answer_starts[0] + len(answers.texts[0])
     inside = np.flatnonzero(starts >= 0)
     first = inside[(starts[inside] <= begin) & (begin < ends[inside])]
     last = inside[(starts[inside] < stop) & (stop <= ends[inside])]
     return (int(first[0]), int(last[-1])) if len(first) and len(last) else (0, 0)
 
 
-MOST_TOKENS = 30  # of an answer
-BEST = 20  # spans of a window, and of a question, that are weighed against each other
+MAX_ANSWER_TOKENS = 30  # of an answer
+N_BEST_SIZE = 20  # spans of a window, and of a question, that are weighed against each other
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = {ord(letter): None for letter in string.punctuation}
 
 
-class Found(NamedTuple):
+class AnswerSpan(NamedTuple):
     """A span of a context: its logit, its first character and the one after its last."""
 
     logit: float
@@ -244,7 +257,9 @@ class Found(NamedTuple):
     end: int
 
 
-def best_spans(logits: np.ndarray, examples: TokenizedExamples, *, count: int = BEST) -> list[list[Found]]:
+def best_spans(
+    logits: np.ndarray, examples: TokenizedExamples, *, n_best_size: int = N_BEST_SIZE
+) -> list[list[AnswerSpan]]:
     """For each question the best spans over all windows of its context, the best first.
 
     A span begins and ends with tokens of the context, does not end before it begins, and has at most ``MOST_TOKENS``.
@@ -254,42 +269,42 @@ def best_spans(logits: np.ndarray, examples: TokenizedExamples, *, count: int = 
         examples: from `tokenize_windows`.
         count: spans a question.
     """
-    places = examples.places
+    places = examples.alignment
     assert places is not None
-    found: list[list[Found]] = [[] for _ in places.examples.texts]
+    found: list[list[AnswerSpan]] = [[] for _ in places.examples.texts]
     for row, (begin, stop) in enumerate(zip(examples.tokens.offsets[:-1], examples.tokens.offsets[1:], strict=True)):
-        tokens = begin + np.flatnonzero(places.starts[begin:stop] >= 0)
-        for logit, first, last in _best_of_window(logits[tokens], count):
-            found[places.example_of[row]].append(
-                Found(logit, int(places.starts[tokens[first]]), int(places.ends[tokens[last]]))
+        tokens = begin + np.flatnonzero(places.char_starts[begin:stop] >= 0)
+        for logit, first, last in _best_window_spans(logits[tokens], n_best_size):
+            found[places.example_index[row]].append(
+                AnswerSpan(logit, int(places.char_starts[tokens[first]]), int(places.char_ends[tokens[last]]))
             )
-    return [_distinct(sorted(spans, key=lambda one: -one.logit), count) for spans in found]
+    return [_deduplicate(sorted(spans, key=lambda one: -one.logit), n_best_size) for spans in found]
 
 
-def _best_of_window(logits: np.ndarray, count: int) -> list[tuple[float, int, int]]:
+def _best_window_spans(logits: np.ndarray, n_best_size: int) -> list[tuple[float, int, int]]:
     """Logit, first and last token of the best spans of one window's context, ``(tokens, 2)``."""
     if not len(logits):
         return []  # the tokenizer finds nothing in this context
-    padded = np.concatenate([logits[:, 1], np.full(MOST_TOKENS - 1, -np.inf, dtype=logits.dtype)])
-    spans = logits[:, :1] + np.lib.stride_tricks.sliding_window_view(padded, MOST_TOKENS)  # (tokens, lengths)
+    padded = np.concatenate([logits[:, 1], np.full(MAX_ANSWER_TOKENS - 1, -np.inf, dtype=logits.dtype)])
+    spans = logits[:, :1] + np.lib.stride_tricks.sliding_window_view(padded, MAX_ANSWER_TOKENS)  # (tokens, lengths)
     flat = spans.ravel()
-    best = np.argpartition(flat, -count)[-count:] if len(flat) > count else np.arange(len(flat))
+    best = np.argpartition(flat, -n_best_size)[-n_best_size:] if len(flat) > n_best_size else np.arange(len(flat))
     return [
-        (float(flat[at]), int(at) // MOST_TOKENS, int(at) // MOST_TOKENS + int(at) % MOST_TOKENS)
+        (float(flat[at]), int(at) // MAX_ANSWER_TOKENS, int(at) // MAX_ANSWER_TOKENS + int(at) % MAX_ANSWER_TOKENS)
         for at in best
         if np.isfinite(flat[at])
     ]
 
 
-def _distinct(spans: Sequence[Found], count: int) -> list[Found]:
+def _deduplicate(spans: Sequence[AnswerSpan], count: int) -> list[AnswerSpan]:
     """The first so many that differ: windows overlap, and find the same."""
-    kept: dict[tuple[int, int], Found] = {}
+    kept: dict[tuple[int, int], AnswerSpan] = {}
     for span in spans:
         kept.setdefault((span.start, span.end), span)
     return list(kept.values())[:count]
 
 
-def score_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
+def squad_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
     """Mean F1 and exact match of the best spans, from 0 to 1.
 
     Args:
@@ -297,22 +312,24 @@ def score_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -
         logits: ``(all tokens, 2)``.
         examples: with answers.
     """
-    assert examples.places is not None
-    source = examples.places.examples
+    assert examples.alignment is not None
+    source = examples.alignment.examples
     assert source.pairs is not None
     assert source.labels is not None
     f1, exact = 0.0, 0.0
-    for context, spans, answers in zip(source.pairs, best_spans(logits, examples, count=1), source.labels, strict=True):
+    for context, spans, answers in zip(
+        source.pairs, best_spans(logits, examples, n_best_size=1), source.labels, strict=True
+    ):
         text = context[spans[0].start : spans[0].end] if spans else ""
         f1 += max(token_f1(text, answer) for answer in answers.texts)
-        exact += max(float(normalized(text) == normalized(answer)) for answer in answers.texts)
+        exact += max(float(normalize_answer(text) == normalize_answer(answer)) for answer in answers.texts)
     return {"f1": f1 / len(source), "exact_match": exact / len(source)}
 
 
-def span_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+def answer_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
     """For each question ``answer``, its ``score`` (probability among the best spans), ``start`` and ``end``."""
-    assert examples.places is not None
-    contexts = examples.places.examples.pairs
+    assert examples.alignment is not None
+    contexts = examples.alignment.examples.pairs
     assert contexts is not None
     rows: list[dict[str, Any]] = []
     for context, spans in zip(contexts, best_spans(logits, examples), strict=True):
@@ -326,14 +343,14 @@ def span_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) ->
     return rows
 
 
-def normalized(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """The answer without what does not matter: case, punctuation, articles, extra white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def token_f1(text: str, answer: str) -> float:
+def token_f1(prediction: str, reference: str) -> float:
     """F1 of the words that two answers share."""
-    ours, theirs = normalized(text).split(), normalized(answer).split()
+    ours, theirs = normalize_answer(prediction).split(), normalize_answer(reference).split()
     shared = sum((Counter(ours) & Counter(theirs)).values())
     if not shared:
         return float(ours == theirs)

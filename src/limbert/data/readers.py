@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from limbert.core.config import DataConfig
-from limbert.data.labels import LabelReader, label_text
-from limbert.data.tasks import HUB_GLUE, Columns, GlueTask, glue_task
+from limbert.data.labels import LabelParser, label_text
+from limbert.data.tasks import GLUE_HUB_NAME, Columns, GlueTask, glue_task
 from limbert.errors import ConfigError, DataError
 
-_BATCH = 1024  # rows turned into Python values at a time
+_BATCH_ROWS = 1024  # rows turned into Python values at a time
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One row: its line (in Parquet and Hub data its number, from 1), its cells, and what is wrong with it."""
 
-    line: int
+    line_number: int
     cells: Sequence[object]
     problem: str | None = None
 
@@ -34,16 +34,18 @@ class Table:
 
     name: str
     columns: tuple[str, ...]
-    rows: Callable[[], Iterator[Row]]
+    rows: Callable[[], Iterator[TableRow]]
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> names, where the data says so
-    search: Callable[[], tuple["Table", int]] | None = None  # what `walked` does where later rows may bring columns
+    scan_columns: Callable[[], tuple["Table", int]] | None = (
+        None  # what `walked` does where later rows may bring columns
+    )
 
-    def walked(self) -> tuple["Table", int]:
+    def with_all_columns(self) -> tuple["Table", int]:
         """The table with all its columns, and how many rows it has. JSON lines may tell of a key in their last row."""
-        return (self, sum(1 for _ in self.rows())) if self.search is None else self.search()
+        return (self, sum(1 for _ in self.rows())) if self.scan_columns is None else self.scan_columns()
 
 
-def readable(path: Path) -> Path:
+def check_readable(path: Path) -> Path:
     """The path, if it is a file that can be opened.
 
     Raises:
@@ -62,7 +64,7 @@ def readable(path: Path) -> Path:
 
 def tsv_table(path: Path, *, header: bool) -> Table:
     """Tab-separated cells without quoting: quote characters are text. Without header, columns are "0", "1", ..."""
-    return _cells_table(path, _split_tabs, header=header)
+    return _delimited_table(path, _tsv_rows, header=header)
 
 
 def csv_table(path: Path, *, header: bool) -> Table:
@@ -71,71 +73,71 @@ def csv_table(path: Path, *, header: bool) -> Table:
     Where the header is a single cell that holds semicolons or tabs, these part the cells: so do spreadsheets write CSV
     in countries with a decimal comma.
     """
-    first = next(_split_csv(path), None) if header else None
+    first = next(_csv_rows(path), None) if header else None
     alone = str(first.cells[0]) if first is not None and len(first.cells) == 1 else ""
     delimiter = next((sign for sign in _OTHER_DELIMITERS if sign in alone), ",")
-    return _cells_table(path, partial(_split_csv, delimiter=delimiter), header=header)
+    return _delimited_table(path, partial(_csv_rows, delimiter=delimiter), header=header)
 
 
 def json_lines_table(path: Path, *, columns: tuple[str, ...] | None = None) -> Table:
     """One JSON object a line; the columns are those that are given, or else the keys of the first hundred objects."""
     if columns is None:
-        sample = (value for _, value, _ in itertools.islice(_parse_json(path), _JSON_SAMPLE))
+        sample = (value for _, value, _ in itertools.islice(_json_objects(path), _JSON_SAMPLE_ROWS))
         columns = tuple(dict.fromkeys(key for value in sample if value for key in value))
 
     def search() -> tuple[Table, int]:
         count, keys = 0, dict[str, None]()
-        for _, value, _ in _parse_json(path):
+        for _, value, _ in _json_objects(path):
             count += 1
             keys |= dict.fromkeys(value or ())
         return json_lines_table(path, columns=tuple(keys)), count
 
-    def rows() -> Iterator[Row]:
-        for line, value, problem in _parse_json(path):
+    def rows() -> Iterator[TableRow]:
+        for line, value, problem in _json_objects(path):
             if value is None:
-                yield Row(line, (), problem)
+                yield TableRow(line, (), problem)
             else:
-                yield Row(line, [value.get(column) for column in columns])
+                yield TableRow(line, [value.get(column) for column in columns])
 
     if not columns:
-        first = next(rows(), None) or Row(1, ())
+        first = next(rows(), None) or TableRow(1, ())
         problem = first.problem or "no keys, expected one JSON object a line with a text in it"
-        raise DataError(f"{path}:{first.line}: {problem}")
-    return Table(str(path), columns, rows, search=search)
+        raise DataError(f"{path}:{first.line_number}: {problem}")
+    return Table(str(path), columns, rows, scan_columns=search)
 
 
 def lines_table(path: Path) -> Table:
     """Plain text, one text a line, as one column named ``text``."""
 
-    def rows() -> Iterator[Row]:
-        for line, cells, problem in _without_last_blanks(_whole_lines(path)):
-            yield Row(line, cells or ("",), problem)
+    def rows() -> Iterator[TableRow]:
+        for line, cells, problem in _drop_trailing_blanks(_line_rows(path)):
+            yield TableRow(line, cells or ("",), problem)
 
     return Table(str(path), ("text",), rows)
 
 
-def _cells_table(path: Path, split: Callable[[Path], Iterator[Row]], *, header: bool) -> Table:
-    first = next(split(path), None)
+def _delimited_table(path: Path, read_rows: Callable[[Path], Iterator[TableRow]], *, header: bool) -> Table:
+    first = next(read_rows(path), None)
     if first is None or first.problem is not None or not first.cells:
         problem = first.problem if first and first.problem else "the line is blank"
         raise DataError(f"{path}:1: {problem}; expected {'the names of the columns' if header else 'the first row'}")
     columns = tuple(str(cell) for cell in first.cells) if header else tuple(map(str, range(len(first.cells))))
     model = "header" if header else "first line"
 
-    def rows() -> Iterator[Row]:
-        for row in _without_last_blanks(itertools.islice(split(path), int(header), None)):
+    def rows() -> Iterator[TableRow]:
+        for row in _drop_trailing_blanks(itertools.islice(read_rows(path), int(header), None)):
             if row.problem is None and len(row.cells) != len(columns):
                 found = f"{len(row.cells)} columns" if row.cells else "a blank line"
-                yield Row(row.line, (), f"{found}, expected {len(columns)} columns as in the {model}")
+                yield TableRow(row.line_number, (), f"{found}, expected {len(columns)} columns as in the {model}")
             else:
                 yield row
 
     return Table(str(path), columns, rows)
 
 
-def _without_last_blanks(rows: Iterable[Row]) -> Iterator[Row]:
+def _drop_trailing_blanks(rows: Iterable[TableRow]) -> Iterator[TableRow]:
     """All rows but the blank ones (no cells, no problem) at the end."""
-    blanks: list[Row] = []
+    blanks: list[TableRow] = []
     for row in rows:
         if not row.cells and row.problem is None:
             blanks.append(row)
@@ -145,7 +147,7 @@ def _without_last_blanks(rows: Iterable[Row]) -> Iterator[Row]:
             yield row
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
+def _decoded_lines(path: Path) -> Iterator[tuple[int, str | None]]:
     """Numbered lines with their ends; None for bytes that are not UTF-8. Only LF ends a line: other breaks are text."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
@@ -155,28 +157,28 @@ def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
                 yield number, None
 
 
-NOT_UTF8 = "the bytes are not UTF-8; expected UTF-8 text"
+INVALID_UNICODE = "the bytes are not UTF-8; expected UTF-8 text"
 
 
-def _whole_lines(path: Path) -> Iterator[Row]:
-    for number, text in _lines(path):
+def _line_rows(path: Path) -> Iterator[TableRow]:
+    for number, text in _decoded_lines(path):
         if text is None:
-            yield Row(number, (), NOT_UTF8)
+            yield TableRow(number, (), INVALID_UNICODE)
         else:
             text = text.removesuffix("\n").removesuffix("\r")
-            yield Row(number, (text,) if text.strip(" ") else ())
+            yield TableRow(number, (text,) if text.strip(" ") else ())
 
 
-def _split_tabs(path: Path) -> Iterator[Row]:
-    for line, cells, problem in _whole_lines(path):
-        yield Row(line, str(cells[0]).split("\t") if cells else (), problem)
+def _tsv_rows(path: Path) -> Iterator[TableRow]:
+    for line, cells, problem in _line_rows(path):
+        yield TableRow(line, str(cells[0]).split("\t") if cells else (), problem)
 
 
-def _split_csv(path: Path, *, delimiter: str = ",") -> Iterator[Row]:
+def _csv_rows(path: Path, *, delimiter: str = ",") -> Iterator[TableRow]:
     undecodable: list[int] = []
 
     def decoded() -> Iterator[str]:
-        for number, text in _lines(path):
+        for number, text in _decoded_lines(path):
             if text is None:
                 undecodable.append(number)
             yield "\n" if text is None else text
@@ -189,16 +191,16 @@ def _split_csv(path: Path, *, delimiter: str = ",") -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(start, (), f"broken CSV ({error}); expected cells with closed quotes")
+            yield TableRow(start, (), f"broken CSV ({error}); expected cells with closed quotes")
             continue
         if undecodable:
-            yield Row(undecodable[0], (), NOT_UTF8)
+            yield TableRow(undecodable[0], (), INVALID_UNICODE)
             undecodable.clear()
         else:
-            yield Row(start, cells)
+            yield TableRow(start, cells)
 
 
-def half_character(values: Mapping[str, object]) -> str | None:
+def find_lone_surrogate(values: Mapping[str, object]) -> str | None:
     """The first column with one half of a surrogate pair, which JSON can write and no encoding can; else None."""
     for column, value in values.items():
         try:
@@ -208,8 +210,8 @@ def half_character(values: Mapping[str, object]) -> str | None:
     return None
 
 
-def _parse_json(path: Path) -> Iterator[tuple[int, dict[str, object] | None, str | None]]:
-    for line, cells, problem in _without_last_blanks(_whole_lines(path)):
+def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, object] | None, str | None]]:
+    for line, cells, problem in _drop_trailing_blanks(_line_rows(path)):
         value = None
         if problem is None:
             try:
@@ -217,7 +219,7 @@ def _parse_json(path: Path) -> Iterator[tuple[int, dict[str, object] | None, str
                 if not isinstance(value, dict):
                     found = "a blank line" if not cells else f"JSON of type {type(value).__name__}"
                     value, problem = None, f"{found}, expected one JSON object a line"
-                elif (column := half_character(value)) is not None:
+                elif (column := find_lone_surrogate(value)) is not None:
                     value, problem = None, f"half a character in column {column!r}, expected whole ones"
             except (ValueError, RecursionError) as error:
                 problem = f"broken JSON ({error}), expected one JSON object a line"
@@ -240,7 +242,7 @@ def parquet_table(path: Path, *, filesystem: Any = None) -> Table:
     def batches() -> Iterator[Any]:
         try:
             with pyarrow.parquet.ParquetFile(str(path), filesystem=filesystem) as file:
-                yield from file.iter_batches(_BATCH)
+                yield from file.iter_batches(_BATCH_ROWS)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: broken Parquet ({_first_line(error)})") from None
 
@@ -270,25 +272,25 @@ def hub_tables(name: str, configuration: str | None = None) -> dict[str, Table]:
 
 def _dataset_table(name: str, dataset: Any) -> Table:
     view = dataset.with_format("arrow")
-    return _arrow_table(name, dataset.features.arrow_schema, lambda: view.iter(_BATCH))
+    return _arrow_table(name, dataset.features.arrow_schema, lambda: view.iter(_BATCH_ROWS))
 
 
 def _arrow_table(name: str, schema: Any, batches: Callable[[], Iterable[Any]]) -> Table:
-    class_names = class_names_of(schema)
+    class_names = class_names_from_schema(schema)
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[TableRow]:
         number = itertools.count(1)
         for batch in batches():
-            found = [values_of(batch.column(column), class_names.get(column)) for column in schema.names]
+            found = [column_values(batch.column(column), class_names.get(column)) for column in schema.names]
             columns = [values for values, _ in found]
             broken = {row for _, rows in found for row in rows}
             for row, cells in enumerate(zip(*columns, strict=True)):
-                yield Row(next(number), cells, NOT_UTF8 if row in broken else None)
+                yield TableRow(next(number), cells, INVALID_UNICODE if row in broken else None)
 
     return Table(name, tuple(schema.names), rows, class_names)
 
 
-def class_names_of(schema: Any) -> Mapping[str, tuple[str, ...]]:
+def class_names_from_schema(schema: Any) -> Mapping[str, tuple[str, ...]]:
     """The class names that ``datasets`` left in the schema, by column; ids in that column are then turned to names."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -307,7 +309,7 @@ def _label_names(feature: Any) -> tuple[str, ...] | None:
     return tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else _label_names(feature.get("feature"))
 
 
-def values_of(column: Any, names: tuple[str, ...] | None = None) -> tuple[list[object], set[int]]:
+def column_values(column: Any, class_names: tuple[str, ...] | None = None) -> tuple[list[object], set[int]]:
     """The values of an Arrow column, and the places of those that are no text though they should be; None there.
 
     Args:
@@ -315,7 +317,7 @@ def values_of(column: Any, names: tuple[str, ...] | None = None) -> tuple[list[o
         names: of classes, where the values are their ids and are to be read as names.
     """
     try:
-        return _named(column.to_pylist(), names), set()
+        return _ids_to_names(column.to_pylist(), class_names), set()
     except UnicodeDecodeError:
         broken, values = set(), []
         for place, value in enumerate(column):
@@ -327,14 +329,14 @@ def values_of(column: Any, names: tuple[str, ...] | None = None) -> tuple[list[o
         return values, broken
 
 
-def _named(values: list[object], names: tuple[str, ...] | None) -> list[object]:
-    if names is None:
+def _ids_to_names(values: list[object], class_names: tuple[str, ...] | None) -> list[object]:
+    if class_names is None:
         return values
     return [
-        _named(value, names)
+        _ids_to_names(value, class_names)
         if isinstance(value, list)
-        else names[value]
-        if isinstance(value, int) and 0 <= value < len(names)
+        else class_names[value]
+        if isinstance(value, int) and 0 <= value < len(class_names)
         else None
         for value in values
     ]
@@ -345,19 +347,24 @@ def _first_line(error: Exception) -> str:
 
 
 _OTHER_DELIMITERS = (";", "\t")  # of CSV whose header has no comma
-_JSON_SAMPLE = 100  # objects looked at to learn the columns of a JSON lines file
+_JSON_SAMPLE_ROWS = 100  # objects looked at to learn the columns of a JSON lines file
 
 
-LABEL_NAMES = ("label", "labels", "category", "class", "target", "intent", "score", "gold_label")
-TEXT_NAMES = ("text", "sentence", "content", "message", "review", "question", "query")
-PAIR_NAMES = (("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"), ("premise", "hypothesis"))
-_SAMPLE = 100  # rows looked at to find a column of text
+LABEL_COLUMN_NAMES = ("label", "labels", "category", "class", "target", "intent", "score", "gold_label")
+TEXT_COLUMN_NAMES = ("text", "sentence", "content", "message", "review", "question", "query")
+PAIR_COLUMN_NAMES = (
+    ("sentence1", "sentence2"),
+    ("text1", "text2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+)
+_SAMPLE_ROWS = 100  # rows looked at to find a column of text
 
-Opener = Callable[[bool], Table]  # called with: does the file have a header?
+TableOpener = Callable[[bool], Table]  # called with: does the file have a header?
 
 
 def choose_columns(
-    opener: Opener, config: DataConfig, glue: GlueTask | None, *, labelled: bool
+    opener: TableOpener, config: DataConfig, glue: GlueTask | None, *, labelled: bool
 ) -> tuple[Table, Columns]:
     """Open a table and say which columns to read.
 
@@ -382,18 +389,18 @@ def choose_columns(
     """
     given = Columns(config.text_column, config.pair_column, config.label_column if labelled else None)
     if glue is None:
-        table = opener(not given.by_number)
-        return table, check_columns(table, _guess(table, given, labelled=labelled))
+        table = opener(not given.are_positions)
+        return table, check_columns(table, _guess_columns(table, given, labelled=labelled))
     tried = []
-    for layout in glue.layouts:
+    for layout in glue.column_layouts:
         wanted = Columns(
             given.text or layout.text, given.pair or layout.pair, (given.label or layout.label) if labelled else None
         )
-        table = opener(not wanted.by_number)
+        table = opener(not wanted.are_positions)
         if not _missing(table, wanted):
             return table, check_columns(table, wanted)
         tried.append((table, wanted))
-    table, wanted = min(tried, key=lambda pair: pair[1].by_number)  # complain about names rather than positions
+    table, wanted = min(tried, key=lambda pair: pair[1].are_positions)  # complain about names rather than positions
     return table, check_columns(table, wanted)
 
 
@@ -404,8 +411,8 @@ def check_columns(table: Table, columns: Columns) -> Columns:
         DataError: it has not; the message names the missing column and those that there are.
     """
     for name in _missing(table, columns):
-        raise DataError(f"{table.name}: no column {name!r}; it has {_listed(table)}")
-    for name in columns.named:
+        raise DataError(f"{table.name}: no column {name!r}; it has {_format_columns(table)}")
+    for name in columns.names:
         if table.columns.count(name) > 1:
             count = table.columns.count(name)
             raise DataError(f"{table.name}: column {name!r} stands there {count} times; expected once")
@@ -413,58 +420,60 @@ def check_columns(table: Table, columns: Columns) -> Columns:
 
 
 def _missing(table: Table, columns: Columns) -> list[str]:
-    return [name for name in columns.named if name not in table.columns]
+    return [name for name in columns.names if name not in table.columns]
 
 
-def _listed(table: Table) -> str:
+def _format_columns(table: Table) -> str:
     return ", ".join(repr(column) for column in table.columns)
 
 
-def _guess(table: Table, given: Columns, *, labelled: bool) -> Columns:
+def _guess_columns(table: Table, given: Columns, *, labelled: bool) -> Columns:
     by_lower = {column.lower(): column for column in reversed(table.columns)}
     columns = given
     if labelled and given.label is None:
-        label = next((by_lower[name] for name in LABEL_NAMES if name in by_lower), None)
+        label = next((by_lower[name] for name in LABEL_COLUMN_NAMES if name in by_lower), None)
         if label is None:
             raise DataError(
-                f"{table.name}: no label column given and none called {', '.join(LABEL_NAMES)}; it has {_listed(table)}"
+                f"{table.name}: no label column given and none called {', '.join(LABEL_COLUMN_NAMES)}; it has {_format_columns(table)}"
             )
         columns = replace(columns, label=label)
     if given.text is not None:
         return columns
-    free = {lower: column for lower, column in by_lower.items() if column not in columns.named}
-    for name in TEXT_NAMES:
+    free = {lower: column for lower, column in by_lower.items() if column not in columns.names}
+    for name in TEXT_COLUMN_NAMES:
         if name in free:
             return replace(columns, text=free[name])
-    for first, second in PAIR_NAMES:
+    for first, second in PAIR_COLUMN_NAMES:
         if first in free and (second in free or given.pair):
             return replace(columns, text=free[first], pair=given.pair or free[second])
-    return replace(columns, text=_first_of_text(table, taken=columns.named))
+    return replace(columns, text=_guess_text_column(table, exclude=columns.names))
 
 
-def _first_of_text(table: Table, *, taken: tuple[str, ...]) -> str:
-    rows = [row.cells for row in itertools.islice(table.rows(), _SAMPLE) if row.problem is None]
+def _guess_text_column(table: Table, *, exclude: tuple[str, ...]) -> str:
+    rows = [row.cells for row in itertools.islice(table.rows(), _SAMPLE_ROWS) if row.problem is None]
     for position, column in enumerate(table.columns):
         texts = sum(isinstance(cell := cells[position], str) and len(cell.split()) > 1 for cells in rows)
-        if column not in taken and texts * 2 > len(rows):
+        if column not in exclude and texts * 2 > len(rows):
             return column
     if not rows:
         raise DataError(f"{table.name}: no rows below the header; expected at least one")
-    raise DataError(f"{table.name}: no text column given and none with texts of several words; it has {_listed(table)}")
+    raise DataError(
+        f"{table.name}: no text column given and none with texts of several words; it has {_format_columns(table)}"
+    )
 
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
-Span = tuple[int, int]  # characters of a text: the first, and the one after the last
+CharSpan = tuple[int, int]  # characters of a text: the first, and the one after the last
 
 
 @dataclass(frozen=True)
-class Answers:
+class ReferenceAnswers:
     """What is accepted as the answer of a question: pieces of its context, and where each begins."""
 
     texts: tuple[str, ...]
-    starts: tuple[int, ...]
+    answer_starts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -479,7 +488,7 @@ class Examples:
     pairs: tuple[str, ...] | None
     labels: tuple[Any, ...] | None
     bad_rows: int = 0  # malformed rows that were skipped
-    words: tuple[tuple[Span, ...], ...] | None = None  # for token classification: where each text's words are
+    word_spans: tuple[tuple[CharSpan, ...], ...] | None = None  # for token classification: where each text's words are
     groups: tuple[str, ...] | None = None  # what must not be parted by a split, such as the article of a question
 
     def __len__(self) -> int:
@@ -492,7 +501,7 @@ class Examples:
             pairs=None if self.pairs is None else tuple(self.pairs[index] for index in indices),
             labels=None if self.labels is None else tuple(self.labels[index] for index in indices),
             bad_rows=self.bad_rows,
-            words=None if self.words is None else tuple(self.words[index] for index in indices),
+            word_spans=None if self.word_spans is None else tuple(self.word_spans[index] for index in indices),
             groups=None if self.groups is None else tuple(self.groups[index] for index in indices),
         )
 
@@ -502,15 +511,15 @@ class RawExamples:
     """Examples whose labels still stand as in the file, with the line of each for messages."""
 
     source: str
-    lines: list[int]
+    line_numbers: list[int]
     texts: list[str]
     pairs: list[str] | None
     labels: list[object] | None
     bad_rows: int = 0
 
-    def append(self, line: int, text: str, pair: str, label: object) -> None:
+    def append(self, line_number: int, text: str, pair: str, label: object) -> None:
         """Add one row; its pair and label only where the examples have them."""
-        self.lines.append(line)
+        self.line_numbers.append(line_number)
         self.texts.append(text)
         if self.pairs is not None:
             self.pairs.append(pair)
@@ -529,7 +538,7 @@ def open_table(path: Path, *, header: bool = True, columns: tuple[str, ...] | No
     Raises:
         DataError: the file is missing, unreadable or empty, or of a format that is not read.
     """
-    kind = readable(path).suffix.lower()
+    kind = check_readable(path).suffix.lower()
     if kind == ".csv":
         return csv_table(path, header=header)
     if kind in (".jsonl", ".json"):
@@ -541,13 +550,13 @@ def open_table(path: Path, *, header: bool = True, columns: tuple[str, ...] | No
     raise DataError(f"{path}: format {kind!r} is not read; expected one of {', '.join(FORMATS)}")
 
 
-def read_rows(
+def read_raw_examples(
     table: Table,
     columns: Columns,
     *,
     skip_bad_rows: bool,
-    unlabelled: Sequence[str] = (),
-    several_labels: bool = False,
+    excluded_labels: Sequence[str] = (),
+    multi_label: bool = False,
 ) -> RawExamples:
     """Read the texts, pairs and raw labels of all rows.
 
@@ -570,24 +579,24 @@ def read_rows(
         try:
             if row.problem is not None:
                 raise ValueError(row.problem)
-            label = _label(row.cells, label_at, table, several=several_labels)
-            if label in unlabelled:
+            label = _raw_label(row.cells, label_at, table, multi_label=multi_label)
+            if label in excluded_labels:
                 continue
             text, pair = (
-                "" if place is None else checked_text(row.cells[place], table.columns[place])
+                "" if place is None else check_text(row.cells[place], table.columns[place])
                 for place in (text_at, pair_at)
             )
         except ValueError as error:
-            bad_rows += _refuse(f"{table.name}:{row.line}: {error}", skip=skip_bad_rows)
+            bad_rows += _skip_or_raise(f"{table.name}:{row.line_number}: {error}", skip=skip_bad_rows)
             continue
-        raw.append(row.line, text, pair, label)
+        raw.append(row.line_number, text, pair, label)
     if not raw.texts:
         found = f"none of the {bad_rows} rows can be used" if bad_rows else "no rows below the header"
         raise DataError(f"{table.name}: {found}; expected at least one")
     return replace(raw, bad_rows=bad_rows)
 
 
-def checked_text(value: object, column: str) -> str:
+def check_text(value: object, column: str) -> str:
     """What stands in a cell of this column, if it is a text.
 
     Raises:
@@ -600,7 +609,7 @@ def checked_text(value: object, column: str) -> str:
     return value
 
 
-def with_labels(raw: RawExamples, reader: LabelReader, *, skip_bad_rows: bool) -> Examples:
+def parse_labels(raw: RawExamples, label_parser: LabelParser, *, skip_bad_rows: bool) -> Examples:
     """The examples with their labels as class ids or scores.
 
     Raises:
@@ -611,46 +620,46 @@ def with_labels(raw: RawExamples, reader: LabelReader, *, skip_bad_rows: bool) -
     labels: list[Any] = []
     for place, value in enumerate(raw.labels):
         try:
-            labels.append(reader.read(value))
+            labels.append(label_parser.parse(value))
         except ValueError as error:
-            _refuse(f"{raw.source}:{raw.lines[place]}: {error}", skip=skip_bad_rows)
+            _skip_or_raise(f"{raw.source}:{raw.line_numbers[place]}: {error}", skip=skip_bad_rows)
             continue
         kept.append(place)
     if not kept:
         raise DataError(f"{raw.source}: no row has a label of the task; expected at least one")
     bad_rows = raw.bad_rows + len(raw.texts) - len(kept)
-    return replace(without_labels(raw).select(kept), labels=tuple(labels), bad_rows=bad_rows)
+    return replace(unlabelled_examples(raw).select(kept), labels=tuple(labels), bad_rows=bad_rows)
 
 
-def without_labels(raw: RawExamples) -> Examples:
+def unlabelled_examples(raw: RawExamples) -> Examples:
     """The examples for prediction."""
     return Examples(tuple(raw.texts), None if raw.pairs is None else tuple(raw.pairs), None, raw.bad_rows)
 
 
-def _refuse(message: str, *, skip: bool) -> int:
+def _skip_or_raise(message: str, *, skip: bool) -> int:
     """One bad row more, or the error that it is."""
     if not skip:
         raise DataError(message)
     return 1
 
 
-def _label(cells: Sequence[object], place: int | None, table: Table, *, several: bool) -> object:
+def _raw_label(cells: Sequence[object], column: int | None, table: Table, *, multi_label: bool) -> object:
     """The label in the cell as it stands there, a list as a tuple; None where there is no such column."""
-    if place is None:
+    if column is None:
         return None
-    value = cells[place]
+    value = cells[column]
     if isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
-        return _labels(value, table.columns[place])
-    if several and isinstance(value, str) and not value.strip():
+        return _raw_labels(value, table.columns[column])
+    if multi_label and isinstance(value, str) and not value.strip():
         return ()
     if value is None or value != value or not label_text(value):  # NaN is the only value that is not itself
-        raise ValueError(f"no label in column {table.columns[place]!r}, expected one")
+        raise ValueError(f"no label in column {table.columns[column]!r}, expected one")
     if not isinstance(value, (str, int, float)):
-        raise ValueError(f"{type(value).__name__} in column {table.columns[place]!r}, expected a name or a number")
+        raise ValueError(f"{type(value).__name__} in column {table.columns[column]!r}, expected a name or a number")
     return value
 
 
-def _labels(values: list[str | int | float], column: str) -> tuple[object, ...]:
+def _raw_labels(values: list[str | int | float], column: str) -> tuple[object, ...]:
     """The labels that hold; a list with a number for *every* class would be read as the classes 0 and 1."""
     numbers = [value for value in values if not isinstance(value, str)]
     if len({*numbers}) < len(numbers) or any(isinstance(value, (bool, float)) for value in numbers):
@@ -658,16 +667,16 @@ def _labels(values: list[str | int | float], column: str) -> tuple[object, ...]:
     return tuple(values)
 
 
-DEV_NAMES = ("dev", "validation", "valid", "val", "test")  # test only where there is none of the others
+DEV_SPLIT_NAMES = ("dev", "validation", "valid", "val", "test")  # test only where there is none of the others
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
 
 
 @dataclass(frozen=True)
-class Sources:
+class DataSources:
     """Openers of the tables; the training one is None where it is absent or was not asked for."""
 
-    train: Opener | None
-    dev: Mapping[str, Opener]
+    train: TableOpener | None
+    dev: Mapping[str, TableOpener]
 
 
 def find_sources(
@@ -675,8 +684,8 @@ def find_sources(
     glue: GlueTask | None,
     *,
     formats: Sequence[str] = FORMATS,
-    opened: Callable[[Path], Table] | None = None,
-) -> Sources:
+    open_file: Callable[[Path], Table] | None = None,
+) -> DataSources:
     """Find what ``train`` and ``dev``, or ``data``, or the GLUE task alone (then from the Hub) point to.
 
     A folder holds ``train.*`` and ``dev.*`` (also ``validation.*``, ``valid.*`` or ``val.*``) with one of the endings
@@ -697,15 +706,17 @@ def find_sources(
     if config.train is not None or config.dev is not None:
         if config.data is not None:
             raise ConfigError(f"data is {config.data!r} beside train or dev; it must be one or the other")
-        train = None if config.train is None else _file(Path(config.train).expanduser(), opened)
-        return Sources(train, {} if config.dev is None else {"dev": _file(Path(config.dev).expanduser(), opened)})
+        train = None if config.train is None else _file_opener(Path(config.train).expanduser(), open_file)
+        return DataSources(
+            train, {} if config.dev is None else {"dev": _file_opener(Path(config.dev).expanduser(), open_file)}
+        )
     if config.data is None:
         if glue is None:
             raise ConfigError("no data given; it must be a folder or Hub name, train and dev files, or a GLUE task")
-        return _from_hub(HUB_GLUE, glue)
+        return _from_hub(GLUE_HUB_NAME, glue)
     folder = Path(config.data).expanduser()
     if folder.is_dir():
-        return _from_folder(folder, glue, formats=formats, opened=opened)
+        return _from_folder(folder, glue, formats=formats, open_file=open_file)
     if folder.exists():
         raise DataError(f"{config.data}: a file; data must be a folder or a Hub name (give files as train and dev)")
     if not _HUB_NAME.fullmatch(config.data) or ("/" in config.data and folder.parent.is_dir()):
@@ -714,54 +725,60 @@ def find_sources(
 
 
 def _from_folder(
-    folder: Path, glue: GlueTask | None, *, formats: Sequence[str], opened: Callable[[Path], Table] | None
-) -> Sources:
+    folder: Path, glue: GlueTask | None, *, formats: Sequence[str], open_file: Callable[[Path], Table] | None
+) -> DataSources:
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
-    train = _find(files, "train", formats)
-    parts = {part: _find(files, stem, formats) for part, stem in glue.dev} if glue else {}
+    train = _find_split_file(files, "train", formats)
+    parts = {part: _find_split_file(files, stem, formats) for part, stem in glue.dev_files} if glue else {}
     found = {part: path for part, path in parts.items() if path is not None}
     if not found:
-        dev = next((path for path in (_find(files, stem, formats) for stem in DEV_NAMES) if path is not None), None)
+        dev = next(
+            (path for path in (_find_split_file(files, stem, formats) for stem in DEV_SPLIT_NAMES) if path is not None),
+            None,
+        )
         found = {} if dev is None else {"dev": dev}
     if train is None and not found:
         held = ", ".join(path.name for path in files[:10]) or "nothing"
         raise DataError(f"{folder}: no train.* or dev.* ending in {', '.join(formats)}; it holds {held}")
-    return Sources(
-        None if train is None else _file(train, opened), {part: _file(path, opened) for part, path in found.items()}
+    return DataSources(
+        None if train is None else _file_opener(train, open_file),
+        {part: _file_opener(path, open_file) for part, path in found.items()},
     )
 
 
-def _from_hub(name: str, glue: GlueTask | None) -> Sources:
+def _from_hub(name: str, glue: GlueTask | None) -> DataSources:
     name, _, configuration = name.partition(":")
     if glue is not None and not configuration:
         configuration = str(glue.task.name)
     tables = hub_tables(name, configuration or None)
-    parts = [(part, stem.replace("dev", "validation")) for part, stem in glue.dev] if glue else []
+    parts = [(part, stem.replace("dev", "validation")) for part, stem in glue.dev_files] if glue else []
     found = {part: tables[split] for part, split in parts if split in tables}
     if not found:
-        dev = next((tables[split] for split in DEV_NAMES if split in tables), None)
+        dev = next((tables[split] for split in DEV_SPLIT_NAMES if split in tables), None)
         found = {} if dev is None else {"dev": dev}
     if "train" not in tables and not found:
-        raise DataError(f"{name}: no split train or {', '.join(DEV_NAMES)}; it has {', '.join(tables)}")
+        raise DataError(f"{name}: no split train or {', '.join(DEV_SPLIT_NAMES)}; it has {', '.join(tables)}")
     train = tables.get("train")
-    return Sources(None if train is None else _opened(train), {part: _opened(table) for part, table in found.items()})
+    return DataSources(
+        None if train is None else _table_opener(train), {part: _table_opener(table) for part, table in found.items()}
+    )
 
 
-def _find(files: Sequence[Path], stem: str, formats: Sequence[str]) -> Path | None:
+def _find_split_file(files: Sequence[Path], stem: str, formats: Sequence[str]) -> Path | None:
     found = [path for path in files if path.stem == stem and path.suffix.lower() in formats]
     if len(found) > 1:
         raise DataError(f"{found[0].parent}: {' and '.join(path.name for path in found)} are both there; expected one")
     return found[0] if found else None
 
 
-def _file(path: Path, opened: Callable[[Path], Table] | None) -> Opener:
-    return lambda header: open_table(path, header=header) if opened is None else opened(path)
+def _file_opener(path: Path, open_file: Callable[[Path], Table] | None) -> TableOpener:
+    return lambda header: open_table(path, header=header) if open_file is None else open_file(path)
 
 
-def _opened(table: Table) -> Opener:
+def _table_opener(table: Table) -> TableOpener:
     return lambda header: table
 
 
@@ -773,37 +790,37 @@ def read_texts(path: Path, config: DataConfig) -> Examples:
     """
     glue = glue_task(config.task) if config.task is not None else None
     if path.suffix.lower() == ".txt":
-        table = lines_table(readable(path))
-        pair = config.pair_column or (glue.layouts[0].pair if glue else None)
+        table = lines_table(check_readable(path))
+        pair = config.pair_column or (glue.column_layouts[0].pair if glue else None)
         columns = check_columns(table, Columns("text", pair, None))
     else:
         table, columns = choose_columns(lambda header: open_table(path, header=header), config, glue, labelled=False)
-    return without_labels(read_rows(table, columns, skip_bad_rows=config.skip_bad_rows))
+    return unlabelled_examples(read_raw_examples(table, columns, skip_bad_rows=config.skip_bad_rows))
 
 
-Suffix = Literal[".tsv", ".csv", ".jsonl"]
+FileSuffix = Literal[".tsv", ".csv", ".jsonl"]
 
 
 @dataclass(frozen=True)
-class RowFormat:
+class TableFormat:
     """How rows are laid out in a file: its ending, its columns, and whether the first line names them."""
 
-    suffix: Suffix
+    suffix: FileSuffix
     columns: tuple[str, ...]
-    named: bool
+    has_header: bool
 
     def header(self) -> str:
         """The first line, or nothing where the file has none."""
-        return self._cells(self.columns) if self.named and self.suffix != ".jsonl" else ""
+        return self._format_cells(self.columns) if self.has_header and self.suffix != ".jsonl" else ""
 
-    def line(self, cells: Sequence[object]) -> str:
+    def format_row(self, cells: Sequence[object]) -> str:
         """One row with its end; in JSON a cell that is None is left out, as in the rows that were read."""
         if self.suffix != ".jsonl":
-            return self._cells(cells)
+            return self._format_cells(cells)
         values = {name: cell for name, cell in zip(self.columns, cells, strict=True) if cell is not None}
         return json.dumps(values, ensure_ascii=False, default=str) + "\n"
 
-    def _cells(self, cells: Sequence[object]) -> str:
+    def _format_cells(self, cells: Sequence[object]) -> str:
         texts = ["" if cell is None else str(cell) for cell in cells]
         if self.suffix == ".tsv":
             return "\t".join(texts) + "\n"
@@ -812,9 +829,9 @@ class RowFormat:
         return file.getvalue().removesuffix("\r\n") + "\n"
 
 
-def format_like(table: Table, *, more: tuple[str, ...], named: bool) -> RowFormat:
+def table_format_of(table: Table, *, extra_columns: tuple[str, ...], has_header: bool) -> TableFormat:
     """The format of a table's file with further columns; Parquet files and Hub data sets become JSON lines."""
     path = Path(table.name)
-    kinds: dict[str, Suffix] = {".csv": ".csv", ".tsv": ".tsv", ".txt": ".tsv", "": ".tsv"}
+    kinds: dict[str, FileSuffix] = {".csv": ".csv", ".tsv": ".tsv", ".txt": ".tsv", "": ".tsv"}
     suffix = kinds.get(path.suffix.lower(), ".jsonl") if path.is_file() else ".jsonl"
-    return RowFormat(suffix, (*table.columns, *more), named)
+    return TableFormat(suffix, (*table.columns, *extra_columns), has_header)

@@ -35,14 +35,14 @@ def split_validation(examples: Examples, task: Task, *, fraction: float, seed: i
         DataError: too few examples to cut.
     """
     if examples.groups is not None:
-        return split_groups(examples, fraction=fraction, seed=seed)
+        return split_by_group(examples, fraction=fraction, seed=seed)
     if not 0 < fraction < 1:
         raise ConfigError(f"validation fraction is {fraction}; it must be between 0 and 1")
     if examples.labels is None:
         raise DataError("examples without labels cannot be split for validation; expected labelled ones")
-    labels = _one_each(examples.labels)
+    labels = _label_ids(examples.labels)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
-    groups = labels if task.kind == "classification" else np.zeros(len(labels), dtype=np.int64)
+    groups = labels if task.task_type == "classification" else np.zeros(len(labels), dtype=np.int64)
     _, stays = np.unique(groups[shuffled], return_index=True)  # the first of each class
     candidates = np.delete(shuffled, stays)
     if not len(candidates):
@@ -55,7 +55,7 @@ def split_validation(examples: Examples, task: Task, *, fraction: float, seed: i
     return examples.select(train), examples.select(sorted(taken))
 
 
-def split_groups(examples: Examples, *, fraction: float, seed: int) -> tuple[Examples, Examples]:
+def split_by_group(examples: Examples, *, fraction: float, seed: int) -> tuple[Examples, Examples]:
     """Set aside whole groups: articles with all their questions, or, where there are no groups, equal texts.
 
     Args:
@@ -87,7 +87,7 @@ def split_groups(examples: Examples, *, fraction: float, seed: int) -> tuple[Exa
     return examples.select(np.flatnonzero(~chosen).tolist()), examples.select(np.flatnonzero(chosen).tolist())
 
 
-def _one_each(labels: tuple[Any, ...]) -> np.ndarray:
+def _label_ids(labels: tuple[Any, ...]) -> np.ndarray:
     """A number an example: its label, or that of its set of labels among all sets."""
     if not any(isinstance(label, tuple) for label in labels):
         return np.asarray(labels)
@@ -96,22 +96,22 @@ def _one_each(labels: tuple[Any, ...]) -> np.ndarray:
     return np.asarray([numbers[one] for one in sets])
 
 
-def in_order_of(examples: Examples, task: Task, wanted: Task) -> Examples:
+def reorder_labels(examples: Examples, task: Task, target_task: Task) -> Examples:
     """Examples of ``task`` with the class ids of ``wanted``, which has the same labels."""
-    if examples.labels is None or task.labels == wanted.labels:
+    if examples.labels is None or task.labels == target_task.labels:
         return examples
-    ids = [wanted.labels.index(name) for name in task.labels]
+    ids = [target_task.labels.index(name) for name in task.labels]
 
     def renumbered(label: Any) -> Any:
         if isinstance(label, tuple):
-            order = sorted if task.kind == "multi-label" else list
+            order = sorted if task.task_type == "multi-label" else list
             return tuple(order(ids[one] for one in label))
         return ids[int(label)]
 
     return replace(examples, labels=tuple(map(renumbered, examples.labels)))
 
 
-def kept_back(examples: Examples, task: Task, config: TrainConfig) -> tuple[Examples, Examples]:
+def train_validation_split(examples: Examples, task: Task, config: TrainConfig) -> tuple[Examples, Examples]:
     """The training rows of a run, and its validation slice: the rows kept back to choose and score."""
     fraction = min(config.validation, config.validation_limit / len(examples))
     return split_validation(examples, task, fraction=fraction, seed=config.seed)

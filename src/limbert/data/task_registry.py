@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from limbert.core.config import DataConfig, TaskKind
+from limbert.core.config import DataConfig, TaskType
 from limbert.data import classification, question_answering, token_classification
 from limbert.data.question_answering import tokenize_windows
 from limbert.data.readers import Examples, Table
 from limbert.data.tasks import Task
 from limbert.data.token_classification import tokenize_words
-from limbert.data.tokenize import TokenizedExamples, tokenize
+from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 
 
 @dataclass(frozen=True)
-class Reader:
+class TaskFileReader:
     """How a kind with files of its own reads them.
 
     Attributes:
@@ -30,22 +30,22 @@ class Reader:
     """
 
     formats: tuple[str, ...]
-    open: Callable[[Path], Table]
-    read: Callable[[Table, DataConfig, Task | None], tuple[Task, Examples]]
+    open_table: Callable[[Path], Table]
+    read_labelled: Callable[[Table, DataConfig, Task | None], tuple[Task, Examples]]
     read_unlabelled: Callable[[Path, DataConfig], Examples]
 
 
 @dataclass(frozen=True)
-class Lengths:
+class TokenizationOptions:
     """How long inputs may be, and whether their tokens are cached: see `prepared`."""
 
-    longest: int
+    max_length: int
     stride: int | None
-    cache: bool
+    use_cache: bool
 
 
 @dataclass(frozen=True)
-class Kind:
+class TaskHandler:
     """What a kind of task does with data.
 
     Attributes:
@@ -56,81 +56,98 @@ class Kind:
         reader: None for tables of texts and labels.
     """
 
-    prepare: Callable[[Examples, Task, PreTrainedTokenizerBase, Lengths], TokenizedExamples]
-    typed: Callable[[Sequence[str], Sequence[str] | None], Examples]
-    score: Callable[[Task, np.ndarray, TokenizedExamples], dict[str, float]]
-    answers: Callable[[Task, np.ndarray, TokenizedExamples], list[dict[str, Any]]]
-    reader: Reader | None = None
+    tokenize: Callable[[Examples, Task, PreTrainedTokenizerBase, TokenizationOptions], TokenizedExamples]
+    make_examples: Callable[[Sequence[str], Sequence[str] | None], Examples]
+    compute_metrics: Callable[[Task, np.ndarray, TokenizedExamples], dict[str, float]]
+    decode_predictions: Callable[[Task, np.ndarray, TokenizedExamples], list[dict[str, Any]]]
+    file_reader: TaskFileReader | None = None
 
 
-def _texts(examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> TokenizedExamples:
-    return tokenize(examples, tokenizer, max_length=lengths.longest, cache=lengths.cache)
-
-
-def _texts_of_several_classes(
-    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, lengths: Lengths
+def _tokenize_texts(
+    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions
 ) -> TokenizedExamples:
-    tokens = _texts(replace(examples, labels=None), task, tokenizer, lengths)
+    return tokenize_texts(examples, tokenizer, max_length=options.max_length, use_cache=options.use_cache)
+
+
+def _tokenize_multi_label(
+    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions
+) -> TokenizedExamples:
+    tokens = _tokenize_texts(replace(examples, labels=None), task, tokenizer, options)
     hot = classification.multi_hot(examples, len(task.labels))
     return replace(tokens, labels=None if hot is None else torch.from_numpy(hot))
 
 
-def _words(examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> TokenizedExamples:
-    return tokenize_words(examples, tokenizer, max_length=lengths.longest)
+def _tokenize_words(
+    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions
+) -> TokenizedExamples:
+    return tokenize_words(examples, tokenizer, max_length=options.max_length)
 
 
-def _windows(examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> TokenizedExamples:
-    return tokenize_windows(examples, tokenizer, max_length=lengths.longest, stride=lengths.stride)
+def _tokenize_windows(
+    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions
+) -> TokenizedExamples:
+    return tokenize_windows(examples, tokenizer, max_length=options.max_length, stride=options.stride)
 
 
-KINDS: Mapping[TaskKind, Kind] = {
-    "classification": Kind(
-        _texts, classification.typed_pairs, classification.score_texts, classification.class_answers
+TASK_HANDLERS: Mapping[TaskType, TaskHandler] = {
+    "classification": TaskHandler(
+        _tokenize_texts,
+        classification.text_examples,
+        classification.text_metrics,
+        classification.classification_predictions,
     ),
-    "regression": Kind(_texts, classification.typed_pairs, classification.score_texts, classification.value_answers),
-    "multi-label": Kind(
-        _texts_of_several_classes, classification.typed_pairs, classification.score_texts, classification.label_answers
+    "regression": TaskHandler(
+        _tokenize_texts,
+        classification.text_examples,
+        classification.text_metrics,
+        classification.regression_predictions,
     ),
-    "token-classification": Kind(
-        _words,
-        token_classification.typed_texts,
-        token_classification.score_tags,
-        token_classification.tag_answers,
-        Reader(
+    "multi-label": TaskHandler(
+        _tokenize_multi_label,
+        classification.text_examples,
+        classification.text_metrics,
+        classification.multi_label_predictions,
+    ),
+    "token-classification": TaskHandler(
+        _tokenize_words,
+        token_classification.word_examples,
+        token_classification.tag_metrics,
+        token_classification.tag_predictions,
+        TaskFileReader(
             token_classification.FORMATS,
             token_classification.open_tagged,
             token_classification.read_tagged,
             token_classification.read_untagged,
         ),
     ),
-    "question-answering": Kind(
-        _windows,
-        question_answering.typed_questions,
-        question_answering.score_answers,
-        question_answering.span_answers,
-        Reader(
+    "question-answering": TaskHandler(
+        _tokenize_windows,
+        question_answering.question_examples,
+        question_answering.squad_metrics,
+        question_answering.answer_predictions,
+        TaskFileReader(
             question_answering.FORMATS,
             question_answering.open_questions,
             question_answering.read_questions,
-            question_answering.read_unanswered,
+            question_answering.read_unlabelled_questions,
         ),
     ),
 }
 
 
-def reader_of(kind: TaskKind | None) -> Reader | None:
+def file_reader_for(task_type: TaskType | None) -> TaskFileReader | None:
     """How a kind reads its own files; None for tables of texts and labels."""
-    return None if kind is None else KINDS[kind].reader
+    return None if task_type is None else TASK_HANDLERS[task_type].file_reader
 
 
-def prepared(
+def tokenize_for_task(
     examples: Examples,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
     stride: int | None = None,
-    cache: bool = True,
+    use_cache: bool = True,
 ) -> TokenizedExamples:
     """Examples of a task as tokens with what its model is taught.
 
@@ -145,10 +162,12 @@ def prepared(
     Raises:
         ConfigError: the tokenizer or the length cannot serve.
     """
-    return KINDS[task.kind].prepare(examples, task, tokenizer, Lengths(max_length, stride, cache))
+    return TASK_HANDLERS[task.task_type].tokenize(
+        examples, task, tokenizer, TokenizationOptions(max_length, stride, use_cache)
+    )
 
 
-def score(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
+def compute_task_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
     """The task's metrics by name, in the order of ``task.metrics``; higher is better for all of them.
 
     Args:
@@ -159,10 +178,10 @@ def score(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[s
     Raises:
         DataError: no example, or shapes that do not fit.
     """
-    return KINDS[task.kind].score(task, logits, examples)
+    return TASK_HANDLERS[task.task_type].compute_metrics(task, logits, examples)
 
 
-def answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+def decode_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
     """What the logits say, in plain values, one an example.
 
     Args:
@@ -170,4 +189,4 @@ def answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list
         logits: ``(examples, outputs)``; of tasks at tokens ``(all tokens, outputs)``.
         examples: need no labels.
     """
-    return KINDS[task.kind].answers(task, logits, examples)
+    return TASK_HANDLERS[task.task_type].decode_predictions(task, logits, examples)

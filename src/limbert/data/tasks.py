@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from limbert.core.config import DataConfig, TaskKind
+from limbert.core.config import DataConfig, TaskType
 from limbert.errors import ConfigError, DataError
 
 
@@ -18,32 +18,36 @@ class Task:
     """
 
     name: str | None  # canonical GLUE name such as "mrpc"; None for own data
-    kind: TaskKind
+    task_type: TaskType
     labels: tuple[str, ...]  # class names by id; () for regression and question answering
     metrics: tuple[str, ...]  # the first is the primary one
-    pairs: bool | None = None  # whether a text comes with a second one; None: not known
+    has_pairs: bool | None = None  # whether a text comes with a second one; None: not known
 
     def __post_init__(self) -> None:
-        fewest = _FEWEST_LABELS[self.kind]
+        fewest = _MIN_LABELS[self.task_type]
         if fewest == 0 and self.labels:
-            raise DataError(f"label names {', '.join(self.labels)} given for a {_in_words(self.kind)}; it has none")
+            raise DataError(
+                f"label names {', '.join(self.labels)} given for a {_describe_task_type(self.task_type)}; it has none"
+            )
         if len(self.labels) < fewest:
             few = "two" if fewest == 2 else "one"
-            raise DataError(f"label names are {list(self.labels)}; a {_in_words(self.kind)} needs at least {few}")
+            raise DataError(
+                f"label names are {list(self.labels)}; a {_describe_task_type(self.task_type)} needs at least {few}"
+            )
         if len(set(self.labels)) < len(self.labels):
             raise DataError(f"label names are {list(self.labels)}; each may occur once")
 
     @property
-    def primary(self) -> str:
+    def primary_metric(self) -> str:
         """The metric that checkpoints and sub-networks are chosen by."""
         return self.metrics[0]
 
     @property
-    def outputs(self) -> int:
+    def num_outputs(self) -> int:
         """The number of model outputs: one a class, one score, or two (question answering): start and end."""
-        return len(self.labels) or (2 if self.kind == "question-answering" else 1)
+        return len(self.labels) or (2 if self.task_type == "question-answering" else 1)
 
-    def check_inputs(self, *, pairs: bool) -> None:
+    def check_inputs(self, *, has_pairs: bool) -> None:
         """Refuse single texts where the model was trained on pairs, and pairs where it was trained on single texts.
 
         Args:
@@ -52,33 +56,35 @@ class Task:
         Raises:
             DataError: if so; it says what is missing or too much.
         """
-        if self.pairs is True and not pairs:
+        if self.has_pairs is True and not has_pairs:
             raise DataError("the model was trained on pairs of texts; the second text is missing")
-        if self.pairs is False and pairs:
+        if self.has_pairs is False and has_pairs:
             raise DataError("the model was trained on single texts; a second text is given")
 
     def to_dict(self) -> dict[str, Any]:
         """The task in JSON values; ``from_dict`` reads it back."""
-        known = {} if self.pairs is None else {"pairs": self.pairs}
-        rest = {"name": self.name, "kind": self.kind, "labels": list(self.labels), "metrics": list(self.metrics)}
+        known = {} if self.has_pairs is None else {"pairs": self.has_pairs}
+        rest = {"name": self.name, "kind": self.task_type, "labels": list(self.labels), "metrics": list(self.metrics)}
         return rest | known
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
         """The task that ``to_dict`` wrote."""
         labels, metrics = tuple(values["labels"]), tuple(values["metrics"])
-        known = GLUE[values["name"]].task.pairs if values["name"] in GLUE else None  # older checkpoints do not say it
+        known = (
+            GLUE[values["name"]].task.has_pairs if values["name"] in GLUE else None
+        )  # older checkpoints do not say it
         return cls(values["name"], values["kind"], labels, metrics, values.get("pairs", known))
 
 
-_FEWEST_LABELS: Mapping[TaskKind, int] = {
+_MIN_LABELS: Mapping[TaskType, int] = {
     "classification": 2,
     "regression": 0,
     "multi-label": 1,
     "token-classification": 2,
     "question-answering": 0,
 }
-_METRICS: Mapping[TaskKind, tuple[str, ...]] = {
+_DEFAULT_METRICS: Mapping[TaskType, tuple[str, ...]] = {
     "classification": ("accuracy",),
     "regression": ("pearson", "spearman"),
     "multi-label": ("micro_f1", "macro_f1", "subset_accuracy"),
@@ -89,7 +95,7 @@ _ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+", re.DOTALL)  # BIO, BIOES, BILOU, BME
 _CERTAIN_ENTITY_TAG = re.compile(r"[BI]-.+", re.DOTALL)
 
 
-def own_task(kind: TaskKind, labels: tuple[str, ...], *, pairs: bool | None = None) -> Task:
+def custom_task(task_type: TaskType, labels: tuple[str, ...], *, has_pairs: bool | None = None) -> Task:
     """A task on the user's own data, with the metrics that suit its kind.
 
     Tags of words that are not all ``O`` or ``B-TYPE``, ``I-TYPE`` and the like mark no entities: the metric is then
@@ -99,13 +105,13 @@ def own_task(kind: TaskKind, labels: tuple[str, ...], *, pairs: bool | None = No
         DataError: some tags are ``B-TYPE`` or ``I-TYPE`` and others of no such form, or see `Task`.
     """
     plain = False
-    if kind == "token-classification":
+    if task_type == "token-classification":
         fitting = entity_tags(labels)
         plain = not fitting
         if fitting and len(fitting) < len(labels):
             odd = next(label for label in labels if label not in fitting)
             raise DataError(f"tag {odd!r} stands among tags of entities; expected O or B-, I-, E-, S- and a type")
-    return Task(None, kind, labels, ("accuracy",) if plain else _METRICS[kind], pairs)
+    return Task(None, task_type, labels, ("accuracy",) if plain else _DEFAULT_METRICS[task_type], has_pairs)
 
 
 def entity_tags(tags: Iterable[str]) -> frozenset[str]:
@@ -120,10 +126,10 @@ def entity_tags(tags: Iterable[str]) -> frozenset[str]:
     return fitting if certain or fitting == all_tags else frozenset()
 
 
-_NAMED_KINDS: Mapping[str, TaskKind] = {"ner": "token-classification", "squad": "question-answering"}
+_TASK_TYPE_ALIASES: Mapping[str, TaskType] = {"ner": "token-classification", "squad": "question-answering"}
 
 
-def asked_kind(config: DataConfig) -> TaskKind | None:
+def requested_task_type(config: DataConfig) -> TaskType | None:
     """The kind of task that the settings name, by ``task_type``, a task such as ``ner``, or a separator of labels.
 
     Returns:
@@ -132,7 +138,7 @@ def asked_kind(config: DataConfig) -> TaskKind | None:
     Raises:
         ConfigError: two that contradict each other.
     """
-    kind = _NAMED_KINDS.get(_plain(config.task)) if config.task is not None else None
+    kind = _TASK_TYPE_ALIASES.get(_normalize_name(config.task)) if config.task is not None else None
     if kind is not None and config.task_type not in (None, kind):
         raise ConfigError(f"task type is {config.task_type}; it must be {kind} for task {config.task}")
     kind = kind or config.task_type
@@ -153,14 +159,14 @@ class Columns:
     label: str | None
 
     @property
-    def named(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Those that are set."""
         return tuple(name for name in (self.text, self.pair, self.label) if name is not None)
 
     @property
-    def by_number(self) -> bool:
+    def are_positions(self) -> bool:
         """True where every column that is set is a position, so that the file has no header."""
-        return self.text is not None and all(name.isdecimal() for name in self.named)
+        return self.text is not None and all(name.isdecimal() for name in self.names)
 
 
 @dataclass(frozen=True)
@@ -168,51 +174,54 @@ class GlueTask:
     """One GLUE task: what it predicts, and how its files and its Hub data set are laid out."""
 
     task: Task
-    layouts: tuple[Columns, ...]  # columns it is found in: tried in this order
-    dev: tuple[tuple[str, str], ...] = (("dev", "dev"),)  # (name of the part, stem of its file)
-    unlabelled: tuple[str, ...] = ()  # labels that mean "the annotators did not agree": such rows are left out
+    column_layouts: tuple[Columns, ...]  # columns it is found in: tried in this order
+    dev_files: tuple[tuple[str, str], ...] = (("dev", "dev"),)  # (name of the part, stem of its file)
+    excluded_labels: tuple[str, ...] = ()  # labels that mean "the annotators did not agree": such rows are left out
 
 
-HUB_GLUE = "nyu-mll/glue"  # the Hub data set; its configurations are named as the tasks here
+GLUE_HUB_NAME = "nyu-mll/glue"  # the Hub data set; its configurations are named as the tasks here
 
-_ENTAILMENT = ("entailment", "not_entailment")
-_SENTENCE = Columns("sentence", None, "label")
-_SENTENCES = Columns("sentence1", "sentence2", "label")
-_QUESTIONS = Columns("question1", "question2", "label")
+_ENTAILMENT_LABELS = ("entailment", "not_entailment")
+_SENTENCE_COLUMNS = Columns("sentence", None, "label")
+_SENTENCE_PAIR_COLUMNS = Columns("sentence1", "sentence2", "label")
+_QUESTION_PAIR_COLUMNS = Columns("question1", "question2", "label")
 
 
-def _classify(name: str, labels: tuple[str, ...], *metrics: str) -> Task:
+def _classification_task(name: str, labels: tuple[str, ...], *metrics: str) -> Task:
     return Task(name, "classification", labels, metrics or ("accuracy",))
 
 
-_TABLE = (
-    GlueTask(_classify("cola", ("unacceptable", "acceptable"), "matthews"), (_SENTENCE, Columns("3", None, "1"))),
-    GlueTask(_classify("sst2", ("negative", "positive")), (_SENTENCE,)),
+_GLUE_TASKS = (
     GlueTask(
-        _classify("mrpc", ("not_equivalent", "equivalent"), "accuracy", "f1"),
-        (Columns("#1 String", "#2 String", "Quality"), _SENTENCES),
+        _classification_task("cola", ("unacceptable", "acceptable"), "matthews"),
+        (_SENTENCE_COLUMNS, Columns("3", None, "1")),
+    ),
+    GlueTask(_classification_task("sst2", ("negative", "positive")), (_SENTENCE_COLUMNS,)),
+    GlueTask(
+        _classification_task("mrpc", ("not_equivalent", "equivalent"), "accuracy", "f1"),
+        (Columns("#1 String", "#2 String", "Quality"), _SENTENCE_PAIR_COLUMNS),
     ),
     GlueTask(
         Task("stsb", "regression", (), ("pearson", "spearman")),
-        (Columns("sentence1", "sentence2", "score"), _SENTENCES),
+        (Columns("sentence1", "sentence2", "score"), _SENTENCE_PAIR_COLUMNS),
     ),
     GlueTask(
-        _classify("qqp", ("not_duplicate", "duplicate"), "accuracy", "f1"),
-        (Columns("question1", "question2", "is_duplicate"), _QUESTIONS),
+        _classification_task("qqp", ("not_duplicate", "duplicate"), "accuracy", "f1"),
+        (Columns("question1", "question2", "is_duplicate"), _QUESTION_PAIR_COLUMNS),
     ),
     GlueTask(
-        _classify("mnli", ("entailment", "neutral", "contradiction")),
+        _classification_task("mnli", ("entailment", "neutral", "contradiction")),
         (Columns("sentence1", "sentence2", "gold_label"), Columns("premise", "hypothesis", "label")),
-        dev=(("matched", "dev_matched"), ("mismatched", "dev_mismatched")),
-        unlabelled=("-",),
+        dev_files=(("matched", "dev_matched"), ("mismatched", "dev_mismatched")),
+        excluded_labels=("-",),
     ),
-    GlueTask(_classify("qnli", _ENTAILMENT), (Columns("question", "sentence", "label"),)),
-    GlueTask(_classify("rte", _ENTAILMENT), (_SENTENCES,)),
-    GlueTask(_classify("wnli", ("not_entailment", "entailment")), (_SENTENCES,)),
+    GlueTask(_classification_task("qnli", _ENTAILMENT_LABELS), (Columns("question", "sentence", "label"),)),
+    GlueTask(_classification_task("rte", _ENTAILMENT_LABELS), (_SENTENCE_PAIR_COLUMNS,)),
+    GlueTask(_classification_task("wnli", ("not_entailment", "entailment")), (_SENTENCE_PAIR_COLUMNS,)),
 )
 GLUE: Mapping[str, GlueTask] = {
-    str(entry.task.name): replace(entry, task=replace(entry.task, pairs=entry.layouts[0].pair is not None))
-    for entry in _TABLE
+    str(entry.task.name): replace(entry, task=replace(entry.task, has_pairs=entry.column_layouts[0].pair is not None))
+    for entry in _GLUE_TASKS
 }
 
 
@@ -222,15 +231,15 @@ def glue_task(name: str) -> GlueTask:
     Raises:
         ConfigError: no GLUE task has this name.
     """
-    plain = _plain(name)
+    plain = _normalize_name(name)
     if plain not in GLUE:
-        raise ConfigError(f"task is {name!r}; it must be one of {', '.join((*GLUE, *_NAMED_KINDS))}")
+        raise ConfigError(f"task is {name!r}; it must be one of {', '.join((*GLUE, *_TASK_TYPE_ALIASES))}")
     return GLUE[plain]
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _in_words(kind: TaskKind) -> str:
-    return kind if kind in ("classification", "regression") else f"task of kind {kind}"
+def _describe_task_type(task_type: TaskType) -> str:
+    return task_type if task_type in ("classification", "regression") else f"task of kind {task_type}"

@@ -11,11 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig
-from limbert.core.task_types import IGNORED
-from limbert.data.labels import sort_key
-from limbert.data.readers import Examples, Row, Span, Table, lines_table, open_table, readable
-from limbert.data.tasks import Task, entity_tags, own_task
-from limbert.data.tokenize import Places, TokenizedExamples, Tokens, check_tokenizer
+from limbert.core.task_types import IGNORE_INDEX
+from limbert.data.labels import natural_sort_key
+from limbert.data.readers import CharSpan, Examples, Table, TableRow, check_readable, lines_table, open_table
+from limbert.data.tasks import Task, custom_task, entity_tags
+from limbert.data.tokenize import RaggedTokens, TokenAlignment, TokenizedExamples, check_tokenizer
 from limbert.errors import ConfigError, DataError
 
 
@@ -23,11 +23,11 @@ class Entity(NamedTuple):
     """Consecutive words of one type."""
 
     type: str
-    first: int
+    start: int
     end: int  # the word after its last
 
 
-def entities(tags: Sequence[str]) -> list[Entity]:
+def extract_entities(tags: Sequence[str]) -> list[Entity]:
     """The entities that tags such as ``B-person, I-person, O`` mark, in their order.
 
     As in the evaluation script of CoNLL-2000: an entity begins with ``B`` or ``S``, and with an ``I`` or ``E`` that
@@ -48,39 +48,39 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
-def entity_scores(gold: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]) -> dict[str, float]:
+def entity_metrics(references: Iterable[Sequence[str]], predictions: Iterable[Sequence[str]]) -> dict[str, float]:
     """Micro-averaged F1, precision and recall of entities; 0 where there is nothing to divide by.
 
     Args:
         gold, predicted: tags of the words, text by text.
     """
     right = there = claimed = 0
-    for ours, theirs in zip(gold, predicted, strict=True):
-        wanted, found = {*entities(ours)}, {*entities(theirs)}
+    for ours, theirs in zip(references, predictions, strict=True):
+        wanted, found = {*extract_entities(ours)}, {*extract_entities(theirs)}
         right += len(wanted & found)
         there += len(wanted)
         claimed += len(found)
     return {
-        "entity_f1": _share(2 * right, there + claimed),
-        "entity_precision": _share(right, claimed),
-        "entity_recall": _share(right, there),
+        "entity_f1": _ratio(2 * right, there + claimed),
+        "entity_precision": _ratio(right, claimed),
+        "entity_recall": _ratio(right, there),
     }
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _ratio(numerator: int, denominator: int) -> float:
+    return numerator / denominator if denominator else 0.0
 
 
 _WORD = re.compile(r"[@#]?\w+(?:[-'\u2019./]\w+)*|[^\w\s]")
 _CHUNK = 1024  # texts given to the tokenizer at a time
 
 
-def split_words(text: str) -> tuple[Span, ...]:
+def split_words(text: str) -> tuple[CharSpan, ...]:
     """Where the words of a plain text are; punctuation is a word, but within one (``O'Neill``) it is not."""
     return tuple(match.span() for match in _WORD.finditer(text))
 
 
-def joined(words: Sequence[str]) -> tuple[str, tuple[Span, ...]]:
+def join_words(words: Sequence[str]) -> tuple[str, tuple[CharSpan, ...]]:
     """Words as one text with a space between, and where each of them is."""
     ends = np.cumsum([len(word) + 1 for word in words]).tolist()
     return " ".join(words), tuple((end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True))
@@ -96,7 +96,7 @@ def tokenize_words(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, ma
         ConfigError: the tokenizer is not a fast one or cannot pad.
     """
     check_tokenizer(tokenizer)
-    assert examples.words is not None
+    assert examples.word_spans is not None
     rows: dict[str, list[np.ndarray]] = {"ids": [], "types": [], "starts": [], "ends": [], "labels": []}
     for begin in range(0, len(examples), _CHUNK):
         encoded = tokenizer(
@@ -109,8 +109,10 @@ def tokenize_words(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, ma
         )
         for row, ids in enumerate(encoded["input_ids"]):
             number = begin + row
-            words = examples.words[number]
-            word_of = _first_tokens(words, np.asarray(encoded["offset_mapping"][row], dtype=np.int32).reshape(-1, 2))
+            words = examples.word_spans[number]
+            word_of = _word_of_first_token(
+                words, np.asarray(encoded["offset_mapping"][row], dtype=np.int32).reshape(-1, 2)
+            )
             spans = np.asarray([*words, (-1, -1)], dtype=np.int32)  # the last one for tokens without a word
             rows["ids"].append(np.asarray(ids, dtype=np.int32))
             rows["starts"].append(spans[word_of, 0])
@@ -118,20 +120,20 @@ def tokenize_words(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, ma
             if "token_type_ids" in encoded:
                 rows["types"].append(np.asarray(encoded["token_type_ids"][row], dtype=np.int32))
             if examples.labels is not None:
-                rows["labels"].append(np.asarray([*examples.labels[number], IGNORED], dtype=np.int64)[word_of])
+                rows["labels"].append(np.asarray([*examples.labels[number], IGNORE_INDEX], dtype=np.int64)[word_of])
     offsets = np.cumsum([0, *(len(ids) for ids in rows["ids"])], dtype=np.int64)
     flat = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
     return TokenizedExamples(
-        Tokens(flat["ids"], flat.get("types"), offsets),
+        RaggedTokens(flat["ids"], flat.get("types"), offsets),
         torch.from_numpy(flat["labels"]) if examples.labels is not None else None,
-        pad_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # checked above
-        pad_type=int(tokenizer.pad_token_type_id),
-        labels_at_tokens=True,
-        places=Places(examples, np.arange(len(examples)), flat["starts"], flat["ends"]),
+        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # checked above
+        pad_token_type_id=int(tokenizer.pad_token_type_id),
+        has_token_labels=True,
+        alignment=TokenAlignment(examples, np.arange(len(examples)), flat["starts"], flat["ends"]),
     )
 
 
-def _first_tokens(words: Sequence[Span], offsets: np.ndarray) -> np.ndarray:
+def _word_of_first_token(words: Sequence[CharSpan], offsets: np.ndarray) -> np.ndarray:
     """``(tokens,)``: the index of the word whose first token each is; -1 for all others.
 
     Args:
@@ -151,36 +153,37 @@ def _first_tokens(words: Sequence[Span], offsets: np.ndarray) -> np.ndarray:
     return found
 
 
-def word_answers(logits: np.ndarray, examples: TokenizedExamples) -> list[list[tuple[int, float] | None]]:
+def word_predictions(logits: np.ndarray, examples: TokenizedExamples) -> list[list[tuple[int, float] | None]]:
     """For each text and word the most probable class and its probability; None for words without a token.
 
     Args:
         logits: ``(all tokens, classes)``.
         examples: from `tokenize_words`.
     """
-    places = examples.places
+    places = examples.alignment
     assert places is not None
-    assert places.examples.words is not None
-    tokens = np.flatnonzero(places.starts >= 0)
-    row_of = np.repeat(places.example_of, examples.lengths)[tokens]
+    assert places.examples.word_spans is not None
+    tokens = np.flatnonzero(places.char_starts >= 0)
+    row_of = np.repeat(places.example_index, examples.lengths)[tokens]
     chosen = logits[tokens]
     best = chosen.argmax(axis=-1)
     probability = 1 / np.exp(chosen - chosen.max(axis=-1, keepdims=True)).sum(axis=-1)
     answered: list[dict[int, tuple[int, float]]] = [{} for _ in places.examples.texts]
     for row, start, label, share in zip(
-        row_of.tolist(), places.starts[tokens].tolist(), best.tolist(), probability.tolist(), strict=True
+        row_of.tolist(), places.char_starts[tokens].tolist(), best.tolist(), probability.tolist(), strict=True
     ):
         answered[row][start] = (label, share)
     return [
-        [mine.get(start) for start, _ in words] for mine, words in zip(answered, places.examples.words, strict=True)
+        [mine.get(start) for start, _ in words]
+        for mine, words in zip(answered, places.examples.word_spans, strict=True)
     ]
 
 
 CONLL_FORMATS = (".conll", ".iob", ".bio", ".txt")
 FORMATS = (*CONLL_FORMATS, ".jsonl", ".json", ".parquet")
-WORDS_NAMES = ("tokens", "words")
-TAGS_NAMES = ("tags", "ner_tags", "labels", "ner")
-_WORD_AND_TAG = 2  # columns of the simplest CoNLL file
+WORD_COLUMN_NAMES = ("tokens", "words")
+TAG_COLUMN_NAMES = ("tags", "ner_tags", "labels", "ner")
+_DEFAULT_CONLL_COLUMNS = 2  # columns of the simplest CoNLL file
 _COMMENT = re.compile(r"# +\S+ += ")
 
 
@@ -190,7 +193,7 @@ def open_tagged(path: Path) -> Table:
     Raises:
         DataError: the file is missing, unreadable or empty, or of a format that is not read.
     """
-    return conll_table(readable(path)) if path.suffix.lower() in CONLL_FORMATS else open_table(path)
+    return conll_table(check_readable(path)) if path.suffix.lower() in CONLL_FORMATS else open_table(path)
 
 
 def conll_table(path: Path) -> Table:
@@ -198,29 +201,29 @@ def conll_table(path: Path) -> Table:
     last its tag. Lines that begin with ``-DOCSTART-`` and comments above a sentence (``# sent_id = 7``) are left out; a
     row is named by its first line."""
 
-    def rows() -> Iterator[Row]:
-        lines: list[_Line] = []
+    def rows() -> Iterator[TableRow]:
+        lines: list[_ConllLine] = []
         problem, columns = None, 0
-        for line, cells, wrong in chain(lines_table(path).rows(), [Row(0, ())]):
+        for line, cells, wrong in chain(lines_table(path).rows(), [TableRow(0, ())]):
             text = str(cells[0]) if cells else ""
             if wrong is not None or (text.strip() and not text.startswith("-DOCSTART-")):
-                lines.append(_Line(line, text))
+                lines.append(_ConllLine(line, text))
                 problem = wrong or problem
             elif lines:
-                words = lines if problem else _without_comments(lines, columns=columns)
+                words = lines if problem else _without_comments(lines, column_count=columns)
                 if words:
                     columns = len(words[-1].cells)
                     tags = [one.cells[-1].strip() if len(one.cells) > 1 else None for one in words]
-                    yield Row(words[0].number, ([one.cells[0] for one in words], tags), problem)
+                    yield TableRow(words[0].line_number, ([one.cells[0] for one in words], tags), problem)
                 lines, problem = [], None
 
     return Table(str(path), ("tokens", "tags"), rows)
 
 
-class _Line(NamedTuple):
+class _ConllLine(NamedTuple):
     """A line of a CoNLL file, by its number."""
 
-    number: int
+    line_number: int
     text: str
 
     @property
@@ -230,7 +233,7 @@ class _Line(NamedTuple):
         return [part for part in self.text.split(" ") if part]  # no other white space parts columns: words hold some
 
 
-def _without_comments(lines: list[_Line], *, columns: int) -> list[_Line]:
+def _without_comments(lines: list[_ConllLine], *, column_count: int) -> list[_ConllLine]:
     """The lines of a sentence without the comments above it.
 
     A comment begins with ``#`` and a space and is not a line like the others: it says ``KEY = VALUE``, or has another
@@ -240,7 +243,7 @@ def _without_comments(lines: list[_Line], *, columns: int) -> list[_Line]:
         columns: those of the sentence before, which decide where all lines look like comments; 0: there is none.
     """
     words = [line for line in lines if not line.text.startswith("# ")]
-    usual = len(words[-1].cells) if words else columns or _WORD_AND_TAG
+    usual = len(words[-1].cells) if words else column_count or _DEFAULT_CONLL_COLUMNS
     for place, line in enumerate(lines):
         if not line.text.startswith("# ") or (len(line.cells) == usual and not _COMMENT.match(line.text)):
             return lines[place:]
@@ -253,17 +256,20 @@ def read_tagged(table: Table, config: DataConfig, task: Task | None) -> tuple[Ta
     Raises:
         DataError: a missing column, or a row (``FILE:LINE: what, expected``).
     """
-    at = _column(table, config.text_column, WORDS_NAMES), _column(table, config.label_column, TAGS_NAMES)
+    at = (
+        _column_index(table, config.text_column, WORD_COLUMN_NAMES),
+        _column_index(table, config.label_column, TAG_COLUMN_NAMES),
+    )
     rows, bad_rows = [], 0
     for row in table.rows():
         try:
-            rows.append((row.line, *_words_and_tags(row, at)))
+            rows.append((row.line_number, *_words_and_tags(row, at)))
         except ValueError as error:
-            bad_rows += _bad(table, row.line, error, config)
+            bad_rows += _skip_or_raise(table, row.line_number, error, config)
     if not rows:
         raise DataError(f"{table.name}: no sentence with tags; expected at least one")
-    task = task or own_task(
-        "token-classification", config.label_names or _tag_names([tags for *_, tags in rows], table)
+    task = task or custom_task(
+        "token-classification", config.label_names or _infer_tag_names([tags for *_, tags in rows], table)
     )
     known = {name: index for index, name in enumerate(task.labels)}
     texts, spans, labels = [], [], []
@@ -271,15 +277,15 @@ def read_tagged(table: Table, config: DataConfig, task: Task | None) -> tuple[Ta
         try:
             ids = tuple(_tag_id(tag, known, config) for tag in tags)
         except ValueError as error:
-            bad_rows += _bad(table, line, error, config)
+            bad_rows += _skip_or_raise(table, line, error, config)
             continue
-        text, places = joined(words)
+        text, places = join_words(words)
         texts.append(text)
         spans.append(places)
         labels.append(ids)
     if not texts:
         raise DataError(f"{table.name}: none of the {bad_rows} sentences can be used; expected at least one")
-    return task, Examples(tuple(texts), None, tuple(labels), bad_rows, words=tuple(spans))
+    return task, Examples(tuple(texts), None, tuple(labels), bad_rows, word_spans=tuple(spans))
 
 
 def read_untagged(path: Path, config: DataConfig) -> Examples:
@@ -288,28 +294,28 @@ def read_untagged(path: Path, config: DataConfig) -> Examples:
     Raises:
         DataError: a missing or unusable file, column or row.
     """
-    table = lines_table(readable(path)) if path.suffix.lower() == ".txt" else open_tagged(path)
-    names = (config.text_column,) if config.text_column in table.columns else (*WORDS_NAMES, "text", "sentence")
-    at = _column(table, None, [name for name in names if name])
+    table = lines_table(check_readable(path)) if path.suffix.lower() == ".txt" else open_tagged(path)
+    names = (config.text_column,) if config.text_column in table.columns else (*WORD_COLUMN_NAMES, "text", "sentence")
+    at = _column_index(table, None, [name for name in names if name])
     texts, spans = [], []
     for row in table.rows():
         value = row.cells[at] if row.problem is None else None
         if isinstance(value, str) and value.strip():
             text, places = value, split_words(value)
         elif isinstance(value, list) and value and all(isinstance(word, str) and word for word in value):
-            text, places = joined(value)
+            text, places = join_words(value)
         else:
             reason = row.problem or f"no words in column {table.columns[at]!r}, expected a list of words or a text"
-            _bad(table, row.line, reason, config)
+            _skip_or_raise(table, row.line_number, reason, config)
             continue
         texts.append(text)
         spans.append(places)
     if not texts:
         raise DataError(f"{table.name}: no words; expected a text or a list of words in some row")
-    return Examples(tuple(texts), None, None, words=tuple(spans))
+    return Examples(tuple(texts), None, None, word_spans=tuple(spans))
 
 
-def typed_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
+def word_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
     """Plain texts, split into words.
 
     Raises:
@@ -317,10 +323,10 @@ def typed_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
     """
     if pairs:
         raise ConfigError("token classification reads one text, not a pair")
-    return Examples(tuple(texts), None, None, words=tuple(split_words(text) for text in texts))
+    return Examples(tuple(texts), None, None, word_spans=tuple(split_words(text) for text in texts))
 
 
-def score_tags(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
+def tag_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
     """The task's metrics, over all words, also those beyond the longest input: these count as not found.
 
     Args:
@@ -328,11 +334,11 @@ def score_tags(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> d
         logits: ``(all tokens, classes)``.
         examples: labelled.
     """
-    assert examples.places is not None
-    gold = examples.places.examples.labels
+    assert examples.alignment is not None
+    gold = examples.alignment.examples.labels
     assert gold is not None
-    answers = word_answers(logits, examples)
-    if task.primary == "accuracy":
+    answers = word_predictions(logits, examples)
+    if task.primary_metric == "accuracy":
         right = sum(
             one is not None and one[0] == label
             for text, ids in zip(answers, gold, strict=True)
@@ -340,33 +346,33 @@ def score_tags(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> d
         )
         return {"accuracy": right / max(1, sum(map(len, gold)))}
     names = task.labels
-    return entity_scores(
+    return entity_metrics(
         [[names[label] for label in ids] for ids in gold],
         [["O" if one is None else names[one[0]] for one in text] for text in answers],
     )
 
 
-def tag_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+def tag_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
     """For each text ``entities``, or ``words`` where tags mark none: text, type or tag, score, first character, end.
 
     The score is the mean probability of the words' tags. Words that were not read, because the text is longer than
     the longest input, are counted in ``words_not_read``.
     """
-    assert examples.places is not None
-    source = examples.places.examples
-    assert source.words is not None
+    assert examples.alignment is not None
+    source = examples.alignment.examples
+    assert source.word_spans is not None
     rows = []
-    for text, words, answers in zip(source.texts, source.words, word_answers(logits, examples), strict=True):
+    for text, words, answers in zip(source.texts, source.word_spans, word_predictions(logits, examples), strict=True):
         tags = ["O" if one is None else task.labels[one[0]] for one in answers]
-        if task.primary == "accuracy":
+        if task.primary_metric == "accuracy":
             spans = [Entity(tag, at, at + 1) for at, tag in enumerate(tags) if answers[at] is not None]
         else:
-            spans = entities(tags)
-        name, what = ("words", "tag") if task.primary == "accuracy" else ("entities", "type")
+            spans = extract_entities(tags)
+        name, what = ("words", "tag") if task.primary_metric == "accuracy" else ("entities", "type")
         found = []
         for span in spans:
-            start, end = words[span.first][0], words[span.end - 1][1]
-            shares = [one[1] for one in answers[span.first : span.end] if one is not None]
+            start, end = words[span.start][0], words[span.end - 1][1]
+            shares = [one[1] for one in answers[span.start : span.end] if one is not None]
             score = sum(shares) / len(shares)
             found.append({"text": text[start:end], what: span.type, "score": score, "start": start, "end": end})
         row: dict[str, Any] = {name: found}
@@ -375,8 +381,8 @@ def tag_answers(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> 
     return rows
 
 
-def _column(table: Table, given: str | None, names: Sequence[str]) -> int:
-    wanted = (given,) if given else tuple(names)
+def _column_index(table: Table, requested: str | None, names: Sequence[str]) -> int:
+    wanted = (requested,) if requested else tuple(names)
     for name in wanted:
         if name in table.columns:
             return table.columns.index(name)
@@ -384,10 +390,10 @@ def _column(table: Table, given: str | None, names: Sequence[str]) -> int:
     raise DataError(f"{table.name}: no column {' or '.join(map(repr, wanted))}; it has {has}")
 
 
-def _words_and_tags(row: Row, at: tuple[int, int]) -> tuple[list[str], list[str | int]]:
+def _words_and_tags(row: TableRow, column_indices: tuple[int, int]) -> tuple[list[str], list[str | int]]:
     if row.problem is not None:
         raise ValueError(row.problem)
-    words, tags = row.cells[at[0]], row.cells[at[1]]
+    words, tags = row.cells[column_indices[0]], row.cells[column_indices[1]]
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
         raise ValueError("a word is missing, expected a list of words")
     if not isinstance(tags, list) or len(tags) != len(words):
@@ -399,12 +405,12 @@ def _words_and_tags(row: Row, at: tuple[int, int]) -> tuple[list[str], list[str 
     return words, tags
 
 
-def _tag_names(rows: Sequence[Sequence[str | int]], table: Table) -> tuple[str, ...]:
+def _infer_tag_names(tag_rows: Sequence[Sequence[str | int]], table: Table) -> tuple[str, ...]:
     """All tags, ``O`` first; each type of entity has a tag for every place in an entity, whether seen or not.
 
     Tags that mark no entity among those that do are left out, so that the rows that have them are bad ones.
     """
-    tags = {tag for row in rows for tag in row}
+    tags = {tag for row in tag_rows for tag in row}
     if any(isinstance(tag, int) for tag in tags):
         raise DataError(
             f"{table.name}: tags are numbers; say what they mean, in the order of their ids, as label names"
@@ -416,19 +422,24 @@ def _tag_names(rows: Sequence[Sequence[str | int]], table: Table) -> tuple[str, 
         if prefixes & {"B", "I"}:
             prefixes |= {"B"} if "M" in prefixes else {"B", "I"}
         names = {f"{prefix}-{name[2:]}" for name in marking - {"O"} for prefix in prefixes} | (marking & {"O"})
-    return tuple(sorted(names, key=lambda name: (name != "O", sort_key(name[2:]), name)))
+    return tuple(sorted(names, key=lambda name: (name != "O", natural_sort_key(name[2:]), name)))
 
 
-def _tag_id(tag: str | int, known: dict[str, int], config: DataConfig) -> int:
-    if isinstance(tag, int) and not isinstance(tag, bool) and 0 <= tag < len(known) and config.label_names is not None:
-        return known[config.label_names[tag]]
-    if str(tag) not in known:
-        raise ValueError(f"tag {tag!r} is unknown, expected one of {', '.join(known)}")
-    return known[str(tag)]
+def _tag_id(tag: str | int, name_to_id: dict[str, int], config: DataConfig) -> int:
+    if (
+        isinstance(tag, int)
+        and not isinstance(tag, bool)
+        and 0 <= tag < len(name_to_id)
+        and config.label_names is not None
+    ):
+        return name_to_id[config.label_names[tag]]
+    if str(tag) not in name_to_id:
+        raise ValueError(f"tag {tag!r} is unknown, expected one of {', '.join(name_to_id)}")
+    return name_to_id[str(tag)]
 
 
-def _bad(table: Table, line: int, reason: object, config: DataConfig) -> int:
+def _skip_or_raise(table: Table, line_number: int, reason: object, config: DataConfig) -> int:
     """One bad row more, or the error that it is."""
     if not config.skip_bad_rows:
-        raise DataError(f"{table.name}:{line}: {reason}")
+        raise DataError(f"{table.name}:{line_number}: {reason}")
     return 1

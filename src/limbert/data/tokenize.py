@@ -18,21 +18,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from limbert.core.task_types import IGNORED
+from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.readers import Examples
 from limbert.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "1"  # raise it when the meaning of the cached arrays changes
+_CACHE_VERSION = "1"  # raise it when the meaning of the cached arrays changes
 
 
 @dataclass(frozen=True)
-class Tokens:
+class RaggedTokens:
     """Token ids of all examples end to end; example i is ``ids[offsets[i] : offsets[i + 1]]``."""
 
     ids: np.ndarray  # (all tokens,) int32
-    types: np.ndarray | None  # (all tokens,) int32, which text of a pair; None where the tokenizer has no such thing
+    type_ids: np.ndarray | None  # (all tokens,) int32, which text of a pair; None where the tokenizer has no such thing
     offsets: np.ndarray  # (examples + 1,) int64
 
     @property
@@ -40,13 +40,13 @@ class Tokens:
         """Tokens per example, ``(examples,)``."""
         return np.diff(self.offsets)
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def to_arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, as they are stored."""
         stored = {"ids": self.ids, "offsets": self.offsets}
-        return stored if self.types is None else stored | {"types": self.types}
+        return stored if self.type_ids is None else stored | {"types": self.type_ids}
 
 
-def cache_folder() -> Path:
+def default_cache_dir() -> Path:
     """``$LIMBERT_CACHE``, or ``~/.cache/limbert``.
 
     Raises:
@@ -55,7 +55,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LIMBERT_CACHE") or Path.home() / ".cache" / "limbert")
 
 
-def content_key(tokenizer: Any, texts: Iterable[str], pairs: Iterable[str] | None, *, max_length: int) -> str:
+def tokenization_fingerprint(
+    tokenizer: Any, texts: Iterable[str], pairs: Iterable[str] | None, *, max_length: int
+) -> str:
     """A hash over everything that decides the token ids: the tokenizer's whole state, the cut, and the texts.
 
     The backend's own truncation and padding are left out: the tokenizer sets them anew on every call.
@@ -64,7 +66,7 @@ def content_key(tokenizer: Any, texts: Iterable[str], pairs: Iterable[str] | Non
     state.pop("truncation", None)
     state.pop("padding", None)
     identity = [
-        _FORMAT,
+        _CACHE_VERSION,
         type(tokenizer).__name__,
         state,
         list(tokenizer.model_input_names),
@@ -81,7 +83,7 @@ def content_key(tokenizer: Any, texts: Iterable[str], pairs: Iterable[str] | Non
     return digest.hexdigest()
 
 
-def read_tokens(path: Path, *, examples: int) -> Tokens | None:
+def read_tokens(path: Path, *, num_examples: int) -> RaggedTokens | None:
     """The cached tokens, or None where there are none or the file is broken."""
     try:
         with safe_open(path, framework="np") as file:
@@ -89,8 +91,8 @@ def read_tokens(path: Path, *, examples: int) -> Tokens | None:
             digest = (file.metadata() or {}).get("digest")
         if digest != _digest(arrays):
             raise ValueError("its content does not fit its digest")
-        tokens = Tokens(arrays["ids"], arrays.get("types"), arrays["offsets"])
-        if len(tokens.offsets) != examples + 1 or tokens.offsets[-1] != len(tokens.ids):
+        tokens = RaggedTokens(arrays["ids"], arrays.get("types"), arrays["offsets"])
+        if len(tokens.offsets) != num_examples + 1 or tokens.offsets[-1] != len(tokens.ids):
             raise ValueError("it holds other examples")
     except FileNotFoundError:
         return None
@@ -100,9 +102,9 @@ def read_tokens(path: Path, *, examples: int) -> Tokens | None:
     return tokens
 
 
-def write_tokens(path: Path, tokens: Tokens) -> None:
+def write_tokens(path: Path, tokens: RaggedTokens) -> None:
     """Cache the tokens: into a temporary file that is renamed, so that no reader ever sees half of it."""
-    arrays = tokens.arrays()
+    arrays = tokens.to_arrays()
     content = safetensors.numpy.save(arrays, metadata={"digest": _digest(arrays)})
     temporary: str | None = None
     try:
@@ -126,17 +128,17 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 _CHUNK = 2048  # examples given to the tokenizer at a time
-_POOL = 50  # batches of similar length are cut from a pool of this many
+_POOL_BATCHES = 50  # batches of similar length are cut from a pool of this many
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenAlignment:
     """What rows of tokens are taken from, for tasks whose answers stand at tokens: answers are judged by the texts."""
 
     examples: Examples
-    example_of: np.ndarray  # (rows,), the example of each row: a long one may have several
-    starts: np.ndarray  # (all tokens,) int32, first character of what a token answers for; -1: for nothing
-    ends: np.ndarray  # (all tokens,) int32, the character after its last
+    example_index: np.ndarray  # (rows,), the example of each row: a long one may have several
+    char_starts: np.ndarray  # (all tokens,) int32, first character of what a token answers for; -1: for nothing
+    char_ends: np.ndarray  # (all tokens,) int32, the character after its last
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,12 @@ class TokenizedExamples:
     answer's first and last token; with ``labels_at_tokens`` ``(all tokens,)``, long class ids.
     """
 
-    tokens: Tokens
+    tokens: RaggedTokens
     labels: Tensor | None
-    pad_id: int
-    pad_type: int
-    labels_at_tokens: bool = False
-    places: Places | None = None  # where answers stand at tokens
+    pad_token_id: int
+    pad_token_type_id: int
+    has_token_labels: bool = False
+    alignment: TokenAlignment | None = None  # where answers stand at tokens
 
     def __len__(self) -> int:
         return len(self.tokens.offsets) - 1
@@ -165,32 +167,35 @@ class TokenizedExamples:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "TokenizedExamples":
         """Some of the examples, in the order given; not for answers at tokens, which belong to whole texts."""
-        assert self.places is None
+        assert self.alignment is None
         chosen = np.asarray(indices, dtype=np.int64)
         lengths = self.lengths[chosen]
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         places = np.repeat(self.tokens.offsets[chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        types = None if self.tokens.types is None else self.tokens.types[places]
+        types = None if self.tokens.type_ids is None else self.tokens.type_ids[places]
         labels = None if self.labels is None else self.labels[torch.from_numpy(chosen)]
         return TokenizedExamples(
-            Tokens(self.tokens.ids[places], types, offsets), labels, pad_id=self.pad_id, pad_type=self.pad_type
+            RaggedTokens(self.tokens.ids[places], types, offsets),
+            labels,
+            pad_token_id=self.pad_token_id,
+            pad_token_type_id=self.pad_token_type_id,
         )
 
-    def followed_by(self, others: "TokenizedExamples") -> "TokenizedExamples":
+    def concatenate(self, other: "TokenizedExamples") -> "TokenizedExamples":
         """These examples, then others of the same tokenizer with labels of the same form."""
-        assert self.places is None
-        mine, theirs = self.tokens, others.tokens
+        assert self.alignment is None
+        mine, theirs = self.tokens, other.tokens
         types = None
-        if mine.types is not None and theirs.types is not None:
-            types = np.concatenate([mine.types, theirs.types])
+        if mine.type_ids is not None and theirs.type_ids is not None:
+            types = np.concatenate([mine.type_ids, theirs.type_ids])
         offsets = np.concatenate([mine.offsets, theirs.offsets[1:] + mine.offsets[-1]])
         labels = None
-        if self.labels is not None and others.labels is not None:
-            labels = torch.cat([self.labels, others.labels])
-        tokens = Tokens(np.concatenate([mine.ids, theirs.ids]), types, offsets)
+        if self.labels is not None and other.labels is not None:
+            labels = torch.cat([self.labels, other.labels])
+        tokens = RaggedTokens(np.concatenate([mine.ids, theirs.ids]), types, offsets)
         return replace(self, tokens=tokens, labels=labels)
 
-    def labelled(self, labels: Tensor) -> "TokenizedExamples":
+    def with_labels(self, labels: Tensor) -> "TokenizedExamples":
         """The same examples with other labels."""
         return replace(self, labels=labels)
 
@@ -198,7 +203,7 @@ class TokenizedExamples:
         """One epoch of batches for `collate`; see `training_batches`."""
         return training_batches(self.lengths, batch_size=batch_size, seed=seed, epoch=epoch)
 
-    def ready(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def prepare_inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch as it is: what `collate` gives is what a network takes."""
         return batch
 
@@ -210,39 +215,39 @@ class TokenizedExamples:
             ``(batch, tokens)``; ``labels`` ``(batch,)`` or as they are otherwise, where they are known.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        places, mask = self._laid_out(chosen)
+        places, mask = self._token_indices_and_mask(chosen)
         batch = {
-            "input_ids": _padded(self.tokens.ids, places, mask, fill=self.pad_id),
+            "input_ids": _pad(self.tokens.ids, places, mask, fill=self.pad_token_id),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
         }
-        if self.tokens.types is not None:
-            batch["token_type_ids"] = _padded(self.tokens.types, places, mask, fill=self.pad_type)
-        if self.labels is not None and self.labels_at_tokens:
-            batch["labels"] = _padded(self.labels.numpy(), places, mask, fill=IGNORED)
+        if self.tokens.type_ids is not None:
+            batch["token_type_ids"] = _pad(self.tokens.type_ids, places, mask, fill=self.pad_token_type_id)
+        if self.labels is not None and self.has_token_labels:
+            batch["labels"] = _pad(self.labels.numpy(), places, mask, fill=IGNORE_INDEX)
         elif self.labels is not None:
             batch["labels"] = self.labels[torch.from_numpy(chosen)]
         return batch
 
-    def token_places(self, indices: Sequence[int]) -> np.ndarray:
+    def token_indices(self, indices: Sequence[int]) -> np.ndarray:
         """Where the tokens of these examples stand among all: those of a batch that are no padding, row by row."""
-        return self._laid_out(np.asarray(indices, dtype=np.int64))[0]
+        return self._token_indices_and_mask(np.asarray(indices, dtype=np.int64))[0]
 
-    def _laid_out(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _token_indices_and_mask(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of a batch by their places among all, and the mask ``(batch, tokens)`` of where they stand."""
-        starts = self.tokens.offsets[chosen]
-        lengths = self.tokens.offsets[chosen + 1] - starts
+        starts = self.tokens.offsets[indices]
+        lengths = self.tokens.offsets[indices + 1] - starts
         columns = np.arange(lengths.max())
         mask = columns < lengths[:, None]
         return (starts[:, None] + columns)[mask], mask
 
 
-def tokenize(
+def tokenize_texts(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
     cache_dir: Path | None = None,
-    cache: bool = True,
+    use_cache: bool = True,
 ) -> TokenizedExamples:
     """Tokenise the examples, or find what an earlier run made of the same texts with the same tokenizer.
 
@@ -257,14 +262,17 @@ def tokenize(
         ConfigError: the tokenizer is not a fast one or cannot pad.
     """
     check_tokenizer(tokenizer)
-    path = _cache_path(examples, tokenizer, max_length=max_length, cache_dir=cache_dir) if cache else None
-    tokens = None if path is None else read_tokens(path, examples=len(examples))
+    path = _cache_path(examples, tokenizer, max_length=max_length, cache_dir=cache_dir) if use_cache else None
+    tokens = None if path is None else read_tokens(path, num_examples=len(examples))
     if tokens is None:
         tokens = _tokenize(examples, tokenizer, max_length=max_length)
         if path is not None:
             write_tokens(path, tokens)
     return TokenizedExamples(
-        tokens, _label_tensor(examples), pad_id=int(tokenizer.pad_token_id), pad_type=int(tokenizer.pad_token_type_id)
+        tokens,
+        _label_tensor(examples),
+        pad_token_id=int(tokenizer.pad_token_id),
+        pad_token_type_id=int(tokenizer.pad_token_type_id),
     )
 
 
@@ -292,8 +300,8 @@ def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, se
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(sizes))
     batches = []
-    for pool in _cut(order, batch_size * _POOL):
-        batches += _cut(pool[np.argsort(sizes[pool], kind="stable")], batch_size)
+    for pool in _chunks(order, batch_size * _POOL_BATCHES):
+        batches += _chunks(pool[np.argsort(sizes[pool], kind="stable")], batch_size)
     return [batches[place].tolist() for place in generator.permutation(len(batches))]
 
 
@@ -319,14 +327,14 @@ def evaluation_batches(
     return batches
 
 
-def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
-    return [order[start : start + size] for start in range(0, len(order), size)]
+def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def _padded(flat: np.ndarray, places: np.ndarray, mask: np.ndarray, *, fill: int) -> Tensor:
+def _pad(flat: np.ndarray, indices: np.ndarray, mask: np.ndarray, *, fill: int) -> Tensor:
     """The values at ``places`` laid where the mask ``(batch, tokens)`` is true, ``fill`` elsewhere."""
     values = np.full(mask.shape, fill, dtype=np.int64)
-    values[mask] = flat[places]
+    values[mask] = flat[indices]
     return torch.from_numpy(values)
 
 
@@ -334,14 +342,14 @@ def _cache_path(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path | None
 ) -> Path | None:
     try:
-        folder = cache_folder() if cache_dir is None else Path(cache_dir)
+        folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     except RuntimeError:  # a system user without a home
         return None
-    key = content_key(tokenizer, examples.texts, examples.pairs, max_length=max_length)
+    key = tokenization_fingerprint(tokenizer, examples.texts, examples.pairs, max_length=max_length)
     return folder / "tokens" / f"{key}.safetensors"
 
 
-def _tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Tokens:
+def _tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> RaggedTokens:
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     lengths = [0]
@@ -362,7 +370,9 @@ def _tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_len
             types.append(np.fromiter(chain.from_iterable(encoded["token_type_ids"]), dtype=np.int32))
     if not ids:
         raise DataError("no examples to tokenise; expected at least one")
-    return Tokens(np.concatenate(ids), np.concatenate(types) if types else None, np.cumsum(lengths, dtype=np.int64))
+    return RaggedTokens(
+        np.concatenate(ids), np.concatenate(types) if types else None, np.cumsum(lengths, dtype=np.int64)
+    )
 
 
 def _label_tensor(examples: Examples) -> Tensor | None:

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 
-def hardware() -> dict[str, Any]:
+def hardware_info() -> dict[str, Any]:
     """``{cpu, cores, gpu, ram, platform}``: names, logical cores, bytes of memory; gpu may be None."""
     return {
         "cpu": _cpu_name(),
@@ -19,18 +19,18 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def describe(machine: dict[str, Any], *, device: str) -> str:
+def describe_hardware(info: dict[str, Any], *, device: str) -> str:
     """One machine in a few words."""
     if device == "cuda":
-        return str(machine["gpu"])
-    return f"{machine['cpu']}, {machine['cores']} cores"
+        return str(info["gpu"])
+    return f"{info['cpu']}, {info['cores']} cores"
 
 
-def here(threads: int | None = None, *, device: str = "cpu") -> str:
+def describe_this_machine(num_threads: int | None = None, *, device: str = "cpu") -> str:
     """This machine in a few words, with the CPU threads that are used (None: torch's own number)."""
     if device == "cuda":
-        return describe(hardware(), device=device)
-    count = threads or torch.get_num_threads()
+        return describe_hardware(hardware_info(), device=device)
+    count = num_threads or torch.get_num_threads()
     return f"{_cpu_name()}, {count} thread{'s' * (count > 1)}"
 
 

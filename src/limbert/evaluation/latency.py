@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-LEAST_ROUNDS = 5
-_WARM_UP = 3  # rounds that are not counted
+MIN_ROUNDS = 5
+_WARMUP_ROUNDS = 3  # rounds that are not counted
 
 
-def interleaved_seconds(
-    runs: Mapping[str, Callable[[], object]],
+def time_interleaved(
+    functions: Mapping[str, Callable[[], object]],
     *,
     rounds: int,
-    seconds: float | None = None,
+    max_seconds: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[float]]:
     """Seconds of each call; the runs take turns within a round, and three rounds of warm-up are not counted.
@@ -27,19 +27,19 @@ def interleaved_seconds(
             would take longer, but at least 5.
         progress: called with rounds done and in all.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    turn = -_WARM_UP
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    turn = -_WARMUP_ROUNDS
     while turn < rounds:
         begin = time.perf_counter()
-        for name, run in runs.items():
+        for name, run in functions.items():
             start = time.perf_counter()
             run()
             if turn >= 0:
                 times[name].append(time.perf_counter() - start)
-        if turn == -1 and seconds is not None:
-            rounds = max(min(rounds, LEAST_ROUNDS), min(rounds, int(seconds / (time.perf_counter() - begin))))
+        if turn == -1 and max_seconds is not None:
+            rounds = max(min(rounds, MIN_ROUNDS), min(rounds, int(max_seconds / (time.perf_counter() - begin))))
         turn += 1
-        progress(turn + _WARM_UP, rounds + _WARM_UP)
+        progress(turn + _WARMUP_ROUNDS, rounds + _WARMUP_ROUNDS)
     return times
 
 
@@ -69,5 +69,5 @@ def median_latency(
         return run
 
     runs = {name: runner(network) for name, network in networks.items()}
-    times = interleaved_seconds(runs, rounds=rounds, progress=progress)
+    times = time_interleaved(runs, rounds=rounds, progress=progress)
     return {name: statistics.median(seconds) for name, seconds in times.items()}

@@ -23,7 +23,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from limbert.core.subnet import Subnet
 from limbert.errors import LimbertError
-from limbert.evaluation.profile_rows import Cell
+from limbert.evaluation.profile_rows import ProfileSetup
 from limbert.inference.onnx_graph import write_onnx
 from limbert.model.checkpoint import write_json
 from limbert.model.elastic import ElasticModel
@@ -31,27 +31,27 @@ from limbert.model.families import family_of, stack_of
 from limbert.model.views import ViewFactory
 
 WEIGHTS_NAME = "model.safetensors"
-GRAPH_NAME = "model.onnx"
+ONNX_NAME = "model.onnx"
 _SUBNET_NAME = "subnet.json"
 
 
-def save_alone(model: ElasticModel, subnet: Subnet, folder: Path, *, graph: bool) -> None:
+def save_standalone(model: ElasticModel, subnet: Subnet, folder: Path, *, with_onnx: bool) -> None:
     """Write a sub-network's weights and what is needed to load them into a new folder; with ``graph`` as ONNX too."""
     folder.mkdir(parents=True, exist_ok=True)
     model.network.config.save_pretrained(folder)
     write_json(folder / _SUBNET_NAME, subnet.to_dict() | {"class": type(model.network).__name__})
     weights = {name: tensor.contiguous().clone() for name, tensor in model.view(subnet).state_dict().items()}
     save_file(weights, folder / WEIGHTS_NAME)
-    if graph:
-        write_onnx(model.view(subnet), folder / GRAPH_NAME)
+    if with_onnx:
+        write_onnx(model.view(subnet), folder / ONNX_NAME)
 
 
-def file_of(folder: Path, backend: str) -> Path:
+def model_file(folder: Path, backend: str) -> Path:
     """What a runtime loads of a saved sub-network."""
-    return folder / (WEIGHTS_NAME if backend == "torch" else GRAPH_NAME)
+    return folder / (WEIGHTS_NAME if backend == "torch" else ONNX_NAME)
 
 
-def load_alone(folder: Path) -> PreTrainedModel:
+def load_standalone(folder: Path) -> PreTrainedModel:
     """The network that `save_alone` wrote, in evaluation mode; of the full model there is only an empty outline."""
     values = json.loads((folder / _SUBNET_NAME).read_text(encoding="utf-8"))
     network_class = getattr(transformers, values["class"])
@@ -73,7 +73,7 @@ def example_batch(network_config: PretrainedConfig, *, batch: int, tokens: int) 
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-SUPPORTED = sys.platform == "linux"  # elsewhere the kernel does not say what is needed
+PEAK_MEMORY_SUPPORTED = sys.platform == "linux"  # elsewhere the kernel does not say what is needed
 
 
 class MemoryMeter:
@@ -87,11 +87,13 @@ class MemoryMeter:
         self._process.stdout.readline()  # it has imported: else that would disturb what is timed meanwhile
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._process.kill()
         self._process.communicate()
 
-    def peak(self, source: Path, tiny: Path, cell: Cell) -> int | None:
+    def peak_bytes(self, source: Path, warmup_source: Path, setup: ProfileSetup) -> int | None:
         """Bytes; None where this system cannot say.
 
         Args:
@@ -102,11 +104,11 @@ class MemoryMeter:
         Raises:
             LimbertError: if the process dies, for example for lack of memory.
         """
-        if not SUPPORTED:
+        if not PEAK_MEMORY_SUPPORTED:
             return None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        job = {"source": str(source), "tiny": str(tiny), "cell": vars(cell)}
+        job = {"source": str(source), "tiny": str(warmup_source), "setup": vars(setup)}
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
@@ -118,65 +120,67 @@ class MemoryMeter:
         return int(answer["bytes"])
 
 
-def _serve() -> None:
+def _measurement_server() -> None:
     """Answer jobs, each in a process of its own that is forked before anything has run."""
     import limbert.inference.runtimes  # noqa: F401 - imported here, so that no measurement pays for it
 
-    _say({"ready": True})
+    _write_reply({"ready": True})
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            _answer(json.loads(line))
+            _run_job(json.loads(line))
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         if status != 0:
-            _say({"error": f"the process ended with status {status}"})
+            _write_reply({"error": f"the process ended with status {status}"})
 
 
-def _answer(job: dict[str, Any]) -> None:
+def _run_job(job: dict[str, Any]) -> None:
     try:
-        _say({"bytes": _peak(Path(job["source"]), Path(job["tiny"]), Cell(**job["cell"]))})
+        _write_reply(
+            {"bytes": _measure_peak_bytes(Path(job["source"]), Path(job["tiny"]), ProfileSetup(**job["setup"]))}
+        )
     except Exception as error:
-        _say({"error": f"{type(error).__name__}: {error}"})
+        _write_reply({"error": f"{type(error).__name__}: {error}"})
 
 
-def _say(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _write_reply(reply: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()
 
 
-def _peak(source: Path, tiny: Path, cell: Cell) -> int:
-    torch.set_num_threads(cell.threads)
-    _run(tiny, cell, batch=1, tokens=8)
-    if cell.device == "cuda":
+def _measure_peak_bytes(source: Path, warmup_source: Path, setup: ProfileSetup) -> int:
+    torch.set_num_threads(setup.threads)
+    _load_and_run(warmup_source, setup, batch=1, tokens=8)
+    if setup.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        _run(source, cell, batch=cell.batch, tokens=cell.tokens)
+        _load_and_run(source, setup, batch=setup.batch, tokens=setup.tokens)
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest so far is what is resident now
-    before = _resident("VmRSS")
-    _run(source, cell, batch=cell.batch, tokens=cell.tokens)
-    return _resident("VmHWM") - before
+    before = _resident_bytes("VmRSS")
+    _load_and_run(source, setup, batch=setup.batch, tokens=setup.tokens)
+    return _resident_bytes("VmHWM") - before
 
 
-def _run(source: Path, cell: Cell, *, batch: int, tokens: int) -> None:
+def _load_and_run(source: Path, setup: ProfileSetup, *, batch: int, tokens: int) -> None:
     """Load and answer one batch."""
     from limbert.inference.runtimes import load_runtime
 
-    loaded = load_alone(source) if cell.backend == "torch" else file_of(source, cell.backend)
-    if cell.device == "cuda":
+    loaded = load_standalone(source) if setup.backend == "torch" else model_file(source, setup.backend)
+    if setup.device == "cuda":
         assert isinstance(loaded, nn.Module)
         nn.Module.cuda(loaded)
-    runtime = load_runtime(cell.backend, loaded, threads=cell.threads)
+    runtime = load_runtime(setup.backend, loaded, threads=setup.threads)
     runtime(example_batch(AutoConfig.from_pretrained(source), batch=batch, tokens=tokens))
 
 
-def _resident(what: str) -> int:
+def _resident_bytes(field: str) -> int:
     """Bytes of ``VmRSS``, resident now, or ``VmHWM``, at most so far."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":
-    _serve()
+    _measurement_server()

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from limbert.core.config import Precision
-from limbert.data.task_registry import score
+from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
-from limbert.files import read_json_lines, replaced_file
+from limbert.files import atomic_file, read_json_lines
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy
-from limbert.inference.predict import _batches, policy_answers
-from limbert.model.checkpoint import versions
+from limbert.inference.predict import _batches, run_policy
+from limbert.model.checkpoint import library_versions
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 
@@ -42,8 +42,8 @@ class PolicyResult:
     flops_mean: float
     flops_full: float
     time_per_example: float
-    widths: list[dict[float, float]]
-    exits: dict[int, float]
+    width_shares: list[dict[float, float]]
+    exit_shares: dict[int, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -54,14 +54,14 @@ class PolicyResult:
             "flops_mean": round(self.flops_mean),
             "flops_full": round(self.flops_full),
             "time_per_example": self.time_per_example,
-            "widths": [{f"{width:g}": share for width, share in layer.items()} for layer in self.widths],
-            "exits": {str(layers): share for layers, share in self.exits.items()},
+            "widths": [{f"{width:g}": share for width, share in layer.items()} for layer in self.width_shares],
+            "exits": {str(layers): share for layers, share in self.exit_shares.items()},
         }
 
 
 def evaluate_policy(
     model: ElasticModel,
-    sets: Mapping[str, TokenizedExamples],
+    eval_datasets: Mapping[str, TokenizedExamples],
     *,
     task: Task,
     policy: Policy,
@@ -83,9 +83,9 @@ def evaluate_policy(
     Raises:
         ConfigError: if the policy does not fit the model or the task.
     """
-    engine = Engine(model, policy, kind=task.kind, precision=precision)
+    engine = Engine(model, policy, task_type=task.task_type, precision=precision)
     device = model.network.device
-    total = sum(len(evaluation_batches(examples.lengths, batch_size=batch_size)) for examples in sets.values())
+    total = sum(len(evaluation_batches(examples.lengths, batch_size=batch_size)) for examples in eval_datasets.values())
     done = 0
 
     def advance() -> None:
@@ -93,17 +93,17 @@ def evaluate_policy(
         done += 1
         progress(done, total)
 
-    engine.run(next(_batches(next(iter(sets.values())), batch_size=batch_size, device=device))[1])
+    engine.run(next(_batches(next(iter(eval_datasets.values())), batch_size=batch_size, device=device))[1])
     metrics: dict[str, float] = {}
     found = []
-    for name, examples in sets.items():
-        answers = policy_answers(engine, examples, batch_size=batch_size, device=device, after_batch=advance)
-        prefix = "" if len(sets) == 1 else f"{name}/"
-        measured = score(task, answers.logits, examples)
+    for name, examples in eval_datasets.items():
+        answers = run_policy(engine, examples, batch_size=batch_size, device=device, after_batch=advance)
+        prefix = "" if len(eval_datasets) == 1 else f"{name}/"
+        measured = compute_task_metrics(task, answers.logits, examples)
         metrics |= {prefix + metric: value for metric, value in measured.items()}
         found.append(answers)
     cost = CostModel(model)
-    lengths = np.concatenate([examples.lengths for examples in sets.values()])
+    lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
     widths = np.concatenate([answers.widths for answers in found])
     return PolicyResult(
         policy=policy,
@@ -111,23 +111,32 @@ def evaluate_policy(
         flops_mean=float(np.concatenate([answers.flops for answers in found]).mean()),
         flops_full=cost.mean_flops(model.full, lengths),
         time_per_example=sum(answers.seconds for answers in found) / len(lengths),
-        widths=[_shares(layer) for layer in widths.T],
-        exits={int(layers): share for layers, share in _shares(np.concatenate([a.layers_run for a in found])).items()},
+        width_shares=[_value_shares(layer) for layer in widths.T],
+        exit_shares={
+            int(layers): share for layers, share in _value_shares(np.concatenate([a.layers_run for a in found])).items()
+        },
     )
 
 
-def _shares(values: np.ndarray) -> dict[float, float]:
+def _value_shares(values: np.ndarray) -> dict[float, float]:
     """How often each value occurs, as shares, by rising value."""
     counts = Counter(values.tolist())
     return {value: counts[value] / len(values) for value in sorted(counts)}
 
 
 POLICIES_NAME = "policies.jsonl"
-DataSet = Literal["validation", "development"]
+DatasetSplit = Literal["validation", "development"]
 
 
 def policy_row(
-    name: str, result: PolicyResult, *, data: DataSet, source: str | None, examples: int, batch_size: int, device: str
+    name: str,
+    result: PolicyResult,
+    *,
+    split: DatasetSplit,
+    source: str | None,
+    num_examples: int,
+    batch_size: int,
+    device: str,
 ) -> dict[str, Any]:
     """One measured operating point as plain values.
 
@@ -142,35 +151,35 @@ def policy_row(
     """
     return {
         "name": name,
-        "data": data,
+        "data": split,
         "source": source,
-        "examples": examples,
+        "examples": num_examples,
         **result.to_dict(),
         "batch_size": batch_size,
         "device": device,
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "versions": library_versions(),
     }
 
 
-def replace_policy_rows(run: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+def replace_policy_rows(run_dir: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Keep these rows instead of all others: the points are new.
 
     Raises:
         StorageError: if the file cannot be written; the old one stays.
     """
-    with replaced_file(Path(run) / POLICIES_NAME) as file:
+    with atomic_file(Path(run_dir) / POLICIES_NAME) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def keep_policy_row(run: str | Path, row: dict[str, Any]) -> None:
+def upsert_policy_row(run_dir: str | Path, row: dict[str, Any]) -> None:
     """Keep one row; an earlier one of the same point and set goes.
 
     Raises:
         CheckpointError: if the rows that are there cannot be read.
         StorageError: if the file cannot be written; the old one stays.
     """
-    path = Path(run) / POLICIES_NAME
-    there = read_json_lines(path, needs={"name": str, "data": str}) if path.exists() else []
+    path = Path(run_dir) / POLICIES_NAME
+    there = read_json_lines(path, required_keys={"name": str, "data": str}) if path.exists() else []
     others = [one for one in there if (one["name"], one["data"]) != (row["name"], row["data"])]
-    replace_policy_rows(run, [*others, row])
+    replace_policy_rows(run_dir, [*others, row])

@@ -13,20 +13,20 @@ from torch import nn
 
 from limbert.core.subnet import Subnet
 from limbert.errors import ConfigError
-from limbert.evaluation.hardware import hardware
-from limbert.evaluation.latency import interleaved_seconds
-from limbert.evaluation.memory import MemoryMeter, example_batch, file_of, save_alone
-from limbert.evaluation.profile_rows import Cell, ProfileRow
+from limbert.evaluation.hardware import hardware_info
+from limbert.evaluation.latency import time_interleaved
+from limbert.evaluation.memory import MemoryMeter, example_batch, model_file, save_standalone
+from limbert.evaluation.profile_rows import ProfileRow, ProfileSetup
 from limbert.evaluation.subnets import count_parameters
-from limbert.inference.load import device_of
-from limbert.inference.onnx_graph import optional_library
+from limbert.inference.load import resolve_device
+from limbert.inference.onnx_graph import import_optional
 from limbert.inference.runtimes import RUNTIMES, Runtime, load_runtime
-from limbert.model.checkpoint import versions
+from limbert.model.checkpoint import library_versions
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 
-_TINY = "tiny"
-Advance = Callable[[str, int, int], None]  # what is done, how much of it, and of how much
+_WARMUP_NAME = "tiny"
+ProgressCallback = Callable[[str, int, int], None]  # what is done, how much of it, and of how much
 
 
 class Profiler:
@@ -41,24 +41,30 @@ class Profiler:
     """
 
     def __init__(
-        self, model: ElasticModel, subnets: Mapping[str, Subnet], folder: Path, *, rounds: int, seconds: float
+        self, model: ElasticModel, subnets: Mapping[str, Subnet], folder: Path, *, rounds: int, max_seconds: float
     ) -> None:
         self._model, self._subnets, self._folder = model, dict(subnets), folder
-        self._rounds, self._seconds = rounds, seconds
-        self._cost = CostModel(model)
-        self._loaded: tuple[str, str, int] | None = None
+        self._rounds, self._max_seconds = rounds, max_seconds
+        self._cost_model = CostModel(model)
+        self._loaded_setup: tuple[str, str, int] | None = None
         self._runtimes: dict[str, Runtime] = {}
-        self._saved: dict[str, bool] = {}  # whether with a graph
+        self._saved_with_onnx: dict[str, bool] = {}  # whether with a graph
 
     def __enter__(self) -> Self:
         self._meter = MemoryMeter().__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._meter.__exit__(kind, error, at)
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._meter.__exit__(exc_type, exc_value, traceback)
 
     def measure(
-        self, cell: Cell, names: list[str], *, advance: Advance = lambda what, done, total: None
+        self,
+        setup: ProfileSetup,
+        subnet_names: list[str],
+        *,
+        progress: ProgressCallback = lambda what, done, total: None,
     ) -> list[ProfileRow]:
         """The rows of the named sub-networks in one cell.
 
@@ -70,83 +76,87 @@ class Profiler:
         Raises:
             LimbertError: if a sub-network cannot be run there.
         """
-        self._prepare(cell, names, advance)
-        inputs = example_batch(self._model.network.config, batch=cell.batch, tokens=cell.tokens)
-        runs = {name: _runner(self._runtimes[name], inputs) for name in names}
-        title = f"{cell.backend} {cell.batch}x{cell.tokens}"
-        times = interleaved_seconds(
+        self._prepare(setup, subnet_names, progress)
+        inputs = example_batch(self._model.network.config, batch=setup.batch, tokens=setup.tokens)
+        runs = {name: _bind_inputs(self._runtimes[name], inputs) for name in subnet_names}
+        title = f"{setup.backend} {setup.batch}x{setup.tokens}"
+        times = time_interleaved(
             runs,
             rounds=self._rounds,
-            seconds=self._seconds,
-            progress=lambda done, total: advance(f"{title}: latency", done, total),
+            max_seconds=self._max_seconds,
+            progress=lambda done, total: progress(f"{title}: latency", done, total),
         )
         memory = {}
-        for done, name in enumerate(names):
-            advance(f"{title}: memory", done, len(names))
-            memory[name] = self._meter.peak(self._folder / name, self._folder / _TINY, cell)
+        for done, name in enumerate(subnet_names):
+            progress(f"{title}: memory", done, len(subnet_names))
+            memory[name] = self._meter.peak_bytes(self._folder / name, self._folder / _WARMUP_NAME, setup)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return [self._row(name, cell, times[name], memory[name], now=now) for name in names]
+        return [self._profile_row(name, setup, times[name], memory[name], measured=now) for name in subnet_names]
 
-    def _row(self, name: str, cell: Cell, seconds: list[float], memory: int | None, *, now: str) -> ProfileRow:
+    def _profile_row(
+        self, name: str, setup: ProfileSetup, seconds: list[float], peak_memory_bytes: int | None, *, measured: str
+    ) -> ProfileRow:
         subnet = self._subnets[name]
         p50, p95 = (1000 * float(np.quantile(seconds, share)) for share in (0.5, 0.95))
-        runtime = {} if cell.backend == "torch" else {cell.backend: version(cell.backend)}
+        runtime = {} if setup.backend == "torch" else {setup.backend: version(setup.backend)}
         return ProfileRow(
             subnet=name,
             params=count_parameters(self._model, subnet),
-            flops=self._cost.flops(subnet, cell.tokens),
-            file_bytes=file_of(self._folder / name, cell.backend).stat().st_size,
-            peak_memory_bytes=memory,
+            flops=self._cost_model.flops(subnet, setup.tokens),
+            file_bytes=model_file(self._folder / name, setup.backend).stat().st_size,
+            peak_memory_bytes=peak_memory_bytes,
             latency_p50_ms=p50,
             latency_p95_ms=p95,
-            throughput=1000 * cell.batch / p50,
+            throughput=1000 * setup.batch / p50,
             rounds=len(seconds),
-            cell=cell,
-            hardware=hardware(),
-            versions=versions() | runtime,
-            measured=now,
+            setup=setup,
+            hardware=hardware_info(),
+            versions=library_versions() | runtime,
+            measured=measured,
         )
 
-    def _prepare(self, cell: Cell, names: list[str], advance: Advance) -> None:
+    def _prepare(self, setup: ProfileSetup, names: list[str], progress: ProgressCallback) -> None:
         """Save what is not saved yet, and load it into the cell's runtime."""
-        graph = cell.backend != "torch"
+        graph = setup.backend != "torch"
         smallest = Subnet((0,), (1,), (1,))
-        for done, (name, subnet) in enumerate([(_TINY, smallest), *((name, self._subnets[name]) for name in names)]):
-            advance("saving" + " as ONNX" * graph, done, len(names) + 1)
-            if name not in self._saved or (graph and not self._saved[name]):
-                save_alone(self._model, subnet, self._folder / name, graph=graph)
-                self._saved[name] = graph
-        place = (cell.backend, cell.device, cell.threads)
-        if self._loaded != place:
-            self._runtimes, self._loaded = {}, place
-        if cell.device == "cuda":
+        for done, (name, subnet) in enumerate(
+            [(_WARMUP_NAME, smallest), *((name, self._subnets[name]) for name in names)]
+        ):
+            progress("saving" + " as ONNX" * graph, done, len(names) + 1)
+            if name not in self._saved_with_onnx or (graph and not self._saved_with_onnx[name]):
+                save_standalone(self._model, subnet, self._folder / name, with_onnx=graph)
+                self._saved_with_onnx[name] = graph
+        place = (setup.backend, setup.device, setup.threads)
+        if self._loaded_setup != place:
+            self._runtimes, self._loaded_setup = {}, place
+        if setup.device == "cuda":
             nn.Module.cuda(self._model.network)
         for name in names:
             if name not in self._runtimes:
                 view = self._model.view(self._subnets[name])
-                source = file_of(self._folder / name, cell.backend) if graph else view
-                self._runtimes[name] = load_runtime(cell.backend, source, threads=cell.threads)
+                source = model_file(self._folder / name, setup.backend) if graph else view
+                self._runtimes[name] = load_runtime(setup.backend, source, threads=setup.threads)
 
 
-def check_cell(cell: Cell, model: ElasticModel) -> None:
+def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
     """Raise ConfigError where a cell cannot be measured: no such runtime, library, device or length."""
-    if cell.backend not in RUNTIMES:
-        raise ConfigError(f"backend is {cell.backend!r}; it must be one of {', '.join(RUNTIMES)}")
-    if cell.backend != "torch":
-        for library in ("onnx", "onnxscript", cell.backend):
-            optional_library(library)
-    if cell.device not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {cell.device!r}; it must be cpu or cuda")
-    if cell.device == "cuda" and cell.backend != "torch":
-        raise ConfigError(f"backend {cell.backend} is measured on the CPU only; on cuda measure torch")
-    device_of(cell.device)  # refuses a GPU that is not there
-    if cell.batch < 1:
-        raise ConfigError(f"batch is {cell.batch}; it must be at least 1")
-    if not 2 <= cell.tokens <= model.longest_input:
+    if setup.backend not in RUNTIMES:
+        raise ConfigError(f"backend is {setup.backend!r}; it must be one of {', '.join(RUNTIMES)}")
+    if setup.backend != "torch":
+        for library in ("onnx", "onnxscript", setup.backend):
+            import_optional(library)
+    if setup.device not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {setup.device!r}; it must be cpu or cuda")
+    if setup.device == "cuda" and setup.backend != "torch":
+        raise ConfigError(f"backend {setup.backend} is measured on the CPU only; on cuda measure torch")
+    resolve_device(setup.device)  # refuses a GPU that is not there
+    if setup.batch < 1:
+        raise ConfigError(f"batch is {setup.batch}; it must be at least 1")
+    if not 2 <= setup.tokens <= model.max_input_length:
         raise ConfigError(
-            f"tokens is {cell.tokens}; it must be from 2 to the model's longest input, {model.longest_input}"
+            f"tokens is {setup.tokens}; it must be from 2 to the model's longest input, {model.max_input_length}"
         )
 
 
-def _runner(runtime: Runtime, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
+def _bind_inputs(runtime: Runtime, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
     return lambda: runtime(inputs)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from limbert.errors import CheckpointError
-from limbert.files import replaced_file
+from limbert.files import atomic_file
 
 PROFILE_NAME = "profile.jsonl"
 
 
 @dataclass(frozen=True)
-class Cell:
+class ProfileSetup:
     """How sub-networks were run.
 
     Attributes:
@@ -66,7 +66,7 @@ class ProfileRow:
     latency_p95_ms: float
     throughput: float
     rounds: int
-    cell: Cell
+    setup: ProfileSetup
     hardware: dict[str, Any]
     versions: dict[str, str]
     measured: str
@@ -74,7 +74,7 @@ class ProfileRow:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, those of the cell among the others."""
         values = asdict(self)
-        return values | values.pop("cell")
+        return values | values.pop("setup")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -83,13 +83,13 @@ class ProfileRow:
         Raises:
             KeyError: if a value is missing.
         """
-        cell = Cell(**{field.name: values[field.name] for field in fields(Cell)})
-        return cls(cell=cell, **{field.name: values[field.name] for field in fields(cls) if field.name != "cell"})
+        setup = ProfileSetup(**{field.name: values[field.name] for field in fields(ProfileSetup)})
+        return cls(setup=setup, **{field.name: values[field.name] for field in fields(cls) if field.name != "setup"})
 
     @property
-    def key(self) -> tuple[str, Cell, str]:
+    def key(self) -> tuple[str, ProfileSetup, str]:
         """What a later measurement replaces."""
-        return self.subnet, self.cell, json.dumps(self.hardware, sort_keys=True)
+        return self.subnet, self.setup, json.dumps(self.hardware, sort_keys=True)
 
 
 def read_profile(path: str | Path) -> list[ProfileRow]:
@@ -119,5 +119,5 @@ def save_profile(run: str | Path, rows: Sequence[ProfileRow]) -> None:
     path = Path(run) / PROFILE_NAME
     earlier = read_profile(path) if path.exists() else []
     kept = {row.key: row for row in earlier} | {row.key: row for row in rows}
-    with replaced_file(path) as file:
+    with atomic_file(path) as file:
         file.writelines(json.dumps(row.to_dict()) + "\n" for row in kept.values())

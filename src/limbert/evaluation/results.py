@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbert.core.space import is_point, parse_point
+from limbert.core.space import is_width_depth_name, parse_width_depth
 from limbert.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Result:
+class SubnetResult:
     """What one sub-network reaches.
 
     Attributes:
@@ -25,14 +25,14 @@ class Result:
     flops: float
     metrics: dict[str, float]
 
-    def primary(self, metric: str) -> float:
+    def mean_metric(self, metric: str) -> float:
         """One metric, the mean over the development sets where there are several."""
         values = [value for name, value in self.metrics.items() if name.rpartition("/")[2] == metric]
         return sum(values) / len(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: ``subnet, width, depth, params, flops, metrics``; off the grid width and depth are None."""
-        width, depth = parse_point(self.subnet) if is_point(self.subnet) else (None, None)
+        width, depth = parse_width_depth(self.subnet) if is_width_depth_name(self.subnet) else (None, None)
         return {
             "subnet": self.subnet,
             "width": width,
@@ -46,7 +46,7 @@ class Result:
 RESULTS_NAME = "results.jsonl"
 
 
-def read_results(output: str | Path) -> list[Result]:
+def read_results(output: str | Path) -> list[SubnetResult]:
     """The results that a finished run wrote into its folder.
 
     Raises:
@@ -55,6 +55,6 @@ def read_results(output: str | Path) -> list[Result]:
     path = Path(output) / RESULTS_NAME
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Result(row["subnet"], row["params"], row["flops"], row["metrics"]) for row in rows]
+        return [SubnetResult(row["subnet"], row["params"], row["flops"], row["metrics"]) for row in rows]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the results in {path} cannot be read: {error}") from error

@@ -11,33 +11,33 @@ from limbert.core.config import DataConfig
 from limbert.core.subnet import Shape, Subnet
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, ExportError
-from limbert.evaluation.hardware import here
+from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.subnets import count_parameters
 from limbert.export.formats import EXPORTERS
 from limbert.export.huggingface import auto_class_of, is_stock
-from limbert.export.model_card import Card, base_model, licence, measured_metrics, profile_rows
+from limbert.export.model_card import ExportCard, base_model, dev_metrics, licence, profile_rows
 from limbert.export.verify import (
-    Comparison,
-    Quality,
+    ParityResult,
+    RuntimeBenchmark,
+    benchmark_runtimes,
     calibration_batches,
-    compare,
+    compare_outputs,
     labelled_examples,
-    measure,
-    require_equal,
-    trial_batches,
-    trial_examples,
+    parity_batches,
+    parity_examples,
+    require_parity,
 )
-from limbert.files import replaced_folder
-from limbert.inference.load import Opened
-from limbert.inference.onnx_graph import optional_library
+from limbert.files import atomic_folder
+from limbert.inference.load import LoadedCheckpoint
+from limbert.inference.onnx_graph import import_optional
 from limbert.inference.runtimes import Runtime, load_runtime
-from limbert.model.checkpoint import versions, write_json
+from limbert.model.checkpoint import library_versions, write_json
 
-RECORD_NAME = "export.json"  # what says that a folder is an export
+EXPORT_RECORD_NAME = "export.json"  # what says that a folder is an export
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportConfig:
     """What is to be exported, and how.
 
     Attributes:
@@ -67,7 +67,7 @@ class Request:
     threads: int | None = None
     licence: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    data_named: bool = False
+    data_given: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in EXPORTERS:
@@ -79,25 +79,25 @@ class Request:
             raise ConfigError(f"max drop is {self.max_drop:g}; it must be between 0 and 100 points")
         _check_output(self.output, overwrite=self.overwrite)
 
-    def on(self, data: DataConfig, *, named: bool) -> Self:
+    def with_data(self, data: DataConfig, *, given: bool) -> Self:
         """The same with the data to use."""
-        return replace(self, data=data, data_named=named)
+        return replace(self, data=data, data_given=given)
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if not (output / RECORD_NAME).is_file():
+    if not (output / EXPORT_RECORD_NAME).is_file():
         raise ConfigError(f"output {output} exists and is not an export of Limbert; choose another folder")
     if not overwrite:
         raise ConfigError(f"output {output} holds an export already; choose another folder or --overwrite")
 
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What came of it.
 
     Attributes:
@@ -110,17 +110,17 @@ class Exported:
         quality: with int8: ``fp32`` and ``int8``.
     """
 
-    request: Request
+    config: ExportConfig
     params: int
     file_bytes: int
-    metrics: Mapping[str, float]
-    comparison: Comparison
-    compared_on: str
-    quality: Mapping[str, Quality]
+    dev_metrics: Mapping[str, float]
+    parity: ParityResult
+    parity_data: str
+    benchmarks: Mapping[str, RuntimeBenchmark]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        request = self.request
+        request = self.config
         return {
             "subnet": request.subnet,
             "format": request.format,
@@ -128,18 +128,20 @@ class Exported:
             "source": Path(request.run).name,
             "params": self.params,
             "file_bytes": self.file_bytes,
-            "metrics": dict(self.metrics),
+            "metrics": dict(self.dev_metrics),
             "compared": {
-                "examples": self.comparison.examples,
-                "on": self.compared_on,
-                "difference": self.comparison.difference,
-                "agreement": self.comparison.agreement,
+                "examples": self.parity.examples,
+                "on": self.parity_data,
+                "difference": self.parity.max_relative_difference,
+                "agreement": self.parity.agreement,
             },
-            "quality": {name: quality.to_dict() for name, quality in self.quality.items()},
+            "quality": {name: quality.to_dict() for name, quality in self.benchmarks.items()},
         }
 
 
-def export(opened: Opened, request: Request, *, progress: Progress = lambda done, total: None) -> Exported:
+def export_model(
+    opened: LoadedCheckpoint, config: ExportConfig, *, progress: ProgressCallback = lambda done, total: None
+) -> ExportResult:
     """Export one sub-network of an opened model to a folder, whole or not at all.
 
     Raises:
@@ -149,94 +151,100 @@ def export(opened: Opened, request: Request, *, progress: Progress = lambda done
         ExportError: if the file does not answer as its source, or int8 loses too much.
         StorageError: if the folder cannot be written.
     """
-    exporter = EXPORTERS[request.format]
+    exporter = EXPORTERS[config.format]
     for library in exporter.libraries:
-        optional_library(library)
-    subnet = opened.model.subnet(request.subnet)
+        import_optional(library)
+    subnet = opened.model.subnet(config.subnet)
     network = opened.model.extract(subnet).eval()
-    trial = trial_examples(opened, request.data, required=request.data_named)
+    trial = parity_examples(opened, config.data, required=config.data_given)
     labelled = None
-    if request.int8:  # before the work, because it may refuse
-        labelled = labelled_examples(opened, request.data, development=request.data_named)
+    if config.int8:  # before the work, because it may refuse
+        labelled = labelled_examples(opened, config.data, use_dev_set=config.data_given)
     multiple = type(network).__name__.endswith("ForMultipleChoice")
-    batches = list(trial_batches(trial.examples, choices=multiple))
-    with replaced_folder(request.output) as folder:
+    batches = list(parity_batches(trial.examples, multiple_choice=multiple))
+    with atomic_folder(config.output) as folder:
         inputs = tuple(name for name in batches[0] if name in opened.tokenizer.model_input_names)
         exporter.write(network, folder, inputs)
         opened.tokenizer.save_pretrained(folder)
-        source = load_runtime("torch", network, threads=request.threads)
-        comparison = compare(source, exporter.load(folder, request.threads), batches)
-        require_equal(comparison)
-        exported = Exported(
-            request=request,
+        source = load_runtime("torch", network, threads=config.threads)
+        comparison = compare_outputs(source, exporter.load(folder, config.threads), batches)
+        require_parity(comparison)
+        exported = ExportResult(
+            config=config,
             params=count_parameters(opened.model, subnet),
-            metrics=measured_metrics(request.run, opened.model.record, request.subnet),
-            comparison=comparison,
-            compared_on=trial.origin,
-            quality={} if labelled is None else _quantized(opened, request, folder, labelled, progress),
-            file_bytes=(folder / exporter.weights).stat().st_size,
+            dev_metrics=dev_metrics(config.run, opened.model.record, config.subnet),
+            parity=comparison,
+            parity_data=trial.description,
+            benchmarks={} if labelled is None else _quantize(opened, config, folder, labelled, progress),
+            file_bytes=(folder / exporter.weights_name).stat().st_size,
         )
-        write_json(folder / RECORD_NAME, exported.to_dict() | {"versions": versions()})
-        card = _card(opened, exported, subnet, network=network, pair=trial.pair)
+        write_json(folder / EXPORT_RECORD_NAME, exported.to_dict() | {"versions": library_versions()})
+        card = _export_card(opened, exported, subnet, network=network, takes_pairs=trial.takes_pairs)
         (folder / "README.md").write_text(card.to_markdown(), encoding="utf-8")
     return exported
 
 
-def _quantized(
-    opened: Opened, request: Request, folder: Path, examples: TokenizedExamples, progress: Progress
-) -> dict[str, Quality]:
+def _quantize(
+    opened: LoadedCheckpoint,
+    config: ExportConfig,
+    folder: Path,
+    examples: TokenizedExamples,
+    progress: ProgressCallback,
+) -> dict[str, RuntimeBenchmark]:
     """Turn the files into int8 and measure them against what they were.
 
     Raises:
         ExportError: if the primary metric falls by more than allowed.
     """
-    exporter = EXPORTERS[request.format]
+    exporter = EXPORTERS[config.format]
     assert exporter.quantize is not None
     assert opened.task is not None
 
     def loaded() -> tuple[Runtime, int]:
-        return exporter.load(folder, request.threads), (folder / exporter.weights).stat().st_size
+        return exporter.load(folder, config.threads), (folder / exporter.weights_name).stat().st_size
 
     before = loaded()
-    exporter.quantize(folder, lambda: calibration_batches(opened, request.data))
-    quality = measure({"fp32": before, "int8": loaded()}, examples, task=opened.task, progress=progress)
-    metric = opened.task.primary
+    exporter.quantize(folder, lambda: calibration_batches(opened, config.data))
+    quality = benchmark_runtimes({"fp32": before, "int8": loaded()}, examples, task=opened.task, progress=progress)
+    metric = opened.task.primary_metric
     values = [quality[name].metrics[metric] for name in ("fp32", "int8")]
     drop = 100 * (values[0] - values[1])
-    if drop > request.max_drop:
+    if drop > config.max_drop:
         raise ExportError(
             f"int8 costs {drop:.2f} points of {metric} ({100 * values[0]:.2f} to {100 * values[1]:.2f} on "
-            f"{len(examples)} examples); allowed: {request.max_drop:g} (--max-drop); nothing was written"
+            f"{len(examples)} examples); allowed: {config.max_drop:g} (--max-drop); nothing was written"
         )
     return quality
 
 
-def _card(opened: Opened, exported: Exported, subnet: Subnet, *, network: PreTrainedModel, pair: bool) -> Card:
-    request = exported.request
-    return Card(
+def _export_card(
+    opened: LoadedCheckpoint, result: ExportResult, subnet: Subnet, *, network: PreTrainedModel, takes_pairs: bool
+) -> ExportCard:
+    request = result.config
+    return ExportCard(
         name=request.output.absolute().name,
         format=request.format,
-        runtime=EXPORTERS[request.format].runtime,
+        runtime_title=EXPORTERS[request.format].runtime_title,
         network=type(network).__name__,
         auto_class=auto_class_of(network),
-        needs_code=request.format == "hf" and not is_stock(network),
+        needs_remote_code=request.format == "hf" and not is_stock(network),
         source=Path(request.run).name,
-        base=base_model(opened.model.record),
+        base_model=base_model(opened.model.record),
         licence=request.licence or licence(request.run),
         task=opened.task,
-        pair=pair,
-        subnet=(request.subnet, _in_words(subnet, opened.model.shape)),
-        params=exported.params,
-        metrics=exported.metrics,
+        takes_pairs=takes_pairs,
+        subnet=(request.subnet, _describe_subnet(subnet, opened.model.shape)),
+        params=result.params,
+        dev_metrics=result.dev_metrics,
         profile=profile_rows(request.run, request.subnet),
-        comparison=exported.comparison,
-        compared_on=exported.compared_on,
-        quality=exported.quality,
-        hardware=here(request.threads),
+        parity=result.parity,
+        parity_data=result.parity_data,
+        benchmarks=result.benchmarks,
+        hardware=describe_this_machine(request.threads),
     )
 
 
-def _in_words(subnet: Subnet, shape: Shape) -> str:
+def _describe_subnet(subnet: Subnet, shape: Shape) -> str:
     """``4 of 6 layers (0, 1, 2, 3), 6 of 12 heads and 768 of 1536 neurons in each``."""
     layers = f"{len(subnet.layers)} of {shape.layers} layers ({', '.join(map(str, subnet.layers))})"
 

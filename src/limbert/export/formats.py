@@ -7,9 +7,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from limbert.errors import StorageError
-from limbert.export.huggingface import load_folder, stock_config, write_folder
-from limbert.export.quantize import Calibration, quantize_onnx, quantize_openvino
-from limbert.inference.onnx_graph import input_names, optional_library, write_onnx
+from limbert.export.huggingface import load_huggingface, save_huggingface, stock_config
+from limbert.export.quantize import CalibrationLoader, quantize_onnx, quantize_openvino
+from limbert.inference.onnx_graph import import_optional, input_names, write_onnx
 from limbert.inference.runtimes import Runtime, load_runtime
 
 ONNX_NAME = "model.onnx"  # the name that servers of ONNX folders look for
@@ -30,20 +30,20 @@ class Exporter:
         weights: the file that holds the weights.
     """
 
-    runtime: str
+    runtime_title: str
     libraries: tuple[str, ...]
     write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]
     load: Callable[[Path, int | None], Runtime]
-    quantize: Callable[[Path, Calibration], None] | None
-    weights: str
+    quantize: Callable[[Path, CalibrationLoader], None] | None
+    weights_name: str
 
 
 def _write_hf(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
-    write_folder(network, folder)
+    save_huggingface(network, folder)
 
 
 def _load_hf(folder: Path, threads: int | None) -> Runtime:
-    return load_runtime("torch", load_folder(folder), threads=threads)
+    return load_runtime("torch", load_huggingface(folder), threads=threads)
 
 
 def _write_onnx(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
@@ -56,13 +56,13 @@ def _load_onnx(folder: Path, threads: int | None) -> Runtime:
     return load_runtime("onnxruntime", folder / ONNX_NAME, threads=threads)
 
 
-def _quantize_onnx(folder: Path, calibration: Calibration) -> None:
+def _quantize_onnx(folder: Path, calibration: CalibrationLoader) -> None:
     quantize_onnx(folder / ONNX_NAME)
 
 
 def _write_openvino(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
     """By way of the ONNX graph. Weights stay fp32: OpenVINO's default halves their precision on saving."""
-    openvino = optional_library("openvino")
+    openvino = import_optional("openvino")
     _write_onnx(network, folder, inputs)
     onnx_file = folder / ONNX_NAME
     try:
@@ -76,7 +76,7 @@ def _load_openvino(folder: Path, threads: int | None) -> Runtime:
     return load_runtime("openvino", folder / OPENVINO_NAME, threads=threads)
 
 
-def _quantize_openvino(folder: Path, calibration: Calibration) -> None:
+def _quantize_openvino(folder: Path, calibration: CalibrationLoader) -> None:
     quantize_openvino(folder / OPENVINO_NAME, calibration)
 
 

@@ -15,56 +15,60 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from limbert.errors import UnsupportedModelError
 from limbert.export import modeling_limbert
-from limbert.model.checkpoint import HEADS
+from limbert.model.checkpoint import TASK_HEADS
 from limbert.model.families import FAMILIES, Family, layer_parts, stack_of
 
-_MODULE = "modeling_limbert"
-_MODELLED = "BertForSequenceClassification"  # the class in that file, named after the network in the copies
+_MODELING_MODULE = "modeling_limbert"
+_TEMPLATE_CLASS = "BertForSequenceClassification"  # the class in that file, named after the network in the copies
 
 
 def is_stock(network: PreTrainedModel) -> bool:
     """Whether stock Transformers can build this sub-network from a config alone."""
-    heads, neurons = _widths(network)
+    heads, neurons = _layer_sizes(network)
     return {*heads} == {network.config.num_attention_heads} and len({*neurons}) == 1
 
 
 def stock_config(network: PreTrainedModel) -> PretrainedConfig:
     """The sub-network's config: a stock one if it can be, else with ``limbert``, the widths of each layer."""
     family, config = _family(network), copy.deepcopy(network.config)
-    heads, neurons = _widths(network)
+    heads, neurons = _layer_sizes(network)
     config.architectures = [type(network).__name__]
     config.dtype = "float32"
     if is_stock(network):
-        setattr(config, family.neurons_option, neurons[0])
+        setattr(config, family.neurons_config_key, neurons[0])
         return config
-    config.limbert = {"heads": heads, "neurons": neurons, "paths": _paths(network, family)}
+    config.limbert = {"heads": heads, "neurons": neurons, "paths": _submodule_paths(network, family)}
     return config
 
 
-def write_folder(network: PreTrainedModel, folder: Path) -> None:
+def save_huggingface(network: PreTrainedModel, folder: Path) -> None:
     """Write weights and config, and the modelling file where stock Transformers cannot build the sub-network.
 
     Raises:
         UnsupportedModelError: for a head without an Auto class.
     """
-    auto_class = _auto_class(network)
+    auto_class = _require_auto_class(network)
     config, stock = stock_config(network), is_stock(network)
     if not stock:
-        config.auto_map = {auto_class: f"{_MODULE}.{type(network).__name__}"}
+        config.auto_map = {auto_class: f"{_MODELING_MODULE}.{type(network).__name__}"}
     network.save_pretrained(folder)
     config.save_pretrained(folder)
     if not stock:
         text = Path(modeling_limbert.__file__).read_text(encoding="utf-8")
-        (folder / f"{_MODULE}.py").write_text(text.replace(_MODELLED, type(network).__name__), encoding="utf-8")
+        (folder / f"{_MODELING_MODULE}.py").write_text(
+            text.replace(_TEMPLATE_CLASS, type(network).__name__), encoding="utf-8"
+        )
 
 
-def load_folder(folder: Path) -> PreTrainedModel:
+def load_huggingface(folder: Path) -> PreTrainedModel:
     """What `write_folder` wrote, loaded as Transformers would, without its cache of other people's code."""
     config = transformers.AutoConfig.from_pretrained(folder)
     name = config.architectures[0]
     source: Any = transformers
-    if (folder / f"{_MODULE}.py").exists():
-        spec = importlib.util.spec_from_file_location(f"{_MODULE}_of_an_export", folder / f"{_MODULE}.py")
+    if (folder / f"{_MODELING_MODULE}.py").exists():
+        spec = importlib.util.spec_from_file_location(
+            f"{_MODELING_MODULE}_of_an_export", folder / f"{_MODELING_MODULE}.py"
+        )
         assert spec is not None
         assert spec.loader is not None
         source = importlib.util.module_from_spec(spec)
@@ -75,18 +79,18 @@ def load_folder(folder: Path) -> PreTrainedModel:
 
 def auto_class_of(network: PreTrainedModel) -> str | None:
     """The Auto class of Transformers that loads such a network; None where there is none."""
-    for auto_class in HEADS.values():
+    for auto_class in TASK_HEADS.values():
         mapping = getattr(transformers, auto_class)._model_mapping
         if type(network.config) in mapping and mapping[type(network.config)].__name__ == type(network).__name__:
             return auto_class
     return None
 
 
-def _auto_class(network: PreTrainedModel) -> str:
+def _require_auto_class(network: PreTrainedModel) -> str:
     found = auto_class_of(network)
     if found is None:
         raise UnsupportedModelError(
-            f"{type(network).__name__} has no Auto class that could load it; heads that have: {', '.join(HEADS)}"
+            f"{type(network).__name__} has no Auto class that could load it; heads that have: {', '.join(TASK_HEADS)}"
         )
     return found
 
@@ -95,7 +99,7 @@ def _family(network: PreTrainedModel) -> Family:
     return FAMILIES[network.config.model_type]
 
 
-def _widths(network: PreTrainedModel) -> tuple[list[int], list[int]]:
+def _layer_sizes(network: PreTrainedModel) -> tuple[list[int], list[int]]:
     """Heads and neurons of each layer, read off its Linears."""
     family = _family(network)
     head_size = network.config.hidden_size // network.config.num_attention_heads
@@ -103,7 +107,7 @@ def _widths(network: PreTrainedModel) -> tuple[list[int], list[int]]:
     return [one.attention_out.in_features // head_size for one in parts], [one.mlp_out.in_features for one in parts]
 
 
-def _paths(network: PreTrainedModel, family: Family) -> dict[str, Any]:
+def _submodule_paths(network: PreTrainedModel, family: Family) -> dict[str, Any]:
     present = {name for name, _ in stack_of(network, family)[0].named_modules()}
     return {
         "layers": family.stack,

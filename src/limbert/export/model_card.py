@@ -11,20 +11,20 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from limbert.data.tasks import Task
-from limbert.export.verify import Comparison, Quality
+from limbert.export.verify import ParityResult, RuntimeBenchmark
 
-_PIPELINES = {
+_PIPELINE_TAGS = {
     "SequenceClassification": "text-classification",
     "TokenClassification": "token-classification",
     "QuestionAnswering": "question-answering",
     "MaskedLM": "fill-mask",
     "MultipleChoice": "multiple-choice",
 }
-_TEXTS = {True: '["It rained."], ["Rain fell."]', False: '["It rained all day.", "What a day!"]'}
+_EXAMPLE_TEXTS = {True: '["It rained."], ["Rain fell."]', False: '["It rained all day.", "What a day!"]'}
 
 
 @dataclass(frozen=True)
-class Card:
+class ExportCard:
     """What the card says.
 
     Attributes:
@@ -51,60 +51,67 @@ class Card:
 
     name: str
     format: str
-    runtime: str
+    runtime_title: str
     network: str
     auto_class: str | None
-    needs_code: bool
+    needs_remote_code: bool
     source: str
-    base: str | None
+    base_model: str | None
     licence: str
     task: Task | None
-    pair: bool
+    takes_pairs: bool
     subnet: tuple[str, str]
     params: int
-    metrics: Mapping[str, float]
+    dev_metrics: Mapping[str, float]
     profile: Sequence[Mapping[str, Any]]
-    comparison: Comparison
-    compared_on: str
-    quality: Mapping[str, Quality]
+    parity: ParityResult
+    parity_data: str
+    benchmarks: Mapping[str, RuntimeBenchmark]
     hardware: str
 
     def to_markdown(self) -> str:
         """The whole card."""
-        parts = [self._head(), self._what(), self._reached(), self._measured(), self._int8(), self._checked()]
-        return "\n\n".join(part for part in (*parts, f"## Use\n\n{self._usage()}") if part) + "\n"
+        parts = [
+            self._front_matter(),
+            self._summary(),
+            self._metrics_section(),
+            self._profile_section(),
+            self._int8_section(),
+            self._parity_section(),
+        ]
+        return "\n\n".join(part for part in (*parts, f"## Use\n\n{self._usage_code()}") if part) + "\n"
 
-    def _head(self) -> str:
+    def _front_matter(self) -> str:
         library = {"hf": "transformers"}.get(self.format, self.format)
         lines = ["---", f"license: {self.licence}", f"library_name: {library}"]
-        pipeline = next((tag for ending, tag in _PIPELINES.items() if self.network.endswith(ending)), None)
+        pipeline = next((tag for ending, tag in _PIPELINE_TAGS.items() if self.network.endswith(ending)), None)
         lines += [f"pipeline_tag: {pipeline}"] if pipeline else []
-        lines += [f"base_model: {json.dumps(self.base)}"] if self.base else []
-        lines += ["tags:", "- limbert", f"- {self.format}", *(["- int8"] if self.quality else [])]
+        lines += [f"base_model: {json.dumps(self.base_model)}"] if self.base_model else []
+        lines += ["tags:", "- limbert", f"- {self.format}", *(["- int8"] if self.benchmarks else [])]
         if self.task is not None:
             lines += ["metrics:", *(f"- {_HUB_METRICS.get(name, name)}" for name in self.task.metrics)]
         return "\n".join([*lines, "---"])
 
-    def _what(self) -> str:
+    def _summary(self) -> str:
         task = ""
         if self.task is not None:
-            kind = self.task.kind if self.task.name is None else f"{self.task.name} ({self.task.kind})"
-            labels = f", labels {_listed(self.task.labels)}" if self.task.labels else ""
-            task = f" Task: {kind}{labels}; input: {'pairs of texts' if self.pair else 'texts'}."
+            kind = self.task.task_type if self.task.name is None else f"{self.task.name} ({self.task.task_type})"
+            labels = f", labels {_format_labels(self.task.labels)}" if self.task.labels else ""
+            task = f" Task: {kind}{labels}; input: {'pairs of texts' if self.takes_pairs else 'texts'}."
         name, words = self.subnet
         return (
-            f"# {self.name}\n\nSub-network `{name}` of the elastic model `{self.source}`, exported for {self.runtime}"
-            f"{' in int8' if self.quality else ''}: {words}; {self.params / 1e6:.2f} million parameters.{task}"
+            f"# {self.name}\n\nSub-network `{name}` of the elastic model `{self.source}`, exported for {self.runtime_title}"
+            f"{' in int8' if self.benchmarks else ''}: {words}; {self.params / 1e6:.2f} million parameters.{task}"
         )
 
-    def _reached(self) -> str:
-        if not self.metrics:
+    def _metrics_section(self) -> str:
+        if not self.dev_metrics:
             return ""
-        rows = "\n".join(f"| {name} | {100 * value:.2f} |" for name, value in self.metrics.items())
-        precision = " (fp32, before int8)" if self.quality else ""
+        rows = "\n".join(f"| {name} | {100 * value:.2f} |" for name, value in self.dev_metrics.items())
+        precision = " (fp32, before int8)" if self.benchmarks else ""
         return f"## Quality\n\nOn the development set{precision}:\n\n| metric | value |\n|---|---:|\n{rows}"
 
-    def _measured(self) -> str:
+    def _profile_section(self) -> str:
         if not self.profile:
             return ""
         rows = [
@@ -118,10 +125,10 @@ class Card:
             "|---|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(rows)
         )
 
-    def _int8(self) -> str:
-        if not self.quality:
+    def _int8_section(self) -> str:
+        if not self.benchmarks:
             return ""
-        before, after = self.quality["fp32"], self.quality["int8"]
+        before, after = self.benchmarks["fp32"], self.benchmarks["int8"]
         values = {name: (100 * before.metrics[name], 100 * after.metrics[name]) for name in after.metrics}
         rows = [f"| {name} | {fp32:.2f} | {int8:.2f} |" for name, (fp32, int8) in values.items()]
         rows += [
@@ -129,40 +136,40 @@ class Card:
             f"| texts a second, batches of 16 | {before.throughput:.0f} | {after.throughput:.0f} |",
             f"| MB | {before.file_bytes / 1e6:.1f} | {after.file_bytes / 1e6:.1f} |",
         ]
-        head = f"## int8\n\nIn {self.runtime} on {self.hardware}:\n\n| | fp32 | int8 |\n|---|---:|---:|\n"
+        head = f"## int8\n\nIn {self.runtime_title} on {self.hardware}:\n\n| | fp32 | int8 |\n|---|---:|---:|\n"
         return head + "\n".join(rows)
 
-    def _checked(self) -> str:
-        compared = self.comparison
-        of = "before int8, " if self.quality else ""
+    def _parity_section(self) -> str:
+        compared = self.parity
+        of = "before int8, " if self.benchmarks else ""
         return (
-            f"Checked at export: {of}on {compared.examples} {self.compared_on} the outputs differ from the source's by "
-            f"at most {compared.difference:.1g} of the largest."
+            f"Checked at export: {of}on {compared.examples} {self.parity_data} the outputs differ from the source's by "
+            f"at most {compared.max_relative_difference:.1g} of the largest."
         )
 
-    def _usage(self) -> str:
+    def _usage_code(self) -> str:
         template = (Path(__file__).parent / "usage" / f"{self.format}.md").read_text(encoding="utf-8").strip()
         return Template(template).substitute(
             folder=self.name,
             auto_class=self.auto_class or "AutoModel",
-            trust=", trust_remote_code=True" if self.needs_code else "",
-            texts=_TEXTS[self.pair],
-            answer=_answer(self.format, self.network, self.task),
+            trust=", trust_remote_code=True" if self.needs_remote_code else "",
+            texts=_EXAMPLE_TEXTS[self.takes_pairs],
+            answer=_output_code(self.format, self.network, self.task),
         )
 
 
 _HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "matthews": "matthews_correlation"}
 
 
-def _answer(format: str, network: str, task: Task | None) -> str:
+def _output_code(format: str, network_class: str, task: Task | None) -> str:
     """Code that shows the outputs in the terms of the task."""
-    if not network.endswith("SequenceClassification"):
+    if not network_class.endswith("SequenceClassification"):
         found = "outputs.items()" if format == "hf" else "enumerate(outputs.values())" if format == "openvino" else ""
         return f"print([value.shape for _, value in {found}])" if found else "print([value.shape for value in outputs])"
     logits = "outputs.logits" if format == "hf" else "outputs[0]"
-    if task is not None and task.kind == "regression":
+    if task is not None and task.task_type == "regression":
         return f"print({logits}[:, 0].tolist())"
-    if task is not None and task.kind == "multi-label":
+    if task is not None and task.task_type == "multi-label":
         return f"print([[place for place, logit in enumerate(row) if logit > 0] for row in {logits}.tolist()])"
     if format == "hf":
         return f"print([model.config.id2label[answer] for answer in {logits}.argmax(-1).tolist()])"
@@ -170,43 +177,49 @@ def _answer(format: str, network: str, task: Task | None) -> str:
     return f"names = {names}\nprint([names[str(answer)] for answer in {logits}.argmax(-1).tolist()])"
 
 
-def _listed(labels: Sequence[str]) -> str:
+def _format_labels(labels: Sequence[str]) -> str:
     shown = ", ".join(f"`{label}`" for label in labels[:6])
     return shown if len(labels) <= 6 else f"{shown} and {len(labels) - 6} more"
 
 
-def measured_metrics(run: str, record: Mapping[str, Any], subnet: str) -> dict[str, float]:
+def dev_metrics(run_dir: str, metadata: Mapping[str, Any], subnet: str) -> dict[str, float]:
     """Metrics of a sub-network on the development set, from ``results.jsonl`` or the record; empty if unknown."""
-    rows = [row for row in _lines(run, "results.jsonl") if row.get("subnet") == subnet and "metrics" in row]
-    return dict(rows[-1]["metrics"] if rows else record.get("metrics", {}).get(subnet, {}))
+    rows = [
+        row for row in _read_json_lines(run_dir, "results.jsonl") if row.get("subnet") == subnet and "metrics" in row
+    ]
+    return dict(rows[-1]["metrics"] if rows else metadata.get("metrics", {}).get(subnet, {}))
 
 
-def profile_rows(run: str, subnet: str) -> list[dict[str, Any]]:
+def profile_rows(run_dir: str, subnet: str) -> list[dict[str, Any]]:
     """Lines of ``profile.jsonl`` for a sub-network; none where nothing was measured."""
-    return [row for row in _lines(run, "profile.jsonl") if row.get("subnet") == subnet and "latency_p50_ms" in row]
+    return [
+        row
+        for row in _read_json_lines(run_dir, "profile.jsonl")
+        if row.get("subnet") == subnet and "latency_p50_ms" in row
+    ]
 
 
-def licence(run: str) -> str:
+def licence(run_dir: str) -> str:
     """The licence in the head of the run's own card; ``unknown`` where it has none."""
-    card = Path(run) / "README.md"
+    card = Path(run_dir) / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     found = re.match(r"---\n(?:.*\n)*?license: *(\S+)\n(?:.*\n)*?---\n", text)
     return found.group(1) if found else "unknown"
 
 
-def base_model(record: Mapping[str, Any]) -> str | None:
+def base_model(metadata: Mapping[str, Any]) -> str | None:
     """The encoder that the run started from, if that is a model of the Hugging Face hub that this machine has cached.
 
     A folder is None: its name says nothing elsewhere, and ``runs/mrpc`` could be either.
     """
-    name = record.get("settings", {}).get("train", {}).get("model") or ""
+    name = metadata.get("settings", {}).get("train", {}).get("model") or ""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists():
         return None
     return name if isinstance(try_to_load_from_cache(name, "config.json"), str) else None
 
 
-def _lines(run: str, name: str) -> list[dict[str, Any]]:
-    path = Path(run) / name
+def _read_json_lines(run_dir: str, name: str) -> list[dict[str, Any]]:
+    path = Path(run_dir) / name
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from limbert.inference.onnx_graph import optional_library
+from limbert.inference.onnx_graph import import_optional
 
-Calibration = Callable[[], Sequence[dict[str, Tensor]]]  # gives batches of training text when somebody needs them
+CalibrationLoader = Callable[[], Sequence[dict[str, Tensor]]]  # gives batches of training text when somebody needs them
 
 
 def quantize_onnx(path: Path) -> None:
@@ -24,14 +24,14 @@ def quantize_onnx(path: Path) -> None:
     Each column of a weight has its own scale; activations are scaled batch by batch while running (dynamic), so that
     no calibration is needed.
     """
-    onnx = optional_library("onnx")
-    quantization = optional_library("onnxruntime.quantization")
+    onnx = import_optional("onnx")
+    quantization = import_optional("onnxruntime.quantization")
     graph = onnx.load(path).graph
     weights = {tensor.name for tensor in graph.initializer}
     place = {"MatMul": 1, "Gather": 0}  # which input is the weight
     chosen = [node.name for node in graph.node if node.op_type in place and node.input[place[node.op_type]] in weights]
     fresh = path.with_name(f"{path.stem}-int8.onnx")
-    with _quiet():
+    with _silence_quantizer():
         quantization.quantize_dynamic(
             path,
             fresh,
@@ -43,16 +43,16 @@ def quantize_onnx(path: Path) -> None:
     fresh.replace(path)
 
 
-def quantize_openvino(path: Path, calibration: Calibration) -> None:
+def quantize_openvino(path: Path, load_batches: CalibrationLoader) -> None:
     """Turn an OpenVINO model into int8 in place, with activations' scales measured on training text.
 
     Done by NNCF, which first moves what is hard to quantise from activations into weights (SmoothQuant).
     """
-    nncf, openvino = optional_library("nncf"), optional_library("openvino")
-    with _quiet():
+    nncf, openvino = import_optional("nncf"), import_optional("openvino")
+    with _silence_quantizer():
         model = openvino.Core().read_model(str(path))
         names = [given.get_any_name() for given in model.inputs]
-        batches = [{name: batch[name].numpy() for name in names} for batch in calibration()]
+        batches = [{name: batch[name].numpy() for name in names} for batch in load_batches()]
         quantized = nncf.quantize(
             model,
             nncf.Dataset(batches),
@@ -66,7 +66,7 @@ def quantize_openvino(path: Path, calibration: Calibration) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_quantizer() -> Iterator[None]:
     """Without the libraries' remarks and bars, which would mix with a command's own output."""
     loggers: list[Any] = [logging.getLogger(), logging.getLogger("nncf")]
     levels = [logger.level for logger in loggers]

@@ -14,21 +14,21 @@ from torch import Tensor
 from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data, load_task_data
 from limbert.data.readers import Examples
-from limbert.data.task_registry import KINDS, score
+from limbert.data.task_registry import TASK_HANDLERS, compute_task_metrics
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.errors import ConfigError, DataError, ExportError
-from limbert.inference.load import Opened, validation_slice
-from limbert.inference.predict import Gathering
+from limbert.inference.load import LoadedCheckpoint, load_validation_split
+from limbert.inference.predict import LogitsCollector
 from limbert.inference.runtimes import Runtime
 from limbert.model.outputs import logits_of
 
 TOLERANCE = 1e-4  # of the largest output: other orders of summation differ by some 1e-6, errors by far more
-_AT_TOKENS = ("start_logits", "end_logits")
+_TOKEN_OUTPUTS = ("start_logits", "end_logits")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ParityResult:
     """How near an exported model is to its source.
 
     Attributes:
@@ -38,11 +38,11 @@ class Comparison:
     """
 
     examples: int
-    difference: float
+    max_relative_difference: float
     agreement: float
 
 
-def compare(source: Runtime, exported: Runtime, batches: Iterable[Mapping[str, Tensor]]) -> Comparison:
+def compare_outputs(source: Runtime, exported: Runtime, batches: Iterable[Mapping[str, Tensor]]) -> ParityResult:
     """Run both on the same batches. What stands at padding is nobody's answer and is not compared.
 
     Raises:
@@ -59,7 +59,7 @@ def compare(source: Runtime, exported: Runtime, batches: Iterable[Mapping[str, T
             got = found[name]
             if got.shape != wanted.shape:
                 raise ExportError(f"{name} of the exported model is {tuple(got.shape)}; expected {tuple(wanted.shape)}")
-            if name in _AT_TOKENS or wanted.ndim == 3:
+            if name in _TOKEN_OUTPUTS or wanted.ndim == 3:
                 real = batch["attention_mask"].bool()
                 wanted, got = wanted[real], got[real]
             if not bool(got.isfinite().all()):
@@ -69,28 +69,28 @@ def compare(source: Runtime, exported: Runtime, batches: Iterable[Mapping[str, T
             if wanted.ndim > 1:
                 same.append((wanted.argmax(-1) == got.argmax(-1)).flatten())
     agreement = float(torch.cat(same).float().mean()) if same else 1.0
-    return Comparison(examples, difference / max(largest, 1e-12), agreement)
+    return ParityResult(examples, difference / max(largest, 1e-12), agreement)
 
 
-def require_equal(comparison: Comparison) -> None:
+def require_parity(parity: ParityResult) -> None:
     """Refuse an export that differs by more than rounding.
 
     Raises:
         ExportError: naming the difference.
     """
-    if comparison.difference > TOLERANCE:
+    if parity.max_relative_difference > TOLERANCE:
         raise ExportError(
-            f"the exported model does not answer as its source: on {comparison.examples} examples outputs differ by up "
-            f"to {comparison.difference:.2g} of the largest one; allowed: {TOLERANCE:g}; nothing was written"
+            f"the exported model does not answer as its source: on {parity.examples} examples outputs differ by up "
+            f"to {parity.max_relative_difference:.2g} of the largest one; allowed: {TOLERANCE:g}; nothing was written"
         )
 
 
-_BATCH = 16
-_ROUNDS = 40
+_BATCH_SIZE = 16
+_LATENCY_ROUNDS = 40
 
 
 @dataclass(frozen=True)
-class Quality:
+class RuntimeBenchmark:
     """How good and how fast one exported model is.
 
     Attributes:
@@ -110,13 +110,13 @@ class Quality:
         return asdict(self)
 
 
-def measure(
+def benchmark_runtimes(
     runtimes: Mapping[str, tuple[Runtime, int]],
     examples: TokenizedExamples,
     *,
     task: Task,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Quality]:
+) -> dict[str, RuntimeBenchmark]:
     """The quality of several exported models, taking turns, so that a noisy machine is noisy for all.
 
     Args:
@@ -125,11 +125,11 @@ def measure(
         task: how logits become metrics.
         progress: called with passes done and in all.
     """
-    batches = evaluation_batches(examples.lengths, batch_size=_BATCH)
-    logits = {name: Gathering(examples) for name in runtimes}
+    batches = evaluation_batches(examples.lengths, batch_size=_BATCH_SIZE)
+    logits = {name: LogitsCollector(examples) for name in runtimes}
     together = dict.fromkeys(runtimes, 0.0)
     alone: dict[str, list[float]] = {name: [] for name in runtimes}
-    passes = [*batches, *([index % len(examples)] for index in range(_ROUNDS))]
+    passes = [*batches, *([index % len(examples)] for index in range(_LATENCY_ROUNDS))]
     for done, places in enumerate(passes):
         inputs = {name: tensor for name, tensor in examples.collate(places).items() if name != "labels"}
         for name, (runtime, _) in runtimes.items():
@@ -143,8 +143,8 @@ def measure(
                 alone[name].append(seconds)
         progress(done + 1, len(passes))
     return {
-        name: Quality(
-            score(task, logits[name].rows.numpy(), examples),
+        name: RuntimeBenchmark(
+            compute_task_metrics(task, logits[name].logits.numpy(), examples),
             1000 * statistics.median(alone[name]),
             len(examples) / together[name],
             size,
@@ -153,13 +153,13 @@ def measure(
     }
 
 
-_TRIED = 48  # examples that every export answers before it takes its place
+_PARITY_EXAMPLES = 48  # examples that every export answers before it takes its place
 _TRIED_BATCH = 8
-_CALIBRATED = 128  # training examples that activations are scaled by
+_CALIBRATION_EXAMPLES = 128  # training examples that activations are scaled by
 
 
 @dataclass(frozen=True)
-class Trial:
+class ParityExamples:
     """What an export is tried on.
 
     Attributes:
@@ -169,11 +169,11 @@ class Trial:
     """
 
     examples: TokenizedExamples
-    origin: str
-    pair: bool
+    description: str
+    takes_pairs: bool
 
 
-def trial_examples(opened: Opened, config: DataConfig, *, required: bool) -> Trial:
+def parity_examples(opened: LoadedCheckpoint, config: DataConfig, *, required: bool) -> ParityExamples:
     """Some texts, spread evenly over the development set; sentences shipped here where that cannot be read.
 
     Args:
@@ -191,18 +191,20 @@ def trial_examples(opened: Opened, config: DataConfig, *, required: bool) -> Tri
             if required:
                 raise
         else:
-            places = np.unique(np.linspace(0, len(examples) - 1, _TRIED).astype(int))
+            places = np.unique(np.linspace(0, len(examples) - 1, _PARITY_EXAMPLES).astype(int))
             chosen = examples.select(places.tolist())
-            return Trial(_tokenized(opened, chosen), "examples of the development set", chosen.pairs is not None)
-    kind = opened.task.kind if opened.task is not None else "classification"
-    known = opened.task.pairs if opened.task is not None else None
-    pair = known if known is not None else opened.data.pair_column is not None or kind == "question-answering"
+            return ParityExamples(
+                _tokenize(opened, chosen), "examples of the development set", chosen.pairs is not None
+            )
+    kind = opened.task.task_type if opened.task is not None else "classification"
+    known = opened.task.has_pairs if opened.task is not None else None
+    pair = known if known is not None else opened.data_config.pair_column is not None or kind == "question-answering"
     sentences = Path(__file__).with_name("sentences.txt").read_text(encoding="utf-8").splitlines()
-    shipped = KINDS[kind].typed(sentences, sentences[::-1] if pair else None)
-    return Trial(_tokenized(opened, shipped), "built-in sentences", pair)
+    shipped = TASK_HANDLERS[kind].make_examples(sentences, sentences[::-1] if pair else None)
+    return ParityExamples(_tokenize(opened, shipped), "built-in sentences", pair)
 
 
-def labelled_examples(opened: Opened, config: DataConfig, *, development: bool) -> TokenizedExamples:
+def labelled_examples(opened: LoadedCheckpoint, config: DataConfig, *, use_dev_set: bool) -> TokenizedExamples:
     """Labelled examples to judge a loss by: the development set if somebody named it, else the validation slice.
 
     Raises:
@@ -210,12 +212,12 @@ def labelled_examples(opened: Opened, config: DataConfig, *, development: bool) 
         ConfigError: settings that contradict each other.
         DataError: data that cannot be read.
     """
-    if development and opened.task is not None:
-        return _tokenized(opened, next(iter(load_evaluation_data(config, opened.task).values())))
-    return _tokenized(opened, validation_slice(opened, config))
+    if use_dev_set and opened.task is not None:
+        return _tokenize(opened, next(iter(load_evaluation_data(config, opened.task).values())))
+    return _tokenize(opened, load_validation_split(opened, config))
 
 
-def calibration_batches(opened: Opened, config: DataConfig) -> list[dict[str, Tensor]]:
+def calibration_batches(opened: LoadedCheckpoint, config: DataConfig) -> list[dict[str, Tensor]]:
     """Single training examples, spread evenly over the training rows, to measure the range of activations on.
 
     Raises:
@@ -223,16 +225,16 @@ def calibration_batches(opened: Opened, config: DataConfig) -> list[dict[str, Te
         DataError: data that cannot be read.
     """
     examples = load_task_data(config, seed=0).train
-    places = np.unique(np.linspace(0, len(examples) - 1, _CALIBRATED).astype(int))
-    tokens = _tokenized(opened, examples.select(places.tolist()))
+    places = np.unique(np.linspace(0, len(examples) - 1, _CALIBRATION_EXAMPLES).astype(int))
+    tokens = _tokenize(opened, examples.select(places.tolist()))
     return [tokens.collate([at]) for at in range(len(tokens))]
 
 
-def _tokenized(opened: Opened, examples: Examples) -> TokenizedExamples:
-    return opened.prepared(examples, cache=False)
+def _tokenize(opened: LoadedCheckpoint, examples: Examples) -> TokenizedExamples:
+    return opened.tokenize(examples, cache=False)
 
 
-def trial_batches(examples: TokenizedExamples, *, choices: bool = False) -> Iterator[dict[str, Tensor]]:
+def parity_batches(examples: TokenizedExamples, *, multiple_choice: bool = False) -> Iterator[dict[str, Tensor]]:
     """The examples as a server might send them: one alone, then batches of mixed lengths, padded.
 
     Args:
@@ -240,8 +242,8 @@ def trial_batches(examples: TokenizedExamples, *, choices: bool = False) -> Iter
         choices: for multiple choice: two examples stand for one question, ``(batch, 2, tokens)``.
     """
     every = list(range(len(examples) - len(examples) % 2))
-    alone = 2 if choices else 1
+    alone = 2 if multiple_choice else 1
     groups = [every[:alone], *(every[at : at + _TRIED_BATCH] for at in range(alone, len(every), _TRIED_BATCH))]
     for group in groups:
         batch = {name: tensor for name, tensor in examples.collate(group).items() if name != "labels"}
-        yield {name: tensor.unflatten(0, (-1, 2)) for name, tensor in batch.items()} if choices else batch
+        yield {name: tensor.unflatten(0, (-1, 2)) for name, tensor in batch.items()} if multiple_choice else batch

@@ -8,18 +8,18 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import TrainConfig
 from limbert.core.space import Space
-from limbert.core.task_types import KINDS
-from limbert.data.augmented import Augmented
+from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.data.augmented import AugmentedExamples
 from limbert.data.readers import Examples
-from limbert.data.split import in_order_of
+from limbert.data.split import reorder_labels
 from limbert.data.tasks import Task
 from limbert.model.checkpoint import load_config_and_tokenizer, read_record
 from limbert.model.elastic import ElasticModel
-from limbert.model.families import longest_input
+from limbert.model.families import max_input_length
 
 
 @dataclass(frozen=True)
-class Start:
+class TaskBaseCheckpoint:
     """A start that can be loaded.
 
     Attributes:
@@ -35,38 +35,38 @@ class Start:
     path: str
     task: Task
     tokenizer: PreTrainedTokenizerBase
-    longest: int
-    finetuned: bool
-    phases: tuple[str, ...]
+    max_length: int
+    is_finetuned: bool
+    completed_phases: tuple[str, ...]
     seed: int
 
-    def model(self, space: Space) -> ElasticModel:
+    def load_model(self, space: Space) -> ElasticModel:
         """Load it with a head for the task."""
-        facts = KINDS[self.task.kind]
-        names = self.task.labels or (("score",) if self.task.outputs == 1 else ("start", "end"))
+        facts = TASK_TYPE_SPECS[self.task.task_type]
+        names = self.task.labels or (("score",) if self.task.num_outputs == 1 else ("start", "end"))
         problem = {} if facts.problem_type is None else {"problem_type": facts.problem_type}
         torch.manual_seed(self.seed)
         return ElasticModel.from_pretrained(
             self.path,
             space=space,
             head=facts.head,
-            num_labels=self.task.outputs,
+            num_labels=self.task.num_outputs,
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
             ignore_mismatched_sizes=True,
             **problem,
         )
 
-    def relabelled(self, examples: Examples, task: Task) -> Examples:
+    def map_labels(self, examples: Examples, task: Task) -> Examples:
         """Examples of ``task`` with the class ids of this start."""
-        return in_order_of(examples, task, self.task)
+        return reorder_labels(examples, task, self.task)
 
-    def relabelled_copies(self, copies: Augmented, task: Task) -> Augmented:
+    def map_augmented_labels(self, augmented: AugmentedExamples, task: Task) -> AugmentedExamples:
         """Augmented copies of examples of ``task`` with the class ids of this start."""
-        return copies.relabelled(self.relabelled(copies.examples, task), task, self.task)
+        return augmented.with_label_order(self.map_labels(augmented.examples, task), task, self.task)
 
 
-def load_start(config: TrainConfig, task: Task) -> Start:
+def load_base_checkpoint(config: TrainConfig, task: Task) -> TaskBaseCheckpoint:
     """Look at the model that a run begins from.
 
     It counts as fine-tuned on the task if its config names a head for this kind of task with as many outputs and,
@@ -77,14 +77,14 @@ def load_start(config: TrainConfig, task: Task) -> Start:
         UnsupportedModelError: for a family that is not supported.
     """
     model_config, tokenizer = load_config_and_tokenizer(config.model)
-    labels = _order_of(model_config, task)
-    return Start(
+    labels = _label_order(model_config, task)
+    return TaskBaseCheckpoint(
         path=config.model,
         task=task if labels is None else replace(task, labels=labels),
         tokenizer=tokenizer,
-        longest=longest_input(model_config),
-        finetuned=labels is not None,
-        phases=tuple(read_record(config.model).get("phases", ())),
+        max_length=max_input_length(model_config),
+        is_finetuned=labels is not None,
+        completed_phases=tuple(read_record(config.model).get("phases", ())),
         seed=config.seed,
     )
 
@@ -100,11 +100,11 @@ def trained_space(path_or_hub_id: str) -> Space | None:
     return Space.from_dict(record["space"]) if trained and "space" in record else None
 
 
-def _order_of(config: Any, task: Task) -> tuple[str, ...] | None:
+def _label_order(config: Any, task: Task) -> tuple[str, ...] | None:
     """The task's labels in the order of the model's outputs; None where its head is for something else."""
     architectures = getattr(config, "architectures", None) or [""]
-    facts = KINDS[task.kind]
-    if not architectures[0].endswith(facts.network) or config.num_labels != task.outputs:
+    facts = TASK_TYPE_SPECS[task.task_type]
+    if not architectures[0].endswith(facts.class_suffix) or config.num_labels != task.num_outputs:
         return None
     several = "multi_label_classification"  # the same head and names as one label has
     if (getattr(config, "problem_type", None) == several) != (facts.problem_type == several):

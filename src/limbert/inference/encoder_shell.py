@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbert.errors import UnsupportedModelError
-from limbert.inference.fast_layers import RunLayer, layer_runner, preparation
+from limbert.inference.fast_layers import RunLayer, fast_layer_runner, fast_preparation
 from limbert.model.families import Family, set_stack, stack_of
-from limbert.model.layerwise import LayerCalls, LayerCatcher, Place, Prepared
+from limbert.model.layerwise import ArgumentPath, LayerCallRecorder, LayerCalls, PreparedBatch
 
-Step = Callable[[Tensor, Tensor], Tensor]  # (state or pooled state, attention mask) -> the next one
+HeadStep = Callable[[Tensor, Tensor], Tensor]  # (state or pooled state, attention mask) -> the next one
 
 
-class Frame:
+class EncoderShell:
     """Prepares batches for the layers and reads the task's answer off what they return. Safe for many threads.
 
     Args:
@@ -31,15 +31,15 @@ class Frame:
                 f"dynamic inference needs a head for sequence classification, got {type(network).__name__}"
             )
         self._network, self._family = network, family
-        self._catcher = LayerCatcher(stack_of(network, family), family)
-        set_stack(network, family, self._catcher.stands)
-        self._plain = preparation(network, family)
-        self._steps = [_step(network, name) for name in family.sequence_head]
+        self._call_recorder = LayerCallRecorder(stack_of(network, family), family)
+        set_stack(network, family, self._call_recorder.placeholders)
+        self._fast_prepare = fast_preparation(network, family)
+        self._head_steps = [_head_step(network, name) for name in family.sequence_head]
         pooling = getattr(network.config, "classifier_pooling", "cls")
-        self._whole = "@pool" in family.sequence_head and pooling != "cls"  # the head reads every token
-        self._batched = self._find_batched()
+        self._head_reads_all_tokens = "@pool" in family.sequence_head and pooling != "cls"  # the head reads every token
+        self._batched_arguments = self._find_batched_arguments()
 
-    def prepare(self, inputs: dict[str, Tensor]) -> Prepared:
+    def prepare(self, inputs: dict[str, Tensor]) -> PreparedBatch:
         """Embed a batch and find what its layers are called with.
 
         Args:
@@ -48,10 +48,10 @@ class Frame:
         Returns:
             The embedding output ``(batch, tokens, hidden)``, and the layers' calls.
         """
-        prepared = self._plain(inputs) if self._plain is not None else None
-        return prepared or self._catcher.catch(self._network, inputs)
+        prepared = self._fast_prepare(inputs) if self._fast_prepare is not None else None
+        return prepared or self._call_recorder.record(self._network, inputs)
 
-    def select(self, calls: LayerCalls, rows: Tensor, *, batch: int) -> LayerCalls:
+    def select_examples(self, calls: LayerCalls, indices: Tensor, *, batch_size: int) -> LayerCalls:
         """The calls for some examples of the batch.
 
         Args:
@@ -60,16 +60,20 @@ class Frame:
             batch: examples in the whole batch.
         """
 
-        def chosen(place: Place, tensor: Tensor) -> Tensor:
-            return tensor.index_select(0, rows) if place in self._batched and len(tensor) == batch else tensor
+        def chosen(place: ArgumentPath, tensor: Tensor) -> Tensor:
+            return (
+                tensor.index_select(0, indices)
+                if place in self._batched_arguments and len(tensor) == batch_size
+                else tensor
+            )
 
-        return calls.changed(chosen)
+        return calls.map_tensors(chosen)
 
-    def runner(self, layer: nn.Module) -> RunLayer:
+    def layer_runner(self, layer: nn.Module) -> RunLayer:
         """How to run one of the model's layer views."""
-        return layer_runner(layer, self._network, self._family)
+        return fast_layer_runner(layer, self._network, self._family)
 
-    def read_out(self, states: Sequence[Tensor], attention_mask: Tensor, rows: Sequence[int]) -> Tensor:
+    def apply_head(self, states: Sequence[Tensor], attention_mask: Tensor, indices: Sequence[int]) -> Tensor:
         """The task's answers off any layer's output, as if that layer were the last.
 
         Args:
@@ -80,37 +84,39 @@ class Frame:
         Returns:
             Logits ``(all examples, outputs)``.
         """
-        if self._whole:
-            attention_mask = attention_mask[list(rows)]
+        if self._head_reads_all_tokens:
+            attention_mask = attention_mask[list(indices)]
         else:
             states = [state[:, :1] for state in states]
         value = states[0] if len(states) == 1 else torch.cat(list(states))
-        for step in self._steps:
+        for step in self._head_steps:
             value = step(value, attention_mask)
         return value
 
-    def _find_batched(self) -> frozenset[Place]:
+    def _find_batched_arguments(self) -> frozenset[ArgumentPath]:
         """Which tensors among the layers' arguments hold a row an example: those that grow with the batch."""
         found = []
         for batch in (2, 3):
             ids = torch.ones(batch, 4, dtype=torch.long, device=self._network.device)
             mask = torch.ones_like(ids)
             mask[0, 2:] = 0  # without padding some models pass no mask at all
-            places: set[Place] = set()
+            places: set[ArgumentPath] = set()
 
-            def note(place: Place, tensor: Tensor, batch: int = batch, places: set[Place] = places) -> Tensor:
+            def note(
+                place: ArgumentPath, tensor: Tensor, batch: int = batch, places: set[ArgumentPath] = places
+            ) -> Tensor:
                 if tensor.ndim and len(tensor) == batch:
                     places.add(place)
                 return tensor
 
             with torch.no_grad():
                 _, calls = self.prepare({"input_ids": ids, "attention_mask": mask})
-            calls.changed(note)
+            calls.map_tensors(note)
             found.append(places)
         return frozenset(found[0] & found[1])
 
 
-def _step(network: PreTrainedModel, name: str) -> Step:
+def _head_step(network: PreTrainedModel, name: str) -> HeadStep:
     """One step of the family's sequence head."""
     if name == "@first":
         return lambda state, mask: state[:, 0]

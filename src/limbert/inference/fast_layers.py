@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbert.model.families import Family, layer_parts
-from limbert.model.layerwise import LayerCalls, Prepared, _is_plain
+from limbert.model.layerwise import LayerCalls, PreparedBatch, _has_fast_path
 
-Prepare = Callable[[dict[str, Tensor]], Prepared | None]  # inputs -> embedding output, and the layers' calls
+PrepareBatch = Callable[[dict[str, Tensor]], PreparedBatch | None]  # inputs -> embedding output, and the layers' calls
 RunLayer = Callable[[Tensor, LayerCalls], Tensor]  # (state, the batch's calls) -> state, (batch, tokens, hidden)
 
 
-def layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> RunLayer:
+def fast_layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> RunLayer:
     """The quickest way to run a layer in evaluation mode that computes what the layer does.
 
     Args:
@@ -29,13 +29,15 @@ def layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> 
         network: the model that it belongs to.
         family: the model's entry in the family table.
     """
-    if not _is_plain(network, family):
+    if not _has_fast_path(network, family):
         return lambda state, calls: calls.run(layer, state)
-    assert family.plain is not None
-    parts, paths = layer_parts(layer, family), family.plain
+    assert family.fast_path is not None
+    parts, paths = layer_parts(layer, family), family.fast_path
     head_size = network.config.hidden_size // network.config.num_attention_heads
-    query, key, value = (_Linear.of(linear) for linear in parts.attention_in)
-    attention_out, mlp_in, mlp_out = (_Linear.of(part) for part in (parts.attention_out, parts.mlp_in, parts.mlp_out))
+    query, key, value = (_LinearWeights.from_module(linear) for linear in parts.attention_in)
+    attention_out, mlp_in, mlp_out = (
+        _LinearWeights.from_module(part) for part in (parts.attention_out, parts.mlp_in, parts.mlp_out)
+    )
     activation = layer.get_submodule(paths.activation)
     attention_norm, mlp_norm = layer.get_submodule(paths.attention_norm), layer.get_submodule(paths.mlp_norm)
     heads = query.weight.shape[0] // head_size
@@ -56,19 +58,19 @@ def layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> 
     return run
 
 
-def preparation(network: PreTrainedModel, family: Family) -> Prepare | None:
+def fast_preparation(network: PreTrainedModel, family: Family) -> PrepareBatch | None:
     """The quickest way from a batch to the embeddings and the layers' calls; None where only the stock forward knows.
 
     What it returns gives None, too, for a batch with inputs that it does not know.
     """
-    if not _is_plain(network, family):
+    if not _has_fast_path(network, family):
         return None
-    assert family.plain is not None
-    base, names = network.base_model, family.plain.embedding_inputs
+    assert family.fast_path is not None
+    base, names = network.base_model, family.fast_path.embedding_inputs
     embeddings = base.get_submodule("embeddings")
-    projection = dict(base.named_children()).get(family.plain.embedding_projection or "")
+    projection = dict(base.named_children()).get(family.fast_path.embedding_projection or "")
 
-    def prepare(inputs: dict[str, Tensor]) -> Prepared | None:
+    def prepare(inputs: dict[str, Tensor]) -> PreparedBatch | None:
         mask = inputs.get("attention_mask")
         if mask is None or mask.ndim != 2 or inputs.keys() - {*names, "attention_mask"}:
             return None
@@ -82,14 +84,14 @@ def preparation(network: PreTrainedModel, family: Family) -> Prepare | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Linear:
+class _LinearWeights:
     """A Linear's parameters, called without the module around them."""
 
     weight: Tensor
     bias: Any
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> "_Linear":
+    def from_module(cls, linear: nn.Linear) -> "_LinearWeights":
         return cls(linear.weight, linear.bias)
 
     def __call__(self, state: Tensor) -> Tensor:

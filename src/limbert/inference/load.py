@@ -13,16 +13,16 @@ from limbert.core.config import DataConfig, TrainConfig, require
 from limbert.core.space import Space
 from limbert.data.load import load_task_data
 from limbert.data.readers import Examples
-from limbert.data.split import in_order_of, kept_back
-from limbert.data.task_registry import prepared as prepared_for
+from limbert.data.split import reorder_labels, train_validation_split
+from limbert.data.task_registry import tokenize_for_task as prepared_for
 from limbert.data.tasks import Task
-from limbert.data.tokenize import TokenizedExamples, tokenize
+from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 from limbert.errors import CheckpointError, ConfigError
 from limbert.model.checkpoint import load_tokenizer
 from limbert.model.elastic import ElasticModel
 
 
-def device_of(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device that computes.
 
     Args:
@@ -48,7 +48,7 @@ def usable_cores() -> int:
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedCheckpoint:
     """A checkpoint ready to answer.
 
     Attributes:
@@ -62,10 +62,10 @@ class Opened:
     model: ElasticModel
     tokenizer: PreTrainedTokenizerBase
     task: Task | None
-    data: DataConfig
+    data_config: DataConfig
     max_length: int
 
-    def prepared(self, examples: Examples, *, task: Task | None = None, cache: bool = True) -> TokenizedExamples:
+    def tokenize(self, examples: Examples, *, task: Task | None = None, cache: bool = True) -> TokenizedExamples:
         """Examples as the training had them, tokenised.
 
         Args:
@@ -79,16 +79,16 @@ class Opened:
         """
         task = task or self.task
         if task is None:
-            return tokenize(examples, self.tokenizer, max_length=self.max_length, cache=cache)
-        task.check_inputs(pairs=examples.pairs is not None)
+            return tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
+        task.check_inputs(has_pairs=examples.pairs is not None)
         return prepared_for(
-            examples, task, self.tokenizer, max_length=self.max_length, stride=self.data.stride, cache=cache
+            examples, task, self.tokenizer, max_length=self.max_length, stride=self.data_config.stride, use_cache=cache
         )
 
 
-def open_checkpoint(
+def load_checkpoint(
     path: str | Path, *, space: Space | None = None, head: str | None = None, device: str = "cpu"
-) -> Opened:
+) -> LoadedCheckpoint:
     """Load an elastic checkpoint, or a stock one with a sequence classification head.
 
     Args:
@@ -102,7 +102,7 @@ def open_checkpoint(
         CheckpointError: if it is missing or broken, or has no tokenizer.
         UnsupportedModelError: for a family that is not supported.
     """
-    place = device_of(device)
+    place = resolve_device(device)
     model = ElasticModel.from_pretrained(path, space=space, head=head)
     model.network.eval().to(place)  # type: ignore[arg-type]  # transformers' own `to` hides the types
     tokenizer = load_tokenizer(path)
@@ -115,10 +115,10 @@ def open_checkpoint(
         data = DataConfig(**{name: value for name, value in values.items() if name in known})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"limbert.json of {path} is broken: {error}") from error
-    return Opened(model, tokenizer, task, data, min(data.max_length, model.longest_input))
+    return LoadedCheckpoint(model, tokenizer, task, data, min(data.max_length, model.max_input_length))
 
 
-def validation_slice(opened: Opened, config: DataConfig) -> Examples:
+def load_validation_split(checkpoint: LoadedCheckpoint, data_config: DataConfig) -> Examples:
     """The rows that the training kept back, with class ids in the model's order.
 
     Args:
@@ -130,13 +130,13 @@ def validation_slice(opened: Opened, config: DataConfig) -> Examples:
         ConfigError: if the data is for other labels.
         DataError: if the data cannot be read.
     """
-    saved = opened.model.record.get("settings", {}).get("train")
-    if saved is None or opened.task is None:
+    saved = checkpoint.model.record.get("settings", {}).get("train")
+    if saved is None or checkpoint.task is None:
         raise CheckpointError("limbert.json does not say how the model was trained; train it with limbert train")
     known = {name: saved[name] for name in ("seed", "validation", "validation_limit") if name in saved}
     settings = TrainConfig(model="-", output="-", **known)
-    loaded = load_task_data(replace(config, augmented=None), seed=settings.seed)  # copies are never kept back
-    task = opened.task
-    if {*loaded.task.labels} != {*task.labels} or loaded.task.kind != task.kind:
+    loaded = load_task_data(replace(data_config, augmented=None), seed=settings.seed)  # copies are never kept back
+    task = checkpoint.task
+    if {*loaded.task.labels} != {*task.labels} or loaded.task.task_type != task.task_type:
         raise ConfigError(f"the data has labels {', '.join(loaded.task.labels)}; the model {', '.join(task.labels)}")
-    return kept_back(in_order_of(loaded.train, loaded.task, task), task, settings)[1]
+    return train_validation_split(reorder_labels(loaded.train, loaded.task, task), task, settings)[1]

@@ -22,10 +22,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirection
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from limbert.errors import ConfigError, StorageError, UnsupportedModelError
-from limbert.model.families import FAMILIES, unsupported
+from limbert.model.families import FAMILIES, unsupported_family_error
 
 
-def optional_library(name: str) -> Any:
+def import_optional(name: str) -> Any:
     """A module of the extra ``export``.
 
     Raises:
@@ -40,9 +40,9 @@ def optional_library(name: str) -> Any:
 
 
 OPSET = 20  # the first with Gelu as one operator; newer ones add nothing here that runtimes run faster
-_LARGEST = 2**31 - 2**20  # bytes: a protobuf file ends at 2 GiB, and the graph needs some
-_ATTENTION = "limbert_plain"
-_TALKATIVE = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")
+_MAX_BYTES = 2**31 - 2**20  # bytes: a protobuf file ends at 2 GiB, and the graph needs some
+_ATTENTION_NAME = "limbert_plain"
+_NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")
 
 
 def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | None = None) -> None:
@@ -63,19 +63,19 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
         StorageError: if the file cannot be written.
     """
     if network.config.model_type not in FAMILIES:
-        raise unsupported(network.config.model_type)
+        raise unsupported_family_error(network.config.model_type)
     size = 4 * sum(parameter.numel() for parameter in network.parameters())
-    if size > _LARGEST:
+    if size > _MAX_BYTES:
         raise UnsupportedModelError(f"this network has {size / 2**30:.2f} GiB; one ONNX file holds less than 2 GiB")
-    onnx = optional_library("onnx")
-    optional_library("onnxscript")  # torch's exporter is built on it
+    onnx = import_optional("onnx")
+    import_optional("onnxscript")  # torch's exporter is built on it
     names = tuple(inputs or input_names(network))
-    wrapped = _Named(_prepared(network), names)
-    example = _example(network, names)
+    wrapped = _PositionalInputs(_prepare_for_export(network), names)
+    example = _example_inputs(network, names)
     with torch.inference_mode():
         outputs = wrapped.output_names(example)
     axes = {0: "batch", 1: "choices", 2: "tokens"} if example[0].ndim == 3 else {0: "batch", 1: "tokens"}
-    with _quiet(), torch.no_grad():
+    with _silence_exporter(), torch.no_grad():
         program = torch.onnx.export(
             wrapped,
             example,
@@ -88,7 +88,7 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
         )
     assert program is not None
     proto = program.model_proto
-    _tidy(proto)
+    _strip_metadata(proto)
     try:
         onnx.save(proto, path)
     except OSError as error:
@@ -102,38 +102,38 @@ def input_names(network: PreTrainedModel) -> tuple[str, ...]:
     return (*names, "token_type_ids") if takes_types and getattr(network.config, "type_vocab_size", 0) > 1 else names
 
 
-class _Named(nn.Module):
+class _PositionalInputs(nn.Module):
     """The network with its inputs in a fixed order and its tensors as a tuple, as a graph has them."""
 
-    def __init__(self, network: PreTrainedModel, names: Sequence[str]) -> None:
+    def __init__(self, network: PreTrainedModel, input_names: Sequence[str]) -> None:
         super().__init__()
         self.network = network
-        self._names = tuple(names)
+        self._input_names = tuple(input_names)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        output = self.network(**dict(zip(self._names, tensors, strict=True)))
+        output = self.network(**dict(zip(self._input_names, tensors, strict=True)))
         return tuple(value.float() for value in output.values() if isinstance(value, Tensor))
 
     def output_names(self, example: tuple[Tensor, ...]) -> tuple[str, ...]:
         """What the network calls the tensors that it returns."""
-        output = self.network(**dict(zip(self._names, example, strict=True)))
+        output = self.network(**dict(zip(self._input_names, example, strict=True)))
         return tuple(name for name, value in output.items() if isinstance(value, Tensor))
 
 
-def _prepared(network: PreTrainedModel) -> PreTrainedModel:
+def _prepare_for_export(network: PreTrainedModel) -> PreTrainedModel:
     """A copy in fp32, on the CPU, without dropout, whose attention is the plain one."""
-    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _plain_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, _plain_mask)
+    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, _plain_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, _plain_mask)
     prepared = copy.deepcopy(network).cpu().float().eval()
     for module in prepared.modules():  # the layers of a sub-network may hold copies of its config
         config = getattr(module, "config", None)
         if isinstance(config, PretrainedConfig) and config._attn_implementation in ("sdpa", "flash_attention_2"):
-            config._attn_implementation = _ATTENTION
+            config._attn_implementation = _ATTENTION_NAME
             config.use_cache = False
     return prepared
 
 
-def _example(network: PreTrainedModel, names: Sequence[str]) -> tuple[Tensor, ...]:
+def _example_inputs(network: PreTrainedModel, names: Sequence[str]) -> tuple[Tensor, ...]:
     """A padded batch to trace; sizes that nothing else in a model has."""
     choices = (3,) if type(network).__name__.endswith("ForMultipleChoice") else ()
     ids = torch.full((2, *choices, 7), 5, dtype=torch.long)
@@ -178,7 +178,7 @@ def _plain_attention(
     return torch.matmul(scores.softmax(dim=-1), value).transpose(1, 2).contiguous(), None
 
 
-def _tidy(proto: Any) -> None:
+def _strip_metadata(proto: Any) -> None:
     """Drop what nobody runs: traces with paths of this machine, and the shapes between the nodes.
 
     With those shapes ONNX Runtime 1.31 fuses each residual sum with its norm in a kernel that is slower on CPUs than
@@ -193,9 +193,9 @@ def _tidy(proto: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Without the exporter's remarks, which are none for a user; errors are raised as ever."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from limbert.core.config import TaskKind
-from limbert.core.space import is_point, parse_point
+from limbert.core.config import TaskType
+from limbert.core.space import is_width_depth_name, parse_width_depth
 from limbert.core.subnet import Subnet
-from limbert.core.task_types import KINDS
+from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.errors import ConfigError
 from limbert.method.early_exit import ExitRule
-from limbert.model.checkpoint import change_record
+from limbert.model.checkpoint import update_record
 from limbert.model.elastic import ElasticModel
 
-FORMS = "static:WIDTHxDEPTH, width, depth, width+depth"
+POLICY_FORMATS = "static:WIDTHxDEPTH, width, depth, width+depth"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Policy:
         if self.subnet is not None and (self.gates or self.exits or self.widths):
             raise ConfigError(f"policy static:{self.subnet} has a fixed size; widths and exits belong to dynamic ones")
         if self.subnet is None and not self.gates and self.exits is None:
-            raise ConfigError(f"a policy needs a sub-network, gates or exits; write one of {FORMS}")
+            raise ConfigError(f"a policy needs a sub-network, gates or exits; write one of {POLICY_FORMATS}")
 
     @property
     def name(self) -> str:
@@ -79,12 +79,12 @@ class Policy:
             exits = values.get("exits")
             rule = ExitRule(exits["rule"], exits["threshold"]) if exits else None
             widths = values.get("widths")
-            return cls.named(values["policy"], widths=tuple(widths) if widths else None, exits=rule)
+            return cls.from_name(values["policy"], widths=tuple(widths) if widths else None, exits=rule)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"a saved policy needs policy, widths and exits, got {values!r}") from error
 
     @classmethod
-    def named(cls, name: str, *, widths: tuple[float, ...] | None = None, exits: ExitRule | None = None) -> Self:
+    def from_name(cls, name: str, *, widths: tuple[float, ...] | None = None, exits: ExitRule | None = None) -> Self:
         """A policy by the name of its kind.
 
         Args:
@@ -98,7 +98,7 @@ class Policy:
         if name.startswith("static:"):
             return cls(subnet=name.removeprefix("static:"), widths=widths, exits=exits)
         if name not in ("width", "depth", "width+depth"):
-            raise ConfigError(f"unknown policy {name!r}; write one of {FORMS}")
+            raise ConfigError(f"unknown policy {name!r}; write one of {POLICY_FORMATS}")
         if ("depth" in name) != (exits is not None):
             needs = "needs an exit threshold" if exits is None else "has no exits: leave the exit threshold out"
             raise ConfigError(f"policy {name!r} {needs}")
@@ -106,7 +106,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Option:
+class WidthOption:
     """A width that layers may run at."""
 
     width: float
@@ -115,7 +115,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExecutionPlan:
     """A policy resolved for one model: what the engine executes without any further choice of its own.
 
     Attributes:
@@ -129,20 +129,20 @@ class Plan:
     """
 
     layers: tuple[int, ...]
-    options: tuple[Option, ...]
-    gates: Mapping[int, int]
-    choices: tuple[int, ...]
-    ramps: frozenset[int]
-    exits: ExitRule | None
-    fixed: Mapping[int, int] = field(default_factory=dict)
+    options: tuple[WidthOption, ...]
+    gate_before_layer: Mapping[int, int]
+    gate_options: tuple[int, ...]
+    exit_layers: frozenset[int]
+    exit_rule: ExitRule | None
+    static_options: Mapping[int, int] = field(default_factory=dict)
 
     @property
-    def gate_choices(self) -> int:
+    def num_gate_choices(self) -> int:
         """Widths that each gate chooses among; 0 without gates."""
-        return len(self.choices)
+        return len(self.gate_options)
 
 
-def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
+def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> ExecutionPlan:
     """Check a policy against a model and work out what it means for it.
 
     Raises:
@@ -152,68 +152,68 @@ def resolve(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> Plan:
     """
     if policy.subnet is not None:
         return _static_plan(model, policy.subnet)
-    refuse_at_tokens(kind, f"policy {policy.name}")
+    reject_token_level_task(task_type, f"policy {policy.name}")
     every = tuple(range(model.shape.layers))
     ramps: frozenset[int] = frozenset()
     if policy.exits is not None:
-        policy.exits.check(kind)
-        ramps = _ramps(model)
+        policy.exits.check(task_type)
+        ramps = _exit_layers(model)
     if not policy.gates:
         widths = policy.widths or (1.0,)
         if len(widths) != 1:
-            raise ConfigError(f"policy depth runs all layers at one width, got {len(widths)}: {_shown(widths)}")
-        return Plan(every, (_option(model, widths[0]),), {}, (), ramps, policy.exits)
+            raise ConfigError(f"policy depth runs all layers at one width, got {len(widths)}: {_format_widths(widths)}")
+        return ExecutionPlan(every, (_width_option(model, widths[0]),), {}, (), ramps, policy.exits)
     if model.gates is None:
         raise ConfigError("this model has no width gates; train them: limbert train --phases gates --model RUN")
     widths = policy.widths or model.gates.widths
     if len(widths) != len(model.gates.widths):
         raise ConfigError(
-            f"{len(widths)} widths given ({_shown(widths)}); the gates have {len(model.gates.widths)} choices"
+            f"{len(widths)} widths given ({_format_widths(widths)}); the gates have {len(model.gates.widths)} choices"
         )
-    options = tuple(dict.fromkeys(_option(model, width) for width in widths))
-    places = model.gates.layer_of_gate(model.shape.layers)
-    return Plan(
+    options = tuple(dict.fromkeys(_width_option(model, width) for width in widths))
+    places = model.gates.gate_layer_indices(model.shape.layers)
+    return ExecutionPlan(
         every,
         options,
         {layer: gate for gate, layer in enumerate(places)},
-        tuple(options.index(_option(model, width)) for width in widths),
+        tuple(options.index(_width_option(model, width)) for width in widths),
         ramps,
         policy.exits,
     )
 
 
-def refuse_at_tokens(kind: TaskKind, who: str) -> None:
+def reject_token_level_task(task_type: TaskType, feature: str) -> None:
     """Raise ConfigError for a task whose answers stand at tokens: a policy chooses one size for one answer.
 
     Args:
         kind: of the task.
         who: asks for a policy, in words.
     """
-    if KINDS[kind].at_tokens:
+    if TASK_TYPE_SPECS[task_type].token_level:
         raise ConfigError(
-            f"{who} chooses a size for each answer, and in {kind} all answers of a text run together; "
+            f"{feature} chooses a size for each answer, and in {task_type} all answers of a text run together; "
             "run one sub-network for all texts: --subnet WIDTHxDEPTH"
         )
 
 
-def _static_plan(model: ElasticModel, name: str) -> Plan:
-    subnet, width = model.subnet(name), parse_point(name)[0] if is_point(name) else None
+def _static_plan(model: ElasticModel, name: str) -> ExecutionPlan:
+    subnet, width = model.subnet(name), parse_width_depth(name)[0] if is_width_depth_name(name) else None
     model.check(subnet)
     at = {
-        layer: Option(heads / model.shape.heads if width is None else width, heads, neurons)
-        for layer, (heads, neurons) in subnet.widths().items()
+        layer: WidthOption(heads / model.shape.heads if width is None else width, heads, neurons)
+        for layer, (heads, neurons) in subnet.layer_widths().items()
     }
     options = tuple(dict.fromkeys(at.values()))
     fixed = {layer: options.index(option) for layer, option in at.items()}
-    return Plan(subnet.layers, options, {}, (), frozenset(), None, fixed)
+    return ExecutionPlan(subnet.layers, options, {}, (), frozenset(), None, fixed)
 
 
-def _option(model: ElasticModel, width: float) -> Option:
+def _width_option(model: ElasticModel, width: float) -> WidthOption:
     subnet = Subnet.uniform(model.shape, width=width)
-    return Option(width, subnet.heads[0], subnet.neurons[0])
+    return WidthOption(width, subnet.heads[0], subnet.neurons[0])
 
 
-def _ramps(model: ElasticModel) -> frozenset[int]:
+def _exit_layers(model: ElasticModel) -> frozenset[int]:
     if model.space.layers != "first":
         raise ConfigError(
             f"this model was trained with layers {model.space.layers!r}; exits need depths that keep the first layers: "
@@ -226,11 +226,11 @@ def _ramps(model: ElasticModel) -> frozenset[int]:
     return ramps
 
 
-def _shown(widths: tuple[float, ...]) -> str:
+def _format_widths(widths: tuple[float, ...]) -> str:
     return ", ".join(f"{width:g}" for width in widths)
 
 
-_KEY = "operating_points"
+_RECORD_KEY = "operating_points"
 
 
 @dataclass(frozen=True)
@@ -247,11 +247,11 @@ class OperatingPoint:
     policy: Policy
     metric: str
     value: float
-    flops: float
+    flops_share: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
-        return self.policy.to_dict() | {"validation": {self.metric: self.value}, "flops_share": self.flops}
+        return self.policy.to_dict() | {"validation": {self.metric: self.value}, "flops_share": self.flops_share}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -269,10 +269,10 @@ class OperatingPoint:
 
 def operating_points(record: Mapping[str, Any]) -> dict[str, OperatingPoint]:
     """The points in a checkpoint's record, by name."""
-    return {name: OperatingPoint.from_dict(values) for name, values in record.get(_KEY, {}).items()}
+    return {name: OperatingPoint.from_dict(values) for name, values in record.get(_RECORD_KEY, {}).items()}
 
 
-def named_policy(record: Mapping[str, Any], name: str) -> Policy:
+def operating_point_policy(record: Mapping[str, Any], name: str) -> Policy:
     """A policy by the name of an operating point.
 
     Raises:
@@ -281,11 +281,13 @@ def named_policy(record: Mapping[str, Any], name: str) -> Policy:
     points = operating_points(record)
     if name not in points:
         known = ", ".join(points) or "none yet, limbert tune makes some"
-        raise ConfigError(f"unknown policy {name!r}; write {FORMS}, or an operating point of this model: {known}")
+        raise ConfigError(
+            f"unknown policy {name!r}; write {POLICY_FORMATS}, or an operating point of this model: {known}"
+        )
     return points[name].policy
 
 
-def save_operating_points(run: str | Path, points: Mapping[str, OperatingPoint]) -> None:
+def save_operating_points(run_dir: str | Path, points: Mapping[str, OperatingPoint]) -> None:
     """Write the points into the run's ``limbert.json``; all else in it stays.
 
     Raises:
@@ -293,4 +295,4 @@ def save_operating_points(run: str | Path, points: Mapping[str, OperatingPoint])
         StorageError: if the file cannot be written; the old one stays.
     """
     saved = {name: point.to_dict() for name, point in points.items()}
-    change_record(run, lambda record: record.update({_KEY: saved}))
+    update_record(run_dir, lambda record: record.update({_RECORD_KEY: saved}))

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from limbert.core.config import Precision
 from limbert.core.subnet import Subnet
-from limbert.core.task_types import KINDS
-from limbert.data.task_registry import answers
+from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.data.task_registry import decode_predictions
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.inference.engine import Engine
-from limbert.inference.policy import Policy, resolve
+from limbert.inference.policy import Policy, resolve_policy
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
-from limbert.model.shared_forward import plan_passes, run_pass
+from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 
 
-class Gathering:
+class LogitsCollector:
     """Collects what one network says about all examples.
 
     Args:
@@ -32,9 +32,9 @@ class Gathering:
 
     def __init__(self, examples: TokenizedExamples) -> None:
         self._examples = examples
-        self._rows: Tensor | None = None
+        self._logits: Tensor | None = None
 
-    def add(self, indices: Sequence[int], logits: Tensor, mask: Tensor) -> None:
+    def add(self, indices: Sequence[int], logits: Tensor, attention_mask: Tensor) -> None:
         """Note the answers to a batch.
 
         Args:
@@ -43,21 +43,21 @@ class Gathering:
             mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; padding is no answer.
         """
         at_tokens = logits.ndim == 3
-        values = (logits[mask.bool()] if at_tokens else logits).float()
-        if self._rows is None:
+        values = (logits[attention_mask.bool()] if at_tokens else logits).float()
+        if self._logits is None:
             count = len(self._examples.tokens.ids) if at_tokens else len(self._examples)
-            self._rows = torch.empty(count, values.shape[-1], device=values.device)
-        self._rows[torch.from_numpy(self._examples.token_places(indices)) if at_tokens else list(indices)] = values
+            self._logits = torch.empty(count, values.shape[-1], device=values.device)
+        self._logits[torch.from_numpy(self._examples.token_indices(indices)) if at_tokens else list(indices)] = values
 
     @property
-    def rows(self) -> Tensor:
+    def logits(self) -> Tensor:
         """``(examples, outputs)``, or ``(all tokens, outputs)``; all batches must have been added."""
-        assert self._rows is not None
-        return self._rows
+        assert self._logits is not None
+        return self._logits
 
 
 @dataclass(frozen=True)
-class PolicyAnswers:
+class PolicyOutputs:
     """A policy's answers to all examples, in their order.
 
     Attributes:
@@ -75,14 +75,14 @@ class PolicyAnswers:
     seconds: float
 
 
-def policy_answers(
+def run_policy(
     engine: Engine,
     examples: TokenizedExamples,
     *,
     batch_size: int,
     device: torch.device,
     after_batch: Callable[[], None] = lambda: None,
-) -> PolicyAnswers:
+) -> PolicyOutputs:
     """Run a policy over examples, similar lengths together.
 
     Args:
@@ -108,7 +108,7 @@ def policy_answers(
         columns["flops"].append(trace.flops.numpy())
         after_batch()
     back = np.argsort(order)
-    return PolicyAnswers(**{name: np.concatenate(parts)[back] for name, parts in columns.items()}, seconds=seconds)
+    return PolicyOutputs(**{name: np.concatenate(parts)[back] for name, parts in columns.items()}, seconds=seconds)
 
 
 def _batches(
@@ -120,7 +120,7 @@ def _batches(
 
 
 @torch.no_grad()
-def subnet_logits(
+def predict_subnet_logits(
     model: ElasticModel,
     examples: TokenizedExamples,
     *,
@@ -138,19 +138,19 @@ def subnet_logits(
     training = network.training
     network.eval()
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-    found = {subnet: Gathering(examples) for subnet in subnets.values()}
+    found = {subnet: LogitsCollector(examples) for subnet in subnets.values()}
     try:
         for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
             inputs = {name: tensor.to(device) for name, tensor in examples.collate(indices).items() if name != "labels"}
-            for shared in plan_passes(subnets.values()):
-                with model.at(shared.scope), autocast:
-                    answers = run_pass(model, shared, inputs)
+            for shared in plan_shared_forwards(subnets.values()):
+                with model.at(shared.merged_subnet), autocast:
+                    answers = run_shared_forward(model, shared, inputs)
                 for subnet, answer in answers.items():
                     found[subnet].add(indices, answer.logits, inputs["attention_mask"])
             after_batch()
     finally:
         network.train(training)
-    return {name: found[subnet].rows.cpu().numpy() for name, subnet in subnets.items()}
+    return {name: found[subnet].logits.cpu().numpy() for name, subnet in subnets.items()}
 
 
 @dataclass(frozen=True)
@@ -165,29 +165,29 @@ class Prediction:
         flops: floating-point operations that it took.
     """
 
-    answer: Mapping[str, Any]
-    layers: int
+    values: Mapping[str, Any]
+    layers_run: int
     flops: int
 
     @property
     def label(self) -> str | None:
         """The most probable class of a classification; None for other kinds of tasks."""
-        label: str | None = self.answer.get("label")
+        label: str | None = self.values.get("label")
         return label
 
     @property
     def score(self) -> float | None:
         """The label's probability, the value of a regression, or how sure an answer is; None where it has parts."""
-        score: float | None = self.answer.get("score")
+        score: float | None = self.values.get("score")
         return score
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the answer."""
-        return dict(self.answer)
+        return dict(self.values)
 
-    def spent(self) -> dict[str, Any]:
+    def cost_to_dict(self) -> dict[str, Any]:
         """Plain values: ``layers`` and ``flops``."""
-        return {"layers": self.layers, "flops": self.flops}
+        return {"layers": self.layers_run, "flops": self.flops}
 
 
 def predict(
@@ -215,26 +215,26 @@ def predict(
         ConfigError: if the policy does not fit the model or the task.
         SubnetError: for a sub-network that the model cannot run.
     """
-    if KINDS[task.kind].at_tokens:
-        resolve(policy, model, kind=task.kind)
+    if TASK_TYPE_SPECS[task.task_type].token_level:
+        resolve_policy(policy, model, task_type=task.task_type)
         assert policy.subnet is not None
         subnet = model.subnet(policy.subnet)
-        logits, layers, flops = _static(
+        logits, layers, flops = _predict_token_level(
             model, examples, subnet, batch_size=batch_size, precision=precision, after_batch=after_batch
         )
     else:
-        engine = Engine(model, policy, kind=task.kind, precision=precision)
-        found = policy_answers(
+        engine = Engine(model, policy, task_type=task.task_type, precision=precision)
+        found = run_policy(
             engine, examples, batch_size=batch_size, device=model.network.device, after_batch=after_batch
         )
         logits, layers, flops = found.logits, found.layers_run, found.flops
     return [
         Prediction(answer, int(ran), int(spent))
-        for answer, ran, spent in zip(answers(task, logits, examples), layers, flops, strict=True)
+        for answer, ran, spent in zip(decode_predictions(task, logits, examples), layers, flops, strict=True)
     ]
 
 
-def _static(
+def _predict_token_level(
     model: ElasticModel,
     examples: TokenizedExamples,
     subnet: Subnet,
@@ -244,7 +244,7 @@ def _static(
     after_batch: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits ``(all tokens, outputs)``, and layers and FLOPs of each text, all its rows together, ``(texts,)``."""
-    found = subnet_logits(
+    found = predict_subnet_logits(
         model,
         examples,
         subnets={"": subnet},
@@ -252,8 +252,8 @@ def _static(
         precision=precision,
         after_batch=after_batch,
     )
-    assert examples.places is not None
-    cost, texts = CostModel(model), len(examples.places.examples)
+    assert examples.alignment is not None
+    cost, texts = CostModel(model), len(examples.alignment.examples)
     of_row = [cost.flops(subnet, int(tokens)) for tokens in examples.lengths]
-    flops = np.bincount(examples.places.example_of, weights=of_row, minlength=texts)
+    flops = np.bincount(examples.alignment.example_index, weights=of_row, minlength=texts)
     return found[""], np.full(texts, len(subnet.layers)), flops

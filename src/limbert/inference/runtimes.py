@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from limbert.errors import CheckpointError, ConfigError
-from limbert.inference.onnx_graph import optional_library, write_onnx
+from limbert.inference.onnx_graph import import_optional, write_onnx
 
 Outputs = dict[str, Tensor]
 
@@ -29,13 +29,13 @@ class Runtime:
         run: from those inputs to all its outputs by name, float32.
     """
 
-    inputs: tuple[str, ...]
+    input_names: tuple[str, ...]
     run: Callable[[Mapping[str, Tensor]], Outputs]
 
     def outputs(self, inputs: Mapping[str, Tensor]) -> Outputs:
         """All outputs by name; inputs that it does not take are left out, absent token types are zeros."""
         ids = inputs["input_ids"]
-        return self.run({name: inputs[name] if name in inputs else torch.zeros_like(ids) for name in self.inputs})
+        return self.run({name: inputs[name] if name in inputs else torch.zeros_like(ids) for name in self.input_names})
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The first output; for a classifier the logits ``(batch, outputs)``, float32 on the CPU."""
@@ -95,7 +95,7 @@ def _load_torch(source: PreTrainedModel | Path, threads: int | None, precision: 
 
 def _load_onnxruntime(source: PreTrainedModel | Path, threads: int | None, precision: str) -> Runtime:
     """A session on the CPU; its threads do not spin between calls, so that they take no time from what runs beside."""
-    onnxruntime = optional_library("onnxruntime")
+    onnxruntime = import_optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
@@ -104,7 +104,7 @@ def _load_onnxruntime(source: PreTrainedModel | Path, threads: int | None, preci
     try:
         session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's own exception classes have no common base
-        raise CheckpointError(f"ONNX Runtime cannot load {source}: {_one_line(error)}") from error
+        raise CheckpointError(f"ONNX Runtime cannot load {source}: {_first_line(error)}") from error
     names = tuple(output.name for output in session.get_outputs())
 
     def run(inputs: Mapping[str, Tensor]) -> Outputs:
@@ -116,7 +116,7 @@ def _load_onnxruntime(source: PreTrainedModel | Path, threads: int | None, preci
 
 def _load_openvino(source: PreTrainedModel | Path, threads: int | None, precision: str) -> Runtime:
     """A model compiled for the CPU, for latency: one stream."""
-    openvino = optional_library("openvino")
+    openvino = import_optional("openvino")
     settings: dict[str, Any] = {
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
@@ -127,7 +127,7 @@ def _load_openvino(source: PreTrainedModel | Path, threads: int | None, precisio
         core = openvino.Core()
         compiled = core.compile_model(core.read_model(str(source)), "CPU", settings)
     except Exception as error:  # RuntimeError, or what a plug-in raises
-        raise CheckpointError(f"OpenVINO cannot load {source}: {_one_line(error)}") from error
+        raise CheckpointError(f"OpenVINO cannot load {source}: {_first_line(error)}") from error
     names = tuple(output.get_any_name() for output in compiled.outputs)
 
     def run(inputs: Mapping[str, Tensor]) -> Outputs:
@@ -137,7 +137,7 @@ def _load_openvino(source: PreTrainedModel | Path, threads: int | None, precisio
     return Runtime(tuple(given.get_any_name() for given in compiled.inputs), run)
 
 
-def _one_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from limbert.core.config import TaskKind, require
+from limbert.core.config import TaskType, require
 from limbert.errors import ConfigError
 
 ExitRuleName = Literal["entropy", "confidence", "patience"]
@@ -44,52 +44,52 @@ class ExitRule:
         else:
             require(self.threshold >= 0, "exit threshold", self.threshold, "0 or more")
 
-    def check(self, kind: TaskKind) -> None:
+    def check(self, task_type: TaskType) -> None:
         """Raise ConfigError where the rule has no meaning for the kind of task."""
-        if kind == "regression" and self.name != "patience":
+        if task_type == "regression" and self.name != "patience":
             raise ConfigError(f"exit rule {self.name!r} needs classes; for regression it must be patience")
-        if kind != "regression" and self.name == "patience" and self.threshold != int(self.threshold):
+        if task_type != "regression" and self.name == "patience" and self.threshold != int(self.threshold):
             raise ConfigError(
                 f"exit threshold is {self.threshold}; for patience it must be a whole number of off-ramps"
             )
 
-    def leaving(self, answers: Sequence[Tensor], *, kind: TaskKind) -> Tensor:
+    def should_exit(self, logits: Sequence[Tensor], *, task_type: TaskType) -> Tensor:
         """Which examples leave, ``(examples,)``, boolean.
 
         Args:
             answers: the logits ``(examples, outputs)`` at every off-ramp so far, the present one last.
             kind: what the outputs mean.
         """
-        now = answers[-1]
+        now = logits[-1]
         if self.name == "patience":
-            return _stayed(answers, self.threshold, kind=kind)
-        scores = sureness(now.float(), self.name, kind=kind)
+            return _patience_reached(logits, self.threshold, task_type=task_type)
+        scores = exit_score(now.float(), self.name, task_type=task_type)
         return scores < self.threshold if self.name == "entropy" else scores >= self.threshold
 
 
-def sureness(logits: Tensor, name: ExitRuleName, *, kind: TaskKind) -> Tensor:
+def exit_score(logits: Tensor, rule: ExitRuleName, *, task_type: TaskType) -> Tensor:
     """What the rules ``entropy`` and ``confidence`` compare with their threshold, ``(...)`` from ``(..., outputs)``."""
-    if kind == "multi-label":
+    if task_type == "multi-label":
         yes = logits.sigmoid()
-        if name == "entropy":
+        if rule == "entropy":
             return (torch.special.entr(yes) + torch.special.entr(1 - yes)).amax(dim=-1)
         return torch.maximum(yes, 1 - yes).amin(dim=-1)
     probabilities = logits.softmax(dim=-1)
-    if name == "entropy":
+    if rule == "entropy":
         return torch.special.entr(probabilities).sum(dim=-1)
     return probabilities.amax(dim=-1)
 
 
-def _stayed(answers: Sequence[Tensor], threshold: float, *, kind: TaskKind) -> Tensor:
-    now = answers[-1]
-    if kind == "regression":
-        if len(answers) < 2:
+def _patience_reached(logits: Sequence[Tensor], threshold: float, *, task_type: TaskType) -> Tensor:
+    now = logits[-1]
+    if task_type == "regression":
+        if len(logits) < 2:
             return torch.zeros(len(now), dtype=torch.bool, device=now.device)
-        return (now[:, 0] - answers[-2][:, 0]).abs() < threshold
-    if kind == "multi-label":
-        sets = torch.stack([answer > 0 for answer in answers])  # (off-ramps, examples, classes)
+        return (now[:, 0] - logits[-2][:, 0]).abs() < threshold
+    if task_type == "multi-label":
+        sets = torch.stack([answer > 0 for answer in logits])  # (off-ramps, examples, classes)
         same = (sets[:-1].flip(0) == sets[-1]).all(dim=-1)
     else:
-        labels = torch.stack([answer.argmax(dim=-1) for answer in answers])  # (off-ramps, examples)
+        labels = torch.stack([answer.argmax(dim=-1) for answer in logits])  # (off-ramps, examples)
         same = labels[:-1].flip(0) == labels[-1]
     return same.long().cumprod(dim=0).sum(dim=0) >= threshold

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbert.core.config import TaskKind
+from limbert.core.config import TaskType
 
 
-def narrowest_right(right: Tensor) -> Tensor:
+def narrowest_correct(correct: Tensor) -> Tensor:
     """For each example the narrowest width that answers it rightly; the widest where none does.
 
     Args:
@@ -20,11 +20,11 @@ def narrowest_right(right: Tensor) -> Tensor:
     Returns:
         ``(examples,)``, indices of widths.
     """
-    first = right.to(torch.uint8).argmax(dim=1)  # the first of equal values
-    return torch.where(right.any(dim=1), first, right.shape[1] - 1)
+    first = correct.to(torch.uint8).argmax(dim=1)  # the first of equal values
+    return torch.where(correct.any(dim=1), first, correct.shape[1] - 1)
 
 
-def is_right(answers: Tensor, truth: Tensor, *, kind: TaskKind, tolerance: float) -> Tensor:
+def is_correct(logits: Tensor, labels: Tensor, *, task_type: TaskType, tolerance: float) -> Tensor:
     """Which answers count as right, ``(examples, widths)``.
 
     Args:
@@ -33,14 +33,14 @@ def is_right(answers: Tensor, truth: Tensor, *, kind: TaskKind, tolerance: float
         kind: what the outputs mean.
         tolerance: for regression, the largest distance that still counts as right.
     """
-    if kind == "regression":
-        return (answers[..., 0] - truth[:, None]).abs() <= tolerance
-    if kind == "multi-label":
-        return ((answers > 0) == (truth[:, None] > 0.5)).all(dim=-1)
-    return answers.argmax(dim=-1) == truth[:, None]
+    if task_type == "regression":
+        return (logits[..., 0] - labels[:, None]).abs() <= tolerance
+    if task_type == "multi-label":
+        return ((logits > 0) == (labels[:, None] > 0.5)).all(dim=-1)
+    return logits.argmax(dim=-1) == labels[:, None]
 
 
-def cheapest(answers: Tensor, truth: Tensor, *, kind: TaskKind, cost: float, shares: Tensor) -> Tensor:
+def lowest_cost(logits: Tensor, labels: Tensor, *, task_type: TaskType, cost: float, relative_flops: Tensor) -> Tensor:
     """For each example the width with the least ``loss + cost * share``.
 
     Unlike `narrowest_right` this tells apart widths that are all right or all wrong, by how sure they are.
@@ -56,28 +56,26 @@ def cheapest(answers: Tensor, truth: Tensor, *, kind: TaskKind, cost: float, sha
     Returns:
         ``(examples,)``, indices of widths; of equal ones the narrowest.
     """
-    if kind == "regression":
-        loss = (answers[..., 0] - truth[:, None]).square() / truth.var().clamp_min(1e-12)
-    elif kind == "multi-label":
-        targets = truth[:, None].expand_as(answers)  # (examples, widths, classes)
-        loss = F.binary_cross_entropy_with_logits(answers, targets, reduction="none").mean(dim=-1)
+    if task_type == "regression":
+        loss = (logits[..., 0] - labels[:, None]).square() / labels.var().clamp_min(1e-12)
+    elif task_type == "multi-label":
+        targets = labels[:, None].expand_as(logits)  # (examples, widths, classes)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=-1)
     else:
-        widths = answers.shape[1]
-        targets = truth[:, None].expand(-1, widths, *truth.shape[1:])  # (examples, widths) or with outputs
-        loss = F.cross_entropy(answers.flatten(0, 1), targets.flatten(0, 1), reduction="none").unflatten(
-            0, (-1, widths)
-        )
-    return (loss + cost * shares).argmin(dim=1)
+        widths = logits.shape[1]
+        targets = labels[:, None].expand(-1, widths, *labels.shape[1:])  # (examples, widths) or with outputs
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none").unflatten(0, (-1, widths))
+    return (loss + cost * relative_flops).argmin(dim=1)
 
 
-def class_weights(targets: Tensor, choices: int) -> Tensor:
+def balanced_class_weights(targets: Tensor, num_choices: int) -> Tensor:
     """Weights ``(choices,)`` under which every choice that occurs counts the same in sum; mean weight 1 an example.
 
     Args:
         targets: ``(examples,)``, indices of choices.
         choices: how many there are.
     """
-    counts = torch.bincount(targets, minlength=choices)
+    counts = torch.bincount(targets, minlength=num_choices)
     present = (counts > 0).sum()
     return torch.where(counts > 0, len(targets) / (present * counts.clamp_min(1)), 0.0)
 

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from limbert.method.importance import Importance
+from limbert.method.importance import ImportanceScores
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import layer_parts
 from limbert.model.permute import head_channels
 
 
 @torch.no_grad()
-def graft(model: ElasticModel, scores: Importance, *, rate: float = 0.1, share: float = 0.5) -> None:
+def graft(model: ElasticModel, scores: ImportanceScores, *, rate: float = 0.1, weak_fraction: float = 0.5) -> None:
     """In every layer, ``W_weak <- rate * W_strong + (1 - rate) * W_weak``, in place.
 
     The weakest head takes from the strongest, the next weakest from the next strongest, and so on; neurons likewise.
@@ -28,19 +28,19 @@ def graft(model: ElasticModel, scores: Importance, *, rate: float = 0.1, share: 
     for layer, heads, neurons in zip(model.layers(), scores.heads, scores.neurons, strict=True):
         parts = layer_parts(layer, family)
         head_size = parts.attention_out.in_features // len(heads)
-        weak, strong = (head_channels(part, head_size=head_size) for part in _pairs(heads, share))
+        weak, strong = (head_channels(part, head_size=head_size) for part in _weak_strong_pairs(heads, weak_fraction))
         for linear in parts.attention_in:
             _blend_rows(linear, weak, strong, blocks=family.attention_blocks, rate=rate)
         _blend(parts.attention_out.weight.T, weak, strong, rate)
-        weak, strong = _pairs(neurons, share)
+        weak, strong = _weak_strong_pairs(neurons, weak_fraction)
         _blend_rows(parts.mlp_in, weak, strong, blocks=family.mlp_blocks, rate=rate)
         _blend(parts.mlp_out.weight.T, weak, strong, rate)
 
 
-def _pairs(scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def _weak_strong_pairs(scores: Tensor, weak_fraction: float) -> tuple[Tensor, Tensor]:
     """The weak ones, weakest first, and the strong one that goes with each. Equal scores keep their order."""
     order = scores.argsort(descending=True, stable=True)
-    count = int(share * len(scores))
+    count = int(weak_fraction * len(scores))
     return order.flip(0)[:count], order[:count]
 
 
@@ -51,6 +51,6 @@ def _blend_rows(linear: nn.Linear, weak: Tensor, strong: Tensor, *, blocks: int,
                 _blend(block, weak, strong, rate)
 
 
-def _blend(rows: Tensor, weak: Tensor, strong: Tensor, rate: float) -> None:
+def _blend(weights: Tensor, weak: Tensor, strong: Tensor, rate: float) -> None:
     """Blend along the first dimension of a view of the weights."""
-    rows[weak] = torch.lerp(rows[weak], rows[strong], rate)
+    weights[weak] = torch.lerp(weights[weak], weights[strong], rate)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import Family, LayerParts, layer_parts
 
-Piece = tuple[dict[str, Tensor], float]  # rows of a batch, and their share of what its mean loss is over
+WeightedMicroBatch = tuple[dict[str, Tensor], float]  # rows of a batch, and their share of what its mean loss is over
 
 
 @dataclass(frozen=True)
-class Importance:
+class ImportanceScores:
     """Scores of the full network, on the model's device.
 
     Attributes:
@@ -27,7 +27,7 @@ class Importance:
     neurons: Tensor
 
 
-def importance(model: ElasticModel, batches: Iterable[dict[str, Tensor]]) -> Importance:
+def compute_importance(model: ElasticModel, batches: Iterable[dict[str, Tensor]]) -> ImportanceScores:
     """Score every head and neuron of the full network by how much the loss would change without it.
 
     For each batch: a head's score is ``|dL/d gate|``, where the gate multiplies the head's output and equals 1; a
@@ -40,10 +40,12 @@ def importance(model: ElasticModel, batches: Iterable[dict[str, Tensor]]) -> Imp
         model: scored at full size; its gradients are cleared.
         batches: labelled batches of the training side, on the model's device.
     """
-    return importance_in_pieces(model, ([(batch, 1.0)] for batch in batches))
+    return importance_from_micro_batches(model, ([(batch, 1.0)] for batch in batches))
 
 
-def importance_in_pieces(model: ElasticModel, batches: Iterable[Iterable[Piece]]) -> Importance:
+def importance_from_micro_batches(
+    model: ElasticModel, batches: Iterable[Iterable[WeightedMicroBatch]]
+) -> ImportanceScores:
     """`importance`, with no more than a piece of a batch in memory at a time: a batch stays what is scored.
 
     Args:
@@ -57,7 +59,7 @@ def importance_in_pieces(model: ElasticModel, batches: Iterable[Iterable[Piece]]
     training = network.training
     network.eval()
     try:
-        with model.at(model.full), _gated(parts, gates):
+        with model.at(model.full), _head_mask_applied(parts, gates):
             for pieces in batches:
                 network.zero_grad(set_to_none=True)
                 gates.grad = None
@@ -70,17 +72,17 @@ def importance_in_pieces(model: ElasticModel, batches: Iterable[Iterable[Piece]]
     finally:
         network.zero_grad(set_to_none=True)
         network.train(training)
-    return Importance(heads=heads, neurons=neurons)
+    return ImportanceScores(heads=heads, neurons=neurons)
 
 
 @contextmanager
-def _gated(parts: list[LayerParts], gates: Tensor) -> Any:
+def _head_mask_applied(parts: list[LayerParts], head_mask: Tensor) -> Any:
     """Multiply each head's output by its gate, where it enters the projection out of the attention."""
 
     def hook(index: int) -> Any:
         def multiply(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-            by_head = args[0].unflatten(-1, (gates.shape[1], -1))  # (batch, tokens, heads, head size)
-            return ((by_head * gates[index, :, None].to(by_head.dtype)).flatten(-2),)
+            by_head = args[0].unflatten(-1, (head_mask.shape[1], -1))  # (batch, tokens, heads, head size)
+            return ((by_head * head_mask[index, :, None].to(by_head.dtype)).flatten(-2),)
 
         return multiply
 

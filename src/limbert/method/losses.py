@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbert.core.config import TaskKind
-from limbert.core.task_types import IGNORED
+from limbert.core.config import TaskType
+from limbert.core.task_types import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
-class _Losses:
+class _TaskLosses:
     """The losses of one kind of task, scalars.
 
     Attributes:
@@ -23,12 +23,12 @@ class _Losses:
         logit: of (the student's logits, the teacher's, labels, mask).
     """
 
-    label: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    logit: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+    label_loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    logit_loss: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def logit_loss(
-    student: Tensor, teacher: Tensor, *, kind: TaskKind, labels: Tensor | None = None, mask: Tensor | None = None
+    student: Tensor, teacher: Tensor, *, task_type: TaskType, labels: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
     """Distance between answers, a scalar.
 
@@ -44,10 +44,10 @@ def logit_loss(
         labels: ``(batch, tokens)``, needed for token classification: only where they are is not ignored.
         mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; needed for question answering.
     """
-    return _LOSSES[kind].logit(student, teacher, labels, mask)
+    return _LOSSES[task_type].logit_loss(student, teacher, labels, mask)
 
 
-def label_loss(logits: Tensor, labels: Tensor, *, kind: TaskKind, mask: Tensor | None = None) -> Tensor:
+def label_loss(logits: Tensor, labels: Tensor, *, task_type: TaskType, mask: Tensor | None = None) -> Tensor:
     """The plain supervised loss, a scalar: cross-entropy, or mean squared error for regression.
 
     Args:
@@ -58,48 +58,50 @@ def label_loss(logits: Tensor, labels: Tensor, *, kind: TaskKind, mask: Tensor |
         kind: what the outputs mean.
         mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; needed for question answering.
     """
-    return _LOSSES[kind].label(logits, labels, mask)
+    return _LOSSES[task_type].label_loss(logits, labels, mask)
 
 
 def _token_logit_loss(student: Tensor, teacher: Tensor, labels: Tensor | None, _: Tensor | None) -> Tensor:
     assert labels is not None, "token classification counts labelled tokens only"
-    weights = (labels != IGNORED).to(student.dtype)
+    weights = (labels != IGNORE_INDEX).to(student.dtype)
     distance = -(teacher.softmax(dim=-1) * student.log_softmax(dim=-1)).sum(dim=-1)  # (batch, tokens)
     return (distance * weights).sum() / weights.sum().clamp_min(1)
 
 
 def _span_label_loss(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-    return F.cross_entropy(_at_tokens(logits, mask), labels)  # (batch, tokens, 2) to (batch, 2)
+    return F.cross_entropy(_mask_padding(logits, mask), labels)  # (batch, tokens, 2) to (batch, 2)
 
 
 def _span_logit_loss(student: Tensor, teacher: Tensor, _: Tensor | None, mask: Tensor | None) -> Tensor:
-    return F.cross_entropy(_at_tokens(student, mask), _at_tokens(teacher, mask).softmax(dim=1))
+    return F.cross_entropy(_mask_padding(student, mask), _mask_padding(teacher, mask).softmax(dim=1))
 
 
-def _at_tokens(logits: Tensor, mask: Tensor | None) -> Tensor:
+def _mask_padding(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Logits of which padding is never the answer: the lowest number there, whose softmax is 0."""
     assert mask is not None, "question answering needs to know what is padding"
     return logits.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
 
 
-_LOSSES: Mapping[TaskKind, _Losses] = {
-    "classification": _Losses(
-        label=lambda logits, labels, _: F.cross_entropy(logits, labels),
-        logit=lambda student, teacher, *_: F.cross_entropy(student, teacher.softmax(dim=-1)),
+_LOSSES: Mapping[TaskType, _TaskLosses] = {
+    "classification": _TaskLosses(
+        label_loss=lambda logits, labels, _: F.cross_entropy(logits, labels),
+        logit_loss=lambda student, teacher, *_: F.cross_entropy(student, teacher.softmax(dim=-1)),
     ),
-    "regression": _Losses(
-        label=lambda logits, labels, _: F.mse_loss(logits.squeeze(-1), labels),
-        logit=lambda student, teacher, *_: F.mse_loss(student, teacher),
+    "regression": _TaskLosses(
+        label_loss=lambda logits, labels, _: F.mse_loss(logits.squeeze(-1), labels),
+        logit_loss=lambda student, teacher, *_: F.mse_loss(student, teacher),
     ),
-    "multi-label": _Losses(
-        label=lambda logits, labels, _: F.binary_cross_entropy_with_logits(logits, labels),
-        logit=lambda student, teacher, *_: F.binary_cross_entropy_with_logits(student, teacher.sigmoid()),
+    "multi-label": _TaskLosses(
+        label_loss=lambda logits, labels, _: F.binary_cross_entropy_with_logits(logits, labels),
+        logit_loss=lambda student, teacher, *_: F.binary_cross_entropy_with_logits(student, teacher.sigmoid()),
     ),
-    "token-classification": _Losses(
-        label=lambda logits, labels, _: F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED),
-        logit=_token_logit_loss,
+    "token-classification": _TaskLosses(
+        label_loss=lambda logits, labels, _: F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX
+        ),
+        logit_loss=_token_logit_loss,
     ),
-    "question-answering": _Losses(label=_span_label_loss, logit=_span_logit_loss),
+    "question-answering": _TaskLosses(label_loss=_span_label_loss, logit_loss=_span_logit_loss),
 }
 
 

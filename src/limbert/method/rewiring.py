@@ -1,11 +1,11 @@
 """Sort heads and neurons by importance, so that the narrow sub-networks keep the ones that matter."""
 
-from limbert.method.importance import Importance
+from limbert.method.importance import ImportanceScores
 from limbert.model.elastic import ElasticModel
 from limbert.model.permute import permute_layer
 
 
-def rewire(model: ElasticModel, scores: Importance) -> None:
+def rewire(model: ElasticModel, scores: ImportanceScores) -> None:
     """Put the most important head and neuron of each layer first, in place.
 
     The full network's function stays the same. Equal scores keep their order. (DynaBERT, arXiv 2004.04037,

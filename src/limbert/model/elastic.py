@@ -11,25 +11,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from limbert.core.space import Space, is_point
+from limbert.core.space import Space, is_width_depth_name
 from limbert.core.subnet import Shape, Subnet
 from limbert.errors import SubnetError
 from limbert.model import checkpoint
-from limbert.model.checkpoint import found_subnets
+from limbert.model.checkpoint import searched_subnets
 from limbert.model.families import (
     Family,
     LayerParts,
     family_of,
     layer_parts,
-    longest_input,
+    max_input_length,
     set_stack,
     shape_of,
     stack_of,
 )
-from limbert.model.layerwise import Prepared, catch_layer_calls, recorded_states, starting_from
-from limbert.model.sliced_linear import SlicedLinear, install
+from limbert.model.layerwise import PreparedBatch, layers_bypassed, record_layer_calls, recorded_states
+from limbert.model.sliced_linear import SlicedLinear, make_sliced
 from limbert.model.views import ViewFactory
-from limbert.model.width_gates import GATES_NAME, WidthGates, read_gates, save_gates
+from limbert.model.width_gates import GATES_FILENAME, WidthGates, read_gates, save_gates
 
 
 class ElasticModel:
@@ -56,18 +56,18 @@ class ElasticModel:
         self.record: dict[str, Any] = record or {}
         self.gates: WidthGates | None = None
         self._layers = list(stack_of(network, self.family))
-        self._scope = threading.RLock()  # held by `at`, so that a second thread waits instead of racing
+        self._lock = threading.RLock()  # held by `at`, so that a second thread waits instead of racing
         self._views: dict[Subnet, PreTrainedModel] = {}
-        self._factory: ViewFactory | None = None
-        self._factory_storage: frozenset[tuple[int, int]] = frozenset()
-        self._parts = [layer_parts(layer, self.family) for layer in self._layers]
-        self._head_size = self._parts[0].attention_out.in_features // self.shape.heads
-        for parts in self._parts:
+        self._view_factory_cache: ViewFactory | None = None
+        self._view_factory_key: frozenset[tuple[int, int]] = frozenset()
+        self._layer_parts = [layer_parts(layer, self.family) for layer in self._layers]
+        self._head_size = self._layer_parts[0].attention_out.in_features // self.shape.heads
+        for parts in self._layer_parts:
             for linear in parts.attention_in:
-                install(linear, blocks=self.family.attention_blocks)
-            install(parts.mlp_in, blocks=self.family.mlp_blocks)
-            install(parts.attention_out)
-            install(parts.mlp_out)
+                make_sliced(linear, blocks=self.family.attention_blocks)
+            make_sliced(parts.mlp_in, blocks=self.family.mlp_blocks)
+            make_sliced(parts.attention_out)
+            make_sliced(parts.mlp_out)
         _install_state_hooks(network)
 
     @classmethod
@@ -77,7 +77,7 @@ class ElasticModel:
         *,
         space: Space | None = None,
         head: str | None = None,
-        **network_arguments: Any,
+        **model_kwargs: Any,
     ) -> Self:
         """Load a stock checkpoint or an elastic one.
 
@@ -94,10 +94,10 @@ class ElasticModel:
             CheckpointError: if there is no such checkpoint or it cannot be read.
             UnsupportedModelError: for a family that is not in the table.
         """
-        network, saved = checkpoint.load(path_or_hub_id, head=head, **network_arguments)
+        network, saved = checkpoint.load_network(path_or_hub_id, head=head, **model_kwargs)
         saved_space = Space.from_dict(saved.pop("space")) if "space" in saved else None
         model = cls(network, space=space or saved_space, record=saved)
-        gates_file = checkpoint.find_file(path_or_hub_id, GATES_NAME)
+        gates_file = checkpoint.find_file(path_or_hub_id, GATES_FILENAME)
         if gates_file is not None:
             widths = (saved_space or model.space).widths
             model.gates = read_gates(gates_file, shape=model.shape, widths=widths).to(network.device, network.dtype)
@@ -125,15 +125,17 @@ class ElasticModel:
         """
         with self.at(self.full):
             record = {"space": self.space.to_dict()} | self.record
-            with checkpoint.saved(directory, network=self.network, tokenizer=tokenizer, record=record) as folder:
+            with checkpoint.save_checkpoint(
+                directory, network=self.network, tokenizer=tokenizer, record=record
+            ) as folder:
                 if self.gates is not None:
                     save_gates(self.gates, folder)
                 add_files(folder)
 
     @property
-    def longest_input(self) -> int:
+    def max_input_length(self) -> int:
         """Tokens that the model has positions for."""
-        return longest_input(self.network.config)
+        return max_input_length(self.network.config)
 
     @property
     def full(self) -> Subnet:
@@ -146,8 +148,8 @@ class ElasticModel:
         Raises:
             SubnetError: if the name cannot be read, or keeps no head or no layer.
         """
-        found = self.found()
-        if found and name not in found and not is_point(name):
+        found = self.searched_subnets()
+        if found and name not in found and not is_width_depth_name(name):
             raise SubnetError(f"no sub-network {name!r}; write WIDTHxDEPTH, or one that was found: {', '.join(found)}")
         return found[name] if name in found else self.space.subnet(self.shape, name)
 
@@ -155,9 +157,9 @@ class ElasticModel:
         """The sub-networks of the model's space by name, full size first."""
         return self.space.named(self.shape)
 
-    def found(self) -> dict[str, Subnet]:
+    def searched_subnets(self) -> dict[str, Subnet]:
         """The sub-networks off the grid that ``limbert search`` saved with the model, by name."""
-        return found_subnets(self.record)
+        return searched_subnets(self.record)
 
     @contextmanager
     def at(self, subnet: Subnet) -> Iterator[PreTrainedModel]:
@@ -170,17 +172,17 @@ class ElasticModel:
             SubnetError: if the model has fewer layers, heads or neurons, or its family needs layer 0.
         """
         self.check(subnet)
-        with self._scope:
+        with self._lock:
             stack = stack_of(self.network, self.family)
-            before = [_widths(parts) for parts in self._parts]
+            before = [_widths(parts) for parts in self._layer_parts]
             try:
-                for index, (heads, neurons) in subnet.widths().items():
-                    _set_widths(self._parts[index], (heads, heads * self._head_size, neurons))
+                for index, (heads, neurons) in subnet.layer_widths().items():
+                    _set_widths(self._layer_parts[index], (heads, heads * self._head_size, neurons))
                 set_stack(self.network, self.family, nn.ModuleList(self._layers[index] for index in subnet.layers))
                 yield self.network
             finally:
                 set_stack(self.network, self.family, stack)
-                for parts, widths in zip(self._parts, before, strict=True):
+                for parts, widths in zip(self._layer_parts, before, strict=True):
                     _set_widths(parts, widths)
 
     def view(self, subnet: Subnet) -> PreTrainedModel:
@@ -194,7 +196,7 @@ class ElasticModel:
             SubnetError: as `at`.
         """
         self.check(subnet)
-        with self._scope:
+        with self._lock:
             factory = self._view_factory()
             if subnet not in self._views:
                 self._views[subnet] = factory.build(subnet)
@@ -203,7 +205,7 @@ class ElasticModel:
     def new_view(self, subnet: Subnet) -> PreTrainedModel:
         """As `view`, but a new module each time, whose layer stack the caller may replace."""
         self.check(subnet)
-        with self._scope:
+        with self._lock:
             return self._view_factory().build(subnet)
 
     def layer_view(self, index: int, *, heads: int, neurons: int) -> nn.Module:
@@ -213,7 +215,7 @@ class ElasticModel:
             SubnetError: if the model has fewer layers, heads or neurons.
         """
         Subnet((index,), (heads,), (neurons,)).check(self.shape)
-        with self._scope:
+        with self._lock:
             return self._view_factory().layer(index, heads, neurons)
 
     def extract(self, subnet: Subnet) -> PreTrainedModel:
@@ -224,7 +226,7 @@ class ElasticModel:
         Raises:
             SubnetError: as `at`.
         """
-        with self._scope:
+        with self._lock:
             return copy.deepcopy(self.new_view(subnet)).requires_grad_(True)
 
     @contextmanager
@@ -233,7 +235,7 @@ class ElasticModel:
         with recorded_states(self.network, self.family) as states:
             yield states
 
-    def read_out(self, state: Tensor, **inputs: Tensor) -> Any:
+    def apply_head(self, state: Tensor, **inputs: Tensor) -> Any:
         """The task's answer read off a layer's output, as if that layer were the last.
 
         Args:
@@ -243,10 +245,10 @@ class ElasticModel:
         Returns:
             What the stock model returns; the same as running the network cut after that layer.
         """
-        with self._scope, starting_from(self.network, self.family, state):
+        with self._lock, layers_bypassed(self.network, self.family, state):
             return self.network(**inputs)
 
-    def layer_calls(self, **inputs: Tensor) -> Prepared:
+    def layer_calls(self, **inputs: Tensor) -> PreparedBatch:
         """Prepare a batch as the stock forward would, to run its layers one by one in any order.
 
         Args:
@@ -255,8 +257,8 @@ class ElasticModel:
         Returns:
             The embedding output ``(batch, tokens, hidden)``, and the layers' calls.
         """
-        with self._scope:
-            return catch_layer_calls(self.network, self.family, inputs)
+        with self._lock:
+            return record_layer_calls(self.network, self.family, inputs)
 
     def layers(self) -> list[nn.Module]:
         """All layers of the full encoder, lowest first."""
@@ -265,30 +267,30 @@ class ElasticModel:
     def check(self, subnet: Subnet) -> None:
         """Raise SubnetError where this model cannot run the sub-network: it is too large, or lacks a needed layer 0."""
         subnet.check(self.shape)
-        if self.family.keeps_first_layer and subnet.layers[0] != 0:
+        if self.family.requires_first_layer and subnet.layers[0] != 0:
             raise SubnetError(
                 f"{self.network.config.model_type} needs its layer 0, got layers {', '.join(map(str, subnet.layers))}"
             )
 
     def _view_factory(self) -> ViewFactory:
         """The views' maker; a new one, and no cached views, once the supernet's tensors moved."""
-        storage = self._storage()
-        if self._factory is None or storage != self._factory_storage:
-            self._views, self._factory_storage = {}, storage
-            self._factory = ViewFactory(self.network, self._layers, self.family)
-        return self._factory
+        storage = self._storage_key()
+        if self._view_factory_cache is None or storage != self._view_factory_key:
+            self._views, self._view_factory_key = {}, storage
+            self._view_factory_cache = ViewFactory(self.network, self._layers, self.family)
+        return self._view_factory_cache
 
-    def _storage(self) -> frozenset[tuple[int, int]]:
+    def _storage_key(self) -> frozenset[tuple[int, int]]:
         """What views are built on. Tensors that moved make them stale, and where slices are copies changed ones too."""
         copied = self.family.attention_blocks > 1 or self.family.mlp_blocks > 1
         tensors = [*self.network.parameters()] + [p for layer in self._layers for p in layer.parameters()]
         return frozenset((tensor.data_ptr(), tensor._version if copied else 0) for tensor in tensors)
 
 
-Widths = tuple[int | None, int | None, int | None]  # heads, attention channels, neurons; None: all of them
+LayerWidths = tuple[int | None, int | None, int | None]  # heads, attention channels, neurons; None: all of them
 
 
-def _widths(parts: LayerParts) -> Widths:
+def _widths(parts: LayerParts) -> LayerWidths:
     first, mlp_in = parts.attention_in[0], parts.mlp_in
     assert isinstance(first, SlicedLinear)
     assert isinstance(mlp_in, SlicedLinear)
@@ -296,7 +298,7 @@ def _widths(parts: LayerParts) -> Widths:
     return heads, first.width, mlp_in.width
 
 
-def _set_widths(parts: LayerParts, widths: Widths) -> None:
+def _set_widths(parts: LayerParts, widths: LayerWidths) -> None:
     """The only writer of width: on the Linears that lead into the heads and neurons; those behind follow."""
     heads, channels, neurons = widths
     for linear in (*parts.attention_in, parts.mlp_in):

@@ -15,7 +15,7 @@ from limbert.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
-class PlainEncoder:
+class FastPathSpec:
     """Paths of what an encoder of plain post-norm layers has besides its Linears: see ``model/lean.py``.
 
     Attributes:
@@ -63,21 +63,21 @@ class Family:
     attention_out: str
     mlp_in: str
     mlp_out: str
-    optional: tuple[str, ...] = ()
+    optional_attention_in: tuple[str, ...] = ()
     attention_blocks: int = 1
     mlp_blocks: int = 1
     head_count: tuple[str, str] | None = None
     layer_output_is_tuple: bool = False
     layer_attributes: tuple[str, ...] = ()
-    keeps_first_layer: bool = False
+    requires_first_layer: bool = False
     positions_follow_padding: bool = False
     sequence_head: tuple[str, ...] = ("classifier",)
-    plain: PlainEncoder | None = None
-    absent: tuple[str, ...] = ()
-    neurons_option: str = "intermediate_size"
+    fast_path: FastPathSpec | None = None
+    unsupported_options: tuple[str, ...] = ()
+    neurons_config_key: str = "intermediate_size"
 
 
-_PLAIN_BERT = PlainEncoder(
+_BERT_FAST_PATH = FastPathSpec(
     attention_norm="attention.output.LayerNorm",
     mlp_norm="output.LayerNorm",
     activation="intermediate.intermediate_act_fn",
@@ -90,7 +90,7 @@ _BERT = Family(
     mlp_in="intermediate.dense",
     mlp_out="output.dense",
     sequence_head=("base:pooler", "classifier"),
-    plain=_PLAIN_BERT,
+    fast_path=_BERT_FAST_PATH,
 )
 
 _ROBERTA = replace(_BERT, positions_follow_padding=True, sequence_head=("classifier",))
@@ -103,7 +103,7 @@ FAMILIES: dict[str, Family] = {
     "electra": replace(
         _BERT,
         sequence_head=("classifier",),
-        plain=replace(_PLAIN_BERT, embedding_projection="embeddings_project"),
+        fast_path=replace(_BERT_FAST_PATH, embedding_projection="embeddings_project"),
     ),
     "distilbert": Family(
         stack="transformer.layer",
@@ -111,9 +111,9 @@ FAMILIES: dict[str, Family] = {
         attention_out="attention.out_lin",
         mlp_in="ffn.lin1",
         mlp_out="ffn.lin2",
-        neurons_option="hidden_dim",
+        neurons_config_key="hidden_dim",
         sequence_head=("@first", "pre_classifier", "@relu", "classifier"),
-        plain=PlainEncoder(
+        fast_path=FastPathSpec(
             attention_norm="sa_layer_norm",
             mlp_norm="output_layer_norm",
             activation="ffn.activation",
@@ -129,7 +129,7 @@ FAMILIES: dict[str, Family] = {
         attention_blocks=3,
         mlp_blocks=2,
         layer_attributes=("attention_type",),
-        keeps_first_layer=True,  # the only layer without a norm before its attention
+        requires_first_layer=True,  # the only layer without a norm before its attention
         sequence_head=("base:final_norm", "@pool", "head", "classifier"),
     ),
     "deberta-v2": replace(
@@ -141,17 +141,17 @@ FAMILIES: dict[str, Family] = {
             "attention.self.pos_key_proj",
             "attention.self.pos_query_proj",
         ),
-        optional=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+        optional_attention_in=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
         head_count=("attention.self", "num_attention_heads"),
         layer_output_is_tuple=True,
         sequence_head=("pooler", "classifier"),
-        plain=None,  # relative positions
-        absent=("conv_kernel_size",),  # a convolution behind layer 0 (v2-xlarge and v2-xxlarge)
+        fast_path=None,  # relative positions
+        unsupported_options=("conv_kernel_size",),  # a convolution behind layer 0 (v2-xlarge and v2-xxlarge)
     ),
 }
 
 
-def unsupported(model_type: str) -> UnsupportedModelError:
+def unsupported_family_error(model_type: str) -> UnsupportedModelError:
     """The error for a family that is not in the table."""
     return UnsupportedModelError(f"model family {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
 
@@ -164,17 +164,17 @@ def family_of(network: PreTrainedModel) -> Family:
     """
     model_type = network.config.model_type
     if model_type not in FAMILIES:
-        raise unsupported(model_type)
+        raise unsupported_family_error(model_type)
     if getattr(network.config, "is_decoder", False):
         raise UnsupportedModelError(f"this {model_type!r} is a decoder (is_decoder=true); only encoders are elastic")
-    for option in FAMILIES[model_type].absent:
+    for option in FAMILIES[model_type].unsupported_options:
         if getattr(network.config, option, 0):
             value = getattr(network.config, option)
             raise UnsupportedModelError(f"this {model_type!r} has {option}={value}; only models without it are elastic")
     return FAMILIES[model_type]
 
 
-def longest_input(config: PretrainedConfig) -> int:
+def max_input_length(config: PretrainedConfig) -> int:
     """Tokens that a model of a supported family has positions for."""
     positions: int = config.max_position_embeddings
     follow = FAMILIES[config.model_type].positions_follow_padding
@@ -198,7 +198,9 @@ def layer_parts(layer: nn.Module, family: Family) -> LayerParts:
     head_count = family.head_count and (layer.get_submodule(family.head_count[0]), family.head_count[1])
     return LayerParts(
         attention_in=tuple(
-            _linear(layer, path) for path in family.attention_in if path in present or path not in family.optional
+            _linear(layer, path)
+            for path in family.attention_in
+            if path in present or path not in family.optional_attention_in
         ),
         attention_out=_linear(layer, family.attention_out),
         mlp_in=_linear(layer, family.mlp_in),

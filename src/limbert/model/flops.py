@@ -26,18 +26,19 @@ class CostModel:
         self._hidden: int = model.network.config.hidden_size
         self._head_size: int = self._hidden // model.shape.heads
         parts = layer_parts(model.layers()[0], model.family)
-        by_token, by_position = _projections_into_attention(parts.attention_in, model)
-        self._attention_in = by_token * model.family.attention_blocks
-        self._position_in = by_position
-        self._mlp_in = model.family.mlp_blocks
-        self._positions, self._position_terms = _relative_positions(parts.head_count and parts.head_count[0])
-        self._outside_fixed, self._outside_by_token = _linears_outside(model)
+        by_token, by_position = _count_attention_projections(parts.attention_in, model)
+        self._attention_projections = by_token * model.family.attention_blocks
+        self._position_projections = by_position
+        self._mlp_projections = model.family.mlp_blocks
+        self._relative_positions, self._position_terms = _relative_positions(parts.head_count and parts.head_count[0])
+        self._outside_fixed, self._outside_by_token = _flops_outside_layers(model)
 
     def flops(self, subnet: Subnet, tokens: int) -> int:
         """FLOPs of one example with ``tokens`` tokens, embeddings and head included."""
         outside = self.head_flops + self.embedding_flops(tokens)
         return outside + sum(
-            self.layer_flops(heads=heads, neurons=neurons, tokens=tokens) for heads, neurons in subnet.widths().values()
+            self.layer_flops(heads=heads, neurons=neurons, tokens=tokens)
+            for heads, neurons in subnet.layer_widths().values()
         )
 
     @property
@@ -49,9 +50,9 @@ class CostModel:
         """FLOPs of the Linears between the embeddings and the layers, for one example."""
         return self._outside_by_token * tokens
 
-    def gate_flops(self, choices: int) -> int:
+    def gate_flops(self, num_choices: int) -> int:
         """FLOPs of one width gate with so many choices, for one example."""
-        return 2 * self._hidden * (self._hidden + choices)
+        return 2 * self._hidden * (self._hidden + num_choices)
 
     def mean_flops(self, subnet: Subnet, lengths: Iterable[int]) -> float:
         """Mean FLOPs an example over inputs of these lengths, in tokens, padding not counted."""
@@ -63,14 +64,18 @@ class CostModel:
     def layer_flops(self, *, heads: int, neurons: int, tokens: int) -> int:
         """FLOPs of one layer for one example."""
         channels = heads * self._head_size
-        projections = tokens * channels * self._hidden * (self._attention_in + 1)
+        projections = tokens * channels * self._hidden * (self._attention_projections + 1)
         attention = 2 * tokens * tokens * channels
-        positions = self._positions * channels * (self._hidden * self._position_in + tokens * self._position_terms)
-        feed_forward = tokens * neurons * self._hidden * (self._mlp_in + 1)
+        positions = (
+            self._relative_positions
+            * channels
+            * (self._hidden * self._position_projections + tokens * self._position_terms)
+        )
+        feed_forward = tokens * neurons * self._hidden * (self._mlp_projections + 1)
         return 2 * (projections + attention + positions + feed_forward)
 
 
-def _projections_into_attention(linears: Iterable[nn.Linear], model: ElasticModel) -> tuple[int, int]:
+def _count_attention_projections(linears: Iterable[nn.Linear], model: ElasticModel) -> tuple[int, int]:
     """How many projections into the attention are applied to tokens, and how many to relative positions."""
     config, count = model.network.config, len(list(linears))
     if model.family.head_count is None or not getattr(config, "relative_attention", False):
@@ -88,7 +93,7 @@ def _relative_positions(attention: nn.Module | None) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _linears_outside(model: ElasticModel) -> tuple[int, int]:
+def _flops_outside_layers(model: ElasticModel) -> tuple[int, int]:
     """FLOPs of the Linears outside the layers: a fixed part, and a part a token."""
     inside = {id(module) for layer in model.layers() for module in layer.modules()}
     totals: list[int] = []

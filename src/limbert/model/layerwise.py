@@ -43,8 +43,10 @@ def recorded_states(network: PreTrainedModel, family: Family) -> Iterator[list[T
             handle.remove()
 
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is called with besides the state
-Place = tuple[Any, ...]  # where a tensor is among a layer's arguments: kind of layer, position or name, and so on
+LayerArguments = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is called with besides the state
+ArgumentPath = tuple[
+    Any, ...
+]  # where a tensor is among a layer's arguments: kind of layer, position or name, and so on
 
 
 @dataclass(frozen=True)
@@ -56,49 +58,49 @@ class LayerCalls:
         family: the model's entry in the family table.
     """
 
-    arguments: dict[Hashable, Arguments]
+    arguments: dict[Hashable, LayerArguments]
     family: Family
 
     def run(self, layer: nn.Module, state: Tensor) -> Tensor:
         """One layer's output for a state, both ``(batch, tokens, hidden)``."""
-        args, kwargs = self.arguments[layer_kind(layer, self.family)]
+        args, kwargs = self.arguments[layer_type(layer, self.family)]
         output = layer(state, *args, **kwargs)
         return output[0] if self.family.layer_output_is_tuple else output
 
-    def changed(self, change: Callable[[Place, Tensor], Tensor]) -> "LayerCalls":
+    def map_tensors(self, function: Callable[[ArgumentPath, Tensor], Tensor]) -> "LayerCalls":
         """The same calls with every tensor among their arguments changed."""
-        arguments = {kind: _mapped((kind,), value, change) for kind, value in self.arguments.items()}
+        arguments = {kind: _map_tensors((kind,), value, function) for kind, value in self.arguments.items()}
         return LayerCalls(arguments, self.family)
 
     def attention_mask(self, layer: nn.Module) -> Tensor | None:
         """The mask that a layer is called with, as its attention takes it; None where nothing is masked."""
-        args, kwargs = self.arguments[layer_kind(layer, self.family)]
+        args, kwargs = self.arguments[layer_type(layer, self.family)]
         mask: Tensor | None = kwargs["attention_mask"] if "attention_mask" in kwargs else args[0]
         return mask
 
 
-def _mapped(place: Place, value: Any, change: Callable[[Place, Tensor], Tensor]) -> Any:
+def _map_tensors(path: ArgumentPath, value: Any, function: Callable[[ArgumentPath, Tensor], Tensor]) -> Any:
     """The same nested value with every tensor changed."""
     if isinstance(value, Tensor):
-        return change(place, value)
+        return function(path, value)
     if isinstance(value, tuple | list):
-        return type(value)(_mapped((*place, index), part, change) for index, part in enumerate(value))
+        return type(value)(_map_tensors((*path, index), part, function) for index, part in enumerate(value))
     if isinstance(value, dict):
-        return {name: _mapped((*place, name), part, change) for name, part in value.items()}
+        return {name: _map_tensors((*path, name), part, function) for name, part in value.items()}
     return value
 
 
-Prepared = tuple[Tensor, LayerCalls]  # the embedding output (batch, tokens, hidden), and how to go on from it
+PreparedBatch = tuple[Tensor, LayerCalls]  # the embedding output (batch, tokens, hidden), and how to go on from it
 
 
-def catch_layer_calls(network: PreTrainedModel, family: Family, inputs: dict[str, Tensor]) -> Prepared:
+def record_layer_calls(network: PreTrainedModel, family: Family, inputs: dict[str, Tensor]) -> PreparedBatch:
     """Let the stock forward prepare a batch (embeddings, masks, positions), and stop it at the layers."""
-    catcher = LayerCatcher(stack_of(network, family), family)
-    with _replaced_stack(network, family, catcher.stands):
-        return catcher.catch(network, inputs)
+    catcher = LayerCallRecorder(stack_of(network, family), family)
+    with _replaced_stack(network, family, catcher.placeholders):
+        return catcher.record(network, inputs)
 
 
-class LayerCatcher:
+class LayerCallRecorder:
     """Stands where the layers stood, and catches what they would be called with. Safe to use from many threads.
 
     Attributes:
@@ -106,31 +108,33 @@ class LayerCatcher:
     """
 
     def __init__(self, layers: Iterable[nn.Module], family: Family) -> None:
-        kinds = {layer_kind(layer, family): layer for layer in layers}
-        self._family, self._count, self._caught = family, len(kinds), threading.local()
-        self.stands = nn.ModuleList(_Stand(layer, family, self._receive(kind)) for kind, layer in kinds.items())
+        kinds = {layer_type(layer, family): layer for layer in layers}
+        self._family, self._count, self._recorded = family, len(kinds), threading.local()
+        self.placeholders = nn.ModuleList(
+            _PlaceholderLayer(layer, family, self._recording_forward(kind)) for kind, layer in kinds.items()
+        )
 
-    def catch(self, network: PreTrainedModel, inputs: dict[str, Tensor]) -> Prepared:
+    def record(self, network: PreTrainedModel, inputs: dict[str, Tensor]) -> PreparedBatch:
         """Run the network, whose stack holds the stands, until its layers' arguments are known."""
-        self._caught.arguments = {}
+        self._recorded.arguments = {}
         try:
             network(**inputs)
-        except _Caught as caught:
-            return caught.embedding, LayerCalls(self._caught.arguments, self._family)
+        except _LayersReached as caught:
+            return caught.embedding, LayerCalls(self._recorded.arguments, self._family)
         raise AssertionError("the forward pass reached no layer")
 
-    def _receive(self, kind: Hashable) -> Callable[..., Any]:
+    def _recording_forward(self, layer_type: Hashable) -> Callable[..., Any]:
         def receive(state: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self._caught.arguments[kind] = (args, kwargs)
-            if len(self._caught.arguments) == self._count:
-                raise _Caught(state)
+            self._recorded.arguments[layer_type] = (args, kwargs)
+            if len(self._recorded.arguments) == self._count:
+                raise _LayersReached(state)
             return (state, None) if self._family.layer_output_is_tuple else state
 
         return receive
 
 
 @contextmanager
-def starting_from(network: PreTrainedModel, family: Family, state: Tensor) -> Iterator[None]:
+def layers_bypassed(network: PreTrainedModel, family: Family, state: Tensor) -> Iterator[None]:
     """Inside the scope a forward pass skips all layers and reads the task's answer off ``state``.
 
     Args:
@@ -139,12 +143,12 @@ def starting_from(network: PreTrainedModel, family: Family, state: Tensor) -> It
         state: the output of some layer for the same batch, ``(batch, tokens, hidden)``.
     """
     output = (state, None) if family.layer_output_is_tuple else state
-    given = _Stand(stack_of(network, family)[0], family, lambda *_, **__: output)
+    given = _PlaceholderLayer(stack_of(network, family)[0], family, lambda *_, **__: output)
     with _replaced_stack(network, family, nn.ModuleList([given])):
         yield
 
 
-class _Caught(Exception):
+class _LayersReached(Exception):
     """Ends a forward pass once its layers' arguments are known."""
 
     def __init__(self, embedding: Tensor) -> None:
@@ -152,7 +156,7 @@ class _Caught(Exception):
         self.embedding = embedding
 
 
-class _Stand(nn.Module):
+class _PlaceholderLayer(nn.Module):
     """Stands where a layer stood, with another function."""
 
     def __init__(self, layer: nn.Module, family: Family, function: Any) -> None:
@@ -165,7 +169,7 @@ class _Stand(nn.Module):
         return self.function(*args, **kwargs)
 
 
-def layer_kind(layer: nn.Module, family: Family) -> Hashable:
+def layer_type(layer: nn.Module, family: Family) -> Hashable:
     """Layers of one kind get the same arguments."""
     return tuple(getattr(layer, name) for name in family.layer_attributes)
 
@@ -180,17 +184,17 @@ def _replaced_stack(network: PreTrainedModel, family: Family, layers: nn.ModuleL
         set_stack(network, family, stack)
 
 
-def with_ready_mask(inputs: dict[str, Tensor], network: PreTrainedModel, family: Family) -> dict[str, Tensor]:
+def with_expanded_mask(inputs: dict[str, Tensor], network: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     """The same inputs with the mask as plain layers take it, ``(batch, 1, 1, tokens)``, True for tokens.
 
     Given ``(batch, tokens)``, the stock forward asks the device each time whether anything is padded, and waits for the
     answer. Families whose layers or heads want the mask in its first shape keep it.
     """
     mask = inputs.get("attention_mask")
-    if mask is None or mask.ndim != 2 or not _is_plain(network, family):
+    if mask is None or mask.ndim != 2 or not _has_fast_path(network, family):
         return inputs
     return inputs | {"attention_mask": mask[:, None, None, :].bool()}
 
 
-def _is_plain(network: PreTrainedModel, family: Family) -> bool:
-    return family.plain is not None and network.config._attn_implementation == "sdpa"
+def _has_fast_path(network: PreTrainedModel, family: Family) -> bool:
+    return family.fast_path is not None and network.config._attn_implementation == "sdpa"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbert.core.config import TaskKind
+from limbert.core.config import TaskType
 
 
 def logits_of(output: Mapping[str, Any]) -> Tensor:
@@ -22,8 +22,8 @@ def logits_of(output: Mapping[str, Any]) -> Tensor:
     return logits
 
 
-def stock_labels(labels: Tensor, *, kind: TaskKind) -> dict[str, Tensor]:
+def label_inputs(labels: Tensor, *, task_type: TaskType) -> dict[str, Tensor]:
     """Labels by the names that a stock network computes its own loss from."""
-    if kind == "question-answering":
+    if task_type == "question-answering":
         return {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
     return {"labels": labels}

@@ -34,12 +34,12 @@ def head_channels(heads: Tensor, *, head_size: int) -> Tensor:
     return (heads[:, None] * head_size + within).flatten()
 
 
-def _permute_rows(linear: nn.Linear, order: Tensor, blocks: int) -> None:
+def _permute_rows(linear: nn.Linear, permutation: Tensor, blocks: int) -> None:
     for parameter in (linear.weight, linear.bias):
         if parameter is not None:
             by_block = parameter.unflatten(0, (blocks, -1))  # (blocks, rows, ...)
-            parameter.copy_(by_block[:, order].flatten(0, 1))
+            parameter.copy_(by_block[:, permutation].flatten(0, 1))
 
 
-def _permute_columns(linear: nn.Linear, order: Tensor) -> None:
-    linear.weight.copy_(linear.weight[:, order])
+def _permute_columns(linear: nn.Linear, permutation: Tensor) -> None:
+    linear.weight.copy_(linear.weight[:, permutation])

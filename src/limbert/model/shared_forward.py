@@ -14,24 +14,24 @@ from torch import Tensor
 
 from limbert.core.subnet import Subnet
 from limbert.model.elastic import ElasticModel
-from limbert.model.layerwise import LayerCalls, Place
+from limbert.model.layerwise import ArgumentPath, LayerCalls
 from limbert.model.outputs import logits_of
 
-Path = tuple[int, ...]  # the layers run so far
+LayerPath = tuple[int, ...]  # the layers run so far
 
 
 @dataclass(frozen=True)
-class SharedPass:
+class SharedForward:
     """Sub-networks that run together, none contradicting another about the width of a layer."""
 
     subnets: tuple[Subnet, ...]
 
     @property
-    def scope(self) -> Subnet:
+    def merged_subnet(self) -> Subnet:
         """All their layers at their widths: what the model must be set to while they run."""
         widths: dict[int, tuple[int, int]] = {}
         for subnet in self.subnets:
-            widths |= subnet.widths()
+            widths |= subnet.layer_widths()
         layers = sorted(widths)
         return Subnet(
             tuple(layers), tuple(widths[layer][0] for layer in layers), tuple(widths[layer][1] for layer in layers)
@@ -39,7 +39,7 @@ class SharedPass:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SubnetOutput:
     """What one sub-network says about a batch.
 
     Attributes:
@@ -49,30 +49,30 @@ class Answer:
     """
 
     logits: Tensor
-    states: tuple[Tensor, ...]
+    hidden_states: tuple[Tensor, ...]
 
 
-def plan_passes(subnets: Iterable[Subnet]) -> list[SharedPass]:
+def plan_shared_forwards(subnets: Iterable[Subnet]) -> list[SharedForward]:
     """Group sub-networks that can share layer runs, in the order of the first of each group."""
     groups: list[list[Subnet]] = []
     for subnet in subnets:
         for group in groups:
-            if subnet.layers[0] == group[0].layers[0] and all(_agree(subnet, other) for other in group):
+            if subnet.layers[0] == group[0].layers[0] and all(_compatible(subnet, other) for other in group):
                 group.append(subnet)
                 break
         else:
             groups.append([subnet])
-    return [SharedPass(tuple(group)) for group in groups]
+    return [SharedForward(tuple(group)) for group in groups]
 
 
-def _agree(one: Subnet, other: Subnet) -> bool:
-    others = other.widths()
-    return all(others.get(layer, widths) == widths for layer, widths in one.widths().items())
+def _compatible(one: Subnet, other: Subnet) -> bool:
+    others = other.layer_widths()
+    return all(others.get(layer, widths) == widths for layer, widths in one.layer_widths().items())
 
 
-def run_pass(
-    model: ElasticModel, shared: SharedPass, inputs: dict[str, Tensor], *, keep_states: bool = False
-) -> dict[Subnet, Answer]:
+def run_shared_forward(
+    model: ElasticModel, shared: SharedForward, inputs: dict[str, Tensor], *, output_hidden_states: bool = False
+) -> dict[Subnet, SubnetOutput]:
     """The answers of one group, to be called inside ``model.at(shared.scope)``.
 
     Args:
@@ -84,23 +84,23 @@ def run_pass(
     if len(shared.subnets) == 1:  # nothing to share: the stock forward as it is
         with model.recorded_states() as recorded:
             logits = logits_of(model.network(**inputs))
-        return {shared.subnets[0]: Answer(logits, tuple(recorded) if keep_states else ())}
+        return {shared.subnets[0]: SubnetOutput(logits, tuple(recorded) if output_hidden_states else ())}
     layers = model.layers()
     embedding, calls = model.layer_calls(**inputs)
-    states: dict[Path, Tensor] = {(): embedding}
+    states: dict[LayerPath, Tensor] = {(): embedding}
     answers = {}
     for subnet in shared.subnets:
-        paths = _paths(subnet)
+        paths = _layer_prefixes(subnet)
         for path in paths[1:]:
             if path not in states:
                 states[path] = calls.run(layers[path[-1]], states[path[:-1]])
-        logits = logits_of(model.read_out(states[subnet.layers], **inputs))
-        answers[subnet] = Answer(logits, tuple(states[path] for path in paths) if keep_states else ())
+        logits = logits_of(model.apply_head(states[subnet.layers], **inputs))
+        answers[subnet] = SubnetOutput(logits, tuple(states[path] for path in paths) if output_hidden_states else ())
     return answers
 
 
 @dataclass(frozen=True)
-class SharedStart:
+class SharedEmbedding:
     """A training batch made ready for the layers once, for all the passes of a step.
 
     Gradients of the embeddings gather in states without history, so that the passes can go backward one by one and the
@@ -114,10 +114,10 @@ class SharedStart:
 
     embedding: Tensor
     calls: LayerCalls
-    gathered: tuple[tuple[Tensor, Tensor], ...]
+    detached_pairs: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, model: ElasticModel, inputs: dict[str, Tensor]) -> Self:
+    def from_inputs(cls, model: ElasticModel, inputs: dict[str, Tensor]) -> Self:
         """Prepare a batch.
 
         Args:
@@ -125,33 +125,33 @@ class SharedStart:
             inputs: ``input_ids``, ``attention_mask`` and what else the network takes, without labels.
         """
         embedding, calls = model.layer_calls(**inputs)
-        gathered = [(embedding, _cut(embedding))]
+        gathered = [(embedding, _detach_leaf(embedding))]
 
-        def cut_argument(_: Place, tensor: Tensor) -> Tensor:
+        def cut_argument(_: ArgumentPath, tensor: Tensor) -> Tensor:
             """DeBERTa hands all layers one tensor of relative positions that has weights behind it."""
             if not tensor.requires_grad:
                 return tensor
-            gathered.append((tensor, _cut(tensor)))
+            gathered.append((tensor, _detach_leaf(tensor)))
             return gathered[-1][1]
 
-        return cls(gathered[0][1], calls.changed(cut_argument), tuple(gathered))
+        return cls(gathered[0][1], calls.map_tensors(cut_argument), tuple(gathered))
 
     def backward(self) -> None:
         """Hand the gathered gradients on to the embeddings. Called once, after all passes."""
-        trained = [(tensor, cut.grad) for tensor, cut in self.gathered if tensor.requires_grad]
+        trained = [(tensor, cut.grad) for tensor, cut in self.detached_pairs if tensor.requires_grad]
         if trained:
             torch.autograd.backward([tensor for tensor, _ in trained], [gradient for _, gradient in trained])
 
 
-def train_pass(
+def train_shared_forward(
     model: ElasticModel,
-    shared: SharedPass,
+    shared: SharedForward,
     inputs: dict[str, Tensor],
     *,
-    start: SharedStart,
-    loss: Callable[[Subnet, Answer], Tensor],
+    shared_embedding: SharedEmbedding,
+    loss_fn: Callable[[Subnet, SubnetOutput], Tensor],
     backward: Callable[[Tensor], None],
-    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Add the gradients of one group's losses, to be called inside ``model.at(shared.scope)``.
 
@@ -171,22 +171,22 @@ def train_pass(
         The sum of the losses, a scalar without gradient.
     """
     layers, ends = model.layers(), {subnet.layers: subnet for subnet in shared.subnets}
-    cut: dict[Path, Tensor] = {(): start.embedding}
-    total = torch.zeros((), device=start.embedding.device)
+    cut: dict[LayerPath, Tensor] = {(): shared_embedding.embedding}
+    total = torch.zeros((), device=shared_embedding.embedding.device)
 
-    def visit(path: Path) -> None:
+    def visit(path: LayerPath) -> None:
         nonlocal total
         if path in ends:
             subnet = ends[path]
-            with precision():
-                logits = logits_of(model.read_out(cut[path], **inputs))
-            value = loss(subnet, Answer(logits, tuple(cut[part] for part in _paths(subnet))))
+            with autocast():
+                logits = logits_of(model.apply_head(cut[path], **inputs))
+            value = loss_fn(subnet, SubnetOutput(logits, tuple(cut[part] for part in _layer_prefixes(subnet))))
             backward(value)
             total = total + value.detach()
-        for child in _children(path, ends):
-            with precision():
-                output = start.calls.run(layers[child[-1]], cut[path])
-            cut[child] = _cut(output)
+        for child in _child_paths(path, ends):
+            with autocast():
+                output = shared_embedding.calls.run(layers[child[-1]], cut[path])
+            cut[child] = _detach_leaf(output)
             visit(child)
             output.backward(cut.pop(child).grad)
 
@@ -194,16 +194,16 @@ def train_pass(
     return total
 
 
-def _paths(subnet: Subnet) -> list[Path]:
+def _layer_prefixes(subnet: Subnet) -> list[LayerPath]:
     """From no layer to all of a sub-network's layers."""
     return [subnet.layers[:depth] for depth in range(len(subnet.layers) + 1)]
 
 
-def _children(path: Path, ends: Iterable[Path]) -> list[Path]:
+def _child_paths(path: LayerPath, ends: Iterable[LayerPath]) -> list[LayerPath]:
     """The paths one layer longer."""
     longer = (end[: len(path) + 1] for end in ends if len(end) > len(path) and end[: len(path)] == path)
     return list(dict.fromkeys(longer))
 
 
-def _cut(state: Tensor) -> Tensor:
+def _detach_leaf(state: Tensor) -> Tensor:
     return state.detach().requires_grad_()

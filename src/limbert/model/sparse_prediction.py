@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 _positions: ContextVar[Tensor | None] = ContextVar("positions", default=None)
 
 
-def accept_positions(network: PreTrainedModel) -> None:
+def enable_sparse_prediction(network: PreTrainedModel) -> None:
     """From now on the network takes one more input, ``positions``, in memory only: what it saves is the stock model.
 
     ``network(..., positions=places)`` with places ``(chosen,)`` in the flattened batch returns logits
@@ -24,17 +24,19 @@ def accept_positions(network: PreTrainedModel) -> None:
     Args:
         network: with a head that treats each token alone: masked words, or labels of tokens.
     """
-    network.register_forward_pre_hook(_take, with_kwargs=True)
-    network.base_model.register_forward_hook(_gather)
-    network.register_forward_hook(_forget, always_call=True)  # also where a pass is stopped at the layers
+    network.register_forward_pre_hook(_pop_positions, with_kwargs=True)
+    network.base_model.register_forward_hook(_select_positions)
+    network.register_forward_hook(_clear_positions, always_call=True)  # also where a pass is stopped at the layers
 
 
-def _take(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _pop_positions(
+    network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     _positions.set(kwargs.pop("positions", None))
     return args, kwargs
 
 
-def _gather(base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+def _select_positions(base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """Keep the states that the head is asked about: ``(batch, tokens, hidden) -> (chosen, hidden)``."""
     positions = _positions.get()
     if positions is not None:
@@ -42,5 +44,5 @@ def _gather(base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     return output
 
 
-def _forget(network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def _clear_positions(network: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     _positions.set(None)

@@ -27,35 +27,35 @@ class ViewFactory:
     def __init__(self, network: PreTrainedModel, layers: list[nn.Module], family: Family) -> None:
         self._network, self._layers, self._family = network, layers, family
         self._head_size = network.config.hidden_size // network.config.num_attention_heads
-        self._narrowed: dict[tuple[int, int, int], nn.Module] = {}
+        self._layer_cache: dict[tuple[int, int, int], nn.Module] = {}
         # A memo for deepcopy: what it names is taken from it instead of being copied.
-        self._memo: dict[int, object] = {}
+        self._deepcopy_memo: dict[int, object] = {}
         for owner in (network, *layers):
             for parameter in owner.parameters():
-                if id(parameter) not in self._memo:
-                    self._memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-            self._memo |= {id(buffer): buffer for buffer in owner.buffers()}
-        differing = {id(linear) for layer in layers for linear in _cut_linears(layer_parts(layer, family))}
+                if id(parameter) not in self._deepcopy_memo:
+                    self._deepcopy_memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+            self._deepcopy_memo |= {id(buffer): buffer for buffer in owner.buffers()}
+        differing = {id(linear) for layer in layers for linear in _sliced_linears(layer_parts(layer, family))}
         differing.add(id(stack_of(network, family)))
         for owner in (network, *layers):
             self._share_children(owner, differing)
 
-    def _share_children(self, module: nn.Module, differing: set[int]) -> None:
+    def _share_children(self, module: nn.Module, sliced_ids: set[int]) -> None:
         for child in module.children():
-            if id(child) in differing or id(child) in self._memo:
+            if id(child) in sliced_ids or id(child) in self._deepcopy_memo:
                 continue
-            if any(id(part) in differing for part in child.modules()):
-                self._share_children(child, differing)
+            if any(id(part) in sliced_ids for part in child.modules()):
+                self._share_children(child, sliced_ids)
             else:
-                self._memo[id(child)] = copy.deepcopy(child, self._memo).eval()
+                self._deepcopy_memo[id(child)] = copy.deepcopy(child, self._deepcopy_memo).eval()
 
     def build(self, subnet: Subnet) -> PreTrainedModel:
         """The view of one sub-network."""
         config = copy.copy(self._network.config)
         own = {id(self._network.config): config, id(stack_of(self._network, self._family)): nn.ModuleList()}
-        view: PreTrainedModel = copy.deepcopy(self._network, self._memo | own)
+        view: PreTrainedModel = copy.deepcopy(self._network, self._deepcopy_memo | own)
         vars(view).pop("forward", None)  # accelerate's wrapper, where there is one, would run the supernet instead
-        kept = [self.layer(index, heads, neurons) for index, (heads, neurons) in subnet.widths().items()]
+        kept = [self.layer(index, heads, neurons) for index, (heads, neurons) in subnet.layer_widths().items()]
         set_stack(view, self._family, nn.ModuleList(kept))
         config.num_hidden_layers = len(kept)
         if getattr(config, "layer_types", None) is not None:
@@ -65,25 +65,27 @@ class ViewFactory:
     def layer(self, index: int, heads: int, neurons: int) -> nn.Module:
         """One layer with plain Linears that hold slices, in evaluation mode."""
         key = (index, heads, neurons)
-        if key not in self._narrowed:
-            layer = copy.deepcopy(self._layers[index], dict(self._memo))
+        if key not in self._layer_cache:
+            layer = copy.deepcopy(self._layers[index], dict(self._deepcopy_memo))
             parts, channels = layer_parts(layer, self._family), heads * self._head_size
             for linear in parts.attention_in:
-                _slice(linear, rows=channels, columns=linear.in_features, blocks=self._family.attention_blocks)
-            _slice(parts.attention_out, rows=parts.attention_out.out_features, columns=channels)
-            _slice(parts.mlp_in, rows=neurons, columns=parts.mlp_in.in_features, blocks=self._family.mlp_blocks)
-            _slice(parts.mlp_out, rows=parts.mlp_out.out_features, columns=neurons)
+                _slice_in_place(linear, rows=channels, columns=linear.in_features, blocks=self._family.attention_blocks)
+            _slice_in_place(parts.attention_out, rows=parts.attention_out.out_features, columns=channels)
+            _slice_in_place(
+                parts.mlp_in, rows=neurons, columns=parts.mlp_in.in_features, blocks=self._family.mlp_blocks
+            )
+            _slice_in_place(parts.mlp_out, rows=parts.mlp_out.out_features, columns=neurons)
             if parts.head_count is not None:
                 setattr(*parts.head_count, heads)
-            self._narrowed[key] = layer.eval()
-        return self._narrowed[key]
+            self._layer_cache[key] = layer.eval()
+        return self._layer_cache[key]
 
 
-def _cut_linears(parts: LayerParts) -> tuple[nn.Linear, ...]:
+def _sliced_linears(parts: LayerParts) -> tuple[nn.Linear, ...]:
     return (*parts.attention_in, parts.attention_out, parts.mlp_in, parts.mlp_out)
 
 
-def _slice(linear: nn.Linear, *, rows: int, columns: int, blocks: int = 1) -> None:
+def _slice_in_place(linear: nn.Linear, *, rows: int, columns: int, blocks: int = 1) -> None:
     weight, bias = slice_linear(linear, rows=rows, columns=columns, blocks=blocks)
     linear.__class__ = nn.Linear
     linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from limbert.core.subnet import Shape
 from limbert.errors import CheckpointError, ConfigError
 
-GATES_NAME = "gates.safetensors"
+GATES_FILENAME = "gates.safetensors"
 
 
 class WidthGate(nn.Module):
@@ -24,10 +24,10 @@ class WidthGate(nn.Module):
     Shapes: ``(..., hidden) -> (..., choices)``.
     """
 
-    def __init__(self, *, hidden: int, choices: int) -> None:
+    def __init__(self, *, hidden_size: int, num_choices: int) -> None:
         super().__init__()
-        self.dense_in = nn.Linear(hidden, hidden)
-        self.dense_out = nn.Linear(hidden, choices)
+        self.dense_in = nn.Linear(hidden_size, hidden_size)
+        self.dense_out = nn.Linear(hidden_size, num_choices)
 
     def forward(self, first_token: Tensor) -> Tensor:
         inner = F.linear(first_token, self.dense_in.weight, self.dense_in.bias).relu_()
@@ -45,12 +45,12 @@ class WidthGates(nn.Module):
         widths: the width that each choice stands for, rising.
     """
 
-    def __init__(self, *, count: int, hidden: int, widths: tuple[float, ...]) -> None:
+    def __init__(self, *, num_gates: int, hidden_size: int, widths: tuple[float, ...]) -> None:
         super().__init__()
         if len(widths) < 2 or any(low >= high for low, high in pairwise(widths)):
             raise ConfigError(f"gates choose among widths {widths}; they must be two or more, rising")
         self.widths = widths
-        self.gate = nn.ModuleList(WidthGate(hidden=hidden, choices=len(widths)) for _ in range(count))
+        self.gate = nn.ModuleList(WidthGate(hidden_size=hidden_size, num_choices=len(widths)) for _ in range(num_gates))
 
     def __len__(self) -> int:
         return len(self.gate)
@@ -59,32 +59,32 @@ class WidthGates(nn.Module):
         """All gates at once: ``(batch, gates, hidden) -> (batch, gates, choices)``."""
         return torch.stack([gate(first_tokens[:, index]) for index, gate in enumerate(self.gate)], dim=1)
 
-    def layer_of_gate(self, layers: int) -> list[int]:
+    def gate_layer_indices(self, num_layers: int) -> list[int]:
         """For each gate the first layer that it decides for, which is the number of layers run when it reads.
 
         Raises:
             ConfigError: if the number of gates does not divide that of layers.
         """
-        return gated_layers(len(self), layers)
+        return gate_layer_indices(len(self), num_layers)
 
 
-def gated_layers(count: int, layers: int) -> list[int]:
+def gate_layer_indices(num_gates: int, num_layers: int) -> list[int]:
     """The first layer of each of ``count`` equal groups of ``layers`` layers.
 
     Raises:
         ConfigError: if ``count`` does not divide ``layers``.
     """
-    if layers % count:
-        divisors = [number for number in range(1, layers + 1) if layers % number == 0]
+    if num_layers % num_gates:
+        divisors = [number for number in range(1, num_layers + 1) if num_layers % number == 0]
         allowed = ", ".join(map(str, divisors))
-        raise ConfigError(f"number of gates is {count}; it must be a divisor of the {layers} layers: {allowed}")
-    return list(range(0, layers, layers // count))
+        raise ConfigError(f"number of gates is {num_gates}; it must be a divisor of the {num_layers} layers: {allowed}")
+    return list(range(0, num_layers, num_layers // num_gates))
 
 
 def save_gates(gates: WidthGates, folder: Path) -> None:
     """Write the gates into a checkpoint folder, names as in the released program: ``gate.0.dense_in.weight``."""
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in gates.state_dict().items()}
-    save_file(tensors, folder / GATES_NAME, metadata={"widths": json.dumps(gates.widths)})
+    save_file(tensors, folder / GATES_FILENAME, metadata={"widths": json.dumps(gates.widths)})
 
 
 def read_gates(path: Path, *, shape: Shape, widths: tuple[float, ...]) -> WidthGates:
@@ -104,9 +104,9 @@ def read_gates(path: Path, *, shape: Shape, widths: tuple[float, ...]) -> WidthG
             saved = (file.metadata() or {}).get("widths")
         count = len({name.split(".")[1] for name in tensors})
         hidden = tensors["gate.0.dense_in.weight"].shape[1]
-        gates = WidthGates(count=count, hidden=hidden, widths=tuple(json.loads(saved)) if saved else widths)
+        gates = WidthGates(num_gates=count, hidden_size=hidden, widths=tuple(json.loads(saved)) if saved else widths)
         gates.load_state_dict(tensors)
-        gates.layer_of_gate(shape.layers)
+        gates.gate_layer_indices(shape.layers)
     except (OSError, SafetensorError, KeyError, IndexError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"the gates in {path} cannot be read: {reason}") from error

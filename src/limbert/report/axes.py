@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from limbert.report.drawing import Anchor, Dot, Line, Mark, Shape, Text, text_width
+from limbert.report.drawing import Anchor, DrawingElement, Marker, MarkerShape, Polyline, Text, text_width
 
-Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
+BoundingBox = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
-class Scale:
+class LinearScale:
     """Maps values ``low .. high`` to pixels ``start .. end``."""
 
     low: float
@@ -24,18 +24,18 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Plot:
+class PlotArea:
     """The area that a chart draws in, with a scale for each direction."""
 
-    x: Scale
-    y: Scale
+    x: LinearScale
+    y: LinearScale
 
     @property
-    def area(self) -> Rectangle:
+    def bounds(self) -> BoundingBox:
         return self.x.start, self.y.end, self.x.end, self.y.start
 
 
-def ticks(low: float, high: float, *, count: int) -> list[float]:
+def nice_ticks(low: float, high: float, *, count: int) -> list[float]:
     """At least ``count`` round values between ``low`` and ``high``, as few as round steps allow."""
     size = 10.0 ** math.ceil(math.log10(high - low))
     steps = (factor * size for size in (size, size / 10, size / 100) for factor in (1, 0.5, 0.25, 0.2))
@@ -46,7 +46,7 @@ def ticks(low: float, high: float, *, count: int) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def tick_texts(values: Sequence[float]) -> list[str]:
+def format_ticks(values: Sequence[float]) -> list[str]:
     """The ticks as text, all with as many decimals as they need."""
     decimals = next(
         (places for places in range(7) if all(abs(round(value, places) - value) < 1e-9 for value in values)), 6
@@ -54,7 +54,7 @@ def tick_texts(values: Sequence[float]) -> list[str]:
     return [f"{value:.{decimals}f}" for value in values]
 
 
-def padded(values: Iterable[float], *, from_zero: bool = False) -> tuple[float, float]:
+def padded_range(values: Iterable[float], *, from_zero: bool = False) -> tuple[float, float]:
     """The range of the values with a little air; from 0 where that wastes less than a third of it."""
     found = list(values)
     low, high = min(found), max(found)
@@ -64,33 +64,35 @@ def padded(values: Iterable[float], *, from_zero: bool = False) -> tuple[float, 
     return low - air, high + air
 
 
-def axes(plot: Plot, x_ticks: Sequence[float], y_ticks: Sequence[float], *, x_label: str, y_label: str) -> list[Mark]:
+def axes(
+    plot: PlotArea, x_ticks: Sequence[float], y_ticks: Sequence[float], *, x_label: str, y_label: str
+) -> list[DrawingElement]:
     """Grid lines, ticks and names of the axes; the vertical one's name stands above it, to be read without turning."""
-    left, top, right, bottom = plot.area
-    marks: list[Mark] = []
-    for value, text in zip(y_ticks, tick_texts(y_ticks), strict=True):
+    left, top, right, bottom = plot.bounds
+    marks: list[DrawingElement] = []
+    for value, text in zip(y_ticks, format_ticks(y_ticks), strict=True):
         y = plot.y(value)
-        marks += [Line(((left, y), (right, y)), "grid"), Text(left - 7, y + 4, text, colour="soft", anchor="end")]
-    for value, text in zip(x_ticks, tick_texts(x_ticks), strict=True):
+        marks += [Polyline(((left, y), (right, y)), "grid"), Text(left - 7, y + 4, text, colour="soft", anchor="end")]
+    for value, text in zip(x_ticks, format_ticks(x_ticks), strict=True):
         x = plot.x(value)
-        marks += [Line(((x, bottom), (x, bottom + 4)), "soft")]
+        marks += [Polyline(((x, bottom), (x, bottom + 4)), "soft")]
         marks += [Text(x, bottom + 18, text, colour="soft", anchor="middle")]
-    marks.append(Line(((left, bottom), (right, bottom)), "soft"))
+    marks.append(Polyline(((left, bottom), (right, bottom)), "soft"))
     marks.append(Text(right, bottom + 36, x_label, anchor="end"))
     marks.append(Text(max(2.0, left - 34), top - 12, y_label))
     return marks
 
 
-LegendEntry = tuple[Shape, str, str]  # shape, colour, text
+LegendEntry = tuple[MarkerShape, str, str]  # shape, colour, text
 
 
 def legend(
-    groups: Sequence[tuple[str, Sequence[LegendEntry]]], *, left: float, right: float
-) -> tuple[list[Mark], float]:
+    legend_groups: Sequence[tuple[str, Sequence[LegendEntry]]], *, left: float, right: float
+) -> tuple[list[DrawingElement], float]:
     """Rows of keys from the top of a drawing, and how high they are; a group that does not fit begins a new row."""
-    marks: list[Mark] = []
+    marks: list[DrawingElement] = []
     x, y = left, 14.0
-    for heading, entries in groups:
+    for heading, entries in legend_groups:
         needed = text_width(heading, 12) + 8 + sum(26 + text_width(text, 12) for *_, text in entries)
         if x > left and x + needed > right:
             x, y = left, y + 20
@@ -101,24 +103,24 @@ def legend(
             wanted = 26 + text_width(text, 12)
             if x > left and x + wanted > right + 8:
                 x, y = left, y + 20
-            marks += [Dot(x + 6, y - 4, shape, colour), Text(x + 15, y, text)]
+            marks += [Marker(x + 6, y - 4, shape, colour), Text(x + 15, y, text)]
             x += wanted
         x += 10
     return marks, y + 8
 
 
 def place_labels(
-    wanted: Sequence[tuple[float, float, str, str]],
+    labels: Sequence[tuple[float, float, str, str]],
     *,
-    obstacles: Sequence[Rectangle],
-    area: Rectangle,
+    obstacles: Sequence[BoundingBox],
+    area: BoundingBox,
     size: float = 12,
-) -> list[Mark]:
+) -> list[DrawingElement]:
     """Each text ``(x, y, text, colour)`` beside its point where it covers nothing; one without room is left out."""
     taken = list(obstacles)
-    marks: list[Mark] = []
-    for x, y, text, colour in wanted:
-        for dx, dy, anchor in _SIDES:
+    marks: list[DrawingElement] = []
+    for x, y, text, colour in labels:
+        for dx, dy, anchor in _LABEL_OFFSETS:
             box = _text_box(x + dx, y + dy, text, size, anchor)
             inside = box[0] >= area[0] and box[1] >= area[1] - 8 and box[2] <= area[2] + 8 and box[3] <= area[3]
             if inside and not any(_overlap(box, other) for other in taken):
@@ -128,7 +130,7 @@ def place_labels(
     return marks
 
 
-_SIDES: tuple[tuple[float, float, Anchor], ...] = (
+_LABEL_OFFSETS: tuple[tuple[float, float, Anchor], ...] = (
     (-9, -8, "end"),
     (0, -11, "middle"),
     (10, 16, "start"),
@@ -141,16 +143,16 @@ _SIDES: tuple[tuple[float, float, Anchor], ...] = (
 )
 
 
-def beside_steps(line: Line) -> list[Rectangle]:
+def line_obstacles(line: Polyline) -> list[BoundingBox]:
     """What a line of horizontal and vertical pieces covers, for labels to keep off."""
     return [(min(x, u) - 1, min(y, v) - 1, max(x, u) + 1, max(y, v) + 1) for (x, y), (u, v) in pairwise(line.points)]
 
 
-def _text_box(x: float, y: float, text: str, size: float, anchor: Anchor) -> Rectangle:
+def _text_box(x: float, y: float, text: str, size: float, anchor: Anchor) -> BoundingBox:
     width = text_width(text, size) * 1.06
     left = x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
     return left - 2, y - 0.85 * size, left + width + 2, y + 0.25 * size
 
 
-def _overlap(one: Rectangle, other: Rectangle) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlap(box: BoundingBox, other: BoundingBox) -> bool:
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]

@@ -6,9 +6,9 @@ from typing import Any
 
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.errors import LimbertError
-from limbert.report.costs import smallest_keeping
+from limbert.report.costs import cheapest_close_to_full
 from limbert.report.read import RunData
-from limbert.train.recipes import Recipe, load_recipe, override
+from limbert.train.recipes import Recipe, load_recipe, override_recipe
 
 
 def train_command(data: RunData) -> str | None:
@@ -19,7 +19,7 @@ def train_command(data: RunData) -> str | None:
     settings = data.record.get("settings", {})
     try:
         train, recipe = settings["train"], settings["recipe"]
-        known = override(load_recipe(train["recipe"]), phases=train["phases"])
+        known = override_recipe(load_recipe(train["recipe"]), phases=train["phases"])
         words = ["limbert", "train", *_data_options(settings["data"])]
         words += ["--model", train["model"], "--output", data.path, *_train_options(train)]
         words += _recipe_options(known, recipe)
@@ -28,18 +28,18 @@ def train_command(data: RunData) -> str | None:
     return shlex.join(words)
 
 
-def use_commands(data: RunData) -> list[tuple[str, str]]:
+def usage_commands(data: RunData) -> list[tuple[str, str]]:
     """``(what for, command line)`` for those who want to use or measure the run."""
     run = data.path
     small = min(data.results, key=lambda row: row["flops"])["subnet"]
-    point = "balanced" if "balanced" in data.points else next(iter(data.points), None)
+    point = "balanced" if "balanced" in data.operating_points else next(iter(data.operating_points), None)
     found = [("all sub-networks on the development set", ["evaluate", run])]
     found.append((f"an answer of sub-network {small}", ["predict", run, "--subnet", small, "--text", "..."]))
     if point:
         found.append((f"operating point {point} on the development set", ["evaluate", run, "--policy", point]))
         found.append((f"an answer of operating point {point}", ["predict", run, "--policy", point, "--text", "..."]))
     flops = {row["subnet"]: float(row["flops"]) for row in data.results}
-    good = smallest_keeping(data, flops) or data.full
+    good = cheapest_close_to_full(data, flops) or data.full_result
     export = ["export", run, "--subnet", good["subnet"], "--format", "onnx", "--output", f"{run}-onnx"]
     found.append((f"sub-network {good['subnet']} as a file that other programs run", export))
     found.append(("time, memory and file size on this machine", ["profile", run]))
@@ -69,15 +69,15 @@ def _train_options(saved: dict[str, Any]) -> list[str]:
     return words
 
 
-def _recipe_options(known: Recipe, saved: dict[str, Any]) -> list[str]:
+def _recipe_options(base_recipe: Recipe, saved: dict[str, Any]) -> list[str]:
     """What the run had other than its recipe says."""
     words: list[str] = []
-    space = known.to_dict()["space"]
+    space = base_recipe.to_dict()["space"]
     for name in ("widths", "depths", "layers"):
         value = saved["space"][name]
         if list(value) != list(space[name]):
             words += ["--" + name, value if name == "layers" else ",".join(f"{one:g}" for one in value)]
-    for phase, config in known.to_dict()["phases"].items():
+    for phase, config in base_recipe.to_dict()["phases"].items():
         for name, value in saved["phases"].get(phase, {}).items():
             if value != config.get(name):
                 words += ["--set", f"{phase}.{name}={value}"]

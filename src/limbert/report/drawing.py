@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Shape = Literal["circle", "square", "triangle", "diamond", "down"]
-SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle", "down", "diamond")
+MarkerShape = Literal["circle", "square", "triangle", "diamond", "down"]
+MARKER_SHAPES: tuple[MarkerShape, ...] = ("circle", "square", "triangle", "down", "diamond")
 Anchor = Literal["start", "middle", "end"]
-_NARROW_LETTERS, _BROAD_LETTERS = "iIjltfr.,:;'|!() ", "mwMW%@"
+_NARROW_LETTERS, _WIDE_LETTERS = "iIjltfr.,:;'|!() ", "mwMW%@"
 
 
 @dataclass(frozen=True)
-class Line:
+class Polyline:
     """A line through points ``(x, y)``."""
 
     points: tuple[tuple[float, float], ...]
@@ -28,20 +28,20 @@ class Box:
     width: float
     height: float
     colour: str
-    title: str = ""
+    tooltip: str = ""
 
 
 @dataclass(frozen=True)
-class Dot:
+class Marker:
     """A small shape centred on a point; ``radius`` of the circle of the same area."""
 
     x: float
     y: float
-    shape: Shape
+    shape: MarkerShape
     colour: str
     radius: float = 5.0
     edge: str = "soft"
-    title: str = ""
+    tooltip: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Text:
     halo: bool = False
 
 
-Mark = Line | Box | Dot | Text
+DrawingElement = Polyline | Box | Marker | Text
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,20 @@ class Drawing:
 
     width: float
     height: float
-    label: str
-    marks: tuple[Mark, ...] = field(repr=False)
+    alt_text: str
+    elements: tuple[DrawingElement, ...] = field(repr=False)
 
 
 def text_width(text: str, size: float) -> float:
     """About how many pixels wide a text is."""
-    letters = (0.32 if one in _NARROW_LETTERS else 0.88 if one in _BROAD_LETTERS else 0.6 for one in text)
+    letters = (0.32 if one in _NARROW_LETTERS else 0.88 if one in _WIDE_LETTERS else 0.6 for one in text)
     return size * sum(letters)
 
 
-def corners(dot: Dot) -> list[tuple[float, float]]:
+def marker_corners(marker: Marker) -> list[tuple[float, float]]:
     """The corners of a dot that is no circle."""
-    r, x, y = dot.radius, dot.x, dot.y
-    match dot.shape:
+    r, x, y = marker.radius, marker.x, marker.y
+    match marker.shape:
         case "square":
             half = 0.89 * r
             return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from limbert.core.palette import LEVELS
-from limbert.report.drawing import Box, Drawing, Mark, Text, text_width
+from limbert.core.palette import COLOUR_LEVELS
+from limbert.report.drawing import Box, Drawing, DrawingElement, Text, text_width
 
-Cell = tuple[float, str, str, str]  # value that the shade shows, first line, second line, title
+HeatmapCell = tuple[float, str, str, str]  # value that the shade shows, first line, second line, title
 
 
 def heatmap(
-    cells: Mapping[tuple[float, float], Cell], *, widths: Sequence[float], depths: Sequence[float], label: str,
+    cells: Mapping[tuple[float, float], HeatmapCell], *, widths: Sequence[float], depths: Sequence[float], alt_text: str,
     size: tuple[float, float],
 ) -> Drawing:  # fmt: skip
     """The picture; cells by ``(width, depth)``; ``size`` in pixels."""
@@ -17,7 +17,7 @@ def heatmap(
     left, top = 46.0, 48.0
     step_x, step_y = (width - left - 2) / len(widths), (height - top - 2) / len(depths)
     low, high = min(cell[0] for cell in cells.values()), max(cell[0] for cell in cells.values())
-    marks: list[Mark] = [Text(left, 15, "width: share of heads and neurons", colour="soft")]
+    marks: list[DrawingElement] = [Text(left, 15, "width: share of heads and neurons", colour="soft")]
     marks.append(Text(0, 37, "depth", colour="soft"))
     marks += [Text(left + (place + 0.5) * step_x, 37, f"{value:g}", anchor="middle", bold=True)
               for place, value in enumerate(widths)]  # fmt: skip
@@ -28,16 +28,18 @@ def heatmap(
             if (value, depth) in cells:
                 cell = cells[value, depth]
                 place = (cell[0] - low) / (high - low) if high > low else 1.0
-                marks += _cell(cell, round(place * (LEVELS - 1)), left + column * step_x, y, (step_x, step_y))
-    return Drawing(width, height, label, tuple(marks))
+                marks += _cell_marks(
+                    cell, round(place * (COLOUR_LEVELS - 1)), left + column * step_x, y, (step_x, step_y)
+                )
+    return Drawing(width, height, alt_text, tuple(marks))
 
 
-def _cell(cell: Cell, level: int, x: float, y: float, size: tuple[float, float]) -> list[Mark]:
+def _cell_marks(cell: HeatmapCell, level: int, x: float, y: float, size: tuple[float, float]) -> list[DrawingElement]:
     _, first, second, title = cell
     middle = x + size[0] / 2
     big = min(20.0, 20 * (size[0] - 10) / max(text_width(first, 20), 1))
     small = min(13.0, 13 * (size[0] - 6) / max(text_width(second, 13), 1))
-    marks: list[Mark] = [Box(x + 1, y + 1, size[0] - 2, size[1] - 2, f"heat-{level}", title)]
+    marks: list[DrawingElement] = [Box(x + 1, y + 1, size[0] - 2, size[1] - 2, f"heat-{level}", title)]
     down = y + size[1] / 2 + (0 if second else 7)
     marks.append(Text(middle, down, first, big, f"on-heat-{level}", "middle", bold=True))
     if second:

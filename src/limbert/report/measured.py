@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from limbert.evaluation.profile_rows import Cell, ProfileRow
+from limbert.evaluation.profile_rows import ProfileRow, ProfileSetup
 
 
 @dataclass(frozen=True)
-class Setting:
+class MeasurementSetting:
     """How and where something was measured.
 
     Attributes:
@@ -17,20 +17,20 @@ class Setting:
         several: whether the run was measured on more than one machine.
     """
 
-    cell: Cell
+    benchmark_setting: ProfileSetup
     machine: str
-    several: bool
+    show_machine: bool
 
     def __str__(self) -> str:
         """For people; the machine only where there are several."""
-        return f"{self.cell}, {self.machine}" if self.several else str(self.cell)
+        return f"{self.benchmark_setting}, {self.machine}" if self.show_machine else str(self.benchmark_setting)
 
 
-def by_setting(profile: Sequence[ProfileRow]) -> dict[Setting, dict[str, ProfileRow]]:
+def group_by_setting(profile: Sequence[ProfileRow]) -> dict[MeasurementSetting, dict[str, ProfileRow]]:
     """Rows by setting and sub-network, settings in the order of the file; of rows measured twice the later one."""
-    found: dict[Setting, dict[str, ProfileRow]] = {}
+    found: dict[MeasurementSetting, dict[str, ProfileRow]] = {}
     several = len({json.dumps(row.hardware, sort_keys=True) for row in profile}) > 1
     for row in profile:
         machine = ", ".join(f"{name} {value}" for name, value in row.hardware.items() if value is not None)
-        found.setdefault(Setting(row.cell, machine, several), {})[row.subnet] = row
+        found.setdefault(MeasurementSetting(row.setup, machine, several), {})[row.subnet] = row
     return found

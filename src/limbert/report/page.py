@@ -8,27 +8,34 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from limbert.core.palette import colours
+from limbert.core.palette import palette_colours
 from limbert.errors import ConfigError
-from limbert.files import replaced_file, replaced_folder
-from limbert.report.commands import train_command, use_commands
-from limbert.report.costs import Panel, cost_panels
-from limbert.report.dynamic import Spending, point_rows, points_sentence, search_picture, spendings, static_sentence
+from limbert.files import atomic_file, atomic_folder
+from limbert.report.commands import train_command, usage_commands
+from limbert.report.costs import CostPanel, cost_panels
+from limbert.report.dynamic import (
+    LayerUsage,
+    layer_usages,
+    operating_point_rows,
+    operating_points_summary,
+    search_picture,
+    static_points_note,
+)
 from limbert.report.grid import heatmap_picture
-from limbert.report.learning import earlier_phases, training_pictures
-from limbert.report.measured import by_setting
+from limbert.report.learning import earlier_phases_note, training_pictures
+from limbert.report.measured import group_by_setting
 from limbert.report.picture import Picture
 from limbert.report.png import save_png
 from limbert.report.read import RunData
-from limbert.report.svg import svg
-from limbert.report.tables import machines, size_rows, tiles
+from limbert.report.svg import to_svg
+from limbert.report.tables import measurement_environments, subnet_rows, summary_tiles
 from limbert.train.phases import PHASES
 
-_EXTRA = "the report needs {}; install it with: pip install 'limbert[report]'"
+_MISSING_LIBRARY_MESSAGE = "the report needs {}; install it with: pip install 'limbert[report]'"
 
 
 @dataclass(frozen=True)
-class Report:
+class TrainingProgress:
     """All sections, ready for the template.
 
     Attributes:
@@ -41,22 +48,22 @@ class Report:
     """
 
     data: RunData
-    panels: list[Panel]
-    grid: Picture
-    training: list[tuple[str, Picture]]
-    search: Picture | None
-    spent: list[Spending]
+    panels: list[CostPanel]
+    heatmap: Picture
+    training_curves: list[tuple[str, Picture]]
+    search_plot: Picture | None
+    layer_usages: list[LayerUsage]
 
     def pictures(self) -> Iterator[Picture]:
         """All pictures, in the order of the page."""
         for panel in self.panels:
             yield from panel.pictures
-        yield self.grid
-        if self.search:
-            yield self.search
-        for one in self.spent:
+        yield self.heatmap
+        if self.search_plot:
+            yield self.search_plot
+        for one in self.layer_usages:
             yield from one.pictures
-        for _, picture in self.training:
+        for _, picture in self.training_curves:
             yield picture
 
 
@@ -64,22 +71,22 @@ def require_libraries() -> None:
     """Raise ConfigError where the libraries of the extra ``report`` are missing, before any work."""
     for name in ("jinja2", "matplotlib"):
         if find_spec(name) is None:
-            raise ConfigError(_EXTRA.format(name))
+            raise ConfigError(_MISSING_LIBRARY_MESSAGE.format(name))
 
 
-def make_report(data: RunData) -> Report:
+def make_report(data: RunData) -> TrainingProgress:
     """Work out all sections."""
-    return Report(
+    return TrainingProgress(
         data,
         cost_panels(data),
         heatmap_picture(data),
         training_pictures(data),
         search_picture(data),
-        spendings(data),
+        layer_usages(data),
     )
 
 
-def save_report(report: Report, page: Path) -> list[Path]:
+def save_report(report: TrainingProgress, page_path: Path) -> list[Path]:
     """Write the pictures into the folder ``PAGE-pictures`` and then the page, each whole or not at all.
 
     Returns:
@@ -89,56 +96,56 @@ def save_report(report: Report, page: Path) -> list[Path]:
         ConfigError: if the folder of the pictures holds files that are none of a report.
         StorageError: if something cannot be written.
     """
-    folder = page.with_name(page.stem + "-pictures")
+    folder = page_path.with_name(page_path.stem + "-pictures")
     strange = [path.name for path in folder.iterdir() if path.suffix != ".png"] if folder.is_dir() else []
     if strange or (folder.exists() and not folder.is_dir()):
         raise ConfigError(
             f"{folder} is for pictures but there is {', '.join(strange) or 'a file'}; choose another --output"
         )
-    text = render(report, pictures=folder.name)
+    text = render_html(report, pictures_dir=folder.name)
     names = [f"{picture.name}.png" for picture in report.pictures()]
-    with replaced_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         for picture in report.pictures():
             save_png(picture.wide, fresh / f"{picture.name}.png")
-    with replaced_file(page) as file:
+    with atomic_file(page_path) as file:
         file.write(text)
     return [folder / name for name in names]
 
 
-def render(report: Report, *, pictures: str) -> str:
+def render_html(report: TrainingProgress, *, pictures_dir: str) -> str:
     """The page as text; ``pictures``: the folder of the files, as the page names it."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    environment.filters["svg"] = lambda drawing: Markup(svg(drawing))
+    environment.filters["svg"] = lambda drawing: Markup(to_svg(drawing))
     source = files("limbert.report") / "template.html"
     template = environment.from_string(source.read_text(encoding="utf-8"))
-    text = template.render(_values(report), pictures=pictures)
+    text = template.render(_template_context(report), pictures=pictures_dir)
     return re.sub(r"\n\s*\n+", "\n", text) + "\n"
 
 
-def _values(report: Report) -> dict[str, Any]:
+def _template_context(report: TrainingProgress) -> dict[str, Any]:
     data = report.data
     settings = data.record.get("settings", {})
     return {
         "report": report,
         "data": data,
         "name": Path(data.path).resolve().name,
-        "tiles": tiles(data),
-        "colours": colours(),
-        "sizes": size_rows(data),
-        "measured": [str(setting) for setting in by_setting(data.profile)],
-        "points": point_rows(data),
-        "points_sentence": points_sentence(data),
-        "static_sentence": static_sentence(data),
-        "earlier": earlier_phases(data),
+        "tiles": summary_tiles(data),
+        "colours": palette_colours(),
+        "sizes": subnet_rows(data),
+        "measured": [str(setting) for setting in group_by_setting(data.profile)],
+        "points": operating_point_rows(data),
+        "points_sentence": operating_points_summary(data),
+        "static_sentence": static_points_note(data),
+        "earlier": earlier_phases_note(data),
         "train_command": train_command(data),
-        "commands": use_commands(data),
+        "commands": usage_commands(data),
         "settings": settings,
         "phases": [(name, PHASES[name].help if name in PHASES else "") for name in data.record.get("phases", [])],
         "phase_settings": settings.get("recipe", {}).get("phases", {}),
-        "machine": machines(data),
+        "machine": measurement_environments(data),
         "exact": {"results": data.results, "operating_points": data.record.get("operating_points", {})},
     }

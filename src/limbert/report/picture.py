@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from limbert.report.drawing import Drawing
 
 
-def file_name(text: str) -> str:
+def safe_file_name(text: str) -> str:
     """Part of a file's name made of any text: letters, digits, ``-`` and ``_``."""
     return re.sub(r"[^\w-]+", "-", text)
 

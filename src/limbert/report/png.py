@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from limbert.core.palette import colours
-from limbert.report.drawing import Box, Dot, Drawing, Line, Mark, Text, corners
+from limbert.core.palette import palette_colours
+from limbert.report.drawing import Box, Drawing, DrawingElement, Marker, Polyline, Text, marker_corners
 
-_DENSITY = 2  # pixels of the file a pixel of the drawing
+_PIXEL_RATIO = 2  # pixels of the file a pixel of the drawing
 
 
 def save_png(drawing: Drawing, path: Path) -> None:
@@ -17,34 +17,49 @@ def save_png(drawing: Drawing, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    light = {name: pair[0] for name, pair in colours().items()}
+    light = {name: pair[0] for name, pair in palette_colours().items()}
     figure = Figure(figsize=(drawing.width / 72, drawing.height / 72), facecolor=light["paper"])
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, drawing.width), ylim=(drawing.height, 0))
     axes.set_axis_off()
-    for order, mark in enumerate(drawing.marks):
-        _paint(axes, mark, light, order)
-    figure.savefig(path, format="png", dpi=72 * _DENSITY)
+    for order, mark in enumerate(drawing.elements):
+        _draw_element(axes, mark, light, order)
+    figure.savefig(path, format="png", dpi=72 * _PIXEL_RATIO)
 
 
-def _paint(axes: Any, mark: Mark, light: dict[str, str], order: int) -> None:
+def _draw_element(axes: Any, mark: DrawingElement, light_colours: dict[str, str], zorder: int) -> None:
     from matplotlib.patches import Circle, Polygon, Rectangle
     from matplotlib.patheffects import withStroke
 
     match mark:
-        case Line():
+        case Polyline():
             x, y = zip(*mark.points, strict=True)
             style = (0, (4, 3)) if mark.dashed else "-"
-            axes.plot(x, y, color=light[mark.colour], lw=mark.thickness, ls=style, zorder=order, solid_capstyle="butt")
+            axes.plot(
+                x,
+                y,
+                color=light_colours[mark.colour],
+                lw=mark.thickness,
+                ls=style,
+                zorder=zorder,
+                solid_capstyle="butt",
+            )
         case Box():
             place = (mark.x, mark.y)
-            axes.add_patch(Rectangle(place, mark.width, mark.height, fc=light[mark.colour], ec="none", zorder=order))
-        case Dot():
-            look: dict[str, Any] = {"fc": light[mark.colour], "ec": light[mark.edge], "lw": 0.8, "zorder": order}
+            axes.add_patch(
+                Rectangle(place, mark.width, mark.height, fc=light_colours[mark.colour], ec="none", zorder=zorder)
+            )
+        case Marker():
+            look: dict[str, Any] = {
+                "fc": light_colours[mark.colour],
+                "ec": light_colours[mark.edge],
+                "lw": 0.8,
+                "zorder": zorder,
+            }
             if mark.shape == "circle":
                 axes.add_patch(Circle((mark.x, mark.y), mark.radius, **look))
             else:
-                axes.add_patch(Polygon(corners(mark), **look))
+                axes.add_patch(Polygon(marker_corners(mark), **look))
         case Text():
             side = {"start": "left", "middle": "center", "end": "right"}[mark.anchor]
             axes.text(
@@ -52,10 +67,10 @@ def _paint(axes: Any, mark: Mark, light: dict[str, str], order: int) -> None:
                 mark.y,
                 mark.text.replace("$", r"\$"),
                 fontsize=0.93 * mark.size,  # the file's font is a little wider than a page's
-                color=light[mark.colour],
+                color=light_colours[mark.colour],
                 ha=side,
                 va="baseline",
                 weight="bold" if mark.bold else "normal",
-                zorder=order,
-                path_effects=[withStroke(linewidth=3, foreground=light["paper"])] if mark.halo else None,
+                zorder=zorder,
+                path_effects=[withStroke(linewidth=3, foreground=light_colours["paper"])] if mark.halo else None,
             )

@@ -14,7 +14,7 @@ from limbert.evaluation.profile_rows import PROFILE_NAME, ProfileRow, read_profi
 from limbert.evaluation.results import RESULTS_NAME
 from limbert.files import read_json_lines
 from limbert.inference.policy import OperatingPoint, Policy, operating_points
-from limbert.model.checkpoint import RECORD_NAME, read_record
+from limbert.model.checkpoint import RECORD_FILENAME, read_record
 from limbert.train.run_folder import LOG_NAME
 
 TUNE_NAME = "tune.jsonl"
@@ -43,34 +43,36 @@ class RunData:
     space: Space
     results: list[dict[str, Any]]
     profile: list[ProfileRow]
-    tried: list[dict[str, Any]]
-    points: dict[str, OperatingPoint]
-    spent: list[dict[str, Any]]
-    log: list[dict[str, Any]]
+    policy_candidates: list[dict[str, Any]]
+    operating_points: dict[str, OperatingPoint]
+    policy_results: list[dict[str, Any]]
+    training_log: list[dict[str, Any]]
 
     @property
     def metric(self) -> str:
         """The metric that counts."""
-        return self.task.primary
+        return self.task.primary_metric
 
     @property
-    def grid(self) -> list[dict[str, Any]]:
+    def grid_results(self) -> list[dict[str, Any]]:
         """Rows of the sub-networks of a width and a depth; the others were found off the grid by a search."""
         return [row for row in self.results if row.get("width") is not None and row.get("depth") is not None]
 
     @property
-    def full(self) -> dict[str, Any]:
+    def full_result(self) -> dict[str, Any]:
         """The row of the full model."""
-        return max(self.grid, key=lambda row: (row["params"], row["flops"]))
+        return max(self.grid_results, key=lambda row: (row["params"], row["flops"]))
 
-    def value(self, row: dict[str, Any]) -> float:
+    def metric_value(self, row: dict[str, Any]) -> float:
         """The metric that counts, of a row with ``metrics``; of several development sets the mean."""
         return fmean(value for name, value in row["metrics"].items() if name.rpartition("/")[2] == self.metric)
 
-    def spent_by(self, name: str, data: str) -> dict[str, Any] | None:
+    def find_policy_result(self, point_name: str, dataset: str) -> dict[str, Any] | None:
         """What an operating point, as it is now, did on ``development`` or ``validation`` data; None if not kept."""
-        for row in self.spent:
-            if (row["name"], row["data"]) == (name, data) and row["settings"] == self.points[name].policy.to_dict():
+        for row in self.policy_results:
+            if (row["name"], row["data"]) == (point_name, dataset) and row["settings"] == self.operating_points[
+                point_name
+            ].policy.to_dict():
                 return row
         return None
 
@@ -87,56 +89,56 @@ def read_run(path: str) -> RunData:
         raise CheckpointError(f"no model folder at {path}")
     record = read_record(folder)
     if "task" not in record or "space" not in record:
-        raise CheckpointError(f"{path} has no {RECORD_NAME} of a training; make one with limbert train")
+        raise CheckpointError(f"{path} has no {RECORD_FILENAME} of a training; make one with limbert train")
     if not (folder / RESULTS_NAME).is_file():
         raise CheckpointError(f"{path} has no {RESULTS_NAME}, which limbert train writes when it is finished")
     try:
         task, space, points = Task.from_dict(record["task"]), Space.from_dict(record["space"]), operating_points(record)
     except (LimbertError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / RECORD_NAME} is broken: {error}") from error
+        raise CheckpointError(f"{folder / RECORD_FILENAME} is broken: {error}") from error
     data = RunData(
         path=path,
         record=record,
         task=task,
         space=space,
-        results=_results(folder / RESULTS_NAME),
+        results=_read_results(folder / RESULTS_NAME),
         profile=read_profile(folder / PROFILE_NAME) if (folder / PROFILE_NAME).is_file() else [],
-        tried=_tried(folder / TUNE_NAME),
-        points=points,
-        spent=_optional(
+        policy_candidates=_read_policy_candidates(folder / TUNE_NAME),
+        operating_points=points,
+        policy_results=_read_optional(
             folder / POLICIES_NAME,
             {"name": str, "data": str, "settings": dict, "metrics": dict, "flops_mean": float, "flops_full": float,
              "widths": list, "exits": dict},
         ),
-        log=_optional(folder / LOG_NAME, {"phase": str, "step": float}),
+        training_log=_read_optional(folder / LOG_NAME, {"phase": str, "step": float}),
     )  # fmt: skip
-    for row in [*data.results, *data.spent]:
+    for row in [*data.results, *data.policy_results]:
         name = row.get("subnet", row.get("name"))
         try:
-            good = math.isfinite(data.value(row))
+            good = math.isfinite(data.metric_value(row))
         except (TypeError, ValueError):
             good = False
         if not good:
             raise CheckpointError(f"the results of {name} in {path} have no {data.metric}: {row['metrics']}")
-    if not data.grid:
+    if not data.grid_results:
         raise CheckpointError(f"{folder / RESULTS_NAME} has no sub-network of a width and a depth")
     return data
 
 
-def _results(path: Path) -> list[dict[str, Any]]:
+def _read_results(path: Path) -> list[dict[str, Any]]:
     needs = {"subnet": str, "params": float, "flops": float, "metrics": dict}
-    rows = read_json_lines(path, needs=needs)
+    rows = read_json_lines(path, required_keys=needs)
     if not rows:
         raise CheckpointError(f"{path} holds no results")
     return rows
 
 
-def _optional(path: Path, needs: dict[str, type]) -> list[dict[str, Any]]:
-    return read_json_lines(path, needs=needs) if path.is_file() else []
+def _read_optional(path: Path, required_keys: dict[str, type]) -> list[dict[str, Any]]:
+    return read_json_lines(path, required_keys=required_keys) if path.is_file() else []
 
 
-def _tried(path: Path) -> list[dict[str, Any]]:
-    rows = _optional(path, {"policy": str, "value": float, "flops_share": float})
+def _read_policy_candidates(path: Path) -> list[dict[str, Any]]:
+    rows = _read_optional(path, {"policy": str, "value": float, "flops_share": float})
     for number, row in enumerate(rows, start=1):
         try:
             row["shown"] = str(Policy.from_dict(row))

@@ -2,41 +2,43 @@
 
 from html import escape
 
-from limbert.report.drawing import Box, Dot, Drawing, Line, Mark, Text, corners
+from limbert.report.drawing import Box, Drawing, DrawingElement, Marker, Polyline, Text, marker_corners
 
 
-def svg(drawing: Drawing) -> str:
+def to_svg(drawing: Drawing) -> str:
     """The element; every text in it is escaped."""
-    body = "".join(_mark(mark) for mark in drawing.marks)
+    body = "".join(_element(mark) for mark in drawing.elements)
     size = f'viewBox="0 0 {drawing.width:g} {drawing.height:g}" width="{drawing.width:g}" height="{drawing.height:g}"'
-    return f'<svg {size} role="img" aria-label="{escape(drawing.label)}">{body}</svg>'
+    return f'<svg {size} role="img" aria-label="{escape(drawing.alt_text)}">{body}</svg>'
 
 
-def _mark(mark: Mark) -> str:
-    match mark:
-        case Line():
-            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in mark.points)
-            dashes = ";stroke-dasharray:4 3" if mark.dashed else ""
-            style = (
-                f"fill:none;stroke:var(--{mark.colour});stroke-width:{mark.thickness:g};stroke-linejoin:round{dashes}"
-            )
+def _element(element: DrawingElement) -> str:
+    match element:
+        case Polyline():
+            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in element.points)
+            dashes = ";stroke-dasharray:4 3" if element.dashed else ""
+            style = f"fill:none;stroke:var(--{element.colour});stroke-width:{element.thickness:g};stroke-linejoin:round{dashes}"
             return f'<polyline points="{points}" style="{style}"/>'
         case Box():
-            place = f'x="{mark.x:.1f}" y="{mark.y:.1f}" width="{mark.width:.1f}" height="{mark.height:.1f}"'
-            return f'<rect {place} style="fill:var(--{mark.colour})">{_title(mark.title)}</rect>'
-        case Dot():
-            style = f'style="fill:var(--{mark.colour});stroke:var(--{mark.edge})"'
-            if mark.shape == "circle":
-                place = f'cx="{mark.x:.1f}" cy="{mark.y:.1f}" r="{mark.radius:g}"'
-                return f"<circle {place} {style}>{_title(mark.title)}</circle>"
-            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners(mark))
-            return f'<polygon points="{points}" {style}>{_title(mark.title)}</polygon>'
+            place = f'x="{element.x:.1f}" y="{element.y:.1f}" width="{element.width:.1f}" height="{element.height:.1f}"'
+            return f'<rect {place} style="fill:var(--{element.colour})">{_title_element(element.tooltip)}</rect>'
+        case Marker():
+            style = f'style="fill:var(--{element.colour});stroke:var(--{element.edge})"'
+            if element.shape == "circle":
+                place = f'cx="{element.x:.1f}" cy="{element.y:.1f}" r="{element.radius:g}"'
+                return f"<circle {place} {style}>{_title_element(element.tooltip)}</circle>"
+            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in marker_corners(element))
+            return f'<polygon points="{points}" {style}>{_title_element(element.tooltip)}</polygon>'
         case Text():
-            weight = ";font-weight:600" if mark.bold else ""
-            seam = ";paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round" if mark.halo else ""
-            style = f"fill:var(--{mark.colour});font-size:{mark.size:g}px;text-anchor:{mark.anchor}{weight}{seam}"
-            return f'<text x="{mark.x:.1f}" y="{mark.y:.1f}" style="{style}">{escape(mark.text)}</text>'
+            weight = ";font-weight:600" if element.bold else ""
+            seam = (
+                ";paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round" if element.halo else ""
+            )
+            style = (
+                f"fill:var(--{element.colour});font-size:{element.size:g}px;text-anchor:{element.anchor}{weight}{seam}"
+            )
+            return f'<text x="{element.x:.1f}" y="{element.y:.1f}" style="{style}">{escape(element.text)}</text>'
 
 
-def _title(text: str) -> str:
+def _title_element(text: str) -> str:
     return f"<title>{escape(text)}</title>" if text else ""

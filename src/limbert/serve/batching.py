@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 
-from limbert.serve.latency_model import Choices, Line
+from limbert.serve.latency_model import LatencyModel, VariantsByLevel
 
-_OPEN = 32  # batches that a text may join
-_FEW = 6  # waiting texts among which batches begin to be sorted by length
+_MAX_OPEN_BATCHES = 32  # batches that a text may join
+_LENGTH_SORTING_SCALE = 6  # waiting texts among which batches begin to be sorted by length
 
 
 @dataclass(slots=True)
-class Waiting:
+class QueuedText:
     """One waiting text.
 
     Attributes:
@@ -32,36 +32,36 @@ class Waiting:
         deadline: when its answer is worth nothing any more.
     """
 
-    due: float
-    soon: float
+    planned_deadline: float
+    admission_deadline: float
     order: int
-    request: int
-    place: int
+    request_id: int
+    index: int
     tokens: int
-    choices: Choices
-    hard: bool
-    comfort: float
+    variants_by_level: VariantsByLevel
+    has_deadline: bool
+    downgrade_deadline: float
     deadline: float
 
-    def __lt__(self, other: "Waiting") -> bool:
-        return (self.due, self.order) < (other.due, other.order)
+    def __lt__(self, other: "QueuedText") -> bool:
+        return (self.planned_deadline, self.order) < (other.planned_deadline, other.order)
 
 
 @dataclass(slots=True)
-class Together:
+class PlannedBatch:
     """Texts that would run together: the size, padded tokens and seconds, and the first times that matter in it."""
 
-    size: str
-    rows: list[Waiting]
-    longest: int
+    variant: str
+    texts: list[QueuedText]
+    max_length: int
     tokens: int
     seconds: float
-    due: float
-    comfort: float
+    planned_deadline: float
+    downgrade_deadline: float
 
 
 @dataclass(slots=True)
-class Plan:
+class BatchPlan:
     """Batches in the order in which they would run.
 
     Attributes:
@@ -77,15 +77,15 @@ class Plan:
 
     level: int
     start: float
-    line: Callable[[str], Line]
-    max_tokens: int
-    max_seconds: float
-    batches: list[Together] = field(default_factory=list)
+    latency_of: Callable[[str], LatencyModel]
+    max_batch_tokens: int
+    max_batch_seconds: float
+    batches: list[PlannedBatch] = field(default_factory=list)
     seconds: float = 0.0
-    rows: int = 0
-    _lines: dict[str, Line] = field(default_factory=dict)
+    num_texts: int = 0
+    _latency_models: dict[str, LatencyModel] = field(default_factory=dict)
 
-    def add(self, row: Waiting, *, late: bool = False) -> bool:
+    def add(self, text: QueuedText, *, allow_late: bool = False) -> bool:
         """Put in a text that is due after all others, unless somebody would be late for it, itself included.
 
         Args:
@@ -95,47 +95,54 @@ class Plan:
         Returns:
             Whether it is in.
         """
-        size = row.choices[self.level]
-        line = self._lines.get(size)
+        size = text.variants_by_level[self.level]
+        line = self._latency_models.get(size)
         if line is None:
-            line = self._lines[size] = self.line(size)
-        alone = line.fixed + line.per_token * row.tokens
+            line = self._latency_models[size] = self.latency_of(size)
+        alone = line.fixed + line.per_token * text.tokens
         # The more waits, the more company a batch of its own will get, and the less padding its fixed cost is worth.
-        best, least = None, line.per_token * row.tokens + line.fixed / sqrt(1 + self.rows / _FEW)
+        best, least = None, line.per_token * text.tokens + line.fixed / sqrt(1 + self.num_texts / _LENGTH_SORTING_SCALE)
         slack = inf  # of this batch and those behind it
         time = self.end
         for place in range(len(self.batches) - 1, -1, -1):
             batch = self.batches[place]
-            if batch.due - time < slack:
-                slack = batch.due - time
-            if place < _OPEN and batch.size == size:
-                longest = row.tokens if row.tokens > batch.longest else batch.longest
-                tokens = longest * (len(batch.rows) + 1)
+            if batch.planned_deadline - time < slack:
+                slack = batch.planned_deadline - time
+            if place < _MAX_OPEN_BATCHES and batch.variant == size:
+                longest = text.tokens if text.tokens > batch.max_length else batch.max_length
+                tokens = longest * (len(batch.texts) + 1)
                 extra = line.per_token * (tokens - batch.tokens)
                 if (
                     extra <= least
-                    and tokens <= self.max_tokens
-                    and batch.seconds + extra <= self.max_seconds
+                    and tokens <= self.max_batch_tokens
+                    and batch.seconds + extra <= self.max_batch_seconds
                     and extra <= slack + 1e-12
-                    and (not row.hard or time + extra <= row.due)
+                    and (not text.has_deadline or time + extra <= text.planned_deadline)
                 ):
                     best, least = batch, extra
             time -= batch.seconds
-        due, comfort = (row.due, row.comfort) if row.hard else (inf, inf)
+        due, comfort = (text.planned_deadline, text.downgrade_deadline) if text.has_deadline else (inf, inf)
         if best is None:
-            if row.hard and not late and self.end + alone > (row.soon if self.batches else row.due):
+            if (
+                text.has_deadline
+                and not allow_late
+                and self.end + alone > (text.admission_deadline if self.batches else text.planned_deadline)
+            ):
                 return False
-            self.rows += 1
+            self.num_texts += 1
             self.seconds += alone
-            self.batches.append(Together(size, [row], row.tokens, row.tokens, alone, due, comfort))
+            self.batches.append(PlannedBatch(size, [text], text.tokens, text.tokens, alone, due, comfort))
             return True
-        self.rows += 1
+        self.num_texts += 1
         self.seconds += least
-        best.rows.append(row)
-        best.longest = max(best.longest, row.tokens)
-        best.tokens = best.longest * len(best.rows)
+        best.texts.append(text)
+        best.max_length = max(best.max_length, text.tokens)
+        best.tokens = best.max_length * len(best.texts)
         best.seconds += least
-        best.due, best.comfort = min(best.due, due), min(best.comfort, comfort)
+        best.planned_deadline, best.downgrade_deadline = (
+            min(best.planned_deadline, due),
+            min(best.downgrade_deadline, comfort),
+        )
         return True
 
     @property
@@ -143,26 +150,26 @@ class Plan:
         """When the last batch would be finished."""
         return self.start + self.seconds
 
-    def grown(self, rows: Sequence[Waiting]) -> "Plan | None":
+    def extended(self, texts: Sequence[QueuedText]) -> "BatchPlan | None":
         """The plan with these texts, which are due after all others; None where somebody would be late for them.
 
         One text is put into this very plan.
         """
         plan = self
-        if len(rows) > 1:
-            batches = [replace(batch, rows=list(batch.rows)) for batch in self.batches]
-            plan = replace(self, batches=batches, _lines=dict(self._lines))
-        return plan if all(plan.add(row) for row in rows) else None
+        if len(texts) > 1:
+            batches = [replace(batch, texts=list(batch.texts)) for batch in self.batches]
+            plan = replace(self, batches=batches, _latency_models=dict(self._latency_models))
+        return plan if all(plan.add(row) for row in texts) else None
 
-    def take(self) -> Together:
+    def pop_first(self) -> PlannedBatch:
         """The first batch, to be run; the others stay as they are planned."""
         batch = self.batches.pop(0)
         self.start += batch.seconds
         self.seconds -= batch.seconds
-        self.rows -= len(batch.rows)
+        self.num_texts -= len(batch.texts)
         return batch
 
-    def lateness(self, behind: Sequence[Waiting] = ()) -> tuple[float, float]:
+    def lateness(self, unplanned: Sequence[QueuedText] = ()) -> tuple[float, float]:
         """By how much the worst misses its due time and its comfort; below 0 where nobody does.
 
         Args:
@@ -171,11 +178,17 @@ class Plan:
         time, late, uncomfortable = self.start, -inf, -inf
         for batch in self.batches:
             time += batch.seconds
-            late, uncomfortable = max(late, time - batch.due), max(uncomfortable, time - batch.comfort)
-        if behind:
-            pace = self.seconds / max(1, self.rows)
-            for row in behind:
+            late, uncomfortable = (
+                max(late, time - batch.planned_deadline),
+                max(uncomfortable, time - batch.downgrade_deadline),
+            )
+        if unplanned:
+            pace = self.seconds / max(1, self.num_texts)
+            for row in unplanned:
                 time += pace
-                if row.hard:
-                    late, uncomfortable = max(late, time - row.due), max(uncomfortable, time - row.comfort)
+                if row.has_deadline:
+                    late, uncomfortable = (
+                        max(late, time - row.planned_deadline),
+                        max(uncomfortable, time - row.downgrade_deadline),
+                    )
         return late, uncomfortable

@@ -19,16 +19,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from limbert.serve.selection import Wish
-from limbert.serve.service import Answers, Service, Text
+from limbert.serve.selection import RequestOptions
+from limbert.serve.service import RequestOutput, Service, TextInput
 
-_SECONDS = (
+_LATENCY_BUCKETS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
     *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 
 
-class Metrics:
+class ServerMetrics:
     """The counters of one application.
 
     Args:
@@ -43,36 +43,36 @@ class Metrics:
         self._requests = Counter("limbert_requests", "Requests answered.", ["protocol", "status"], registry=at)
         self._duration = Histogram(
             "limbert_request_duration_seconds", "From the first byte read to the last byte written.", ["protocol"],
-            registry=at, buckets=_SECONDS,
+            registry=at, buckets=_LATENCY_BUCKETS,
         )  # fmt: skip
-        self._rows = Counter("limbert_rows", "Texts answered, by the size that ran.", ["size"], registry=at)
+        self._texts = Counter("limbert_rows", "Texts answered, by the size that ran.", ["size"], registry=at)
         self._tokens = Counter("limbert_tokens", "Tokens of the texts answered.", registry=at)
         self._flops = Counter("limbert_flops", "Floating-point operations spent on answers.", registry=at)
-        self._cut = Counter("limbert_truncated_rows", "Texts that were cut to the longest input.", registry=at)
-        self._queue, self._tokenisation, self._inference = (
-            Histogram(f"limbert_{name}_seconds", f"{spent} {text}.", registry=at, buckets=_SECONDS)
+        self._truncated = Counter("limbert_truncated_rows", "Texts that were cut to the longest input.", registry=at)
+        self._queue, self._tokenization, self._inference = (
+            Histogram(f"limbert_{name}_seconds", f"{spent} {text}.", registry=at, buckets=_LATENCY_BUCKETS)
             for name, text in (
                 ("queue", "waiting"),
                 ("tokenization", "being tokenised"),
                 ("inference", "being computed, with its batch"),
             )
         )
-        at.register(_State(service))
+        at.register(_ServiceCollector(service))
         ProcessCollector(registry=at)
 
-    def count(self, answers: Answers) -> None:
+    def observe_output(self, output: RequestOutput) -> None:
         """Note what a request took."""
-        timing = answers.timing
+        timing = output.timing
         self._queue.observe(timing.queue)
-        self._tokenisation.observe(timing.tokenisation)
+        self._tokenization.observe(timing.tokenization)
         self._inference.observe(timing.inference)
-        for row in answers.rows:
-            self._rows.labels(row.size).inc()
-            self._cut.inc(row.truncated)
-        self._tokens.inc(sum(row.tokens for row in answers.rows))
-        self._flops.inc(sum(row.flops for row in answers.rows))
+        for row in output.outputs:
+            self._texts.labels(row.variant).inc()
+            self._truncated.inc(row.truncated)
+        self._tokens.inc(sum(row.tokens for row in output.outputs))
+        self._flops.inc(sum(row.flops for row in output.outputs))
 
-    def count_request(self, protocol: str, *, status: int, seconds: float) -> None:
+    def observe_request(self, protocol: str, *, status: int, seconds: float) -> None:
         """Note that a request has ended; status 499 where its client did not wait."""
         self._requests.labels(protocol, str(status)).inc()
         self._duration.labels(protocol).observe(seconds)
@@ -82,7 +82,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _State:
+class _ServiceCollector:
     """The service's state as gauges, read when they are asked for."""
 
     def __init__(self, service: Service) -> None:
@@ -107,8 +107,8 @@ class _State:
         size = GaugeMetricFamily(
             "limbert_size_in_use", "1 for the size that the server's policy uses.", labels=["size"]
         )
-        for item in service.menu.sizes:
-            size.add_metric([item.name], float(item.name == now.size))
+        for item in service.variants.variants:
+            size.add_metric([item.name], float(item.name == now.variant))
         yield size
         refused = Counter("limbert_refused_requests", "Requests refused: no room, or no time.", registry=None)
         refused.inc(now.refused)
@@ -119,50 +119,52 @@ class _State:
         yield InfoMetricFamily("limbert_worker", "The process that counted.", value={"pid": str(os.getpid())})
 
 
-WISHES = ("latency_budget_ms", "min_quality", "subnet", "policy")
-GONE = 499  # the status in the log of a client that did not wait; nobody receives it
+REQUEST_OPTIONS = ("latency_budget_ms", "min_quality", "subnet", "policy")
+CLIENT_CLOSED_REQUEST = 499  # the status in the log of a client that did not wait; nobody receives it
 
 
-class ClientGone(Exception):
+class ClientDisconnectedError(Exception):
     """The client has closed the connection; its rows are out of the queue."""
 
 
 @dataclass(frozen=True)
-class Exchange:
+class RequestHandler:
     """What a protocol needs of the server: the service that answers, and the counters."""
 
     service: Service
-    metrics: Metrics
+    metrics: ServerMetrics
 
-    async def ask(self, request: Request, texts: Sequence[Text], *, wish: Wish, truncate: bool) -> Answers:
+    async def predict(
+        self, request: Request, texts: Sequence[TextInput], *, options: RequestOptions, truncate: bool
+    ) -> RequestOutput:
         """The service's answers, while the client waits for them.
 
         Raises:
             ServeError: as `Service.answer`.
             ClientGone: if the client has hung up; then nothing is computed for it any more.
         """
-        answering = asyncio.ensure_future(self.service.answer(texts, wish=wish, truncate=truncate))
-        gone = asyncio.ensure_future(_disconnected(request.receive))
+        answering = asyncio.ensure_future(self.service.predict(texts, options=options, truncate=truncate))
+        gone = asyncio.ensure_future(_wait_for_disconnect(request.receive))
         try:
             await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
-                raise ClientGone
+                raise ClientDisconnectedError
             answers = answering.result()
         finally:
             answering.cancel()
             gone.cancel()
-        self.metrics.count(answers)
+        self.metrics.observe_output(answers)
         return answers
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def json_response(value: Any, answers: Answers) -> Response:
+def json_response(value: Any, output: RequestOutput) -> Response:
     """The value as JSON, with the headers of `spent`."""
-    return Response(to_json(value), headers=spent(answers), media_type="application/json")
+    return Response(to_json(value), headers=usage_headers(output), media_type="application/json")
 
 
 def to_json(value: Any) -> bytes:
@@ -170,13 +172,13 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def spent(answers: Answers) -> Mapping[str, str]:
+def usage_headers(output: RequestOutput) -> Mapping[str, str]:
     """The headers that say what answered, what it took and where the time went."""
-    timing, rows = answers.timing, answers.rows
+    timing, rows = output.timing, output.outputs
     headers = {
-        "x-limbert-size": sizes(answers),
+        "x-limbert-size": variant_names(output),
         "x-limbert-queue-ms": f"{timing.queue * 1000:.3f}",
-        "x-limbert-tokenization-ms": f"{timing.tokenisation * 1000:.3f}",
+        "x-limbert-tokenization-ms": f"{timing.tokenization * 1000:.3f}",
         "x-limbert-inference-ms": f"{timing.inference * 1000:.3f}",
         "x-limbert-flops": str(sum(row.flops for row in rows)),
         "x-limbert-tokens": str(sum(row.tokens for row in rows)),
@@ -185,6 +187,6 @@ def spent(answers: Answers) -> Mapping[str, str]:
     return headers | {"x-limbert-truncated": str(cut)} if cut else headers
 
 
-def sizes(answers: Answers) -> str:
+def variant_names(output: RequestOutput) -> str:
     """The names of the sizes that answered, each once, as a header can carry them."""
-    return ",".join(quote(name, safe="+:;=@ ") for name in dict.fromkeys(row.size for row in answers.rows))
+    return ",".join(quote(name, safe="+:;=@ ") for name in dict.fromkeys(row.variant for row in output.outputs))

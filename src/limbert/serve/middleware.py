@@ -12,10 +12,10 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from limbert.serve.errors import Fault
-from limbert.serve.metrics import GONE, Metrics
+from limbert.serve.errors import ApiError
+from limbert.serve.metrics import CLIENT_CLOSED_REQUEST, ServerMetrics
 
-_PROTOCOLS = (
+_PROTOCOL_PREFIXES = (
     ("/predict", "tei"),
     ("/v2/health", "health"),
     ("/health", "health"),
@@ -25,7 +25,7 @@ _PROTOCOLS = (
 )
 
 
-class Guard:
+class RequestLimits:
     """ASGI middleware.
 
     Args:
@@ -38,18 +38,18 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, key: str | None, is_open: Callable[[str, str], bool],
-        limit: int, seconds: float,
+        self, app: ASGIApp, *, metrics: ServerMetrics, api_key: str | None, is_public: Callable[[str, str], bool],
+        max_body: int, body_timeout: float,
     ) -> None:  # fmt: skip
-        self._app, self._metrics, self._is_open = app, metrics, is_open
-        self._key = None if key is None else key.encode()
-        self._limit, self._seconds = limit, seconds
+        self._app, self._metrics, self._is_public = app, metrics, is_public
+        self._api_key = None if api_key is None else api_key.encode()
+        self._max_body, self._body_timeout = max_body, body_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = perf_counter(), GONE
+        start, status = perf_counter(), CLIENT_CLOSED_REQUEST
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -62,51 +62,53 @@ class Guard:
             if refusal is not None:
                 await refusal(scope, receive, noting)
             else:
-                await self._app(scope, _Body(receive, limit=self._limit, seconds=self._seconds).receive, noting)
+                await self._app(
+                    scope, _LimitedBody(receive, max_body=self._max_body, timeout=self._body_timeout).receive, noting
+                )
         except Exception:
             status = 500  # Starlette answers so outside of this
             raise
         finally:
-            self._metrics.count_request(protocol_of(scope["path"]), status=status, seconds=perf_counter() - start)
+            self._metrics.observe_request(protocol_name(scope["path"]), status=status, seconds=perf_counter() - start)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
-        if self._key is not None and not self._is_open(scope["method"], scope["path"]):
-            given = _given_key(headers)
-            if not hmac.compare_digest(given, self._key):
+        if self._api_key is not None and not self._is_public(scope["method"], scope["path"]):
+            given = _sent_api_key(headers)
+            if not hmac.compare_digest(given, self._api_key):
                 what = "is wrong" if given else "is missing; send it as Authorization: Bearer KEY or X-API-Key: KEY"
-                return Fault(401, f"the API key {what}", headers={"www-authenticate": "Bearer"}).response()
+                return ApiError(401, f"the API key {what}", headers={"www-authenticate": "Bearer"}).response()
         length = headers.get("content-length", "0")
-        if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > self._limit):
-            return too_large(self._limit).response()
+        if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > self._max_body):
+            return body_too_large_error(self._max_body).response()
         return None
 
 
-def protocol_of(path: str) -> str:
+def protocol_name(path: str) -> str:
     """The protocol's name in the counters."""
     if path == "/":
         return "huggingface"
-    return next((name for start, name in _PROTOCOLS if path.startswith(start)), "other")
+    return next((name for start, name in _PROTOCOL_PREFIXES if path.startswith(start)), "other")
 
 
-def too_large(limit: int, headers: Mapping[str, str] | None = None) -> Fault:
+def body_too_large_error(max_body: int, headers: Mapping[str, str] | None = None) -> ApiError:
     """The answer to a body of more bytes than allowed."""
-    return Fault(413, f"the body has more than {limit} bytes, the most allowed", headers=headers)
+    return ApiError(413, f"the body has more than {max_body} bytes, the most allowed", headers=headers)
 
 
-def _given_key(headers: Headers) -> bytes:
+def _sent_api_key(headers: Headers) -> bytes:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     key = token.strip() if scheme.lower() == "bearer" else ""
     return (key or headers.get("x-api-key", "")).encode("latin-1")  # as it came: Starlette decodes headers so
 
 
-class _Body:
+class _LimitedBody:
     """Hands on the body while it keeps to its limits."""
 
-    def __init__(self, receive: Receive, *, limit: int, seconds: float) -> None:
-        self._receive, self._limit, self._seconds = receive, limit, seconds
+    def __init__(self, receive: Receive, *, max_body: int, timeout: float) -> None:
+        self._receive, self._max_body, self._timeout = receive, max_body, timeout
         self._deadline: float | None = None
-        self._read, self._whole = 0, False
+        self._received, self._complete = 0, False
 
     async def receive(self) -> Message:
         """The next part; once the body is whole, what else comes (a client that hangs up).
@@ -114,18 +116,18 @@ class _Body:
         Raises:
             Fault: 413 or 408, with the connection closed: what would follow on it is the rest of this body.
         """
-        if self._whole:
+        if self._complete:
             return await self._receive()
         closing = {"connection": "close"}
         if self._deadline is None:
-            self._deadline = asyncio.get_running_loop().time() + self._seconds
+            self._deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            raise Fault(408, f"the body did not arrive within {self._seconds:g} s", headers=closing) from None
-        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
-        self._read += len(message.get("body", b""))
-        if self._read > self._limit:
-            raise too_large(self._limit, closing)
+            raise ApiError(408, f"the body did not arrive within {self._timeout:g} s", headers=closing) from None
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        self._received += len(message.get("body", b""))
+        if self._received > self._max_body:
+            raise body_too_large_error(self._max_body, closing)
         return message

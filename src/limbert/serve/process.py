@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-_READY_WITHIN = 120  # seconds that a process may take to load
+_WORKER_START_TIMEOUT = 120  # seconds that a process may take to load
 
 
-def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], None]) -> None:
+def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends at once.
 
     Args:
@@ -35,14 +35,14 @@ def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], No
     Raises:
         LimbertError: if uvicorn or FastAPI is missing, the model cannot be loaded, or the port cannot be used.
     """
-    uvicorn = need_libraries()
-    with listening(settings) as listener:
+    uvicorn = import_uvicorn()
+    with bind_socket(settings) as listener:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
         def announce() -> None:
             listener.listen()  # uvicorn does so only after the start: who is told the address may connect at once
-            ready(address)
+            on_ready(address)
 
         common: dict[str, Any] = {
             "log_level": logging.WARNING,
@@ -53,42 +53,42 @@ def serve(run: str | Path, settings: ServeSettings, *, ready: Callable[[str], No
             "timeout_graceful_shutdown": math.ceil(settings.drain),
         }
         if settings.workers == 1:
-            service = Service.open(run, settings)
+            service = Service.load(run_dir, settings)
             service.start()  # here, where an error ends in one line
-            app = application(service, settings, announce)
+            app = create_serving_app(service, settings, announce)
             uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listener])
             return
-        Service.open(run, settings)  # refuses here what every process would refuse
+        Service.load(run_dir, settings)  # refuses here what every process would refuse
         started = multiprocessing.get_context("spawn").Event()
-        threading.Thread(target=_announce, args=(started, announce), daemon=True).start()
+        threading.Thread(target=_announce_when_started, args=(started, announce), daemon=True).start()
         config = uvicorn.Config(
-            partial(_worker, str(run), settings, started),
+            partial(_worker_app, str(run_dir), settings, started),
             factory=True,
             workers=settings.workers,
-            timeout_worker_healthcheck=_READY_WITHIN,
+            timeout_worker_healthcheck=_WORKER_START_TIMEOUT,
             **common,
         )
         uvicorn.supervisors.Multiprocess(config, sockets=[listener]).run()
 
 
-def _announce(started: "Event", ready: Callable[[], None]) -> None:
+def _announce_when_started(started: "Event", on_ready: Callable[[], None]) -> None:
     started.wait()
-    ready()
+    on_ready()
 
 
-def _worker(run: str, settings: ServeSettings, started: "Event") -> "FastAPI":
+def _worker_app(run_dir: str, settings: ServeSettings, started: "Event") -> "FastAPI":
     """The application of one of several processes, in that process."""
-    return application(Service.open(run, settings), settings, started.set)
+    return create_serving_app(Service.load(run_dir, settings), settings, started.set)
 
 
-def application(service: Service, settings: ServeSettings, ready: Callable[[], None]) -> "FastAPI":
+def create_serving_app(service: Service, settings: ServeSettings, on_ready: Callable[[], None]) -> "FastAPI":
     """The application that starts its service with itself and drains it at the end."""
     from limbert.serve.app import create_app
 
     @asynccontextmanager
     async def lifespan(_: "FastAPI") -> AsyncIterator[None]:
         await asyncio.to_thread(service.start)
-        ready()
+        on_ready()
         yield
         await service.drain(settings.drain)
 
@@ -98,7 +98,7 @@ def application(service: Service, settings: ServeSettings, ready: Callable[[], N
     return app
 
 
-def listening(settings: ServeSettings) -> socket.socket:
+def bind_socket(settings: ServeSettings) -> socket.socket:
     """A socket bound to the address, not yet listening.
 
     Raises:
@@ -118,7 +118,7 @@ def listening(settings: ServeSettings) -> socket.socket:
     return listener
 
 
-def need_libraries() -> Any:
+def import_uvicorn() -> Any:
     """The library, with its supervisors.
 
     Raises:

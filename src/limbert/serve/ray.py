@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from limbert.core.config import require
 from limbert.errors import ConfigError
-from limbert.inference.batch.cluster import connected, need_ray
-from limbert.inference.batch.packed import Packed, pack, unpack
-from limbert.serve.process import application, listening, need_libraries
+from limbert.inference.batch.cluster import import_ray, ray_session
+from limbert.inference.batch.packed import PackedCheckpoint, pack_checkpoint, unpack_checkpoint
+from limbert.serve.process import bind_socket, create_serving_app, import_uvicorn
 from limbert.serve.service import Service
 from limbert.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_HEALTH_EVERY = 5.0  # seconds
-_UPSCALE_AFTER, _DOWNSCALE_AFTER = 5.0, 120.0  # seconds that the load must last
+_HEALTH_CHECK_PERIOD = 5.0  # seconds
+_UPSCALE_DELAY, _DOWNSCALE_DELAY = 5.0, 120.0  # seconds that the load must last
 
 
 @dataclass(frozen=True)
-class Replicas:
+class ReplicaConfig:
     """How many copies of the model answer.
 
     Attributes:
@@ -33,17 +33,22 @@ class Replicas:
         requests: under way in each that the number of replicas is held to; more call for another replica.
     """
 
-    fewest: int = 1
-    most: int = 1
-    requests: float = 8.0
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_ongoing_requests: float = 8.0
 
     def __post_init__(self) -> None:
-        require(self.fewest > 0, "replicas", self.fewest, "at least 1")
-        require(self.most >= self.fewest, "replicas at most", self.most, f"at least {self.fewest}")
-        require(self.requests > 0, "requests a replica", self.requests, "more than 0")
+        require(self.min_replicas > 0, "replicas", self.min_replicas, "at least 1")
+        require(
+            self.max_replicas >= self.min_replicas,
+            "replicas at most",
+            self.max_replicas,
+            f"at least {self.min_replicas}",
+        )
+        require(self.target_ongoing_requests > 0, "requests a replica", self.target_ongoing_requests, "more than 0")
 
     @classmethod
-    def parse(cls, text: str, *, requests: float) -> "Replicas":
+    def parse(cls, text: str, *, target_ongoing_requests: float) -> "ReplicaConfig":
         """Read ``3``, or ``1:8`` for one to eight.
 
         Raises:
@@ -52,10 +57,12 @@ class Replicas:
         fewest, colon, most = text.partition(":")
         if not (fewest.isdecimal() and (most.isdecimal() or not colon)):
             raise ConfigError(f"--replicas {text!r} is neither a number such as 3 nor a range such as 1:8")
-        return cls(int(fewest), int(most or fewest), requests)
+        return cls(int(fewest), int(most or fewest), target_ongoing_requests)
 
 
-def serve_on_ray(run: str, settings: ServeSettings, replicas: Replicas, *, ready: Callable[[str], None]) -> None:
+def serve_on_ray(
+    run_dir: str, settings: ServeSettings, replicas: ReplicaConfig, *, on_ready: Callable[[str], None]
+) -> None:
     """Serve on the Ray of ``RAY_ADDRESS``, or on one that is started here, until SIGTERM or SIGINT.
 
     The model's files travel through Ray's object store: machines of the cluster need Limbert, not the run.
@@ -69,37 +76,37 @@ def serve_on_ray(run: str, settings: ServeSettings, replicas: Replicas, *, ready
     Raises:
         LimbertError: if a library is missing, the model cannot be loaded, or the port cannot be used.
     """
-    need_libraries()
-    need_ray()
+    import_uvicorn()
+    import_ray()
     threads = settings.threads or 1
     settings = replace(settings, threads=threads, workers=1)
-    named = Service.open(run, settings).name  # refuses here what every replica would refuse
-    packed = pack(run)
-    with listening(settings) as probe:  # a port that is taken is found here, and 0 becomes a free one
+    named = Service.load(run_dir, settings).model_name  # refuses here what every replica would refuse
+    packed = pack_checkpoint(run_dir)
+    with bind_socket(settings) as probe:  # a port that is taken is found here, and 0 becomes a free one
         settings = replace(settings, port=probe.getsockname()[1], name=named)
     end = threading.Event()
     size = sum(content.nbytes for content in packed.files.values())
-    with connected(cpus=replicas.most * threads, model_bytes=size) as ray, _stopped_by(end):
+    with ray_session(cpus=replicas.max_replicas * threads, model_bytes=size) as ray, _set_on_signal(end):
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_QUIET)
+        serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_LOGGING_CONFIG)
         try:
             deployed = _deployment(settings, replicas, ray.put(packed)).bind()
-            serve.run(deployed, name=named, route_prefix="/", logging_config=_QUIET)
+            serve.run(deployed, name=named, route_prefix="/", logging_config=_LOGGING_CONFIG)
         except RuntimeError as error:
             raise ConfigError(f"the replicas do not start: {str(error).strip().splitlines()[-1]}") from error
         try:
-            ready(f"http://{settings.host}:{settings.port}")
+            on_ready(f"http://{settings.host}:{settings.port}")
             end.wait()
         finally:
             serve.delete(named)  # drains
 
 
 @contextmanager
-def _stopped_by(end: threading.Event) -> Iterator[None]:
+def _set_on_signal(event: threading.Event) -> Iterator[None]:
     """Let SIGTERM and SIGINT set the event."""
-    before = {number: signal.signal(number, lambda *_: end.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -107,17 +114,17 @@ def _stopped_by(end: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_QUIET = {"log_level": "ERROR", "enable_access_log": False}
+_LOGGING_CONFIG = {"log_level": "ERROR", "enable_access_log": False}
 
 
-def _deployment(settings: ServeSettings, replicas: Replicas, reference: Any) -> Any:
+def _deployment(settings: ServeSettings, replicas: ReplicaConfig, packed_run_ref: Any) -> Any:
     """The application as a deployment; each replica builds its own, with its own service."""
     from ray import serve
 
     def build() -> "FastAPI":
-        packed: Packed = need_ray().get(reference)
-        service = Service.open(unpack(packed), settings)
-        app = application(service, settings, lambda: None)
+        packed: PackedCheckpoint = import_ray().get(packed_run_ref)
+        service = Service.load(unpack_checkpoint(packed), settings)
+        app = create_serving_app(service, settings, lambda: None)
         app.state.service = service
         return app
 
@@ -133,13 +140,13 @@ def _deployment(settings: ServeSettings, replicas: Replicas, reference: Any) -> 
         name="limbert",
         max_ongoing_requests=settings.max_queue,  # the service itself refuses what cannot be answered in time
         graceful_shutdown_timeout_s=settings.drain,
-        health_check_period_s=_HEALTH_EVERY,
+        health_check_period_s=_HEALTH_CHECK_PERIOD,
         ray_actor_options={"num_cpus": settings.threads},
         autoscaling_config={
-            "min_replicas": replicas.fewest,
-            "max_replicas": replicas.most,
-            "target_ongoing_requests": replicas.requests,
-            "upscale_delay_s": _UPSCALE_AFTER,
-            "downscale_delay_s": _DOWNSCALE_AFTER,
+            "min_replicas": replicas.min_replicas,
+            "max_replicas": replicas.max_replicas,
+            "target_ongoing_requests": replicas.target_ongoing_requests,
+            "upscale_delay_s": _UPSCALE_DELAY,
+            "downscale_delay_s": _DOWNSCALE_DELAY,
         },
     )

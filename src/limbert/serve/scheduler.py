@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from limbert.serve.batching import Plan, Waiting
-from limbert.serve.latency_model import Choices, Line, Load
+from limbert.serve.batching import BatchPlan, QueuedText
+from limbert.serve.latency_model import LatencyModel, OfferedLoad, VariantsByLevel
 
-_AT_ONCE = 64  # waiting texts that the next batch is put together from where nobody has a deadline
-_AHEAD = 256  # waiting texts that are planned one by one; those behind are taken to go at the same pace
+_MAX_TEXTS_WITHOUT_DEADLINE = 64  # waiting texts that the next batch is put together from where nobody has a deadline
+_MAX_PLANNED_TEXTS = 256  # waiting texts that are planned one by one; those behind are taken to go at the same pace
 
 
 @dataclass(frozen=True)
-class Request:
+class SchedulingRequest:
     """What waits.
 
     Attributes:
@@ -35,7 +35,7 @@ class Request:
 
     id: int
     lengths: tuple[int, ...]
-    sizes: tuple[str, ...]
+    variants: tuple[str, ...]
     arrival: float
     deadline: float | None = None
 
@@ -49,7 +49,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ScheduledBatch:
     """What runs together.
 
     Attributes:
@@ -59,14 +59,14 @@ class Batch:
         seconds: that it will probably take.
     """
 
-    size: str
-    rows: tuple[tuple[int, int], ...]
+    variant: str
+    texts: tuple[tuple[int, int], ...]
     tokens: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Rules:
+class SchedulerConfig:
     """What the scheduler holds to.
 
     Attributes:
@@ -89,21 +89,21 @@ class Rules:
     max_batch_tokens: int
     max_queue: int
     adaptive: bool = True
-    planned: float = 0.8
-    taken: float = 0.65
-    comfortable: float = 0.5
-    batch_share: float = 0.25
-    down: float = 0.85
-    up: float = 0.65
-    patience: float = 1.0
+    planned_fraction: float = 0.8
+    admission_fraction: float = 0.65
+    downgrade_fraction: float = 0.5
+    max_batch_fraction: float = 0.25
+    downgrade_utilization: float = 0.85
+    upgrade_utilization: float = 0.65
+    upgrade_delay: float = 1.0
 
 
 @dataclass(slots=True)
-class _Level:
+class _QualityLevel:
     """Where the quality stands, and what is needed to raise it."""
 
-    value: int = 0
-    room_since: float | None = None
+    index: int = 0
+    headroom_since: float | None = None
     raised_at: float | None = None
     backoff: int = 1
     changes: int = 0
@@ -118,171 +118,181 @@ class Scheduler:
         rules: what to hold to.
     """
 
-    def __init__(self, ladder: Sequence[str], line: Callable[[str], Line], rules: Rules) -> None:
-        self._ladder, self._line, self._rules = tuple(ladder), line, rules
-        self._rank = {name: place for place, name in enumerate(self._ladder)}
-        self._cheapest = len(self._ladder) - 1
-        self._rows: list[Waiting] = []  # in the order in which they are due
-        self._hard = 0  # those with a deadline
-        self._order = 0
-        self._free_at: float | None = None  # when the running batch will probably be finished; None: nothing runs
-        self._plan: Plan | None = None  # of all that waits; None: not made yet
-        self._pace = 0.0  # seconds a text, of the last batch
-        self._load = Load()
-        self._level = _Level()
+    def __init__(
+        self, variants: Sequence[str], latency_of: Callable[[str], LatencyModel], config: SchedulerConfig
+    ) -> None:
+        self._variants, self._latency_of, self._config = tuple(variants), latency_of, config
+        self._rank = {name: place for place, name in enumerate(self._variants)}
+        self._lowest_level = len(self._variants) - 1
+        self._queue: list[QueuedText] = []  # in the order in which they are due
+        self._num_with_deadline = 0  # those with a deadline
+        self._next_order = 0
+        self._busy_until: float | None = None  # when the running batch will probably be finished; None: nothing runs
+        self._plan: BatchPlan | None = None  # of all that waits; None: not made yet
+        self._seconds_per_text = 0.0  # seconds a text, of the last batch
+        self._load = OfferedLoad()
+        self._level = _QualityLevel()
 
     @property
     def queued(self) -> int:
         """Texts that wait."""
-        return len(self._rows)
+        return len(self._queue)
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._rows and self._free_at is None
+        return not self._queue and self._busy_until is None
 
     @property
     def queued_tokens(self) -> int:
         """Their tokens."""
-        return sum(row.tokens for row in self._rows)
+        return sum(row.tokens for row in self._queue)
 
     @property
-    def size(self) -> str:
+    def variant(self) -> str:
         """The best size that answers requests without wishes at the moment."""
-        return self._ladder[self._level.value]
+        return self._variants[self._level.index]
 
     @property
     def level_changes(self) -> int:
         """How often the level went up or down so far."""
         return self._level.changes
 
-    def offer(self, request: Request, now: float) -> Refusal | None:
+    def admit(self, request: SchedulingRequest, now: float) -> Refusal | None:
         """Take a request, or say why not. One that is refused leaves no trace but the load that it would have been."""
-        choices = self._choices(request.sizes)
-        self._load.add(choices, rows=len(request.lengths), tokens=sum(request.lengths), now=now)
-        if len(self._rows) + len(request.lengths) > self._rules.max_queue:
-            reason = f"{len(self._rows)} texts are waiting, at most {self._rules.max_queue} may"
-            return Refusal(reason, self._free_from(now) - now + self._pace * len(self._rows))
-        fresh = self._waiting(request, choices)
-        if not self._hard and request.deadline is None:
+        choices = self._variants_by_level(request.variants)
+        self._load.record(choices, num_texts=len(request.lengths), tokens=sum(request.lengths), now=now)
+        if len(self._queue) + len(request.lengths) > self._config.max_queue:
+            reason = f"{len(self._queue)} texts are waiting, at most {self._config.max_queue} may"
+            return Refusal(reason, self._next_free_time(now) - now + self._seconds_per_text * len(self._queue))
+        fresh = self._queued_texts(request, choices)
+        if not self._num_with_deadline and request.deadline is None:
             self._plan = None
-        elif (refusal := self._plan_in(fresh, now)) is not None:
+        elif (refusal := self._admit_to_plan(fresh, now)) is not None:
             return refusal
         for row in fresh:
-            insort(self._rows, row)
-        self._hard += len(fresh) if request.deadline is not None else 0
+            insort(self._queue, row)
+        self._num_with_deadline += len(fresh) if request.deadline is not None else 0
         return None
 
-    def next(self, now: float) -> Batch | None:
+    def next_batch(self, now: float) -> ScheduledBatch | None:
         """What to run now; None where nothing waits. The caller says when it is finished: `done`."""
-        self._follow(now)
-        if not self._rows:
+        self._update_level(now)
+        if not self._queue:
             return None
         plan = self._best_plan(now)
-        batch = plan.take()
-        gone = {id(row) for row in batch.rows}
-        self._rows = [row for row in self._rows if id(row) not in gone]
-        self._hard -= sum(row.hard for row in batch.rows)
-        self._free_at, self._pace = now + batch.seconds, batch.seconds / len(batch.rows)
-        self._plan = plan if self._hard and len(self._rows) <= _AHEAD else None
-        rows = tuple((row.request, row.place) for row in batch.rows)
-        return Batch(batch.size, rows, batch.tokens, batch.seconds)
+        batch = plan.pop_first()
+        gone = {id(row) for row in batch.texts}
+        self._queue = [row for row in self._queue if id(row) not in gone]
+        self._num_with_deadline -= sum(row.has_deadline for row in batch.texts)
+        self._busy_until, self._seconds_per_text = now + batch.seconds, batch.seconds / len(batch.texts)
+        self._plan = plan if self._num_with_deadline and len(self._queue) <= _MAX_PLANNED_TEXTS else None
+        rows = tuple((row.request_id, row.index) for row in batch.texts)
+        return ScheduledBatch(batch.variant, rows, batch.tokens, batch.seconds)
 
-    def done(self) -> None:
+    def complete_batch(self) -> None:
         """The batch that was running is finished."""
-        self._free_at = None
+        self._busy_until = None
 
-    def cancel(self, request: int) -> int:
+    def cancel(self, request_id: int) -> int:
         """Nobody waits for this request any more. Returns how many of its texts had not begun."""
-        before = len(self._rows)
-        self._rows = [row for row in self._rows if row.request != request]
-        self._hard, self._plan = sum(row.hard for row in self._rows), None
-        return before - len(self._rows)
+        before = len(self._queue)
+        self._queue = [row for row in self._queue if row.request_id != request_id]
+        self._num_with_deadline, self._plan = sum(row.has_deadline for row in self._queue), None
+        return before - len(self._queue)
 
     def expire(self, now: float) -> list[int]:
         """Take out the requests that can no longer be answered in time, and say which they were."""
-        if not self._hard:
+        if not self._num_with_deadline:
             return []
         late = {
-            row.request: None
-            for row in self._rows
-            if row.hard and now + self._line(row.choices[-1]).at(row.tokens) > row.deadline
+            row.request_id: None
+            for row in self._queue
+            if row.has_deadline and now + self._latency_of(row.variants_by_level[-1]).seconds(row.tokens) > row.deadline
         }
         for request in late:
             self.cancel(request)
         return list(late)
 
-    def _choices(self, sizes: tuple[str, ...]) -> Choices:
+    def _variants_by_level(self, variants: tuple[str, ...]) -> VariantsByLevel:
         """The size that a request runs at, by level: the best that it allows and the level has, else its cheapest."""
-        if len(sizes) == 1:
-            return sizes * len(self._ladder)
+        if len(variants) == 1:
+            return variants * len(self._variants)
         return tuple(
-            next((name for name in sizes if self._rank[name] >= level), sizes[-1]) for level in range(len(self._ladder))
+            next((name for name in variants if self._rank[name] >= level), variants[-1])
+            for level in range(len(self._variants))
         )
 
-    def _waiting(self, request: Request, choices: Choices) -> list[Waiting]:
-        rules, hard = self._rules, request.deadline is not None
+    def _queued_texts(self, request: SchedulingRequest, variants_by_level: VariantsByLevel) -> list[QueuedText]:
+        rules, hard = self._config, request.deadline is not None
         time = rules.slo if request.deadline is None else request.deadline - request.arrival
-        shares = (rules.planned, rules.taken, rules.comfortable)
+        shares = (rules.planned_fraction, rules.admission_fraction, rules.downgrade_fraction)
         due, soon, comfort = (request.arrival + share * time for share in shares)
         deadline = inf if request.deadline is None else request.deadline
-        first, self._order = self._order, self._order + len(request.lengths)
+        first, self._next_order = self._next_order, self._next_order + len(request.lengths)
         return [
-            Waiting(due, soon, first + place, request.id, place, tokens, choices, hard, comfort, deadline)
+            QueuedText(due, soon, first + place, request.id, place, tokens, variants_by_level, hard, comfort, deadline)
             for place, tokens in enumerate(request.lengths)
         ]
 
-    def _plan_in(self, fresh: Sequence[Waiting], now: float) -> Refusal | None:
+    def _admit_to_plan(self, new_texts: Sequence[QueuedText], now: float) -> Refusal | None:
         """Put new texts into the plan, or say why somebody would be answered late."""
-        start, due_last = self._free_from(now), not self._rows or fresh[0].due >= self._rows[-1].due
-        if due_last and len(self._rows) >= _AHEAD:  # too many to plan, and nobody is behind these
-            end = start + self._pace * (len(self._rows) + len(fresh))
-            if fresh[0].hard and end > fresh[0].soon:
-                return self._refusal(fresh, now, excess=end - fresh[0].soon)
+        start, due_last = (
+            self._next_free_time(now),
+            not self._queue or new_texts[0].planned_deadline >= self._queue[-1].planned_deadline,
+        )
+        if due_last and len(self._queue) >= _MAX_PLANNED_TEXTS:  # too many to plan, and nobody is behind these
+            end = start + self._seconds_per_text * (len(self._queue) + len(new_texts))
+            if new_texts[0].has_deadline and end > new_texts[0].admission_deadline:
+                return self._refusal(new_texts, now, late_by=end - new_texts[0].admission_deadline)
             self._plan = None
             return None
-        if self._plan is None or not self._rows:  # an empty plan may be of older speeds
-            self._plan = self._planned(self._rows, self._cheapest, start=start)
+        if self._plan is None or not self._queue:  # an empty plan may be of older speeds
+            self._plan = self._make_plan(self._queue, self._lowest_level, start=start)
         plan = self._plan
         plan.start = start
         late = max(0.0, plan.lateness()[0])  # a hiccup may have come between
-        if due_last and len(self._rows) + len(fresh) <= _AHEAD:
-            grown = plan.grown(fresh)
-            if grown is None and plan.level != self._cheapest:
-                cheaper = self._planned(self._rows, self._cheapest, start=start)
-                grown = cheaper.grown(fresh) if cheaper.lateness()[0] <= late else None
+        if due_last and len(self._queue) + len(new_texts) <= _MAX_PLANNED_TEXTS:
+            grown = plan.extended(new_texts)
+            if grown is None and plan.level != self._lowest_level:
+                cheaper = self._make_plan(self._queue, self._lowest_level, start=start)
+                grown = cheaper.extended(new_texts) if cheaper.lateness()[0] <= late else None
             if grown is None:
-                return self._refusal(fresh, now, excess=plan.end + self._alone(fresh) - fresh[0].due)
+                return self._refusal(
+                    new_texts, now, late_by=plan.end + self._seconds_alone(new_texts) - new_texts[0].planned_deadline
+                )
             self._plan = grown
             return None
-        together = sorted([*self._rows, *fresh])
-        plan, behind = self._planned(together, self._cheapest, start=start), together[_AHEAD:]
+        together = sorted([*self._queue, *new_texts])
+        plan, behind = self._make_plan(together, self._lowest_level, start=start), together[_MAX_PLANNED_TEXTS:]
         excess = plan.lateness(behind)[0]
         if excess > late:
-            return self._refusal(fresh, now, excess=excess)
+            return self._refusal(new_texts, now, late_by=excess)
         self._plan = None if behind else plan
         return None
 
-    def _refusal(self, fresh: Sequence[Waiting], now: float, *, excess: float) -> Refusal:
-        need = self._alone(fresh)
-        if not fresh[0].hard:
-            return Refusal("others that must be answered in time would be late", max(excess, need))
-        if now + need > fresh[0].due:
+    def _refusal(self, new_texts: Sequence[QueuedText], now: float, *, late_by: float) -> Refusal:
+        need = self._seconds_alone(new_texts)
+        if not new_texts[0].has_deadline:
+            return Refusal("others that must be answered in time would be late", max(late_by, need))
+        if now + need > new_texts[0].planned_deadline:
             shown = f"would take about {1000 * need:.0f} ms even if nothing else were waiting"
-            return Refusal(shown, now + need - fresh[0].due)
-        return Refusal("cannot be answered in time behind what is waiting", max(excess, need))
+            return Refusal(shown, now + need - new_texts[0].planned_deadline)
+        return Refusal("cannot be answered in time behind what is waiting", max(late_by, need))
 
-    def _alone(self, fresh: Sequence[Waiting]) -> float:
+    def _seconds_alone(self, new_texts: Sequence[QueuedText]) -> float:
         """Seconds for these if nothing else ran."""
-        return self._planned(fresh, self._cheapest, start=0.0).end * max(1.0, len(fresh) / _AHEAD)
+        return self._make_plan(new_texts, self._lowest_level, start=0.0).end * max(
+            1.0, len(new_texts) / _MAX_PLANNED_TEXTS
+        )
 
-    def _best_plan(self, now: float) -> Plan:
+    def _best_plan(self, now: float) -> BatchPlan:
         """The best level, not above that of the load, at which everybody is answered comfortably; else just in time."""
-        if not self._hard:
-            return self._planned(self._rows[:_AT_ONCE], self._level.value, start=now)
-        behind, in_time = self._rows[_AHEAD:], None
-        for level in range(self._level.value, self._cheapest + 1):
-            plan = self._planned(self._rows, level, start=now)
+        if not self._num_with_deadline:
+            return self._make_plan(self._queue[:_MAX_TEXTS_WITHOUT_DEADLINE], self._level.index, start=now)
+        behind, in_time = self._queue[_MAX_PLANNED_TEXTS:], None
+        for level in range(self._level.index, self._lowest_level + 1):
+            plan = self._make_plan(self._queue, level, start=now)
             late, uncomfortable = plan.lateness(behind)
             if uncomfortable <= 0:
                 return plan
@@ -293,42 +303,46 @@ class Scheduler:
             in_time = self._plan if self._plan.lateness()[0] <= 0 else None
         return in_time or plan
 
-    def _planned(self, rows: Sequence[Waiting], level: int, *, start: float) -> Plan:
+    def _make_plan(self, texts: Sequence[QueuedText], level: int, *, start: float) -> BatchPlan:
         """A plan of the first of the rows."""
-        hurry = self._hard or (rows and rows[0].hard)
-        longest = self._rules.batch_share * self._rules.slo if hurry else inf
-        plan = Plan(level, start, self._line, max_tokens=self._rules.max_batch_tokens, max_seconds=longest)
-        for row in rows[:_AHEAD]:
-            plan.add(row, late=True)
+        hurry = self._num_with_deadline or (texts and texts[0].has_deadline)
+        longest = self._config.max_batch_fraction * self._config.slo if hurry else inf
+        plan = BatchPlan(
+            level, start, self._latency_of, max_batch_tokens=self._config.max_batch_tokens, max_batch_seconds=longest
+        )
+        for row in texts[:_MAX_PLANNED_TEXTS]:
+            plan.add(row, allow_late=True)
         return plan
 
-    def _free_from(self, now: float) -> float:
+    def _next_free_time(self, now: float) -> float:
         """When the compute is free; a batch that takes longer than planned is taken to end any moment."""
-        return now if self._free_at is None else max(now, self._free_at)
+        return now if self._busy_until is None else max(now, self._busy_until)
 
-    def _follow(self, now: float) -> None:
+    def _update_level(self, now: float) -> None:
         """Let the level follow the load."""
-        if not self._rules.adaptive or len(self._ladder) == 1:
+        if not self._config.adaptive or len(self._variants) == 1:
             return
-        level, rules = self._level, self._rules
-        if self._utilisation(level.value, now) > rules.down and level.value < len(self._ladder) - 1:
-            lower = range(level.value + 1, len(self._ladder))
-            fitting = (one for one in lower if self._utilisation(one, now) <= rules.down)
-            if level.raised_at is not None and now - level.raised_at < rules.patience * level.backoff:
+        level, rules = self._level, self._config
+        if self._utilization(level.index, now) > rules.downgrade_utilization and level.index < len(self._variants) - 1:
+            lower = range(level.index + 1, len(self._variants))
+            fitting = (one for one in lower if self._utilization(one, now) <= rules.downgrade_utilization)
+            if level.raised_at is not None and now - level.raised_at < rules.upgrade_delay * level.backoff:
                 level.backoff = min(16, 2 * level.backoff)
-            level.value, level.room_since = next(fitting, lower[-1]), None
+            level.index, level.headroom_since = next(fitting, lower[-1]), None
             level.changes += 1
-        elif level.value > 0 and self._utilisation(level.value - 1, now) < rules.up:
-            if level.room_since is None:
-                level.room_since = now
-            elif now - level.room_since >= rules.patience * level.backoff:
-                level.value, level.room_since, level.raised_at = level.value - 1, None, now
+        elif level.index > 0 and self._utilization(level.index - 1, now) < rules.upgrade_utilization:
+            if level.headroom_since is None:
+                level.headroom_since = now
+            elif now - level.headroom_since >= rules.upgrade_delay * level.backoff:
+                level.index, level.headroom_since, level.raised_at = level.index - 1, None, now
                 level.changes += 1
         else:
-            level.room_since = None
-            if level.raised_at is not None and now - level.raised_at > 4 * rules.patience * level.backoff:
+            level.headroom_since = None
+            if level.raised_at is not None and now - level.raised_at > 4 * rules.upgrade_delay * level.backoff:
                 level.backoff = max(1, level.backoff // 2)
                 level.raised_at = now
 
-    def _utilisation(self, level: int, now: float) -> float:
-        return self._load.utilisation(level, self._line, batch=self._rules.batch_share * self._rules.slo, now=now)
+    def _utilization(self, level: int, now: float) -> float:
+        return self._load.utilization(
+            level, self._latency_of, batch_seconds=self._config.max_batch_fraction * self._config.slo, now=now
+        )

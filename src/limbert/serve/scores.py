@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 from limbert.data.tasks import Task
 from limbert.errors import UnsupportedModelError
-from limbert.serve.errors import Fault
+from limbert.serve.errors import ApiError
 
-Function = Callable[[Sequence[float]], list[float]]
+ScoreFunction = Callable[[Sequence[float]], list[float]]
 
 
 def softmax(logits: Sequence[float]) -> list[float]:
@@ -23,27 +23,33 @@ def sigmoid(logits: Sequence[float]) -> list[float]:
     return [1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value)) for value in logits]
 
 
-def unchanged(logits: Sequence[float]) -> list[float]:
+def identity(logits: Sequence[float]) -> list[float]:
     """The outputs as they are."""
     return list(logits)
 
 
-FUNCTIONS: dict[str, Function] = {"softmax": softmax, "sigmoid": sigmoid, "none": unchanged}
-_OF_KIND: dict[str, Function] = {"classification": softmax, "multi-label": sigmoid, "regression": unchanged}
+SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"softmax": softmax, "sigmoid": sigmoid, "none": identity}
+_SCORE_FUNCTION_BY_TASK_TYPE: dict[str, ScoreFunction] = {
+    "classification": softmax,
+    "multi-label": sigmoid,
+    "regression": identity,
+}
 
 
-def function_of(task: Task) -> Function:
+def score_function(task: Task) -> ScoreFunction:
     """What makes scores of this task's outputs.
 
     Raises:
         UnsupportedModelError: for a task whose answers are no scores of whole texts.
     """
-    if task.kind not in _OF_KIND:
-        raise UnsupportedModelError(f"task is {task.kind}; the server answers {', '.join(_OF_KIND)}")
-    return _OF_KIND[task.kind]
+    if task.task_type not in _SCORE_FUNCTION_BY_TASK_TYPE:
+        raise UnsupportedModelError(
+            f"task is {task.task_type}; the server answers {', '.join(_SCORE_FUNCTION_BY_TASK_TYPE)}"
+        )
+    return _SCORE_FUNCTION_BY_TASK_TYPE[task.task_type]
 
 
-def labels_of(task: Task) -> tuple[str, ...]:
+def label_names(task: Task) -> tuple[str, ...]:
     """A name for each output; a regression's one is called as Transformers calls it."""
     return task.labels or ("LABEL_0",)
 
@@ -55,11 +61,11 @@ def check_finite(logits: Sequence[float]) -> None:
         Fault: 424.
     """
     if not all(map(math.isfinite, logits)):
-        raise Fault(424, "the model's outputs for this text are not finite")
+        raise ApiError(424, "the model's outputs for this text are not finite")
 
 
-def ranked(
-    logits: Sequence[float], labels: Sequence[str], function: Function, *, top: int | None = None
+def ranked_scores(
+    logits: Sequence[float], labels: Sequence[str], function: ScoreFunction, *, top_k: int | None = None
 ) -> list[dict[str, str | float]]:
     """``{"label", "score"}`` of each output, highest score first, at most ``top`` of them.
 
@@ -68,4 +74,4 @@ def ranked(
     """
     check_finite(logits)
     pairs = sorted(zip(function(logits), labels, strict=True), key=lambda pair: -pair[0])
-    return [{"label": label, "score": score} for score, label in pairs[:top]]
+    return [{"label": label, "score": score} for score, label in pairs[:top_k]]

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from limbert.serve.errors import BadRequest
-from limbert.serve.variants import Menu, Size
+from limbert.serve.errors import InvalidRequestError
+from limbert.serve.variants import ModelVariants, Variant
 
 
 @dataclass(frozen=True)
-class Wish:
+class RequestOptions:
     """What one request may cost; all None: the server's own policy decides.
 
     Attributes:
@@ -30,11 +30,13 @@ class Wish:
 
     def __post_init__(self) -> None:
         if self.subnet is not None and self.policy is not None:
-            raise BadRequest(f"subnet {self.subnet!r} and policy {self.policy!r} contradict each other; give one")
+            raise InvalidRequestError(
+                f"subnet {self.subnet!r} and policy {self.policy!r} contradict each other; give one"
+            )
         if self.latency_budget is not None and not 0 < self.latency_budget < math.inf:
-            raise BadRequest(f"latency_budget_ms is {1000 * self.latency_budget:g}; it must be more than 0")
+            raise InvalidRequestError(f"latency_budget_ms is {1000 * self.latency_budget:g}; it must be more than 0")
         if self.min_quality is not None and not math.isfinite(self.min_quality):
-            raise BadRequest(f"min_quality is {self.min_quality}; it must be a finite number")
+            raise InvalidRequestError(f"min_quality is {self.min_quality}; it must be a finite number")
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
@@ -43,35 +45,35 @@ class Wish:
         Raises:
             BadRequest: for a value of another type, a number out of range, or a contradiction.
         """
-        budget = _number(parameters, "latency_budget_ms")
+        budget = _read_number(parameters, "latency_budget_ms")
         return cls(
-            subnet=_name(parameters, "subnet"),
-            policy=_name(parameters, "policy"),
+            subnet=_read_name(parameters, "subnet"),
+            policy=_read_name(parameters, "policy"),
             latency_budget=None if budget is None else budget / 1000,
-            min_quality=_number(parameters, "min_quality"),
+            min_quality=_read_number(parameters, "min_quality"),
         )
 
 
-def _name(parameters: Mapping[str, Any], key: str) -> str | None:
+def _read_name(parameters: Mapping[str, Any], key: str) -> str | None:
     value = parameters.get(key)
     if value is None or (isinstance(value, str) and value):
         return value
-    raise BadRequest(f"{key} is {value!r}; it must be a name")
+    raise InvalidRequestError(f"{key} is {value!r}; it must be a name")
 
 
-def _number(parameters: Mapping[str, Any], key: str) -> float | None:
+def _read_number(parameters: Mapping[str, Any], key: str) -> float | None:
     value = parameters.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadRequest(f"{key} is {value!r}; it must be a number")
+        raise InvalidRequestError(f"{key} is {value!r}; it must be a number")
     try:
         return float(value)
     except OverflowError:
-        raise BadRequest(f"{key} has {len(str(value))} digits; it must be a finite number") from None
+        raise InvalidRequestError(f"{key} has {len(str(value))} digits; it must be a finite number") from None
 
 
-class Offer:
+class VariantSelector:
     """What a server gives to whom.
 
     With ``adaptive`` every request may run at any size of the front and has the SLO as its deadline, or its own budget
@@ -86,64 +88,74 @@ class Offer:
         seconds: what a size takes here.
     """
 
-    def __init__(self, menu: Menu, *, policy: str, slo: float, seconds: Callable[[Size], float]) -> None:
-        self._menu, self._slo, self._policy = menu, slo, policy
-        self._seconds = seconds
-        front = menu.front(seconds)
+    def __init__(
+        self, variants: ModelVariants, *, policy: str, slo: float, latency_of: Callable[[Variant], float]
+    ) -> None:
+        self._variants, self._slo, self._policy = variants, slo, policy
+        self._latency_of = latency_of
+        front = variants.pareto_front(latency_of)
         self.adaptive = policy == "adaptive"
-        fixed = menu.full if self.adaptive else menu.find(policy)
+        fixed = variants.full if self.adaptive else variants.find(policy)
         assert fixed is not None
-        below = tuple(size for size in front if size != fixed and seconds(size) < seconds(fixed))
+        below = tuple(size for size in front if size != fixed and latency_of(size) < latency_of(fixed))
         #: sizes that levels go through, best first
-        self.ladder: tuple[Size, ...] = front if self.adaptive else (fixed, *below)
+        self.ranked_variants: tuple[Variant, ...] = front if self.adaptive else (fixed, *below)
 
-    def sizes_for(self, wish: Wish) -> tuple[tuple[str, ...], float | None]:
+    def select(self, options: RequestOptions) -> tuple[tuple[str, ...], float | None]:
         """Names of the sizes that may answer, best first, and the seconds from arrival to answer (None: no deadline).
 
         Raises:
             BadRequest: for a size or quality that there is not.
         """
-        budget = wish.latency_budget
+        budget = options.latency_budget
         if budget is None and self.adaptive:
             budget = self._slo
-        named = self._named(wish)
+        named = self._requested_variant(options)
         if named is not None:
-            self._check_quality(named, wish.min_quality)
+            self._check_quality(named, options.min_quality)
             return (named.name,), budget
-        allowed = self.ladder if self.adaptive or wish.latency_budget is not None else self.ladder[:1]
-        if wish.min_quality is not None:
-            allowed = tuple(size for size in allowed if self._reaches(size, wish.min_quality))
+        allowed = (
+            self.ranked_variants if self.adaptive or options.latency_budget is not None else self.ranked_variants[:1]
+        )
+        if options.min_quality is not None:
+            allowed = tuple(size for size in allowed if self._reaches_quality(size, options.min_quality))
             if not allowed:
-                allowed = (self._cheapest(wish.min_quality),)
+                allowed = (self._fastest_variant(options.min_quality),)
         return tuple(size.name for size in allowed), budget
 
-    def _named(self, wish: Wish) -> Size | None:
+    def _requested_variant(self, options: RequestOptions) -> Variant | None:
         """The size that a wish names; None where it names none, or the server's own policy."""
-        if wish.subnet is None and (wish.policy is None or wish.policy == self._policy == "adaptive"):
+        if options.subnet is None and (options.policy is None or options.policy == self._policy == "adaptive"):
             return None
-        kind, name = ("subnet", wish.subnet) if wish.subnet is not None else ("policy", wish.policy)
+        kind, name = ("subnet", options.subnet) if options.subnet is not None else ("policy", options.policy)
         assert name is not None
-        size = self._menu.find(name)
+        size = self._variants.find(name)
         if size is None or (kind == "subnet" and size.kind != "subnet"):
-            known = [one.name for one in self._menu.sizes if kind == "policy" or one.kind == "subnet"]
-            raise BadRequest(f"no {kind} {name!r}; there are {', '.join(known)}")
+            known = [one.name for one in self._variants.variants if kind == "policy" or one.kind == "subnet"]
+            raise InvalidRequestError(f"no {kind} {name!r}; there are {', '.join(known)}")
         return size
 
-    def _check_quality(self, size: Size, least: float | None) -> None:
-        if least is not None and not self._reaches(size, least):
-            quality = self._menu.comparable(size)
+    def _check_quality(self, variant: Variant, min_quality: float | None) -> None:
+        if min_quality is not None and not self._reaches_quality(variant, min_quality):
+            quality = self._variants.comparable_quality(variant)
             known = "was not measured" if quality is None else f"reaches {quality:.4g}"
-            raise BadRequest(f"{size.name} {known} ({size.metric}); min_quality {least:g} contradicts it")
+            raise InvalidRequestError(
+                f"{variant.name} {known} ({variant.metric}); min_quality {min_quality:g} contradicts it"
+            )
 
-    def _reaches(self, size: Size, least: float) -> bool:
-        quality = self._menu.comparable(size)
-        return quality is not None and quality >= least
+    def _reaches_quality(self, variant: Variant, min_quality: float) -> bool:
+        quality = self._variants.comparable_quality(variant)
+        return quality is not None and quality >= min_quality
 
-    def _cheapest(self, least: float) -> Size:
+    def _fastest_variant(self, min_quality: float) -> Variant:
         """The quickest size that reaches a quality."""
-        reaching = [size for size in self._menu.sizes if self._reaches(size, least)]
+        reaching = [size for size in self._variants.variants if self._reaches_quality(size, min_quality)]
         if not reaching:
-            known = [value for size in self._menu.sizes if (value := self._menu.comparable(size)) is not None]
+            known = [
+                value
+                for size in self._variants.variants
+                if (value := self._variants.comparable_quality(size)) is not None
+            ]
             best = f"the best reaches {max(known):.4g}" if known else "none was measured"
-            raise BadRequest(f"min_quality is {least:g} ({self._menu.full.metric}); {best}")
-        return min(reaching, key=self._seconds)
+            raise InvalidRequestError(f"min_quality is {min_quality:g} ({self._variants.full.metric}); {best}")
+        return min(reaching, key=self._latency_of)

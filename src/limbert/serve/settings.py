@@ -2,32 +2,34 @@
 
 from dataclasses import dataclass
 
-from limbert.core.config import Precision, require, setting
+from limbert.core.config import Precision, config_field, require
 
 
 @dataclass(frozen=True)
 class ServeSettings:
     """Where the server listens, what it may cost to answer, and how much may wait."""
 
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
-    port: int = setting(8080, "port to listen on; 0 takes a free one")
-    slo: float = setting(0.05, "time to answer within, such as 50ms; adaptive holds it at the 99th percentile")
-    policy: str = setting(
+    host: str = config_field("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
+    port: int = config_field(8080, "port to listen on; 0 takes a free one")
+    slo: float = config_field(0.05, "time to answer within, such as 50ms; adaptive holds it at the 99th percentile")
+    policy: str = config_field(
         "adaptive", "adaptive, static:WIDTHxDEPTH, or an operating point such as balanced: what answers by default"
     )
-    max_batch_tokens: int = setting(2048, "tokens a batch at most, padding included")
-    max_queue: int = setting(1024, "texts that may wait; more are refused with 429")
-    max_texts: int = setting(512, "texts a request at most")
-    max_body: int = setting(2_000_000, "bytes of a request's body at most")
-    body_timeout: float = setting(10.0, "seconds that a client has for sending a body")
-    max_length: int | None = setting(None, "longest input in tokens (default: as in training)")
-    api_key: str | None = setting(None, "key that requests must bring (default: none is needed)")
-    workers: int = setting(1, "processes behind the port, each with its own model and a share of the threads")
-    threads: int | None = setting(None, "CPU threads of a process's model (default: all cores but one, shared out)")
-    device: str = setting("auto", "auto (a GPU, where torch finds one), cpu, cuda or cuda:1: where the model runs")
-    precision: Precision = setting("fp32", "fp32, or bf16 autocast")
-    name: str | None = setting(None, "model id in URLs (default: the name of the run's folder)")
-    drain: float = setting(30.0, "seconds that requests under way get to finish when the server is told to end")
+    max_batch_tokens: int = config_field(2048, "tokens a batch at most, padding included")
+    max_queue: int = config_field(1024, "texts that may wait; more are refused with 429")
+    max_texts: int = config_field(512, "texts a request at most")
+    max_body: int = config_field(2_000_000, "bytes of a request's body at most")
+    body_timeout: float = config_field(10.0, "seconds that a client has for sending a body")
+    max_length: int | None = config_field(None, "longest input in tokens (default: as in training)")
+    api_key: str | None = config_field(None, "key that requests must bring (default: none is needed)")
+    workers: int = config_field(1, "processes behind the port, each with its own model and a share of the threads")
+    threads: int | None = config_field(
+        None, "CPU threads of a process's model (default: all cores but one, shared out)"
+    )
+    device: str = config_field("auto", "auto (a GPU, where torch finds one), cpu, cuda or cuda:1: where the model runs")
+    precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
+    name: str | None = config_field(None, "model id in URLs (default: the name of the run's folder)")
+    drain: float = config_field(30.0, "seconds that requests under way get to finish when the server is told to end")
 
     def __post_init__(self) -> None:
         require(bool(self.host), "host", self.host, "an address")

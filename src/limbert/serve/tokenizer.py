@@ -10,13 +10,13 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from limbert.errors import ConfigError
-from limbert.serve.errors import BadRequest
+from limbert.serve.errors import InvalidRequestError
 
-Text = tuple[str, str | None]  # a text and its pair
+TextInput = tuple[str, str | None]  # a text and its pair
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class TokenizedText:
     """One text, or pair of texts, as the model takes it.
 
     Attributes:
@@ -25,12 +25,12 @@ class Encoded:
         truncated: whether something was cut.
     """
 
-    ids: np.ndarray
-    types: np.ndarray | None
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray | None
     truncated: bool
 
 
-class Encoder:
+class FastTokenizer:
     """The run's tokenizer without the Python around it. Safe for many threads.
 
     Args:
@@ -41,18 +41,18 @@ class Encoder:
         ConfigError: if the tokenizer is another one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(f"tokenizer is {type(tokenizer).__name__}; it must be a fast one (with a tokenizer.json)")
         if tokenizer.pad_token_id is None:
             raise ConfigError(f"padding token of {type(tokenizer).__name__} is not set; it must be, to form batches")
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
-        self._backend.enable_truncation(max_tokens, strategy="longest_first", direction=tokenizer.truncation_side)
-        self.typed = "token_type_ids" in tokenizer.model_input_names
-        self.pad_id, self.pad_type = int(tokenizer.pad_token_id), int(tokenizer.pad_token_type_id)
+        self._backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
+        self.uses_token_types = "token_type_ids" in tokenizer.model_input_names
+        self.pad_token_id, self.pad_token_type_id = int(tokenizer.pad_token_id), int(tokenizer.pad_token_type_id)
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoded]:
+    def tokenize(self, texts: Sequence[TextInput]) -> list[TokenizedText]:
         """Tokenise, in order.
 
         Raises:
@@ -62,18 +62,18 @@ class Encoder:
         try:
             encodings = self._backend.encode_batch_fast(inputs)
         except (UnicodeEncodeError, TypeError) as error:
-            raise BadRequest("a text holds characters that are no Unicode") from error
+            raise InvalidRequestError("a text holds characters that are no Unicode") from error
         return [
-            Encoded(
+            TokenizedText(
                 np.array(one.ids, dtype=np.int64),
-                np.array(one.type_ids, dtype=np.int64) if self.typed else None,
+                np.array(one.type_ids, dtype=np.int64) if self.uses_token_types else None,
                 bool(one.overflowing),
             )
             for one in encodings
         ]
 
 
-class Threads:
+class WorkerThreads:
     """A few threads that work off calls in the order of their coming.
 
     Args:
@@ -81,15 +81,16 @@ class Threads:
         name: of the threads, for debuggers.
     """
 
-    def __init__(self, count: int, *, name: str) -> None:
+    def __init__(self, num_threads: int, *, name: str) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True) for number in range(count)
+            threading.Thread(target=self._run_loop, name=f"{name}-{number}", daemon=True)
+            for number in range(num_threads)
         ]
         for thread in self._threads:
             thread.start()
 
-    def call(self, function: Callable[[], None]) -> None:
+    def submit(self, function: Callable[[], None]) -> None:
         """Have a function called; it must not raise."""
         self._calls.put(function)
 
@@ -100,6 +101,6 @@ class Threads:
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
+    def _run_loop(self) -> None:
         while (function := self._calls.get()) is not None:
             function()

@@ -8,24 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from limbert.core.config import TaskKind
+from limbert.core.config import TaskType
 from limbert.core.pareto import pareto_front
-from limbert.core.space import is_point, parse_point, point_name
+from limbert.core.space import is_width_depth_name, parse_width_depth, width_depth_name
 from limbert.data.tasks import Task
 from limbert.errors import LimbertError
 from limbert.evaluation.policies import POLICIES_NAME
 from limbert.evaluation.results import RESULTS_NAME, read_results
 from limbert.files import read_json_lines
-from limbert.inference.policy import Policy, operating_points, resolve
+from limbert.inference.policy import Policy, operating_points, resolve_policy
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 
-MENU_TOKENS = 32  # FLOPs of a size are stated for an input of this many tokens
-DataName = Literal["development", "validation"]
+FLOPS_SEQUENCE_LENGTH = 32  # FLOPs of a size are stated for an input of this many tokens
+EvalSplit = Literal["development", "validation"]
 
 
 @dataclass(frozen=True)
-class Size:
+class Variant:
     """One thing that the model can run as.
 
     Attributes:
@@ -43,22 +43,22 @@ class Size:
     policy: Policy
     quality: float | None
     metric: str
-    data: DataName | None
+    eval_split: EvalSplit | None
     flops: int
 
 
 @dataclass(frozen=True)
-class Menu:
+class ModelVariants:
     """All sizes of one model, those with the most FLOPs first."""
 
-    sizes: tuple[Size, ...]
-    by_name: Mapping[str, Size] = field(init=False, repr=False)
+    variants: tuple[Variant, ...]
+    by_name: Mapping[str, Variant] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "by_name", {size.name: size for size in self.sizes})
+        object.__setattr__(self, "by_name", {size.name: size for size in self.variants})
 
     @classmethod
-    def of(cls, run: str | Path, model: ElasticModel, *, task: Task) -> Self:
+    def from_run(cls, run_dir: str | Path, model: ElasticModel, *, task: Task) -> Self:
         """What a run's model can run as.
 
         Args:
@@ -69,91 +69,101 @@ class Menu:
         Raises:
             CheckpointError: if a file of the run is broken.
         """
-        reached = _development_qualities(Path(run), task)
+        reached = _development_qualities(Path(run_dir), task)
         cost, full = CostModel(model), model.full
-        most = cost.flops(full, MENU_TOKENS)
+        most = cost.flops(full, FLOPS_SEQUENCE_LENGTH)
         sizes = [
-            Size(name, "subnet", Policy(subnet=name), *_quality(reached, name, task), cost.flops(subnet, MENU_TOKENS))
-            for name, subnet in {**model.subnets(), **model.found()}.items()
+            Variant(
+                name,
+                "subnet",
+                Policy(subnet=name),
+                *_measured_quality(reached, name, task),
+                cost.flops(subnet, FLOPS_SEQUENCE_LENGTH),
+            )
+            for name, subnet in {**model.subnets(), **model.searched_subnets()}.items()
         ]
-        rows = _policy_rows(Path(run), task)
+        rows = _policy_results(Path(run_dir), task)
         for name, point in operating_points(model.record).items():
-            if not _fits(point.policy, model, kind=task.kind):
+            if not _can_run(point.policy, model, task_type=task.task_type):
                 continue
             value = next((value for settings, value in rows.get(name, ()) if settings == point.policy.to_dict()), None)
-            quality: tuple[float, str, DataName] = (
-                (point.value, point.metric, "validation") if value is None else (value, task.primary, "development")
+            quality: tuple[float, str, EvalSplit] = (
+                (point.value, point.metric, "validation")
+                if value is None
+                else (value, task.primary_metric, "development")
             )
-            sizes.append(Size(name, "policy", point.policy, *quality, round(point.flops * most)))
+            sizes.append(Variant(name, "policy", point.policy, *quality, round(point.flops_share * most)))
         return cls(tuple(sorted(sizes, key=lambda size: -size.flops)))
 
     @property
-    def full(self) -> Size:
+    def full(self) -> Variant:
         """The whole model, or what comes nearest."""
-        return max((size for size in self.sizes if size.kind == "subnet"), key=lambda size: size.flops)
+        return max((size for size in self.variants if size.kind == "subnet"), key=lambda size: size.flops)
 
     @property
-    def data(self) -> DataName | None:
+    def eval_split(self) -> EvalSplit | None:
         """What those qualities that are compared were measured on; None where none was measured."""
-        known = {size.data for size in self.sizes}
+        known = {size.eval_split for size in self.variants}
         return "development" if "development" in known else "validation" if "validation" in known else None
 
-    def find(self, name: str) -> Size | None:
+    def find(self, name: str) -> Variant | None:
         """The size of a name in any of its spellings: ``0.5x1.0`` and ``static:0.5x1`` are ``0.5x1``."""
         plain = name.removeprefix("static:")
-        if is_point(plain):
-            plain = point_name(*parse_point(plain))
+        if is_width_depth_name(plain):
+            plain = width_depth_name(*parse_width_depth(plain))
         return self.by_name.get(plain)
 
-    def comparable(self, size: Size) -> float | None:
+    def comparable_quality(self, variant: Variant) -> float | None:
         """The size's quality where it was measured on the data that counts here."""
-        return size.quality if size.data == self.data else None
+        return variant.quality if variant.eval_split == self.eval_split else None
 
-    def front(self, seconds: Callable[[Size], float]) -> tuple[Size, ...]:
+    def pareto_front(self, latency_of: Callable[[Variant], float]) -> tuple[Variant, ...]:
         """The sizes that nothing as quick beats, best first. Without measured qualities FLOPs stand for them.
 
         Args:
             seconds: what a size takes here.
         """
-        known = [size for size in self.sizes if self.comparable(size) is not None]
-        value: Callable[[Size], float] = lambda size: size.quality or 0.0  # noqa: E731 - both are one-liners
+        known = [size for size in self.variants if self.comparable_quality(size) is not None]
+        value: Callable[[Variant], float] = lambda size: size.quality or 0.0  # noqa: E731 - both are one-liners
         if not known:
-            known, value = [size for size in self.sizes if size.kind == "subnet"], lambda size: float(size.flops)
-        return tuple(reversed(pareto_front(known, cost=seconds, value=value)))
+            known, value = [size for size in self.variants if size.kind == "subnet"], lambda size: float(size.flops)
+        return tuple(reversed(pareto_front(known, cost=latency_of, value=value)))
 
 
-def _quality(reached: Mapping[str, float], name: str, task: Task) -> tuple[float | None, str, DataName | None]:
-    return reached.get(name), task.primary, "development" if name in reached else None
+def _measured_quality(
+    qualities: Mapping[str, float], name: str, task: Task
+) -> tuple[float | None, str, EvalSplit | None]:
+    return qualities.get(name), task.primary_metric, "development" if name in qualities else None
 
 
-def _development_qualities(run: Path, task: Task) -> dict[str, float]:
+def _development_qualities(run_dir: Path, task: Task) -> dict[str, float]:
     """The first metric by sub-network, from the run's results; empty where it has none."""
-    if not (run / RESULTS_NAME).is_file():
+    if not (run_dir / RESULTS_NAME).is_file():
         return {}
     return {
-        result.subnet: result.primary(task.primary)
-        for result in read_results(run)
-        if any(name.rpartition("/")[2] == task.primary for name in result.metrics)
+        result.subnet: result.mean_metric(task.primary_metric)
+        for result in read_results(run_dir)
+        if any(name.rpartition("/")[2] == task.primary_metric for name in result.metrics)
     }
 
 
-def _policy_rows(run: Path, task: Task) -> dict[str, list[tuple[object, float]]]:
+def _policy_results(run_dir: Path, task: Task) -> dict[str, list[tuple[object, float]]]:
     """What operating points reached on the development set, with their settings then, by name."""
-    path = run / POLICIES_NAME
+    path = run_dir / POLICIES_NAME
     found: dict[str, list[tuple[object, float]]] = {}
     if not path.is_file():
         return found
-    for row in read_json_lines(path, needs={"name": str, "data": str, "settings": dict, "metrics": dict}):
-        values = [value for name, value in row["metrics"].items() if name.rpartition("/")[2] == task.primary]
+    for row in read_json_lines(path, required_keys={"name": str, "data": str, "settings": dict, "metrics": dict}):
+        values = [value for name, value in row["metrics"].items() if name.rpartition("/")[2] == task.primary_metric]
         if row["data"] == "development" and values:
             found.setdefault(row["name"], []).append((row["settings"], sum(values) / len(values)))
     return found
 
 
-def _fits(policy: Policy, model: ElasticModel, *, kind: TaskKind) -> bool:
+def _can_run(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> bool:
     """Whether the model can still run a saved point: its gates may be gone since."""
     try:
-        resolve(policy, model, kind=kind)
+        resolve_policy(policy, model, task_type=task_type)
     except LimbertError:
         return False
     return True

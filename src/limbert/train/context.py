@@ -8,22 +8,22 @@ from typing import Any, Literal, Protocol
 from accelerate import Accelerator
 from torch import Tensor
 
-from limbert.core.config import AnyPhaseConfig, Precision, TaskKind
+from limbert.core.config import AnyPhaseConfig, Precision, TaskType
 from limbert.core.subnet import Subnet
-from limbert.data.task_registry import score
+from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
-from limbert.inference.predict import subnet_logits
-from limbert.method.importance import Piece
+from limbert.inference.predict import predict_subnet_logits
+from limbert.method.importance import WeightedMicroBatch
 from limbert.model.elastic import ElasticModel
-from limbert.model.outputs import stock_labels
-from limbert.train.distributed import Processes
-from limbert.train.progress import Monitor
-from limbert.train.run_folder import Workspace
+from limbert.model.outputs import label_inputs
+from limbert.train.distributed import DistributedContext
+from limbert.train.progress import TrainingCallback
+from limbert.train.run_folder import RunDirectory
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class TrainingContext:
     """What holds for all phases of a run.
 
     Attributes:
@@ -37,13 +37,13 @@ class Surroundings:
 
     accelerator: Accelerator
     seed: int
-    workspace: Workspace
+    run_dir: RunDirectory
     checkpoint_every: float
-    monitor: Monitor
+    callback: TrainingCallback
     should_stop: Callable[[], bool]
 
 
-class TrainingRows(Protocol):
+class TrainDataset(Protocol):
     """What a phase trains on: rows of a task, or sequences of a corpus."""
 
     def __len__(self) -> int: ...
@@ -54,23 +54,23 @@ class TrainingRows(Protocol):
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """A batch; every tensor has a row for each of them, so that processes can share it out."""
 
-    def ready(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def prepare_inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the network takes, and ``labels`` for its answers, of a batch or some rows of one."""
 
 
-def step_seed(seed: int, name: str, number: int) -> int:
+def step_seed(seed: int, name: str, step: int) -> int:
     """A seed of its own for every step of every phase."""
-    text = f"{seed} {name} {number}".encode()
+    text = f"{seed} {name} {step}".encode()
     value = 14695981039346656037  # FNV-1a: the same on every machine, unlike hash()
     for byte in text:
         value = (value ^ byte) * 1099511628211 % 2**64
     return value % 2**63
 
 
-Material = Literal["labels", "text"]
+Supervision = Literal["labels", "text"]
 
 
-class EncoderWork(Protocol):
+class PhaseSetup(Protocol):
     """What a phase that trains the encoder needs to know, whatever it learns from."""
 
     @property
@@ -82,30 +82,30 @@ class EncoderWork(Protocol):
         """Trained in place."""
 
     @property
-    def train(self) -> TrainingRows:
+    def train_dataset(self) -> TrainDataset:
         """What it learns from."""
 
     @property
-    def kind(self) -> TaskKind:
+    def task_type(self) -> TaskType:
         """What the model's outputs mean."""
 
     @property
-    def surroundings(self) -> Surroundings:
+    def context(self) -> TrainingContext:
         """Device, seed, workspace and monitor."""
 
     @property
-    def keeps_order(self) -> bool:
+    def is_rewired(self) -> bool:
         """Whether heads and neurons are in an order that was trained already, so that it must stay."""
 
-    def scoring_batches(self, batch_size: int) -> Iterator[Iterable[Piece]]:
+    def importance_batches(self, batch_size: int) -> Iterator[Iterable[WeightedMicroBatch]]:
         """Labelled batches kept back from training, each in pieces as large as a process trains on, on the device."""
 
-    def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
+    def validation_scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
         """How good sub-networks are on what was kept back, by name; higher is better."""
 
 
 @dataclass(frozen=True)
-class PhaseWork:
+class TaskPhaseSetup:
     """What one phase of a run works on.
 
     Attributes:
@@ -122,35 +122,40 @@ class PhaseWork:
     name: str
     model: ElasticModel
     task: Task
-    train: TokenizedExamples
-    validation: TokenizedExamples
+    train_dataset: TokenizedExamples
+    eval_dataset: TokenizedExamples
     precision: Precision
-    surroundings: Surroundings
-    keeps_order: bool = False
+    context: TrainingContext
+    is_rewired: bool = False
 
     @property
-    def kind(self) -> TaskKind:
+    def task_type(self) -> TaskType:
         """What the model's outputs mean."""
-        return self.task.kind
+        return self.task.task_type
 
-    def scoring_batches(self, batch_size: int) -> Iterator[Iterable[Piece]]:
+    def importance_batches(self, batch_size: int) -> Iterator[Iterable[WeightedMicroBatch]]:
         """Labelled batches of the validation slice, in pieces on the model's device, as stock networks take them."""
-        processes = Processes.of(self.surroundings.accelerator)
-        for indices in evaluation_batches(self.validation.lengths, batch_size=batch_size):
-            parts = processes.parts(self.validation.collate(indices))
-            yield ((self._as_stock(part), share.labels) for part, share in parts)
+        processes = DistributedContext.from_accelerator(self.context.accelerator)
+        for indices in evaluation_batches(self.eval_dataset.lengths, batch_size=batch_size):
+            parts = processes.all_shards(self.eval_dataset.collate(indices))
+            yield ((self._to_stock_batch(part), share.labels) for part, share in parts)
 
-    def _as_stock(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _to_stock_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """On the model's device, with labels by the names that a stock network knows."""
-        device = self.surroundings.accelerator.device
+        device = self.context.accelerator.device
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
-        return moved | stock_labels(moved.pop("labels"), kind=self.task.kind)
+        return moved | label_inputs(moved.pop("labels"), task_type=self.task.task_type)
 
-    def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
+    def validation_scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
         """The task's primary metric of sub-networks on the validation slice, by name."""
-        answers = subnet_logits(self.model, self.validation, subnets=subnets, batch_size=64, precision=self.precision)
-        primary = self.task.primary
-        return {name: score(self.task, logits, self.validation)[primary] for name, logits in answers.items()}
+        answers = predict_subnet_logits(
+            self.model, self.eval_dataset, subnets=subnets, batch_size=64, precision=self.precision
+        )
+        primary = self.task.primary_metric
+        return {
+            name: compute_task_metrics(self.task, logits, self.eval_dataset)[primary]
+            for name, logits in answers.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ class Phase(ABC):
 
     help: str
     defaults: Mapping[str, Any]
-    learns_from: frozenset[Material] = frozenset({"labels"})
+    supervision: frozenset[Supervision] = frozenset({"labels"})
 
     @property
     @abstractmethod
@@ -177,7 +182,7 @@ class Phase(ABC):
         return None
 
     @abstractmethod
-    def train(self, work: Any, config: Any) -> None:
+    def train(self, setup: Any, config: Any) -> None:
         """Train ``work.model`` in place, from the phase's saved state if there is one.
 
         Args:
@@ -185,6 +190,6 @@ class Phase(ABC):
             config: of the phase's ``config_class``.
 
         Raises:
-            Stopped: when asked to stop, after saving the state.
+            TrainingInterrupted: when asked to stop, after saving the state.
             StorageError: if a state cannot be saved.
         """

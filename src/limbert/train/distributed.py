@@ -17,16 +17,18 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
-from limbert.core.task_types import IGNORED
+from limbert.core.task_types import IGNORE_INDEX
 from limbert.errors import ConfigError, ProcessError
 
 Value = TypeVar("Value")
 
-LONGEST_WAIT = timedelta(hours=6)  # for a main process that prepares something alone; launchers notice dead ones sooner
+COLLECTIVE_TIMEOUT = timedelta(
+    hours=6
+)  # for a main process that prepares something alone; launchers notice dead ones sooner
 
 
 @dataclass(frozen=True)
-class Share:
+class LossScale:
     """How much of a step's batch one process has. Its mean losses times this add up to the means over the whole batch.
 
     Attributes:
@@ -37,17 +39,17 @@ class Share:
         batch_rows: rows of the whole batch.
     """
 
-    rows: float = 1.0
+    examples: float = 1.0
     tokens: float = 1.0
     labels: float = 1.0
-    batch_rows: int = 0
+    global_batch_size: int = 0
 
 
-WHOLE = Share()
+NO_LOSS_SCALE = LossScale()
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistributedContext:
     """Those that train together; by default the one alone, for which nothing here costs anything.
 
     Methods that say *together* must be called by all processes, in the same order.
@@ -58,21 +60,21 @@ class Processes:
         here: this one's number on its own machine.
     """
 
-    count: int = 1
+    world_size: int = 1
     rank: int = 0
-    here: int = 0
+    local_rank: int = 0
 
     @classmethod
-    def of(cls, accelerator: Accelerator | PartialState) -> Self:
+    def from_accelerator(cls, accelerator: Accelerator | PartialState) -> Self:
         """Those that accelerate knows of."""
         return cls(accelerator.num_processes, accelerator.process_index, max(0, accelerator.local_process_index))
 
     @property
-    def is_main(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the one that writes."""
         return self.rank == 0
 
-    def part(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Share]:
+    def shard_batch(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], LossScale]:
         """This process's rows of a batch that every process has.
 
         Every n-th row is taken, n being their count, since the rows of a batch are sorted by length. A process for
@@ -82,28 +84,28 @@ class Processes:
             batch: as `TokenizedExamples.collate` gives it, on the CPU.
         """
         rows = len(batch["attention_mask"])
-        if self.count == 1:
-            return batch, Share(labels=float(_labels(batch) > 0), batch_rows=rows)
-        mine = slice(self.rank, None, self.count) if self.rank < rows else slice(0, 1)
+        if self.world_size == 1:
+            return batch, LossScale(labels=float(_count_labels(batch) > 0), global_batch_size=rows)
+        mine = slice(self.rank, None, self.world_size) if self.rank < rows else slice(0, 1)
         part = {name: tensor[mine] for name, tensor in batch.items()}
         if self.rank >= rows:
-            return part, Share(0.0, 0.0, 0.0, batch_rows=rows)
+            return part, LossScale(0.0, 0.0, 0.0, global_batch_size=rows)
         of_rows, of_tokens, of_labels = (
-            counted(part) / max(1, counted(batch)) for counted in (_rows, _tokens, _labels)
+            counted(part) / max(1, counted(batch)) for counted in (_count_examples, _count_tokens, _count_labels)
         )
-        return part, Share(of_rows, of_tokens, of_labels, batch_rows=rows)
+        return part, LossScale(of_rows, of_tokens, of_labels, global_batch_size=rows)
 
-    def parts(self, batch: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], Share]]:
+    def all_shards(self, batch: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], LossScale]]:
         """The parts of a batch that the processes would have, for one that goes through the whole batch alone.
 
         Parts without a label that counts are left out: the mean over none is no number.
         """
-        for rank in range(self.count):
-            part, share = replace(self, rank=rank).part(batch)
+        for rank in range(self.world_size):
+            part, share = replace(self, rank=rank).shard_batch(batch)
             if share.labels:
                 yield {name: tensor.contiguous() for name, tensor in part.items()}, share  # stock losses view them
 
-    def add_up(self, parameters: Sequence[nn.Parameter], *, also: Tensor) -> Tensor:
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], *, extra: Tensor) -> Tensor:
         """Replace every parameter's gradient by its sum over all processes, together, in one exchange.
 
         All gradients travel in one buffer in the order of the parameters, one that is not there as zeros; afterwards
@@ -119,45 +121,45 @@ class Processes:
         Raises:
             ProcessError: if another process has ended.
         """
-        if self.count == 1:
-            return also
+        if self.world_size == 1:
+            return extra
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters]
-        flat = torch.cat([gradient.flatten() for gradient in [*gradients, also]])
-        with _exchange():
+        flat = torch.cat([gradient.flatten() for gradient in [*gradients, extra]])
+        with _collective_errors():
             dist.all_reduce(flat)
-        *sums, total = flat.split([weight.numel() for weight in parameters] + [len(also)])
+        *sums, total = flat.split([weight.numel() for weight in parameters] + [len(extra)])
         for weight, summed in zip(parameters, sums, strict=True):
             if weight.grad is not None:
                 weight.grad = summed.view_as(weight).to(weight.dtype)
         return total
 
-    def share_weights(self, network: nn.Module) -> None:
+    def broadcast_weights(self, network: nn.Module) -> None:
         """Give all processes the main one's weights, together."""
-        if self.count > 1:
-            with _exchange():
+        if self.world_size > 1:
+            with _collective_errors():
                 for parameter in network.parameters():
                     dist.broadcast(parameter.detach(), src=0)
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather_object(self, value: Value) -> list[Value]:
         """What each process has, in the order of their numbers, together. For small things: they are pickled."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.count
-        with _exchange():
+        values: list[Any] = [None] * self.world_size
+        with _collective_errors():
             dist.all_gather_object(values, value)
         return values
 
-    def from_main(self, work: Callable[[], Value]) -> Value:
+    def run_on_main(self, function: Callable[[], Value]) -> Value:
         """Let the main process do something while the others wait, together; they get what it got, errors too."""
-        if self.count == 1:
-            return work()
+        if self.world_size == 1:
+            return function()
         outcome: list[Any] = [None, None]
-        if self.is_main:
+        if self.is_main_process:
             try:
-                outcome[0] = work()
+                outcome[0] = function()
             except Exception as error:
                 outcome[1] = error
-        with _exchange():
+        with _collective_errors():
             dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
             raise outcome[1]
@@ -165,33 +167,33 @@ class Processes:
         return value
 
     @contextmanager
-    def one_first(self) -> Iterator[None]:
+    def local_main_process_first(self) -> Iterator[None]:
         """Together: one process of each machine runs the block, then its others, which find what it cached."""
-        if self.here > 0:
-            self.gather(None)
+        if self.local_rank > 0:
+            self.all_gather_object(None)
         yield
-        if self.here == 0:
-            self.gather(None)
+        if self.local_rank == 0:
+            self.all_gather_object(None)
 
-    def agree_on(self, found: object, *, what: str) -> None:
+    def check_equal(self, value: object, *, description: str) -> None:
         """Make sure that all processes found the same on their disks, together.
 
         Raises:
             ConfigError: if one found something else.
         """
-        everywhere = self.gather(found)
+        everywhere = self.all_gather_object(value)
         for rank, other in enumerate(everywhere):
             if other != everywhere[0]:
                 raise ConfigError(
-                    f"process {rank} finds {what} {other}, process 0 finds {everywhere[0]}; to go on with an "
+                    f"process {rank} finds {description} {other}, process 0 finds {everywhere[0]}; to go on with an "
                     "unfinished run its folder must be one that all machines share"
                 )
 
 
-ALONE = Processes()
+SINGLE_PROCESS = DistributedContext()
 
 
-def join_processes() -> Processes:
+def init_distributed() -> DistributedContext:
     """Join those that torchrun or accelerate launch started with this one; alone where there are none.
 
     Raises:
@@ -205,18 +207,18 @@ def join_processes() -> Processes:
         )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1:
-        return ALONE
+        return SINGLE_PROCESS
     cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    joined = Processes.of(PartialState(cpu=cpu, timeout=LONGEST_WAIT))
-    if joined.count != started:
+    joined = DistributedContext.from_accelerator(PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT))
+    if joined.world_size != started:
         raise ConfigError(
-            f"{started} processes were started and accelerate joins {joined.count} on this kind of device; "
+            f"{started} processes were started and accelerate joins {joined.world_size} on this kind of device; "
             "ACCELERATE_USE_CPU=1 trains on the CPU"
         )
     return joined
 
 
-def first_to_fail() -> bool:
+def is_first_failed_process() -> bool:
     """Whether no other process of the run has said why it ends: an error of all, or one that spreads, is told once."""
     if not dist.is_initialized():
         return int(os.environ.get("RANK", "0")) == 0
@@ -227,7 +229,7 @@ def first_to_fail() -> bool:
 
 
 @contextmanager
-def _exchange() -> Iterator[None]:
+def _collective_errors() -> Iterator[None]:
     """What goes wrong here is another process's end: that one says why."""
     try:
         yield
@@ -236,14 +238,14 @@ def _exchange() -> Iterator[None]:
         raise ProcessError(reason) from error
 
 
-def _rows(batch: dict[str, Tensor]) -> int:
+def _count_examples(batch: dict[str, Tensor]) -> int:
     return len(batch["attention_mask"])
 
 
-def _tokens(batch: dict[str, Tensor]) -> int:
+def _count_tokens(batch: dict[str, Tensor]) -> int:
     return int(batch["attention_mask"].sum())
 
 
-def _labels(batch: dict[str, Tensor]) -> int:
+def _count_labels(batch: dict[str, Tensor]) -> int:
     labels = batch["labels"]
-    return len(labels) if labels.is_floating_point() else int((labels != IGNORED).sum())
+    return len(labels) if labels.is_floating_point() else int((labels != IGNORE_INDEX).sum())

@@ -12,32 +12,32 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbert.core.config import CorpusConfig, Precision, TaskKind, TrainConfig
+from limbert.core.config import CorpusConfig, Precision, TaskType, TrainConfig
 from limbert.core.space import Space
 from limbert.core.subnet import Subnet
 from limbert.data.mlm.corpus import corpus_files
-from limbert.data.mlm.masking import MaskedRows, Masking, all_rows, held_back
-from limbert.data.mlm.packing import PackedRows, load_stream, pack
+from limbert.data.mlm.masking import MaskedSequences, TokenMasking, sample_sequences, split_validation_sequences
+from limbert.data.mlm.packing import PackedSequences, load_token_stream, pack_sequences
 from limbert.errors import DataError
-from limbert.evaluation.results import Result
+from limbert.evaluation.results import SubnetResult
 from limbert.evaluation.subnets import count_parameters
-from limbert.method.importance import Piece
+from limbert.method.importance import WeightedMicroBatch
 from limbert.model import checkpoint
 from limbert.model.elastic import ElasticModel
-from limbert.model.families import longest_input
+from limbert.model.families import max_input_length
 from limbert.model.flops import CostModel
-from limbert.model.shared_forward import plan_passes, run_pass
-from limbert.model.sparse_prediction import accept_positions
-from limbert.train.context import Surroundings, step_seed
-from limbert.train.distributed import Processes
-from limbert.train.fingerprint import Content, corpus_content, sequences_digest
-from limbert.train.phases import check_material
+from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
+from limbert.model.sparse_prediction import enable_sparse_prediction
+from limbert.train.context import TrainingContext, step_seed
+from limbert.train.distributed import DistributedContext
+from limbert.train.fingerprint import Fingerprints, corpus_fingerprints, sequences_fingerprint
+from limbert.train.phases import check_supervision
 from limbert.train.recipes import Recipe
 from limbert.train.run import PhasedRun
 
 
 @dataclass(frozen=True)
-class MaskedScores:
+class MlmScores:
     """What one sub-network reaches on hidden words.
 
     Attributes:
@@ -55,14 +55,14 @@ class MaskedScores:
 
 
 @torch.no_grad()
-def masked_scores(
+def mlm_scores(
     model: ElasticModel,
-    rows: MaskedRows,
+    dataset: MaskedSequences,
     *,
     subnets: Mapping[str, Subnet],
     batch_size: int = 32,
     precision: Precision = "fp32",
-) -> dict[str, MaskedScores]:
+) -> dict[str, MlmScores]:
     """Scores of sub-networks, all on the same hidden words.
 
     Args:
@@ -79,13 +79,15 @@ def masked_scores(
     sums = {subnet: torch.zeros(2, dtype=torch.float64, device=device) for subnet in subnets.values()}
     asked = 0
     try:
-        for indices in rows.in_order(batch_size=batch_size):
-            batch = {name: tensor.to(device) for name, tensor in rows.ready(rows.collate(indices)).items()}
+        for indices in dataset.sequential_batches(batch_size=batch_size):
+            batch = {
+                name: tensor.to(device) for name, tensor in dataset.prepare_inputs(dataset.collate(indices)).items()
+            }
             labels = batch.pop("labels")
             asked += len(labels)
-            for shared in plan_passes(sums):
-                with model.at(shared.scope), autocast:
-                    answers = run_pass(model, shared, batch)
+            for shared in plan_shared_forwards(sums):
+                with model.at(shared.merged_subnet), autocast:
+                    answers = run_shared_forward(model, shared, batch)
                 for subnet, answer in answers.items():
                     logits = answer.logits.float()  # (hidden, vocabulary)
                     right = (logits.argmax(-1) == labels).sum()
@@ -93,22 +95,22 @@ def masked_scores(
     finally:
         network.train(training)
     found = {subnet: (total / asked).tolist() for subnet, total in sums.items()}
-    return {name: MaskedScores(*found[subnet]) for name, subnet in subnets.items()}
+    return {name: MlmScores(*found[subnet]) for name, subnet in subnets.items()}
 
 
-def evaluate_masked(
-    model: ElasticModel, rows: MaskedRows, *, subnets: Mapping[str, Subnet], precision: Precision = "fp32"
-) -> list[Result]:
+def evaluate_mlm(
+    model: ElasticModel, dataset: MaskedSequences, *, subnets: Mapping[str, Subnet], precision: Precision = "fp32"
+) -> list[SubnetResult]:
     """Results of the named sub-networks. FLOPs are those of the layers for a full sequence, without the vocabulary."""
-    scores = masked_scores(model, rows, subnets=subnets, precision=precision)
-    cost, tokens = CostModel(model), rows.packed.length
+    scores = mlm_scores(model, dataset, subnets=subnets, precision=precision)
+    cost, tokens = CostModel(model), dataset.packed.sequence_length
 
     def flops(subnet: Subnet) -> int:
-        widths = subnet.widths().values()
+        widths = subnet.layer_widths().values()
         return sum(cost.layer_flops(heads=heads, neurons=neurons, tokens=tokens) for heads, neurons in widths)
 
     return [
-        Result(name, count_parameters(model, subnet), flops(subnet), scores[name].metrics)
+        SubnetResult(name, count_parameters(model, subnet), flops(subnet), scores[name].metrics)
         for name, subnet in subnets.items()
     ]
 
@@ -117,7 +119,7 @@ _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bi
 
 
 @dataclass(frozen=True)
-class MaskedStart:
+class MlmBaseCheckpoint:
     """A start that is loaded.
 
     Attributes:
@@ -129,20 +131,20 @@ class MaskedStart:
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    lacking: str
-    phases: tuple[str, ...]
+    missing: str
+    completed_phases: tuple[str, ...]
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """Tokens that it has positions for."""
-        return longest_input(self.network.config)
+        return max_input_length(self.network.config)
 
-    def model(self, space: Space) -> ElasticModel:
+    def load_model(self, space: Space) -> ElasticModel:
         """The start as an elastic model that takes ``positions``."""
-        return _elastic(self.network, space)
+        return _to_elastic(self.network, space)
 
 
-def load_masked_start(config: TrainConfig) -> MaskedStart:
+def load_mlm_base(config: TrainConfig) -> MlmBaseCheckpoint:
     """Load the model that pre-training begins from.
 
     A folder with a config and a tokenizer but no weights is a start from random weights.
@@ -156,31 +158,31 @@ def load_masked_start(config: TrainConfig) -> MaskedStart:
     folder = Path(config.model)
     if folder.is_dir() and not any(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):
         network = AutoModelForMaskedLM.from_config(model_config, dtype=torch.float32)
-        return MaskedStart(network, tokenizer, "weights", ())
+        return MlmBaseCheckpoint(network, tokenizer, "weights", ())
     loaded: Any
-    loaded, record = checkpoint.load(config.model, head="masked-lm", output_loading_info=True)
+    loaded, record = checkpoint.load_network(config.model, head="masked-lm", output_loading_info=True)
     network, info = loaded
     lacking = "head" if info["missing_keys"] else "nothing"
-    return MaskedStart(network, tokenizer, lacking, tuple(record.get("phases", ())))
+    return MlmBaseCheckpoint(network, tokenizer, lacking, tuple(record.get("phases", ())))
 
 
-def load_masked_model(folder: Path, space: Space) -> ElasticModel:
+def load_mlm_model(folder: Path, space: Space) -> ElasticModel:
     """The result of a finished phase, as an elastic model that takes ``positions``."""
-    network, _ = checkpoint.load(folder, head="masked-lm")
-    return _elastic(network, space)
+    network, _ = checkpoint.load_network(folder, head="masked-lm")
+    return _to_elastic(network, space)
 
 
-def _elastic(network: PreTrainedModel, space: Space) -> ElasticModel:
+def _to_elastic(network: PreTrainedModel, space: Space) -> ElasticModel:
     model = ElasticModel(network, space=space)
-    accept_positions(network)
+    enable_sparse_prediction(network)
     return model
 
 
-LEAST_SEQUENCES = 10  # of a corpus, before some are kept back
+MIN_SEQUENCES = 10  # of a corpus, before some are kept back
 
 
 @dataclass(frozen=True)
-class MaskedWork:
+class MlmPhaseSetup:
     """What one phase works on. The answers that it trains are those for hidden tokens: a classification each.
 
     Attributes:
@@ -195,41 +197,41 @@ class MaskedWork:
 
     name: str
     model: ElasticModel
-    train: MaskedRows
-    validation: MaskedRows
+    train_dataset: MaskedSequences
+    eval_dataset: MaskedSequences
     precision: Precision
-    surroundings: Surroundings
-    keeps_order: bool
-    kind: TaskKind = "classification"
+    context: TrainingContext
+    is_rewired: bool
+    task_type: TaskType = "classification"
 
-    def scoring_batches(self, batch_size: int) -> Iterator[Iterable[Piece]]:
+    def importance_batches(self, batch_size: int) -> Iterator[Iterable[WeightedMicroBatch]]:
         """Batches of the validation slice with their hidden tokens as labels, in pieces on the model's device."""
-        processes = Processes.of(self.surroundings.accelerator)
-        for indices in self.validation.in_order(batch_size=batch_size):
-            parts = processes.parts(self.validation.collate(indices))
-            yield ((self._on_device(self.validation.ready(part)), share.labels) for part, share in parts)
+        processes = DistributedContext.from_accelerator(self.context.accelerator)
+        for indices in self.eval_dataset.sequential_batches(batch_size=batch_size):
+            parts = processes.all_shards(self.eval_dataset.collate(indices))
+            yield ((self._to_device(self.eval_dataset.prepare_inputs(part)), share.labels) for part, share in parts)
 
-    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        device = self.surroundings.accelerator.device
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        device = self.context.accelerator.device
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
-    def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
+    def validation_scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
         """The share of hidden tokens that sub-networks find, by name."""
-        found = masked_scores(self.model, self.validation, subnets=subnets, precision=self.precision)
+        found = mlm_scores(self.model, self.eval_dataset, subnets=subnets, precision=self.precision)
         return {name: one.accuracy for name, one in found.items()}
 
 
 @dataclass(frozen=True)
-class CorpusMaterials:
+class MlmRunData:
     """What the phases of one run work on: sequences to learn from, to choose by and to report on."""
 
-    start: MaskedStart
-    train: MaskedRows
-    validation: MaskedRows
-    dev: MaskedRows
+    base: MlmBaseCheckpoint
+    train_dataset: MaskedSequences
+    eval_dataset: MaskedSequences
+    dev_dataset: MaskedSequences
 
 
-class PretrainingRun(PhasedRun[CorpusMaterials]):
+class PretrainingRun(PhasedRun[MlmRunData]):
     """Pre-training on a corpus; for the arguments see `PhasedRun`.
 
     Args:
@@ -244,79 +246,89 @@ class PretrainingRun(PhasedRun[CorpusMaterials]):
         recipe: Recipe,
         *,
         corpus: CorpusConfig,
-        content: Content | None = None,
-        **others: Any,
+        fingerprints: Fingerprints | None = None,
+        **kwargs: Any,
     ) -> None:
-        check_material(recipe.phases, "text")
-        content = content or corpus_content(corpus, config.model)
-        super().__init__(config, recipe, data_config=corpus, content=content, **others)
+        check_supervision(recipe.phases, "text")
+        fingerprints = fingerprints or corpus_fingerprints(corpus, config.model)
+        super().__init__(config, recipe, data_config=corpus, fingerprints=fingerprints, **kwargs)
         self.corpus = corpus
 
-    def _materials(self) -> CorpusMaterials:
-        start = load_masked_start(self.config)
+    def _load_data(self) -> MlmRunData:
+        start = load_mlm_base(self.config)
         corpus, config = self.corpus, self.config
-        masking = Masking.of(start.tokenizer, share=corpus.mask_share, whole_word=corpus.whole_word)
+        masking = TokenMasking.from_tokenizer(
+            start.tokenizer, mask_fraction=corpus.mask_share, whole_word=corpus.whole_word
+        )
         reported = corpus_files(corpus.dev)
-        packed = self._packed(corpus.corpus, start, apart_from=reported)
-        if len(packed) < LEAST_SEQUENCES:
+        packed = self._pack_corpus(corpus.corpus, start, exclude=reported)
+        if len(packed) < MIN_SEQUENCES:
             raise DataError(
                 f"corpus {', '.join(corpus.corpus)}: {len(packed.stream.ids)} tokens fill {len(packed)} sequences of "
-                f"{packed.length}; at least {LEAST_SEQUENCES} are needed"
+                f"{packed.sequence_length}; at least {MIN_SEQUENCES} are needed"
             )
-        left_out = len(corpus_files(corpus.corpus)) - len(corpus_files(corpus.corpus, apart_from=reported))
+        left_out = len(corpus_files(corpus.corpus)) - len(corpus_files(corpus.corpus, exclude=reported))
         if left_out:
             files = "1 file" if left_out == 1 else f"{left_out} files"
-            self.monitor.note(f"{files} of the corpus, being development text, will only be reported on")
+            self.callback.on_message(f"{files} of the corpus, being development text, will only be reported on")
         share, limit = config.validation, config.validation_limit
         if corpus.dev:
-            train, (validation,) = held_back(packed, masking, slices=1, share=share, limit=limit, seed=config.seed)
-            dev = all_rows(self._packed(corpus.dev, start), masking, limit=limit, seed=config.seed)
+            train, (validation,) = split_validation_sequences(
+                packed, masking, num_splits=1, fraction=share, max_sequences=limit, seed=config.seed
+            )
+            dev = sample_sequences(self._pack_corpus(corpus.dev, start), masking, max_sequences=limit, seed=config.seed)
         else:
-            train, (validation, dev) = held_back(packed, masking, slices=2, share=share, limit=limit, seed=config.seed)
-        return CorpusMaterials(start, train, validation, dev)
+            train, (validation, dev) = split_validation_sequences(
+                packed, masking, num_splits=2, fraction=share, max_sequences=limit, seed=config.seed
+            )
+        return MlmRunData(start, train, validation, dev)
 
-    def _packed(self, names: tuple[str, ...], start: MaskedStart, *, apart_from: tuple[Path, ...] = ()) -> PackedRows:
+    def _pack_corpus(
+        self, paths: tuple[str, ...], base: MlmBaseCheckpoint, *, exclude: tuple[Path, ...] = ()
+    ) -> PackedSequences:
         def progress(done: int, total: int) -> None:
-            self.monitor.preparing("corpus", "tokenising (MB)", done, total)
+            self.callback.on_prepare("corpus", "tokenising (MB)", done, total)
 
-        stream = load_stream(names, self.corpus, start.tokenizer, apart_from=apart_from, progress=progress)
-        return pack(stream, start.tokenizer, max_length=min(self.corpus.max_length, start.longest))
+        stream = load_token_stream(paths, self.corpus, base.tokenizer, exclude=exclude, progress=progress)
+        return pack_sequences(stream, base.tokenizer, max_length=min(self.corpus.max_length, base.max_length))
 
-    def _digests(self, materials: CorpusMaterials) -> dict[str, str]:
-        parts = {"training": materials.train, "validation": materials.validation, "development": materials.dev}
-        return {f"{name}_sequences": sequences_digest(part) for name, part in parts.items()}
+    def _dataset_fingerprints(self, data: MlmRunData) -> dict[str, str]:
+        parts = {"training": data.train_dataset, "validation": data.eval_dataset, "development": data.dev_dataset}
+        return {f"{name}_sequences": sequences_fingerprint(part) for name, part in parts.items()}
 
-    def _phases(self, materials: CorpusMaterials) -> list[str]:
+    def _phases(self, data: MlmRunData) -> list[str]:
         """The phases of this run: the plain one is left out where the start is a masked-language model already."""
-        phases, lacking = list(self.recipe.phases), materials.start.lacking
+        phases, lacking = list(self.recipe.phases), data.base.missing
         if lacking != "nothing":
             what = "its weights" if lacking == "weights" else "its head for hidden words"
-            self.monitor.note(f"{self.config.model} lacks {what}; random ones are taken")
+            self.callback.on_message(f"{self.config.model} lacks {what}; random ones are taken")
         elif self.config.phases is None and "mlm" in phases:
             phases.remove("mlm")
-            self.monitor.note(f"{self.config.model} is a masked-language model; phase mlm is skipped")
+            self.callback.on_message(f"{self.config.model} is a masked-language model; phase mlm is skipped")
         return phases
 
-    def _load(self, folder: Path) -> ElasticModel:
-        return load_masked_model(folder, self.recipe.space)
+    def _load_phase_result(self, folder: Path) -> ElasticModel:
+        return load_mlm_model(folder, self.recipe.space)
 
-    def _work(self, name: str, model: ElasticModel, materials: CorpusMaterials) -> MaskedWork:
-        return MaskedWork(
+    def _phase_setup(self, name: str, model: ElasticModel, data: MlmRunData) -> MlmPhaseSetup:
+        return MlmPhaseSetup(
             name,
             model=model,
-            train=materials.train.seeded(step_seed(self.config.seed, name, 0)),
-            validation=materials.validation,
+            train_dataset=data.train_dataset.with_seed(step_seed(self.config.seed, name, 0)),
+            eval_dataset=data.eval_dataset,
             precision=self.config.precision,
-            surroundings=self._surroundings(),
-            keeps_order="width" in materials.start.phases,
+            context=self._training_context(),
+            is_rewired="width" in data.base.completed_phases,
         )
 
-    def _measure(self, model: ElasticModel, materials: CorpusMaterials, subnets: dict[str, Subnet]) -> list[Result]:
-        return evaluate_masked(model, materials.dev, subnets=subnets, precision=self.config.precision)
+    def _evaluate_subnets(
+        self, model: ElasticModel, data: MlmRunData, subnets: dict[str, Subnet]
+    ) -> list[SubnetResult]:
+        return evaluate_mlm(model, data.dev_dataset, subnets=subnets, precision=self.config.precision)
 
-    def _record(self, materials: CorpusMaterials, phases: list[str]) -> dict[str, Any]:
+    def _checkpoint_record(self, data: MlmRunData, phases: list[str]) -> dict[str, Any]:
         return {
             "objective": "masked-lm",
-            "phases": [*materials.start.phases, *phases],
+            "phases": [*data.base.completed_phases, *phases],
             "settings": self.settings,
         }

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a phase stands, some times a minute.
 
     Attributes:
@@ -24,20 +24,20 @@ class Progress:
     examples_per_second: float
 
 
-class Monitor:
+class TrainingCallback:
     """Listens to a run. This one ignores everything."""
 
-    def phase_starts(self, phase: str, *, step: int, steps: int) -> None:
+    def on_phase_begin(self, phase: str, *, step: int, steps: int) -> None:
         """A phase begins, or goes on from ``step``."""
 
-    def preparing(self, phase: str, what: str, done: int, total: int) -> None:
+    def on_prepare(self, phase: str, description: str, done: int, total: int) -> None:
         """Something that a phase computes before its first step."""
 
-    def progress(self, progress: Progress) -> None:
+    def on_log(self, progress: TrainingProgress) -> None:
         """Some steps are done."""
 
-    def validated(self, phase: str, *, step: int, score: float, best: bool) -> None:
+    def on_evaluate(self, phase: str, *, step: int, score: float, is_best: bool) -> None:
         """The mean primary metric of the phase's sub-networks on the validation slice."""
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """Something that the user should know."""

@@ -20,13 +20,13 @@ class Recipe:
     space: Space
     phases: dict[str, AnyPhaseConfig]
 
-    def over(self, processes: int) -> "Recipe":
+    def with_world_size(self, world_size: int) -> "Recipe":
         """The recipe with the batches that so many processes train on together, each with as many rows as it says.
 
         Two runs with the same batches are the same run, however many processes share them.
         """
         phases = {
-            name: replace(config, batch_size=processes * config.batch_size) for name, config in self.phases.items()
+            name: replace(config, batch_size=world_size * config.batch_size) for name, config in self.phases.items()
         }
         return replace(self, phases=phases)
 
@@ -38,7 +38,7 @@ class Recipe:
         }
 
 
-def bundled() -> list[str]:
+def bundled_recipes() -> list[str]:
     """Names of the recipes that come with Limbert."""
     return sorted(
         entry.name.removesuffix(".toml") for entry in files("limbert.train").iterdir() if entry.name.endswith(".toml")
@@ -51,12 +51,12 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         ConfigError: for an unknown name, a file that is not TOML, or an unknown or impossible setting.
     """
-    if name_or_path in bundled():
+    if name_or_path in bundled_recipes():
         text = (files("limbert.train") / f"{name_or_path}.toml").read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
         text = Path(name_or_path).read_text(encoding="utf-8")
     else:
-        raise ConfigError(f"no recipe {name_or_path!r}; bundled: {', '.join(bundled())}; or give a TOML file")
+        raise ConfigError(f"no recipe {name_or_path!r}; bundled: {', '.join(bundled_recipes())}; or give a TOML file")
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -68,7 +68,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     return Recipe(space, {name: _phase_config(name, settings) for name, settings in values["phases"].items()})
 
 
-def override(
+def override_recipe(
     recipe: Recipe,
     *,
     space: Mapping[str, Any] | None = None,
@@ -137,12 +137,12 @@ def _parse_setting(text: str, configs: Mapping[str, AnyPhaseConfig]) -> tuple[st
         parsed = tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
-    return phase, setting, _of_type(setting, parsed, get_type_hints(config_class)[setting])
+    return phase, setting, _coerce(setting, parsed, get_type_hints(config_class)[setting])
 
 
-def _of_type(setting: str, value: Any, hint: Any) -> Any:
+def _coerce(setting: str, value: Any, annotation: Any) -> Any:
     """Whole numbers serve where a fraction is expected; other mismatches are refused."""
-    options = get_args(hint) or (hint,)
+    options = get_args(annotation) or (annotation,)
     wanted = str if isinstance(options[0], str) else options[0]  # a Literal's options are its words
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -16,35 +16,41 @@ from transformers import PreTrainedTokenizerBase
 from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
 from limbert.core.space import Space
 from limbert.core.subnet import Subnet
-from limbert.data.augmented import Augmented
+from limbert.data.augmented import AugmentedExamples
 from limbert.data.load import TaskData
 from limbert.data.readers import Examples
-from limbert.data.split import kept_back
-from limbert.data.task_registry import prepared as prepared_for
+from limbert.data.split import train_validation_split
+from limbert.data.task_registry import tokenize_for_task as prepared_for
 from limbert.data.tokenize import TokenizedExamples
-from limbert.errors import Stopped
-from limbert.evaluation.results import RESULTS_NAME, Result
+from limbert.errors import TrainingInterrupted
+from limbert.evaluation.results import RESULTS_NAME, SubnetResult
 from limbert.evaluation.subnets import evaluate
-from limbert.inference.base_model import Start, load_start
-from limbert.model.checkpoint import versions
+from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
+from limbert.model.checkpoint import library_versions
 from limbert.model.elastic import ElasticModel
-from limbert.train.context import EncoderWork, PhaseWork, Surroundings
-from limbert.train.distributed import join_processes
-from limbert.train.fingerprint import Content, agree, settings_of, task_content, tokens_digest
-from limbert.train.phases import PHASES, SubnetPhase, check_material, shared_out
-from limbert.train.progress import Monitor
+from limbert.train.context import PhaseSetup, TaskPhaseSetup, TrainingContext
+from limbert.train.distributed import init_distributed
+from limbert.train.fingerprint import (
+    Fingerprints,
+    check_same_settings,
+    run_settings,
+    task_fingerprints,
+    tokens_fingerprint,
+)
+from limbert.train.phases import PHASES, SubnetPhase, check_supervision, subnets_of_rank
+from limbert.train.progress import TrainingCallback
 from limbert.train.recipes import Recipe
-from limbert.train.run_folder import LOG_NAME, Workspace
+from limbert.train.run_folder import LOG_NAME, RunDirectory
 
 
-def with_copies(
-    rows: TokenizedExamples,
-    copies: Augmented,
-    tokens: TokenizedExamples,
+def with_augmented(
+    train_dataset: TokenizedExamples,
+    augmented: AugmentedExamples,
+    augmented_dataset: TokenizedExamples,
     *,
-    train: Examples,
-    validation: Examples,
-    monitor: Monitor,
+    train_examples: Examples,
+    validation_examples: Examples,
+    callback: TrainingCallback,
 ) -> TokenizedExamples:
     """The training rows, then the copies of them; copies of rows that validate, or do not train, are left out.
 
@@ -62,26 +68,26 @@ def with_copies(
     Raises:
         DataError: if no copy is left.
     """
-    places = copies.usable(train=train, validation=validation)
-    left_out = len(copies) - len(places)
-    monitor.note(
+    places = augmented.trainable_indices(train=train_examples, validation=validation_examples)
+    left_out = len(augmented) - len(places)
+    callback.on_message(
         f"{len(places)} augmented rows in the phases that distil"
         + (f"; {left_out} left out: copies of rows that validate or do not train" if left_out else "")
     )
-    chosen = tokens.select(places)
-    if copies.logits is None:
-        return rows.followed_by(chosen)
-    assert rows.labels is not None
-    logits = torch.from_numpy(copies.logits[places])  # (copies, outputs)
-    if rows.labels.ndim > 1:  # several labels
-        return rows.followed_by(chosen.labelled(logits.sigmoid()))
-    if rows.labels.is_floating_point():
-        return rows.followed_by(chosen.labelled(logits[:, 0]))
-    certain = F.one_hot(rows.labels, logits.shape[-1]).float()
-    return rows.labelled(certain).followed_by(chosen.labelled(logits.softmax(dim=-1)))
+    chosen = augmented_dataset.select(places)
+    if augmented.logits is None:
+        return train_dataset.concatenate(chosen)
+    assert train_dataset.labels is not None
+    logits = torch.from_numpy(augmented.logits[places])  # (copies, outputs)
+    if train_dataset.labels.ndim > 1:  # several labels
+        return train_dataset.concatenate(chosen.with_labels(logits.sigmoid()))
+    if train_dataset.labels.is_floating_point():
+        return train_dataset.concatenate(chosen.with_labels(logits[:, 0]))
+    certain = F.one_hot(train_dataset.labels, logits.shape[-1]).float()
+    return train_dataset.with_labels(certain).concatenate(chosen.with_labels(logits.softmax(dim=-1)))
 
 
-class RunStart(Protocol):
+class BaseCheckpoint(Protocol):
     """What a run begins from."""
 
     @property
@@ -89,25 +95,25 @@ class RunStart(Protocol):
         """The model's."""
 
     @property
-    def phases(self) -> tuple[str, ...]:
+    def completed_phases(self) -> tuple[str, ...]:
         """Phases of earlier runs that the model has behind it."""
 
-    def model(self, space: Space) -> ElasticModel:
+    def load_model(self, space: Space) -> ElasticModel:
         """Load it."""
 
 
-class RunMaterials(Protocol):
+class RunData(Protocol):
     """What the phases of one run work on."""
 
     @property
-    def start(self) -> RunStart:
+    def base(self) -> BaseCheckpoint:
         """What the run begins from."""
 
 
-M = TypeVar("M", bound=RunMaterials)
+RunDataT = TypeVar("RunDataT", bound=RunData)
 
 
-class PhasedRun(ABC, Generic[M]):
+class PhasedRun(ABC, Generic[RunDataT]):
     """Everything between the settings and the finished folder, whatever is learned.
 
     Args:
@@ -130,28 +136,30 @@ class PhasedRun(ABC, Generic[M]):
         recipe: Recipe,
         *,
         data_config: DataConfig | CorpusConfig,
-        monitor: Monitor | None = None,
+        callback: TrainingCallback | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         overwrite: bool = False,
-        content: Content | None = None,
+        fingerprints: Fingerprints | None = None,
     ) -> None:
         self.config, self.recipe = config, recipe
-        self.processes = join_processes()
-        self.monitor = monitor if monitor is not None and self.processes.is_main else Monitor()
-        self.settings = settings_of(config, recipe.to_dict(), data_config, content)
-        self.workspace = Workspace(config.output, self.settings, overwrite=overwrite, writes=self.processes.is_main)
+        self.distributed = init_distributed()
+        self.callback = callback if callback is not None and self.distributed.is_main_process else TrainingCallback()
+        self.settings = run_settings(config, recipe.to_dict(), data_config, fingerprints)
+        self.run_dir = RunDirectory(
+            config.output, self.settings, overwrite=overwrite, can_write=self.distributed.is_main_process
+        )
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with="tensorboard" if config.tensorboard else None,
-            project_dir=str(self.workspace.folder),
+            project_dir=str(self.run_dir.path),
         )
         self._should_stop = should_stop
 
-    def run(self) -> list[Result]:
+    def run(self) -> list[SubnetResult]:
         """Train what is left to train, write the output folder, and return the results on held-out data.
 
         Raises:
-            Stopped: when asked to stop; the same call goes on from there.
+            TrainingInterrupted: when asked to stop; the same call goes on from there.
             StorageError: for a full disk; the last saved state stays.
             CheckpointError, UnsupportedModelError: for the model.
             SubnetError: if a width or depth keeps nothing of it.
@@ -159,136 +167,136 @@ class PhasedRun(ABC, Generic[M]):
             ConfigError: if another process of the run has other settings or data, or another run writes here.
         """
         try:
-            self.processes.from_main(self.workspace.hold)
+            self.distributed.run_on_main(self.run_dir.lock)
             return self._run()
         finally:
-            self.workspace.release()
+            self.run_dir.unlock()
 
-    def _run(self) -> list[Result]:
+    def _run(self) -> list[SubnetResult]:
         """The run, while no other one writes into its output."""
-        with self.processes.one_first():
-            materials = self._materials()
-        if self.processes.count > 1:
-            agree(self.processes, self.settings, self._digests(materials))
-        start = materials.start
+        with self.distributed.local_main_process_first():
+            materials = self._load_data()
+        if self.distributed.world_size > 1:
+            check_same_settings(self.distributed, self.settings, self._dataset_fingerprints(materials))
+        start = materials.base
         phases = self._phases(materials)
         model, done = self._resume(start, phases)
         model.space = self.recipe.space
         model.subnets()  # refuses a width or depth that keeps nothing
         for name in phases[done:]:
             PHASES[name].check(model, self.recipe.phases[name])
-        self.workspace.create()  # only now: bad input leaves nothing behind
-        self.processes.from_main(self.workspace.hold)
+        self.run_dir.create()  # only now: bad input leaves nothing behind
+        self.distributed.run_on_main(self.run_dir.lock)
         if self.config.tensorboard:
             self.accelerator.init_trackers("tensorboard")
         try:
             for name in phases[done:]:
-                PHASES[name].train(self._work(name, model, materials), self.recipe.phases[name])
-                model.record = self._record(materials, phases[: phases.index(name) + 1])
-                if self.processes.is_main:
-                    model.save_pretrained(self.workspace.phase_folder(name), tokenizer=start.tokenizer)
-                self.workspace.forget_before(name, phases)
+                PHASES[name].train(self._phase_setup(name, model, materials), self.recipe.phases[name])
+                model.record = self._checkpoint_record(materials, phases[: phases.index(name) + 1])
+                if self.distributed.is_main_process:
+                    model.save_pretrained(self.run_dir.phase_dir(name), tokenizer=start.tokenizer)
+                self.run_dir.delete_obsolete(name, phases)
             results = self._evaluate(model, materials)
-        except Stopped:
+        except TrainingInterrupted:
             self.accelerator.end_training()
             raise
         self.accelerator.end_training()
-        if self.processes.is_main:
-            self._publish(model, start, results)
+        if self.distributed.is_main_process:
+            self._save_output(model, start, results)
         return results
 
     @abstractmethod
-    def _materials(self) -> M:
+    def _load_data(self) -> RunDataT:
         """Read and tokenise what the phases work on."""
 
     @abstractmethod
-    def _digests(self, materials: M) -> dict[str, str]:
+    def _dataset_fingerprints(self, data: RunDataT) -> dict[str, str]:
         """Of the tokens that the phases work on, by name: all processes must have the same."""
 
     @abstractmethod
-    def _phases(self, materials: M) -> list[str]:
+    def _phases(self, data: RunDataT) -> list[str]:
         """The phases of this run, in order."""
 
     @abstractmethod
-    def _load(self, folder: Path) -> ElasticModel:
+    def _load_phase_result(self, folder: Path) -> ElasticModel:
         """The result of a finished phase."""
 
     @abstractmethod
-    def _work(self, name: str, model: ElasticModel, materials: M) -> EncoderWork:
+    def _phase_setup(self, name: str, model: ElasticModel, data: RunDataT) -> PhaseSetup:
         """What one phase is given."""
 
     @abstractmethod
-    def _measure(self, model: ElasticModel, materials: M, subnets: dict[str, Subnet]) -> list[Result]:
+    def _evaluate_subnets(self, model: ElasticModel, data: RunDataT, subnets: dict[str, Subnet]) -> list[SubnetResult]:
         """Sub-networks on data that neither trained nor chose anything."""
 
     @abstractmethod
-    def _record(self, materials: M, phases: list[str]) -> dict[str, Any]:
+    def _checkpoint_record(self, data: RunDataT, phases: list[str]) -> dict[str, Any]:
         """What ``limbert.json`` says after these phases."""
 
-    def _resume(self, start: RunStart, phases: list[str]) -> tuple[ElasticModel, int]:
+    def _resume(self, base: BaseCheckpoint, phases: list[str]) -> tuple[ElasticModel, int]:
         """The model to go on with, and how many phases are behind it."""
-        last = self.workspace.last_finished(phases)
-        self.processes.agree_on(last, what=f"in {self.workspace.folder} as its last finished phase")
+        last = self.run_dir.last_finished_phase(phases)
+        self.distributed.check_equal(last, description=f"in {self.run_dir.path} as its last finished phase")
         if last is not None:
-            folder = self.workspace.phase_folder(last)
-            self.monitor.note(f"going on after phase {last} from {folder}")
-            model, done = self._load(folder), phases.index(last) + 1
+            folder = self.run_dir.phase_dir(last)
+            self.callback.on_message(f"going on after phase {last} from {folder}")
+            model, done = self._load_phase_result(folder), phases.index(last) + 1
         else:
-            model, done = start.model(self.recipe.space), 0
+            model, done = base.load_model(self.recipe.space), 0
         model.network.to(self.accelerator.device)
         return model, done
 
-    def _surroundings(self) -> Surroundings:
-        return Surroundings(
+    def _training_context(self) -> TrainingContext:
+        return TrainingContext(
             accelerator=self.accelerator,
             seed=self.config.seed,
-            workspace=self.workspace,
+            run_dir=self.run_dir,
             checkpoint_every=self.config.checkpoint_every,
-            monitor=self.monitor,
+            callback=self.callback,
             should_stop=self._should_stop,
         )
 
-    def _evaluate(self, model: ElasticModel, materials: M) -> list[Result]:
+    def _evaluate(self, model: ElasticModel, data: RunDataT) -> list[SubnetResult]:
         """The results of all sub-networks, each process measuring some of them."""
         subnets = model.subnets()
-        measured = self._measure(model, materials, shared_out(subnets, self.processes))
-        found = {result.subnet: result for part in self.processes.gather(measured) for result in part}
+        measured = self._evaluate_subnets(model, data, subnets_of_rank(subnets, self.distributed))
+        found = {result.subnet: result for part in self.distributed.all_gather_object(measured) for result in part}
         return [found[name] for name in subnets]
 
-    def _publish(self, model: ElasticModel, start: RunStart, results: list[Result]) -> None:
+    def _save_output(self, model: ElasticModel, base: BaseCheckpoint, results: list[SubnetResult]) -> None:
         """The finished folder, in one renaming; then the work folder goes."""
         stamp = {
             "seed": self.config.seed,
             "device": self.accelerator.device.type,
             "threads": torch.get_num_threads(),
-            "processes": self.processes.count,
-            "versions": versions(),
+            "processes": self.distributed.world_size,
+            "versions": library_versions(),
         }
 
         def add_results(folder: Path) -> None:
             lines = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]
             (folder / RESULTS_NAME).write_text("".join(lines), encoding="utf-8")
-            shutil.copy(self.workspace.folder / LOG_NAME, folder / LOG_NAME)
-            if (self.workspace.folder / "tensorboard").is_dir():
-                shutil.copytree(self.workspace.folder / "tensorboard", folder / "tensorboard")
+            shutil.copy(self.run_dir.path / LOG_NAME, folder / LOG_NAME)
+            if (self.run_dir.path / "tensorboard").is_dir():
+                shutil.copytree(self.run_dir.path / "tensorboard", folder / "tensorboard")
 
         model.record = model.record | {"metrics": {result.subnet: result.metrics for result in results}}
-        model.save_pretrained(self.config.output, tokenizer=start.tokenizer, add_files=add_results)
-        self.workspace.remove()
+        model.save_pretrained(self.config.output, tokenizer=base.tokenizer, add_files=add_results)
+        self.run_dir.remove()
 
 
 @dataclass(frozen=True)
-class Materials:
+class TaskRunData:
     """What the phases of one run work on, tokenised."""
 
-    start: Start
-    train: TokenizedExamples
-    augmented: TokenizedExamples | None  # these and their copies, for the phases that distil
-    validation: TokenizedExamples
-    dev: dict[str, TokenizedExamples]
+    base: TaskBaseCheckpoint
+    train_dataset: TokenizedExamples
+    augmented_dataset: TokenizedExamples | None  # these and their copies, for the phases that distil
+    eval_dataset: TokenizedExamples
+    dev_datasets: dict[str, TokenizedExamples]
 
 
-class TrainingRun(PhasedRun[Materials]):
+class TrainingRun(PhasedRun[TaskRunData]):
     """Training on a task; for the arguments see `PhasedRun`.
 
     Args:
@@ -305,70 +313,74 @@ class TrainingRun(PhasedRun[Materials]):
         *,
         data_config: DataConfig,
         data: TaskData,
-        content: Content | None = None,
-        **others: Any,
+        fingerprints: Fingerprints | None = None,
+        **kwargs: Any,
     ) -> None:
-        check_material(recipe.phases, "labels")
-        content = content or task_content(data, config.model)
-        super().__init__(config, recipe, data_config=data_config, content=content, **others)
+        check_supervision(recipe.phases, "labels")
+        fingerprints = fingerprints or task_fingerprints(data, config.model)
+        super().__init__(config, recipe, data_config=data_config, fingerprints=fingerprints, **kwargs)
         self.data_config, self.data = data_config, data
 
-    def _materials(self) -> Materials:
-        start = load_start(self.config, self.data.task)
-        examples = start.relabelled(self.data.train, self.data.task)
-        train, validation = kept_back(examples, start.task, self.config)
+    def _load_data(self) -> TaskRunData:
+        start = load_base_checkpoint(self.config, self.data.task)
+        examples = start.map_labels(self.data.train, self.data.task)
+        train, validation = train_validation_split(examples, start.task, self.config)
 
         def prepared(part: Examples) -> TokenizedExamples:
-            longest = min(self.data_config.max_length, start.longest)
+            longest = min(self.data_config.max_length, start.max_length)
             return prepared_for(part, start.task, start.tokenizer, max_length=longest, stride=self.data_config.stride)
 
         rows, augmented = prepared(train), None
         if self.data.augmented is not None:
-            copies = start.relabelled_copies(self.data.augmented, self.data.task)
+            copies = start.map_augmented_labels(self.data.augmented, self.data.task)
             tokens = prepared(copies.examples)  # all of them, so that they are found again whatever rows validate
-            augmented = with_copies(rows, copies, tokens, train=train, validation=validation, monitor=self.monitor)
-        dev = {name: start.relabelled(part, self.data.task) for name, part in self.data.dev.items()}
-        return Materials(
+            augmented = with_augmented(
+                rows, copies, tokens, train_examples=train, validation_examples=validation, callback=self.callback
+            )
+        dev = {name: start.map_labels(part, self.data.task) for name, part in self.data.dev.items()}
+        return TaskRunData(
             start, rows, augmented, prepared(validation), {name: prepared(part) for name, part in dev.items()}
         )
 
-    def _digests(self, materials: Materials) -> dict[str, str]:
-        parts = {"training_tokens": materials.train, "validation_tokens": materials.validation}
-        parts |= {f"development_tokens of {name}": part for name, part in materials.dev.items()}
-        if materials.augmented is not None:
-            parts["augmented_tokens"] = materials.augmented
-        return {name: tokens_digest(part) for name, part in parts.items()}
+    def _dataset_fingerprints(self, data: TaskRunData) -> dict[str, str]:
+        parts = {"training_tokens": data.train_dataset, "validation_tokens": data.eval_dataset}
+        parts |= {f"development_tokens of {name}": part for name, part in data.dev_datasets.items()}
+        if data.augmented_dataset is not None:
+            parts["augmented_tokens"] = data.augmented_dataset
+        return {name: tokens_fingerprint(part) for name, part in parts.items()}
 
-    def _phases(self, materials: Materials) -> list[str]:
+    def _phases(self, data: TaskRunData) -> list[str]:
         """The phases of this run: fine-tuning is left out where the start has it behind it and nobody asked for it."""
         phases = list(self.recipe.phases)
-        if materials.start.finetuned and self.config.phases is None and "finetune" in phases:
+        if data.base.is_finetuned and self.config.phases is None and "finetune" in phases:
             phases.remove("finetune")
-            self.monitor.note(f"{self.config.model} is fine-tuned for these labels; phase finetune is skipped")
+            self.callback.on_message(f"{self.config.model} is fine-tuned for these labels; phase finetune is skipped")
         return phases
 
-    def _load(self, folder: Path) -> ElasticModel:
+    def _load_phase_result(self, folder: Path) -> ElasticModel:
         return ElasticModel.from_pretrained(folder, space=self.recipe.space)
 
-    def _work(self, name: str, model: ElasticModel, materials: Materials) -> PhaseWork:
-        phase, rows = PHASES[name], materials.train
-        if materials.augmented is not None and isinstance(phase, SubnetPhase) and phase.distils:
-            rows = materials.augmented
-        return PhaseWork(
+    def _phase_setup(self, name: str, model: ElasticModel, data: TaskRunData) -> TaskPhaseSetup:
+        phase, rows = PHASES[name], data.train_dataset
+        if data.augmented_dataset is not None and isinstance(phase, SubnetPhase) and phase.uses_teacher:
+            rows = data.augmented_dataset
+        return TaskPhaseSetup(
             name,
             model=model,
-            task=materials.start.task,
-            train=rows,
-            validation=materials.validation,
+            task=data.base.task,
+            train_dataset=rows,
+            eval_dataset=data.eval_dataset,
             precision=self.config.precision,
-            surroundings=self._surroundings(),
-            keeps_order="width" in materials.start.phases,
+            context=self._training_context(),
+            is_rewired="width" in data.base.completed_phases,
         )
 
-    def _measure(self, model: ElasticModel, materials: Materials, subnets: dict[str, Subnet]) -> list[Result]:
-        task, precision = materials.start.task, self.config.precision
-        return evaluate(model, materials.dev, task=task, subnets=subnets, precision=precision)
+    def _evaluate_subnets(
+        self, model: ElasticModel, data: TaskRunData, subnets: dict[str, Subnet]
+    ) -> list[SubnetResult]:
+        task, precision = data.base.task, self.config.precision
+        return evaluate(model, data.dev_datasets, task=task, subnets=subnets, precision=precision)
 
-    def _record(self, materials: Materials, phases: list[str]) -> dict[str, Any]:
-        start = materials.start
-        return {"task": start.task.to_dict(), "phases": [*start.phases, *phases], "settings": self.settings}
+    def _checkpoint_record(self, data: TaskRunData, phases: list[str]) -> dict[str, Any]:
+        start = data.base
+        return {"task": start.task.to_dict(), "phases": [*start.completed_phases, *phases], "settings": self.settings}

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limbert.errors import CheckpointError, ConfigError, StorageError
-from limbert.files import locked, replaced_folder
+from limbert.files import atomic_folder, try_lock
 from limbert.model.checkpoint import read_record, write_json
-from limbert.train.fingerprint import differences
+from limbert.train.fingerprint import describe_differences
 
 if TYPE_CHECKING:
     pass
@@ -27,7 +27,7 @@ LOG_NAME = "log.jsonl"
 _SETTINGS_NAME = "settings.json"
 
 
-def is_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool = False) -> bool:
+def is_run_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool = False) -> bool:
     """Whether the output holds this very run.
 
     Raises:
@@ -41,13 +41,13 @@ def is_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool
         raise ConfigError(f"output {output} exists and is not a model trained by Limbert; choose another folder")
     if overwrite:
         return False
-    changed = differences(record.get("settings", {}), settings)
+    changed = describe_differences(record.get("settings", {}), settings)
     if not changed:  # a setting that is younger than the run is None in both
         return True
     raise ConfigError(f"output {output} has other settings ({changed}); choose another folder or --overwrite")
 
 
-class Workspace:
+class RunDirectory:
     """Keeps a run's unfinished business. Making one looks at what is there and writes nothing; `create` does.
 
     Args:
@@ -62,28 +62,28 @@ class Workspace:
     """
 
     def __init__(
-        self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False, writes: bool = True
+        self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False, can_write: bool = True
     ) -> None:
         output = Path(output)
-        self._writes, self._output = writes, output
-        self._held: int | None = None  # descriptor of the locked file
-        self.folder = output.with_name(output.name + ".training")
-        self._lock = output.with_name(output.name + ".training.lock")  # beside it: the folder comes and goes
+        self._can_write, self._output = can_write, output
+        self._lock_descriptor: int | None = None  # descriptor of the locked file
+        self.path = output.with_name(output.name + ".training")
+        self._lock_path = output.with_name(output.name + ".training.lock")  # beside it: the folder comes and goes
         self._settings = settings
-        path = self.folder / _SETTINGS_NAME
+        path = self.path / _SETTINGS_NAME
         try:
             found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         except (OSError, ValueError) as error:
             raise StorageError(f"cannot read {path}: {error}") from error
-        changed = "" if found is None else differences(found, settings)
+        changed = "" if found is None else describe_differences(found, settings)
         self._stale = bool(changed)
         if self._stale and not overwrite:
             raise ConfigError(
-                f"{self.folder} holds an unfinished run with other settings ({changed}); finish it with its own "
+                f"{self.path} holds an unfinished run with other settings ({changed}); finish it with its own "
                 "command and data, delete the folder, choose another output, or use --overwrite"
             )
 
-    def hold(self) -> None:
+    def lock(self) -> None:
         """Keep other runs from writing here until `release`, or until this process ends, in whatever way.
 
         Nothing is held where nothing could be written yet (the folder around the output is missing), or on a file
@@ -93,24 +93,24 @@ class Workspace:
             ConfigError: if another run is writing here.
             StorageError: if the file to lock cannot be made.
         """
-        if not self._writes or self._held is not None or not self._lock.parent.is_dir():
+        if not self._can_write or self._lock_descriptor is not None or not self._lock_path.parent.is_dir():
             return
         try:
-            self._held = locked(self._lock)
+            self._lock_descriptor = try_lock(self._lock_path)
         except BlockingIOError:
             raise ConfigError(
                 f"another run is writing to {self._output}; wait until it ends, or choose another output"
             ) from None
         except OSError as error:
-            raise StorageError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
 
-    def release(self) -> None:
+    def unlock(self) -> None:
         """Let other runs write here."""
-        if self._held is not None:
+        if self._lock_descriptor is not None:
             with suppress(OSError):  # a file that stays is locked by nobody
-                self._lock.unlink()
-            os.close(self._held)
-            self._held = None
+                self._lock_path.unlink()
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = None
 
     def create(self) -> None:
         """Make the folder, with the settings in it.
@@ -118,57 +118,57 @@ class Workspace:
         Raises:
             StorageError: if it cannot be written.
         """
-        if not self._writes:
+        if not self._can_write:
             return
-        path = self.folder / _SETTINGS_NAME
+        path = self.path / _SETTINGS_NAME
         try:
             if self._stale:
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 write_json(path.with_suffix(".new"), self._settings)
                 path.with_suffix(".new").rename(path)
         except OSError as error:
-            raise StorageError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
 
-    def last_finished(self, phases: list[str]) -> str | None:
+    def last_finished_phase(self, phases: list[str]) -> str | None:
         """The last of these phases whose result is here, of a run with these settings."""
-        finished = [phase for phase in phases if self.phase_folder(phase).is_dir()]
+        finished = [phase for phase in phases if self.phase_dir(phase).is_dir()]
         return finished[-1] if finished and not self._stale else None
 
-    def phase_folder(self, phase: str) -> Path:
+    def phase_dir(self, phase: str) -> Path:
         """Where the result of a finished phase is."""
-        return self.folder / f"{phase}-done"
+        return self.path / f"{phase}-done"
 
-    def forget_before(self, phase: str, phases: list[str]) -> None:
+    def delete_obsolete(self, phase: str, phases: list[str]) -> None:
         """Delete what a finished phase makes useless: its own states, and the phases before it."""
-        if not self._writes:
+        if not self._can_write:
             return
-        for state in self.folder.glob(f"{phase}-step-*"):
+        for state in self.path.glob(f"{phase}-step-*"):
             shutil.rmtree(state, ignore_errors=True)
-        for part in self.folder.glob(f"{phase}-*-part-*"):
+        for part in self.path.glob(f"{phase}-*-part-*"):
             part.unlink(missing_ok=True)
         for earlier in phases[: phases.index(phase)]:
-            shutil.rmtree(self.phase_folder(earlier), ignore_errors=True)
+            shutil.rmtree(self.phase_dir(earlier), ignore_errors=True)
 
-    def log(self, record: dict[str, object]) -> None:
+    def append_log(self, record: dict[str, object]) -> None:
         """Append one line to the log.
 
         Raises:
             StorageError: if it cannot be written.
         """
-        if not self._writes:
+        if not self._can_write:
             return
         try:
-            with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
+            with (self.path / LOG_NAME).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise StorageError(f"cannot write {self.folder / LOG_NAME}: {error.strerror}") from error
+            raise StorageError(f"cannot write {self.path / LOG_NAME}: {error.strerror}") from error
 
-    def rewind_log(self, phase: str, step: int) -> None:
+    def truncate_log(self, phase: str, step: int) -> None:
         """Drop what the log says of a phase after a step: those steps are done again."""
-        path = self.folder / LOG_NAME
-        if not self._writes or not path.exists():
+        path = self.path / LOG_NAME
+        if not self._can_write or not path.exists():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -182,8 +182,8 @@ class Workspace:
 
     def remove(self) -> None:
         """Delete the folder: the run is finished."""
-        if self._writes:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._can_write:
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 _OPTIMIZER_TENSORS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
@@ -203,7 +203,7 @@ class TrainingState:
     phase: str
     step: int = 0
     best_score: float | None = None
-    best: dict[str, Tensor] | None = None
+    best_weights: dict[str, Tensor] | None = None
 
 
 def save_state(folder: Path, state: TrainingState, *, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -213,18 +213,18 @@ def save_state(folder: Path, state: TrainingState, *, network: nn.Module, optimi
         StorageError: if it cannot be written; earlier states stay.
     """
     target = folder / f"{state.phase}-step-{state.step}"
-    with replaced_folder(target) as fresh:
-        save_file(_owned(network.state_dict()), fresh / "model.safetensors")
+    with atomic_folder(target) as fresh:
+        save_file(_cloned(network.state_dict()), fresh / "model.safetensors")
         save_file(_optimizer_tensors(network, optimizer), fresh / "optimizer.safetensors")
-        if state.best is not None:
-            save_file(_owned(state.best), fresh / "best.safetensors")
+        if state.best_weights is not None:
+            save_file(_cloned(state.best_weights), fresh / "best.safetensors")
         write_json(fresh / "state.json", {"phase": state.phase, "step": state.step, "best_score": state.best_score})
-    for earlier in _states(folder, state.phase):
+    for earlier in _state_dirs(folder, state.phase):
         if earlier != target:
             shutil.rmtree(earlier, ignore_errors=True)
 
 
-def latest_state(
+def restore_latest_state(
     folder: Path, phase: str, *, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> TrainingState | None:
     """Restore the newest state of a phase into the network and the optimizer; None where there is none.
@@ -232,7 +232,7 @@ def latest_state(
     Raises:
         CheckpointError: if the state cannot be read.
     """
-    states = _states(folder, phase)
+    states = _state_dirs(folder, phase)
     if not states:
         return None
     newest = states[-1]
@@ -243,16 +243,16 @@ def latest_state(
         best = load_file(newest / "best.safetensors") if values["best_score"] is not None else None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"the saved state {newest} cannot be read; delete it to begin the phase anew") from error
-    return TrainingState(phase, step=values["step"], best_score=values["best_score"], best=best)
+    return TrainingState(phase, step=values["step"], best_score=values["best_score"], best_weights=best)
 
 
-def _states(folder: Path, phase: str) -> list[Path]:
+def _state_dirs(folder: Path, phase: str) -> list[Path]:
     """Complete states, oldest first: a folder has this name only once it is whole."""
     found = folder.glob(f"{phase}-step-*")
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _owned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _cloned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that share no storage, as the file format wants them (tied weights do)."""
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
 
@@ -262,7 +262,7 @@ def _optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> 
     for name, parameter in network.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
             found[f"{key}/{name}"] = tensor
-    return _owned(found)
+    return _cloned(found)
 
 
 def _restore_optimizer(tensors: dict[str, Tensor], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:

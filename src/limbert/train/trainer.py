@@ -11,19 +11,26 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from limbert.core.config import PhaseConfig, TaskKind
+from limbert.core.config import PhaseConfig, TaskType
 from limbert.core.subnet import Subnet
-from limbert.errors import DivergedError, Stopped
+from limbert.errors import DivergedError, TrainingInterrupted
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
-from limbert.model.layerwise import with_ready_mask
-from limbert.model.shared_forward import Answer, SharedPass, SharedStart, plan_passes, run_pass, train_pass
-from limbert.train.context import Surroundings, TrainingRows, step_seed
-from limbert.train.distributed import WHOLE, Processes, Share
-from limbert.train.progress import Progress
-from limbert.train.run_folder import TrainingState, latest_state, save_state
+from limbert.model.layerwise import with_expanded_mask
+from limbert.model.shared_forward import (
+    SharedEmbedding,
+    SharedForward,
+    SubnetOutput,
+    plan_shared_forwards,
+    run_shared_forward,
+    train_shared_forward,
+)
+from limbert.train.context import TrainDataset, TrainingContext, step_seed
+from limbert.train.distributed import NO_LOSS_SCALE, DistributedContext, LossScale
+from limbert.train.progress import TrainingProgress
+from limbert.train.run_folder import TrainingState, restore_latest_state, save_state
 
-REPORT_EVERY = 10  # steps between reports; each waits for the device once
+LOGGING_STEPS = 10  # steps between reports; each waits for the device once
 
 
 class Trainer:
@@ -47,21 +54,21 @@ class Trainer:
         teacher: ElasticModel | None,
         subnets: Sequence[Subnet],
         config: PhaseConfig,
-        kind: TaskKind,
-        surroundings: Surroundings,
+        task_type: TaskType,
+        context: TrainingContext,
     ) -> None:
         self.name = name
         self.model = model
         self.teacher = teacher
         self.subnets = tuple(subnets)
         self.config = config
-        self.kind = kind
-        self.around = surroundings
-        self.processes = Processes.of(surroundings.accelerator)
-        self._asked_to_stop = torch.zeros(())  # in how many processes, known since the last step
-        self._trained = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+        self.task_type = task_type
+        self.context = context
+        self.distributed = DistributedContext.from_accelerator(context.accelerator)
+        self._stop_requests = torch.zeros(())  # in how many processes, known since the last step
+        self._trainable_parameters = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self._trained,
+            self._trainable_parameters,
             lr=config.learning_rate,
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
@@ -69,7 +76,7 @@ class Trainer:
         )
 
     def fit(
-        self, examples: TrainingRows, validate: Callable[[], float], *, graft: Callable[[], None] = lambda: None
+        self, train_dataset: TrainDataset, validate: Callable[[], float], *, graft: Callable[[], None] = lambda: None
     ) -> None:
         """Train the phase to its end, from its saved state if there is one; the best validated weights stay.
 
@@ -79,37 +86,37 @@ class Trainer:
             graft: changes the weights in place; called as often as the settings say.
 
         Raises:
-            Stopped: when asked to stop, after saving the state.
+            TrainingInterrupted: when asked to stop, after saving the state.
             StorageError: if a state cannot be saved; the one before stays.
             DivergedError: if the loss is no number any more.
         """
-        config, around = self.config, self.around
-        per_epoch = math.ceil(len(examples) / config.batch_size)
+        config, around = self.config, self.context
+        per_epoch = math.ceil(len(train_dataset) / config.batch_size)
         steps = math.ceil(config.epochs * per_epoch)
         steps = min(steps, config.max_steps or steps)
         validate_every = math.ceil(per_epoch / config.evaluations)
         grafted = grafting_steps(config.grafts, per_epoch=per_epoch, steps=steps)
-        folder = around.workspace.folder
-        state = latest_state(folder, self.name, network=self.model.network, optimizer=self.optimizer)
+        folder = around.run_dir.path
+        state = restore_latest_state(folder, self.name, network=self.model.network, optimizer=self.optimizer)
         state = state or TrainingState(self.name)
-        self.processes.agree_on(state.step, what=f"a saved state of phase {self.name} after step")
-        self.processes.share_weights(self.model.network)
-        around.workspace.rewind_log(self.name, state.step)
-        around.monitor.phase_starts(self.name, step=state.step, steps=steps)
+        self.distributed.check_equal(state.step, description=f"a saved state of phase {self.name} after step")
+        self.distributed.broadcast_weights(self.model.network)
+        around.run_dir.truncate_log(self.name, state.step)
+        around.callback.on_phase_begin(self.name, step=state.step, steps=steps)
         self.model.network.train()
         losses: list[Tensor] = []
         rows, reported, saved = 0, time.monotonic(), time.monotonic()
-        for batch, share in self._batches(examples, start=state.step, steps=steps):
+        for batch, share in self._batches(train_dataset, start=state.step, steps=steps):
             rate = self._learning_rate(state.step, steps)
-            losses.append(self.step(batch, number=state.step, learning_rate=rate, share=share))
-            rows += share.batch_rows
+            losses.append(self.step(batch, step_index=state.step, learning_rate=rate, loss_scale=share))
+            rows += share.global_batch_size
             state.step += 1
-            if state.step % REPORT_EVERY == 0 or state.step == steps:
+            if state.step % LOGGING_STEPS == 0 or state.step == steps:
                 loss, now = torch.stack(losses).mean().item(), time.monotonic()  # waits for the device
                 if not math.isfinite(loss):
                     reason = f"loss is {loss} at step {state.step}; try a lower learning rate, and look at the labels"
                     raise DivergedError(reason)
-                self._report(state.step, steps, loss=loss, rate=rate, speed=rows / (now - reported))
+                self._log_progress(state.step, steps, loss=loss, learning_rate=rate, throughput=rows / (now - reported))
                 losses, rows, reported = [], 0, now
             pause = time.monotonic()
             if state.step in grafted:
@@ -117,17 +124,19 @@ class Trainer:
             if state.step % validate_every == 0 or state.step == steps:
                 self._validate(state, validate)
             if self._should_stop(state.step) and state.step < steps:
-                self.processes.from_main(lambda: self._save(state))
-                raise Stopped(f"stopped in phase {self.name} after step {state.step} of {steps}")
+                self.distributed.run_on_main(lambda: self._save(state))
+                raise TrainingInterrupted(f"stopped in phase {self.name} after step {state.step} of {steps}")
             if time.monotonic() - saved > around.checkpoint_every and state.step < steps:
                 self._save(state)
                 saved = time.monotonic()
             reported += time.monotonic() - pause  # the rate is that of training alone
-        if state.best is not None:
-            self.model.network.load_state_dict(state.best)
+        if state.best_weights is not None:
+            self.model.network.load_state_dict(state.best_weights)
         self.model.network.eval()
 
-    def step(self, batch: dict[str, Tensor], *, number: int, learning_rate: float, share: Share = WHOLE) -> Tensor:
+    def step(
+        self, batch: dict[str, Tensor], *, step_index: int, learning_rate: float, loss_scale: LossScale = NO_LOSS_SCALE
+    ) -> Tensor:
         """One optimizer step: each chosen sub-network sees the batch and their gradients add up.
 
         Args:
@@ -142,144 +151,165 @@ class Trainer:
         Raises:
             ProcessError: if another process has ended.
         """
-        own = f" in process {self.processes.rank}" if self.processes.rank else ""
-        torch.manual_seed(step_seed(self.around.seed, self.name + own, number))  # dropout, wherever the run began
+        own = f" in process {self.distributed.rank}" if self.distributed.rank else ""
+        torch.manual_seed(step_seed(self.context.seed, self.name + own, step_index))  # dropout, wherever the run began
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        inputs = with_ready_mask(inputs, self.model.network, self.model.family)  # else every pass waits for the device
-        chosen = self._choose(number)
+        inputs = with_expanded_mask(
+            inputs, self.model.network, self.model.family
+        )  # else every pass waits for the device
+        chosen = self._sample_subnets(step_index)
         total = torch.zeros((), device=self.model.network.device)
-        targets: dict[Subnet, Answer] = {}
-        with self.around.accelerator.autocast():
-            start = SharedStart.of(self.model, inputs)
-        for shared in plan_passes(chosen):
-            targets = self._targets(shared, inputs, known=targets)
-            with self.model.at(shared.scope):  # backward stays inside: checkpointing runs the forward again
-                total += self._pass(shared, inputs, batch, start=start, targets=targets, share=share)
+        targets: dict[Subnet, SubnetOutput] = {}
+        with self.context.accelerator.autocast():
+            start = SharedEmbedding.from_inputs(self.model, inputs)
+        for shared in plan_shared_forwards(chosen):
+            targets = self._teacher_outputs(shared, inputs, cached=targets)
+            with self.model.at(shared.merged_subnet):  # backward stays inside: checkpointing runs the forward again
+                total += self._forward_backward(
+                    shared, inputs, batch, start=start, teacher_outputs=targets, loss_scale=loss_scale
+                )
         start.backward()
-        loss = self._add_up(total / len(chosen))
-        self.around.accelerator.clip_grad_norm_(self.model.network.parameters(), self.config.max_grad_norm)
+        loss = self._all_reduce(total / len(chosen))
+        self.context.accelerator.clip_grad_norm_(self.model.network.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss
 
-    def _pass(
+    def _forward_backward(
         self,
-        shared: SharedPass,
+        shared: SharedForward,
         inputs: dict[str, Tensor],
         batch: dict[str, Tensor],
         *,
-        start: SharedStart,
-        targets: dict[Subnet, Answer],
-        share: Share,
+        start: SharedEmbedding,
+        teacher_outputs: dict[Subnet, SubnetOutput],
+        loss_scale: LossScale,
     ) -> Tensor:
         """Adds the gradients of the sub-networks that one pass serves; the sum of their losses."""
 
-        def loss(subnet: Subnet, answer: Answer) -> Tensor:
+        def loss(subnet: Subnet, answer: SubnetOutput) -> Tensor:
             weight = self.config.full_weight if subnet == self.model.full else 1.0
-            target = targets[self._teacher_of(subnet)] if targets else None
-            return weight * self._loss(subnet, answer, target, batch=batch, share=share)
+            target = teacher_outputs[self._teacher_subnet(subnet)] if teacher_outputs else None
+            return weight * self._loss(subnet, answer, target, batch=batch, loss_scale=loss_scale)
 
-        return train_pass(
+        return train_shared_forward(
             self.model,
             shared,
             inputs,
-            start=start,
-            loss=loss,
-            backward=self.around.accelerator.backward,
-            precision=self.around.accelerator.autocast,
+            shared_embedding=start,
+            loss_fn=loss,
+            backward=self.context.accelerator.backward,
+            autocast=self.context.accelerator.autocast,
         )
 
     def _loss(
-        self, subnet: Subnet, answer: Answer, target: Answer | None, *, batch: dict[str, Tensor], share: Share
+        self,
+        subnet: Subnet,
+        outputs: SubnetOutput,
+        teacher_outputs: SubnetOutput | None,
+        *,
+        batch: dict[str, Tensor],
+        loss_scale: LossScale,
     ) -> Tensor:
         """This process's part of a loss: a mean over what it has, times its share of what that mean is over."""
-        config, logits = self.config, answer.logits.float()
+        config, logits = self.config, outputs.logits.float()
         total = torch.zeros((), device=logits.device)
         labels, mask = batch["labels"], batch["attention_mask"]
-        if not share.labels:  # the mean over none is no number; the pass reaches the same weights as the others' do
+        if (
+            not loss_scale.labels
+        ):  # the mean over none is no number; the pass reaches the same weights as the others' do
             total = total + 0.0 * logits.sum()
-        if config.label_weight and share.labels:
-            weight = config.label_weight * share.labels
-            total = total + weight * label_loss(logits, labels, kind=self.kind, mask=mask)
-        if target is not None and config.logit_weight and share.labels:
-            theirs, weight = target.logits.float(), config.logit_weight * share.labels
-            total = total + weight * logit_loss(logits, theirs, kind=self.kind, labels=labels, mask=mask)
-        if target is not None and config.hidden_weight:
-            their_states, weight = matched_states(target.states, subnet.layers), config.hidden_weight * share.tokens
-            total = total + weight * hidden_loss(answer.states, their_states, mask)
+        if config.label_weight and loss_scale.labels:
+            weight = config.label_weight * loss_scale.labels
+            total = total + weight * label_loss(logits, labels, task_type=self.task_type, mask=mask)
+        if teacher_outputs is not None and config.logit_weight and loss_scale.labels:
+            theirs, weight = teacher_outputs.logits.float(), config.logit_weight * loss_scale.labels
+            total = total + weight * logit_loss(logits, theirs, task_type=self.task_type, labels=labels, mask=mask)
+        if teacher_outputs is not None and config.hidden_weight:
+            their_states, weight = (
+                matched_states(teacher_outputs.hidden_states, subnet.layers),
+                config.hidden_weight * loss_scale.tokens,
+            )
+            total = total + weight * hidden_loss(outputs.hidden_states, their_states, mask)
         return total
 
-    def _add_up(self, loss: Tensor) -> Tensor:
+    def _all_reduce(self, loss: Tensor) -> Tensor:
         """Adds the gradients of all processes up, and with them the losses and who wants to stop; the summed loss."""
-        if self.processes.count == 1:
+        if self.distributed.world_size == 1:
             return loss
-        asked = torch.full((), float(self.around.should_stop()), device=loss.device)
-        total, self._asked_to_stop = self.processes.add_up(self._trained, also=torch.stack([loss, asked])).unbind()
+        asked = torch.full((), float(self.context.should_stop()), device=loss.device)
+        total, self._stop_requests = self.distributed.all_reduce_gradients(
+            self._trainable_parameters, extra=torch.stack([loss, asked])
+        ).unbind()
         return total
 
     def _should_stop(self, step: int) -> bool:
         """Whether somebody asked for it: the same answer in all processes, for it came with the gradients."""
-        if self.processes.count == 1:
-            return self.around.should_stop()
-        if self._asked_to_stop.device.type == "cuda" and step % REPORT_EVERY:
+        if self.distributed.world_size == 1:
+            return self.context.should_stop()
+        if self._stop_requests.device.type == "cuda" and step % LOGGING_STEPS:
             return False  # looking would wait for the device
-        return bool(self._asked_to_stop > 0)
+        return bool(self._stop_requests > 0)
 
     def _save(self, state: TrainingState) -> None:
-        if self.processes.is_main:
-            folder = self.around.workspace.folder
+        if self.distributed.is_main_process:
+            folder = self.context.run_dir.path
             save_state(folder, state, network=self.model.network, optimizer=self.optimizer)
 
-    def _targets(
-        self, shared: SharedPass, inputs: dict[str, Tensor], *, known: dict[Subnet, Answer]
-    ) -> dict[Subnet, Answer]:
+    def _teacher_outputs(
+        self, shared: SharedForward, inputs: dict[str, Tensor], *, cached: dict[Subnet, SubnetOutput]
+    ) -> dict[Subnet, SubnetOutput]:
         """The answers of the teachers that one pass learns from; those of the pass before are taken over or dropped."""
         if self.teacher is None:
             return {}
         answers = {}
-        for teacher in dict.fromkeys(self._teacher_of(subnet) for subnet in shared.subnets):
-            if teacher not in known:
-                with torch.no_grad(), self.around.accelerator.autocast(), self.teacher.at(teacher):
+        for teacher in dict.fromkeys(self._teacher_subnet(subnet) for subnet in shared.subnets):
+            if teacher not in cached:
+                with torch.no_grad(), self.context.accelerator.autocast(), self.teacher.at(teacher):
                     keep_states = self.config.hidden_weight > 0
-                    known |= run_pass(self.teacher, SharedPass((teacher,)), inputs, keep_states=keep_states)
-            answers[teacher] = known[teacher]
+                    cached |= run_shared_forward(
+                        self.teacher, SharedForward((teacher,)), inputs, output_hidden_states=keep_states
+                    )
+            answers[teacher] = cached[teacher]
         return answers
 
-    def _teacher_of(self, subnet: Subnet) -> Subnet:
+    def _teacher_subnet(self, subnet: Subnet) -> Subnet:
         """The teacher at full depth, at full width or at the student's."""
         if self.config.teacher_width == "full":
             return self.model.full
-        widths = {(heads, neurons) for heads, neurons in subnet.widths().values()}
+        widths = {(heads, neurons) for heads, neurons in subnet.layer_widths().values()}
         assert len(widths) == 1, "a matched teacher is defined for uniform widths"
         heads, neurons = widths.pop()
         layers = self.model.shape.layers
         return Subnet(tuple(range(layers)), (heads,) * layers, (neurons,) * layers)
 
-    def _choose(self, number: int) -> tuple[Subnet, ...]:
+    def _sample_subnets(self, step_index: int) -> tuple[Subnet, ...]:
         """All sub-networks, or the largest, the smallest and random others."""
         count = self.config.sampled
         if count == 0 or count >= len(self.subnets):
             return self.subnets
-        generator = torch.Generator().manual_seed(step_seed(self.around.seed, self.name + " sampling", number))
+        generator = torch.Generator().manual_seed(step_seed(self.context.seed, self.name + " sampling", step_index))
         middle = torch.randperm(len(self.subnets) - 2, generator=generator)[: count - 2] + 1
         return tuple(self.subnets[index] for index in sorted({0, len(self.subnets) - 1, *middle.tolist()}))
 
-    def _batches(self, examples: TrainingRows, *, start: int, steps: int) -> Iterator[tuple[dict[str, Tensor], Share]]:
+    def _batches(
+        self, train_dataset: TrainDataset, *, start: int, steps: int
+    ) -> Iterator[tuple[dict[str, Tensor], LossScale]]:
         """This process's part of the batches of steps ``start`` to ``steps``, epoch after epoch, on the device."""
         number, epoch = 0, 0
         while number < steps:
-            order = examples.batches(batch_size=self.config.batch_size, seed=self.around.seed, epoch=epoch)
+            order = train_dataset.batches(batch_size=self.config.batch_size, seed=self.context.seed, epoch=epoch)
             for indices in order[: steps - number]:
                 if number >= start:
-                    batch, share = self.processes.part(examples.collate(indices))
-                    yield self._on_device(examples.ready(batch)), share
+                    batch, share = self.distributed.shard_batch(train_dataset.collate(indices))
+                    yield self._to_device(train_dataset.prepare_inputs(batch)), share
                 number += 1
             epoch += 1
 
-    def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        device = self.around.accelerator.device
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        device = self.context.accelerator.device
         if device.type != "cuda":
             return {name: tensor.to(device) for name, tensor in batch.items()}
         return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
@@ -296,23 +326,23 @@ class Trainer:
         best = state.best_score is None or score > state.best_score
         if best:
             weights = self.model.network.state_dict()
-            state.best_score, state.best = score, {name: tensor.clone() for name, tensor in weights.items()}
+            state.best_score, state.best_weights = score, {name: tensor.clone() for name, tensor in weights.items()}
         self._log(state.step, {"validation": score})
-        self.around.monitor.validated(self.name, step=state.step, score=score, best=best)
+        self.context.callback.on_evaluate(self.name, step=state.step, score=score, is_best=best)
         self.model.network.train()
 
-    def _report(self, step: int, steps: int, *, loss: float, rate: float, speed: float) -> None:
-        values = {"loss": loss, "learning_rate": rate, "examples_per_second": speed}
+    def _log_progress(self, step: int, steps: int, *, loss: float, learning_rate: float, throughput: float) -> None:
+        values = {"loss": loss, "learning_rate": learning_rate, "examples_per_second": throughput}
         self._log(step, values)
-        self.around.monitor.progress(Progress(self.name, step, steps, **values))
+        self.context.callback.on_log(TrainingProgress(self.name, step, steps, **values))
 
     def _log(self, step: int, values: dict[str, float]) -> None:
         """One record in the run's log, and in the trackers that the user asked for."""
-        self.around.workspace.log({"phase": self.name, "step": step, **values})
-        self.around.accelerator.log({f"{self.name}/{name}": value for name, value in values.items()}, step=step)
+        self.context.run_dir.append_log({"phase": self.name, "step": step, **values})
+        self.context.accelerator.log({f"{self.name}/{name}": value for name, value in values.items()}, step=step)
 
 
-def grafting_steps(times: int, *, per_epoch: int, steps: int) -> frozenset[int]:
+def grafting_steps(grafts_per_epoch: int, *, per_epoch: int, steps: int) -> frozenset[int]:
     """After which steps weights are grafted: so many times an epoch, evenly, until the last epoch begins."""
-    every = per_epoch / times if times else math.inf
+    every = per_epoch / grafts_per_epoch if grafts_per_epoch else math.inf
     return frozenset(round(number * every) for number in range(1, math.floor((steps - per_epoch) / every) + 1))

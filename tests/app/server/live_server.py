@@ -13,11 +13,11 @@ import uvicorn
 from app_material import ENCODER
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from limbert.core.config import TaskKind
+from limbert.core.config import TaskType
 from limbert.core.space import Space
-from limbert.data.tasks import own_task
+from limbert.data.tasks import custom_task
 from limbert.inference.engine import Engine
-from limbert.inference.load import open_checkpoint
+from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import Policy
 from limbert.model.elastic import ElasticModel
 from limbert.serve.app import create_app
@@ -35,10 +35,10 @@ PROBLEMS = {
 }
 
 
-def make_run(folder: Path, *, kind: TaskKind = "classification") -> Path:
+def make_run(folder: Path, *, kind: TaskType = "classification") -> Path:
     """A random BERT of two layers, written as training would, with weights large enough that answers differ."""
     torch.manual_seed(0)
-    task = own_task(kind, () if kind == "regression" else LABELS)
+    task = custom_task(kind, () if kind == "regression" else LABELS)
     names = dict(enumerate(task.labels)) or {0: "LABEL_0"}
     config = AutoConfig.for_model(
         "bert",
@@ -72,7 +72,7 @@ def settings(**changes: object) -> ServeSettings:
 @contextmanager
 def opened(run: Path, **changes: object) -> Iterator[Service]:
     """A service at work."""
-    service = Service.open(run, settings(**changes))
+    service = Service.load(run, settings(**changes))
     service.start()
     try:
         yield service
@@ -99,14 +99,14 @@ class Reference:
     """What the engine answers to one text alone."""
 
     def __init__(self, run: Path) -> None:
-        self._run = open_checkpoint(run)
+        self._run = load_checkpoint(run)
         self._engines: dict[str, Engine] = {}
 
     def logits(self, text: str, pair: str | None = None, *, size: str = "1x1") -> torch.Tensor:
         """The outputs ``(outputs,)`` of a size."""
         assert self._run.task is not None
         if size not in self._engines:
-            self._engines[size] = Engine(self._run.model, Policy(subnet=size), kind=self._run.task.kind)
+            self._engines[size] = Engine(self._run.model, Policy(subnet=size), task_type=self._run.task.task_type)
         cut = {"truncation": True, "max_length": self._run.max_length, "return_tensors": "pt"}
         tokens = self._run.tokenizer([text], None if pair is None else [pair], **cut)
         return self._engines[size].run(tokens).logits[0]

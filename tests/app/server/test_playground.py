@@ -17,13 +17,13 @@ from live_server import opened, served
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from limbert import Client, ElasticModel, Engine, ExitRule, Policy, Space
-from limbert.data.tasks import GLUE, Task, own_task
-from limbert.inference.load import open_checkpoint
+from limbert.data.tasks import GLUE, Task, custom_task
+from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import OperatingPoint
 from limbert.model.width_gates import WidthGates
-from limbert.serve.playground.answers import answer_values, compared
-from limbert.serve.playground.router import OPEN_PATHS
-from limbert.serve.service import Answers, Row, Timing
+from limbert.serve.playground.answers import compare_with_full, prediction_json
+from limbert.serve.playground.router import PUBLIC_PATHS
+from limbert.serve.service import RequestOutput, RequestTiming, TextOutput
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -58,15 +58,15 @@ def make_run(folder: Path, task: Task) -> Path:
     model = ElasticModel(network, space=Space(WIDTHS, DEPTHS, "first"), record=record)
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
     inputs = dict(tokenizer(list(TEXTS), return_tensors="pt", padding=True, truncation=True, max_length=32))
-    if task.kind == "classification":
-        model.gates = gates = WidthGates(count=2, hidden=32, widths=WIDTHS).requires_grad_(False).eval()
+    if task.task_type == "classification":
+        model.gates = gates = WidthGates(num_gates=2, hidden_size=32, widths=WIDTHS).requires_grad_(False).eval()
         with torch.no_grad(), model.recorded_states() as states:
             network(**inputs)
         for gate, state in zip(gates.gate, (states[0], states[2]), strict=True):
             gate.dense_out.bias.sub_(gate(state[:, 0]).mean(dim=0))  # else a random gate prefers one choice for all
-        answers, _ = Engine(model, Policy(gates=True, exits=ExitRule("entropy", 0.5)), kind=task.kind).run_to_the_end(
-            inputs
-        )
+        answers, _ = Engine(
+            model, Policy(gates=True, exits=ExitRule("entropy", 0.5)), task_type=task.task_type
+        ).run_all_exits(inputs)
         entropy = torch.special.entr(answers[0].softmax(dim=-1)).sum(dim=-1).sort().values
         policy = Policy(gates=True, exits=ExitRule("entropy", float(entropy[2:4].mean())))
         record["operating_points"] = {"balanced": OperatingPoint(policy, "accuracy", 0.9, 0.5).to_dict()}
@@ -78,13 +78,13 @@ class Truth:
     """What the engine says to one text alone."""
 
     def __init__(self, run: Path) -> None:
-        self.opened = open_checkpoint(run)
+        self.opened = load_checkpoint(run)
         self.points = self.opened.model.record.get("operating_points", {})
 
     def __call__(self, text: str, size: str, pair: str | None = None) -> tuple[torch.Tensor, Any]:
         policy = Policy.from_dict(self.points[size]) if size in self.points else Policy(subnet=size)
         cut = {"truncation": True, "max_length": self.opened.max_length, "return_tensors": "pt"}
-        engine = Engine(self.opened.model, policy, kind=self.opened.task.kind)
+        engine = Engine(self.opened.model, policy, task_type=self.opened.task.task_type)
         answer = engine.run(dict(self.opened.tokenizer(text, pair, **cut)))
         return answer.logits[0], answer.trace
 
@@ -127,7 +127,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("playground") / "tiny", own_task("classification", LABELS))
+    return make_run(tmp_path_factory.mktemp("playground") / "tiny", custom_task("classification", LABELS))
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_a_key_is_asked_for_and_never_in_an_address(browser: Any, run: Path) -> 
         assert shown.text("#size") == "1x1"
         assert not [address for address in addresses if "schl" in address]
         assert httpx.get(f"{url}/playground/menu").status_code == 401
-        assert all(httpx.get(url + path).status_code == 200 for path in OPEN_PATHS)
+        assert all(httpx.get(url + path).status_code == 200 for path in PUBLIC_PATHS)
         shown.wrong[:] = [one for one in shown.wrong if "401" not in one]  # the browser notes refused requests itself
 
 
@@ -354,20 +354,22 @@ def test_pairs_and_values(browser: Any, tmp_path: Path) -> None:
 
 def test_labels_of_a_multi_label_task_are_those_over_one_half() -> None:
     task = Task(None, "multi-label", ("a", "b", "c"), ("micro_f1",))
-    row = Row((0.1, -2.0, 3.0), "1x1", tokens=3, truncated=False, flops=9, layers=1, widths=(1.0,))
-    full = answer_values(task, Answers((row,), Timing(0.001, 0.002, 0.003)))
+    row = TextOutput((0.1, -2.0, 3.0), "1x1", tokens=3, truncated=False, flops=9, layers=1, widths=(1.0,))
+    full = prediction_json(task, RequestOutput((row,), RequestTiming(0.001, 0.002, 0.003)))
     assert full["labels"] == ["c", "a"]
     assert [label for label, _ in full["scores"]] == ["c", "a", "b"]
     assert full["milliseconds"] == {"tokenisation": 1.0, "queue": 2.0, "inference": 3.0}
-    small = answer_values(task, Answers((replace(row, logits=(-0.1, -2.0, 3.0), flops=3),), Timing(0, 0, 0)))
-    assert compared(small, full) == {"agrees": False, "difference": None, "flops_share": 1 / 3}
+    small = prediction_json(
+        task, RequestOutput((replace(row, logits=(-0.1, -2.0, 3.0), flops=3),), RequestTiming(0, 0, 0))
+    )
+    assert compare_with_full(small, full) == {"agrees": False, "difference": None, "flops_share": 1 / 3}
 
 
 def test_the_page_may_load_only_its_own_parts(url: str) -> None:
     policy = httpx.get(f"{url}/playground").headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    for path in OPEN_PATHS:
+    for path in PUBLIC_PATHS:
         text = httpx.get(url + path).raise_for_status().text
         assert "innerHTML" not in text
         assert "://" not in text.replace("http://www.w3.org/2000/svg", "")

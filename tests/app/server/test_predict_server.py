@@ -81,7 +81,7 @@ def test_values(tmp_path: Path) -> None:
 
 def test_labels_that_hold(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Of a multi-label task: all over one half, as without a server."""
-    monkeypatch.setattr(Client, "kind", "multi-label")
+    monkeypatch.setattr(Client, "task_type", "multi-label")
     scores = Client(url).predict(TEXTS[0], subnet="1x1")[0].scores
     held = [{"label": label, "score": score} for label, score in scores.items() if score > 0.5]
     assert predict("--server", url, "--subnet", "1x1", "--text", TEXTS[0])[0]["labels"] == held
@@ -114,9 +114,9 @@ def test_it_needs_no_torch(url: str, tmp_path: Path) -> None:
 
 def test_the_client_says_which_size_answered(url: str) -> None:
     with Client(url) as client:
-        assert client.healthy()
-        assert client.max_batch == 16
-        assert {answer.size for answer in client.predict(TEXTS, subnet="0.5x0.5")} == {"0.5x0.5"}
+        assert client.is_healthy()
+        assert client.max_batch_size == 16
+        assert {answer.subnet for answer in client.predict(TEXTS, subnet="0.5x0.5")} == {"0.5x0.5"}
         best = client.predict(TEXTS[0], top_k=2)[0]
         assert len(best.scores) == 2
         assert best.score == max(best.scores.values()) == best.scores[best.label]

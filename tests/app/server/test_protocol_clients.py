@@ -16,7 +16,7 @@ from transformers import pipeline
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
-from limbert.core.config import TaskKind
+from limbert.core.config import TaskType
 from limbert.errors import UnsupportedModelError
 from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
 from limbert.serve.app import create_app
@@ -63,7 +63,7 @@ def test_inference_client(url: str, reference: Reference, path: str, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["classification", "multi-label", "regression"])
-def test_answers_are_those_of_the_pipeline_of_transformers(tmp_path: Path, kind: TaskKind) -> None:
+def test_answers_are_those_of_the_pipeline_of_transformers(tmp_path: Path, kind: TaskType) -> None:
     run = make_run(tmp_path / "run", kind=kind)
     stock = pipeline("text-classification", model=str(run), device="cpu")
     inputs = ["It rained.", {"text": "It rained.", "text_pair": "Rain fell."}, {"text": "Sun."}]

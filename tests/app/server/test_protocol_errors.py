@@ -16,7 +16,7 @@ import pytest
 from app_material import needs_encoder
 from live_server import make_run, opened, served
 
-from limbert.serve.errors import Down
+from limbert.serve.errors import UnavailableError
 from limbert.serve.service import Service
 
 pytestmark = needs_encoder
@@ -264,7 +264,7 @@ def test_who_hangs_up_leaves_the_queue(url: str, service: Service, monkeypatch: 
             ended.set()
             raise
 
-    monkeypatch.setattr(service, "answer", never)
+    monkeypatch.setattr(service, "predict", never)
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port))) as client:
         client.sendall(b'POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 15\r\n\r\n{"inputs": "a"}')
@@ -274,11 +274,11 @@ def test_who_hangs_up_leaves_the_queue(url: str, service: Service, monkeypatch: 
 
 def test_a_dead_or_draining_server_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def down(*texts: object, **options: object) -> None:
-        raise Down("the compute thread has died")
+        raise UnavailableError("the compute thread has died")
 
     with opened(run) as service, served(service) as url:
         monkeypatch.setattr(type(service), "healthy", property(lambda self: False), raising=False)
-        monkeypatch.setattr(service, "answer", down)
+        monkeypatch.setattr(service, "predict", down)
         for path in ("/health", "/v2/health/live", "/v2/health/ready", "/v2/models/tiny/ready"):
             assert httpx.get(url + path).status_code == 503
         for path in ("/", "/predict"):
@@ -293,7 +293,7 @@ def test_numbers_that_are_none_are_no_answer(url: str, service: Service, monkeyp
             timing=SimpleNamespace(tokenisation=0.0, queue=0.0, inference=0.0),
         )
 
-    monkeypatch.setattr(service, "answer", broken)
+    monkeypatch.setattr(service, "predict", broken)
     for path, body in (("/", {"inputs": "a"}), ("/predict", {"inputs": "a"}), ("/v2/models/tiny/infer", infer())):
         answer = post(url + path, json.dumps(body).encode())
         assert (answer.status_code, answer.json()["error_type"]) == (424, "Backend")
@@ -303,7 +303,7 @@ def test_a_defect_is_a_500_that_is_counted(url: str, service: Service, monkeypat
     async def broken(*texts: object, **options: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(service, "answer", broken)
+    monkeypatch.setattr(service, "predict", broken)
     answer = post(url, b'{"inputs": "a"}')
     assert (answer.status_code, answer.json()["error_type"]) == (500, "Backend")
     assert "secret" not in answer.text

@@ -20,10 +20,10 @@ from transformers import AutoTokenizer
 
 from limbert import ElasticModel, Space
 from limbert.data.readers import Examples
-from limbert.data.tasks import own_task
-from limbert.data.tokenize import tokenize
+from limbert.data.tasks import custom_task
+from limbert.data.tokenize import tokenize_texts
 from limbert.errors import ConfigError
-from limbert.inference.load import open_checkpoint
+from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import Policy
 from limbert.inference.predict import predict
 
@@ -34,19 +34,19 @@ TEXTS = ["the quick brown fox", "jumps", "over the lazy dog and under the busy c
 
 @pytest.mark.parametrize("text", ["", "0", "3:2", "two", "1:", "1:2:3", "-1"])
 def test_replicas_are_a_number_or_a_range(text: str) -> None:
-    from limbert.serve.ray import Replicas
+    from limbert.serve.ray import ReplicaConfig
 
-    assert Replicas.parse("3", requests=1.0) == Replicas(3, 3, 1.0)
-    assert Replicas.parse("1:8", requests=1.0) == Replicas(1, 8, 1.0)
+    assert ReplicaConfig.parse("3", target_ongoing_requests=1.0) == ReplicaConfig(3, 3, 1.0)
+    assert ReplicaConfig.parse("1:8", target_ongoing_requests=1.0) == ReplicaConfig(1, 8, 1.0)
     with pytest.raises(ConfigError, match="replicas"):
-        Replicas.parse(text, requests=1.0)
+        ReplicaConfig.parse(text, target_ongoing_requests=1.0)
 
 
 def test_a_dead_compute_is_an_unhealthy_replica() -> None:
-    from limbert.serve.ray import Replicas, _deployment
+    from limbert.serve.ray import ReplicaConfig, _deployment
     from limbert.serve.settings import ServeSettings
 
-    check_health = _deployment(ServeSettings(threads=1), Replicas(), None).func_or_class.check_health
+    check_health = _deployment(ServeSettings(threads=1), ReplicaConfig(), None).func_or_class.check_health
     service = SimpleNamespace(healthy=True)
     replica = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(service=service)))
     check_health(replica)
@@ -60,7 +60,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """``limbert serve --ray`` with one replica that may become two."""
     make_small_encoder(tmp_path / "encoder")
     model = ElasticModel.from_pretrained(tmp_path / "encoder", space=Space(widths=(0.5, 1.0), depths=(1.0,)))
-    model.record = {"task": own_task("classification", ("dull", "bright")).to_dict()}
+    model.record = {"task": custom_task("classification", ("dull", "bright")).to_dict()}
     model.save_pretrained(tmp_path / "run", tokenizer=AutoTokenizer.from_pretrained(ENCODER))
     options = ["--ray", "--replicas", "1:2", "--replica-requests", "1", "--port", "0", "--slo", "60s", "--json"]
     process = subprocess.Popen(
@@ -102,9 +102,9 @@ def is_replica(process: psutil.Process) -> bool:
 @needs_encoder
 def test_the_same_answers_more_replicas_and_an_end(server: tuple[str, subprocess.Popen[str]], tmp_path: Path) -> None:
     url, process = server
-    opened = open_checkpoint(tmp_path / "run")
+    opened = load_checkpoint(tmp_path / "run")
     examples = Examples(tuple(TEXTS), None, None)
-    tokens = tokenize(examples, opened.tokenizer, max_length=opened.max_length, cache=False)
+    tokens = tokenize_texts(examples, opened.tokenizer, max_length=opened.max_length, use_cache=False)
     assert opened.task is not None
     expected = predict(opened.model, tokens, task=opened.task, policy=Policy(subnet="0.5x1"))
     parameters = {"subnet": "0.5x1"}

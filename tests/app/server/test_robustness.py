@@ -14,9 +14,9 @@ from live_server import BENCHMARKS, make_run, opened, served
 from serve_mix import Mix, Pool
 from serve_robustness import drive
 
-from limbert.inference.load import open_checkpoint
+from limbert.inference.load import load_checkpoint
 from limbert.serve.service import Service
-from limbert.serve.variants import Menu
+from limbert.serve.variants import ModelVariants
 
 pytestmark = needs_encoder
 
@@ -33,9 +33,9 @@ def service(run: Path) -> Iterator[Service]:
 
 
 def test_some_hundred_mixed_requests(run: Path, service: Service) -> None:
-    checkpoint = open_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     assert checkpoint.task is not None
-    menu = Menu.of(run, checkpoint.model, task=checkpoint.task)
+    menu = ModelVariants.from_run(run, checkpoint.model, task=checkpoint.task)
     pool = Pool(checkpoint, menu, count=40, chance=random.Random(1))
     mix = Mix(pool, menu, "model", batch=32, chance=random.Random(2))
     with served(service) as url:

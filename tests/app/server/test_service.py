@@ -18,19 +18,19 @@ from app_material import needs_encoder
 from live_server import make_run, opened, settings
 
 from limbert.data.readers import Examples
-from limbert.data.tokenize import tokenize
+from limbert.data.tokenize import tokenize_texts
 from limbert.errors import CheckpointError, ConfigError
 from limbert.inference.engine import Engine
-from limbert.inference.load import open_checkpoint
+from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
 from limbert.method.early_exit import ExitRule
-from limbert.serve import desk
-from limbert.serve.errors import BadRequest, Down, Refused, TooLong
-from limbert.serve.latency_model import Line
+from limbert.serve import queue
+from limbert.serve.errors import InvalidRequestError, OverloadedError, RequestTooLargeError, UnavailableError
+from limbert.serve.latency_model import LatencyModel
 from limbert.serve.process import serve
-from limbert.serve.runner import Runner
-from limbert.serve.selection import Wish
-from limbert.serve.service import Answers, Service
+from limbert.serve.runner import ModelRunner
+from limbert.serve.selection import RequestOptions
+from limbert.serve.service import RequestOutput, Service
 from limbert.serve.settings import ServeSettings
 
 pytestmark = needs_encoder
@@ -68,14 +68,14 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, original = Gate(), Runner.run
+    gate, original = Gate(), ModelRunner.run
 
-    def held(self: Runner, size: str, texts: Any) -> Any:
+    def held(self: ModelRunner, size: str, texts: Any) -> Any:
         gate.reached.set()
         assert gate.is_open.wait(30)
         return original(self, size, texts)
 
-    monkeypatch.setattr(Runner, "run", held)
+    monkeypatch.setattr(ModelRunner, "run", held)
     yield gate
     gate.is_open.set()
 
@@ -91,19 +91,19 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("size", ["1x1", "0.5x1", "early"])
 def test_answers_are_those_of_the_engine_one_by_one(run: Path, size: str) -> None:
-    checkpoint = open_checkpoint(run)
+    checkpoint = load_checkpoint(run)
     with opened(run) as service:
 
-        async def main() -> list[Answers]:
-            wish = Wish(policy=size)
-            return await asyncio.gather(*(service.answer(TEXTS[at : at + 4], wish=wish) for at in range(0, 40, 4)))
+        async def main() -> list[RequestOutput]:
+            wish = RequestOptions(policy=size)
+            return await asyncio.gather(*(service.predict(TEXTS[at : at + 4], options=wish) for at in range(0, 40, 4)))
 
         rows = [row for answers in together(main) for row in answers.rows]
-        policy = service.menu.by_name[size].policy
-    engine = Engine(checkpoint.model, policy, kind="classification")
+        policy = service.variants.by_name[size].policy
+    engine = Engine(checkpoint.model, policy, task_type="classification")
     for (text, pair), row in zip(TEXTS, rows, strict=True):
         examples = Examples((text,), None if pair is None else (pair,), None)
-        tokens = tokenize(examples, checkpoint.tokenizer, max_length=32, cache=False)
+        tokens = tokenize_texts(examples, checkpoint.tokenizer, max_length=32, use_cache=False)
         alone = engine.run(tokens.collate([0]))
         torch.testing.assert_close(torch.tensor(row.logits), alone.logits[0], atol=1e-5, rtol=1e-5)
         assert (row.size, row.tokens, row.truncated) == (size, tokens.lengths[0], False)
@@ -112,22 +112,24 @@ def test_answers_are_those_of_the_engine_one_by_one(run: Path, size: str) -> Non
 
 
 def test_long_texts_are_cut_as_in_training_or_refused(run: Path) -> None:
-    long, checkpoint = " ".join(WORDS * 5), open_checkpoint(run)
+    long, checkpoint = " ".join(WORDS * 5), load_checkpoint(run)
     with opened(run) as service:
-        row = together(lambda: service.answer([(long, "short")])).rows[0]
+        row = together(lambda: service.predict([(long, "short")])).rows[0]
         assert (row.tokens, row.truncated) == (32, True)
-        tokens = tokenize(Examples((long,), ("short",), None), checkpoint.tokenizer, max_length=32, cache=False)
-        alone = Engine(checkpoint.model, Policy(subnet="1x1"), kind="classification").run(tokens.collate([0]))
+        tokens = tokenize_texts(
+            Examples((long,), ("short",), None), checkpoint.tokenizer, max_length=32, use_cache=False
+        )
+        alone = Engine(checkpoint.model, Policy(subnet="1x1"), task_type="classification").run(tokens.collate([0]))
         torch.testing.assert_close(torch.tensor(row.logits), alone.logits[0], atol=1e-5, rtol=1e-5)
-        with pytest.raises(TooLong, match="text 1 is longer than 32 tokens"):
-            together(lambda: service.answer([("short", None), (long, None)], truncate=False))
+        with pytest.raises(RequestTooLargeError, match="text 1 is longer than 32 tokens"):
+            together(lambda: service.predict([("short", None), (long, None)], truncate=False))
 
 
 def test_wishes_choose_the_size(run: Path) -> None:
     with opened(run, policy="static:0.5x1.0") as service:
 
         def sizes(**wish: Any) -> set[str]:
-            answers = together(lambda: service.answer(TEXTS[:3], wish=Wish.from_parameters(wish)))
+            answers = together(lambda: service.predict(TEXTS[:3], options=RequestOptions.from_parameters(wish)))
             return {row.size for row in answers.rows}
 
         assert sizes() == {"0.5x1"}
@@ -144,20 +146,21 @@ def test_wishes_choose_the_size(run: Path) -> None:
             {"latency_budget_ms": 0}, {"latency_budget_ms": "5"}, {"min_quality": True},
             {"min_quality": 0.5, "policy": "early"},  # measured on other data than the rest
         ):  # fmt: skip
-            with pytest.raises(BadRequest):
+            with pytest.raises(InvalidRequestError):
                 sizes(**wish)
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(OverloadedError) as refused:
             sizes(latency_budget_ms=0.001)
         assert refused.value.retry_after > 0
 
 
 def test_adaptive_gives_the_best_where_there_is_time(run: Path) -> None:
     with opened(run, policy="adaptive") as service:
-        assert {row.size for row in together(lambda: service.answer(TEXTS[:5])).rows} == {"1x1"}
-        assert service.snapshot().size == "1x1"
-        assert {row.size for row in together(lambda: service.answer(TEXTS[:5], wish=Wish(min_quality=0.89))).rows} == {
-            "1x1"
-        }
+        assert {row.size for row in together(lambda: service.predict(TEXTS[:5])).rows} == {"1x1"}
+        assert service.snapshot().variant == "1x1"
+        assert {
+            row.size
+            for row in together(lambda: service.predict(TEXTS[:5], options=RequestOptions(min_quality=0.89))).rows
+        } == {"1x1"}
 
 
 @pytest.mark.parametrize("pairs", [True, False])
@@ -169,30 +172,32 @@ def test_texts_of_another_form_than_the_training_had_are_refused(run: Path, tmp_
     with opened(tmp_path / "run") as service:
 
         async def main() -> None:
-            assert len((await service.answer([right])).rows) == 1
-            with pytest.raises(BadRequest, match="the second text is missing" if pairs else "a second text is given"):
-                await service.answer([right, wrong])
+            assert len((await service.predict([right])).outputs) == 1
+            with pytest.raises(
+                InvalidRequestError, match="the second text is missing" if pairs else "a second text is given"
+            ):
+                await service.predict([right, wrong])
 
         together(main)
 
 
 def test_what_is_too_much_is_refused(run: Path, gate: Gate) -> None:
     with opened(run, max_queue=6, max_texts=5) as service:
-        with pytest.raises(TooLong, match="at most 5"):
-            together(lambda: service.answer(TEXTS[:6]))
-        with pytest.raises(BadRequest, match="no texts"):
-            together(lambda: service.answer([]))
-        with pytest.raises(BadRequest, match="no Unicode"):
-            together(lambda: service.answer([("\ud800", None)]))
+        with pytest.raises(RequestTooLargeError, match="at most 5"):
+            together(lambda: service.predict(TEXTS[:6]))
+        with pytest.raises(InvalidRequestError, match="no texts"):
+            together(lambda: service.predict([]))
+        with pytest.raises(InvalidRequestError, match="no Unicode"):
+            together(lambda: service.predict([("\ud800", None)]))
 
         async def main() -> None:
             gate.close()
-            first = asyncio.create_task(service.answer(TEXTS[:1]))
+            first = asyncio.create_task(service.predict(TEXTS[:1]))
             await until(gate.reached.is_set)
-            waiting = [asyncio.create_task(service.answer(TEXTS[:3])) for _ in range(2)]
+            waiting = [asyncio.create_task(service.predict(TEXTS[:3])) for _ in range(2)]
             await until(lambda: service.snapshot().queued == 6)
-            with pytest.raises(Refused, match="6 texts are waiting"):
-                await service.answer(TEXTS[:1])
+            with pytest.raises(OverloadedError, match="6 texts are waiting"):
+                await service.predict(TEXTS[:1])
             gate.is_open.set()
             await asyncio.gather(first, *waiting)
 
@@ -202,17 +207,17 @@ def test_what_is_too_much_is_refused(run: Path, gate: Gate) -> None:
 
 def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
-    held = Runner.run
-    monkeypatch.setattr(Runner, "run", lambda self, size, texts: ran.append(len(texts)) or held(self, size, texts))
+    held = ModelRunner.run
+    monkeypatch.setattr(ModelRunner, "run", lambda self, size, texts: ran.append(len(texts)) or held(self, size, texts))
     with opened(run) as service:
         ran.clear()
 
         async def main() -> None:
             gate.close()
-            first = asyncio.create_task(service.answer(TEXTS[:1]))
+            first = asyncio.create_task(service.predict(TEXTS[:1]))
             await until(gate.reached.is_set)
-            gone = [asyncio.create_task(service.answer(TEXTS[:3])) for _ in range(5)]
-            kept = asyncio.create_task(service.answer(TEXTS[3:5]))
+            gone = [asyncio.create_task(service.predict(TEXTS[:3])) for _ in range(5)]
+            kept = asyncio.create_task(service.predict(TEXTS[3:5]))
             await until(lambda: service.snapshot().queued == 17)
             for task in gone:
                 task.cancel()
@@ -220,7 +225,7 @@ def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytes
             assert service.snapshot().queued == 2
             first.cancel()  # already running: its answer goes nowhere
             gate.is_open.set()
-            assert len((await kept).rows) == 2
+            assert len((await kept).outputs) == 2
 
         together(main)
         assert ran == [1, 2]
@@ -236,19 +241,19 @@ def test_a_crash_of_the_compute_answers_everybody(run: Path, gate: Gate, monkeyp
 
         async def main() -> None:
             gate.close()
-            tasks = [asyncio.create_task(service.answer(TEXTS[:2]))]
+            tasks = [asyncio.create_task(service.predict(TEXTS[:2]))]
             await until(gate.reached.is_set)
-            tasks += [asyncio.create_task(service.answer(TEXTS[:2])) for _ in range(3)]
+            tasks += [asyncio.create_task(service.predict(TEXTS[:2])) for _ in range(3)]
             await until(lambda: service.snapshot().queued == 6)
             monkeypatch.setattr(Engine, "run", broken)
             assert service.healthy
             gate.is_open.set()
             for error in await asyncio.gather(*tasks, return_exceptions=True):
-                assert isinstance(error, Down), error
+                assert isinstance(error, UnavailableError), error
             assert not service.healthy
             assert not service.ready
-            with pytest.raises(Down, match="RuntimeError"):
-                await service.answer(TEXTS[:1])
+            with pytest.raises(UnavailableError, match="RuntimeError"):
+                await service.predict(TEXTS[:1])
 
         together(main)
 
@@ -258,14 +263,14 @@ def test_draining_finishes_what_is_under_way(run: Path, gate: Gate) -> None:
 
         async def main() -> None:
             gate.close()
-            tasks = [asyncio.create_task(service.answer(TEXTS[:2])) for _ in range(3)]
+            tasks = [asyncio.create_task(service.predict(TEXTS[:2])) for _ in range(3)]
             await until(lambda: service.snapshot().running == 3 and gate.reached.is_set())
             draining = asyncio.create_task(service.drain(20))
             await until(lambda: not service.ready)
-            with pytest.raises(Down, match="shut down"):
-                await service.answer(TEXTS[:1])
+            with pytest.raises(UnavailableError, match="shut down"):
+                await service.predict(TEXTS[:1])
             gate.is_open.set()
-            assert [len(answers.rows) for answers in await asyncio.gather(*tasks)] == [2, 2, 2]
+            assert [len(answers.outputs) for answers in await asyncio.gather(*tasks)] == [2, 2, 2]
             await draining
 
         together(main)
@@ -273,20 +278,22 @@ def test_draining_finishes_what_is_under_way(run: Path, gate: Gate) -> None:
 
 
 def test_a_start_in_a_busy_moment_is_not_believed_for_ever(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbert.serve.queue._TRIAL_EVERY", 0.0)
-    monkeypatch.setattr(Runner, "calibrate", lambda self, **_: dict.fromkeys(self._engines, Line(60.0, 0.001)))
+    monkeypatch.setattr("limbert.serve.queue._PROBE_INTERVAL", 0.0)
+    monkeypatch.setattr(
+        ModelRunner, "calibrate", lambda self, **_: dict.fromkeys(self._engines, LatencyModel(60.0, 0.001))
+    )
     with opened(run) as service:
 
         async def main() -> int:
             refused = 0
             while True:
                 try:
-                    await service.answer(TEXTS[:1], wish=Wish(latency_budget=30.0))
-                except Refused:
+                    await service.predict(TEXTS[:1], options=RequestOptions(latency_budget=30.0))
+                except OverloadedError:
                     refused += 1
                 else:
                     return refused
-                await until(lambda: service._desk is not None and service._desk.look(lambda one: one.idle))
+                await until(lambda: service._queue is not None and service._queue.inspect(lambda one: one.idle))
 
         assert 3 < together(main) < 500
         assert service.snapshot().answered == 1
@@ -294,23 +301,23 @@ def test_a_start_in_a_busy_moment_is_not_believed_for_ever(run: Path, monkeypatc
 
 def test_draining_does_not_wait_for_ever(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(run) as service:
-        closing = service._desk.close
+        closing = service._queue.close
 
-        def close(error: Down) -> None:
+        def close(error: UnavailableError) -> None:
             closing(error)
             gate.is_open.set()
 
         async def main() -> None:
             gate.close()
-            running = asyncio.create_task(service.answer(TEXTS[:1]))
+            running = asyncio.create_task(service.predict(TEXTS[:1]))
             await until(gate.reached.is_set)
-            waiting = asyncio.create_task(service.answer(TEXTS[:1]))
+            waiting = asyncio.create_task(service.predict(TEXTS[:1]))
             await until(lambda: service.snapshot().queued == 1)
-            monkeypatch.setattr(service._desk, "close", close)
+            monkeypatch.setattr(service._queue, "close", close)
             await service.drain(0.05)
-            with pytest.raises(Down):
+            with pytest.raises(UnavailableError):
                 await waiting
-            with pytest.raises(Down):
+            with pytest.raises(UnavailableError):
                 await running
 
         together(main)
@@ -320,21 +327,21 @@ def test_a_late_request_is_refused_and_not_answered_late(
     run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ahead = 0.0
-    monkeypatch.setattr(desk, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead))
+    monkeypatch.setattr(queue, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead))
     with opened(run) as service:
 
         async def main() -> None:
             nonlocal ahead
             gate.close()
-            running = asyncio.create_task(service.answer(TEXTS[:1]))
+            running = asyncio.create_task(service.predict(TEXTS[:1]))
             await until(gate.reached.is_set)
-            hurried = asyncio.create_task(service.answer(TEXTS[:1], wish=Wish(latency_budget=30.0)))
+            hurried = asyncio.create_task(service.predict(TEXTS[:1], options=RequestOptions(latency_budget=30.0)))
             await until(lambda: service.snapshot().queued == 1)
             ahead = 60.0
             gate.is_open.set()
-            with pytest.raises(Refused, match="waited too long"):
+            with pytest.raises(OverloadedError, match="waited too long"):
                 await hurried
-            assert len((await running).rows) == 1
+            assert len((await running).outputs) == 1
 
         together(main)
 
@@ -352,7 +359,7 @@ def test_who_is_told_the_address_may_connect_at_once(run: Path) -> None:
 
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # the server hands it on when it has ended
     try:
-        serve(run, settings(port=0), ready=ready)
+        serve(run, settings(port=0), on_ready=ready)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert connected
@@ -362,18 +369,18 @@ def test_what_goes_wrong_at_the_start_reaches_the_caller(run: Path, monkeypatch:
     def fail(*_: Any, **__: Any) -> None:
         raise CheckpointError("the weights are gone")
 
-    monkeypatch.setattr(Runner, "calibrate", fail)
+    monkeypatch.setattr(ModelRunner, "calibrate", fail)
     with pytest.raises(CheckpointError, match="the weights are gone"):
-        serve(run, ServeSettings(port=0, threads=1), ready=lambda address: None)
+        serve(run, ServeSettings(port=0, threads=1), on_ready=lambda address: None)
 
 
 def test_bad_settings_are_refused_by_name(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"policy is 'late'; it must be one of adaptive, static:1x1.*, early"):
-        Service.open(run, ServeSettings(policy="late"))
+        Service.load(run, ServeSettings(policy="late"))
     with pytest.raises(ConfigError, match="maximum length is 1000; the model takes 64"):
-        Service.open(run, ServeSettings(max_length=1000))
+        Service.load(run, ServeSettings(max_length=1000))
     with pytest.raises(CheckpointError):
-        Service.open(tmp_path / "none", ServeSettings())
+        Service.load(tmp_path / "none", ServeSettings())
     for name, value in (("port", 70000), ("slo", 0.0), ("max_queue", 0), ("workers", 0), ("api_key", "")):
         with pytest.raises(ConfigError):
             ServeSettings(**{name: value})

@@ -10,8 +10,8 @@ from sklearn.metrics import f1_score
 from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data, load_task_data
 from limbert.data.split import split_validation
-from limbert.data.task_registry import answers, prepared, score
-from limbert.data.tasks import own_task
+from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
+from limbert.data.tasks import custom_task
 from limbert.errors import ConfigError, DataError
 
 LINES = '{"text": "a b", "labels": ["x", "z"]}\n{"text": "c d", "labels": []}\n{"text": "e f", "labels": ["y"]}\n'
@@ -25,7 +25,7 @@ def test_lists_and_separated_cells_are_the_same(write):
     config = DataConfig(data=str(cells.parent), task_type="multi-label", label_separator=";")
     second = load_task_data(config, seed=0)
     assert first == second
-    assert first.task == own_task("multi-label", ("x", "y", "z"), pairs=False)
+    assert first.task == custom_task("multi-label", ("x", "y", "z"), has_pairs=False)
     assert first.train.labels == ((0, 2), (), (1,))
     assert load_evaluation_data(config, first.task)["dev"] == first.dev["dev"]
     with pytest.raises(DataError, match=r"train.csv:2: label 'z;x' is unknown, expected one of x, y, z"):
@@ -36,7 +36,7 @@ def test_lists_and_separated_cells_are_the_same(write):
 
 def test_a_separator_means_several_labels_and_nothing_else(write):
     path = str(write("c/train.csv", CSV))
-    assert load_task_data(DataConfig(train=path, dev=path, label_separator=";"), seed=0).task.kind == "multi-label"
+    assert load_task_data(DataConfig(train=path, dev=path, label_separator=";"), seed=0).task.task_type == "multi-label"
     for named, what in (({"task_type": "classification"}, "type classification"), ({"task": "sst2"}, "sst2")):
         with pytest.raises(ConfigError, match=f"label separator is ';'; it is for multi-label, not for task {what}"):
             load_task_data(DataConfig(train=path, dev=path, label_separator=";", **named), seed=0)
@@ -67,15 +67,15 @@ def test_scores_and_answers(write, tokenizer):
     write("train.jsonl", lines)
     folder = write("dev.jsonl", lines).parent
     data = load_task_data(DataConfig(data=str(folder)), seed=0)
-    tokens = prepared(data.train, data.task, tokenizer, max_length=16, cache=False)
+    tokens = tokenize_for_task(data.train, data.task, tokenizer, max_length=16, use_cache=False)
     assert torch.equal(tokens.labels, torch.from_numpy(labels))
     assert tokens.collate([3, 1])["labels"].shape == (2, 4)
     logits = random.normal(size=(40, 4)).astype(np.float32)
-    found = score(data.task, logits, tokens)
+    found = compute_task_metrics(data.task, logits, tokens)
     assert found["micro_f1"] == pytest.approx(f1_score(labels, logits > 0, average="micro"))
     assert found["macro_f1"] == pytest.approx(f1_score(labels, logits > 0, average="macro"))
     assert found["subset_accuracy"] == pytest.approx(((logits > 0) == labels).all(axis=1).mean())
-    for row, answer in zip(logits, answers(data.task, logits, tokens), strict=True):
+    for row, answer in zip(logits, decode_predictions(data.task, logits, tokens), strict=True):
         assert {one["label"] for one in answer["labels"]} == {f"c{at}" for at in np.flatnonzero(row > 0)}
         scores = [one["score"] for one in answer["labels"]]
         assert scores == sorted(scores, reverse=True)
@@ -88,6 +88,6 @@ def test_regression_on_an_own_column(write):
     path = write("all.csv", "text,stars\n" + "".join(f"a text {n},{n / 10}\n" for n in range(30)))
     config = DataConfig(train=str(path), label_column="stars", held_out=0.2)
     data = load_task_data(config, seed=0)
-    assert data.task.kind == "regression"
+    assert data.task.task_type == "regression"
     assert len(data.dev["dev"]) == 6
     assert load_evaluation_data(config, data.task)["dev"] == data.dev["dev"]

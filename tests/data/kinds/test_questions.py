@@ -8,27 +8,27 @@ import pytest
 from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data, load_task_data
 from limbert.data.question_answering import (
-    MOST_TOKENS,
+    MAX_ANSWER_TOKENS,
+    answer_predictions,
     best_spans,
-    normalized,
+    normalize_answer,
     open_questions,
+    question_examples,
     read_questions,
-    span_answers,
     token_f1,
-    typed_questions,
 )
-from limbert.data.readers import Answers, Examples
-from limbert.data.split import split_groups, split_validation
-from limbert.data.task_registry import answers, prepared, score
-from limbert.data.tasks import own_task
+from limbert.data.readers import Examples, ReferenceAnswers
+from limbert.data.split import split_by_group, split_validation
+from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
+from limbert.data.tasks import custom_task
 from limbert.errors import ConfigError, DataError
 
-TASK = own_task("question-answering", ())
+TASK = custom_task("question-answering", ())
 CONTEXT = " ".join(f"In {1900 + year} the river rose by {year} metres." for year in range(40))
 
 
 def question(answer: str) -> Examples:
-    return Examples(("When?",), (CONTEXT,), (Answers((answer,), (CONTEXT.index(answer),)),))
+    return Examples(("When?",), (CONTEXT,), (ReferenceAnswers((answer,), (CONTEXT.index(answer),)),))
 
 
 def right_logits(tokens) -> np.ndarray:
@@ -42,47 +42,47 @@ def right_logits(tokens) -> np.ndarray:
 
 @pytest.mark.parametrize("answer", ["1900", "1939 the river rose", "1917", "39 metres"])
 def test_windows_overlap_and_hold_every_short_answer(tokenizer, answer):
-    tokens = prepared(question(answer), TASK, tokenizer, max_length=48, stride=12)
+    tokens = tokenize_for_task(question(answer), TASK, tokenizer, max_length=48, stride=12)
     assert len(tokens) > 5
     assert tokens.lengths.max() <= 48
-    read = {start for start in tokens.places.starts.tolist() if start >= 0}
-    alone = prepared(question(answer), TASK, tokenizer, max_length=512)
+    read = {start for start in tokens.alignment.char_starts.tolist() if start >= 0}
+    alone = tokenize_for_task(question(answer), TASK, tokenizer, max_length=512)
     assert len(alone) == 1
-    assert read == {start for start in alone.places.starts.tolist() if start >= 0}
+    assert read == {start for start in alone.alignment.char_starts.tolist() if start >= 0}
     assert (tokens.labels[:, 0] > 0).any()
-    assert score(TASK, right_logits(tokens), tokens) == {"f1": 1.0, "exact_match": 1.0}
-    (row,) = answers(TASK, right_logits(tokens), tokens)
+    assert compute_task_metrics(TASK, right_logits(tokens), tokens) == {"f1": 1.0, "exact_match": 1.0}
+    (row,) = decode_predictions(TASK, right_logits(tokens), tokens)
     assert row["answer"] == answer == CONTEXT[row["start"] : row["end"]]
     assert row["score"] > 0.9
     assert tokens.collate([0, len(tokens) - 1])["labels"].shape == (2, 2)
 
 
 def test_the_best_span_is_the_best_of_all(tokenizer):
-    tokens = prepared(question("1900"), TASK, tokenizer, max_length=64)
+    tokens = tokenize_for_task(question("1900"), TASK, tokenizer, max_length=64)
     random = np.random.default_rng(3)
     for _ in range(5):
         logits = random.normal(size=(len(tokens.tokens.ids), 2)).astype(np.float32)
         expected = []
         for begin, end in zip(tokens.tokens.offsets[:-1], tokens.tokens.offsets[1:], strict=True):
-            inside = [place for place in range(begin, end) if tokens.places.starts[place] >= 0]
+            inside = [place for place in range(begin, end) if tokens.alignment.char_starts[place] >= 0]
             for at, first in enumerate(inside):
-                for last in inside[at : at + MOST_TOKENS]:
-                    span = int(tokens.places.starts[first]), int(tokens.places.ends[last])
+                for last in inside[at : at + MAX_ANSWER_TOKENS]:
+                    span = int(tokens.alignment.char_starts[first]), int(tokens.alignment.char_ends[last])
                     expected.append((float(logits[first, 0] + logits[last, 1]), span))
         ranked = dict.fromkeys(span for _, span in sorted(expected, reverse=True))
-        found = best_spans(logits, tokens, count=5)[0]
+        found = best_spans(logits, tokens, n_best_size=5)[0]
         assert [(one.start, one.end) for one in found] == list(ranked)[:5]
 
 
 def test_a_context_without_tokens_has_no_answer(tokenizer):
     """A character without width is no white space, and nothing to the tokenizer."""
-    tokens = prepared(Examples(("Who?",), ("\u200b",), None), TASK, tokenizer, max_length=64)
+    tokens = tokenize_for_task(Examples(("Who?",), ("\u200b",), None), TASK, tokenizer, max_length=64)
     logits = np.zeros((len(tokens.tokens.ids), 2), dtype=np.float32)
-    assert span_answers(TASK, logits, tokens) == [{"answer": "", "score": 0.0, "start": 0, "end": 0}]
+    assert answer_predictions(TASK, logits, tokens) == [{"answer": "", "score": 0.0, "start": 0, "end": 0}]
 
 
 def test_answers_are_compared_as_squad_does():
-    assert normalized("The  Eiffel-Tower, an icon!") == "eiffeltower icon"
+    assert normalize_answer("The  Eiffel-Tower, an icon!") == "eiffeltower icon"
     assert token_f1("the Denver Broncos", "Denver Broncos") == 1
     assert token_f1("Denver", "the Denver Broncos") == pytest.approx(2 / 3)
     assert token_f1("Carolina", "Denver") == 0
@@ -90,16 +90,16 @@ def test_answers_are_compared_as_squad_does():
 
 
 def test_a_long_question_is_cut_and_short_windows_are_refused(tokenizer):
-    examples = typed_questions(["why " * 300], [CONTEXT])
-    tokens = prepared(examples, TASK, tokenizer, max_length=64)
+    examples = question_examples(["why " * 300], [CONTEXT])
+    tokens = tokenize_for_task(examples, TASK, tokenizer, max_length=64)
     assert tokens.lengths.max() <= 64
-    assert (tokens.places.starts >= 0).any()
+    assert (tokens.alignment.char_starts >= 0).any()
     with pytest.raises(ConfigError, match="at least 16"):
-        prepared(examples, TASK, tokenizer, max_length=12)
+        tokenize_for_task(examples, TASK, tokenizer, max_length=12)
     with pytest.raises(ConfigError, match="a third of the longest input"):
         DataConfig(max_length=90, stride=31)
     with pytest.raises(ConfigError, match="--pair CONTEXT"):
-        typed_questions(["why"], None)
+        question_examples(["why"], None)
 
 
 def squad(articles: int = 4, **changes: object) -> str:
@@ -114,7 +114,7 @@ def squad(articles: int = 4, **changes: object) -> str:
 def test_squad_and_columns_hold_the_same(write):
     _, examples = read_questions(open_questions(write("train.json", squad())), DataConfig(), None)
     assert len(examples) == 10
-    assert examples.labels[0] == Answers(("Oslo",), (3,))
+    assert examples.labels[0] == ReferenceAnswers(("Oslo",), (3,))
     rows = [
         {"title": group, "question": text, "context": pair, "answers": {"text": ["Oslo"], "answer_start": [3]}}
         for text, pair, group in zip(examples.texts, examples.pairs, examples.groups, strict=True)
@@ -160,7 +160,7 @@ def test_articles_are_held_out_whole_and_found_again(write):
     with pytest.raises(ConfigError, match="one or the other"):
         load_task_data(DataConfig(task="squad", train=path, dev=path, held_out=0.3), seed=0)
     with pytest.raises(DataError, match="there must be two"):
-        split_groups(dev.select([0]), fraction=0.5, seed=0)
+        split_by_group(dev.select([0]), fraction=0.5, seed=0)
 
 
 def test_whole_groups_are_set_aside_as_far_as_they_fit():
@@ -170,8 +170,8 @@ def test_whole_groups_are_set_aside_as_far_as_they_fit():
         groups = tuple(str(group) for group, size in enumerate(sizes) for _ in range(size))
         examples = Examples(tuple(map(str, range(len(groups)))), None, None, groups=groups)
         fraction = float(random.choice([0.001, 0.05, 0.3, 0.9]))
-        rest, aside = split_groups(examples, fraction=fraction, seed=seed)
-        assert split_groups(examples, fraction=fraction, seed=seed) == (rest, aside)
+        rest, aside = split_by_group(examples, fraction=fraction, seed=seed)
+        assert split_by_group(examples, fraction=fraction, seed=seed) == (rest, aside)
         assert not {*rest.groups} & {*aside.groups}
         missing = fraction * len(examples) - len(aside)
         others = [sizes[int(group)] for group in {*rest.groups}]
@@ -185,7 +185,7 @@ def test_real_questions_find_their_answers(real_data, tokenizer):
     path = real_data("SQuAD") / "dev-v1.1.reconstructed.json"
     data = load_task_data(DataConfig(task="squad", train=str(path), held_out=0.15, train_limit=150), seed=0)
     assert 1300 < len(data.dev["dev"]) < 1700
-    tokens = prepared(data.train, data.task, tokenizer, max_length=160)
-    found = score(data.task, right_logits(tokens), tokens)
+    tokens = tokenize_for_task(data.train, data.task, tokenizer, max_length=160)
+    found = compute_task_metrics(data.task, right_logits(tokens), tokens)
     assert found["exact_match"] > 0.97  # the rest: answers of over 30 tokens, or that begin within a token
     assert found["f1"] >= found["exact_match"]

@@ -8,19 +8,19 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 
 from limbert.core.config import DataConfig
-from limbert.core.task_types import IGNORED
+from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.readers import Examples
-from limbert.data.task_registry import answers, prepared, score
-from limbert.data.tasks import own_task
+from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
+from limbert.data.tasks import custom_task
 from limbert.data.token_classification import (
-    entities,
-    entity_scores,
-    joined,
+    entity_metrics,
+    extract_entities,
+    join_words,
     open_tagged,
     read_tagged,
     read_untagged,
-    typed_texts,
+    word_examples,
 )
 from limbert.errors import ConfigError, DataError
 
@@ -44,15 +44,15 @@ def test_entities_are_those_of_seqeval(prefixes):
     tags = ["O", *(f"{prefix}-{name}" for prefix in prefixes for name in ("person", "creative-work"))]
     texts = [random.choice(tags, size=random.integers(1, 12)).tolist() for _ in range(600)]
     for text in texts:
-        assert [(name, first, end - 1) for name, first, end in entities(text)] == get_entities(text)
+        assert [(name, first, end - 1) for name, first, end in extract_entities(text)] == get_entities(text)
     gold = texts[:300]
     others = zip(gold, texts[300:], strict=True)
     predicted = [text[: len(ours)] + ["O"] * (len(ours) - len(text)) for ours, text in others]
-    found = entity_scores(gold, predicted)
+    found = entity_metrics(gold, predicted)
     assert found["entity_f1"] == pytest.approx(f1_score(gold, predicted))
     assert found["entity_precision"] == pytest.approx(precision_score(gold, predicted))
     assert found["entity_recall"] == pytest.approx(recall_score(gold, predicted))
-    assert entity_scores([["O"]], [["O"]]) == dict.fromkeys(found, 0.0)
+    assert entity_metrics([["O"]], [["O"]]) == dict.fromkeys(found, 0.0)
 
 
 def test_conll_and_json_lines_hold_the_same(write):
@@ -64,7 +64,7 @@ def test_conll_and_json_lines_hold_the_same(write):
     lines = write("train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     names = ("O", "B-person", "I-person", "B-place", "I-place")
     task, examples = read_tagged(open_tagged(conll), DataConfig(), None)
-    assert task == own_task("token-classification", names)
+    assert task == custom_task("token-classification", names)
     assert examples.texts == ("Ann Lee sings .", "in Oslo")
     assert examples.labels == ((1, 2, 0, 0), (0, 3))
     again = read_tagged(open_tagged(lines), DataConfig(label_names=names), None)
@@ -97,24 +97,24 @@ def test_only_tabs_and_spaces_part_the_columns(write):
     path = write("train.conll", "New\u00a0York  B-place\nnow O\n")
     _, examples = read_tagged(open_tagged(path), DataConfig(), None)
     assert examples.texts == ("New\u00a0York now",)
-    assert [len(words) for words in examples.words] == [2]
+    assert [len(words) for words in examples.word_spans] == [2]
 
 
 def test_labels_stand_on_first_tokens_and_offsets_on_words(tokenizer):
     text = "Unbelievably, O'Neill met @paulwalk in 東京 \U0001f600 !"
-    examples = typed_texts([text, "Hi"], None)
-    words = [text[start:end] for start, end in examples.words[0]]
+    examples = word_examples([text, "Hi"], None)
+    words = [text[start:end] for start, end in examples.word_spans[0]]
     assert words[:6] == ["Unbelievably", ",", "O'Neill", "met", "@paulwalk", "in"]
-    task = own_task("token-classification", TAGS)
+    task = custom_task("token-classification", TAGS)
     labels = (tuple(index % 5 for index in range(len(words))), (3,))
-    tokens = prepared(
-        type(examples)(examples.texts, None, labels, words=examples.words), task, tokenizer, max_length=64
+    tokens = tokenize_for_task(
+        type(examples)(examples.texts, None, labels, word_spans=examples.word_spans), task, tokenizer, max_length=64
     )
     batch = tokens.collate([1, 0])
     assert batch["labels"].shape == batch["input_ids"].shape
-    assert batch["labels"][0, 1:].tolist() == [3] + [IGNORED] * (batch["labels"].shape[1] - 2)
-    assert [label for label in batch["labels"][1].tolist() if label != IGNORED] == list(labels[0])
-    for token, (start, end) in enumerate(zip(tokens.places.starts, tokens.places.ends, strict=True)):
+    assert batch["labels"][0, 1:].tolist() == [3] + [IGNORE_INDEX] * (batch["labels"].shape[1] - 2)
+    assert [label for label in batch["labels"][1].tolist() if label != IGNORE_INDEX] == list(labels[0])
+    for token, (start, end) in enumerate(zip(tokens.alignment.char_starts, tokens.alignment.char_ends, strict=True)):
         if start < 0:
             continue
         piece = tokenizer.convert_ids_to_tokens(int(tokens.tokens.ids[token]))
@@ -125,18 +125,18 @@ def test_labels_stand_on_first_tokens_and_offsets_on_words(tokenizer):
 def test_words_that_were_cut_count_as_not_found(tokenizer):
     words = [f"word{number}" for number in range(30)]
     tags = tuple(1 for _ in words)
-    text, spans = joined(words)
-    task = own_task("token-classification", TAGS)
-    source = Examples((text,), None, (tags,), words=(spans,))
-    whole, cut = (prepared(source, task, tokenizer, max_length=length) for length in (128, 20))
-    assert score(task, logits_for(whole, task, [tags]), whole)["entity_recall"] == 1
-    found = score(task, logits_for(cut, task, [tags]), cut)
-    read = sum(cut.places.starts >= 0)
+    text, spans = join_words(words)
+    task = custom_task("token-classification", TAGS)
+    source = Examples((text,), None, (tags,), word_spans=(spans,))
+    whole, cut = (tokenize_for_task(source, task, tokenizer, max_length=length) for length in (128, 20))
+    assert compute_task_metrics(task, logits_for(whole, task, [tags]), whole)["entity_recall"] == 1
+    found = compute_task_metrics(task, logits_for(cut, task, [tags]), cut)
+    read = sum(cut.alignment.char_starts >= 0)
     assert 0 < read < 30
     assert found == pytest.approx(
         {"entity_precision": 1.0, "entity_recall": read / 30, "entity_f1": 2 * read / (30 + read)}
     )
-    (row,) = answers(task, logits_for(cut, task, [tags]), cut)
+    (row,) = decode_predictions(task, logits_for(cut, task, [tags]), cut)
     assert row["words_not_read"] == 30 - read
     for one in row["entities"]:
         assert text[one["start"] : one["end"]] == one["text"]
@@ -151,12 +151,12 @@ def test_scores_on_real_sentences_are_those_of_seqeval(real_data, tokenizer):
     assert len(data.task.labels) == 13
     dev = data.dev["dev"]
     assert len(data.train) == 3394
-    examples = prepared(dev, data.task, tokenizer, max_length=128)
+    examples = tokenize_for_task(dev, data.task, tokenizer, max_length=128)
     random = np.random.default_rng(0)
     guessed = [[label if random.random() < 0.9 else int(random.integers(13)) for label in ids] for ids in dev.labels]
-    missing = sum(map(len, dev.labels)) - int((examples.places.starts >= 0).sum())
+    missing = sum(map(len, dev.labels)) - int((examples.alignment.char_starts >= 0).sum())
     assert missing < 5  # a tokenizer makes nothing of some lone signs
-    found = score(data.task, logits_for(examples, data.task, guessed), examples)
+    found = compute_task_metrics(data.task, logits_for(examples, data.task, guessed), examples)
     names = [[[data.task.labels[label] for label in ids] for ids in side] for side in (dev.labels, guessed)]
     assert found["entity_f1"] == pytest.approx(f1_score(*names), abs=0.003)
     again = load_evaluation_data(DataConfig(data=str(folder)), data.task)
@@ -166,10 +166,10 @@ def test_scores_on_real_sentences_are_those_of_seqeval(real_data, tokenizer):
 def test_tags_that_mark_no_entities_are_judged_word_by_word(write, tokenizer):
     task, examples = read_tagged(open_tagged(write("t.conll", "Ann NN\nsings VB\n\nhe PR\n")), DataConfig(), None)
     assert task.metrics == ("accuracy",)
-    tokens = prepared(examples, task, tokenizer, max_length=16)
+    tokens = tokenize_for_task(examples, task, tokenizer, max_length=16)
     right = logits_for(tokens, task, examples.labels)
-    assert score(task, right, tokens) == {"accuracy": 1.0}
-    assert [word["tag"] for word in answers(task, right, tokens)[0]["words"]] == ["NN", "VB"]
+    assert compute_task_metrics(task, right, tokens) == {"accuracy": 1.0}
+    assert [word["tag"] for word in decode_predictions(task, right, tokens)[0]["words"]] == ["NN", "VB"]
 
 
 @pytest.mark.parametrize("tag", ["B_person", "person", "newdoc"])
@@ -178,9 +178,9 @@ def test_one_tag_of_another_form_does_not_change_what_is_measured(write, tag):
     with pytest.raises(DataError, match=rf"train.conll:11: tag '{tag}' is unknown, expected one of O, B-person, I-p"):
         read_tagged(open_tagged(path), DataConfig(), None)
     task, examples = read_tagged(open_tagged(path), DataConfig(skip_bad_rows=True), None)
-    assert (task.primary, len(examples), examples.bad_rows) == ("entity_f1", 2, 1)
+    assert (task.primary_metric, len(examples), examples.bad_rows) == ("entity_f1", 2, 1)
     with pytest.raises(DataError, match=f"tag '{tag}' stands among tags of entities"):
-        own_task("token-classification", ("O", "B-person", tag))
+        custom_task("token-classification", ("O", "B-person", tag))
 
 
 @pytest.mark.parametrize(("scheme", "usual"), [("BILOU", "BIEOS"), ("BMEOS", "BIEOS")])
@@ -188,10 +188,10 @@ def test_other_letters_mark_the_same_entities(write, scheme, usual):
     random = np.random.default_rng(0)
     for _ in range(200):
         tags = [tag if tag == "O" else f"{tag}-{random.choice(['a', 'b'])}" for tag in random.choice([*scheme], size=9)]
-        assert entities(tags) == entities([usual[scheme.index(tag[0])] + tag[1:] for tag in tags])
+        assert extract_entities(tags) == extract_entities([usual[scheme.index(tag[0])] + tag[1:] for tag in tags])
     sentence = "".join(f"w\t{tag}\n" if tag == "O" else f"w\t{tag}-{'ab'[tag > 'L']}\n" for tag in scheme)
     task, _ = read_tagged(open_tagged(write("train.conll", sentence + "w\tB-c\n")), DataConfig(), None)
-    assert task.primary == "entity_f1"
+    assert task.primary_metric == "entity_f1"
     assert {*task.labels} == {"O", *(f"{prefix}-{kind}" for prefix in scheme if prefix != "O" for kind in "abc")}
 
 
@@ -207,7 +207,7 @@ def test_comments_are_no_words(write, separator):
         (["#", "#hashtag"], ["O", "O"]),
         (["Bo"], ["O"]),
     ]
-    assert [row.line for row in open_tagged(path).rows()] == [6, 10, 16]
+    assert [row.line_number for row in open_tagged(path).rows()] == [6, 10, 16]
     lone = write("lone.conll", f"#{separator}O\n\n#{separator}O\n")
     assert [row.cells[0] for row in open_tagged(lone).rows()] == [["#"], ["#"]]
     columns = "# NN I-NP O\nAnn NN I-NP O\n".replace(" ", separator)
@@ -217,15 +217,15 @@ def test_comments_are_no_words(write, separator):
 
 def test_texts_to_be_tagged(write):
     plain = write("texts.txt", "Ann sings.\nOslo\n")
-    assert read_untagged(plain, DataConfig()).words == (((0, 3), (4, 9), (9, 10)), ((0, 4),))
+    assert read_untagged(plain, DataConfig()).word_spans == (((0, 3), (4, 9), (9, 10)), ((0, 4),))
     split = load_texts(
-        write("texts.jsonl", '{"tokens": ["Ann", "sings."]}\n'), DataConfig(), kind="token-classification"
+        write("texts.jsonl", '{"tokens": ["Ann", "sings."]}\n'), DataConfig(), task_type="token-classification"
     )
-    assert split.words == (((0, 3), (4, 10)),)
+    assert split.word_spans == (((0, 3), (4, 10)),)
     with pytest.raises(DataError, match=r"blank.txt:2: no words"):
         read_untagged(write("blank.txt", "Ann sings.\n\nOslo\n"), DataConfig())
     for name, empty in (("blank.txt", "\n\n"), ("none.conll", "-DOCSTART-\tO\n")):
         with pytest.raises(DataError, match=f"{name}: no words"):
             read_untagged(write(name, empty), DataConfig())
     with pytest.raises(ConfigError, match="not a pair"):
-        typed_texts(["a"], ["b"])
+        word_examples(["a"], ["b"])

@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from limbert import ElasticModel, Subnet
 from limbert.errors import UnsupportedModelError
-from limbert.export.huggingface import is_stock, load_folder, write_folder
-from limbert.model.checkpoint import HEADS
+from limbert.export.huggingface import is_stock, load_huggingface, save_huggingface
+from limbert.model.checkpoint import TASK_HEADS
 
 UNEVEN = Subnet((0, 2, 3), (2, 3, 6), (17, 60, 30))
 NARROW = Subnet((0, 3), (3, 3), (30, 30))
@@ -50,7 +50,7 @@ print(json.dumps([first.tolist(), trained.tolist(), last.tolist()]))
 
 def small(case: str, subnet: Subnet, head: str = "sequence-classification") -> PreTrainedModel:
     labels = 2 if head == "question-answering" else 3
-    network = make_network(case, getattr(transformers, HEADS[head]), num_labels=labels)
+    network = make_network(case, getattr(transformers, TASK_HEADS[head]), num_labels=labels)
     return ElasticModel(network).extract(subnet).eval()
 
 
@@ -58,10 +58,10 @@ def small(case: str, subnet: Subnet, head: str = "sequence-classification") -> P
 @pytest.mark.parametrize("subnet", [UNEVEN, NARROW, FEWER_NEURONS, UNEVEN_NEURONS], ids=str)
 def test_every_family_answers_bit_for_bit(case: str, subnet: Subnet, tmp_path: Path) -> None:
     network = small(case, subnet)
-    write_folder(network, tmp_path)
+    save_huggingface(network, tmp_path)
     assert is_stock(network) == (subnet is FEWER_NEURONS) == (not (tmp_path / "modeling_limbert.py").exists())
     with torch.no_grad():
-        expected, found = (one(**make_inputs()).logits for one in (network, load_folder(tmp_path)))
+        expected, found = (one(**make_inputs()).logits for one in (network, load_huggingface(tmp_path)))
     assert torch.equal(expected, found)
     if subnet is FEWER_NEURONS:
         with torch.no_grad():
@@ -72,16 +72,16 @@ def test_every_family_answers_bit_for_bit(case: str, subnet: Subnet, tmp_path: P
             AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=False)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", TASK_HEADS)
 @pytest.mark.parametrize("case", most_different(("bert", "modernbert", "deberta-v2"), quick=("bert",)))
 def test_every_head_answers_bit_for_bit(case: str, head: str, tmp_path: Path) -> None:
     network = small(case, UNEVEN, head)
-    write_folder(network, tmp_path)
+    save_huggingface(network, tmp_path)
     inputs = make_inputs(batch=4)
     if head == "multiple-choice":
         inputs = {name: tensor.unflatten(0, (2, 2)) for name, tensor in inputs.items()}
     with torch.no_grad():
-        expected, found = network(**inputs), load_folder(tmp_path)(**inputs)
+        expected, found = network(**inputs), load_huggingface(tmp_path)(**inputs)
     tensors = [name for name, value in expected.items() if isinstance(value, torch.Tensor)]
     assert tensors
     assert all(torch.equal(expected[name], found[name]) for name in tensors)
@@ -96,7 +96,7 @@ def test_it_loads_trains_and_is_saved_where_limbert_is_not(
     case: str, subnet: Subnet, trust: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = small(case, subnet)
-    write_folder(network, tmp_path / "export")
+    save_huggingface(network, tmp_path / "export")
     inputs = make_inputs()
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -120,4 +120,4 @@ def test_it_loads_trains_and_is_saved_where_limbert_is_not(
 def test_a_head_without_an_auto_class_is_refused(tmp_path: Path) -> None:
     network = transformers.BertForPreTraining(make_config("bert"))
     with pytest.raises(UnsupportedModelError, match="BertForPreTraining has no Auto class"):
-        write_folder(network, tmp_path)
+        save_huggingface(network, tmp_path)

@@ -13,7 +13,7 @@ from limbert import ElasticModel, Subnet
 from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
 from limbert.inference.onnx_graph import input_names, write_onnx
 from limbert.inference.runtimes import load_runtime
-from limbert.model.checkpoint import HEADS
+from limbert.model.checkpoint import TASK_HEADS
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -58,10 +58,10 @@ def test_every_family_answers_the_same_at_any_size(case: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "head",
-    most_different((head for head in HEADS if head != "sequence-classification"), quick=("question-answering",)),
+    most_different((head for head in TASK_HEADS if head != "sequence-classification"), quick=("question-answering",)),
 )
 def test_every_head_answers_the_same(head: str, tmp_path: Path) -> None:
-    network = small("bert", getattr(transformers, HEADS[head]), num_labels=2)
+    network = small("bert", getattr(transformers, TASK_HEADS[head]), num_labels=2)
     write_onnx(network, tmp_path / "model.onnx")
     inputs = make_inputs(batch=4, tokens=9)
     if head == "multiple-choice":

@@ -7,13 +7,13 @@ from itertools import chain
 from pathlib import Path
 
 from limbert.core.config import CorpusConfig, DataConfig
-from limbert.data.readers import FORMATS, NOT_UTF8, Table, choose_columns, open_table, readable
+from limbert.data.readers import FORMATS, INVALID_UNICODE, Table, check_readable, choose_columns, open_table
 from limbert.errors import ConfigError, DataError
 
-_LONGEST = 1 << 16  # characters of a piece of text: a tokenizer takes about 170 bytes for each
+_MAX_PIECE_CHARS = 1 << 16  # characters of a piece of text: a tokenizer takes about 170 bytes for each
 
 
-def corpus_files(names: Iterable[str], *, apart_from: Iterable[Path] = ()) -> tuple[Path, ...]:
+def corpus_files(patterns: Iterable[str], *, exclude: Iterable[Path] = ()) -> tuple[Path, ...]:
     """The files that names point to, each once however named: a file, a folder (its files but hidden ones), or
     a glob; in order.
 
@@ -25,14 +25,16 @@ def corpus_files(names: Iterable[str], *, apart_from: Iterable[Path] = ()) -> tu
         ConfigError: a name is one of the files that must stay apart.
         DataError: a name that nothing answers to.
     """
-    apart = {path.resolve() for path in apart_from}
+    apart = {path.resolve() for path in exclude}
     found: dict[Path, Path] = {}
-    for name in names:
+    for name in patterns:
         if not name.strip():
             raise DataError(f"corpus is {name!r}; it must be a file, a folder or a glob")
         path = Path(name).expanduser()
         if path.is_dir():
-            paths = sorted(part for part in path.rglob("*") if part.is_file() and not _hidden(part.relative_to(path)))
+            paths = sorted(
+                part for part in path.rglob("*") if part.is_file() and not _is_hidden(part.relative_to(path))
+            )
         elif path.exists():
             if path.resolve() in apart:
                 raise ConfigError(f"corpus {name} is development text too; it must be one or the other")
@@ -47,7 +49,7 @@ def corpus_files(names: Iterable[str], *, apart_from: Iterable[Path] = ()) -> tu
     return tuple(found.values())
 
 
-def _hidden(path: Path) -> bool:
+def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -63,31 +65,31 @@ def stream_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
     """
     if path.exists() and not path.stat().st_size:
         return  # one such file among thousands is no mistake
-    yield from _rows_of_text(path, config) if path.suffix.lower() in FORMATS else _lines_of_text(path, config)
+    yield from _stream_rows(path, config) if path.suffix.lower() in FORMATS else _stream_lines(path, config)
     yield None
 
 
-def _rows_of_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
-    table, column = _text_column(path, config)
+def _stream_rows(path: Path, config: CorpusConfig) -> Iterator[str | None]:
+    table, column = _open_text_column(path, config)
     for row in table.rows():
         text = row.cells[column] if row.problem is None else None
         if isinstance(text, str) and text.strip():
-            yield from _cut(text.strip())
+            yield from _split_pieces(text.strip())
             yield None
         elif not config.skip_bad_rows:
             problem = row.problem or f"no text in column {table.columns[column]!r}, expected some"
-            raise DataError(f"{table.name}:{row.line}: {problem}")
+            raise DataError(f"{table.name}:{row.line_number}: {problem}")
 
 
-def _lines_of_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
+def _stream_lines(path: Path, config: CorpusConfig) -> Iterator[str | None]:
     """Lines without the white space around them; of a long one no more is held than a piece."""
     rest, said, bad = "", False, False  # of this line: what was not handed on, whether some was, or could not be read
-    for number, text, ends in _parts_of_lines(path):
+    for number, text, ends in _decode_line_chunks(path):
         if text is None and not config.skip_bad_rows:
-            raise DataError(f"{path}:{number}: {NOT_UTF8}")
+            raise DataError(f"{path}:{number}: {INVALID_UNICODE}")
         bad = bad or text is None
         rest += text or ""
-        *pieces, rest = _cut(rest.rstrip() if ends else rest)
+        *pieces, rest = _split_pieces(rest.rstrip() if ends else rest)
         for piece in [*pieces, rest] if ends else pieces:
             shown = piece if said else piece.lstrip()
             if shown:
@@ -99,14 +101,14 @@ def _lines_of_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
             rest, said, bad = "", False, False
 
 
-def _parts_of_lines(path: Path) -> Iterator[tuple[int, str | None, bool]]:
+def _decode_line_chunks(path: Path) -> Iterator[tuple[int, str | None, bool]]:
     """Parts of lines with the line's number and whether it ends there; None for bytes that are not UTF-8."""
-    with readable(path).open("rb") as file:
+    with check_readable(path).open("rb") as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
         number, ends = 1, True
         decoder = codecs.getincrementaldecoder("utf-8")()  # keeps half a character for the next part
-        for raw in chain(iter(lambda: file.readline(_LONGEST), b""), [b""]):
+        for raw in chain(iter(lambda: file.readline(_MAX_PIECE_CHARS), b""), [b""]):
             if not raw and ends:
                 break
             ends = raw.endswith(b"\n") or not raw
@@ -119,18 +121,18 @@ def _parts_of_lines(path: Path) -> Iterator[tuple[int, str | None, bool]]:
             number += ends
 
 
-def _cut(text: str) -> list[str]:
+def _split_pieces(text: str) -> list[str]:
     """A text in pieces of at most so many characters, each but the first with the white space before it."""
     pieces, start = [], 0
-    while len(text) - start > _LONGEST:
-        parts = text[start : start + _LONGEST].rsplit(None, 1)
-        end = start + (len(parts[0]) if len(parts) == 2 else _LONGEST)
+    while len(text) - start > _MAX_PIECE_CHARS:
+        parts = text[start : start + _MAX_PIECE_CHARS].rsplit(None, 1)
+        end = start + (len(parts[0]) if len(parts) == 2 else _MAX_PIECE_CHARS)
         pieces.append(text[start:end])
         start = end
     return [*pieces, text[start:]]
 
 
-def _text_column(path: Path, config: CorpusConfig) -> tuple[Table, int]:
+def _open_text_column(path: Path, config: CorpusConfig) -> tuple[Table, int]:
     reading = DataConfig(text_column=config.text_column)
     table, columns = choose_columns(lambda header: open_table(path, header=header), reading, None, labelled=False)
     assert columns.text is not None

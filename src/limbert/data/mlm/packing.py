@@ -16,13 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig
 from limbert.data.mlm.corpus import corpus_files, stream_text
-from limbert.data.tokenize import cache_folder, content_key
+from limbert.data.tokenize import default_cache_dir, tokenization_fingerprint
 from limbert.errors import ConfigError, DataError, StorageError
-from limbert.files import replaced_folder
+from limbert.files import atomic_folder
 
-_TEXTS, _CHARACTERS = 1000, 1 << 20  # pieces of text given to the tokenizer at a time: at most so many, about so long
-_IDS, _STARTS, _ABOUT = "ids.bin", "starts.bin", "corpus.json"
-_LEFTOVER = 3600.0  # seconds without a change after which a half-written cache belongs to a killed process
+_MAX_CHUNK_TEXTS, _MAX_CHUNK_CHARS = (
+    1000,
+    1 << 20,
+)  # pieces of text given to the tokenizer at a time: at most so many, about so long
+_IDS_FILE, _WORD_STARTS_FILE, _METADATA_FILE = "ids.bin", "starts.bin", "corpus.json"
+_STALE_SECONDS = 3600.0  # seconds without a change after which a half-written cache belongs to a killed process
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class TokenStream:
     """
 
     ids: np.ndarray
-    starts: np.ndarray
+    word_starts: np.ndarray
 
 
 @dataclass(frozen=True)
-class PackedRows:
+class PackedSequences:
     """A token stream cut into sequences ``[CLS] tokens [SEP]``. The last one may be shorter; no token is left out.
 
     Attributes:
@@ -49,15 +52,15 @@ class PackedRows:
     """
 
     stream: TokenStream
-    length: int
-    cls_id: int
-    sep_id: int
-    pad_id: int
+    sequence_length: int
+    cls_token_id: int
+    sep_token_id: int
+    pad_token_id: int
 
     def __len__(self) -> int:
-        return -(-len(self.stream.ids) // (self.length - 2))
+        return -(-len(self.stream.ids) // (self.sequence_length - 2))
 
-    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Some sequences, padded on the right where the last one is among them.
 
         Args:
@@ -66,32 +69,32 @@ class PackedRows:
         Returns:
             Token ids int64, word starts, and what is no padding, each ``(rows, length)``.
         """
-        content = self.length - 2
-        stream_ids, stream_starts = np.asarray(self.stream.ids), np.asarray(self.stream.starts)  # slices cost less
-        ids = np.full((len(rows), self.length), self.pad_id, dtype=np.int64)
+        content = self.sequence_length - 2
+        stream_ids, stream_starts = np.asarray(self.stream.ids), np.asarray(self.stream.word_starts)  # slices cost less
+        ids = np.full((len(indices), self.sequence_length), self.pad_token_id, dtype=np.int64)
         starts, real = np.ones(ids.shape, dtype=bool), np.zeros(ids.shape, dtype=bool)
-        for place, row in enumerate(rows.tolist()):
+        for place, row in enumerate(indices.tolist()):
             part = slice(row * content, (row + 1) * content)
             tokens = stream_ids[part]
             end = len(tokens) + 1
             ids[place, 1:end] = tokens
-            ids[place, end] = self.sep_id
+            ids[place, end] = self.sep_token_id
             starts[place, 1:end] = stream_starts[part]
             real[place, : end + 1] = True
-        ids[:, 0] = self.cls_id
+        ids[:, 0] = self.cls_token_id
         starts[:, 1] = True  # what is left of a word that the cut went through counts as one
         return ids, starts, real
 
 
-def pack(stream: TokenStream, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> PackedRows:
+def pack_sequences(stream: TokenStream, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> PackedSequences:
     """Sequences of ``max_length`` tokens."""
-    check_tokenizer(tokenizer)
-    return PackedRows(
+    check_mlm_tokenizer(tokenizer)
+    return PackedSequences(
         stream, max_length, int(tokenizer.cls_token_id), int(tokenizer.sep_token_id), int(tokenizer.pad_token_id)
     )
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+def check_mlm_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that sequences with hidden words cannot be made with.
 
     Raises:
@@ -105,12 +108,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             raise ConfigError(f"{name} token of {kind} is not set; it must be, to learn from text with hidden words")
 
 
-def load_stream(
-    names: Sequence[str],
+def load_token_stream(
+    patterns: Sequence[str],
     config: CorpusConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    apart_from: Sequence[Path] = (),
+    exclude: Sequence[Path] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenStream:
     """The token ids of a corpus: tokenised now, or found again in the cache (``$LIMBERT_CACHE``, ``~/.cache/limbert``).
@@ -130,47 +133,47 @@ def load_stream(
         DataError: a file that is missing or cannot be read as told, or no text at all.
         StorageError: the cache cannot be written.
     """
-    check_tokenizer(tokenizer)
-    files = corpus_files(names, apart_from=apart_from)
+    check_mlm_tokenizer(tokenizer)
+    files = corpus_files(patterns, exclude=exclude)
     if not files:
-        raise DataError(f"corpus {', '.join(names)}: all its files are development text; expected others too")
+        raise DataError(f"corpus {', '.join(patterns)}: all its files are development text; expected others too")
     identity = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     identity += [config.documents, str(config.text_column), str(config.skip_bad_rows)]
     try:
-        folder = cache_folder() / "corpora" / content_key(tokenizer, identity, None, max_length=0)
+        folder = default_cache_dir() / "corpora" / tokenization_fingerprint(tokenizer, identity, None, max_length=0)
     except RuntimeError:
         raise StorageError("no folder for the tokens of a corpus; set LIMBERT_CACHE to one") from None
-    found = _open(folder)
+    found = _open_stream(folder)
     if found is None:
-        _remove_leftovers(folder)
+        _remove_stale_caches(folder)
         broken = folder.exists()
-        with replaced_folder(folder, keep=not broken) as fresh:  # two machines may share the cache
-            _write(fresh, files, config, tokenizer, progress=progress)
-        found = _open(folder)
+        with atomic_folder(folder, keep_existing=not broken) as fresh:  # two machines may share the cache
+            _write_stream(fresh, files, config, tokenizer, progress=progress)
+        found = _open_stream(folder)
     if found is None:
         raise StorageError(f"the tokens just written to {folder} cannot be read")
     return found
 
 
-def _open(folder: Path) -> TokenStream | None:
+def _open_stream(folder: Path) -> TokenStream | None:
     """The cached stream; None where there is none or its files do not fit together."""
     try:
-        tokens = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["tokens"]
-        ids = np.memmap(folder / _IDS, dtype=np.int32, mode="r")
-        starts = np.memmap(folder / _STARTS, dtype=np.bool_, mode="r")
+        tokens = json.loads((folder / _METADATA_FILE).read_text(encoding="utf-8"))["tokens"]
+        ids = np.memmap(folder / _IDS_FILE, dtype=np.int32, mode="r")
+        starts = np.memmap(folder / _WORD_STARTS_FILE, dtype=np.bool_, mode="r")
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return TokenStream(ids, starts) if len(ids) == len(starts) == tokens else None
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _remove_stale_caches(folder: Path) -> None:
     for path in folder.parent.glob(f".{folder.name}.new-*"):
         newest = max((part.stat().st_mtime for part in [path, *path.glob("*")]), default=0.0)
-        if time.time() - newest > _LEFTOVER:
+        if time.time() - newest > _STALE_SECONDS:
             rmtree(path, ignore_errors=True)
 
 
-def _write(
+def _write_stream(
     folder: Path,
     files: Sequence[Path],
     config: CorpusConfig,
@@ -179,8 +182,8 @@ def _write(
     progress: Callable[[int, int], None],
 ) -> None:
     total, done = sum(path.stat().st_size for path in files), 0
-    with (folder / _IDS).open("wb") as ids_file, (folder / _STARTS).open("wb") as starts_file:
-        writer = _Writer(tokenizer, ids_file, starts_file)
+    with (folder / _IDS_FILE).open("wb") as ids_file, (folder / _WORD_STARTS_FILE).open("wb") as starts_file:
+        writer = _StreamWriter(tokenizer, ids_file, starts_file)
         for path in files:
             before = done
             for texts in _chunks(stream_text(path, config)):
@@ -188,9 +191,11 @@ def _write(
                 done += sum(len(text.encode()) + 1 for text in texts if text is not None)
                 progress(min(done, total) >> 20, total >> 20)
             done = before + path.stat().st_size
-    if not writer.tokens:
+    if not writer.token_count:
         raise DataError(f"{', '.join(map(str, files[:3]))}: no text in the corpus; expected some")
-    (folder / _ABOUT).write_text(json.dumps({"tokens": writer.tokens, "files": [str(path) for path in files]}) + "\n")
+    (folder / _METADATA_FILE).write_text(
+        json.dumps({"tokens": writer.token_count, "files": [str(path) for path in files]}) + "\n"
+    )
 
 
 def _chunks(pieces: Iterator[str | None]) -> Iterator[list[str | None]]:
@@ -200,20 +205,20 @@ def _chunks(pieces: Iterator[str | None]) -> Iterator[list[str | None]]:
     for piece in pieces:
         chunk.append(piece)
         size += len(piece or "")
-        if len(chunk) >= _TEXTS or size >= _CHARACTERS:
+        if len(chunk) >= _MAX_CHUNK_TEXTS or size >= _MAX_CHUNK_CHARS:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
 
 
-class _Writer:
+class _StreamWriter:
     """Appends the tokens of pieces of text to the files of a stream, with a separator between documents."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ids_file: BinaryIO, starts_file: BinaryIO) -> None:
         self._tokenizer, self._ids_file, self._starts_file = tokenizer, ids_file, starts_file
-        self._ended = False  # a document has ended behind the last token
-        self.tokens = 0
+        self._document_ended = False  # a document has ended behind the last token
+        self.token_count = 0
 
     def append(self, pieces: list[str | None]) -> None:
         texts = [piece for piece in pieces if piece is not None]
@@ -223,18 +228,18 @@ class _Writer:
         starts: list[bool] = []
         for piece in pieces:
             if piece is None:
-                self._ended = True
+                self._document_ended = True
                 continue
             encoding = next(encoded)
             if not encoding.ids:
                 continue
-            if self._ended and self.tokens + len(ids):
+            if self._document_ended and self.token_count + len(ids):
                 ids.append(int(self._tokenizer.sep_token_id))
                 starts.append(True)
-            self._ended = False
+            self._document_ended = False
             words = encoding.word_ids
             ids += encoding.ids
             starts += [word is None or word != before for word, before in zip(words, [None, *words], strict=False)]
         np.asarray(ids, dtype=np.int32).tofile(self._ids_file)
         np.asarray(starts, dtype=np.bool_).tofile(self._starts_file)
-        self.tokens += len(ids)
+        self.token_count += len(ids)

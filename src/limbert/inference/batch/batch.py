@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbert.errors import DataError, StorageError
-from limbert.inference.batch.cluster import cluster, need_ray
-from limbert.inference.batch.packed import Packed, answering_digest, pack
-from limbert.inference.batch.request import Request, begin, confirm, identity
-from limbert.inference.batch.shards import Input, Shard
-from limbert.inference.batch.store import Store
-from limbert.inference.batch.worker import Done, Orders, Worker
-from limbert.inference.load import Opened
+from limbert.inference.batch.cluster import import_ray, worker_pool
+from limbert.inference.batch.packed import PackedCheckpoint, inference_fingerprint, pack_checkpoint
+from limbert.inference.batch.request import BatchPredictionConfig, job_settings, open_output, verify_output
+from limbert.inference.batch.shards import Shard, ShardedInput
+from limbert.inference.batch.store import StoragePath
+from limbert.inference.batch.worker import ShardResult, ShardWorker, WorkerConfig
+from limbert.inference.load import LoadedCheckpoint
 
 
 @dataclass(frozen=True)
-class Answered:
+class BatchPredictionResult:
     """What a call did.
 
     Attributes:
@@ -41,20 +41,20 @@ class Answered:
     bad_rows: int
     workers: int
     threads: int
-    done: tuple[Done, ...]
+    shard_results: tuple[ShardResult, ...]
 
 
 def predict_files(
-    run: str,
-    opened: Opened,
-    found: Input,
+    checkpoint: str,
+    opened: LoadedCheckpoint,
+    inputs: ShardedInput,
     output: str,
     *,
-    request: Request,
+    config: BatchPredictionConfig,
     workers: int | None = None,
     threads: int | None = None,
-    progress: Callable[[Done | None, int, int], None] = lambda done, rows, total: None,
-) -> Answered:
+    progress: Callable[[ShardResult | None, int, int], None] = lambda done, rows, total: None,
+) -> BatchPredictionResult:
     """Answer all rows of the input that have no answer yet.
 
     Args:
@@ -74,98 +74,108 @@ def predict_files(
         StorageError: the output cannot be written, or a shard killed its worker again and again.
     """
     if opened.task is not None:
-        opened.task.check_inputs(pairs=found.columns.pair is not None)
-    ray = need_ray()
-    packed, store = pack(run), Store.at(output)
-    asked = identity(request, found, checkpoint=answering_digest(packed), max_length=opened.max_length)
-    there = begin(store, asked)
-    store.sweep()
-    todo = [shard for shard in found.shards if shard.name not in there]
-    resumed = len(found.shards) - len(todo)
-    rows = found.rows - sum(shard.rows for shard in todo)
-    progress(None, rows, found.rows)
-    done: list[Done] = []
+        opened.task.check_inputs(has_pairs=inputs.columns.pair is not None)
+    ray = import_ray()
+    packed, store = pack_checkpoint(checkpoint), StoragePath.from_uri(output)
+    asked = job_settings(
+        config, inputs, checkpoint_fingerprint=inference_fingerprint(packed), max_length=opened.max_length
+    )
+    there = open_output(store, asked)
+    store.remove_stale_files()
+    todo = [shard for shard in inputs.shards if shard.name not in there]
+    resumed = len(inputs.shards) - len(todo)
+    rows = inputs.rows - sum(shard.rows for shard in todo)
+    progress(None, rows, inputs.rows)
+    done: list[ShardResult] = []
     size = sum(content.nbytes for content in packed.files.values())
     if not todo:
-        return Answered(rows, len(found.shards), resumed, 0, 0, 0, ())
-    with cluster(workers, threads, model_bytes=size) as sized:
-        confirm(store, asked)
-        orders = Orders(request, found.store, found.columns, found.kept, store, sized.threads)
+        return BatchPredictionResult(rows, len(inputs.shards), resumed, 0, 0, 0, ())
+    with worker_pool(workers, threads, model_bytes=size) as sized:
+        verify_output(store, asked)
+        orders = WorkerConfig(config, inputs.storage, inputs.columns, inputs.kept_columns, store, sized.threads)
         reference = ray.put(packed)
-        for one in _stream(todo, _Fetched(reference), orders, workers=min(sized.workers, len(todo))):
-            if one.problem is not None:
-                raise DataError(one.problem)
+        for one in _predict_shards(
+            todo, _CheckpointReference(reference), orders, workers=min(sized.workers, len(todo))
+        ):
+            if one.error is not None:
+                raise DataError(one.error)
             done.append(one)
             rows += one.rows
-            progress(one, rows, found.rows)
-    missing = {shard.name for shard in found.shards} - store.names()
+            progress(one, rows, inputs.rows)
+    missing = {shard.name for shard in inputs.shards} - store.file_names()
     if missing:
         raise StorageError(
             f"{output}: {len(missing)} shards are missing, such as {min(missing)}; run the command again"
         )
     bad_rows = sum(one.bad_rows for one in done)
-    return Answered(rows, len(found.shards), resumed, bad_rows, sized.workers, sized.threads, tuple(done))
+    return BatchPredictionResult(rows, len(inputs.shards), resumed, bad_rows, sized.workers, sized.threads, tuple(done))
 
 
 @dataclass(frozen=True)
-class _Fetched:
+class _CheckpointReference:
     """The model in Ray's object store; calling it brings it to this machine."""
 
     reference: Any
 
-    def __call__(self) -> Packed:
-        packed: Packed = need_ray().get(self.reference)
+    def __call__(self) -> PackedCheckpoint:
+        packed: PackedCheckpoint = import_ray().get(self.reference)
         return packed
 
 
 @dataclass(frozen=True)
-class _Counter:
+class _AttemptCounter:
     """Counts how often each shard was begun, in a process that no shard can kill: Ray Data retries without end."""
 
     actor: Any
 
     @classmethod
-    def start(cls) -> "_Counter":
-        return cls(need_ray().remote(num_cpus=0, max_restarts=-1)(_Begun).remote())
+    def start(cls) -> "_AttemptCounter":
+        return cls(import_ray().remote(num_cpus=0, max_restarts=-1)(_AttemptCounterActor).remote())
 
     def __call__(self, name: str) -> int:
-        times: int = need_ray().get(self.actor.begin.remote(name))
+        times: int = import_ray().get(self.actor.increment.remote(name))
         return times
 
 
-class _Begun:
+class _AttemptCounterActor:
     def __init__(self) -> None:
-        self._times: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
-    def begin(self, name: str) -> int:
-        self._times[name] += 1
-        return self._times[name]
+    def increment(self, name: str) -> int:
+        self._counts[name] += 1
+        return self._counts[name]
 
 
-def _stream(todo: list[Shard], packed: _Fetched, orders: Orders, *, workers: int) -> Iterator[Done]:
+def _predict_shards(
+    shards: list[Shard], fetch_checkpoint: _CheckpointReference, config: WorkerConfig, *, workers: int
+) -> Iterator[ShardResult]:
     """The shards as they are finished, in any order. Ray Data starts dead workers again and repeats their shards."""
     import ray.data
     from ray.exceptions import RayError
 
-    with _quiet_ray_data():
-        described = ray.data.from_items([shard.to_dict() for shard in todo], override_num_blocks=len(todo))
+    with _silence_ray_data():
+        described = ray.data.from_items([shard.to_dict() for shard in shards], override_num_blocks=len(shards))
         answered = described.map_batches(
-            Worker,
+            ShardWorker,
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-            fn_constructor_kwargs={"packed": packed, "orders": orders, "begin": _Counter.start()},
-            num_cpus=orders.threads,
+            fn_constructor_kwargs={
+                "fetch_checkpoint": fetch_checkpoint,
+                "config": config,
+                "count_attempt": _AttemptCounter.start(),
+            },
+            num_cpus=config.threads,
         )
         try:
             for row in answered.iter_rows():
-                yield Done(**row)
+                yield ShardResult(**row)
         except RayError as error:
             raise StorageError(f"a worker failed: {_last_line(error)}; finished shards stay") from error
 
 
 @contextmanager
-def _quiet_ray_data() -> Iterator[None]:
+def _silence_ray_data() -> Iterator[None]:
     """Ray Data's own bars and notes stay out of the terminal: the caller shows progress."""
     import ray.data
 

@@ -9,12 +9,12 @@ from typing import Any
 from limbert.core.config import require
 from limbert.errors import ConfigError
 
-ADDRESS = "RAY_ADDRESS"
-_OBJECT_STORE = 256 * 2**20  # bytes beside the model's: shards' descriptions are all that travels
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+_OBJECT_STORE_BYTES = 256 * 2**20  # bytes beside the model's: shards' descriptions are all that travels
 
 
 @dataclass(frozen=True)
-class Cluster:
+class WorkerPool:
     """Where the work is done.
 
     Attributes:
@@ -27,7 +27,7 @@ class Cluster:
 
 
 @contextmanager
-def connected(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
+def ray_session(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
     """Connect to the Ray of ``RAY_ADDRESS``, use the one that this process has, or start one and end it again.
 
     One that is started here has no dashboard and sends no usage statistics.
@@ -42,20 +42,22 @@ def connected(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
     Raises:
         ConfigError: Ray is not installed, or the address does not answer.
     """
-    ray = need_ray()
+    ray = import_ray()
     if ray.is_initialized():
         yield ray
         return
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if os.environ.get(ADDRESS):
+        if os.environ.get(ADDRESS_VARIABLE):
             ray.init(**quiet)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            room = _OBJECT_STORE + 2 * model_bytes
+            room = _OBJECT_STORE_BYTES + 2 * model_bytes
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=room, **quiet)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(f"no Ray at {os.environ.get(ADDRESS) or 'this machine'}: {_first_line(error)}") from error
+        raise ConfigError(
+            f"no Ray at {os.environ.get(ADDRESS_VARIABLE) or 'this machine'}: {_first_line(error)}"
+        ) from error
     try:
         yield ray
     finally:
@@ -63,7 +65,7 @@ def connected(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
 
 
 @contextmanager
-def cluster(workers: int | None, threads: int | None, *, model_bytes: int = 0) -> Iterator[Cluster]:
+def worker_pool(workers: int | None, threads: int | None, *, model_bytes: int = 0) -> Iterator[WorkerPool]:
     """A Ray (see `connected`), and how many workers it takes.
 
     Args:
@@ -76,17 +78,17 @@ def cluster(workers: int | None, threads: int | None, *, model_bytes: int = 0) -
     """
     require(workers is None or workers > 0, "workers", workers, "at least 1")
     require(threads is None or threads > 0, "threads", threads, "at least 1")
-    here = _local(workers, threads)
+    here = _local_pool(workers, threads)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each pool of workers warns of its own arguments
-    with connected(cpus=here.workers * here.threads, model_bytes=model_bytes) as ray:
-        if not os.environ.get(ADDRESS):
+    with ray_session(cpus=here.workers * here.threads, model_bytes=model_bytes) as ray:
+        if not os.environ.get(ADDRESS_VARIABLE):
             yield here
         else:
             each = threads or 1
-            yield Cluster(workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // each), each)
+            yield WorkerPool(workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // each), each)
 
 
-def need_ray() -> Any:
+def import_ray() -> Any:
     """The library.
 
     Raises:
@@ -99,11 +101,11 @@ def need_ray() -> Any:
     return ray
 
 
-def _local(workers: int | None, threads: int | None) -> Cluster:
+def _local_pool(workers: int | None, threads: int | None) -> WorkerPool:
     cores = os.cpu_count() or 1
     if workers is None:
-        return Cluster(max(1, cores // (threads or 1)), threads or 1)
-    return Cluster(workers, threads or max(1, cores // workers))
+        return WorkerPool(max(1, cores // (threads or 1)), threads or 1)
+    return WorkerPool(workers, threads or max(1, cores // workers))
 
 
 def _first_line(error: Exception) -> str:

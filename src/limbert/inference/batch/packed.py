@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from limbert.data.tokenize import cache_folder
+from limbert.data.tokenize import default_cache_dir
 from limbert.errors import CheckpointError, StorageError
-from limbert.inference.batch.store import Store
-from limbert.model.checkpoint import RECORD_NAME, find_file
+from limbert.inference.batch.store import StoragePath
+from limbert.model.checkpoint import RECORD_FILENAME, find_file
 
-_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}  # what a checkpoint is opened from
-_PIECE = 2**24  # bytes compared at a time
+_CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}  # what a checkpoint is opened from
+_CHUNK_BYTES = 2**24  # bytes compared at a time
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedCheckpoint:
     """The files of one checkpoint.
 
     Attributes:
@@ -26,32 +26,34 @@ class Packed:
     """
 
     files: Mapping[str, np.ndarray]
-    digest: str
+    fingerprint: str
 
 
-def pack(run: str | Path) -> Packed:
+def pack_checkpoint(checkpoint: str | Path) -> PackedCheckpoint:
     """Read a checkpoint's files.
 
     Raises:
         CheckpointError: if they cannot be read.
     """
-    config = find_file(run, "config.json")
+    config = find_file(checkpoint, "config.json")
     if config is None:
-        raise CheckpointError(f"{run} is not a model checkpoint: it has no config.json")
+        raise CheckpointError(f"{checkpoint} is not a model checkpoint: it has no config.json")
     try:
-        paths = sorted(path for path in config.parent.iterdir() if path.suffix in _SUFFIXES and path.is_file())
+        paths = sorted(
+            path for path in config.parent.iterdir() if path.suffix in _CHECKPOINT_SUFFIXES and path.is_file()
+        )
         files = {path.name: np.fromfile(path, dtype=np.uint8) for path in paths}
     except OSError as error:
-        raise CheckpointError(f"{run} cannot be read: {error.strerror or error}") from error
-    return Packed(files, _digest(files))
+        raise CheckpointError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
+    return PackedCheckpoint(files, _fingerprint(files))
 
 
-def answering_digest(packed: Packed) -> str:
+def inference_fingerprint(packed: PackedCheckpoint) -> str:
     """A digest of what decides the answers of a policy: all but ``limbert.json``, which other verbs add to."""
-    return _digest({name: content for name, content in packed.files.items() if name != RECORD_NAME})
+    return _fingerprint({name: content for name, content in packed.files.items() if name != RECORD_FILENAME})
 
 
-def unpack(packed: Packed) -> Path:
+def unpack_checkpoint(packed: PackedCheckpoint) -> Path:
     """A folder on this machine with the files, in Limbert's cache.
 
     Files that are there are compared byte for byte: a power cut may have left anything, and they are read anyway when
@@ -62,32 +64,32 @@ def unpack(packed: Packed) -> Path:
         StorageError: if it cannot be written.
     """
     try:
-        store = Store.at(str(cache_folder() / "checkpoints" / packed.digest))
+        store = StoragePath.from_uri(str(default_cache_dir() / "checkpoints" / packed.fingerprint))
     except RuntimeError:
         raise StorageError("no folder for the model's files; set LIMBERT_CACHE to one") from None
-    store.make()
-    store.sweep()
+    store.mkdir()
+    store.remove_stale_files()
     folder = Path(store.path)
     for name, content in packed.files.items():
-        if not _holds(folder / name, content):
+        if not _file_equals(folder / name, content):
             store.write(name, content)
     return folder
 
 
-def _holds(path: Path, content: np.ndarray) -> bool:
+def _file_equals(path: Path, content: np.ndarray) -> bool:
     try:
         if path.stat().st_size != content.nbytes:
             return False
         with path.open("rb") as file:
             return all(
-                np.array_equal(np.fromfile(file, np.uint8, _PIECE), content[start : start + _PIECE])
-                for start in range(0, content.nbytes, _PIECE)
+                np.array_equal(np.fromfile(file, np.uint8, _CHUNK_BYTES), content[start : start + _CHUNK_BYTES])
+                for start in range(0, content.nbytes, _CHUNK_BYTES)
             )
     except OSError:  # none, or one that cannot be read
         return False
 
 
-def _digest(files: Mapping[str, np.ndarray]) -> str:
+def _fingerprint(files: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(digest_size=20)
     for name, content in sorted(files.items()):
         digest.update(f"{name} {len(content)} ".encode())

@@ -7,18 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbert.data.readers import NOT_UTF8, Row, Table, checked_text, class_names_of, open_table, values_of
+from limbert.data.readers import (
+    INVALID_UNICODE,
+    Table,
+    TableRow,
+    check_text,
+    class_names_from_schema,
+    column_values,
+    open_table,
+)
 from limbert.data.tasks import Columns
 from limbert.errors import DataError
 from limbert.inference.batch.shards import Shard
-from limbert.inference.batch.store import Store
+from limbert.inference.batch.store import StoragePath
 
-_BATCH = 4096  # rows decoded at a time
-_BUFFER = 4 * 2**20  # bytes read at a time from each column of a Parquet file
+_BATCH_ROWS = 4096  # rows decoded at a time
+_BUFFER_BYTES = 4 * 2**20  # bytes read at a time from each column of a Parquet file
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardData:
     """The rows of one shard.
 
     Attributes:
@@ -26,11 +34,11 @@ class Part:
         texts: the same rows as a table with the columns of the text and its pair.
     """
 
-    kept: Any
+    kept_columns: Any
     texts: Table
 
 
-class Reader:
+class ShardReader:
     """Reads shards; cheapest in their order, because a file is then gone through once.
 
     Args:
@@ -39,114 +47,118 @@ class Reader:
         kept: columns that the output repeats.
     """
 
-    def __init__(self, store: Store, columns: Columns, kept: tuple[str, ...]) -> None:
-        self._store, self._kept = store, kept
-        self._texts = tuple(name for name in (columns.text, columns.pair) if name is not None)
-        self._path, self._place = "", 0
+    def __init__(self, storage: StoragePath, columns: Columns, kept_columns: tuple[str, ...]) -> None:
+        self._storage, self._kept_columns = storage, kept_columns
+        self._text_columns = tuple(name for name in (columns.text, columns.pair) if name is not None)
+        self._path, self._row_offset = "", 0
         self._batches: Iterator[Any] = iter(())
-        self._left: Any = None  # rows that were decoded for a range before and not used
+        self._decoded: Any = None  # rows that were decoded for a range before and not used
 
-    def read(self, shard: Shard) -> Part:
+    def read(self, shard: Shard) -> ShardData:
         """The rows of a shard.
 
         Raises:
             DataError: the file cannot be read, or has fewer rows than it had.
         """
-        if shard.path != self._path or shard.start < self._place:
-            self._open(shard.path)
-        self._take(shard.start - self._place, keep=False)
-        table = self._take(shard.rows, keep=True)
-        texts = Table(shard.path, self._texts, lambda: _rows(table, self._texts, first=shard.start + 1))
-        return Part(table.select(list(self._kept)), texts)
+        if shard.path != self._path or shard.start < self._row_offset:
+            self._open_file(shard.path)
+        self._advance(shard.start - self._row_offset, keep=False)
+        table = self._advance(shard.rows, keep=True)
+        texts = Table(
+            shard.path, self._text_columns, lambda: _text_rows(table, self._text_columns, first_line=shard.start + 1)
+        )
+        return ShardData(table.select(list(self._kept_columns)), texts)
 
-    def _open(self, path: str) -> None:
-        self._path, self._place, self._left = path, 0, None
-        wanted = list(dict.fromkeys([*self._kept, *self._texts]))
+    def _open_file(self, path: str) -> None:
+        self._path, self._row_offset, self._decoded = path, 0, None
+        wanted = list(dict.fromkeys([*self._kept_columns, *self._text_columns]))
         if path.lower().endswith(".parquet"):
-            self._batches = _parquet_batches(self._store, path, wanted)
+            self._batches = _parquet_batches(self._storage, path, wanted)
         else:
-            self._batches = _text_batches(path, wanted, texts=self._texts)
+            self._batches = _text_batches(path, wanted, text_columns=self._text_columns)
 
-    def _take(self, count: int, *, keep: bool) -> Any:
+    def _advance(self, count: int, *, keep: bool) -> Any:
         """Go forward by so many rows; return them where they are kept."""
         import pyarrow
 
         taken: list[Any] = []
-        self._place += count
+        self._row_offset += count
         while count:
-            if self._left is None or not self._left.num_rows:
+            if self._decoded is None or not self._decoded.num_rows:
                 try:
-                    self._left = next(self._batches)
+                    self._decoded = next(self._batches)
                 except StopIteration:
                     raise DataError(f"{self._path} has changed: it ends {count} rows before it did") from None
                 except (pyarrow.ArrowException, OSError) as error:
-                    raise _broken(self._path, error) from None
-            piece = self._left.slice(0, count)
-            self._left = self._left.slice(piece.num_rows)
+                    raise _read_error(self._path, error) from None
+            piece = self._decoded.slice(0, count)
+            self._decoded = self._decoded.slice(piece.num_rows)
             count -= piece.num_rows
             if keep:
                 taken.append(piece)
         return pyarrow.Table.from_batches(taken) if keep else None
 
 
-_LINE, _PROBLEM = "limbert line", "limbert problem"  # columns that rows of text files carry for messages
+_LINE_COLUMN, _ERROR_COLUMN = "limbert line", "limbert problem"  # columns that rows of text files carry for messages
 
 
-def _parquet_batches(store: Store, path: str, columns: list[str]) -> Iterator[Any]:
+def _parquet_batches(storage: StoragePath, path: str, columns: list[str]) -> Iterator[Any]:
     import pyarrow.parquet
 
     # Without pre-buffering and with small reads a row group larger than memory streams through.
-    with pyarrow.parquet.ParquetFile(path, filesystem=store.filesystem, buffer_size=_BUFFER, pre_buffer=False) as file:
-        yield from file.iter_batches(_BATCH, columns=columns, use_threads=False)
+    with pyarrow.parquet.ParquetFile(
+        path, filesystem=storage.filesystem, buffer_size=_BUFFER_BYTES, pre_buffer=False
+    ) as file:
+        yield from file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
 
 
-def _text_batches(path: str, columns: list[str], *, texts: tuple[str, ...]) -> Iterator[Any]:
+def _text_batches(path: str, columns: list[str], *, text_columns: tuple[str, ...]) -> Iterator[Any]:
     """CSV, TSV and JSON lines: every cell as text, JSON values that are no text as JSON."""
     import pyarrow
 
     table = open_table(Path(path), columns=tuple(columns))
     places = [table.columns.index(name) for name in columns]
-    text_places = {name: table.columns.index(name) for name in texts}
+    text_places = {name: table.columns.index(name) for name in text_columns}
     rows = table.rows()
-    while chosen := [_as_text(row, places, text_places) for row in itertools.islice(rows, _BATCH)]:
+    while chosen := [_row_as_text(row, places, text_places) for row in itertools.islice(rows, _BATCH_ROWS)]:
         arrays = [
             pyarrow.array([row.cells[place] for row in chosen], pyarrow.string()) for place in range(len(columns))
         ]
-        arrays.append(pyarrow.array([row.line for row in chosen], pyarrow.int64()))
+        arrays.append(pyarrow.array([row.line_number for row in chosen], pyarrow.int64()))
         arrays.append(pyarrow.array([row.problem for row in chosen], pyarrow.string()))
-        yield pyarrow.RecordBatch.from_arrays(arrays, names=[*columns, _LINE, _PROBLEM])
+        yield pyarrow.RecordBatch.from_arrays(arrays, names=[*columns, _LINE_COLUMN, _ERROR_COLUMN])
 
 
-def _as_text(row: Row, places: list[int], text_places: Mapping[str, int]) -> Row:
+def _row_as_text(row: TableRow, column_indices: list[int], text_column_indices: Mapping[str, int]) -> TableRow:
     """The cells as text. That one of the texts was none before is the row's problem: it would not show any more."""
     if row.problem is not None:
-        return Row(row.line, [None] * len(places), row.problem)
+        return TableRow(row.line_number, [None] * len(column_indices), row.problem)
     problem = None
     try:
-        for name, place in text_places.items():
-            checked_text(row.cells[place], name)
+        for name, place in text_column_indices.items():
+            check_text(row.cells[place], name)
     except ValueError as error:
         problem = str(error)
-    values = [row.cells[place] for place in places]
+    values = [row.cells[place] for place in column_indices]
     cells = [
         value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values
     ]
-    return Row(row.line, cells, problem)
+    return TableRow(row.line_number, cells, problem)
 
 
-def _rows(table: Any, names: tuple[str, ...], *, first: int) -> Iterator[Row]:
+def _text_rows(table: Any, columns: tuple[str, ...], *, first_line: int) -> Iterator[TableRow]:
     """The texts of an Arrow table; a Parquet row is named by its number."""
-    class_names = class_names_of(table.schema)
-    found = [values_of(table.column(name), class_names.get(name)) for name in names]
+    class_names = class_names_from_schema(table.schema)
+    found = [column_values(table.column(name), class_names.get(name)) for name in columns]
     cells, broken = [values for values, _ in found], {row for _, rows in found for row in rows}
-    if _LINE in table.column_names:
-        lines, problems = table.column(_LINE).to_pylist(), table.column(_PROBLEM).to_pylist()
+    if _LINE_COLUMN in table.column_names:
+        lines, problems = table.column(_LINE_COLUMN).to_pylist(), table.column(_ERROR_COLUMN).to_pylist()
     else:
-        lines = range(first, first + table.num_rows)
-        problems = [NOT_UTF8 if row in broken else None for row in range(table.num_rows)]
+        lines = range(first_line, first_line + table.num_rows)
+        problems = [INVALID_UNICODE if row in broken else None for row in range(table.num_rows)]
     for line, problem, *row in zip(lines, problems, *cells, strict=True):
-        yield Row(line, row, problem)
+        yield TableRow(line, row, problem)
 
 
-def _broken(path: str, error: Exception) -> DataError:
+def _read_error(path: str, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read: {(str(error).strip() or type(error).__name__).splitlines()[0]}")

@@ -7,16 +7,16 @@ from typing import Any
 
 from limbert.core.config import Precision, require
 from limbert.errors import ConfigError
-from limbert.inference.batch.paths import SETTINGS
-from limbert.inference.batch.shards import Input
-from limbert.inference.batch.store import Store
+from limbert.inference.batch.paths import SETTINGS_NAME
+from limbert.inference.batch.shards import ShardedInput
+from limbert.inference.batch.store import StoragePath
 from limbert.inference.policy import Policy
 
-FORMAT = 1
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Request:
+class BatchPredictionConfig:
     """How texts are answered.
 
     Attributes:
@@ -35,7 +35,9 @@ class Request:
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
 
 
-def identity(request: Request, found: Input, *, checkpoint: str, max_length: int) -> dict[str, Any]:
+def job_settings(
+    config: BatchPredictionConfig, inputs: ShardedInput, *, checkpoint_fingerprint: str, max_length: int
+) -> dict[str, Any]:
     """All that decides the answers and how they are cut, as JSON values.
 
     Args:
@@ -45,26 +47,26 @@ def identity(request: Request, found: Input, *, checkpoint: str, max_length: int
         max_length: longest input in tokens.
     """
     values = {
-        "format": FORMAT,
-        "checkpoint": checkpoint,
-        "policy": request.policy.to_dict(),
-        "precision": request.precision,
+        "format": FORMAT_VERSION,
+        "checkpoint": checkpoint_fingerprint,
+        "policy": config.policy.to_dict(),
+        "precision": config.precision,
         "max_length": max_length,
-        "skip_bad_rows": request.skip_bad_rows,
-        "text_column": found.columns.text,
-        "pair_column": found.columns.pair,
-        "kept": list(found.kept),
-        "rows": found.rows,
-        "shards": len(found.shards),
-        "shard_rows": max((shard.rows for shard in found.shards), default=0),
-        "cut": hashlib.blake2b(repr(found.shards).encode(), digest_size=8).hexdigest(),
-        "sources": {source.path: [source.rows, source.bytes, source.modified] for source in found.sources},
+        "skip_bad_rows": config.skip_bad_rows,
+        "text_column": inputs.columns.text,
+        "pair_column": inputs.columns.pair,
+        "kept": list(inputs.kept_columns),
+        "rows": inputs.rows,
+        "shards": len(inputs.shards),
+        "shard_rows": max((shard.rows for shard in inputs.shards), default=0),
+        "cut": hashlib.blake2b(repr(inputs.shards).encode(), digest_size=8).hexdigest(),
+        "sources": {source.path: [source.rows, source.bytes, source.modified] for source in inputs.files},
     }
     parsed: dict[str, Any] = json.loads(json.dumps(values))
     return parsed
 
 
-def begin(output: Store, asked: dict[str, Any]) -> set[str]:
+def open_output(output: StoragePath, settings: dict[str, Any]) -> set[str]:
     """Make the output folder for this request, or find that it was begun.
 
     Returns:
@@ -74,25 +76,25 @@ def begin(output: Store, asked: dict[str, Any]) -> set[str]:
         ConfigError: the folder holds something else, or answers to another request.
         StorageError: it cannot be read or written.
     """
-    there = output.names()
-    if SETTINGS not in there:
+    there = output.file_names()
+    if SETTINGS_NAME not in there:
         if there:
             raise ConfigError(
                 f"output {output.path} is not empty and was not begun by this command; choose another folder"
             )
-        output.make()
-        if output.create(SETTINGS, _text(asked)):
-            return {SETTINGS}
-        there = output.names()  # another driver was faster
-    found = _begun(output)
-    if asked["skip_bad_rows"] and found == asked | {"skip_bad_rows": False}:
-        output.write(SETTINGS, _text(asked))  # what is finished has no bad rows
-    elif found != asked:
-        raise _other_settings(output, found, asked)
+        output.mkdir()
+        if output.write_new(SETTINGS_NAME, _to_json(settings)):
+            return {SETTINGS_NAME}
+        there = output.file_names()  # another driver was faster
+    found = _read_settings(output)
+    if settings["skip_bad_rows"] and found == settings | {"skip_bad_rows": False}:
+        output.write(SETTINGS_NAME, _to_json(settings))  # what is finished has no bad rows
+    elif found != settings:
+        raise _settings_mismatch(output, found, settings)
     return there
 
 
-def confirm(output: Store, asked: dict[str, Any]) -> None:
+def verify_output(output: StoragePath, settings: dict[str, Any]) -> None:
     """See that the output folder is still this request's, a while after `begin` and before the first answer.
 
     In an object store drivers that begin in the same moment all do; the last one's settings stay, and it goes on alone.
@@ -101,30 +103,30 @@ def confirm(output: Store, asked: dict[str, Any]) -> None:
         ConfigError: it is another's.
         StorageError: it cannot be read.
     """
-    found = _begun(output)
-    if found != asked:
-        raise _other_settings(output, found, asked)
+    found = _read_settings(output)
+    if found != settings:
+        raise _settings_mismatch(output, found, settings)
 
 
-def _begun(output: Store) -> Any:
+def _read_settings(output: StoragePath) -> Any:
     try:
-        return json.loads(output.read(SETTINGS))
+        return json.loads(output.read(SETTINGS_NAME))
     except ValueError as error:
-        raise ConfigError(f"{output.path}/{SETTINGS} is broken ({error}); choose another folder") from None
+        raise ConfigError(f"{output.path}/{SETTINGS_NAME} is broken ({error}); choose another folder") from None
 
 
-def _other_settings(output: Store, found: Any, asked: dict[str, Any]) -> ConfigError:
+def _settings_mismatch(output: StoragePath, found: Any, settings: dict[str, Any]) -> ConfigError:
     return ConfigError(
-        f"output {output.path} was begun with other settings ({_changed(found, asked)}); "
+        f"output {output.path} was begun with other settings ({_describe_changes(found, settings)}); "
         "finish it with its own command, or choose another folder"
     )
 
 
-def _text(asked: dict[str, Any]) -> bytes:
-    return json.dumps(asked, indent=1, ensure_ascii=False).encode()
+def _to_json(settings: dict[str, Any]) -> bytes:
+    return json.dumps(settings, indent=1, ensure_ascii=False).encode()
 
 
-def _changed(old: Any, new: dict[str, Any]) -> str:
+def _describe_changes(old: Any, new: dict[str, Any]) -> str:
     """The settings that differ, as ``name old -> new``; of the input's files only their names."""
     if not isinstance(old, dict):
         return f"{type(old).__name__} instead of an object"

@@ -12,14 +12,14 @@ from limbert.core.config import DataConfig
 from limbert.data.readers import Table, choose_columns, open_table, parquet_table
 from limbert.data.tasks import Columns, glue_task
 from limbert.errors import ConfigError, DataError
-from limbert.inference.batch.store import Found, Store
+from limbert.inference.batch.store import FileInfo, StoragePath
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
-_MOST_BYTES = 64 * 2**20  # of a shard's rows in memory, by what the footers say of their mean size
+INPUT_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+_MAX_SHARD_BYTES = 64 * 2**20  # of a shard's rows in memory, by what the footers say of their mean size
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """One input file.
 
     Attributes:
@@ -57,7 +57,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Input:
+class ShardedInput:
     """All that is to be answered.
 
     Attributes:
@@ -68,27 +68,27 @@ class Input:
         shards: in the order of the files and their rows, which is the order of their names.
     """
 
-    store: Store
-    sources: tuple[Source, ...]
+    storage: StoragePath
+    files: tuple[InputFile, ...]
     columns: Columns
-    kept: tuple[str, ...]
+    kept_columns: tuple[str, ...]
     shards: tuple[Shard, ...]
 
     @property
     def rows(self) -> int:
         """Rows in all files."""
-        return sum(source.rows for source in self.sources)
+        return sum(source.rows for source in self.files)
 
 
-def read_input(
-    address: str,
+def shard_input(
+    uri: str,
     config: DataConfig,
     *,
-    keep: Sequence[str] | None,
-    added: Sequence[str],
-    shard_rows: int,
+    keep_columns: Sequence[str] | None,
+    added_columns: Sequence[str],
+    max_shard_rows: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Input:
+) -> ShardedInput:
     """Look at the input's files and cut them into shards. Of Parquet only the footers are read.
 
     A key that some objects of JSON lines do not have, or some files, is a column all the same, empty there.
@@ -105,43 +105,45 @@ def read_input(
         ConfigError: a column that is asked to be kept is missing, or has the name of an answer's.
         DataError: a missing or unusable file, or one with other columns than the first.
     """
-    store = Store.at(address)
-    files = store.files(SUFFIXES)
-    columns, kept, first, schema = Columns("", None, None), tuple(keep or ()), "", dict[str, str]()
+    store = StoragePath.from_uri(uri)
+    files = store.list_files(INPUT_SUFFIXES)
+    columns, kept, first, schema = Columns("", None, None), tuple(keep_columns or ()), "", dict[str, str]()
     sources, ranges = [], []
     for place, file in enumerate(files):
-        table = _table(store, file)
+        table = _open_table(store, file)
         if not place:
             glue = glue_task(config.task) if config.task is not None else None
-            opener = _opener(store, file, table)
+            opener = _column_opener(store, file, table)
             table, columns = choose_columns(opener, config, glue, labelled=False)
-        table, rows, row_bytes, types = _facts(store, file, table)
+        table, rows, row_bytes, types = _table_statistics(store, file, table)
         if not place:
-            kept, first, schema = _kept(table, keep), file.path, types
-        elif keep is None:
-            kept = _widened(kept, table, file, first=first)
-        _refuse_names(kept, added)
-        _check_like(file, table, types, columns=columns, kept=kept, first=first, schema=schema)
-        sources.append(Source(file.path, file.bytes, file.modified, rows))
-        size = max(1, min(shard_rows, int(_MOST_BYTES // max(1, row_bytes))))
+            kept, first, schema = _kept_columns(table, keep_columns), file.path, types
+        elif keep_columns is None:
+            kept = _extend_columns(kept, table, file, first_path=first)
+        _check_name_conflicts(kept, added_columns)
+        _check_same_columns(
+            file, table, types, columns=columns, kept_columns=kept, first_path=first, first_types=schema
+        )
+        sources.append(InputFile(file.path, file.bytes, file.modified, rows))
+        size = max(1, min(max_shard_rows, int(_MAX_SHARD_BYTES // max(1, row_bytes))))
         ranges += [(file.path, start, min(size, rows - start)) for start in range(0, rows, size)]
         progress(place + 1, len(files))
     if not ranges:
-        raise DataError(f"{address}: no rows; expected at least one")
+        raise DataError(f"{uri}: no rows; expected at least one")
     digits = max(5, len(str(len(ranges) - 1)))
     shards = [Shard(f"part-{place:0{digits}}.parquet", *found) for place, found in enumerate(ranges)]
-    return Input(store, tuple(sources), columns, kept, tuple(shards))
+    return ShardedInput(store, tuple(sources), columns, kept, tuple(shards))
 
 
-def _table(store: Store, file: Found) -> Table:
+def _open_table(storage: StoragePath, file: FileInfo) -> Table:
     if file.path.lower().endswith(".parquet"):
-        return parquet_table(Path(file.path), filesystem=store.filesystem)
-    if not store.local:
+        return parquet_table(Path(file.path), filesystem=storage.filesystem)
+    if not storage.is_local:
         raise DataError(f"{file.path}: only Parquet is read from an object store")
     return open_table(Path(file.path))
 
 
-def _opener(store: Store, file: Found, table: Table) -> Callable[[bool], Table]:
+def _column_opener(storage: StoragePath, file: FileInfo, table: Table) -> Callable[[bool], Table]:
     """Columns by number are for files without a header, which would have no names in the output either."""
 
     def opener(header: bool) -> Table:
@@ -152,63 +154,63 @@ def _opener(store: Store, file: Found, table: Table) -> Callable[[bool], Table]:
     return opener
 
 
-def _facts(store: Store, file: Found, table: Table) -> tuple[Table, int, float, dict[str, str]]:
+def _table_statistics(storage: StoragePath, file: FileInfo, table: Table) -> tuple[Table, int, float, dict[str, str]]:
     """The table with all columns, its rows, mean bytes a row in memory, and the types of columns that have any."""
     if not file.path.lower().endswith(".parquet"):
-        table, rows = table.walked()
+        table, rows = table.with_all_columns()
         return table, rows, 2 * file.bytes / max(1, rows), {}
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(file.path, filesystem=store.filesystem) as parquet:
+    with pyarrow.parquet.ParquetFile(file.path, filesystem=storage.filesystem) as parquet:
         metadata, schema = parquet.metadata, parquet.schema_arrow
     held = sum(metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups))
     types = {field.name: str(field.type) for field in schema}
     return table, metadata.num_rows, held / max(1, metadata.num_rows), types
 
 
-def _kept(table: Table, keep: Sequence[str] | None) -> tuple[str, ...]:
-    for name in keep or ():
+def _kept_columns(table: Table, keep_columns: Sequence[str] | None) -> tuple[str, ...]:
+    for name in keep_columns or ():
         if name not in table.columns:
             raise ConfigError(f"--keep {name!r}: {table.name} has no such column; it has {', '.join(table.columns)}")
-    return tuple(dict.fromkeys(table.columns if keep is None else keep))
+    return tuple(dict.fromkeys(table.columns if keep_columns is None else keep_columns))
 
 
-def _widened(kept: tuple[str, ...], table: Table, file: Found, *, first: str) -> tuple[str, ...]:
+def _extend_columns(kept_columns: tuple[str, ...], table: Table, file: FileInfo, *, first_path: str) -> tuple[str, ...]:
     """The columns with those that only a later file has."""
-    more = [name for name in dict.fromkeys(table.columns) if name not in kept]
+    more = [name for name in dict.fromkeys(table.columns) if name not in kept_columns]
     if more and not _is_json(file):
         raise DataError(
-            f"{file.path}: column {more[0]!r} is not in {first}; choose those to repeat with --keep COLUMN,..."
+            f"{file.path}: column {more[0]!r} is not in {first_path}; choose those to repeat with --keep COLUMN,..."
         )
-    return (*kept, *more)
+    return (*kept_columns, *more)
 
 
-def _refuse_names(kept: Sequence[str], added: Sequence[str]) -> None:
-    for name in kept:
-        if name in added:
+def _check_name_conflicts(kept_columns: Sequence[str], added_columns: Sequence[str]) -> None:
+    for name in kept_columns:
+        if name in added_columns:
             raise ConfigError(
                 f"input column {name!r} has the name of an answer's; choose others with --keep COLUMN,..."
             )
 
 
-def _check_like(
-    file: Found,
+def _check_same_columns(
+    file: FileInfo,
     table: Table,
     types: Mapping[str, str],
     *,
     columns: Columns,
-    kept: Sequence[str],
-    first: str,
-    schema: Mapping[str, str],
+    kept_columns: Sequence[str],
+    first_path: str,
+    first_types: Mapping[str, str],
 ) -> None:
     """Refuse a file that is not like the first."""
     wanted = [name for name in (columns.text, columns.pair) if name is not None]
-    wanted += () if _is_json(file) else kept
+    wanted += () if _is_json(file) else kept_columns
     missing = [name for name in wanted if name not in table.columns]
-    if missing or any(types.get(name) != schema.get(name) for name in kept):
+    if missing or any(types.get(name) != first_types.get(name) for name in kept_columns):
         what = f"no column {missing[0]!r}" if missing else "other column types"
-        raise DataError(f"{file.path}: {what}; expected the columns of {first}")
+        raise DataError(f"{file.path}: {what}; expected the columns of {first_path}")
 
 
-def _is_json(file: Found) -> bool:
+def _is_json(file: FileInfo) -> bool:
     return file.path.lower().endswith((".jsonl", ".json"))

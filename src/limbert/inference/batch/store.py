@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from limbert.errors import ConfigError, DataError, StorageError
-from limbert.inference.batch.paths import first_wildcard, meant_in_folder, pattern, walk
+from limbert.inference.batch.paths import first_wildcard, glob_regex, visible_files, walk_files
 
-_ABANDONED = 3600  # seconds since the last write, after which nobody is at it any more
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # what file systems without hard links answer
+_STALE_SECONDS = 3600  # seconds since the last write, after which nobody is at it any more
+_NO_HARD_LINK_ERRNOS = (
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EXDEV,
+)  # what file systems without hard links answer
 
 
 @dataclass(frozen=True)
-class Found:
+class FileInfo:
     """One file.
 
     Attributes:
@@ -37,7 +42,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Store:
+class StoragePath:
     """A file system and a path in it. Travels to other processes.
 
     Attributes:
@@ -49,7 +54,7 @@ class Store:
     path: str
 
     @classmethod
-    def at(cls, address: str) -> "Store":
+    def from_uri(cls, uri: str) -> "StoragePath":
         """The place of a local path or a URI; settings of a store stand behind ``?`` (``s3://b/x?region=...``).
 
         Raises:
@@ -57,9 +62,9 @@ class Store:
         """
         from pyarrow import ArrowException, fs
 
-        scheme, found, rest = address.partition("://")
+        scheme, found, rest = uri.partition("://")
         if not found:
-            return cls(fs.LocalFileSystem(), str(Path(address).expanduser().absolute()))
+            return cls(fs.LocalFileSystem(), str(Path(uri).expanduser().absolute()))
         path, _, query = rest.partition("?")
         root, _, inner = path.partition("/")
         known = f"{scheme}://{root}" + (f"?{query}" if query else "")
@@ -68,14 +73,14 @@ class Store:
         try:
             return cls(fs.FileSystem.from_uri(known)[0], f"{root}/{inner}")
         except (ArrowException, OSError, NotImplementedError) as error:
-            return cls(*_with_fsspec(scheme, address, error))
+            return cls(*_with_fsspec(scheme, uri, error))
 
     @property
-    def local(self) -> bool:
+    def is_local(self) -> bool:
         """Whether it is a path on a disk that this machine sees."""
         return str(self.filesystem.type_name) == "local"
 
-    def files(self, suffixes: tuple[str, ...]) -> list[Found]:
+    def list_files(self, suffixes: tuple[str, ...]) -> list[FileInfo]:
         """The files that the path names: one, those of a folder with these suffixes, or those that fit a pattern.
 
         A folder is read with all folders in it, but for those with answers of a batch: who writes these into a folder
@@ -96,33 +101,33 @@ class Store:
         try:
             (info,) = self.filesystem.get_file_info([root or "/"])
             if info.type == fs.FileType.File:
-                return [_found(info)]
+                return [_file_info(info)]
             listed = []
             if info.type == fs.FileType.Directory:
-                listed = self._listed(root or "/", recursive=wild is None or wild + 1 < len(parts))
+                listed = self._list_folder(root or "/", recursive=wild is None or wild + 1 < len(parts))
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {_reason(error)}") from error
         if wild is None:
-            meant = meant_in_folder([info.path for info in listed], root)
+            meant = visible_files([info.path for info in listed], root)
             fitting = [info for info in listed if info.path in meant and info.path.lower().endswith(suffixes)]
         else:
-            fits = pattern(self.path)
+            fits = glob_regex(self.path)
             fitting = [info for info in listed if fits.fullmatch(info.path)]
-        chosen = [_found(info) for info in fitting if not info.base_name.startswith((".", "_"))]
+        chosen = [_file_info(info) for info in fitting if not info.base_name.startswith((".", "_"))]
         if not chosen:
             raise DataError(f"{self.path}: no such file, or none that fits; expected {', '.join(suffixes)}")
         return sorted(chosen, key=lambda found: found.path)
 
-    def _listed(self, root: str, *, recursive: bool) -> list[Any]:
+    def _list_folder(self, root: str, *, recursive: bool) -> list[Any]:
         """The files of a folder, with those of all folders in it where ``recursive``."""
         from pyarrow import fs
 
-        if recursive and self.local:  # Arrow's own walk goes round in links without end
-            return list(self.filesystem.get_file_info([*walk(root)]))
+        if recursive and self.is_local:  # Arrow's own walk goes round in links without end
+            return list(self.filesystem.get_file_info([*walk_files(root)]))
         infos = self.filesystem.get_file_info(fs.FileSelector(root, recursive=recursive))
         return [info for info in infos if info.type == fs.FileType.File]
 
-    def names(self) -> set[str]:
+    def file_names(self) -> set[str]:
         """The names of the files in this folder; empty where it is not there.
 
         Raises:
@@ -159,8 +164,8 @@ class Store:
             StorageError: if it cannot be written.
         """
         try:
-            if self.local:
-                _replace(Path(self.path), name, content)
+            if self.is_local:
+                _write_and_rename(Path(self.path), name, content)
                 return
             stream = self.filesystem.open_output_stream(f"{self.path}/{name}")
             stream.write(content)  # closed only when all is in: closing is what makes an object appear
@@ -168,7 +173,7 @@ class Store:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}/{name}: {_reason(error)}") from error
 
-    def create(self, name: str, content: bytes) -> bool:
+    def write_new(self, name: str, content: bytes) -> bool:
         """Put a file into this folder where none of this name is: whole, or not at all.
 
         Returns:
@@ -178,35 +183,35 @@ class Store:
         Raises:
             StorageError: if it cannot be written.
         """
-        if not self.local:
-            if name in self.names():
+        if not self.is_local:
+            if name in self.file_names():
                 return False
             self.write(name, content)
             return True
         try:
-            return _link(Path(self.path), name, content)
+            return _write_new(Path(self.path), name, content)
         except OSError as error:
             raise StorageError(f"cannot write {self.path}/{name}: {_reason(error)}") from error
 
-    def make(self) -> None:
+    def mkdir(self) -> None:
         """Make the folder where folders exist.
 
         Raises:
             StorageError: if it cannot be made.
         """
         try:
-            if self.local:
+            if self.is_local:
                 Path(self.path).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {_reason(error)}") from error
 
-    def sweep(self) -> None:
+    def remove_stale_files(self) -> None:
         """Delete the halves that killed processes left. What was touched in the last hour another may be writing."""
-        if not self.local:
+        if not self.is_local:
             return
         for path in Path(self.path).glob(".*.new-*"):
             with suppress(FileNotFoundError):  # renamed or swept meanwhile
-                if time.time() - path.stat().st_mtime > _ABANDONED:
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
 
 
@@ -224,20 +229,20 @@ def _with_fsspec(scheme: str, address: str, cause: Exception) -> tuple[Any, str]
         raise ConfigError(f"cannot open {address}: {_reason(error)}") from error
 
 
-def _replace(folder: Path, name: str, content: Any) -> None:
-    with _beside(folder, name, content) as fresh:
+def _write_and_rename(folder: Path, name: str, content: Any) -> None:
+    with _temporary_file(folder, name, content) as fresh:
         os.replace(fresh, folder / name)
 
 
-def _link(folder: Path, name: str, content: Any) -> bool:
+def _write_new(folder: Path, name: str, content: Any) -> bool:
     """Like `_replace`, but False where a file of this name is."""
-    with _beside(folder, name, content) as fresh:
+    with _temporary_file(folder, name, content) as fresh:
         try:
             os.link(fresh, folder / name)
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in _NO_HARD_LINK_ERRNOS:
                 raise
             if (folder / name).exists():
                 return False
@@ -246,7 +251,7 @@ def _link(folder: Path, name: str, content: Any) -> bool:
 
 
 @contextmanager
-def _beside(folder: Path, name: str, content: Any) -> Iterator[Path]:
+def _temporary_file(folder: Path, name: str, content: Any) -> Iterator[Path]:
     """A file on the disk beside its place; gone afterwards if it was not renamed."""
     fresh = folder / f".{name}.new-{os.getpid()}-{secrets.token_hex(4)}"
     try:
@@ -259,8 +264,8 @@ def _beside(folder: Path, name: str, content: Any) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
-def _found(info: Any) -> Found:
-    return Found(info.path, int(info.size), info.mtime.timestamp() if info.mtime else 0.0)
+def _file_info(info: Any) -> FileInfo:
+    return FileInfo(info.path, int(info.size), info.mtime.timestamp() if info.mtime else 0.0)
 
 
 def _reason(error: Exception) -> str:

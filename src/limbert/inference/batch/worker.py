@@ -9,42 +9,42 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbert.core.config import TaskKind
-from limbert.data.readers import Examples, read_rows, without_labels
-from limbert.data.task_registry import answers as plain_answers
+from limbert.core.config import TaskType
+from limbert.data.readers import Examples, read_raw_examples, unlabelled_examples
+from limbert.data.task_registry import decode_predictions as plain_answers
 from limbert.data.tasks import Columns, Task
-from limbert.data.tokenize import tokenize
+from limbert.data.tokenize import tokenize_texts
 from limbert.errors import ConfigError, DataError, LimbertError
-from limbert.inference.batch.packed import Packed, unpack
-from limbert.inference.batch.reader import Part, Reader
-from limbert.inference.batch.request import Request
+from limbert.inference.batch.packed import PackedCheckpoint, unpack_checkpoint
+from limbert.inference.batch.reader import ShardData, ShardReader
+from limbert.inference.batch.request import BatchPredictionConfig
 from limbert.inference.batch.shards import Shard
-from limbert.inference.batch.store import Store
+from limbert.inference.batch.store import StoragePath
 from limbert.inference.engine import Engine
-from limbert.inference.load import open_checkpoint
-from limbert.inference.predict import policy_answers
+from limbert.inference.load import load_checkpoint
+from limbert.inference.predict import run_policy
 
-MOST_ATTEMPTS = 5  # at one shard; then it is the shard that kills workers
-ANSWER_COLUMNS: Mapping[TaskKind, tuple[str, ...]] = {
+MAX_ATTEMPTS = 5  # at one shard; then it is the shard that kills workers
+PREDICTION_COLUMNS: Mapping[TaskType, tuple[str, ...]] = {
     "classification": ("label", "score"),
     "regression": ("score",),
     "multi-label": ("labels",),
 }
 
 
-def added_columns(task: Task) -> tuple[str, ...]:
+def prediction_columns(task: Task) -> tuple[str, ...]:
     """The columns that answers bring.
 
     Raises:
         ConfigError: for tasks whose answers stand at tokens: they have no columns.
     """
-    if task.kind not in ANSWER_COLUMNS:
-        raise ConfigError(f"--engine ray answers {', '.join(ANSWER_COLUMNS)}; this model is for {task.kind}")
-    return (*ANSWER_COLUMNS[task.kind], "layers", "flops")
+    if task.task_type not in PREDICTION_COLUMNS:
+        raise ConfigError(f"--engine ray answers {', '.join(PREDICTION_COLUMNS)}; this model is for {task.task_type}")
+    return (*PREDICTION_COLUMNS[task.task_type], "layers", "flops")
 
 
 @dataclass(frozen=True)
-class Done:
+class ShardResult:
     """What became of one shard.
 
     Attributes:
@@ -69,11 +69,11 @@ class Done:
     tokenising: float
     computing: float
     writing: float
-    problem: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
-class Orders:
+class WorkerConfig:
     """All that a worker must know beside the model.
 
     Attributes:
@@ -85,15 +85,15 @@ class Orders:
         threads: that compute.
     """
 
-    request: Request
-    source: Store
+    config: BatchPredictionConfig
+    input_storage: StoragePath
     columns: Columns
-    kept: tuple[str, ...]
-    output: Store
+    kept_columns: tuple[str, ...]
+    output_storage: StoragePath
     threads: int
 
 
-class Worker:
+class ShardWorker:
     """Answers shards, one after the other. Ray makes one of these an actor.
 
     Args:
@@ -105,109 +105,116 @@ class Worker:
         CheckpointError: if the model cannot be opened.
     """
 
-    def __init__(self, packed: Callable[[], Packed], orders: Orders, begin: Callable[[str], int]) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "true" if orders.threads > 1 else "false"
-        os.environ["RAYON_NUM_THREADS"] = str(orders.threads)
-        torch.set_num_threads(orders.threads)
-        self._orders, self._begin = orders, begin
-        self._opened = open_checkpoint(unpack(packed()))
+    def __init__(
+        self,
+        fetch_checkpoint: Callable[[], PackedCheckpoint],
+        config: WorkerConfig,
+        count_attempt: Callable[[str], int],
+    ) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if config.threads > 1 else "false"
+        os.environ["RAYON_NUM_THREADS"] = str(config.threads)
+        torch.set_num_threads(config.threads)
+        self._config, self._count_attempt = config, count_attempt
+        self._opened = load_checkpoint(unpack_checkpoint(fetch_checkpoint()))
         assert self._opened.task is not None
         self._task = self._opened.task
         self._engine = Engine(
-            self._opened.model, orders.request.policy, kind=self._task.kind, precision=orders.request.precision
+            self._opened.model, config.config.policy, task_type=self._task.task_type, precision=config.config.precision
         )
-        self._reader = Reader(orders.source, orders.columns, orders.kept)
+        self._reader = ShardReader(config.input_storage, config.columns, config.kept_columns)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Answer the shards of a batch, as Ray Data hands them over: one value a column and shard."""
         columns = {name: values.tolist() for name, values in batch.items()}
         shards = [Shard(*values) for values in zip(*(columns[name] for name in Shard.__annotations__), strict=True)]
-        done = [asdict(self.answer(shard)) for shard in shards]
+        done = [asdict(self.predict(shard)) for shard in shards]
         return {name: [one[name] for one in done] for name in done[0]}
 
-    def answer(self, shard: Shard) -> Done:
+    def predict(self, shard: Shard) -> ShardResult:
         """Read, answer and write one shard. An error on purpose becomes the ``problem``."""
-        clock = _Clock()
-        if self._begin(shard.name) > MOST_ATTEMPTS:
-            return clock.done(
+        clock = _StageTimer()
+        if self._count_attempt(shard.name) > MAX_ATTEMPTS:
+            return clock.result(
                 shard,
                 0,
-                problem=f"{shard.path}: the worker died {MOST_ATTEMPTS} times on rows "
+                error=f"{shard.path}: the worker died {MAX_ATTEMPTS} times on rows "
                 f"{shard.start + 1} to {shard.start + shard.rows} (memory?); try fewer --shard-rows",
             )
         try:
             part = self._reader.read(shard)
-            clock.lap("reading")
-            bad_rows = self._answer(part, shard, clock)
+            clock.record("reading")
+            bad_rows = self._predict(part, shard, clock)
         except LimbertError as error:
-            return clock.done(shard, 0, problem=str(error))
-        return clock.done(shard, bad_rows)
+            return clock.result(shard, 0, error=str(error))
+        return clock.result(shard, bad_rows)
 
-    def _answer(self, part: Part, shard: Shard, clock: "_Clock") -> int:
-        places, examples = self._texts(part, shard)
-        columns: dict[str, Any] = {name: [None] * shard.rows for name in added_columns(self._task)}
-        clock.lap("reading")
+    def _predict(self, data: ShardData, shard: Shard, timer: "_StageTimer") -> int:
+        places, examples = self._read_examples(data, shard)
+        columns: dict[str, Any] = {name: [None] * shard.rows for name in prediction_columns(self._task)}
+        timer.record("reading")
         if places:
-            tokens = tokenize(examples, self._opened.tokenizer, max_length=self._opened.max_length, cache=False)
-            clock.lap("tokenising")
-            found = policy_answers(
+            tokens = tokenize_texts(
+                examples, self._opened.tokenizer, max_length=self._opened.max_length, use_cache=False
+            )
+            timer.record("tokenising")
+            found = run_policy(
                 self._engine,
                 tokens,
-                batch_size=self._orders.request.batch_size,
+                batch_size=self._config.config.batch_size,
                 device=self._opened.model.network.device,
             )
             answers = plain_answers(self._task, found.logits, tokens)
-            clock.lap("computing")
+            timer.record("computing")
             rows = zip(places, answers, found.layers_run.tolist(), found.flops.tolist(), strict=True)
             for place, answer, layers, flops in rows:
                 for name, value in (answer | {"layers": layers, "flops": flops}).items():
                     columns[name][place] = value
-        self._orders.output.write(shard.name, _parquet(part.kept, columns))
-        clock.lap("writing")
+        self._config.output_storage.write(shard.name, _to_parquet(data.kept_columns, columns))
+        timer.record("writing")
         return shard.rows - len(places)
 
-    def _texts(self, part: Part, shard: Shard) -> tuple[list[int], Examples]:
+    def _read_examples(self, data: ShardData, shard: Shard) -> tuple[list[int], Examples]:
         """The places of the rows that have a text, and these texts."""
-        columns, skip = self._orders.columns, self._orders.request.skip_bad_rows
-        lines = {row.line: place for place, row in enumerate(part.texts.rows())} if skip else {}
+        columns, skip = self._config.columns, self._config.config.skip_bad_rows
+        lines = {row.line_number: place for place, row in enumerate(data.texts.rows())} if skip else {}
         try:
-            raw = read_rows(part.texts, Columns(columns.text, columns.pair, None), skip_bad_rows=skip)
+            raw = read_raw_examples(data.texts, Columns(columns.text, columns.pair, None), skip_bad_rows=skip)
         except DataError:
             if not skip:
                 raise
             return [], Examples((), None, None)  # skipping, it raises only when nothing is left
-        return ([lines[line] for line in raw.lines] if skip else [*range(shard.rows)]), without_labels(raw)
+        return ([lines[line] for line in raw.line_numbers] if skip else [*range(shard.rows)]), unlabelled_examples(raw)
 
 
-class _Clock:
+class _StageTimer:
     """Seconds by what they were spent on."""
 
     def __init__(self) -> None:
         self._started = time.time()
         self._cpu = time.process_time()
         self._last = time.perf_counter()
-        self._spent = dict.fromkeys(("reading", "tokenising", "computing", "writing"), 0.0)
+        self._seconds = dict.fromkeys(("reading", "tokenising", "computing", "writing"), 0.0)
 
-    def lap(self, name: str) -> None:
+    def record(self, stage: str) -> None:
         now = time.perf_counter()
-        self._spent[name] += now - self._last
+        self._seconds[stage] += now - self._last
         self._last = now
 
-    def done(self, shard: Shard, bad_rows: int, *, problem: str | None = None) -> Done:
-        rows, cpu = 0 if problem else shard.rows, time.process_time() - self._cpu
-        return Done(
-            shard.name, rows, bad_rows, os.getpid(), self._started, time.time(), cpu, **self._spent, problem=problem
+    def result(self, shard: Shard, bad_rows: int, *, error: str | None = None) -> ShardResult:
+        rows, cpu = 0 if error else shard.rows, time.process_time() - self._cpu
+        return ShardResult(
+            shard.name, rows, bad_rows, os.getpid(), self._started, time.time(), cpu, **self._seconds, error=error
         )
 
 
-def _parquet(kept: Any, columns: dict[str, list[Any]]) -> Any:
+def _to_parquet(kept_columns: Any, columns: dict[str, list[Any]]) -> Any:
     """A Parquet file, in memory: it is written in one go."""
     import pyarrow
     import pyarrow.parquet
 
     types = {"label": pyarrow.string(), "score": pyarrow.float64(), "layers": pyarrow.int32(), "flops": pyarrow.int64()}
     types["labels"] = pyarrow.list_(pyarrow.struct([("label", pyarrow.string()), ("score", pyarrow.float64())]))
-    table = kept.replace_schema_metadata(None)
+    table = kept_columns.replace_schema_metadata(None)
     for name, values in columns.items():
         table = table.append_column(name, pyarrow.array(values, types[name]))
     sink = pyarrow.BufferOutputStream()

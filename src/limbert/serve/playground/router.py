@@ -8,18 +8,18 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from limbert.core.palette import colours
+from limbert.core.palette import palette_colours
 from limbert.errors import LimbertError
-from limbert.serve.errors import Fault
-from limbert.serve.http_body import object_at, parse_object, read_bytes, text_at
-from limbert.serve.metrics import WISHES, Exchange, to_json
-from limbert.serve.playground.answers import answer_values, compared, live_values, menu_values
-from limbert.serve.selection import Wish
-from limbert.serve.service import Text
-from limbert.serve.variants import Size
+from limbert.serve.errors import ApiError
+from limbert.serve.http_body import optional_object, parse_json_object, read_body, require_string
+from limbert.serve.metrics import REQUEST_OPTIONS, RequestHandler, to_json
+from limbert.serve.playground.answers import compare_with_full, model_json, prediction_json, status_json
+from limbert.serve.selection import RequestOptions
+from limbert.serve.service import TextInput
+from limbert.serve.variants import Variant
 
-_PAGE = "/playground"
-_ASSETS = f"{_PAGE}/assets"
+_PAGE_PATH = "/playground"
+_ASSETS_PATH = f"{_PAGE_PATH}/assets"
 _SCRIPTS = ("main.js", "server.js", "draw.js", "size.js", "answer.js", "all.js", "live.js")
 _HEADERS = {
     "Content-Security-Policy": (
@@ -30,75 +30,77 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-OPEN_PATHS = frozenset((_PAGE, *(f"{_ASSETS}/{name}" for name in ("page.css", "colours.css", *_SCRIPTS))))
+PUBLIC_PATHS = frozenset((_PAGE_PATH, *(f"{_ASSETS_PATH}/{name}" for name in ("page.css", "colours.css", *_SCRIPTS))))
 """The page and its parts hold nothing of the model: a server with an API key shows them without it."""
 
 
-def router(exchange: Exchange) -> APIRouter:
+def create_router(handler: RequestHandler) -> APIRouter:
     """``/playground``, and what the page asks for below it."""
-    service, routes, parts = exchange.service, APIRouter(include_in_schema=False), _parts()
+    service, routes, parts = handler.service, APIRouter(include_in_schema=False), _page_files()
 
-    @routes.get(_PAGE)
+    @routes.get(_PAGE_PATH)
     async def page() -> Response:
         return Response(parts["page.html"], headers=_HEADERS, media_type="text/html")
 
-    @routes.get(_ASSETS + "/{name}")
+    @routes.get(_ASSETS_PATH + "/{name}")
     async def asset(name: str) -> Response:
         if name not in parts or name == "page.html":
-            raise Fault(404, f"the playground has no part {name[:100]!r}")
+            raise ApiError(404, f"the playground has no part {name[:100]!r}")
         kind = "text/css" if name.endswith(".css") else "text/javascript"
         return Response(parts[name], headers=_HEADERS, media_type=kind)
 
-    @routes.get(f"{_PAGE}/menu")
+    @routes.get(f"{_PAGE_PATH}/menu")
     async def menu() -> Response:
-        return _json(menu_values(service))
+        return _json(model_json(service))
 
-    @routes.get(f"{_PAGE}/live")
+    @routes.get(f"{_PAGE_PATH}/live")
     async def live() -> Response:
-        return _json(live_values(service))
+        return _json(status_json(service))
 
-    @routes.post(f"{_PAGE}/answer")
+    @routes.post(f"{_PAGE_PATH}/answer")
     async def answer(request: Request) -> Response:
-        content = parse_object(await read_bytes(request, limit=service.settings.max_body))
-        wish = Wish.from_parameters(object_at(content, "parameters", allowed=WISHES))
-        answers = await exchange.ask(request, [_text(content)], wish=wish, truncate=True)
-        return _json(answer_values(service.task, answers))
+        content = parse_json_object(await read_body(request, max_body=service.settings.max_body))
+        wish = RequestOptions.from_parameters(optional_object(content, "parameters", allowed=REQUEST_OPTIONS))
+        answers = await handler.predict(request, [_parse_text(content)], options=wish, truncate=True)
+        return _json(prediction_json(service.task, answers))
 
-    @routes.post(f"{_PAGE}/sizes")
+    @routes.post(f"{_PAGE_PATH}/sizes")
     async def sizes(request: Request) -> Response:
         """A JSON line a size, the full model first; one after the other, so that others' requests come between."""
-        text = _text(parse_object(await read_bytes(request, limit=service.settings.max_body)))
-        return StreamingResponse(_all_sizes(exchange, text), headers=_HEADERS, media_type="application/x-ndjson")
+        text = _parse_text(parse_json_object(await read_body(request, max_body=service.settings.max_body)))
+        return StreamingResponse(
+            _predict_all_variants(handler, text), headers=_HEADERS, media_type="application/x-ndjson"
+        )
 
     return routes
 
 
-def _text(content: Mapping[str, Any]) -> Text:
+def _parse_text(content: Mapping[str, Any]) -> TextInput:
     pair = content.get("pair")
-    return text_at(content.get("text"), "text"), None if pair is None else text_at(pair, "pair")
+    return require_string(content.get("text"), "text"), None if pair is None else require_string(pair, "pair")
 
 
-async def _all_sizes(exchange: Exchange, text: Text) -> AsyncIterator[bytes]:
+async def _predict_all_variants(handler: RequestHandler, text: TextInput) -> AsyncIterator[bytes]:
     """Cancelled by the server when the client hangs up: what it waits for leaves the queue."""
-    service, menu = exchange.service, exchange.service.menu
+    service, menu = handler.service, handler.service.variants
     first = menu.full
     full: dict[str, Any] | None = None
-    for size in (first, *(size for size in menu.sizes if size is not first)):
+    for size in (first, *(size for size in menu.variants if size is not first)):
         line: dict[str, Any] = {"name": size.name}
         try:
-            answers = await service.answer([text], wish=_wish_for(size))
+            answers = await service.predict([text], options=_options_for(size))
         except LimbertError as error:
             line |= {"error": str(error)}
         else:
-            exchange.metrics.count(answers)
-            values = answer_values(service.task, answers)
+            handler.metrics.observe_output(answers)
+            values = prediction_json(service.task, answers)
             full = values if size is first else full
-            line |= {"answer": values} | compared(values, full)
+            line |= {"answer": values} | compare_with_full(values, full)
         yield to_json(line) + b"\n"
 
 
-def _wish_for(size: Size) -> Wish:
-    return Wish(policy=size.name) if size.kind == "policy" else Wish(subnet=size.name)
+def _options_for(variant: Variant) -> RequestOptions:
+    return RequestOptions(policy=variant.name) if variant.kind == "policy" else RequestOptions(subnet=variant.name)
 
 
 def _json(value: Any) -> Response:
@@ -106,16 +108,16 @@ def _json(value: Any) -> Response:
     return Response(to_json(value), headers=headers, media_type="application/json")
 
 
-def _parts() -> dict[str, bytes]:
+def _page_files() -> dict[str, bytes]:
     """The page's files by name, read once; the colours are the report's."""
     folder = files("limbert.serve.playground")
     parts = {name: (folder / name).read_bytes() for name in ("page.html", "page.css", *_SCRIPTS)}
-    return parts | {"colours.css": _colours().encode()}
+    return parts | {"colours.css": _color_css().encode()}
 
 
-def _colours() -> str:
+def _color_css() -> str:
     light, dark = (
-        "".join(f"--{name}:{pair[place]};" for name, pair in colours().items()) + f"color-scheme:{scheme};"
+        "".join(f"--{name}:{pair[place]};" for name, pair in palette_colours().items()) + f"color-scheme:{scheme};"
         for place, scheme in enumerate(("light", "dark"))
     )
     return (

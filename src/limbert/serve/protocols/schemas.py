@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from limbert.serve.scores import FUNCTIONS, labels_of
+from limbert.serve.scores import SCORE_FUNCTIONS, label_names
 from limbert.serve.service import Service
 
 Schema = dict[str, Any]
@@ -10,8 +10,8 @@ Schema = dict[str, Any]
 _STRING: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
-_FLAG: Schema = {"type": ["boolean", "null"]}
-_REASONS = {
+_OPTIONAL_BOOL: Schema = {"type": ["boolean", "null"]}
+_ERROR_DESCRIPTIONS = {
     400: "The body cannot be read, or (Open Inference Protocol) is not as the protocol has it",
     401: "The API key is missing or wrong",
     404: "The server has no such model",
@@ -30,11 +30,11 @@ def _object(properties: Schema, *required: str, closed: bool = False) -> Schema:
     return schema | {"additionalProperties": False} if closed else schema
 
 
-def _list(items: Schema, **limits: int) -> Schema:
+def _array(items: Schema, **limits: int) -> Schema:
     return {"type": "array", "items": items, **limits}
 
 
-def _or_null(schema: Schema) -> Schema:
+def _nullable(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
@@ -42,7 +42,7 @@ ERROR = _object({"error": _STRING, "error_type": _STRING}, "error", "error_type"
 STATUS = _object({"status": {"const": "healthy"}}, "status")
 LIVE = _object({"live": {"const": True}}, "live")
 READY = _object({"ready": {"const": True}}, "ready")
-_SIZE: Schema = {
+_VARIANT: Schema = {
     "name": _STRING,
     "kind": {"enum": ["subnet", "policy"]},
     "quality": {"type": ["number", "null"], "description": "null where it was not measured"},
@@ -63,36 +63,36 @@ INFO = _object(
         "max_client_batch_size": _COUNT,
         "version": _STRING,
         "task": _STRING,
-        "sizes": _list(_object(_SIZE, "name", "kind", "flops")),
+        "sizes": _array(_object(_VARIANT, "name", "kind", "flops")),
     },
     *("model_id", "model_dtype", "model_type", "max_input_length", "max_batch_tokens"),
     *("max_client_batch_size", "version", "task", "sizes"),
 )
 _TENSOR = _object(
-    {"name": _STRING, "datatype": _STRING, "shape": _list({"type": "integer"})}, "name", "datatype", "shape"
+    {"name": _STRING, "datatype": _STRING, "shape": _array({"type": "integer"})}, "name", "datatype", "shape"
 )
-OIP_SERVER = _object({"name": _STRING, "version": _STRING, "extensions": _list(_STRING)}, "name", "version")
+OIP_SERVER = _object({"name": _STRING, "version": _STRING, "extensions": _array(_STRING)}, "name", "version")
 OIP_MODEL = _object(
-    {"name": _STRING, "platform": _STRING, "inputs": _list(_TENSOR), "outputs": _list(_TENSOR)},
+    {"name": _STRING, "platform": _STRING, "inputs": _array(_TENSOR), "outputs": _array(_TENSOR)},
     *("name", "platform", "inputs", "outputs"),
 )
 OIP_MODEL_READY = _object({"name": _STRING, "ready": {"const": True}}, "name", "ready")
 
 
-def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors that a path may answer with."""
     return {
-        status: {"description": _REASONS[status], "content": {"application/json": {"schema": ERROR}}}
-        | ({"headers": _RETRY} if status == 429 else {})
+        status: {"description": _ERROR_DESCRIPTIONS[status], "content": {"application/json": {"schema": ERROR}}}
+        | ({"headers": _RETRY_HEADERS} if status == 429 else {})
         for status in statuses
     }
 
 
-_RETRY = {
+_RETRY_HEADERS = {
     "Retry-After": {"description": "whole seconds", "schema": {"type": "integer", "minimum": 1}},
     "Retry-After-Ms": {"description": "the same in milliseconds", "schema": {"type": "integer", "minimum": 1}},
 }
-_SPENT = {
+_USAGE_HEADERS = {
     name: {"description": text, "schema": schema}
     for name, text, schema in (
         ("X-Limbert-Size", "sizes that answered, each once, separated by commas", _STRING),
@@ -108,35 +108,37 @@ _SPENT = {
 def responses(schema: Schema, *statuses: int, example: Any = None) -> dict[int | str, dict[str, Any]]:
     """An answer in JSON with the headers that say what it took, and the errors."""
     content = {"schema": schema} | ({} if example is None else {"example": example})
-    answer = {"description": "The answer", "headers": _SPENT, "content": {"application/json": content}}
-    return {200: answer} | failures(*statuses)
+    answer = {"description": "The answer", "headers": _USAGE_HEADERS, "content": {"application/json": content}}
+    return {200: answer} | error_responses(*statuses)
 
 
-def get(schema: Schema, *statuses: int) -> dict[str, Any]:
+def get_route(schema: Schema, *statuses: int) -> dict[str, Any]:
     """What to tell FastAPI of a path that is only read."""
     answer = {"description": "The answer", "content": {"application/json": {"schema": schema}}}
-    return {"responses": {200: answer} | failures(*statuses)}
+    return {"responses": {200: answer} | error_responses(*statuses)}
 
 
 def text_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Plain text, and the errors."""
-    return {200: {"description": "The answer", "content": {"text/plain": {"schema": _STRING}}}} | failures(*statuses)
+    return {200: {"description": "The answer", "content": {"text/plain": {"schema": _STRING}}}} | error_responses(
+        *statuses
+    )
 
 
-def body(schema: Schema, example: Any = None) -> dict[str, Any]:
+def request_body(schema: Schema, example: Any = None) -> dict[str, Any]:
     """A request's body for FastAPI's ``openapi_extra``."""
     content = {"schema": schema} | ({} if example is None else {"example": example})
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
-_ONE_NAME: Schema = {
+_NOT_SUBNET_AND_POLICY: Schema = {
     "not": _object({"subnet": {"type": "string"}, "policy": {"type": "string"}}, "subnet", "policy")
 }  # either, as both would contradict each other
 
 
-def wishes(service: Service) -> Schema:
+def request_options(service: Service) -> Schema:
     """The wishes as properties of ``parameters``, with the names of this model's sizes."""
-    sizes = service.menu.sizes
+    sizes = service.variants.variants
     known = [size.quality for size in sizes if size.quality is not None]
     names = {kind: [size.name for size in sizes if size.kind == kind] for kind in ("subnet", "policy")}
     budget = {"type": "number", "minimum": 0.001, "description": "milliseconds from arrival to answer"}
@@ -147,41 +149,41 @@ def wishes(service: Service) -> Schema:
         "subnet": {"enum": names["subnet"], "description": "what must answer; not with a policy"},
         "policy": {"enum": names["policy"] + [f"static:{name}" for name in names["subnet"]]},
     }
-    return {name: _or_null(schema) for name, schema in schemas.items()}
+    return {name: _nullable(schema) for name, schema in schemas.items()}
 
 
 def _scores(service: Service) -> Schema:
-    return _list(_object({"label": {"enum": list(labels_of(service.task))}, "score": _NUMBER}, "label", "score"))
+    return _array(_object({"label": {"enum": list(label_names(service.task))}, "score": _NUMBER}, "label", "score"))
 
 
 def nested_scores(service: Service) -> Schema:
     """A list of scores for each input."""
-    return _list(_scores(service), minItems=1)
+    return _array(_scores(service), minItems=1)
 
 
-def predictions(service: Service) -> Schema:
+def tei_predictions(service: Service) -> Schema:
     """Scores of one input, or a list of them for a batch."""
     return {"anyOf": [_scores(service), nested_scores(service)]}
 
 
 def huggingface_request(service: Service) -> Schema:
     """The body of ``POST /``."""
-    pair = _object({"text": _STRING, "text_pair": _or_null(_STRING)}, "text", closed=True)
+    pair = _object({"text": _STRING, "text_pair": _nullable(_STRING)}, "text", closed=True)
     one = {"anyOf": [_STRING, pair]}
-    batch = _list(one, minItems=1, maxItems=service.settings.max_texts)
+    batch = _array(one, minItems=1, maxItems=service.settings.max_texts)
     parameters = (
         _object(
             {
                 "top_k": {"type": ["integer", "null"], "minimum": 1, "description": "the best so many; null for all"},
-                "function_to_apply": {"enum": [*FUNCTIONS, None], "description": "null: the task's"},
+                "function_to_apply": {"enum": [*SCORE_FUNCTIONS, None], "description": "null: the task's"},
                 "truncation": {"enum": [True, False, "longest_first", "do_not_truncate", None]},
-                **wishes(service),
+                **request_options(service),
             },
             closed=True,
         )
-        | _ONE_NAME
+        | _NOT_SUBNET_AND_POLICY
     )
-    return _object({"inputs": {"anyOf": [_STRING, pair, batch]}, "parameters": _or_null(parameters)}, "inputs")
+    return _object({"inputs": {"anyOf": [_STRING, pair, batch]}, "parameters": _nullable(parameters)}, "inputs")
 
 
 def tei_request(service: Service) -> Schema:
@@ -190,15 +192,15 @@ def tei_request(service: Service) -> Schema:
     # of a pair, one of the two may be empty
     pair = {"anyOf": [{"type": "array", "prefixItems": [*order], "items": False, "minItems": 2}
                       for order in ((some, _STRING), (_STRING, some))]}  # fmt: skip
-    alone = _list(some, minItems=1, maxItems=1)
-    batch = _list({"anyOf": [alone, pair]}, minItems=1, maxItems=service.settings.max_texts)
+    alone = _array(some, minItems=1, maxItems=1)
+    batch = _array({"anyOf": [alone, pair]}, minItems=1, maxItems=service.settings.max_texts)
     return _object(
         {
             "inputs": {"anyOf": [some, alone, pair, batch]},
-            "truncate": _FLAG | {"default": False},
+            "truncate": _OPTIONAL_BOOL | {"default": False},
             "truncation_direction": {"enum": ["Right", "right", None]},
-            "raw_scores": _FLAG | {"default": False},
-            "parameters": _or_null(_object(wishes(service), closed=True) | _ONE_NAME),
+            "raw_scores": _OPTIONAL_BOOL | {"default": False},
+            "parameters": _nullable(_object(request_options(service), closed=True) | _NOT_SUBNET_AND_POLICY),
         },
         "inputs",
     )
@@ -211,36 +213,41 @@ def infer_body(service: Service) -> dict[str, Any]:
         {
             "name": {"enum": ["TEXT", "TEXT_PAIR"]},
             "datatype": {"const": "BYTES"},
-            "shape": _list({"type": "integer", "minimum": 1}, minItems=1, maxItems=2),
+            "shape": _array({"type": "integer", "minimum": 1}, minItems=1, maxItems=2),
             "parameters": parameters,
-            "data": _list({"anyOf": [_STRING, _list(_STRING)]}),
+            "data": _array({"anyOf": [_STRING, _array(_STRING)]}),
         },
         *("name", "datatype", "shape"),
     )
-    names = ["LABEL", "SCORES", "LOGITS"] if service.task.kind == "classification" else ["SCORES", "LOGITS"]
+    names = ["LABEL", "SCORES", "LOGITS"] if service.task.task_type == "classification" else ["SCORES", "LOGITS"]
     output = _object({"name": {"enum": names}, "parameters": parameters}, "name")
     ignored = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "content_type")
-    of_request = {**wishes(service), "truncate": _FLAG, "binary_data_output": _FLAG, **{name: {} for name in ignored}}
+    of_request = {
+        **request_options(service),
+        "truncate": _OPTIONAL_BOOL,
+        "binary_data_output": _OPTIONAL_BOOL,
+        **{name: {} for name in ignored},
+    }
     schema = _object(
         {
             "id": {"type": ["string", "null"]},
-            "inputs": _list(tensor, minItems=1, maxItems=2),
-            "outputs": _or_null(_list(output, maxItems=len(names))),
-            "parameters": _or_null(_object(of_request, closed=True) | _ONE_NAME),
+            "inputs": _array(tensor, minItems=1, maxItems=2),
+            "outputs": _nullable(_array(output, maxItems=len(names))),
+            "parameters": _nullable(_object(of_request, closed=True) | _NOT_SUBNET_AND_POLICY),
         },
         "inputs",
     )
     example = {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "data": ["a fine film"]}]}
-    described = body(schema, example)
+    described = request_body(schema, example)
     described["requestBody"]["content"]["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
     return described
 
 
 def infer_responses(service: Service) -> dict[int | str, dict[str, Any]]:
     """What ``infer`` answers."""
-    tensor = _TENSOR | {"properties": _TENSOR["properties"] | {"parameters": {"type": "object"}, "data": _list({})}}
+    tensor = _TENSOR | {"properties": _TENSOR["properties"] | {"parameters": {"type": "object"}, "data": _array({})}}
     schema = _object(
-        {"model_name": _STRING, "id": _STRING, "parameters": {"type": "object"}, "outputs": _list(tensor)},
+        {"model_name": _STRING, "id": _STRING, "parameters": {"type": "object"}, "outputs": _array(tensor)},
         *("model_name", "outputs"),
     )
     described = responses(schema, 400, 401, 404, 408, 413, 415, 424, 429, 503)
