@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from limbert.train.progress import TrainingCallback
-from limbert.train.progress import TrainingProgress as Report
+from limbert.train.progress import TrainingProgress
 
 if TYPE_CHECKING:
     from limbert.data.readers import Examples
@@ -185,7 +185,7 @@ class TerminalProgressCallback(TrainingCallback):
                 stderr.print(f"{phase}: {description}")
         self._progress.update(self._task, completed=done + 1, total=total)
 
-    def on_log(self, progress: Report) -> None:
+    def on_log(self, progress: TrainingProgress) -> None:
         state = f"loss {progress.loss:.4f}  {progress.examples_per_second:.0f} examples/s"
         self._progress.update(self._task, completed=progress.step, state=state)
         if not stderr.is_terminal and (progress.step % 100 == 0 or progress.step == progress.steps):

@@ -35,7 +35,7 @@ _MISSING_LIBRARY_MESSAGE = "the report needs {}; install it with: pip install 'l
 
 
 @dataclass(frozen=True)
-class TrainingProgress:
+class Report:
     """All sections, ready for the template.
 
     Attributes:
@@ -74,9 +74,9 @@ def require_libraries() -> None:
             raise ConfigError(_MISSING_LIBRARY_MESSAGE.format(name))
 
 
-def make_report(data: RunData) -> TrainingProgress:
+def make_report(data: RunData) -> Report:
     """Work out all sections."""
-    return TrainingProgress(
+    return Report(
         data,
         cost_panels(data),
         heatmap_picture(data),
@@ -86,7 +86,7 @@ def make_report(data: RunData) -> TrainingProgress:
     )
 
 
-def save_report(report: TrainingProgress, page_path: Path) -> list[Path]:
+def save_report(report: Report, page_path: Path) -> list[Path]:
     """Write the pictures into the folder ``PAGE-pictures`` and then the page, each whole or not at all.
 
     Returns:
@@ -112,7 +112,7 @@ def save_report(report: TrainingProgress, page_path: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def render_html(report: TrainingProgress, *, pictures_dir: str) -> str:
+def render_html(report: Report, *, pictures_dir: str) -> str:
     """The page as text; ``pictures``: the folder of the files, as the page names it."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -126,7 +126,7 @@ def render_html(report: TrainingProgress, *, pictures_dir: str) -> str:
     return re.sub(r"\n\s*\n+", "\n", text) + "\n"
 
 
-def _template_context(report: TrainingProgress) -> dict[str, Any]:
+def _template_context(report: Report) -> dict[str, Any]:
     data = report.data
     settings = data.record.get("settings", {})
     return {
