@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from families import CONFIGS, HEADS, LAYERS, NEURONS, make_inputs, make_network, zeroed_copy
+from tests.factories.networks import CONFIGS, HEADS, LAYERS, NEURONS, make_inputs, make_network, zeroed_copy
 from transformers import (
     AutoConfig,
     AutoModel,

@@ -1,0 +1,100 @@
+"""The command: one clear line for what is wrong, and the same file after real kills of several processes."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.factories.runs import (
+    DATA_OPTIONS,
+    DEMO_DATA,
+    ENCODER,
+    call,
+    command,
+    environment,
+    make_small_encoder,
+    needs_encoder,
+    run,
+)
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+pytestmark = needs_encoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random masked language model, and questions to augment."""
+    folder = tmp_path_factory.mktemp("augment")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = AutoConfig.for_model("bert", vocab_size=30522, max_position_embeddings=64, **sizes)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder / "lm")
+    AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder / "lm")
+    for name in ("train", "dev"):
+        lines = (DEMO_DATA / f"{name}.csv").read_text().splitlines(keepends=True)
+        (folder / f"{name}.csv").write_text("".join(lines[:401]))
+    return folder
+
+
+AUGMENT = ["augment", "--data", ".", "--label-column", "category", "--text-column", "text"]
+
+
+def test_what_is_made_and_what_is_wrong(folder: Path) -> None:
+    lines = (folder / "train.csv").read_text().splitlines(keepends=True)
+    (folder / "few").mkdir()
+    (folder / "few" / "train.csv").write_text("".join([*lines[:3], *lines[-2:]]))
+    few = ["augment", "--data", "few", "--label-column", "category", "--text-column", "text", "--lm", "lm"]
+    done = call(folder, *few, "--output", "out", "--copies", "2", "--workers", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["rows"], made["copies"]) == (4, 8)
+    header, *rows = (folder / made["file"]).read_text().splitlines()
+    assert header == lines[0].strip() + ",augmented_from"
+    assert len(rows) == 8
+    (folder / "gone.csv").write_text((folder / made["file"]).read_text())
+    encoder = make_small_encoder(folder / "small")
+    trained = call(
+        folder, "train", *DATA_OPTIONS, "--model", encoder, "--augmented", "gone.csv", "--output", "run",
+        "--max-steps", "1", "--widths", "0.5,1", "--depths", "1",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    (folder / "gone.csv").unlink()  # no copy is kept back, so nobody needs it to find what was
+    searched = call(folder, "search", "run", "--trials", "1")
+    assert searched.returncode == 0, searched.stderr
+    wrong = call(folder, *few[:-1], str(ENCODER), "--output", "bad", "--workers", "1")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("limbert: error: ")
+    assert "is no masked language model: it lacks the weights cls.predictions" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+    assert not (folder / "bad").exists()
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_and_ends_byte_for_byte_the_same(folder: Path) -> None:
+    arguments = [*AUGMENT, "--lm", "lm", "--copies", "5"]
+    whole = run(folder, *arguments, "--output", "whole", "--workers", "1")
+    assert whole.returncode == 0, whole.stderr
+    work = folder / "killed" / "train_aug.work"
+    for kill in range(2):
+        before = {path.name for path in work.glob("[tr]*")}
+        process = subprocess.Popen(
+            command(*arguments, "--output", "killed", "--workers", "2"),
+            cwd=folder,
+            env=environment(folder),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while process.poll() is None and not {path.name for path in work.glob("[tr]*")} - before:
+            time.sleep(0.01)
+        time.sleep(0.02 * kill)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (folder / "killed" / "train_aug.csv").exists()
+    last = run(folder, *arguments, "--output", "killed", "--workers", "2")
+    assert last.returncode == 0, last.stderr
+    assert (folder / "killed" / "train_aug.csv").read_bytes() == (folder / "whole" / "train_aug.csv").read_bytes()
+    assert not work.exists()

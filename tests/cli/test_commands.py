@@ -1,0 +1,433 @@
+"""The commands on real files: what they print, and one clear line for whatever is wrong."""
+
+import csv
+import html
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.factories.runs import DATA_OPTIONS, DEMO_DATA, call, environment, make_small_encoder, needs_encoder, run
+from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+
+from limbert import Engine, ExitRule, Policy
+from limbert.data.readers import Examples
+from limbert.inference.load import load_checkpoint
+
+pytestmark = needs_encoder
+GATES = [*DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "flexible-bert"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    make_small_encoder(folder / "small")
+    options = ["--model", "small", "--output", "trained/", "--max-steps", "3", "--tensorboard", "--json"]
+    trained = call(folder, "train", *DATA_OPTIONS, *options)
+    assert trained.returncode == 0, trained.stderr
+    (folder / "trained.json").write_text(trained.stdout)
+    options = ["--model", "small", "--output", "dynamic", "--recipe", "flexible-bert", "--max-steps", "3"]
+    dynamic = call(folder, "train", *DATA_OPTIONS, *options, "--set", "gates.epochs=1")
+    assert dynamic.returncode == 0, dynamic.stderr
+    enliven(folder / "dynamic" / "model.safetensors")
+    tuned = call(folder, "tune", "dynamic", "--thresholds", "3")
+    assert tuned.returncode == 0, tuned.stderr
+    return folder
+
+
+def enliven(file: Path) -> None:
+    """After three steps all texts have nearly the same answer: make the weights so large that they differ."""
+    weights = load_file(file)
+    larger = {name: 4 * one if one.ndim > 1 else one for name, one in weights.items()}
+    save_file(larger | {"classifier.weight": 100 * weights["classifier.weight"]}, file, {"format": "pt"})
+
+
+def threshold_between_texts(run: Path, widths: tuple[float, ...]) -> float:
+    """An entropy that no text of the development set comes near to, and many stay on each side of."""
+    opened = load_checkpoint(run)
+    with open(DEMO_DATA / "dev.csv", encoding="utf-8", newline="") as file:
+        texts = tuple(row["text"] for row in csv.DictReader(file))
+    tokens = opened.tokenize(Examples(texts, None, None), cache=False)
+    policy = Policy(gates=True, widths=widths, exits=ExitRule("entropy", 1.0))
+    answers, _ = Engine(opened.model, policy, task_type="classification").run_all_exits(
+        tokens.collate([*range(len(texts))])
+    )
+    entropies = torch.special.entr(answers[:-1].softmax(dim=-1)).sum(dim=-1)
+    low, high = entropies[0].quantile(torch.tensor([0.25, 0.75]))
+    middle = entropies[(entropies > low) & (entropies < high)].sort().values
+    place = int(middle.diff().argmax())
+    return float(middle[place : place + 2].mean())
+
+
+def test_train_and_evaluate_print_the_same_json(folder: Path) -> None:
+    trained = json.loads((folder / "trained.json").read_text())
+    evaluated = json.loads(call(folder, "evaluate", "trained", "--json", "--batch-size", "7").stdout)
+    assert [row["subnet"] for row in trained] == [row["subnet"] for row in evaluated]
+    for row, other in zip(trained, evaluated, strict=True):
+        assert set(row) == {"subnet", "width", "depth", "params", "flops", "metrics"}
+        assert (row["params"], row["flops"]) == (other["params"], other["flops"])
+        assert row["metrics"]["accuracy"] == pytest.approx(other["metrics"]["accuracy"], abs=0.003)
+    assert trained[0]["subnet"] == "1x1"
+    assert trained[0]["params"] > trained[-1]["params"]
+    assert trained[0]["flops"] > trained[-1]["flops"]
+
+
+def test_the_log_and_tensorboard_are_kept(folder: Path) -> None:
+    records = [json.loads(line) for line in (folder / "trained" / "log.jsonl").read_text().splitlines()]
+    assert [record["phase"] for record in records if "loss" in record] == ["finetune", "width", "depth"]
+    assert any("tfevents" in path.name for path in (folder / "trained" / "tensorboard").rglob("*"))
+
+
+def test_evaluate_named_subnetworks_on_another_folder(folder: Path) -> None:
+    done = call(folder, "evaluate", "trained", "--data", DEMO_DATA, "--subnet", "0.5x0.75", "--subnet", "1x1", "--json")
+    assert [row["subnet"] for row in json.loads(done.stdout)] == ["0.5x0.75", "1x1"]
+    table = call(folder, "evaluate", "trained", "--subnet", "0.5x0.75").stdout
+    assert "0.5x0.75" in table
+    assert "accuracy" in table
+
+
+def test_predict_answers_in_order(folder: Path) -> None:
+    texts = ["Where is my card?", "Why was I charged twice? " * 4, "hello"]
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n")
+    one_by_one = [
+        json.loads(call(folder, "predict", "trained", "--subnet", "0.5x1", "--text", text, "--json").stdout)[0]
+        for text in texts
+    ]
+    done = call(folder, "predict", "trained", "--subnet", "0.5x1", "--input", "texts.txt", "--output", "answers.jsonl")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts
+    for row, alone in zip(rows, one_by_one, strict=True):
+        assert row["label"] == alone["label"]
+        assert row["score"] == pytest.approx(alone["score"], abs=1e-5)
+
+
+def test_plain_transformers_reads_the_result(folder: Path) -> None:
+    network = AutoModelForSequenceClassification.from_pretrained(folder / "trained")
+    assert "card_arrival" in network.config.label2id
+    answer = pipeline("text-classification", model=str(folder / "trained"))("Where is my card?")[0]
+    alone = json.loads(call(folder, "predict", "trained", "--text", "Where is my card?", "--json").stdout)[0]
+    assert answer["label"] == alone["label"]
+    assert answer["score"] == pytest.approx(alone["score"], abs=1e-5)
+
+
+def test_a_finetuned_model_skips_finetuning_and_a_stock_one_can_be_the_control(folder: Path) -> None:
+    network = AutoModelForSequenceClassification.from_pretrained(folder / "trained")
+    network.save_pretrained(folder / "stock")
+    for path in (folder / "small").glob("token*"):
+        (folder / "stock" / path.name).write_bytes(path.read_bytes())
+    done = call(folder, "train", *DATA_OPTIONS, "--model", "stock", "--output", "second", "--max-steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert "phase finetune is skipped" in done.stderr
+    record = json.loads((folder / "second" / "limbert.json").read_text())
+    assert record["phases"] == ["width", "depth"]
+    control = call(folder, "evaluate", "stock", *DATA_OPTIONS, "--layers", "first", "--json")
+    assert len(json.loads(control.stdout)) == 8  # of 3 layers, depths 0.75 and 0.5 both keep 2
+
+
+def test_train_gates_tune_and_answer_by_policy(folder: Path) -> None:
+    record = json.loads((folder / "dynamic" / "limbert.json").read_text())
+    assert record["phases"] == ["finetune", "width", "depth", "gates"]
+    for name in ("tune.jsonl", "tune.png", "policies.jsonl", "gates.safetensors"):
+        assert (folder / "dynamic" / name).stat().st_size > 0
+    assert (folder / "dynamic" / "tune.png").read_bytes().startswith(b"\x89PNG")
+    points = record["operating_points"]
+    assert [*points] == ["fast", "balanced", "accurate"]
+    assert points["fast"]["flops_share"] <= points["balanced"]["flops_share"] <= points["accurate"]["flops_share"] <= 1
+    tried = [json.loads(line) for line in (folder / "dynamic" / "tune.jsonl").read_text().splitlines()]
+    assert {row["policy"].partition(":")[0] for row in tried} == {"static", "width", "depth", "width+depth"}
+
+    threshold = threshold_between_texts(folder / "dynamic", (0.25, 0.5, 0.5, 1.0))
+    policy = ["--policy", "width+depth", "--widths", "0.25,0.5,0.5,1", "--exit-threshold", f"{threshold:.7f}"]
+    first, second = (
+        json.loads(call(folder, "evaluate", "dynamic", *policy, "--json", "--batch-size", size).stdout)
+        for size in ("1", "50")
+    )
+    assert {"policy", "metrics", "flops_mean", "flops_full", "time_per_example", "widths", "exits"} <= {*first}
+    assert first["policy"] == "width+depth"
+    assert len(first["widths"]) == 3
+    for layer in first["widths"]:
+        assert sum(layer.values()) == pytest.approx(1.0)
+        assert {*layer} <= {"0", "0.25", "0.5", "1"}
+    assert sum(first["exits"].values()) == pytest.approx(1.0)
+    assert sum(share > 0.2 for share in first["exits"].values()) > 1  # some texts leave where others go on
+    assert first["flops_mean"] < first["flops_full"]
+    assert first["time_per_example"] > 0
+    for name in ("metrics", "flops_mean", "flops_full", "widths", "exits"):
+        assert first[name] == second[name]
+    table = call(folder, "evaluate", "dynamic", "--policy", "balanced").stdout
+    assert "accuracy" in table
+    assert "layers run" in table
+
+    texts = ["Where is my card?", "Why was I charged twice? " * 4, "hello"]
+    (folder / "some.txt").write_text("\n".join(texts) + "\n")
+    rows = json.loads(call(folder, "predict", "dynamic", *policy, "--input", "some.txt", "--json").stdout)
+    assert [row["text"] for row in rows] == texts
+    for row, text in zip(rows, texts, strict=True):
+        alone = json.loads(call(folder, "predict", "dynamic", *policy, "--text", text, "--json").stdout)[0]
+        assert (row["label"], row["layers"], row["flops"]) == (alone["label"], alone["layers"], alone["flops"])
+        assert row["score"] == pytest.approx(alone["score"], abs=1e-5)
+    assert call(folder, "predict", "dynamic", "--policy", "fast", "--text", "hello").returncode == 0
+
+
+def test_points_are_kept_as_they_ran_and_reported(folder: Path) -> None:
+    """tune keeps what its points did on the validation slice, evaluate what they do on the development set."""
+    record = json.loads((folder / "dynamic" / "limbert.json").read_text())
+    kept = [json.loads(line) for line in (folder / "dynamic" / "policies.jsonl").read_text().splitlines()]
+    of_validation = {row["name"]: row for row in kept if row["data"] == "validation"}
+    assert [*of_validation] == [*record["operating_points"]]
+    for name, point in record["operating_points"].items():
+        row = of_validation[name]
+        assert row["metrics"]["accuracy"] == pytest.approx(point["validation"]["accuracy"])
+        assert row["flops_mean"] / row["flops_full"] == pytest.approx(point["flops_share"], rel=1e-6)
+        assert row["settings"] == {key: point[key] for key in ("policy", "widths", "exits")}
+    told = json.loads(call(folder, "evaluate", "dynamic", "--policy", "fast", "--json").stdout)
+    call(folder, "evaluate", "dynamic", "--policy", "width", "--json")  # no point of the model: not kept
+    kept = [json.loads(line) for line in (folder / "dynamic" / "policies.jsonl").read_text().splitlines()]
+    assert {row["name"] for row in kept} <= {*record["operating_points"]}
+    (row,) = (row for row in kept if row["data"] == "development" and row["name"] == "fast")
+    assert told.items() <= row.items()
+    assert (row["name"], row["examples"], row["batch_size"]) == ("fast", 960, 64)
+
+    done = call(folder, "report", "dynamic", "--output", "page.html", "--json")
+    assert done.returncode == 0, done.stderr
+    text = (folder / "page.html").read_text(encoding="utf-8")
+    assert "960 examples of the development set" in text or record["operating_points"]["fast"]["widths"] is None
+    assert len(list((folder / "page-pictures").glob("*.png"))) == len(json.loads(done.stdout)["pictures"])
+    lines = [re.sub("<.*?>", "", line) for line in re.findall(r"<pre>(.*?)</pre>", text)]
+    words = shlex.split(html.unescape(next(line for line in lines if line.startswith("limbert train "))))
+    again = call(folder, *words[1:])
+    assert "finished already, with these settings" in again.stderr
+
+
+def test_gates_are_added_to_a_trained_model_for_its_own_sizes(folder: Path) -> None:
+    """The recipe's own sizes (depths spread over the layers) give way to those that the model was trained for."""
+    options = ["--model", "dynamic", "--phases", "gates", "--gates", "3", "--set", "gates.epochs=1"]
+    done = call(folder, "train", *DATA_OPTIONS, *options, "--output", "gated")
+    assert done.returncode == 0, done.stderr
+    assert "going on with what dynamic was trained for" in done.stderr
+    record = json.loads((folder / "gated" / "limbert.json").read_text())
+    assert record["space"]["layers"] == "first"
+    assert record["phases"] == ["finetune", "width", "depth", "gates", "gates"]
+    told = call(folder, "train", *DATA_OPTIONS, *options, "--output", "told", "--widths", "0.5,1", "--layers", "first")
+    assert told.returncode == 0, told.stderr
+    assert json.loads((folder / "told" / "limbert.json").read_text())["space"]["widths"] == [0.5, 1.0]
+
+
+def test_the_benchmark_of_dynamic_inference_measures_time_and_flops(folder: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "dynamic.py"
+    options = ["dynamic", "--policy", "width", "--policy", "fast", "--quick", "--json", "--batch-size", "8"]
+    done = subprocess.run(
+        [sys.executable, str(script), *options],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (batch,) = json.loads(done.stdout)["batches"]
+    for row in batch["policies"].values():
+        assert row["time_share"] > 0
+        assert row["ratio"] == pytest.approx(row["time_share"] / row["flops_share"])
+    assert batch["policies"]["width"]["flops_share"] < 1.1
+    assert batch["policies"]["engine, full size"]["flops_share"] == 1.0
+
+
+def test_training_the_encoder_again_drops_its_gates(folder: Path) -> None:
+    options = ["--model", "dynamic", "--phases", "final", "--output", "further", "--max-steps", "1"]
+    done = call(folder, "train", *DATA_OPTIONS, *options)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "further" / "gates.safetensors").exists()
+    assert "operating_points" not in json.loads((folder / "further" / "limbert.json").read_text())
+
+
+BAD_LINES = [
+    (["evaluate", "nowhere/model"], "cannot load nowhere/model"),
+    (["evaluate", "./nowhere"], "no checkpoint folder at ./nowhere"),
+    (["evaluate", "trained", "--subnet", "0.01x1"], "width 0.01 of 4 heads keeps no head"),
+    (["evaluate", "trained", "--subnet", "half"], "cannot read sub-network 'half'; write WIDTHxDEPTH"),
+    (["evaluate", "trained", "--data", "nowhere"], "nowhere"),
+    (["evaluate", "trained", "--precision", "fp8"], "precision is 'fp8'; it must be fp32 or bf16"),
+    (["evaluate", "trained", "--dev", "texts.txt"], "texts.txt"),
+    (["predict", "trained"], "give either --text or --input"),
+    (["predict", "trained", "--text", "a", "--input", "b"], "give either --text or --input"),
+    (["predict", "trained", "--text", "a", "--pair", "b", "--pair", "c"], "2 --pair for 1 --text"),
+    (["predict", "trained", "--text", "a", "--pair", "b"], "trained on single texts; a second text is given"),
+    (["predict", "paired", "--text", "a"], "trained on pairs of texts; the second text is missing"),
+    (["predict", "paired", "--input", "texts.txt"], "trained on pairs of texts; the second text is missing"),
+    (
+        ["predict", "paired", "--input", "texts.jsonl", "--engine", "ray", "--output", "x"],
+        "trained on pairs of texts; the second text is missing",
+    ),
+    (["predict", "trained", "--input", "nowhere.csv"], "nowhere.csv"),
+    (["predict", "trained", "--input", "empty.csv"], "empty.csv"),
+    (["predict", "trained", "--text", "a", "--output", "nowhere/x.jsonl"], "the folder of output nowhere/x.jsonl"),
+    (["predict", "small", "--text", "a"], "small has no limbert.json"),
+    (["predict", "wordless", "--text", "a"], "wordless has no tokenizer"),
+    (["predict", "trained", "--text", "caf\udce9"], "is not UTF-8"),
+    (["predict", "trained", "--input", "texts.txt", "--output", "./texts.txt"], "output ./texts.txt is the input"),
+    (["predict", "trained", "--input", "texts.txt", "--engine", "ray", "--output", "x", "--keep", ""], "--keep is ''"),
+    (["predict", "lenient", "--input", "gap.jsonl"], "gap.jsonl:2: no text in column 'text', expected some"),
+    (["predict", "trained", "--input", "texts.txt", "--output", "small"], "output small is a folder"),
+    (["predict", "trained", "--text", "a", "--device", "gpu"], "device is 'gpu'; it must be auto, cpu, cuda or cuda:"),
+    (["evaluate", "trained", "--device", "cuda:9"], "device is 'cuda:9'; torch finds"),
+    (["tune", "trained", "--device", "cuda:9"], "device is 'cuda:9'; torch finds"),
+    (["serve", "trained", "--device", "cuda:9"], "device is 'cuda:9'; torch finds"),
+    (["serve", "trained", "--device", "cuda", "--ray"], "--device cuda is for one machine"),
+    (
+        ["predict", "trained", "--input", "texts.txt", "--engine", "ray", "--output", "x", "--device", "cuda"],
+        "--device cuda is for --engine plain",
+    ),
+    (["report", "nowhere"], "no model folder at nowhere"),
+    (["report", "small"], "small has no limbert.json"),
+    (["report", "trained", "--output", "x.pdf"], "output x.pdf must end in .html"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5,wide"], "--widths '0.5,wide'"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5"], "include 1.0, got 0.5"),
+    (
+        ["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.01,1"],
+        "0.01 of 4 heads keeps no head",
+    ),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--layers", "odd"], "unknown layer rule 'odd'"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--phases", "polish"], "unknown phase 'polish'"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "best"], "no recipe 'best'"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--set", "width.a=1"], "unknown setting width.a"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--batch-size", "0"], "batch size is 0"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--max-length", "0"], "maximum length is 0"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--seed", "-1"], "seed is -1; it must be from 0"),
+    (["train", *DATA_OPTIONS, "--model", "wordless", "--output", "x"], "wordless has no tokenizer"),
+    (["pretrain", "--corpus", "", "--model", "small", "--output", "x"], "corpus is ''"),
+    (["pretrain", "--corpus", "texts.txt", "--model", "wordless", "--output", "x"], "wordless has no tokenizer"),
+    (["augment", *DATA_OPTIONS, "--lm", "small", "--output", "texts.txt"], "texts.txt is a file"),
+    (["train", *DATA_OPTIONS, "--model", "./absent", "--output", "x"], "no checkpoint folder at ./absent"),
+    (["train", *DATA_OPTIONS, "--model", "small", "--output", "small"], "is not a model trained by Limbert"),
+    (["train", *GATES, "--gates", "2"], "number of gates is 2; it must be a divisor of the 3 layers: 1, 3"),
+    (["train", *GATES, "--gate-target", "luck"], "gate target is 'luck'; it must be label or agreement"),
+    (["train", *GATES, "--set", "gates.speed=1"], "unknown setting gates.speed"),
+    (["train", *GATES, "--widths", "1.0"], "gates choose among widths, and this model has 1"),
+    (
+        ["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--gates", "3"],
+        "gate settings (count) need a phase that trains gates",
+    ),
+    (["evaluate", "trained", "--policy", "width"], "this model has no width gates"),
+    (["evaluate", "trained", "--policy", "fly"], "unknown policy 'fly'; write static:WIDTHxDEPTH, width, depth"),
+    (["evaluate", "trained", "--policy", "depth"], "policy 'depth' needs an exit threshold"),
+    (["evaluate", "trained", "--policy", "depth", "--exit-threshold", "0.1"], "trained with layers 'spread'"),
+    (["evaluate", "dynamic", "--policy", "width", "--exit-threshold", "1"], "policy 'width' has no exits"),
+    (["evaluate", "dynamic", "--policy", "width", "--widths", "0.5"], "the gates have 4 choices"),
+    (
+        ["evaluate", "dynamic", "--policy", "depth", "--exit-threshold", "1", "--exit-rule", "luck"],
+        "exit rule is 'luck'",
+    ),
+    (["evaluate", "dynamic", "--policy", "depth", "--exit-rule", "entropy"], "needs an --exit-threshold"),
+    (["evaluate", "dynamic", "--policy", "static:0.5x1", "--widths", "0.5"], "policy static:0.5x1 has a fixed size"),
+    (["evaluate", "dynamic", "--policy", "width", "--subnet", "1x1"], "give either --subnet or --policy"),
+    (["evaluate", "dynamic", "--widths", "0.5"], "belong to a --policy"),
+    (["predict", "dynamic", "--policy", "swift", "--text", "a"], "an operating point of this model: fast, balanced"),
+    (
+        ["predict", "dynamic", "--policy", "fast", "--widths", "0.5", "--text", "a"],
+        "'fast' has its widths and threshold",
+    ),
+    (["tune", "nowhere"], "no model folder at nowhere"),
+    (["tune", "small"], "small has no limbert.json"),
+    (["tune", "dynamic", "--fast-drop", "-1"], "fast drop is -1.0"),
+    (["tune", "dynamic", "--widths", "0.01,1"], "0.01 of 4 heads keeps no head"),
+    (["train", "--task", "glue", "--data", DEMO_DATA, "--model", "small", "--output", "x"], "glue"),
+    (["train", "--data", DEMO_DATA, "--text-column", "body", "--model", "small", "--output", "x"], "body"),
+]
+
+
+def test_bad_input_gets_one_clear_line(folder: Path) -> None:
+    (folder / "empty.csv").write_text("")
+    (folder / "wordless").mkdir()
+    for name in ("config.json", "limbert.json", "model.safetensors"):
+        (folder / "wordless" / name).write_bytes((folder / "trained" / name).read_bytes())
+    (folder / "texts.txt").write_text("one\n")
+    (folder / "texts.jsonl").write_text('{"text": "one"}\n')
+    shutil.copytree(folder / "trained", folder / "paired")
+    shutil.copytree(folder / "trained", folder / "lenient")
+    record = json.loads((folder / "trained" / "limbert.json").read_text())
+    record["settings"]["data"]["skip_bad_rows"] = True  # in training; each row to be answered has its answer
+    (folder / "lenient" / "limbert.json").write_text(json.dumps(record))
+    (folder / "gap.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "three"}\n')
+    assert record["task"]["pairs"] is False
+    (folder / "paired" / "limbert.json").write_text(json.dumps(record | {"task": record["task"] | {"pairs": True}}))
+    for arguments, message in BAD_LINES:
+        done = call(folder, *arguments)
+        assert (done.returncode, done.stdout) == (1, ""), (arguments, done.stderr)
+        assert message in done.stderr, arguments
+        assert done.stderr.startswith("limbert: error: "), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+    assert not (folder / "x").exists()
+    assert not (folder / "x.training").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run(folder: Path) -> None:
+    network = AutoModel.from_pretrained(folder / "small")
+    torch.nn.init.constant_(network.embeddings.LayerNorm.weight, float("nan"))
+    network.save_pretrained(folder / "spoilt")
+    for path in (folder / "small").glob("token*"):
+        (folder / "spoilt" / path.name).write_bytes(path.read_bytes())
+    done = call(folder, "train", *DATA_OPTIONS, "--model", "spoilt", "--output", "never", "--max-steps", "2")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("limbert: error")]
+    assert "loss is nan at step 2; try a lower learning rate" in line
+    assert not (folder / "never").exists()
+
+
+def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
+    done = run(folder, "predict", "trained", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_log_that_would_not_be_written_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbert.cli.options.find_spec", lambda name: None)
+    for verb in (["train", *DATA_OPTIONS], ["pretrain", "--corpus", "texts.txt"]):
+        done = call(folder, *verb, "--model", "small", "--output", "logged", "--tensorboard")
+        assert done.returncode == 1
+        assert "--tensorboard needs tensorboard" in done.stderr
+    assert not (folder / "logged.training").exists()
+
+
+def test_a_size_that_was_not_trained_is_named(folder: Path) -> None:
+    for name, said in (("1x0.34", True), ("0.5x1", False)):
+        done = call(folder, "predict", "trained", "--subnet", name, "--text", "where is my card")
+        assert done.returncode == 0, done.stderr
+        assert (f"{name} was not trained; trained are 1x1" in done.stderr) == said
+
+
+def test_skipped_rows_are_counted(folder: Path) -> None:
+    rows = (Path(DEMO_DATA) / "dev.csv").read_text().splitlines()
+    (folder / "gaps.csv").write_text("\n".join([*rows[:9], "only one cell", *rows[9:30]]))
+    done = call(folder, "evaluate", "trained", "--dev", "gaps.csv", "--subnet", "1x1", "--skip-bad-rows", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "1 malformed row of dev skipped" in done.stderr
+
+
+def test_help_is_quick_and_has_examples(folder: Path) -> None:
+    script = (
+        "import sys\nfrom limbert.cli.main import main\nsys.argv = ['limbert', '--help']\n"
+        "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(folder), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {*done.stderr.split()}
+    assert "typer" in loaded
+    assert not loaded & {"torch", "transformers", "numpy", "datasets", "accelerate", "fastapi"}  # they take seconds
+    for verb in ("demo", "train", "evaluate", "tune", "profile", "choose", "search", "predict", "export", "report"):
+        assert "Example: limbert" in call(folder, verb, "--help").stdout
+
+
+def test_wrong_options_exit_with_2(folder: Path) -> None:
+    assert run(folder, "train", "--wrong").returncode == 2
+    assert run(folder, "fly").returncode == 2
+    assert "limbert 0." in run(folder, "--version").stdout

@@ -1,0 +1,158 @@
+"""``limbert predict --server`` says what ``limbert predict RUN`` says, and the client what the server's headers say."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.factories.runs import needs_encoder
+from tests.factories.servers import make_run, opened, served
+from typer.testing import CliRunner
+
+from limbert import Client
+from limbert.cli.main import app
+from limbert.errors import ConfigError, LimbertError, RejectedError
+
+pytestmark = needs_encoder
+TEXTS = [f"Text number {number}: it rained{' and rained' * (number % 7)}." for number in range(40)]
+SIZE = ["--subnet", "0.5x1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("client") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def url(trained: Path) -> Iterator[str]:
+    with opened(trained, max_texts=16) as service, served(service) as address:
+        yield address
+
+
+def predict(*arguments: object) -> Any:
+    done = CliRunner().invoke(app, ["predict", *map(str, arguments), "--json"])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return json.loads(done.stdout)
+
+
+def agree(served: list[dict[str, Any]], local: list[dict[str, Any]]) -> None:
+    assert len(served) == len(local)
+    for one, other in zip(served, local, strict=True):
+        assert one.pop("size")
+        assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-5)
+        assert one == other
+
+
+def test_a_file_of_texts(url: str, trained: Path, tmp_path: Path) -> None:
+    """In requests of 16, some of them under way together."""
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    agree(predict("--server", url, *SIZE, "--input", tmp_path / "texts.txt"),
+          predict(trained, *SIZE, "--input", tmp_path / "texts.txt"))  # fmt: skip
+
+
+def test_pairs_and_a_policy(url: str, trained: Path) -> None:
+    asked = [
+        "--policy",
+        "static:0.5x0.5",
+        "--text",
+        "It rained.",
+        "--text",
+        "Sun.",
+        "--pair",
+        "Rain.",
+        "--pair",
+        "Sol.",
+    ]
+    agree(predict("--server", url, *asked), predict(trained, *asked))
+
+
+def test_values(tmp_path: Path) -> None:
+    scored = make_run(tmp_path / "score", kind="regression")
+    with opened(scored) as service, served(service) as url:
+        asked = [*SIZE, "--text", "It rained.", "--text", "Sun."]
+        agree(predict("--server", url, *asked), predict(scored, *asked))
+        answer = Client(url).predict("It rained.")[0]
+        assert (answer.label, answer.scores) == (None, {})
+
+
+def test_labels_that_hold(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Of a multi-label task: all over one half, as without a server."""
+    monkeypatch.setattr(Client, "task_type", "multi-label")
+    scores = Client(url).predict(TEXTS[0], subnet="1x1")[0].scores
+    held = [{"label": label, "score": score} for label, score in scores.items() if score > 0.5]
+    assert predict("--server", url, "--subnet", "1x1", "--text", TEXTS[0])[0]["labels"] == held
+
+
+def test_output_file_and_terminal_are_as_without_a_server(url: str, trained: Path, tmp_path: Path) -> None:
+    asked = [*SIZE, "--text", TEXTS[0]]
+    shown, local = (
+        CliRunner().invoke(app, ["predict", *where, *asked]) for where in (["--server", url], [str(trained)])
+    )
+    assert shown.stdout == local.stdout
+    assert predict_output(tmp_path, "--server", url, *asked)[0]["text"] == TEXTS[0]
+
+
+def predict_output(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    path = folder / "answers.jsonl"
+    assert CliRunner().invoke(app, ["predict", *arguments, "--output", str(path)]).exit_code == 0
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_it_needs_no_torch(url: str, tmp_path: Path) -> None:
+    """So that the answer is there at once."""
+    (tmp_path / "texts.txt").write_text("It rained.\n")
+    words = ["predict", "--server", url, "--input", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "a.jsonl")]
+    code = f"import sys; from limbert.cli.main import app; app({words!r}, standalone_mode=False); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "limbert.client" in loaded
+    assert not {"torch", "transformers", "fastapi"} & {*loaded}
+
+
+def test_the_client_says_which_size_answered(url: str) -> None:
+    with Client(url) as client:
+        assert client.is_healthy()
+        assert client.max_batch_size == 16
+        assert {answer.subnet for answer in client.predict(TEXTS, subnet="0.5x0.5")} == {"0.5x0.5"}
+        best = client.predict(TEXTS[0], top_k=2)[0]
+        assert len(best.scores) == 2
+        assert best.score == max(best.scores.values()) == best.scores[best.label]
+        with pytest.raises(RejectedError, match="9x9"):
+            client.predict(TEXTS, subnet="9x9")
+
+
+def test_the_key(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(trained, api_key="schlüssel") as service, served(service) as url:
+        asked = ["--server", url, "--text", "It rained."]
+        with pytest.raises(RejectedError, match="asks for an API key"):
+            predict(*asked)
+        first = predict(*asked, "--api-key", "schlüssel")
+        monkeypatch.setenv("LIMBERT_API_KEY", "schlüssel")
+        assert predict(*asked) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--text", "a"], "give either RUN"),
+        (["run", "--server", "http://host", "--text", "a"], "not both"),
+        (["--server", "http://host", "--threads", "1", "--text", "a"], "--threads is for a model on this machine"),
+        (["--server", "http://host", "--precision", "fp32", "--text", "a"], "--precision is for"),
+        (["--server", "http://host", "--batch-size", "64", "--text", "a"], "--batch-size is for"),
+        (["--server", "http://host", "--policy", "width", "--widths", "1", "--text", "a"], "--widths is for"),
+        (["run", "--api-key", "x", "--text", "a"], "--api-key is for --server"),
+        (["--server", "host", "--text", "a"], "must be a URL"),
+        (["--server", "http://host", "--input", "a.csv", "--text", "a"], "either --text or --input"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_asked(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        predict(*arguments)
+
+
+def test_nobody_there_is_one_line() -> None:
+    with pytest.raises(LimbertError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
+        predict("--server", "http://127.0.0.1:9", "--text", "a")

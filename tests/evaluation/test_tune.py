@@ -1,0 +1,81 @@
+"""What a search says about a policy is what running the policy gives."""
+
+import numpy as np
+import pytest
+from tests.factories.examples import make_examples
+from tests.factories.gated_models import make_model
+from tests.factories.runs import needs_encoder
+
+from limbert import ElasticModel
+from limbert.data.tasks import Task
+from limbert.evaluation.policies import evaluate_policy
+from limbert.evaluation.tune import PolicyCandidate, choose_operating_points, pareto_policies, tune_policies
+from limbert.inference.policy import Policy
+
+pytestmark = needs_encoder
+CLASSES = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
+SCORES = Task("own", "regression", (), ("pearson",))
+
+
+def judged(model: ElasticModel, task: Task, rule: str) -> list[PolicyCandidate]:
+    return tune_policies(
+        model, make_examples(), task=task, widths=(0.34, 0.5, 1.0), exit_rule=rule, num_thresholds=3, batch_size=2
+    )
+
+
+@pytest.mark.parametrize("rule", ["entropy", "confidence", "patience"])
+def test_every_judgement_equals_running_the_policy(rule: str) -> None:
+    model = make_model("bert", vocab_size=30522)
+    candidates = judged(model, CLASSES, rule)
+    assert candidates[0].policy == Policy(subnet="1x1")
+    assert {one.policy.name.partition(":")[0] for one in candidates} == {"static", "width", "depth", "width+depth"}
+    rng = np.random.default_rng(0)
+    for index in rng.choice(len(candidates), size=40, replace=False):
+        candidate = candidates[index]
+        result = evaluate_policy(model, {"dev": make_examples()}, task=CLASSES, policy=candidate.policy, batch_size=3)
+        assert candidate.value == pytest.approx(result.metrics["accuracy"])
+        assert candidate.flops == pytest.approx(result.flops_mean / result.flops_full)
+
+
+def test_regression_is_searched_by_patience() -> None:
+    model = make_model("bert", vocab_size=30522, num_labels=1)
+    candidates = judged(model, SCORES, "patience")
+    dynamic = [one for one in candidates if one.policy.exits is not None]
+    assert dynamic
+    for candidate in dynamic[::9]:
+        result = evaluate_policy(model, {"dev": make_examples()}, task=SCORES, policy=candidate.policy, batch_size=3)
+        assert candidate.metric_value == pytest.approx(result.metrics["pearson"], abs=1e-6)
+        assert candidate.flops_share == pytest.approx(result.flops_mean / result.flops_full)
+
+
+def test_without_gates_and_offramps_static_sizes_are_left() -> None:
+    model = make_model("bert", vocab_size=30522)
+    model.gates = None
+    model.space = type(model.space)(layers="spread")
+    assert {one.policy.name.partition(":")[0] for one in judged(model, CLASSES, "entropy")} == {"static"}
+
+
+def candidate(value: float, flops: float) -> PolicyCandidate:
+    return PolicyCandidate(Policy(subnet=f"{flops:g}x{value:g}"), value, flops)
+
+
+def test_the_front_and_the_points() -> None:
+    full = candidate(0.90, 1.0)
+    others = [
+        candidate(0.90, 0.8),
+        candidate(0.91, 0.9),
+        candidate(0.89, 0.5),
+        candidate(0.87, 0.3),
+        candidate(0.7, 0.4),
+    ]
+    best = [one.flops_share for one in pareto_policies([full, *others])]
+    assert best == [0.3, 0.5, 0.8, 0.9]
+    points = choose_operating_points(
+        [full, *others], metric="accuracy", max_drops={"fast": 0.03, "balanced": 0.01, "accurate": 0.0}
+    )
+    assert {name: point.flops_share for name, point in points.items()} == {
+        "fast": 0.3,
+        "balanced": 0.5,
+        "accurate": 0.8,
+    }
+    assert points["fast"].value == 0.87

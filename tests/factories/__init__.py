@@ -1,0 +1,1 @@
+"""Builders that several tests share: small networks, runs on disk, servers, simulated load."""

@@ -1,0 +1,14 @@
+"""Five tokenised texts in three classes."""
+
+from tests.factories.runs import ENCODER
+from transformers import AutoTokenizer
+
+from limbert.data.readers import Examples
+from limbert.data.tokenize import TokenizedExamples, tokenize_texts
+
+TEXTS = ("one", "two words", "a somewhat longer text than these", "x " * 20, "where is my card")
+
+
+def make_examples() -> TokenizedExamples:
+    tokenizer = AutoTokenizer.from_pretrained(ENCODER)
+    return tokenize_texts(Examples(TEXTS, None, (0, 1, 2, 0, 1)), tokenizer, max_length=32, use_cache=False)

@@ -1,0 +1,114 @@
+"""A run with random weights on disk, a server over it on a free port, and what its engine answers by itself."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from time import sleep
+
+import torch
+import uvicorn
+from tests.factories.runs import ENCODER
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from limbert.core.config import TaskType
+from limbert.core.space import Space
+from limbert.data.tasks import custom_task
+from limbert.inference.engine import Engine
+from limbert.inference.load import load_checkpoint
+from limbert.inference.policy import Policy
+from limbert.model.elastic import ElasticModel
+from limbert.serve.app import create_app
+from limbert.serve.service import Service
+from limbert.serve.settings import ServeSettings
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LABELS = ("bad", "gut", "größer")  # one of them is not ASCII
+RESULT = {"params": 1, "flops": 1, "metrics": {"accuracy": 0.8, "pearson": 0.8}}  # of every size: none is too bad
+PROBLEMS = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def make_run(folder: Path, *, kind: TaskType = "classification") -> Path:
+    """A random BERT of two layers, written as training would, with weights large enough that answers differ."""
+    torch.manual_seed(0)
+    task = custom_task(kind, () if kind == "regression" else LABELS)
+    names = dict(enumerate(task.labels)) or {0: "LABEL_0"}
+    config = AutoConfig.for_model(
+        "bert",
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        vocab_size=30522,
+        max_position_embeddings=64,
+        problem_type=PROBLEMS[kind],
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+    )
+    network = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.2)
+    record = {"task": task.to_dict(), "settings": {"data": {"max_length": 32}}}
+    model = ElasticModel(network, space=Space((0.5, 1.0), (0.5, 1.0), "first"), record=record)
+    lines = [{"subnet": name} | RESULT for name in model.subnets()]
+    model.save_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(ENCODER))
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def settings(**changes: object) -> ServeSettings:
+    """Settings that never refuse for want of time: tests run on loaded machines."""
+    return ServeSettings(**({"threads": 1, "slo": 60.0, "policy": "static:1x1"} | changes))  # type: ignore[arg-type]
+
+
+@contextmanager
+def opened(run: Path, **changes: object) -> Iterator[Service]:
+    """A service at work."""
+    service = Service.load(run, settings(**changes))
+    service.start()
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+@contextmanager
+def served(service: Service) -> Iterator[str]:
+    """The address of a server in a thread of its own."""
+    server = uvicorn.Server(uvicorn.Config(create_app(service), host="127.0.0.1", port=0, log_level="critical"))
+    thread = Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class Reference:
+    """What the engine answers to one text alone."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = load_checkpoint(run)
+        self._engines: dict[str, Engine] = {}
+
+    def logits(self, text: str, pair: str | None = None, *, size: str = "1x1") -> torch.Tensor:
+        """The outputs ``(outputs,)`` of a size."""
+        assert self._run.task is not None
+        if size not in self._engines:
+            self._engines[size] = Engine(self._run.model, Policy(subnet=size), task_type=self._run.task.task_type)
+        cut = {"truncation": True, "max_length": self._run.max_length, "return_tensors": "pt"}
+        tokens = self._run.tokenizer([text], None if pair is None else [pair], **cut)
+        return self._engines[size].run(tokens).logits[0]
+
+    def scores(self, text: str, pair: str | None = None, *, size: str = "1x1") -> dict[str, float]:
+        """Probabilities by label."""
+        return dict(zip(LABELS, self.logits(text, pair, size=size).softmax(-1).tolist(), strict=True))

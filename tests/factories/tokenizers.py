@@ -1,0 +1,48 @@
+"""Small tokenizers of the two kinds that WordPiece is not: byte-level BPE and SentencePiece."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+
+def byte_level(*, trim: bool) -> PreTrainedTokenizerFast:
+    """As RoBERTa's (trim) and ModernBERT's: ``Ġ`` marks a space before."""
+    words = ["Ġcat", "cat", "Ġdog", "Ġcafé".replace("é", "Ã©"), "ness", "Ġ", ",", "Ġ("]
+    letters = sorted({letter for word in words for letter in word} | {*"abcdefghijklmnopqrstuvwxyz0123456789"})
+    merges, known = [], {*letters}
+    for word in words:
+        left = word[0]
+        for letter in word[1:]:
+            merges.append((left, letter))
+            left += letter
+            known.add(left)
+    vocabulary = {token: place for place, token in enumerate(["<s>", "</s>", "<pad>", "<mask>", *sorted(known)])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(dict.fromkeys(merges))))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0), trim_offsets=trim)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
+        pad_token="<pad>", mask_token="<mask>",
+    )  # fmt: skip
+
+
+def sentence_piece() -> PreTrainedTokenizerFast:
+    pieces = [
+        "<s>",
+        "</s>",
+        "<pad>",
+        "<mask>",
+        "<unk>",
+        "▁cat",
+        "▁dog",
+        "ness",
+        "▁",
+        ",",
+        *"abcdefghijklmnopqrstuvwxyz",
+    ]
+    backend = Tokenizer(models.Unigram([(piece, -float(place)) for place, piece in enumerate(pieces)], unk_id=4))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", mask_token="<mask>", cls_token="<s>"
+    )

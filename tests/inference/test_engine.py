@@ -1,0 +1,221 @@
+"""The engine gives every example what it would get alone: the sub-network that its trace names, and nothing else."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.factories.gated_models import BATCH, INPUTS, WIDTHS, make_model
+from tests.factories.networks import CONFIGS, LAYERS, make_network
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForTokenClassification
+
+from limbert import ElasticModel, Space, Subnet
+from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
+from limbert.inference.engine import Engine
+from limbert.inference.policy import Policy
+from limbert.method.early_exit import ExitRule
+from limbert.model.width_gates import GATES_FILENAME
+
+POLICIES = {
+    "static": Policy(subnet="0.5x0.5"),
+    "width": Policy(gates=True),
+    "width, two choices alike": Policy(gates=True, widths=(0.5, 0.5, 0.17, 1.0)),
+    "depth by entropy": Policy(exits=ExitRule("entropy", 0.6)),
+    "depth by patience": Policy(exits=ExitRule("patience", 1.0), widths=(0.5,)),
+    "both by confidence": Policy(gates=True, exits=ExitRule("confidence", 0.7)),
+    "both by patience": Policy(gates=True, exits=ExitRule("patience", 1.0)),
+}
+
+
+def one(row: int) -> dict[str, Tensor]:
+    length = int(INPUTS["attention_mask"][row].sum())
+    return {name: tensor[row : row + 1, :length] for name, tensor in INPUTS.items()}
+
+
+def fitted(model: ElasticModel, policy: Policy) -> Policy:
+    """The policy with a threshold that half of the examples pass at the first off-ramp."""
+    if policy.exits is None or policy.exits.name == "patience":
+        return policy
+    answers, _ = Engine(model, policy, task_type="classification").run_all_exits(INPUTS)
+    probabilities = answers[0].softmax(dim=-1)
+    scores = {"entropy": torch.special.entr(probabilities).sum(dim=-1), "confidence": probabilities.amax(dim=-1)}
+    threshold = float(scores[policy.exits.name].sort().values[BATCH // 2 - 1 : BATCH // 2 + 1].mean())
+    return replace(policy, exits=ExitRule(policy.exits.name, threshold))
+
+
+def subnet_of(widths: Tensor) -> Subnet:
+    """The sub-network that one row of a trace names."""
+    kept = {layer: Subnet.uniform(SHAPE, width=float(width)) for layer, width in enumerate(widths) if width > 0}
+    return Subnet(tuple(kept), tuple(s.heads[0] for s in kept.values()), tuple(s.neurons[0] for s in kept.values()))
+
+
+SHAPE = ElasticModel(make_network("bert")).shape
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_batch_equals_each_example_alone_in_its_own_subnetwork(case: str, policy: Policy) -> None:
+    model = make_model(case)
+    engine = Engine(model, fitted(model, policy), task_type="classification")
+    together = engine.run(INPUTS)
+    trace = together.trace
+    if policy.gates:
+        at_once = [len({*layer[layer > 0].tolist()}) for layer in trace.widths.T]
+        assert max(at_once) > 1
+    if policy.exits:
+        assert int(trace.layers_run.min()) < LAYERS
+    for row in range(BATCH):
+        alone = engine.run(one(row))
+        assert torch.equal(alone.trace.widths[0], trace.widths[row])
+        torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-5, rtol=1e-5)
+        with torch.no_grad():
+            stock = model.view(subnet_of(trace.widths[row]))(**one(row)).logits[0]
+        torch.testing.assert_close(stock, together.logits[row], atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["bert", "modernbert"])
+def test_gates_read_the_state_and_exits_come_first(case: str) -> None:
+    """Each choice and each exit recomputed from the stock sub-network's own states and answers."""
+    model = make_model(case)
+    policy = fitted(model, Policy(gates=True, exits=ExitRule("entropy", 0.6)))
+    trace = Engine(model, policy, task_type="classification").run(INPUTS).trace
+    for row in range(BATCH):
+        subnet = subnet_of(trace.widths[row])
+        with model.at(subnet) as network, model.recorded_states() as states:
+            network(**one(row))
+        for layer in range(len(subnet.layers)):
+            choice = int(model.gates.gate[layer](states[layer][:, 0]).argmax())
+            assert WIDTHS[choice] == trace.widths[row, layer]
+        for ramp in (1, 2, 3):
+            if ramp <= len(subnet.layers):
+                cut = Subnet(subnet.layers[:ramp], subnet.heads[:ramp], subnet.neurons[:ramp])
+                leaves = policy.exits.should_exit(
+                    [model.view(cut)(**one(row)).logits], task_type="classification"
+                ).item()
+                assert leaves == (ramp == trace.layers_run[row])
+
+
+def test_mean_pooling_reads_every_token() -> None:
+    model = make_model("modernbert", classifier_pooling="mean")
+    policy = fitted(model, Policy(exits=ExitRule("entropy", 0.6)))
+    answer = Engine(model, policy, task_type="classification").run(INPUTS)
+    assert len({*answer.trace.layers_run.tolist()}) > 1
+    for row in range(BATCH):
+        with torch.no_grad():
+            stock = model.view(subnet_of(answer.trace.widths[row]))(**one(row)).logits[0]
+        torch.testing.assert_close(stock, answer.logits[row], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["static", "both by confidence", "width, two choices alike", "depth by entropy"])
+def test_flops_equal_the_counter(name: str) -> None:
+    model = make_model("bert", attn_implementation="eager")  # whose products the counter sees
+    engine = Engine(model, fitted(model, POLICIES[name]), task_type="classification")
+    flops = engine.run(INPUTS).trace.flops
+    for row in range(BATCH):
+        with FlopCounterMode(display=False) as counter:
+            engine.run(one(row))
+        assert int(flops[row]) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["both by confidence", "both by patience", "depth by patience"])
+def test_the_answers_of_every_offramp_are_the_exits_answers(name: str) -> None:
+    model = make_model("bert")
+    engine = Engine(model, fitted(model, POLICIES[name]), task_type="classification")
+    answers, trace = engine.run_all_exits(INPUTS)
+    assert trace.layers_run.tolist() == [LAYERS] * BATCH
+    usual = engine.run(INPUTS)
+    for row in range(BATCH):
+        place = int(usual.trace.layers_run[row]) - 1  # an off-ramp after every layer
+        torch.testing.assert_close(answers[place, row], usual.logits[row], atol=1e-5, rtol=1e-5)
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    model = make_model("modernbert")
+    engines = [Engine(model, policy, task_type="classification") for policy in POLICIES.values()]
+    expected = [engine.run(INPUTS).logits for engine in engines]
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(15):
+            if not torch.allclose(engines[number].run(INPUTS).logits, expected[number], atol=1e-6):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in [*range(len(engines))] * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_regression_leaves_by_patience() -> None:
+    model = make_model("roberta", num_labels=1)
+    engine = Engine(model, Policy(gates=True, exits=ExitRule("patience", 0.7)), task_type="regression")
+    answer = engine.run(INPUTS)
+    assert {2} < {*answer.trace.layers_run.tolist()} <= {2, 3, LAYERS}  # at the first there is nothing to compare
+    for row in range(BATCH):
+        torch.testing.assert_close(engine.run(one(row)).logits[0], answer.logits[row], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_bf16_runs_and_stays_close() -> None:
+    model = make_model("distilbert")
+    policy = Policy(exits=ExitRule("entropy", 0.0))  # nobody leaves: rounding must not change the path
+    whole = Engine(model, policy, task_type="classification").run(INPUTS).logits
+    rounded = Engine(model, policy, task_type="classification", precision="bf16").run(INPUTS).logits
+    assert not torch.equal(whole, rounded)
+    assert (whole - rounded).abs().max() < 0.1 * whole.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (Policy(gates=True, widths=(0.5, 1.0)), r"2 widths given \(0.5, 1\); the gates have 4 choices"),
+        (Policy(gates=True, widths=(0.01, 1.0, 1.0, 1.0)), "width 0.01 of 6 heads keeps no head"),
+        (Policy(exits=ExitRule("entropy", 0.1), widths=(0.5, 1.0)), "policy depth runs all layers at one width, got 2"),
+        (Policy(subnet="0.5"), "cannot read sub-network '0.5'"),
+    ],
+)
+def test_policies_that_do_not_fit_the_model_are_refused(policy: Policy, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Engine(make_model("bert"), policy, task_type="classification")
+
+
+def test_what_a_model_lacks_is_named() -> None:
+    model = make_model("bert")
+    exits = Policy(exits=ExitRule("entropy", 0.1))
+    with pytest.raises(ConfigError, match="needs classes; for regression it must be patience"):
+        Engine(model, exits, task_type="regression")
+    model.space = Space(widths=WIDTHS, layers="spread")
+    with pytest.raises(ConfigError, match="trained with layers 'spread'; exits need depths that keep the first layers"):
+        Engine(model, exits, task_type="classification")
+    model.space = Space(widths=WIDTHS, depths=(1.0,), layers="first")
+    with pytest.raises(ConfigError, match="trained at full depth only"):
+        Engine(model, exits, task_type="classification")
+    model.gates = None
+    with pytest.raises(ConfigError, match="has no width gates; train them"):
+        Engine(model, Policy(gates=True), task_type="classification")
+    tokens = ElasticModel(make_network("bert", AutoModelForTokenClassification), space=Space(layers="first"))
+    with pytest.raises(UnsupportedModelError, match="needs a head for sequence classification"):
+        Engine(tokens, exits, task_type="classification")
+
+
+def test_gates_are_saved_beside_the_model(tmp_path: Path) -> None:
+    model = make_model("bert")
+    model.save_pretrained(tmp_path / "run")
+    again = ElasticModel.from_pretrained(tmp_path / "run")
+    again.network.eval()
+    assert again.gates is not None
+    assert again.gates.widths == WIDTHS
+    policy = POLICIES["both by confidence"]
+    ours, theirs = (Engine(one, policy, task_type="classification").run(INPUTS) for one in (model, again))
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.trace.option_indices, theirs.trace.option_indices)
+    whole = (tmp_path / "run" / GATES_FILENAME).read_bytes()
+    (tmp_path / "run" / GATES_FILENAME).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"the gates in .*gates.safetensors cannot be read"):
+        ElasticModel.from_pretrained(tmp_path / "run")

@@ -1,0 +1,134 @@
+"""The ONNX file computes what the sub-network computes: every family and head, any batch, any length, with padding."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tests.factories.networks import make_inputs, make_network, most_different
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from limbert import ElasticModel, Subnet
+from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
+from limbert.inference.onnx_graph import input_names, write_onnx
+from limbert.inference.runtimes import load_runtime
+from limbert.model.checkpoint import TASK_HEADS
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+RUNTIMES = ("onnxruntime", "openvino")
+UNEVEN = Subnet((0, 2), (2, 6), (17, 60))  # of ModernBERT, a layer of each kind of attention
+
+
+def small(
+    case: str, auto_class: type = transformers.AutoModelForSequenceClassification, **changes: object
+) -> PreTrainedModel:
+    """A sub-network with other widths in every layer."""
+    return ElasticModel(make_network(case, auto_class, **changes)).extract(UNEVEN).eval()
+
+
+def inputs_for(network: PreTrainedModel, *, batch: int, tokens: int) -> dict[str, Tensor]:
+    """Rows of different lengths, with both token types where the network tells them apart."""
+    inputs = {name: tensor[:batch] for name, tensor in make_inputs(batch=max(batch, 2), tokens=tokens).items()}
+    lengths = torch.arange(batch) % tokens + 1
+    inputs["attention_mask"] = (torch.arange(tokens) < lengths[:, None]).long()
+    pad = network.config.pad_token_id or 0
+    inputs["input_ids"] = torch.where(inputs["attention_mask"] == 1, inputs["input_ids"], pad)
+    if "token_type_ids" in input_names(network):
+        inputs["token_type_ids"] = (torch.arange(tokens) >= tokens // 2).long().expand(batch, tokens).contiguous()
+    return inputs
+
+
+@pytest.mark.parametrize("case", most_different())
+def test_every_family_answers_the_same_at_any_size(case: str, tmp_path: Path) -> None:
+    network = small(case)
+    write_onnx(network, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # the weights are inside
+    source = load_runtime("torch", network)
+    for name in RUNTIMES:
+        pytest.importorskip(name)
+        exported = load_runtime(name, tmp_path / "model.onnx", threads=1)
+        for batch, tokens in ((1, 1), (1, 2), (2, 1), (3, 17), (33, 60)):  # 7 tokens in 2 rows were traced
+            inputs = inputs_for(network, batch=batch, tokens=tokens)
+            found, expected = exported(inputs), source(inputs)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "head",
+    most_different((head for head in TASK_HEADS if head != "sequence-classification"), quick=("question-answering",)),
+)
+def test_every_head_answers_the_same(head: str, tmp_path: Path) -> None:
+    network = small("bert", getattr(transformers, TASK_HEADS[head]), num_labels=2)
+    write_onnx(network, tmp_path / "model.onnx")
+    inputs = make_inputs(batch=4, tokens=9)
+    if head == "multiple-choice":
+        inputs = {name: tensor.reshape(2, 2, 9) for name, tensor in inputs.items()}
+    pytest.importorskip("onnxruntime")
+    found = load_runtime("onnxruntime", tmp_path / "model.onnx", threads=1).outputs(inputs)
+    expected = load_runtime("torch", network).outputs(inputs)
+    assert [*found] == [*expected]
+    real = inputs["attention_mask"].bool()
+    for name, value in expected.items():  # what stands at padding is nobody's answer
+        each = value.shape[:2] == real.shape
+        torch.testing.assert_close(
+            found[name][real] if each else found[name], value[real] if each else value, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_file_is_tidy_and_the_network_untouched(tmp_path: Path) -> None:
+    network = small("bert")
+    attention = network.config._attn_implementation
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    write_onnx(network, tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(proto)
+    assert {node.domain for node in proto.graph.node} == {""}
+    parts = [*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]
+    assert not any(part.metadata_props or part.doc_string for part in parts)  # no paths of this machine
+    assert not proto.graph.value_info
+    assert [value.name for value in proto.graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert [value.name for value in proto.graph.output] == ["logits"]
+    shapes = [[size.dim_param for size in value.type.tensor_type.shape.dim] for value in proto.graph.input]
+    assert shapes == [["batch", "tokens"]] * 3
+    assert network.config._attn_implementation == attention
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_half_precision_weights_become_fp32(tmp_path: Path) -> None:
+    network = small("bert").bfloat16()
+    write_onnx(network, tmp_path / "model.onnx")
+    pytest.importorskip("onnxruntime")
+    inputs = inputs_for(network, batch=3, tokens=9)
+    found = load_runtime("onnxruntime", tmp_path / "model.onnx")(inputs)
+    torch.testing.assert_close(found, load_runtime("torch", network.float())(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_is_exported_on_the_way_and_threads_come_back() -> None:
+    network = small("distilbert")
+    inputs = inputs_for(network, batch=2, tokens=9) | {"token_type_ids": torch.zeros(2, 9, dtype=torch.long)}
+    before = torch.get_num_threads()
+    expected = load_runtime("torch", network, threads=before + 1)(inputs)
+    assert torch.get_num_threads() == before
+    for name in RUNTIMES:
+        pytest.importorskip(name)
+        torch.testing.assert_close(load_runtime(name, network)(inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_refusals_name_the_value(tmp_path: Path) -> None:
+    network = small("bert")
+    with pytest.raises(ConfigError, match="unknown runtime 'tflite'; allowed: torch, onnxruntime, openvino"):
+        load_runtime("tflite", network)
+    with pytest.raises(ConfigError, match="precision 'bf16' is not for runtime torch"):
+        load_runtime("torch", network, precision="bf16")
+    (tmp_path / "broken.onnx").write_text("nothing")
+    for name in RUNTIMES:
+        pytest.importorskip(name)
+        with pytest.raises(CheckpointError, match="cannot load"):
+            load_runtime(name, tmp_path / "broken.onnx")
+    network.config.model_type = "mpnet"
+    with pytest.raises(UnsupportedModelError, match="mpnet"):
+        write_onnx(network, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
