@@ -231,6 +231,6 @@ def test_bad_arguments_are_refused_before_anything_is_sent() -> None:
         client.predict(["a", "b"], pairs=["c"])
     with pytest.raises(ConfigError, match="latency budget is -1 s"):
         client.predict("a", latency_budget=-1)
-    for options in ({"timeout": 0}, {"patience": -1}, {"in_flight": 0}, {"api_key": "a\nb"}):
+    for options in ({"timeout": 0}, {"retry_timeout": -1}, {"in_flight": 0}, {"api_key": "a\nb"}):
         with pytest.raises(ConfigError):
             Client("http://host", **options)

@@ -20,7 +20,10 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
 
 def test_a_cache_keeps_what_another_wrote_meanwhile(tmp_path: Path) -> None:
     target = tmp_path / "cache"
-    with atomic_folder(target, keep=True) as mine, atomic_folder(target.with_name("other"), keep=True) as other:
+    with (
+        atomic_folder(target, keep_existing=True) as mine,
+        atomic_folder(target.with_name("other"), keep_existing=True) as other,
+    ):
         (mine / "ids").write_text("mine")
         (other / "ids").write_text("other")
         other.rename(target)

@@ -21,6 +21,9 @@
 Each message is one line that names the value that was given and what is allowed.
 """
 
+from importlib import import_module
+from typing import Any
+
 
 class LimbertError(Exception):
     """Base of all errors raised on purpose by Limbert."""
@@ -96,3 +99,21 @@ class ProcessError(LimbertError):
 
 class TrainingInterrupted(Exception):
     """The run was asked to stop; its state is saved and the same call goes on from there."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error message, or the error's type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def import_optional(name: str, *, extra: str) -> Any:
+    """A module of one of the extras.
+
+    Raises:
+        ConfigError: if it is not installed, naming the command that installs it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or name).partition(".")[0]
+        raise ConfigError(f"{missing} is not installed; pip install 'limbert[{extra}]'") from None

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -155,6 +155,16 @@ def read_json_lines(path: str | Path, *, required_keys: Mapping[str, type]) -> l
                 raise CheckpointError(f"{path}, line {number}: {key} is {row[key]!r}; it must be a {wanted.__name__}")
         rows.append(row)
     return rows
+
+
+def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON lines file.
+
+    Raises:
+        StorageError: as `atomic_file`.
+    """
+    with atomic_file(path) as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _has_type(value: Any, expected_type: type) -> bool:

@@ -48,7 +48,7 @@ class Notes(TrainingCallback):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.notes.append(text)
 
 
@@ -95,7 +95,7 @@ def pretrain(
     recipe = override_recipe(load_recipe("pretrain"), space=space, every_phase=settings, phases=phases)
     text = CorpusConfig(**{"corpus": ("texts/*.txt",), "max_length": 32, "whole_word": True} | corpus)
     monitor = Notes()
-    PretrainingRun(config, recipe, corpus=text, monitor=monitor, should_stop=should_stop).run()
+    PretrainingRun(config, recipe, corpus=text, callback=monitor, should_stop=should_stop).run()
     return monitor.notes
 
 

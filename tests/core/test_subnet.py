@@ -82,11 +82,12 @@ def test_names() -> None:
 
 
 def test_a_space_lists_its_subnetworks_once_full_size_first() -> None:
-    named = Space().named(BERT_BASE)
+    named = {item.name: item.subnet for item in Space().named_subnets(BERT_BASE)}
     assert len(named) == 12
     assert next(iter(named)) == "1x1"
     assert named["1x1"] == Subnet.full(BERT_BASE)
-    assert [*Space(widths=(0.55, 0.6, 1.0), depths=(1.0,)).named(BERT_BASE)] == ["1x1", "0.6x1"]
+    space = Space(widths=(0.55, 0.6, 1.0), depths=(1.0,))
+    assert [item.name for item in space.named_subnets(BERT_BASE)] == ["1x1", "0.6x1"]
 
 
 @pytest.mark.parametrize(

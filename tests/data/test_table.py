@@ -16,7 +16,7 @@ def cells(table):
 
 
 def problems(table):
-    return [(row.line, row.problem) for row in table.rows() if row.problem is not None]
+    return [(row.line_number, row.problem) for row in table.rows() if row.problem is not None]
 
 
 def test_the_same_rows_come_out_of_every_format(tmp_path):

@@ -60,8 +60,8 @@ def test_standard_label_order_and_metrics():
 @pytest.mark.parametrize("task", [*(entry.task for entry in GLUE.values()), custom_task("classification", ("a", "b"))])
 def test_a_task_survives_json(task):
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
-    assert task.outputs == (len(task.labels) or 1)
-    assert task.primary == task.metrics[0]
+    assert task.num_outputs == (len(task.labels) or 1)
+    assert task.primary_metric == task.metrics[0]
 
 
 @pytest.mark.parametrize(

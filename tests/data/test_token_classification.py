@@ -32,9 +32,9 @@ def logits_for(examples, task, tags):
     """Logits ``(all tokens, classes)`` that answer with these class ids, text by text and word by word."""
     logits = np.random.default_rng(1).normal(size=(len(examples.tokens.ids), len(task.labels))).astype(np.float32)
     row_of = np.repeat(np.arange(len(examples)), examples.lengths)
-    for token in np.flatnonzero(examples.places.starts >= 0):
-        starts = [start for start, _ in examples.places.examples.words[row_of[token]]]
-        logits[token, tags[row_of[token]][starts.index(examples.places.starts[token])]] += 20
+    for token in np.flatnonzero(examples.alignment.char_starts >= 0):
+        starts = [start for start, _ in examples.alignment.examples.word_spans[row_of[token]]]
+        logits[token, tags[row_of[token]][starts.index(examples.alignment.char_starts[token])]] += 20
     return logits
 
 

@@ -32,7 +32,7 @@ def row(name: str, *, ms: float | None = None, **changes: object) -> ProfileRow:
         "file_bytes": round(4e6 * cost),
     }
     cell = replace(CELL, batch=1, tokens=128, **changes)
-    return replace(ROW, subnet=name, latency_p50_ms=cost, cell=cell, hardware=hardware_info(), **sizes)
+    return replace(ROW, subnet=name, latency_p50_ms=cost, setup=cell, hardware=hardware_info(), **sizes)
 
 
 def make_run(folder: Path, rows: list[ProfileRow]) -> Path:
@@ -87,9 +87,9 @@ def test_what_cannot_be_met_is_said_with_the_nearest(folder: Path) -> None:
 def test_rows_that_were_measured_differently_are_never_mixed(tmp_path: Path) -> None:
     rows = [row(name) for name in COSTS]
     rows += [row(name, ms=COSTS[name][0] / 2, backend="openvino") for name in COSTS]
-    rows += [replace(one, cell=replace(one.setup, batch=8)) for one in rows[:4]]
-    rows += [replace(one, cell=replace(one.setup, tokens=32)) for one in rows[:4]]
-    rows += [replace(one, cell=replace(one.setup, threads=2), measured="2025-01-01T00:00:00") for one in rows[:4]]
+    rows += [replace(one, setup=replace(one.setup, batch=8)) for one in rows[:4]]
+    rows += [replace(one, setup=replace(one.setup, tokens=32)) for one in rows[:4]]
+    rows += [replace(one, setup=replace(one.setup, threads=2), measured="2025-01-01T00:00:00") for one in rows[:4]]
     folder = make_run(tmp_path, rows)
     found = comparable_rows(folder, ProfileFilter())
     assert {one.setup for one in found} == {replace(CELL, backend="openvino", batch=1, tokens=128)}

@@ -92,8 +92,8 @@ def test_runs_take_turns_and_slow_ones_get_fewer_rounds() -> None:
 def test_new_rows_replace_their_like_and_no_others(tmp_path: Path) -> None:
     others = [
         replace(ROW, subnet="0.5x0.5"),
-        replace(ROW, cell=replace(CELL, batch=1)),
-        replace(ROW, cell=replace(CELL, backend="openvino")),
+        replace(ROW, setup=replace(CELL, batch=1)),
+        replace(ROW, setup=replace(CELL, backend="openvino")),
         replace(ROW, hardware={"cpu": "b"}),
     ]
     save_profile(tmp_path, [ROW, *others])

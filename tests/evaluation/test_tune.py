@@ -33,8 +33,8 @@ def test_every_judgement_equals_running_the_policy(rule: str) -> None:
     for index in rng.choice(len(candidates), size=40, replace=False):
         candidate = candidates[index]
         result = evaluate_policy(model, {"dev": make_examples()}, task=CLASSES, policy=candidate.policy, batch_size=3)
-        assert candidate.value == pytest.approx(result.metrics["accuracy"])
-        assert candidate.flops == pytest.approx(result.flops_mean / result.flops_full)
+        assert candidate.metric_value == pytest.approx(result.metrics["accuracy"])
+        assert candidate.flops_share == pytest.approx(result.flops_mean / result.flops_full)
 
 
 def test_regression_is_searched_by_patience() -> None:

@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Task, dict[str, Any]]] = {  # model,
 class Unscored(TaskPhaseSetup):
     """Work whose last weights are its best: examples without words cannot be scored by entities."""
 
-    def scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
+    def validation_scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
         return dict.fromkeys(subnets, time.monotonic())
 
 
@@ -61,7 +61,7 @@ def with_labelled_tokens(examples: TokenizedExamples) -> TokenizedExamples:
     labels[::2] = IGNORE_INDEX
     for row in (3, 5, 8):
         labels[examples.tokens.offsets[row] : examples.tokens.offsets[row + 1]] = IGNORE_INDEX
-    return replace(examples, labels=labels, labels_at_tokens=True)
+    return replace(examples, labels=labels, has_token_labels=True)
 
 
 def make_work(name: str, folder: Path, *, should_stop: Callable[[], bool] = lambda: False) -> TaskPhaseSetup:
@@ -84,14 +84,14 @@ def make_work(name: str, folder: Path, *, should_stop: Callable[[], bool] = lamb
         name,
         model=ElasticModel(network, space=Space(**space)),
         task=task,
-        train=parts[0],
-        validation=parts[1],
+        train_dataset=parts[0],
+        eval_dataset=parts[1],
         precision="fp32",
-        surroundings=types.SimpleNamespace(
+        context=types.SimpleNamespace(
             accelerator=accelerator,
             seed=5,
-            workspace=workspace,
-            monitor=TrainingCallback(),
+            run_dir=workspace,
+            callback=TrainingCallback(),
             should_stop=should_stop,
             checkpoint_every=1e9,
         ),

@@ -37,7 +37,7 @@ def make_work(folder: Path, *, should_stop: object = lambda: False, rows: int = 
     workspace = RunDirectory(folder / "run", {"a": 1})
     workspace.create()
     around = types.SimpleNamespace(
-        accelerator=Accelerator(), seed=5, workspace=workspace, monitor=TrainingCallback(), should_stop=should_stop
+        accelerator=Accelerator(), seed=5, run_dir=workspace, callback=TrainingCallback(), should_stop=should_stop
     )
     return TaskPhaseSetup(
         "gates",

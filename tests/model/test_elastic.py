@@ -29,7 +29,8 @@ def subnets_of(model: ElasticModel) -> dict[str, Subnet]:
     """Both depth rules and uneven widths."""
     found = {"uneven": UNEVEN}
     for rule in ("spread", "first"):
-        for name, subnet in Space(layers=rule).named(model.shape).items():
+        for item in Space(layers=rule).named_subnets(model.shape):
+            name, subnet = item.name, item.subnet
             found[f"{name} {rule}"] = subnet
     return found
 

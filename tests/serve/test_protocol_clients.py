@@ -84,7 +84,7 @@ def test_answers_are_those_of_the_pipeline_of_transformers(tmp_path: Path, kind:
 
 def test_a_task_that_scores_no_whole_texts_is_refused(run: Path) -> None:
     with opened(run) as service:
-        service.task = replace(service.task, kind="token-classification")
+        service.task = replace(service.task, task_type="token-classification")
         with pytest.raises(UnsupportedModelError, match="task is token-classification; the server answers"):
             create_app(service)
 

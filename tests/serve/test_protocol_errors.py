@@ -289,7 +289,9 @@ def test_a_dead_or_draining_server_says_so(run: Path, monkeypatch: pytest.Monkey
 def test_numbers_that_are_none_are_no_answer(url: str, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*texts: object, **options: object) -> SimpleNamespace:
         return SimpleNamespace(
-            rows=(SimpleNamespace(logits=(float("nan"), 0.0, 0.0), size="1x1", tokens=1, truncated=False, flops=1),),
+            outputs=(
+                SimpleNamespace(logits=(float("nan"), 0.0, 0.0), variant="1x1", tokens=1, truncated=False, flops=1),
+            ),
             timing=SimpleNamespace(tokenisation=0.0, queue=0.0, inference=0.0),
         )
 

@@ -98,7 +98,7 @@ def test_answers_are_those_of_the_engine_one_by_one(run: Path, size: str) -> Non
             wish = RequestOptions(policy=size)
             return await asyncio.gather(*(service.predict(TEXTS[at : at + 4], options=wish) for at in range(0, 40, 4)))
 
-        rows = [row for answers in together(main) for row in answers.rows]
+        rows = [row for answers in together(main) for row in answers.outputs]
         policy = service.variants.by_name[size].policy
     engine = Engine(checkpoint.model, policy, task_type="classification")
     for (text, pair), row in zip(TEXTS, rows, strict=True):
@@ -106,7 +106,7 @@ def test_answers_are_those_of_the_engine_one_by_one(run: Path, size: str) -> Non
         tokens = tokenize_texts(examples, checkpoint.tokenizer, max_length=32, use_cache=False)
         alone = engine.run(tokens.collate([0]))
         torch.testing.assert_close(torch.tensor(row.logits), alone.logits[0], atol=1e-5, rtol=1e-5)
-        assert (row.size, row.tokens, row.truncated) == (size, tokens.lengths[0], False)
+        assert (row.variant, row.tokens, row.truncated) == (size, tokens.lengths[0], False)
         assert (row.flops, row.layers) == (int(alone.trace.flops[0]), int(alone.trace.layers_run[0]))
         assert row.widths == tuple(alone.trace.widths[0].tolist())
 
@@ -114,7 +114,7 @@ def test_answers_are_those_of_the_engine_one_by_one(run: Path, size: str) -> Non
 def test_long_texts_are_cut_as_in_training_or_refused(run: Path) -> None:
     long, checkpoint = " ".join(WORDS * 5), load_checkpoint(run)
     with opened(run) as service:
-        row = together(lambda: service.predict([(long, "short")])).rows[0]
+        row = together(lambda: service.predict([(long, "short")])).outputs[0]
         assert (row.tokens, row.truncated) == (32, True)
         tokens = tokenize_texts(
             Examples((long,), ("short",), None), checkpoint.tokenizer, max_length=32, use_cache=False
@@ -130,7 +130,7 @@ def test_wishes_choose_the_size(run: Path) -> None:
 
         def sizes(**wish: Any) -> set[str]:
             answers = together(lambda: service.predict(TEXTS[:3], options=RequestOptions.from_parameters(wish)))
-            return {row.size for row in answers.rows}
+            return {row.variant for row in answers.outputs}
 
         assert sizes() == {"0.5x1"}
         assert sizes(subnet="1.0x0.50") == {"1x0.5"}
@@ -155,11 +155,11 @@ def test_wishes_choose_the_size(run: Path) -> None:
 
 def test_adaptive_gives_the_best_where_there_is_time(run: Path) -> None:
     with opened(run, policy="adaptive") as service:
-        assert {row.size for row in together(lambda: service.predict(TEXTS[:5])).rows} == {"1x1"}
+        assert {row.variant for row in together(lambda: service.predict(TEXTS[:5])).outputs} == {"1x1"}
         assert service.snapshot().variant == "1x1"
         assert {
-            row.size
-            for row in together(lambda: service.predict(TEXTS[:5], options=RequestOptions(min_quality=0.89))).rows
+            row.variant
+            for row in together(lambda: service.predict(TEXTS[:5], options=RequestOptions(min_quality=0.89))).outputs
         } == {"1x1"}
 
 

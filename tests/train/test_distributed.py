@@ -142,8 +142,8 @@ def test_shares_of_uneven_parts_make_the_means_over_the_whole() -> None:
             hidden = hidden + share.tokens * hidden_loss([part["states"]], [part["targets"]], part["attention_mask"])
         torch.testing.assert_close(label, label_loss(logits, labels, task_type="classification"))
         torch.testing.assert_close(hidden, hidden_loss([states], [targets], mask))
-        assert sum(share.rows for share in shares) == pytest.approx(1)
-        assert {share.batch_rows for share in shares} == {rows}
+        assert sum(share.examples for share in shares) == pytest.approx(1)
+        assert {share.global_batch_size for share in shares} == {rows}
     assert DistributedContext().shard_batch(whole) == (whole, LossScale(global_batch_size=rows))
 
 

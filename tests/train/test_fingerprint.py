@@ -208,4 +208,4 @@ def test_other_options_that_change_nothing_are_no_other_settings(folder: Path) -
     config = TrainConfig(model="model", output="a")
     recipe, data = load_recipe("dynabert"), DataConfig(data="data")
     other = replace(config, output="b", checkpoint_every=1.0, tensorboard=True)
-    assert run_settings(config, recipe.to_dict(), data) == run_settings(other, recipe, data)
+    assert run_settings(config, recipe.to_dict(), data) == run_settings(other, recipe.to_dict(), data)

@@ -41,7 +41,7 @@ def test_grafting_three_times_an_epoch_until_the_last(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(subnet_phase, "graft", noted)
     grafted = train(tmp_path / "grafted", PhaseConfig(**STEPS, grafts=3, graft_rate=0.2, graft_share=0.25))
-    assert calls == [{"rate": 0.2, "share": 0.25}] * 6  # three steps an epoch: after each of the first six
+    assert calls == [{"rate": 0.2, "weak_fraction": 0.25}] * 6  # three steps an epoch: after each of the first six
     assert any(not torch.equal(plain[name], grafted[name]) for name in plain)
 
 
@@ -65,7 +65,7 @@ def test_scores_do_not_depend_on_the_pieces_of_a_batch(
         )
         batches = [[*pieces] for pieces in work.importance_batches(24)]
         largest = max(len(piece["input_ids"]) for pieces in batches for piece, _ in pieces)
-        assert largest == -(-min(24, len(work.validation)) // count)
+        assert largest == -(-min(24, len(work.eval_dataset)) // count)
         assert all(sum(share for _, share in pieces) == pytest.approx(1) for pieces in batches)
         found = importance_from_micro_batches(work.model, batches)
         torch.testing.assert_close(found.heads, whole.heads, rtol=1e-6, atol=1e-9)

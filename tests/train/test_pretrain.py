@@ -106,8 +106,8 @@ def make_masked_work(folder: Path, *, keeps_order: bool) -> MlmPhaseSetup:
     around = types.SimpleNamespace(
         accelerator=Accelerator(),
         seed=5,
-        workspace=workspace,
-        monitor=TrainingCallback(),
+        run_dir=workspace,
+        callback=TrainingCallback(),
         should_stop=lambda: False,
         checkpoint_every=1e9,
     )

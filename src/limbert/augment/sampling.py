@@ -50,7 +50,7 @@ def sample_augmented_texts(
         for place in np.flatnonzero(replaced)[::-1].tolist():  # from the right, so that places to the left stay
             index, choice = places[place]
             old = texts[index][choice.start : choice.end]
-            word = match_case(choice.words[picks[place]], old)
+            word = match_case(choice.candidates[picks[place]], old)
             copy[index] = copy[index][: choice.start] + word + copy[index][choice.end :]
         if tuple(copy) not in seen:
             seen.add(tuple(copy))

@@ -141,7 +141,7 @@ def _pretrain_with_progress(
             recipe,
             corpus=corpus,
             fingerprints=content,
-            monitor=monitor,
+            callback=monitor,
             should_stop=should_stop,
             overwrite=overwrite,
         )

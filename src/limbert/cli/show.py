@@ -16,8 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from limbert.train.progress import TrainingCallback
-from limbert.train.progress import TrainingProgress
+from limbert.train.progress import TrainingCallback, TrainingProgress
 
 if TYPE_CHECKING:
     from limbert.data.readers import Examples

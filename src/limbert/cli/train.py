@@ -167,7 +167,7 @@ def train_with_progress(
             data_config=data_config,
             data=data,
             fingerprints=content,
-            monitor=monitor,
+            callback=monitor,
             should_stop=should_stop,
             overwrite=overwrite,
         )

@@ -36,6 +36,16 @@ def is_width_depth_name(name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class NamedSubnet:
+    """A sub-network of the grid: its name ``WIDTHxDEPTH``, the two fractions, and its layers, heads and neurons."""
+
+    name: str
+    width: float
+    depth: float
+    subnet: Subnet
+
+
+@dataclass(frozen=True)
 class Space:
     """Widths times depths, with the rule that says which layers a depth keeps.
 
@@ -70,17 +80,17 @@ class Space:
         width, depth = parse_width_depth(name)
         return Subnet.uniform(shape, width=width, depth=depth, layers=self.layers)
 
-    def named(self, shape: Shape) -> dict[str, Subnet]:
-        """All sub-networks by name, full size first, each once.
+    def named_subnets(self, shape: Shape) -> tuple[NamedSubnet, ...]:
+        """All sub-networks, full size first, each once.
 
         Two fractions that keep the same whole numbers are one sub-network, named after the larger.
         """
-        found: dict[Subnet, str] = {}
+        found: dict[Subnet, NamedSubnet] = {}
         for depth in reversed(self.depths):
             for width in reversed(self.widths):
                 subnet = Subnet.uniform(shape, width=width, depth=depth, layers=self.layers)
-                found.setdefault(subnet, width_depth_name(width, depth))
-        return {name: subnet for subnet, name in found.items()}
+                found.setdefault(subnet, NamedSubnet(width_depth_name(width, depth), width, depth, subnet))
+        return tuple(found.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""

@@ -12,14 +12,13 @@ import torch
 from torch import nn
 
 from limbert.core.subnet import Subnet
-from limbert.errors import ConfigError
+from limbert.errors import ConfigError, import_optional
 from limbert.evaluation.hardware import hardware_info
 from limbert.evaluation.latency import time_interleaved
 from limbert.evaluation.memory import MemoryMeter, example_batch, model_file, save_standalone
 from limbert.evaluation.profile_rows import ProfileRow, ProfileSetup
 from limbert.evaluation.subnets import count_parameters
 from limbert.inference.load import resolve_device
-from limbert.inference.onnx_graph import import_optional
 from limbert.inference.runtimes import RUNTIMES, Runtime, load_runtime
 from limbert.model.checkpoint import library_versions
 from limbert.model.elastic import ElasticModel
@@ -144,7 +143,7 @@ def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
         raise ConfigError(f"backend is {setup.backend!r}; it must be one of {', '.join(RUNTIMES)}")
     if setup.backend != "torch":
         for library in ("onnx", "onnxscript", setup.backend):
-            import_optional(library)
+            import_optional(library, extra="export")
     if setup.device not in ("cpu", "cuda"):
         raise ConfigError(f"device is {setup.device!r}; it must be cpu or cuda")
     if setup.device == "cuda" and setup.backend != "torch":

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from limbert.core.config import DataConfig
 from limbert.core.subnet import Shape, Subnet
 from limbert.data.tokenize import TokenizedExamples
-from limbert.errors import ConfigError, ExportError
+from limbert.errors import ConfigError, ExportError, import_optional
 from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.subnets import count_parameters
 from limbert.export.formats import EXPORTERS
@@ -29,7 +29,6 @@ from limbert.export.verify import (
 )
 from limbert.files import atomic_folder
 from limbert.inference.load import LoadedCheckpoint
-from limbert.inference.onnx_graph import import_optional
 from limbert.inference.runtimes import Runtime, load_runtime
 from limbert.model.checkpoint import library_versions, write_json
 
@@ -153,7 +152,7 @@ def export_model(
     """
     exporter = EXPORTERS[config.format]
     for library in exporter.libraries:
-        import_optional(library)
+        import_optional(library, extra="export")
     subnet = opened.model.subnet(config.subnet)
     network = opened.model.extract(subnet).eval()
     trial = parity_examples(opened, config.data, required=config.data_given)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from limbert.errors import StorageError
+from limbert.errors import StorageError, import_optional
 from limbert.export.huggingface import load_huggingface, save_huggingface, stock_config
 from limbert.export.quantize import CalibrationLoader, quantize_onnx, quantize_openvino
-from limbert.inference.onnx_graph import import_optional, input_names, write_onnx
+from limbert.inference.onnx_graph import input_names, write_onnx
 from limbert.inference.runtimes import Runtime, load_runtime
 
 ONNX_NAME = "model.onnx"  # the name that servers of ONNX folders look for
@@ -62,7 +62,7 @@ def _quantize_onnx(folder: Path, calibration: CalibrationLoader) -> None:
 
 def _write_openvino(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
     """By way of the ONNX graph. Weights stay fp32: OpenVINO's default halves their precision on saving."""
-    openvino = import_optional("openvino")
+    openvino = import_optional("openvino", extra="export")
     _write_onnx(network, folder, inputs)
     onnx_file = folder / ONNX_NAME
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limbert.inference.onnx_graph import import_optional
+from limbert.errors import import_optional
 
 CalibrationLoader = Callable[[], Sequence[dict[str, Tensor]]]  # gives batches of training text when somebody needs them
 
@@ -24,8 +24,8 @@ def quantize_onnx(path: Path) -> None:
     Each column of a weight has its own scale; activations are scaled batch by batch while running (dynamic), so that
     no calibration is needed.
     """
-    onnx = import_optional("onnx")
-    quantization = import_optional("onnxruntime.quantization")
+    onnx = import_optional("onnx", extra="export")
+    quantization = import_optional("onnxruntime.quantization", extra="export")
     graph = onnx.load(path).graph
     weights = {tensor.name for tensor in graph.initializer}
     place = {"MatMul": 1, "Gather": 0}  # which input is the weight
@@ -48,7 +48,7 @@ def quantize_openvino(path: Path, load_batches: CalibrationLoader) -> None:
 
     Done by NNCF, which first moves what is hard to quantise from activations into weights (SmoothQuant).
     """
-    nncf, openvino = import_optional("nncf"), import_optional("openvino")
+    nncf, openvino = import_optional("nncf", extra="export"), import_optional("openvino", extra="export")
     with _silence_quantizer():
         model = openvino.Core().read_model(str(path))
         names = [given.get_any_name() for given in model.inputs]

@@ -11,7 +11,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from limbert.errors import ConfigError, StorageError, UnsupportedModelError
+from limbert.errors import StorageError, UnsupportedModelError, import_optional
 from limbert.model.families import FAMILIES, unsupported_family_error
-
-
-def import_optional(name: str) -> Any:
-    """A module of the extra ``export``.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{(error.name or name).partition('.')[0]} is not installed; pip install 'limbert[export]'"
-        ) from error
-
 
 OPSET = 20  # the first with Gelu as one operator; newer ones add nothing here that runtimes run faster
 _MAX_BYTES = 2**31 - 2**20  # bytes: a protobuf file ends at 2 GiB, and the graph needs some
@@ -67,8 +51,8 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
     size = 4 * sum(parameter.numel() for parameter in network.parameters())
     if size > _MAX_BYTES:
         raise UnsupportedModelError(f"this network has {size / 2**30:.2f} GiB; one ONNX file holds less than 2 GiB")
-    onnx = import_optional("onnx")
-    import_optional("onnxscript")  # torch's exporter is built on it
+    onnx = import_optional("onnx", extra="export")
+    import_optional("onnxscript", extra="export")  # torch's exporter is built on it
     names = tuple(inputs or input_names(network))
     wrapped = _PositionalInputs(_prepare_for_export(network), names)
     example = _example_inputs(network, names)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from limbert.errors import CheckpointError, ConfigError
-from limbert.inference.onnx_graph import import_optional, write_onnx
+from limbert.errors import CheckpointError, ConfigError, import_optional
+from limbert.inference.onnx_graph import write_onnx
 
 Outputs = dict[str, Tensor]
 
@@ -95,7 +95,7 @@ def _load_torch(source: PreTrainedModel | Path, threads: int | None, precision: 
 
 def _load_onnxruntime(source: PreTrainedModel | Path, threads: int | None, precision: str) -> Runtime:
     """A session on the CPU; its threads do not spin between calls, so that they take no time from what runs beside."""
-    onnxruntime = import_optional("onnxruntime")
+    onnxruntime = import_optional("onnxruntime", extra="export")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
@@ -116,7 +116,7 @@ def _load_onnxruntime(source: PreTrainedModel | Path, threads: int | None, preci
 
 def _load_openvino(source: PreTrainedModel | Path, threads: int | None, precision: str) -> Runtime:
     """A model compiled for the CPU, for latency: one stream."""
-    openvino = import_optional("openvino")
+    openvino = import_optional("openvino", extra="export")
     settings: dict[str, Any] = {
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",

@@ -155,7 +155,7 @@ class ElasticModel:
 
     def subnets(self) -> dict[str, Subnet]:
         """The sub-networks of the model's space by name, full size first."""
-        return self.space.named(self.shape)
+        return {item.name: item.subnet for item in self.space.named_subnets(self.shape)}
 
     def searched_subnets(self) -> dict[str, Subnet]:
         """The sub-networks off the grid that ``limbert search`` saved with the model, by name."""

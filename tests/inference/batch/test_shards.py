@@ -22,7 +22,7 @@ TEXTS = make_texts(101)
 
 
 def look(address: Path, shard_rows: int = 7, **changes: object) -> ShardedInput:
-    options = {"keep": None, "added": ("label", "score"), "shard_rows": shard_rows} | changes
+    options = {"keep_columns": None, "added_columns": ("label", "score"), "max_shard_rows": shard_rows} | changes
     return shard_input(str(address), DataConfig(), **options)  # type: ignore[arg-type]
 
 
@@ -182,9 +182,9 @@ def test_keys_that_occur_late_in_json_lines_are_columns(tmp_path: Path) -> None:
     rows = [row for rows in read(found, [*range(len(found.shards))]).values() for row in rows]
     ids = [str(row) if 149 < row < 200 else None for row in range(203)]
     assert rows == [(f"row {n}", f"row {n}", ids[n], {201: "last", 202: "before"}.get(n)) for n in range(203)]
-    assert look(tmp_path / "in", keep=("id",)).kept_columns == ("id",), "it may be asked for by name"
+    assert look(tmp_path / "in", keep_columns=("id",)).kept_columns == ("id",), "it may be asked for by name"
     with pytest.raises(ConfigError, match="input column 'note' has the name of an answer's"):
-        look(tmp_path / "in", added=("note",))
+        look(tmp_path / "in", added_columns=("note",))
     json_file(tmp_path / "in" / "d.jsonl", [{"id": 203}])
     with pytest.raises(DataError, match=r"d\.jsonl: no column 'text'; expected the columns of .*a\.jsonl"):
         look(tmp_path / "in")
@@ -196,7 +196,7 @@ def test_a_column_that_only_a_later_file_has_is_not_dropped(tmp_path: Path) -> N
     pyarrow.parquet.write_table(table, tmp_path / "in" / "texts-2.parquet")
     with pytest.raises(DataError, match=r"texts-2\.parquet: column 'note' is not in .*texts-0\.parquet; choose"):
         look(tmp_path / "in")
-    assert look(tmp_path / "in", keep=("id", "text")).rows == 102
+    assert look(tmp_path / "in", keep_columns=("id", "text")).rows == 102
 
 
 def test_large_rows_make_small_shards(tmp_path: Path) -> None:
@@ -209,10 +209,10 @@ def test_large_rows_make_small_shards(tmp_path: Path) -> None:
 def test_columns_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "in", TEXTS, files=2, row_group=10)
     with pytest.raises(ConfigError, match=r"--keep 'name': .* it has id, text"):
-        look(tmp_path / "in", keep=("name",))
+        look(tmp_path / "in", keep_columns=("name",))
     with pytest.raises(ConfigError, match="input column 'id' has the name of an answer's"):
-        look(tmp_path / "in", added=("id",))
-    assert look(tmp_path / "in", added=("id",), keep=("text",)).kept_columns == ("text",)
+        look(tmp_path / "in", added_columns=("id",))
+    assert look(tmp_path / "in", added_columns=("id",), keep_columns=("text",)).kept_columns == ("text",)
     table = pyarrow.table({"id": ["one"], "text": ["of another type"]})
     pyarrow.parquet.write_table(table, tmp_path / "in" / "texts-2.parquet")
     with pytest.raises(DataError, match=r"texts-2\.parquet: other column types; expected the columns of .*texts-0"):
