@@ -10,9 +10,17 @@ TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 Precision = Literal["fp32", "bf16"]
 
 
-def config_field(default: Any, help: str) -> Any:
-    """A dataclass field with its default and the sentence that explains it to a user."""
-    return field(default=default, metadata={"help": help})
+def config_field(default: Any, help: str, **option: Any) -> Any:
+    """A dataclass field with its default and the sentence that explains it to a user.
+
+    Args:
+        default: of the field and of its command-line option.
+        help: of the option.
+        option: how the option differs from the field (see `limbert.cli.config_options`): ``option`` its name,
+            ``aliases`` more flags, ``quantity`` its unit, ``repeats`` whether it may be given several times,
+            ``required``, ``envvar``.
+    """
+    return field(default=default, metadata={"help": help, **option})
 
 
 def field_help(config: type, name: str) -> str:
