@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow lint format clean
+.PHONY: install demo test test-slow lint format docs clean
 
 install: $(VENV)/.installed
 
@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi \
 	  > $(VENV)/constraints.txt
 	@echo "installing into $(VENV) (some minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[demo,dev,export,report,scale,search,serve]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[demo,dev,docs,export,report,scale,search,serve]'
 	@touch $@
 
 demo: install
@@ -36,5 +36,8 @@ format: install
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) build src/*.egg-info
+	rm -rf $(VENV) build dist site src/*.egg-info
