@@ -1,14 +1,14 @@
-"""What does a sub-network take of the full model's time, against its share of the FLOPs? One run, taking turns.
+"""Latency of each sub-network relative to the full model, compared with its fraction of the FLOPs.
 
-The unit is the stock model at full size in plain Transformers. For every sub-network:
+The reference is the stock full model in Transformers. For every sub-network:
 
-* its layers alone, as a view runs them (stock modules) and as the engine does (operations called directly), against the
-  stock model's layers alone: the share of time over the share of FLOPs is 1 where all saved work is saved time
-  (embeddings and task head are the same for all sizes and left out);
-* the whole of it, from token ids to logits, as share of the stock model's time: as a view, as an extracted copy, in
-  Limbert's engine, and in ONNX Runtime and OpenVINO where those are installed.
+* its layers alone, as a view runs them (stock modules) and as the engine does (direct operations), relative to the
+  layers of the stock model: the time fraction divided by the FLOPs fraction is 1 if all saved FLOPs save time
+  (embeddings and task head are the same for all sub-networks and left out);
+* the whole sub-network, from token ids to logits, relative to the stock model: as a view, as an extracted copy, in
+  Limbert's engine, and in ONNX Runtime and OpenVINO if they are installed.
 
-Inputs are full batches of one length. Times are medians over rounds.
+Inputs are full batches of one length. All variants are measured in turns; times are medians over rounds.
 
 Example: python benchmarks/static.py runs/sst2
 """
@@ -41,7 +41,7 @@ from limbert.model.layerwise import LayerCalls
 Inputs = dict[str, Tensor]
 Run = Callable[[Inputs], object]
 STOCK, STOCK_LAYERS = "stock full model", "stock full model, layers"
-LEAST_SECONDS = 0.03  # a turn of a contender takes at least so long
+MIN_SECONDS = 0.03  # shortest measurement of one variant in a round
 
 
 def main() -> None:
@@ -51,12 +51,12 @@ def main() -> None:
         model = ElasticModel.from_pretrained(arguments.run)
         model.network.to(arguments.device, _dtype(arguments))
         subnets = {name: model.subnet(name) for name in arguments.subnet or model.subnets()}
-        contenders = _contenders(model, subnets, arguments)
+        variants = _build_variants(model, subnets, arguments)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     model.network.eval()
     cells = [
-        _measure(model, subnets, contenders, batch=batch, tokens=tokens, rounds=arguments.rounds)
+        _measure(model, subnets, variants, batch=batch, tokens=tokens, rounds=arguments.rounds)
         for batch, tokens in arguments.cell
     ]
     report = {
@@ -92,27 +92,27 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _contenders(
+def _build_variants(
     model: ElasticModel, subnets: dict[str, Subnet], arguments: argparse.Namespace
 ) -> dict[tuple[str, str], Run]:
-    """What runs a whole sub-network, by its name and how it runs."""
+    """Functions that run a whole sub-network, by its name and runtime."""
     on_cpu = arguments.device == "cpu" and arguments.precision == "fp32"
     installed = [name for name in arguments.backend if on_cpu and importlib.util.find_spec(name.partition(":")[0])]
-    kind = "classification" if model.network.config.num_labels > 1 else "regression"
+    task_type = "classification" if model.network.config.num_labels > 1 else "regression"
     stock = AutoModelForSequenceClassification.from_pretrained(arguments.run).eval()
     stock.to(arguments.device, _dtype(arguments))
-    found: dict[tuple[str, str], Run] = {("1x1", STOCK): _torch(stock)}
+    variants: dict[tuple[str, str], Run] = {("1x1", STOCK): _torch(stock)}
     for name, subnet in subnets.items():
         extracted = model.extract(subnet).eval()
-        found[name, "view"] = _torch(model.view(subnet))
-        found[name, "extracted"] = _torch(extracted)
-        found[name, "engine"] = Engine(model, Policy(subnet=name), task_type=kind).run
+        variants[name, "view"] = _torch(model.view(subnet))
+        variants[name, "extracted"] = _torch(extracted)
+        variants[name, "engine"] = Engine(model, Policy(subnet=name), task_type=task_type).run
         for backend in installed:
             runtime, _, precision = backend.partition(":")
-            found[name, backend] = load_runtime(
+            variants[name, backend] = load_runtime(
                 runtime, extracted, threads=arguments.threads, precision=precision or "fp32"
             )
-    return found
+    return variants
 
 
 def _dtype(arguments: argparse.Namespace) -> torch.dtype:
@@ -127,20 +127,20 @@ def _torch(network: nn.Module) -> Run:
 def _measure(
     model: ElasticModel,
     subnets: dict[str, Subnet],
-    contenders: dict[tuple[str, str], Run],
+    variants: dict[tuple[str, str], Run],
     *,
     batch: int,
     tokens: int,
     rounds: int,
 ) -> dict[str, object]:
-    """All contenders on one shape of batch."""
+    """All variants on one shape of batch."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, model.network.config.vocab_size, (batch, tokens), generator=generator)
     ids = ids.to(model.network.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     state, calls = model.layer_calls(**inputs)
     runs: dict[tuple[str, str], Callable[[], object]] = {
-        key: lambda run=run: run(inputs) for key, run in contenders.items()
+        key: lambda run=run: run(inputs) for key, run in variants.items()
     }
     for name, subnet in subnets.items():
         for how, steps in (("view, layers", _view_layers(model, subnet)), ("engine, layers", _direct(model, subnet))):
@@ -152,9 +152,13 @@ def _measure(
     full_flops = _layer_flops(cost, model.full, tokens)
     rows = []
     for name, subnet in subnets.items():
-        mine = {how: value for (one, how), value in seconds.items() if one == name and how not in (STOCK, STOCK_LAYERS)}
-        layers = {how: value / seconds["1x1", STOCK_LAYERS] for how, value in mine.items() if how.endswith("layers")}
-        whole = {how: value / seconds["1x1", STOCK] for how, value in mine.items() if how not in layers}
+        times = {
+            how: value
+            for (subnet_name, how), value in seconds.items()
+            if subnet_name == name and how not in (STOCK, STOCK_LAYERS)
+        }
+        layers = {how: value / seconds["1x1", STOCK_LAYERS] for how, value in times.items() if how.endswith("layers")}
+        whole = {how: value / seconds["1x1", STOCK] for how, value in times.items() if how not in layers}
         share = _layer_flops(cost, subnet, tokens) / full_flops
         ratios = {how: value / share for how, value in layers.items()}
         rows.append({"subnet": name, "flops_share": share, "time_over_flops": ratios, "whole_time_share": whole})
@@ -177,9 +181,11 @@ def _view_layers(model: ElasticModel, subnet: Subnet) -> list[RunLayer]:
 
 def _direct(model: ElasticModel, subnet: Subnet) -> list[RunLayer]:
     """The layers as the engine runs them."""
-    frame = EncoderShell(model.new_view(model.full), model.family)
+    shell = EncoderShell(model.new_view(model.full), model.family)
     widths = subnet.layer_widths().items()
-    return [frame.runner(model.layer_view(layer, heads=heads, neurons=neurons)) for layer, (heads, neurons) in widths]
+    return [
+        shell.layer_runner(model.layer_view(layer, heads=heads, neurons=neurons)) for layer, (heads, neurons) in widths
+    ]
 
 
 def _run_layers(steps: list[RunLayer], state: Tensor, calls: LayerCalls) -> Tensor:
@@ -195,19 +201,19 @@ def _layer_flops(cost: CostModel, subnet: Subnet, tokens: int) -> int:
 def _medians(
     runs: dict[tuple[str, str], Callable[[], object]], rounds: int, *, wait: Callable[[], None]
 ) -> dict[tuple[str, str], float]:
-    """Seconds of a call. In each round a contender is called some times in a row, as when it serves alone."""
+    """Seconds per call. In each round a variant is called several times in a row, as if it served alone."""
 
     def seconds(run: Callable[[], object], calls: int) -> float:
         start = time.perf_counter()
         for _ in range(calls):
             run()
-        wait()  # for the device, where there is one
+        wait()  # for the GPU
         return (time.perf_counter() - start) / calls
 
     calls = {}
     for key, run in runs.items():
         seconds(run, 2)  # warm-up
-        calls[key] = max(1, round(LEAST_SECONDS / seconds(run, 1)))
+        calls[key] = max(1, round(MIN_SECONDS / seconds(run, 1)))
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
         for key, run in runs.items():

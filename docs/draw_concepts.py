@@ -1,7 +1,7 @@
 """Draw the figures of ``docs/concepts.md`` (width, depth, gates, exits) as PNGs: ``draw_concepts.py FOLDER``.
 
-Schematic pictures of an encoder with six layers of twelve heads; which layers and heads are kept, and which layers a
-gate decides for, is asked of Limbert itself.
+Schematic pictures of an encoder with six layers of twelve heads. Limbert computes which layers and heads are kept, and
+which layers a gate decides for.
 """
 
 import sys
@@ -53,33 +53,33 @@ def depth() -> Any:
 def gates() -> Any:
     """Two inputs of one batch that get different widths."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained")
-    places = gate_layer_indices(3, SHAPE.layers)
+    first_layers = gate_layer_indices(3, SHAPE.layers)
     for axes, title, chosen in zip(
         panels, ('"a fine film"', '"not bad at all, for its kind"'), ((0.25, 0.5, 0.25), (0.5, 1.0, 0.75)), strict=True
     ):
-        widths = [chosen[sum(layer >= place for place in places) - 1] for layer in range(SHAPE.layers)]
+        widths = [chosen[sum(layer >= first for first in first_layers) - 1] for layer in range(SHAPE.layers)]
         _uneven(axes, widths)
-        for number, (place, value) in enumerate(zip(places, chosen, strict=True)):
-            _box(axes, -4.6, place - 0.42, 3.2, 0.62, f"gate {number}: {value:g}", GATE)
-            _arrow(axes, (-1.4, place - 0.1), (-0.1, place + 0.35), GATE)
+        for number, (first, value) in enumerate(zip(first_layers, chosen, strict=True)):
+            _box(axes, -4.6, first - 0.42, 3.2, 0.62, f"gate {number}: {value:g}", GATE)
+            _arrow(axes, (-1.4, first - 0.1), (-0.1, first + 0.35), GATE)
         _finish(axes, title, left=-5)
     return figure
 
 
 def exits() -> Any:
-    """Two inputs, one of which leaves after layer 2."""
+    """Two inputs, one of which exits early."""
     figure, panels = plt.subplots(1, 2, figsize=(12, 3.9), layout="constrained")
-    ramps = [round(value * SHAPE.layers) for value in (0.5, 0.75)]
-    cases = (('"a fine film"', ramps[0], (0.04,)), ('"not bad at all, for its kind"', 6, (0.61, 0.32)))
+    exit_layers = [round(value * SHAPE.layers) for value in (0.5, 0.75)]
+    cases = (('"a fine film"', exit_layers[0], (0.04,)), ('"not bad at all, for its kind"', 6, (0.61, 0.32)))
     for axes, (title, last, entropies) in zip(panels, cases, strict=True):
         _stack(axes, Subnet.uniform(SHAPE, depth=last / SHAPE.layers, layers="first"))
-        for ramp, entropy in zip(ramps, entropies, strict=False):
-            leaves = entropy < 0.15
-            text = f"entropy {entropy} " + ("< 0.15: answer" if leaves else "≥ 0.15: go on")
-            _box(axes, WIDE + 0.9, ramp - 0.32, 9.4, 0.64, text, EXIT if leaves else EDGE)
-            _arrow(axes, (WIDE + 0.05, ramp), (WIDE + 0.9, ramp), EXIT if leaves else EDGE)
+        for exit_layer, entropy in zip(exit_layers, entropies, strict=False):
+            exits_here = entropy < 0.15
+            text = f"entropy {entropy} " + ("< 0.15: exit" if exits_here else "≥ 0.15: continue")
+            _box(axes, WIDE + 0.9, exit_layer - 0.32, 9.4, 0.64, text, EXIT if exits_here else EDGE)
+            _arrow(axes, (WIDE + 0.05, exit_layer), (WIDE + 0.9, exit_layer), EXIT if exits_here else EDGE)
         if last == SHAPE.layers:
-            _box(axes, WIDE + 0.9, last - 0.32, 9.4, 0.64, "end: answer", EXIT)
+            _box(axes, WIDE + 0.9, last - 0.32, 9.4, 0.64, "last layer: prediction", EXIT)
             _arrow(axes, (WIDE + 0.05, last), (WIDE + 0.9, last), EXIT)
         _finish(axes, title, right=WIDE + 10.8)
     return figure

@@ -1,14 +1,23 @@
-"""A folder or file is replaced whole or stays as it was."""
+"""A folder or file is replaced completely or stays as it was; links, modes and devices are respected."""
 
+import os
+import stat
+import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from limbert.errors import StorageError
-from limbert.files import atomic_file, atomic_folder
+from limbert.errors import CheckpointError, StorageError
+from limbert.files import atomic_file, atomic_folder, read_json_lines
 
 
-def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_folder_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "model"
     for text in ("one", "two"):
         with atomic_folder(target) as folder:
@@ -18,7 +27,7 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["model"]
 
 
-def test_a_cache_keeps_what_another_wrote_meanwhile(tmp_path: Path) -> None:
+def test_cache_keeps_what_another_process_wrote(tmp_path: Path) -> None:
     target = tmp_path / "cache"
     with (
         atomic_folder(target, keep_existing=True) as mine,
@@ -27,12 +36,12 @@ def test_a_cache_keeps_what_another_wrote_meanwhile(tmp_path: Path) -> None:
         (mine / "ids").write_text("mine")
         (other / "ids").write_text("other")
         other.rename(target)
-        other.mkdir()  # for its own end
+        other.mkdir()  # the second block renames it when it ends
     assert (target / "ids").read_text() == "other"
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "other"}
 
 
-def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+def test_failure_leaves_only_the_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "model"
     with atomic_folder(target) as folder:
         (folder / "weights").write_text("good")
@@ -45,21 +54,102 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> Non
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_error_names_the_place_and_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    reason = r"cannot write .*file/model: (Not a directory|File exists)"
-    with pytest.raises(StorageError, match=reason), atomic_folder(tmp_path / "file" / "model"):
+@pytest.mark.parametrize("name", ["file/model", "file"])
+def test_folder_error_names_the_path(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(StorageError) as caught, atomic_folder(tmp_path / name):
         pass
+    assert str(tmp_path / name) in str(caught.value)
+    assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_file_is_whole_or_as_before(tmp_path: Path) -> None:
-    target = tmp_path / "answers.jsonl"
+def test_folder_follows_a_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "model", tmp_path / "model"
+    real.mkdir(parents=True, mode=0o750)
+    (real / "old").touch()
+    link.symlink_to(real)
+    with atomic_folder(link) as folder:
+        (folder / "weights").touch()
+    assert link.is_symlink()
+    assert [path.name for path in real.iterdir()] == ["weights"]
+    assert mode(real) == 0o750
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "model"}
+    assert [path.name for path in real.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_umask_decides_the_mode_of_weights(tmp_path: Path, umask: int, expected: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "model") as folder:
+            save_file({"weight": torch.ones(2)}, folder / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "model" / "model.safetensors") == expected
+
+
+def test_file_is_whole_or_as_before(tmp_path: Path) -> None:
+    target = tmp_path / "predictions.jsonl"
     with atomic_file(target) as file:
         file.write("good")
     with pytest.raises(ZeroDivisionError), atomic_file(target) as file:
         file.write("half")
         raise ZeroDivisionError
     assert target.read_text() == "good"
-    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
-    with pytest.raises(StorageError, match="cannot write"), atomic_file(tmp_path / "absent" / "x"):
-        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
+    for path in (tmp_path / "absent" / "x", tmp_path):
+        with pytest.raises(StorageError), atomic_file(path):
+            pass
+
+
+def test_file_follows_a_link_and_keeps_the_mode(tmp_path: Path) -> None:
+    target, link, dangling = tmp_path / "target", tmp_path / "link", tmp_path / "dangling"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "created")
+    for path in (link, dangling):
+        with atomic_file(path) as file:
+            file.write("new")
+        assert path.is_symlink()
+        assert path.resolve().read_text() == "new"
+    assert mode(target) == 0o640
+
+
+def test_pipes_and_devices_are_written_directly(tmp_path: Path) -> None:
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
+    reader.start()
+    with atomic_file(pipe) as file:
+        file.write("text")
+    reader.join(timeout=60)
+    assert received == ["text"]
+    assert pipe.is_fifo()
+    with atomic_file("/dev/null") as file:
+        file.write("text")
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("{half", "JSON"),
+        ("[1]", "list"),
+        ('{"name": "x"}', "'value'"),
+        ('{"name": "x", "value": "1"}', "'1'"),
+        ('{"name": "x", "value": true}', "True"),
+        ('{"name": "x", "value": NaN}', "nan"),
+    ],
+)
+def test_broken_json_line_is_named(tmp_path: Path, line: str, named: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"name": "a", "value": 1}\n\n' + line + "\n")
+    with pytest.raises(CheckpointError) as caught:
+        read_json_lines(path, required_keys={"name": str, "value": float})
+    assert "rows.jsonl, line 3" in str(caught.value)
+    assert named in str(caught.value)
+    path.write_text('{"name": "a", "value": 1}\n\n{"name": "b", "value": 0.5, "more": null}\n')
+    assert [row["name"] for row in read_json_lines(path, required_keys={"name": str, "value": float})] == ["a", "b"]
+    with pytest.raises(CheckpointError, match=r"nowhere\.jsonl"):
+        read_json_lines(tmp_path / "nowhere.jsonl", required_keys={})

@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check: floors, circles, file names, public names, quiet imports."""
+"""Structure of the package: import order, import circles, file names, public names, fast imports."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ import limbert
 
 SOURCE = Path(limbert.__file__).parent
 FLOORS = (
-    ("errors",),
+    ("errors", "deprecation"),
     ("files", "client"),
     ("core",),
     ("model", "data"),
@@ -25,9 +25,12 @@ FLOORS = (
 )
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 FILES = sorted(SOURCE.rglob("*.py"))
-# Base names that two files share, with the one meaning that they have in common. A verb of the command line may be
-# named after the file that does its work.
-SHARED_NAMES = {"load": "reads from disk what its folder works on", "metrics": "", "errors": ""}
+# Base names of several files, with their one common meaning. A file in cli/ may be named after the file it calls.
+SHARED_NAMES = {
+    "load": "reads from disk what its folder works on",
+    "metrics": "numbers about predictions (data) or requests (serve)",
+    "errors": "the exceptions of the package, or of the server",
+}
 
 
 def module_of(path: Path) -> str:

@@ -1,6 +1,6 @@
-"""Limbert: one pretrained Transformer encoder, run at any trained width and depth.
+"""Limbert: one pretrained Transformer encoder, trained once, that runs at any trained width and depth.
 
-Importing this package loads nothing else: the names below are imported when they are first used.
+The public names are imported on first use, so that ``import limbert`` is fast.
 """
 
 from importlib import import_module

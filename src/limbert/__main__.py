@@ -1,4 +1,4 @@
-"""``python -m limbert`` is the command ``limbert``, also where a launcher starts the module itself."""
+"""Entry point of ``python -m limbert``, which is the command ``limbert``."""
 
 from limbert.cli.main import main
 

@@ -1,4 +1,4 @@
-"""A client of ``limbert serve``: answers for texts over HTTP. Standard library only; safe from many threads."""
+"""Thread-safe HTTP client of ``limbert serve``; standard library only."""
 
 import json
 import random
@@ -14,27 +14,33 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from limbert.deprecation import RenamedAttribute, renamed_arguments, renamed_module_attributes
 from limbert.errors import BusyError, ConfigError, RejectedError, UnreachableError
 
-_MAX_ATTEMPTS = 3  # of a request whose connection drops: asking again changes nothing on the server
-_NO_RETRY_ERRORS = (ConnectionRefusedError, socket.gaierror)  # no server there: trying again at once is of no use
+_MAX_ATTEMPTS = 3  # if the connection drops; requests are idempotent
+_NO_RETRY_ERRORS = (ConnectionRefusedError, socket.gaierror)  # no server there: retrying at once does not help
 
 
 @dataclass(frozen=True)
 class ServerPrediction:
-    """One answer of a server.
+    """Prediction for one text.
 
     Attributes:
-        label: the most probable class; None for regression. Of a multi-label task see ``scores``.
+        label: the most probable class; None for regression. For multi-label tasks see ``scores``.
         score: its probability, or the predicted value for regression.
-        scores: of all classes (of the best with ``top_k``), by label, falling; empty for regression.
-        size: the size that answered, such as ``0.5x0.75``; None where several answered the request that it was in.
+        scores: by label, in descending order, of all classes or the ``top_k`` best; empty for regression.
+        subnet: the sub-network that ran, such as ``0.5x0.75``; None if the request ran on several.
     """
 
     label: str | None
     score: float
     scores: Mapping[str, float]
     subnet: str | None
+
+    size = RenamedAttribute("subnet")
+
+
+__getattr__ = renamed_module_attributes(globals(), {"Prediction": "ServerPrediction"})
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,20 @@ class _Response:
 
 
 class Client:
-    """Asks a server for answers, over connections that stay open.
+    """Client of a Limbert server; keeps connections open. Safe to use from many threads.
 
     Args:
-        url: where it is, such as ``http://127.0.0.1:8080``; a path in it is kept.
-        api_key: sent as a header, for a server that asks for one.
-        timeout: seconds without a sign of the server after which a request is given up.
-        patience: seconds in all that a request waits and comes again where the server is too busy for it.
-        in_flight: requests that one `predict` has under way at once.
+        url: of the server, such as ``http://127.0.0.1:8080``, with an optional path.
+        api_key: sent as a bearer token.
+        timeout: seconds to wait for a connection or for data.
+        retry_timeout: total seconds in which a request is retried while the server is overloaded.
+        in_flight: concurrent requests of one `predict` call.
 
     Raises:
-        ConfigError: for a URL that is none, or a number out of range.
+        ConfigError: if the URL is invalid or a number is out of range.
     """
 
+    @renamed_arguments(patience="retry_timeout")
     def __init__(
         self,
         url: str,
@@ -70,19 +77,17 @@ class Client:
         self._secure, self._host, self._port, self._path = _parse_url(url)
         if timeout <= 0 or retry_timeout < 0 or in_flight < 1:
             raise ConfigError(
-                f"timeout, patience and in_flight are {timeout:g}, {retry_timeout:g} and {in_flight}; "
+                f"timeout, retry_timeout and in_flight are {timeout:g}, {retry_timeout:g} and {in_flight}; "
                 "they must be above 0, 0 or more, and at least 1"
             )
         if api_key is not None and not (api_key.isprintable() and api_key.strip()):
-            raise ConfigError("the API key is empty or has characters that cannot be sent as a header")
+            raise ConfigError("the API key is empty or has characters that are not allowed in a header")
         self.url = url.rstrip("/")
         self._headers = {"Content-Type": b"application/json", "Accept": b"application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}".encode()
         self._timeout, self._retry_timeout, self._in_flight = timeout, retry_timeout, in_flight
-        self._idle_connections: deque[HTTPConnection] = (
-            deque()
-        )  # open connections nobody uses; append and pop are atomic
+        self._idle_connections: deque[HTTPConnection] = deque()  # append and pop are atomic
 
     def __enter__(self) -> Self:
         return self
@@ -93,26 +98,26 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections that are open; the client can still be used, and opens others."""
+        """Close idle connections. The client can still be used: it opens new ones."""
         while self._idle_connections:
             self._idle_connections.pop().close()
 
     def is_healthy(self) -> bool:
-        """Whether the server is there and answers; never an exception."""
+        """Whether the server responds and is healthy; raises no exception."""
         try:
             return self._send("GET", "/health", None).status == 200
         except UnreachableError:
             return False
 
     def info(self) -> dict[str, Any]:
-        """What the server says of itself: its model, its limits, its sizes.
+        """Information about the server: its model, limits and sub-networks.
 
         Raises:
-            RemoteError: if it cannot be asked.
+            RemoteError: if the request fails.
         """
         value = self._parse_json(self._send_with_retry("GET", "/info"))
         if not isinstance(value, dict):
-            raise RejectedError(f"{self.url} is no Limbert server: its /info is no object", status=200)
+            raise RejectedError(f"{self.url} is not a Limbert server: /info is not a JSON object", status=200)
         return value
 
     @cached_property
@@ -121,13 +126,17 @@ class Client:
 
     @property
     def task_type(self) -> str:
-        """The kind of task that the server's model answers, such as ``classification``."""
+        """Task type of the server's model, such as ``classification``."""
         return str(self._cached_info.get("task", "classification"))
 
     @property
     def max_batch_size(self) -> int:
-        """Texts that one request may carry."""
+        """Maximum number of texts per request."""
         return max(1, int(self._cached_info.get("max_client_batch_size", 1)))
+
+    healthy = RenamedAttribute("is_healthy")
+    kind = RenamedAttribute("task_type")
+    max_batch = RenamedAttribute("max_batch_size")
 
     def predict(
         self,
@@ -140,20 +149,20 @@ class Client:
         min_quality: float | None = None,
         top_k: int | None = None,
     ) -> list[ServerPrediction]:
-        """Answers in the order of the texts, asked for in requests of at most `max_batch`.
+        """Predictions in the order of the texts, in requests of at most `max_batch_size` texts.
 
         Args:
             texts: one or many.
-            pairs: the second text of each, where the task has pairs.
-            subnet: the size that answers, such as ``0.5x0.75`` or a found name.
+            pairs: the second text of each, for tasks on pairs.
+            subnet: the sub-network to run, such as ``0.5x0.75`` or the name of a searched one.
             policy: an operating point such as ``balanced``, or ``static:0.5x0.75``.
-            latency_budget: seconds from a request's arrival at the server to its answer.
-            min_quality: no size below this quality answers, in the metric's own unit such as 0.85.
-            top_k: only the best scores, this many.
+            latency_budget: seconds from a request's arrival at the server to its response.
+            min_quality: lowest quality of a sub-network that may run, in the unit of the metric, such as 0.85.
+            top_k: number of best scores to return.
 
         Raises:
-            ConfigError: for another number of pairs than texts, or numbers out of range.
-            RemoteError: if the server cannot be reached, is too busy for longer than ``patience``, or refuses.
+            ConfigError: if the numbers of pairs and texts differ, or a number is out of range.
+            RemoteError: if the server cannot be reached, is overloaded for longer than ``retry_timeout``, or refuses.
         """
         first = [texts] if isinstance(texts, str) else list(texts)
         second = [pairs] if isinstance(pairs, str) else None if pairs is None else list(pairs)
@@ -161,14 +170,14 @@ class Client:
             raise ConfigError(f"{len(second)} pairs for {len(first)} texts; each text needs one")
         if latency_budget is not None and latency_budget <= 0:
             raise ConfigError(f"latency budget is {latency_budget:g} s; it must be more than 0")
-        wish = {
+        options = {
             "subnet": subnet,
             "policy": policy,
             "latency_budget_ms": None if latency_budget is None else 1000 * latency_budget,
             "min_quality": min_quality,
             "top_k": top_k,
         }
-        parameters = {name: value for name, value in wish.items() if value is not None}
+        parameters = {name: value for name, value in options.items() if value is not None}
         inputs: list[Any] = (
             first
             if second is None
@@ -181,65 +190,67 @@ class Client:
         if len(batches) == 1:
             return self._predict_batch(batches[0], parameters)
         with ThreadPoolExecutor(min(self._in_flight, len(batches)), "limbert-client") as threads:
-            answered = threads.map(lambda batch: self._predict_batch(batch, parameters), batches)
-            return [prediction for part in answered for prediction in part]
+            results = threads.map(lambda batch: self._predict_batch(batch, parameters), batches)
+            return [prediction for result in results for prediction in result]
 
     def _predict_batch(self, inputs: list[Any], parameters: Mapping[str, Any]) -> list[ServerPrediction]:
-        reply = self._send_with_retry("POST", "/", {"inputs": inputs, "parameters": parameters})
-        rows = self._parse_json(reply)
+        response = self._send_with_retry("POST", "/", {"inputs": inputs, "parameters": parameters})
+        rows = self._parse_json(response)
         if not isinstance(rows, list) or len(rows) != len(inputs):
-            raise RejectedError(f"{self.url} is no Limbert server: it did not answer every text", status=reply.status)
-        sizes = reply.headers.get("x-limbert-size", "")
-        size = sizes if sizes and "," not in sizes else None
-        return [_parse_prediction(row, is_regression=self.task_type == "regression", subnet=size) for row in rows]
+            raise RejectedError(
+                f"{self.url} is not a Limbert server: expected {len(inputs)} predictions", status=response.status
+            )
+        subnets = response.headers.get("x-limbert-size", "")
+        subnet = subnets if subnets and "," not in subnets else None
+        return [_parse_prediction(row, is_regression=self.task_type == "regression", subnet=subnet) for row in rows]
 
     def _send_with_retry(self, method: str, path: str, payload: Any = None) -> _Response:
-        """One request; it waits and comes again while the server is too busy and patience lasts."""
+        """Send a request, and retry it while the server is overloaded (429), for at most ``retry_timeout``."""
         body = None if payload is None else json.dumps(payload).encode()
-        until = time.monotonic() + self._retry_timeout
+        deadline = time.monotonic() + self._retry_timeout
         while True:
-            reply = self._send(method, path, body)
-            if reply.status == 200:
-                return reply
-            if reply.status != 429:
-                raise self._rejected_error(reply)
-            wait = _retry_after(reply.headers)
-            pause = wait * random.uniform(1.0, 1.25)  # so that those refused together do not come back together
-            if time.monotonic() + pause > until:
-                raise BusyError(
-                    f"{self.url} is too busy: {_error_message(reply) or 'it refused the request'}; try again in {wait:g} s",
-                    retry_after=wait,
-                )
+            response = self._send(method, path, body)
+            if response.status == 200:
+                return response
+            if response.status != 429:
+                raise self._rejected_error(response)
+            wait = _retry_after(response.headers)
+            pause = wait * random.uniform(1.0, 1.25)  # jitter: clients refused together must not return together
+            if time.monotonic() + pause > deadline:
+                reason = _error_message(response) or "it refused the request"
+                raise BusyError(f"{self.url} is overloaded: {reason}; try again in {wait:g} s", retry_after=wait)
             time.sleep(pause)
 
     def _send(self, method: str, path: str, body: bytes | None) -> _Response:
-        """One request and its reply; on a new connection where the old one turns out to be closed.
+        """Send a request, on a new connection if the server has closed the idle one.
 
         Raises:
             UnreachableError: naming the URL.
         """
-        tries = 0
+        attempts = 0
         while True:
-            connection, fresh = self._get_connection()
-            tries += fresh
+            connection, is_new = self._get_connection()
+            attempts += is_new
             try:
                 return self._send_over(connection, method, path, body)
             except TimeoutError:
                 connection.close()
-                raise UnreachableError(f"{self.url} did not answer within {self._timeout:g} s") from None
+                raise UnreachableError(f"{self.url} did not respond within {self._timeout:g} s") from None
             except (HTTPException, OSError) as error:
                 connection.close()
-                if fresh and (tries == _MAX_ATTEMPTS or isinstance(error, _NO_RETRY_ERRORS)):
-                    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or "no HTTP there"
+                if is_new and (attempts == _MAX_ATTEMPTS or isinstance(error, _NO_RETRY_ERRORS)):
+                    reason = (
+                        (error.strerror if isinstance(error, OSError) else None) or str(error) or "not an HTTP server"
+                    )
                     raise UnreachableError(f"{self.url} cannot be reached: {reason}") from None
 
     def _get_connection(self) -> tuple[HTTPConnection, bool]:
-        """A connection, and whether it is a new one: an idle one may have been closed by the server meanwhile."""
+        """A connection, and whether it is new: the server may have closed an idle one."""
         try:
             return self._idle_connections.pop(), False
         except IndexError:
-            kind = HTTPSConnection if self._secure else HTTPConnection
-            return kind(self._host, self._port, timeout=self._timeout), True
+            connection_class = HTTPSConnection if self._secure else HTTPConnection
+            return connection_class(self._host, self._port, timeout=self._timeout), True
 
     def _send_over(self, connection: HTTPConnection, method: str, path: str, body: bytes | None) -> _Response:
         try:
@@ -247,36 +258,33 @@ class Client:
         except BrokenPipeError:
             if connection.sock is None:
                 raise
-            # else the server may have refused the body before it was sent to its end: its answer is there to read
+            # the server may have refused the body before reading all of it: read its response
         response = connection.getresponse()
-        reply = _Response(
-            response.status, {name.lower(): text for name, text in response.getheaders()}, response.read()
-        )
+        headers = {name.lower(): text for name, text in response.getheaders()}
+        result = _Response(response.status, headers, response.read())
         if response.will_close:
             connection.close()
         else:
             self._idle_connections.append(connection)
-        return reply
+        return result
 
     def _parse_json(self, response: _Response) -> Any:
         try:
             return json.loads(response.body)
         except ValueError:
             raise RejectedError(
-                f"{self.url} is no Limbert server: it answers no JSON", status=response.status
+                f"{self.url} is not a Limbert server: the response is not JSON", status=response.status
             ) from None
 
     def _rejected_error(self, response: _Response) -> RejectedError:
         if response.status in (401, 403):
-            return RejectedError(
-                f"{self.url} asks for an API key and does not know the one given", status=response.status
-            )
-        said = _error_message(response) or "without a reason"
-        return RejectedError(f"{self.url} refused ({response.status}): {said}", status=response.status)
+            return RejectedError(f"{self.url} asks for an API key; the one given is not valid", status=response.status)
+        reason = _error_message(response) or "no reason given"
+        return RejectedError(f"{self.url} refused ({response.status}): {reason}", status=response.status)
 
 
 def _parse_url(url: str) -> tuple[bool, str, int | None, str]:
-    """Whether the URL is secure, its host, its port (None: the usual one) and its path."""
+    """Whether the URL is https, its host, its port (None: default) and its path."""
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment):
@@ -295,7 +303,7 @@ def _parse_prediction(class_scores: Any, *, is_regression: bool, subnet: str | N
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait; 1 where it does not say."""
+    """Seconds to wait before retrying, from the headers; 1 if they do not say."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
             return max(0.001, float(headers[name]) * unit)
@@ -305,10 +313,10 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 
 
 def _error_message(response: _Response) -> str:
-    """The one line that the server gives with a refusal; empty where it gives none."""
+    """Error message in the response; empty if there is none."""
     try:
         value = json.loads(response.body)
     except ValueError:
         return ""
-    said = value.get("error") or value.get("detail") if isinstance(value, dict) else None
-    return said if isinstance(said, str) else ""
+    message = value.get("error") or value.get("detail") if isinstance(value, dict) else None
+    return message if isinstance(message, str) else ""

@@ -1,24 +1,25 @@
-"""Every error that Limbert raises on purpose, so that a caller can catch one name.
+"""The exceptions of Limbert, all derived from LimbertError.
 
 ::
 
     LimbertError
     ├── ConfigError(ValueError)            a setting is out of range, or two settings contradict each other
     ├── SubnetError(ValueError)            a width, depth or layer choice that the model cannot run
-    ├── UnsupportedModelError(ValueError)  a model family that has not passed the zeroed-copy test
-    ├── DataError(ValueError)              a data file or a row that cannot be read as told
-    ├── CheckpointError                    a checkpoint folder that is missing, broken or of another kind
-    ├── StorageError                       the disk is full, or a folder cannot be written
-    ├── ExportError                        an exported model that does not answer as its source does
-    ├── DivergedError                      a training whose loss is no number any more
+    ├── UnsupportedModelError(ValueError)  a model family that is not supported
+    ├── DataError(ValueError)              a data file or a row that cannot be read
+    ├── CheckpointError                    a checkpoint folder that is missing, incomplete or broken
+    ├── StorageError                       the disk is full, or a file or folder cannot be written
+    ├── ExportError                        an exported model whose predictions differ from its source
+    ├── DivergedError                      a training loss that is NaN or infinite
     ├── ProcessError                       another process of the same training run has ended
-    ├── ServeError                         what a server says instead of an answer (limbert.serve.errors)
-    └── RemoteError                        a server that does not answer a client
-        ├── UnreachableError               nothing answers at its address, or not in time
-        ├── BusyError                      it has no time, and says when to try again
-        └── RejectedError                  it refuses the request
+    ├── ServeError                         an error response of the server (limbert.serve.errors)
+    └── RemoteError                        a request to a server that failed (limbert.Client)
+        ├── UnreachableError               no connection, or no response in time
+        ├── BusyError                      the server is overloaded; says when to retry
+        └── RejectedError                  the server refused the request
 
-Each message is one line that names the value that was given and what is allowed.
+Each message is one line that names the value, what is allowed and what to try next. ``TrainingInterrupted`` is not an
+error: a run that was stopped by a signal raises it after saving its state.
 """
 
 from importlib import import_module
@@ -26,7 +27,7 @@ from typing import Any
 
 
 class LimbertError(Exception):
-    """Base of all errors raised on purpose by Limbert."""
+    """Base class of Limbert's errors."""
 
 
 class ConfigError(LimbertError, ValueError):
@@ -38,42 +39,42 @@ class SubnetError(LimbertError, ValueError):
 
 
 class UnsupportedModelError(LimbertError, ValueError):
-    """A model family that has not passed the zeroed-copy test."""
+    """A model family that is not supported."""
 
 
 class DataError(LimbertError, ValueError):
-    """A data file or a row that cannot be read as told."""
+    """A data file or a row that cannot be read."""
 
 
 class CheckpointError(LimbertError):
-    """A checkpoint folder that is missing, broken or of another kind."""
+    """A checkpoint folder that is missing, incomplete or broken."""
 
 
 class StorageError(LimbertError):
-    """The disk is full, or a folder cannot be written."""
+    """The disk is full, or a file or folder cannot be written."""
 
 
 class DivergedError(LimbertError):
-    """A training whose loss is no number any more."""
+    """A training loss that is NaN or infinite."""
 
 
 class ExportError(LimbertError):
-    """An exported model that does not answer as its source does."""
+    """An exported model whose predictions differ from its source."""
 
 
 class RemoteError(LimbertError):
-    """A server that does not answer a client."""
+    """A request to a server that failed."""
 
 
 class UnreachableError(RemoteError):
-    """Nothing answers at the server's address, or not in time."""
+    """No connection to the server, or no response in time."""
 
 
 class BusyError(RemoteError):
-    """The server has no time for a request.
+    """The server is overloaded.
 
     Attributes:
-        retry_after: seconds after which it asks to try again.
+        retry_after: seconds to wait before the next attempt, as the server says.
     """
 
     def __init__(self, message: str, *, retry_after: float) -> None:
@@ -82,7 +83,7 @@ class BusyError(RemoteError):
 
 
 class RejectedError(RemoteError):
-    """The server refuses a request.
+    """The server refused a request.
 
     Attributes:
         status: the HTTP status.
@@ -98,16 +99,16 @@ class ProcessError(LimbertError):
 
 
 class TrainingInterrupted(Exception):
-    """The run was asked to stop; its state is saved and the same call goes on from there."""
+    """Training was stopped by a signal; its state is saved, and the same call resumes it."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error message, or the error's type where it has none."""
+    """First line of a library's error message, or the type of the error if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def import_optional(name: str, *, extra: str) -> Any:
-    """A module of one of the extras.
+    """Import a module of an optional extra.
 
     Raises:
         ConfigError: if it is not installed, naming the command that installs it.

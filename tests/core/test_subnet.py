@@ -1,4 +1,4 @@
-"""Sub-networks are whole numbers that follow the two papers' rules."""
+"""Sub-networks follow the rounding and layer rules of the two papers."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def layers(total: int, depth: float, rule: str) -> tuple[int, ...]:
     return Subnet.uniform(Shape(total, 12, 24), depth=depth, layers=rule).layers
 
 
-def test_spread_keeps_the_layers_that_dynabert_keeps() -> None:
+def test_spread_keeps_the_layers_of_dynabert() -> None:
     assert {*range(12)} - {*layers(12, 0.75, "spread")} == {3, 7, 11}
     assert layers(12, 0.5, "spread") == (0, 2, 4, 6, 8, 10)
     assert layers(6, 0.75, "spread") == (0, 1, 2, 4)
@@ -35,19 +35,19 @@ def test_neurons_follow_the_rounded_heads() -> None:
 
 @pytest.mark.parametrize("rule", ["first", "spread"])
 @pytest.mark.parametrize("total", range(1, 25))
-def test_every_depth_gives_increasing_layers_that_exist(total: int, rule: str) -> None:
+def test_every_depth_keeps_existing_layers(total: int, rule: str) -> None:
     for percent in range(1, 101):
         kept = round(percent / 100 * total)
         if kept == 0:
             with pytest.raises(SubnetError, match="keeps no layer"):
                 layers(total, percent / 100, rule)
         else:
-            found = layers(total, percent / 100, rule)
-            assert len(found) == len({*found}) == kept
-            assert 0 <= min(found) <= max(found) < total
+            chosen = layers(total, percent / 100, rule)
+            assert len(chosen) == len({*chosen}) == kept
+            assert 0 <= min(chosen) <= max(chosen) < total
 
 
-def test_errors_name_the_value_and_what_is_allowed() -> None:
+def test_errors_name_value_and_allowed_values() -> None:
     with pytest.raises(SubnetError, match=r"width 0.03 of 12 heads keeps no head; smallest: 0.042"):
         Subnet.uniform(BERT_BASE, width=0.03)
     assert Subnet.uniform(BERT_BASE, width=0.042).heads[0] == 1
@@ -66,14 +66,14 @@ def test_errors_name_the_value_and_what_is_allowed() -> None:
             Subnet(*broken)
 
 
-def test_a_subnetwork_is_a_value() -> None:
-    one, other = Subnet((0, 2), (3, 4), (5, 6)), Subnet((0, 2), (3, 4), (5, 6))
-    assert one == other
-    assert {one: "found"}[other] == "found"
-    assert one.layer_widths() == {0: (3, 5), 2: (4, 6)}
+def test_equal_subnetworks_are_interchangeable() -> None:
+    first, second = Subnet((0, 2), (3, 4), (5, 6)), Subnet((0, 2), (3, 4), (5, 6))
+    assert first == second
+    assert {first: "value"}[second] == "value"
+    assert first.layer_widths() == {0: (3, 5), 2: (4, 6)}
 
 
-def test_names() -> None:
+def test_name_is_width_x_depth() -> None:
     space = Space(layers="first")
     assert space.subnet(BERT_BASE, "0.5x0.75") == Subnet.uniform(BERT_BASE, width=0.5, depth=0.75, layers="first")
     for name in ("0.5", "0.5x", "wide x deep", "1x1x1", ""):
@@ -81,7 +81,7 @@ def test_names() -> None:
             parse_width_depth(name)
 
 
-def test_a_space_lists_its_subnetworks_once_full_size_first() -> None:
+def test_space_lists_subnetworks_once_largest_first() -> None:
     named = {item.name: item.subnet for item in Space().named_subnets(BERT_BASE)}
     assert len(named) == 12
     assert next(iter(named)) == "1x1"
@@ -100,12 +100,12 @@ def test_a_space_lists_its_subnetworks_once_full_size_first() -> None:
         ({"layers": "odd"}, "unknown layer rule 'odd'"),
     ],
 )
-def test_impossible_spaces(values: dict, message: str) -> None:
+def test_invalid_spaces_are_refused(values: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Space(**values)
 
 
-def test_a_space_survives_json() -> None:
+def test_space_round_trips_through_json() -> None:
     space = Space(widths=(0.3, 1.0), depths=(0.7, 1.0), layers="first")
     assert Space.from_dict(space.to_dict()) == space
     with pytest.raises(ConfigError):

@@ -1,4 +1,4 @@
-"""Quantities are read strictly: what is not exactly a number with a known unit is refused by name."""
+"""Quantities are a number with a known unit; everything else is refused."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from limbert.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "value"),
+    ("text", "quantity_type", "value"),
     [
         ("5ms", "latency", 0.005),
         ("0.005s", "latency", 0.005),
@@ -22,12 +22,12 @@ from limbert.errors import ConfigError
         (".5", "share", 0.5),
     ],
 )
-def test_what_can_be_written(text: str, kind: QuantityType, value: float) -> None:
-    assert parse_quantity(text, quantity_type=kind, option="--limit") == pytest.approx(value)
+def test_valid_quantities(text: str, quantity_type: QuantityType, value: float) -> None:
+    assert parse_quantity(text, quantity_type=quantity_type, option="--limit") == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"),
+    ("text", "quantity_type"),
     [
         ("5", "latency"),
         ("5 seconds", "latency"),
@@ -46,12 +46,12 @@ def test_what_can_be_written(text: str, kind: QuantityType, value: float) -> Non
         ("", "share"),
     ],
 )
-def test_what_cannot(text: str, kind: QuantityType) -> None:
+def test_invalid_quantities_are_refused(text: str, quantity_type: QuantityType) -> None:
     with pytest.raises(ConfigError, match="--limit"):
-        parse_quantity(text, quantity_type=kind, option="--limit")
+        parse_quantity(text, quantity_type=quantity_type, option="--limit")
 
 
-def test_quantities_are_shown_with_a_fitting_unit() -> None:
+def test_format_chooses_the_unit() -> None:
     assert format_quantity(0.00314, quantity_type="latency") == "3.1 ms"
     assert format_quantity(0.000314, quantity_type="latency") == "0.31 ms"
     assert format_quantity(22713986, quantity_type="count") == "22.71 M"

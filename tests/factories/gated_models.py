@@ -17,11 +17,11 @@ def batch_of(lengths: list[int]) -> dict[str, Tensor]:
     return {"input_ids": ids * mask, "attention_mask": mask.long()}
 
 
-INPUTS = batch_of([3 + row % 10 for row in range(BATCH)])
+INPUTS = batch_of([3 + index % 10 for index in range(BATCH)])
 
 
 def make_model(case: str, **changes: object) -> ElasticModel:
-    """A model with a gate before every layer, whose choices fall evenly."""
+    """A model with a gate before every layer that makes all choices about equally often."""
     model = ElasticModel(
         make_network(case, **changes), space=Space(widths=WIDTHS, depths=(0.25, 0.5, 0.75, 1.0), layers="first")
     )
@@ -31,7 +31,7 @@ def make_model(case: str, **changes: object) -> ElasticModel:
         model.network(**INPUTS)
     for gate, state in zip(gates.gate, states, strict=False):  # all states but the last
         logits = gate(state[:, 0])
-        gate.dense_out.bias.sub_(logits.mean(dim=0))  # else a random gate prefers one choice for all
+        gate.dense_out.bias.sub_(logits.mean(dim=0))  # a random gate would make one choice for all inputs
         gate.dense_out.weight.mul_(10 / logits.std())
         gate.dense_out.bias.mul_(10 / logits.std())
     model.gates = gates

@@ -1,4 +1,4 @@
-"""One small random model of every supported family, with weights scaled up so that each layer matters."""
+"""Small random models of every supported family, with weights scaled up so that each layer matters."""
 
 import copy
 from collections.abc import Iterable
@@ -73,7 +73,7 @@ CONFIGS: dict[str, dict[str, object]] = {
         "type_vocab_size": 0,
         "pooler_dropout": 0.0,
     },
-    # the same family as published (deberta-v3): one set of projections serves content and positions
+    # as published (deberta-v3): content and positions have the same projections
     "deberta-v2:share_att_key": {},
 }
 CONFIGS["deberta-v2:share_att_key"] = CONFIGS["deberta-v2"] | {"share_att_key": True}
@@ -90,7 +90,7 @@ def make_config(case: str, **changes: object) -> PretrainedConfig:
 def make_network(
     case: str, auto_class: type = AutoModelForSequenceClassification, **changes: object
 ) -> PreTrainedModel:
-    """A random model whose every weight matters: a fresh encoder is nearly the identity, so scale it up."""
+    """A random model with scaled-up weights; a freshly initialised encoder is nearly the identity."""
     torch.manual_seed(len(case))
     network = auto_class.from_config(make_config(case, **changes))
     with torch.no_grad():
@@ -112,9 +112,9 @@ def make_inputs(*, batch: int = 3, tokens: int = 12) -> dict[str, torch.Tensor]:
 
 
 def zeroed_copy(stock: PreTrainedModel, subnet: Subnet) -> PreTrainedModel:
-    """The reference for a sub-network: the stock model with dropped layers removed and dropped columns zeroed.
+    """Reference for a sub-network: the stock model with dropped layers removed and dropped columns set to zero.
 
-    It knows nothing of slicing: all heads and neurons are computed, and what a dropped one contributes is zero.
+    It slices nothing: all heads and neurons are computed, and a dropped one contributes zero.
     """
     network = copy.deepcopy(stock)
     family = FAMILIES[network.config.model_type]
@@ -130,6 +130,6 @@ def zeroed_copy(stock: PreTrainedModel, subnet: Subnet) -> PreTrainedModel:
 
 
 def most_different(names: Iterable[str] = CONFIGS, *, quick: Iterable[str] = MOST_DIFFERENT) -> list[Any]:
-    """Parameters of a test that takes seconds for each: those that have least in common run always, all in `slow`."""
+    """Families as test parameters: the most different ones run always, the others only with ``-m slow``."""
     chosen = {*quick}
     return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in names]

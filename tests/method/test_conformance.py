@@ -1,6 +1,6 @@
-"""Our numbers equal those of the two released programs, on every folder of vectors that is there.
+"""Results equal those of the two released programs, on every folder of conformance vectors.
 
-Nothing here names a folder, a size or a fraction: all of that is read from the files.
+Folders, sizes and fractions are read from the files.
 """
 
 import os
@@ -17,7 +17,7 @@ from limbert import ElasticModel, Space, Subnet
 from limbert.inference.engine import Engine, EngineOutput
 from limbert.inference.policy import Policy
 from limbert.method.early_exit import ExitRule
-from limbert.method.importance import ImportanceScores, compute_importance
+from limbert.method.importance import ImportanceScores, importance_from_micro_batches
 from limbert.method.losses import hidden_loss, logit_loss
 from limbert.method.rewiring import rewire
 from limbert.model.width_gates import WidthGates, read_gates
@@ -31,7 +31,7 @@ def folders(prefix: str) -> list[Path]:
 
 
 class Vectors:
-    """One folder: a model, its inputs, and what the released program computed from them."""
+    """One folder: a model, its inputs, and the outputs of the released program."""
 
     def __init__(self, folder: Path) -> None:
         self.inputs = load_file(folder / "inputs.safetensors")
@@ -45,11 +45,11 @@ class Vectors:
         assert all("position_ids" in name for name in missing)
         return ElasticModel(network.eval())
 
-    def cases(self, kind: str) -> list[tuple[str, float, float]]:
-        """``(key, width, depth)`` of every expected tensor ``KIND.wW.dD``."""
-        pattern = re.compile(rf"{re.escape(kind)}\.w([0-9.]+?)(?:\.d([0-9.]+))?")
-        found = [(key, pattern.fullmatch(key)) for key in self.expected]
-        return [(key, float(match[1]), float(match[2] or 1)) for key, match in found if match]
+    def cases(self, prefix: str) -> list[tuple[str, float, float]]:
+        """``(key, width, depth)`` of every expected tensor ``PREFIX.wW.dD``."""
+        pattern = re.compile(rf"{re.escape(prefix)}\.w([0-9.]+?)(?:\.d([0-9.]+))?")
+        matches = [(key, pattern.fullmatch(key)) for key in self.expected]
+        return [(key, float(match[1]), float(match[2] or 1)) for key, match in matches if match]
 
 
 @pytest.fixture(params=folders("dynabert-"), ids=lambda folder: folder.name)
@@ -87,16 +87,16 @@ def test_logits_losses_and_states_of_all_subnetworks(dynabert: Vectors) -> None:
 @needs_vectors
 def test_importance_and_rewired_weights(dynabert: Vectors) -> None:
     model = dynabert.model()
-    scores = compute_importance(model, [dynabert.inputs])
+    scores = importance_from_micro_batches(model, [[(dynabert.inputs, 1.0)]])
     close(scores.heads, dynabert.expected["importance.heads"])
     close(scores.neurons, dynabert.expected["importance.neurons"])
 
-    # Scores that differ by less than the tolerance may sort either way: sort by the released program's own.
+    # scores within the tolerance may sort either way, so sort by those of the released program
     rewire(model, ImportanceScores(dynabert.expected["importance.heads"], dynabert.expected["importance.neurons"]))
     expected = load_file(dynabert.folder / "rewired.safetensors")
     actual = model.network.state_dict()
     for name, weight in expected.items():
-        if name in actual:  # the released RoBERTa carries a pooler that its classifier does not use
+        if name in actual:  # the released RoBERTa has a pooler that its classifier does not use
             close(actual[name], weight)
 
 
@@ -121,7 +121,7 @@ def test_losses_of_the_width_phase(dynabert: Vectors) -> None:
 
 @needs_vectors
 @torch.no_grad()
-def test_static_logits_one_by_one_and_as_one_batch(flexible_bert: Vectors) -> None:
+def test_static_logits_one_by_one_and_batched(flexible_bert: Vectors) -> None:
     model = flexible_bert.model()
     cases = flexible_bert.cases("static.logits")
     assert cases
@@ -130,8 +130,8 @@ def test_static_logits_one_by_one_and_as_one_batch(flexible_bert: Vectors) -> No
         expected = flexible_bert.expected[key]
         close(network(**flexible_bert.inputs).logits, expected)
         for index, alone in enumerate(expected):
-            one = {name: tensor[index : index + 1] for name, tensor in flexible_bert.inputs.items()}
-            close(network(**one).logits[0], alone)
+            single = {name: tensor[index : index + 1] for name, tensor in flexible_bert.inputs.items()}
+            close(network(**single).logits[0], alone)
 
 
 def gates_of(vectors: Vectors, model: ElasticModel, widths: tuple[float, ...]) -> WidthGates:
@@ -141,34 +141,34 @@ def gates_of(vectors: Vectors, model: ElasticModel, widths: tuple[float, ...]) -
 
 
 def mappings(vectors: Vectors) -> list[tuple[str, tuple[float, ...]]]:
-    """The name of every mapping, and the width of each choice; widths written as 32-bit floats are rounded back."""
+    """Name of every mapping, and the width of each choice; 32-bit floats are rounded."""
     names = [key.removeprefix("mapping.") for key in vectors.expected if key.startswith("mapping.")]
     return [(name, tuple(round(w, 6) for w in vectors.expected[f"mapping.{name}"].tolist())) for name in sorted(names)]
 
 
-def ran_one_by_one(engine: Engine, inputs: dict[str, torch.Tensor]) -> Iterator[tuple[int, EngineOutput]]:
+def run_one_by_one(engine: Engine, inputs: dict[str, torch.Tensor]) -> Iterator[tuple[int, EngineOutput]]:
     for index in range(len(inputs["input_ids"])):
         yield index, engine.run({name: tensor[index : index + 1] for name, tensor in inputs.items()})
 
 
 @needs_vectors
-@pytest.mark.parametrize("kind", ["width_dynamic", "width_depth_dynamic"])
-def test_dynamic_inference_one_by_one_and_as_one_batch(flexible_bert: Vectors, kind: str) -> None:
+@pytest.mark.parametrize("mode", ["width_dynamic", "width_depth_dynamic"])
+def test_dynamic_inference_one_by_one_and_batched(flexible_bert: Vectors, mode: str) -> None:
     model, expected = flexible_bert.model(), flexible_bert.expected
-    ramps = {float(key.rpartition(".d")[2]) for key, _, _ in flexible_bert.cases("static.logits")} | {1.0}
-    model.space = Space(depths=tuple(ramps), layers="first")
-    found = mappings(flexible_bert)
-    assert found
-    for name, widths in found:
+    exit_depths = {float(key.rpartition(".d")[2]) for key, _, _ in flexible_bert.cases("static.logits")} | {1.0}
+    model.space = Space(depths=tuple(exit_depths), layers="first")
+    cases = mappings(flexible_bert)
+    assert cases
+    for name, widths in cases:
         model.gates = gates_of(flexible_bert, model, tuple(0.01 * n for n in range(1, len(widths) + 1)))
-        exits = ExitRule("entropy", float(expected["exit_threshold"])) if "depth" in kind else None
+        exits = ExitRule("entropy", float(expected["exit_threshold"])) if "depth" in mode else None
         policy = Policy(gates=True, widths=widths, exits=exits)
         engine = Engine(model, policy, task_type="classification")
-        together = engine.run(flexible_bert.inputs)
-        close(together.logits, expected[f"{kind}.{name}.logits"])
-        close(together.trace.widths.float(), expected[f"{kind}.{name}.widths"].float())
+        batched = engine.run(flexible_bert.inputs)
+        close(batched.logits, expected[f"{mode}.{name}.logits"])
+        close(batched.trace.widths.float(), expected[f"{mode}.{name}.widths"].float())
         if exits:
-            assert together.trace.layers_run.tolist() == expected[f"{kind}.{name}.layers_used"].flatten().tolist()
-        for index, alone in ran_one_by_one(engine, flexible_bert.inputs):
-            close(alone.logits[0], expected[f"{kind}.{name}.logits"][index])
-            assert torch.equal(alone.trace.widths[0], together.trace.widths[index])
+            assert batched.trace.layers_run.tolist() == expected[f"{mode}.{name}.layers_used"].flatten().tolist()
+        for index, alone in run_one_by_one(engine, flexible_bert.inputs):
+            close(alone.logits[0], expected[f"{mode}.{name}.logits"][index])
+            assert torch.equal(alone.trace.widths[0], batched.trace.widths[index])

@@ -1,4 +1,4 @@
-"""The losses equal their formulas, and padding never counts."""
+"""The losses equal their formulas, and padding does not count."""
 
 import torch
 import torch.nn.functional as F
@@ -13,23 +13,23 @@ def test_logit_loss_is_the_soft_cross_entropy() -> None:
     torch.testing.assert_close(logit_loss(student, teacher, task_type="classification"), expected)
 
 
-def test_regression_is_distilled_too() -> None:
+def test_regression_is_distilled() -> None:
     student, teacher = torch.randn(5, 1), torch.randn(5, 1)
     torch.testing.assert_close(
         logit_loss(student, teacher, task_type="regression"), (student - teacher).square().mean()
     )
 
 
-def test_label_loss() -> None:
+def test_label_loss_is_cross_entropy_or_mse() -> None:
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     torch.testing.assert_close(label_loss(logits, labels, task_type="classification"), F.cross_entropy(logits, labels))
     values = torch.randn(5)
     torch.testing.assert_close(label_loss(values[:, None] + 2, values, task_type="regression"), torch.tensor(4.0))
 
 
-def test_hidden_loss_on_unpadded_input_is_the_plain_mse_of_each_state() -> None:
+def test_hidden_loss_without_padding_is_the_mse() -> None:
     student, teacher = torch.randn(3, 2, 5, 4).unbind(), torch.randn(3, 2, 5, 4).unbind()
-    expected = sum(F.mse_loss(ours, theirs) for ours, theirs in zip(student, teacher, strict=True))
+    expected = sum(F.mse_loss(state, target) for state, target in zip(student, teacher, strict=True))
     torch.testing.assert_close(hidden_loss(student, teacher, torch.ones(2, 5)), expected)
 
 
@@ -43,18 +43,18 @@ def test_padding_does_not_change_the_hidden_loss() -> None:
     )
 
 
-def test_states_are_matched_by_layer_and_last_to_last() -> None:
+def test_states_match_by_layer_and_last() -> None:
     teacher = [torch.tensor(float(index)) for index in range(7)]  # embeddings, then layers 0..5
     assert [int(state) for state in matched_states(teacher, (0, 2, 4))] == [0, 1, 3, 6]
     assert [int(state) for state in matched_states(teacher, tuple(range(6)))] == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_several_labels_are_as_many_binary_questions() -> None:
+def test_multi_label_loss_is_binary_cross_entropy() -> None:
     student, teacher, labels = torch.randn(5, 3), torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
-    yes, sure = student.sigmoid(), teacher.sigmoid()
-    expected = -(labels * yes.log() + (1 - labels) * (1 - yes).log()).mean()
+    predicted, target = student.sigmoid(), teacher.sigmoid()
+    expected = -(labels * predicted.log() + (1 - labels) * (1 - predicted).log()).mean()
     torch.testing.assert_close(label_loss(student, labels, task_type="multi-label"), expected)
-    expected = -(sure * yes.log() + (1 - sure) * (1 - yes).log()).mean()
+    expected = -(target * predicted.log() + (1 - target) * (1 - predicted).log()).mean()
     torch.testing.assert_close(logit_loss(student, teacher, task_type="multi-label"), expected)
 
 
@@ -63,16 +63,16 @@ def test_only_labelled_tokens_count() -> None:
     labels = torch.randint(0, 3, (4, 5))
     labels[:, [0, 3]] = IGNORE_INDEX
     chosen = labels != IGNORE_INDEX
-    rows = student[chosen], teacher[chosen]
-    found = label_loss(student, labels, task_type="token-classification")
-    torch.testing.assert_close(found, F.cross_entropy(rows[0], labels[chosen]))
-    found = logit_loss(student, teacher, task_type="token-classification", labels=labels)
-    torch.testing.assert_close(found, logit_loss(*rows, task_type="classification"))
-    nothing = torch.full_like(labels, IGNORE_INDEX)
-    assert logit_loss(student, teacher, task_type="token-classification", labels=nothing) == 0
+    labelled = student[chosen], teacher[chosen]
+    loss = label_loss(student, labels, task_type="token-classification")
+    torch.testing.assert_close(loss, F.cross_entropy(labelled[0], labels[chosen]))
+    loss = logit_loss(student, teacher, task_type="token-classification", labels=labels)
+    torch.testing.assert_close(loss, logit_loss(*labelled, task_type="classification"))
+    unlabelled = torch.full_like(labels, IGNORE_INDEX)
+    assert logit_loss(student, teacher, task_type="token-classification", labels=unlabelled) == 0
 
 
-def test_an_answer_never_stands_at_padding() -> None:
+def test_padding_is_never_part_of_an_answer() -> None:
     student, teacher, labels = torch.randn(3, 6, 2), torch.randn(3, 6, 2), torch.tensor([[1, 2], [0, 0], [5, 5]])
     mask = torch.ones(3, 6)
     by_label = label_loss(student, labels, task_type="question-answering", mask=mask)

@@ -1,4 +1,4 @@
-"""Rewiring changes the order and nothing else; importance measures what it says."""
+"""Rewiring keeps the outputs of the full network; importance equals its definition."""
 
 import copy
 
@@ -8,9 +8,13 @@ from tests.factories.networks import CONFIGS, make_inputs, make_network
 from torch.func import functional_call
 
 from limbert import ElasticModel, Subnet
-from limbert.method.importance import ImportanceScores, compute_importance
+from limbert.method.importance import ImportanceScores, importance_from_micro_batches
 from limbert.method.rewiring import rewire
 from limbert.model.families import layer_parts
+
+
+def importance_of(model: ElasticModel, batches: list[dict[str, torch.Tensor]]) -> ImportanceScores:
+    return importance_from_micro_batches(model, [[(batch, 1.0)] for batch in batches])
 
 
 def labelled(batch: int = 3, tokens: int = 12) -> dict[str, torch.Tensor]:
@@ -18,14 +22,14 @@ def labelled(batch: int = 3, tokens: int = 12) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_rewiring_leaves_the_full_function_unchanged(case: str) -> None:
+def test_rewiring_keeps_the_full_outputs(case: str) -> None:
     model = ElasticModel(make_network(case))
     inputs = labelled()
     narrow = Subnet.uniform(model.shape, width=0.5)
     with torch.no_grad():
         before, narrow_before = model.network(**inputs).logits, model.view(narrow)(**inputs).logits
     weights = copy.deepcopy(model.network.state_dict())
-    rewire(model, compute_importance(model, [inputs]))
+    rewire(model, importance_of(model, [inputs]))
     with torch.no_grad():
         torch.testing.assert_close(model.network(**inputs).logits, before, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(model.view(narrow)(**inputs).logits, narrow_before, atol=1e-3)
@@ -37,15 +41,15 @@ def test_rewiring_leaves_the_full_function_unchanged(case: str) -> None:
 def test_rewiring_sorts_by_falling_score(case: str) -> None:
     model = ElasticModel(make_network(case))
     inputs = labelled()
-    rewire(model, compute_importance(model, [inputs]))
-    scores = compute_importance(model, [inputs])
+    rewire(model, importance_of(model, [inputs]))
+    scores = importance_of(model, [inputs])
     for row in (*scores.heads, *scores.neurons):
         assert (row[:-1] - row[1:]).min() > -1e-4 * row.max()
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_neuron_score_is_the_derivative_of_scaling_the_neuron(case: str) -> None:
-    """``sum_j W1 dL/dW1 + b1 dL/db1`` is dL/ds for a factor s on the neuron's input side, and likewise behind it."""
+def test_neuron_score_is_the_derivative_of_scaling(case: str) -> None:
+    """``sum_j W1 dL/dW1 + b1 dL/db1`` is dL/ds for a factor s on the neuron's input weights; the output likewise."""
     model = ElasticModel(make_network(case))
     inputs, neuron = labelled(), 4
     parts = layer_parts(model.layers()[1], model.family)
@@ -63,17 +67,17 @@ def test_neuron_score_is_the_derivative_of_scaling_the_neuron(case: str) -> None
         scaled[names[id(parts.mlp_in.bias)]] = parts.mlp_in.bias.detach() * (1 + scales[0] * rows)
     functional_call(model.network, scaled, kwargs=inputs).loss.backward()
     expected = scales.grad.abs().sum()
-    torch.testing.assert_close(compute_importance(model, [inputs]).neurons[1, neuron], expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(importance_of(model, [inputs]).neurons[1, neuron], expected, rtol=1e-3, atol=1e-6)
 
 
-def test_every_batch_counts_once() -> None:
-    """Gradients start from zero for each batch (the released program lets them pile up)."""
+def test_batches_are_scored_independently() -> None:
+    """Gradients start from zero for each batch (the released program accumulates them)."""
     model = ElasticModel(make_network("bert"))
     first, second = labelled(3, 8), labelled(2, 11)
-    together = compute_importance(model, [first, second])
-    alone = [compute_importance(model, [batch]) for batch in (first, second)]
-    torch.testing.assert_close(together.heads, alone[0].heads + alone[1].heads)
-    torch.testing.assert_close(together.neurons, alone[0].neurons + alone[1].neurons)
+    sum_of_both = importance_of(model, [first, second])
+    alone = [importance_of(model, [batch]) for batch in (first, second)]
+    torch.testing.assert_close(sum_of_both.heads, alone[0].heads + alone[1].heads)
+    torch.testing.assert_close(sum_of_both.neurons, alone[0].neurons + alone[1].neurons)
     assert all(parameter.grad is None for parameter in model.network.parameters())
 
 

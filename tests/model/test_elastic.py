@@ -1,4 +1,4 @@
-"""Every family, every sub-network: the elastic model equals references that know nothing of slicing."""
+"""In every family, every sub-network equals a reference that slices nothing."""
 
 import copy
 import threading
@@ -27,12 +27,11 @@ UNEVEN = Subnet(layers=(0, 1, 3), heads=(5, 1, 3), neurons=(7, NEURONS, 31))
 
 def subnets_of(model: ElasticModel) -> dict[str, Subnet]:
     """Both depth rules and uneven widths."""
-    found = {"uneven": UNEVEN}
+    subnets = {"uneven": UNEVEN}
     for rule in ("spread", "first"):
         for item in Space(layers=rule).named_subnets(model.shape):
-            name, subnet = item.name, item.subnet
-            found[f"{name} {rule}"] = subnet
-    return found
+            subnets[f"{item.name} {rule}"] = item.subnet
+    return subnets
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -94,7 +93,7 @@ def test_gradients_equal_those_of_the_zeroed_copy(case: str) -> None:
         stack_of(reference, model.family),
         [model.layers()[index] for index in UNEVEN.layers],
         strict=True,
-    ):  # the zeroed copy also gets gradients for its zeroed columns; a cut model has none there
+    ):  # the zeroed copy also has gradients for its zeroed columns
         old_parts, new_parts = layer_parts(old, model.family), layer_parts(new, model.family)
         for old_linear, new_linear, kept in (
             (old_parts.attention_out, new_parts.attention_out, heads * head_size),
@@ -130,7 +129,7 @@ def test_gradient_checkpointing_changes_nothing(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_bf16_autocast_runs_and_stays_near(case: str) -> None:
+def test_bf16_autocast_stays_close(case: str) -> None:
     stock = make_network(case)
     model = ElasticModel(copy.deepcopy(stock))
     inputs = make_inputs()
@@ -165,17 +164,17 @@ def test_hidden_states_are_one_more_than_layers(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_read_out_equals_the_network_cut_there(case: str) -> None:
+def test_apply_head_equals_the_shallower_network(case: str) -> None:
     model = ElasticModel(make_network(case))
     inputs = make_inputs()
     with model.at(Subnet.uniform(model.shape, width=0.5)) as network:
         with model.recorded_states() as states:
             network(**inputs)
-        answers = [model.apply_head(state, **inputs).logits for state in states[1:]]
-    for depth, answer in enumerate(answers, start=1):
+        logits = [model.apply_head(state, **inputs).logits for state in states[1:]]
+    for depth, after_layer in enumerate(logits, start=1):
         cut = Subnet.uniform(model.shape, width=0.5, depth=depth / LAYERS, layers="first")
         with model.at(cut) as network:
-            close(answer, network(**inputs).logits)
+            close(after_layer, network(**inputs).logits)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -184,7 +183,7 @@ def test_save_and_load(case: str, tmp_path) -> None:
     model = ElasticModel(make_network(case), space=Space(widths=(0.5, 1.0), depths=(0.5, 1.0), layers="first"))
     inputs = make_inputs()
     with model.at(UNEVEN):
-        model.save_pretrained(tmp_path / "model")  # the whole model, whatever runs at the moment
+        model.save_pretrained(tmp_path / "model")  # saves the full model
     loaded = ElasticModel.from_pretrained(tmp_path / "model")
     assert loaded.space == model.space
     assert torch.equal(loaded.network.eval()(**inputs).logits, model.network(**inputs).logits)
@@ -192,12 +191,12 @@ def test_save_and_load(case: str, tmp_path) -> None:
         close(loaded.view(subnet)(**inputs).logits, model.view(subnet)(**inputs).logits)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     assert torch.equal(plain(**inputs).logits, model.network(**inputs).logits)
-    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors", ".md"}
 
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_depth_alone_extracts_to_a_stock_checkpoint(case: str, tmp_path) -> None:
+def test_shallow_extract_is_a_stock_checkpoint(case: str, tmp_path) -> None:
     model = ElasticModel(make_network(case))
     shallow = model.extract(Subnet.uniform(model.shape, depth=0.75))
     shallow.save_pretrained(tmp_path)
@@ -218,7 +217,7 @@ HEADS_OF_FAMILY = [
 @pytest.mark.parametrize(("auto_class", "changes"), HEADS_OF_FAMILY, ids=lambda value: getattr(value, "__name__", ""))
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_any_task_head(case: str, auto_class: type, changes: dict) -> None:
+def test_every_task_head(case: str, auto_class: type, changes: dict) -> None:
     stock = make_network(case, auto_class, **changes)
     model = ElasticModel(copy.deepcopy(stock))
     inputs = make_inputs()
@@ -232,7 +231,7 @@ def test_any_task_head(case: str, auto_class: type, changes: dict) -> None:
         assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
 
 
-def test_scopes_restore_the_supernet_whatever_happens() -> None:
+def test_at_restores_the_network_after_exceptions() -> None:
     model = ElasticModel(make_network("deberta-v2"))
     inputs = make_inputs()
     with torch.no_grad():
@@ -249,11 +248,11 @@ def test_scopes_restore_the_supernet_whatever_happens() -> None:
 def test_extract_owns_its_weights_and_trains() -> None:
     model = ElasticModel(make_network("bert"))
     inputs = make_inputs() | {"labels": torch.tensor([0, 1, 2])}
-    copy_ = model.extract(UNEVEN)
-    owned = {parameter.data_ptr() for parameter in copy_.parameters()}
+    extracted = model.extract(UNEVEN)
+    owned = {parameter.data_ptr() for parameter in extracted.parameters()}
     assert owned.isdisjoint(parameter.data_ptr() for parameter in model.network.parameters())
-    copy_(**inputs).loss.backward()
-    assert all(parameter.grad is not None for parameter in copy_.parameters())
+    extracted(**inputs).loss.backward()
+    assert all(parameter.grad is not None for parameter in extracted.parameters())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.network.parameters())
 
 
@@ -276,7 +275,7 @@ def test_views_follow_later_training(case: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("calls", [200, pytest.param(2000, marks=pytest.mark.slow)])
-def test_threads_with_mixed_subnetworks_get_no_wrong_answer(calls: int) -> None:
+def test_threads_with_mixed_subnetworks_compute_correctly(calls: int) -> None:
     model = ElasticModel(make_network("bert"))
     inputs = make_inputs(batch=2, tokens=6)
     subnets = list(subnets_of(model).values())
@@ -301,20 +300,20 @@ def test_threads_with_mixed_subnetworks_get_no_wrong_answer(calls: int) -> None:
 def test_unsupported_families_are_refused_by_name(tmp_path) -> None:
     config = AutoConfig.for_model("mpnet", hidden_size=12, num_attention_heads=2, intermediate_size=12, vocab_size=20)
     network = AutoModelForSequenceClassification.from_config(config)
-    with pytest.raises(UnsupportedModelError, match=r"'mpnet' is not supported; supported: bert, roberta"):
+    with pytest.raises(UnsupportedModelError, match="supported: bert"):
         ElasticModel(network)
     network.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="'mpnet'"):
         ElasticModel.from_pretrained(tmp_path)
 
 
-def test_impossible_subnetworks_are_refused() -> None:
+def test_too_large_subnetworks_are_refused() -> None:
     model = ElasticModel(make_network("modernbert"))
-    with pytest.raises(SubnetError, match=r"number of heads 7 is more than this model has \(6\)"):
+    with pytest.raises(SubnetError, match="number of heads 7"):
         model.view(Subnet((0,), (7,), (1,)))
     with pytest.raises(SubnetError, match="layer index 4"), model.at(Subnet((4,), (1,), (1,))):
         pass
-    with pytest.raises(SubnetError, match="modernbert needs its layer 0, got layers 1, 2"):
+    with pytest.raises(SubnetError, match="needs its layer 0"):
         model.extract(Subnet((1, 2), (1, 1), (1, 1)))
 
 
@@ -328,7 +327,7 @@ def test_impossible_subnetworks_are_refused() -> None:
         (lambda folder: (folder / "limbert.json").write_text("[1"), "limbert.json cannot be read"),
     ],
 )
-def test_broken_checkpoints_say_what_is_wrong(tmp_path, damage, message: str) -> None:
+def test_broken_checkpoints_are_refused_in_one_line(tmp_path, damage, message: str) -> None:
     folder = tmp_path / "model"
     ElasticModel(make_network("bert")).save_pretrained(folder)
     damage(folder)
@@ -341,7 +340,7 @@ def test_broken_checkpoints_say_what_is_wrong(tmp_path, damage, message: str) ->
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_the_longest_input_runs(case: str) -> None:
+def test_longest_input_runs(case: str) -> None:
     model = ElasticModel(make_network(case))
     ids = torch.full((1, model.max_input_length), 7)
     model.network(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -352,18 +351,18 @@ def test_the_longest_input_runs(case: str) -> None:
 
 
 @torch.no_grad()
-def test_views_of_a_model_that_accelerate_wrapped_run_the_subnetwork() -> None:
+def test_views_of_an_accelerate_model_run_the_subnetwork() -> None:
     model = ElasticModel(make_network("bert"))
     expected = model.view(UNEVEN)(**make_inputs()).logits
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the first precision it was asked for
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps its first precision
     prepared = ElasticModel(Accelerator(mixed_precision="bf16", cpu=True).prepare(make_network("bert")))
     AcceleratorState._reset_state(reset_partial_state=True)
     assert "forward" in vars(prepared.network)
     close(prepared.view(UNEVEN)(**make_inputs()).logits, expected)
 
 
-def test_a_convolution_between_layers_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="conv_kernel_size=3; only models without it"):
+def test_convolution_and_decoder_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="conv_kernel_size=3"):
         ElasticModel(make_network("deberta-v2", conv_kernel_size=3))
-    with pytest.raises(UnsupportedModelError, match="is a decoder"):
+    with pytest.raises(UnsupportedModelError, match="decoder"):
         ElasticModel(make_network("bert", is_decoder=True))

@@ -1,4 +1,4 @@
-"""The analytic cost equals what PyTorch's own counter counts."""
+"""The cost model equals PyTorch's FLOP counter."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ SUBNETS = [
 @pytest.mark.parametrize("auto_class", [AutoModelForSequenceClassification, AutoModelForMaskedLM])
 @pytest.mark.parametrize("case", CONFIGS)
 @torch.no_grad()
-def test_flops_equal_the_counter(case: str, auto_class: type) -> None:
+def test_flops_equal_the_counter_of_pytorch(case: str, auto_class: type) -> None:
     model = ElasticModel(make_network(case, auto_class, attn_implementation="eager"))
     cost = CostModel(model)
     for subnet in SUBNETS:
@@ -29,7 +29,7 @@ def test_flops_equal_the_counter(case: str, auto_class: type) -> None:
             assert cost.flops(subnet, tokens) == counter.get_total_flops()
 
 
-def test_mean_flops_weighs_every_example_by_its_own_length() -> None:
+def test_mean_flops_uses_the_length_of_each_example() -> None:
     cost = CostModel(ElasticModel(make_network("bert")))
     flops = [cost.flops(SUBNETS[1], tokens) for tokens in (3, 9, 9)]
     assert cost.mean_flops(SUBNETS[1], [3, 9, 9]) == sum(flops) / 3

@@ -1,4 +1,4 @@
-"""Twelve resident sub-networks cost no weights and hardly any memory."""
+"""Views of twelve sub-networks share all weights and need little memory."""
 
 import gc
 import tracemalloc
@@ -15,7 +15,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize(("size", "limit"), [("all-MiniLM-L6", 0.02), ("BERT-base", 0.01)])
-def test_twelve_views_add_no_weights_and_little_else(size: str, limit: float) -> None:
+def test_twelve_views_share_all_weights(size: str, limit: float) -> None:
     model = ElasticModel(AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **SIZES[size])))
     tensors = [*model.network.parameters(), *model.network.buffers()]
     weights = sum(tensor.nbytes for tensor in tensors)

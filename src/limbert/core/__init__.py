@@ -1,1 +1,1 @@
-"""Layer 1, values: what a sub-network is, which ones a model has, and the settings of a run. Standard library only."""
+"""Values: what a sub-network is, which ones a model has, and the settings of a run. Standard library only."""

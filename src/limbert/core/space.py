@@ -1,22 +1,23 @@
-"""The set of sub-networks that a model is trained for, and the names that people give them."""
+"""The sub-networks that a model is trained for, and their names such as ``0.5x0.75``."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from limbert.core.subnet import LAYER_RULES, LayerRule, Shape, Subnet
+from limbert.deprecation import warn_renamed
 from limbert.errors import ConfigError, SubnetError
 
 
 def width_depth_name(width: float, depth: float) -> str:
-    """How people write a uniform sub-network: ``0.5x0.75`` is width 0.5, depth 0.75."""
+    """Name of a uniform sub-network: ``0.5x0.75`` is width 0.5, depth 0.75."""
     return f"{width:g}x{depth:g}"
 
 
 def parse_width_depth(name: str) -> tuple[float, float]:
-    """Width and depth of a name like ``0.5x0.75``.
+    """Width and depth of a name such as ``0.5x0.75``.
 
     Raises:
-        SubnetError: if the name has another form.
+        SubnetError: if the name is not of that form.
     """
     parts = name.lower().split("x")
     try:
@@ -37,7 +38,7 @@ def is_width_depth_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class NamedSubnet:
-    """A sub-network of the grid: its name ``WIDTHxDEPTH``, the two fractions, and its layers, heads and neurons."""
+    """A sub-network of a space: its name ``WIDTHxDEPTH``, the two fractions, and its layers, heads and neurons."""
 
     name: str
     width: float
@@ -47,11 +48,11 @@ class NamedSubnet:
 
 @dataclass(frozen=True)
 class Space:
-    """Widths times depths, with the rule that says which layers a depth keeps.
+    """All combinations of widths and depths, with the rule that says which layers a depth keeps.
 
     Attributes:
-        widths: fractions of the heads and neurons; 1.0 is always among them.
-        depths: fractions of the layers; 1.0 is always among them.
+        widths: fractions of the heads and neurons, including 1.0.
+        depths: fractions of the layers, including 1.0.
         layers: ``"spread"`` (DynaBERT) or ``"first"`` (Flexible BERT; needed for early exit).
 
     Raises:
@@ -75,33 +76,41 @@ class Space:
     def subnet(self, shape: Shape, name: str) -> Subnet:
         """The uniform sub-network called ``name`` (``"0.5x0.75"``), by this space's layer rule.
 
-        Any width and depth that the shape can express is given, in the trained set or not.
+        The width and depth need not be among those of the space.
+
+        Raises:
+            SubnetError: if the name is not WIDTHxDEPTH, or the sub-network keeps no head, neuron or layer.
         """
         width, depth = parse_width_depth(name)
         return Subnet.uniform(shape, width=width, depth=depth, layers=self.layers)
 
     def named_subnets(self, shape: Shape) -> tuple[NamedSubnet, ...]:
-        """All sub-networks, full size first, each once.
+        """All distinct sub-networks, full size first.
 
-        Two fractions that keep the same whole numbers are one sub-network, named after the larger.
+        Fractions that round to the same heads, neurons and layers are one sub-network, named after the larger.
         """
-        found: dict[Subnet, NamedSubnet] = {}
+        unique: dict[Subnet, NamedSubnet] = {}
         for depth in reversed(self.depths):
             for width in reversed(self.widths):
                 subnet = Subnet.uniform(shape, width=width, depth=depth, layers=self.layers)
-                found.setdefault(subnet, NamedSubnet(width_depth_name(width, depth), width, depth, subnet))
-        return tuple(found.values())
+                unique.setdefault(subnet, NamedSubnet(width_depth_name(width, depth), width, depth, subnet))
+        return tuple(unique.values())
+
+    def named(self, shape: Shape) -> dict[str, Subnet]:
+        """Deprecated: use `named_subnets`."""
+        warn_renamed("Space.named", "named_subnets")
+        return {item.name: item.subnet for item in self.named_subnets(shape)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
+        """Values for JSON; `from_dict` is the inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The space that `to_dict` wrote.
+        """Inverse of `to_dict`.
 
         Raises:
-            ConfigError: for unknown keys or values.
+            ConfigError: if a key is missing or a value is invalid.
         """
         try:
             return cls(widths=tuple(values["widths"]), depths=tuple(values["depths"]), layers=values["layers"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Self
 
+from limbert.deprecation import RenamedAttribute
 from limbert.errors import SubnetError
 
 LayerRule = Literal["first", "spread"]
@@ -14,7 +15,7 @@ LAYER_RULES: tuple[LayerRule, ...] = ("first", "spread")
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a full encoder that a sub-network can be narrower than: layers, heads and neurons a layer."""
+    """Layers of a full encoder, and heads and feed-forward neurons of each layer."""
 
     layers: int
     heads: int
@@ -23,7 +24,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Subnet:
-    """Which part of the encoder runs: the kept layers, and the first heads and neurons of each.
+    """The part of the encoder that runs: the kept layers, and the first heads and neurons of each.
 
     Attributes:
         layers: indices into the full stack, increasing.
@@ -31,7 +32,7 @@ class Subnet:
         neurons: ``neurons[i]`` feed-forward neurons are kept in ``layers[i]``, always the first ones.
 
     Raises:
-        SubnetError: if the three do not describe a non-empty network.
+        SubnetError: if the lengths differ, a layer is repeated or out of order, or nothing is kept.
     """
 
     layers: tuple[int, ...]
@@ -53,10 +54,10 @@ class Subnet:
 
     @classmethod
     def uniform(cls, shape: Shape, *, width: float = 1.0, depth: float = 1.0, layers: LayerRule = "spread") -> Self:
-        """The same width in every kept layer (METHOD: DynaBERT section 3, Flexible BERT section 3).
+        """The same width in every kept layer (DynaBERT, arXiv 2004.04037; Flexible BERT).
 
         Args:
-            width: fraction of the heads, rounded to whole heads; the neurons follow the rounded fraction, downwards.
+            width: fraction of the heads, rounded to whole heads; neurons are the same fraction, rounded down.
             depth: fraction of the layers, rounded to whole layers.
             layers: ``"spread"`` keeps layers ``floor(i / depth)`` (DynaBERT), ``"first"`` the lowest (Flexible BERT).
 
@@ -82,32 +83,34 @@ class Subnet:
         return cls(_kept_layers(kept, depth, layers), (heads,) * kept, (neurons,) * kept)
 
     def check(self, shape: Shape) -> None:
-        """Raise SubnetError where this sub-network asks for more than an encoder of ``shape`` has."""
-        for name, asked, available in (
+        """Raise SubnetError if this sub-network needs more than an encoder of ``shape`` has."""
+        for name, needed, available in (
             ("layer index", max(self.layers), shape.layers - 1),
             ("number of heads", max(self.heads), shape.heads),
             ("number of neurons", max(self.neurons), shape.neurons),
         ):
-            if asked > available:
-                raise SubnetError(f"{name} {asked} is more than this model has ({available})")
+            if needed > available:
+                raise SubnetError(f"{name} {needed} is too large for this model; at most {available}")
 
     def layer_widths(self) -> dict[int, tuple[int, int]]:
         """``{layer: (heads, neurons)}`` for the kept layers."""
         return dict(zip(self.layers, zip(self.heads, self.neurons, strict=True), strict=True))
 
+    widths = RenamedAttribute("layer_widths")
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
+        """Values for JSON; `from_dict` is the inverse."""
         return {"layers": [*self.layers], "heads": [*self.heads], "neurons": [*self.neurons]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The sub-network that `to_dict` wrote; other keys are not looked at.
+        """Inverse of `to_dict`; other keys are ignored.
 
         Raises:
-            SubnetError: for values that are none.
+            SubnetError: if a key is missing or a value is invalid.
         """
         try:
-            return cls(*(tuple(int(one) for one in values[name]) for name in ("layers", "heads", "neurons")))
+            return cls(*(tuple(int(number) for number in values[name]) for name in ("layers", "heads", "neurons")))
         except (KeyError, TypeError, ValueError) as error:
             raise SubnetError(f"a sub-network needs layers, heads and neurons, got {values!r}") from error
 
@@ -115,10 +118,10 @@ class Subnet:
 def _kept_layers(num_kept: int, depth: float, rule: LayerRule) -> tuple[int, ...]:
     if rule == "first":
         return tuple(range(num_kept))
-    exact = Fraction(str(depth))  # the fraction as written: floor(3 / 0.6) must not become 4 by a rounding error
+    exact = Fraction(str(depth))  # as written: floor(3 / 0.6) is 5, also if 3 / 0.6 is rounded down
     return tuple(math.floor(i / exact) for i in range(num_kept))
 
 
 def _smallest_fraction(count: int) -> str:
-    """The smallest fraction of ``count`` things that Python rounds to one, as a person would write it."""
+    """The smallest fraction of ``count`` that rounds to one, to three decimals."""
     return f"{math.ceil(1000 / (2 * count) + 1e-9) / 1000:g}"

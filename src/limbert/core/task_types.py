@@ -1,4 +1,4 @@
-"""What a model can be asked to predict: the facts about each kind of task that every layer needs, as a table."""
+"""Table of task types: the task head and the output shape that each needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from typing import Any
 
 from limbert.core.config import TaskType
 
-IGNORE_INDEX = -100  # label of a token that has none: padding, special tokens, all but the first token of a word
+IGNORE_INDEX = -100  # label of tokens that have none: padding, special tokens, all but the first token of a word
 
 
 @dataclass(frozen=True)
 class TaskTypeSpec:
-    """What a kind of task means for the model.
+    """What a task type means for the model.
 
     Attributes:
-        head: of ``limbert.model.checkpoint.HEADS``.
-        network: how the names of the stock classes with that head end.
-        problem_type: what stock sequence classifiers call it in their config; None for other heads.
-        at_tokens: whether answers stand at tokens, ``(batch, tokens, outputs)``, instead of one a text. All tokens of a
-            text run through the same layers, so that exits and gates, which give every answer a size of its own, have
-            no meaning there.
+        head: key of ``limbert.model.checkpoint.TASK_HEADS``.
+        class_suffix: end of the names of the stock classes with that head.
+        problem_type: value of the config option of that name for stock sequence classifiers; None for other heads.
+        token_level: whether logits are ``(batch, tokens, outputs)`` instead of ``(batch, outputs)``. All tokens of a
+            text run through the same layers, so exits and gates, which choose a sub-network per prediction, do not
+            apply.
     """
 
     head: str
@@ -42,6 +42,6 @@ TASK_TYPE_SPECS: Mapping[TaskType, TaskTypeSpec] = {
 
 
 def head_for_record(record: Mapping[str, Any]) -> str:
-    """The head that a checkpoint's ``limbert.json`` speaks of; that for sequence classification where it names none."""
-    kind = (record.get("task") or {}).get("kind", "classification")
-    return TASK_TYPE_SPECS[kind].head if kind in TASK_TYPE_SPECS else "sequence-classification"
+    """The head for the task in a checkpoint's ``limbert.json``; sequence classification if it names none."""
+    task_type = (record.get("task") or {}).get("kind", "classification")
+    return TASK_TYPE_SPECS[task_type].head if task_type in TASK_TYPE_SPECS else "sequence-classification"

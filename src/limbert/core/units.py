@@ -1,4 +1,4 @@
-"""Quantities as people write them, such as ``5ms``, ``12M`` or ``20MB``: read strictly, and written back."""
+"""Parse and format quantities with units, such as ``5ms``, ``12M`` or ``20MB``."""
 
 import re
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ _QUANTITY_PATTERN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
 
 
 def parse_quantity(text: str, *, quantity_type: QuantityType, option: str) -> float:
-    """A positive number in base units: seconds, a count, bytes, or a share of 1.
+    """Parse a positive number with a unit; the result is in seconds, a count, bytes, or a fraction of 1.
 
     Args:
-        text: a number and a unit; the case of units counts.
-        kind: which units there are.
-        name: of the option, for the error.
+        text: a number and a unit; units are case-sensitive.
+        quantity_type: which units are allowed.
+        option: name of the command-line option, for the error.
 
     Raises:
-        ConfigError: for another form, an unknown unit, 0, or a share above 1.
+        ConfigError: if the text does not parse, the unit is unknown, the value is 0, or a fraction is above 1.
     """
     match = _QUANTITY_PATTERN.fullmatch(text.strip())
     if match is None or match[2] not in _UNITS[quantity_type]:
@@ -45,13 +45,13 @@ def parse_quantity(text: str, *, quantity_type: QuantityType, option: str) -> fl
 
 
 def format_quantity(value: float, *, quantity_type: QuantityType) -> str:
-    """For people: ``3.1 ms``, ``12.3 M``, ``20.1 MB``, ``90.1``; shares are in percent."""
+    """Format for people: ``3.1 ms``, ``12.3 M``, ``20.1 MB``; fractions as a percentage without sign, ``90.1``."""
     if quantity_type == "share":
         return f"{100 * value:.1f}"
     if quantity_type == "latency":
         return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.1f} ms" if value >= 1e-3 else f"{1e3 * value:.2g} ms"
-    end = "B" if quantity_type == "size" else ""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.2f} {unit}{end}"
-    return f"{value:.0f} {end}".strip()
+    suffix = "B" if quantity_type == "size" else ""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.2f} {unit}{suffix}"
+    return f"{value:.0f} {suffix}".strip()

@@ -53,7 +53,7 @@ class TaskBaseCheckpoint:
             num_labels=self.task.num_outputs,
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
-            ignore_mismatched_sizes=True,
+            new_head=not self.is_finetuned,
             **problem,
         )
 

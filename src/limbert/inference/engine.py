@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from limbert.core.config import Precision, TaskType
+from limbert.deprecation import RenamedAttribute, renamed_arguments
 from limbert.inference.encoder_shell import EncoderShell
 from limbert.inference.policy import ExecutionPlan, Policy, resolve_policy
 from limbert.model.elastic import ElasticModel
@@ -158,6 +159,7 @@ class Engine:
         UnsupportedModelError: if the task head is none for sequence classification.
     """
 
+    @renamed_arguments(kind="task_type")
     def __init__(
         self, model: ElasticModel, policy: Policy, *, task_type: TaskType, precision: Precision = "fp32"
     ) -> None:
@@ -202,6 +204,8 @@ class Engine:
         batch = self._run(inputs, allow_exit=False)
         answers = torch.stack([*batch.exit_logits, batch.finished[0][1]]).float()
         return answers[:, torch.tensor(batch.finished[0][0], device=answers.device).argsort()], self._trace(batch)
+
+    run_to_the_end = RenamedAttribute("run_all_exits")
 
     def _run(self, inputs: Mapping[str, Tensor], *, allow_exit: bool) -> _BatchState:
         plan, mask = self.plan, inputs["attention_mask"]

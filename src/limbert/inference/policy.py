@@ -9,6 +9,7 @@ from limbert.core.config import TaskType
 from limbert.core.space import is_width_depth_name, parse_width_depth
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.deprecation import RenamedAttribute
 from limbert.errors import ConfigError
 from limbert.method.early_exit import ExitRule
 from limbert.model.checkpoint import update_record
@@ -103,6 +104,8 @@ class Policy:
             needs = "needs an exit threshold" if exits is None else "has no exits: leave the exit threshold out"
             raise ConfigError(f"policy {name!r} {needs}")
         return cls(gates="width" in name, widths=widths, exits=exits)
+
+    named = RenamedAttribute("from_name")
 
 
 @dataclass(frozen=True)

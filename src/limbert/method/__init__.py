@@ -1,1 +1,1 @@
-"""Layer 3, what the papers add to training: importance, rewiring and losses."""
+"""Training methods of the papers: importance, rewiring, grafting, losses, gate targets and early exit."""

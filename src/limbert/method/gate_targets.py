@@ -1,7 +1,7 @@
-"""What width gates are trained towards, and with which loss. Pure functions of tensors; they know no model.
+"""Targets and loss of width gates, as pure functions of tensors.
 
-Source of the method: Hu, Meinel, Yang, "A flexible BERT model enabling width- and depth-dynamic inference" (Computer
-Speech & Language 2024), section on width gates. The cost-weighted targets and the ones for regression are ours.
+Source: Hu, Meinel, Yang, "A flexible BERT model enabling width- and depth-dynamic inference" (Computer Speech &
+Language 2024), section on width gates. The cost-weighted targets and those for regression are additions of Limbert.
 """
 
 import torch
@@ -12,10 +12,10 @@ from limbert.core.config import TaskType
 
 
 def narrowest_correct(correct: Tensor) -> Tensor:
-    """For each example the narrowest width that answers it rightly; the widest where none does.
+    """For each example the narrowest width with a correct prediction; the widest if none is correct.
 
     Args:
-        right: ``(examples, widths)``, boolean, narrowest width first.
+        correct: ``(examples, widths)``, boolean, narrowest width first.
 
     Returns:
         ``(examples,)``, indices of widths.
@@ -25,13 +25,14 @@ def narrowest_correct(correct: Tensor) -> Tensor:
 
 
 def is_correct(logits: Tensor, labels: Tensor, *, task_type: TaskType, tolerance: float) -> Tensor:
-    """Which answers count as right, ``(examples, widths)``.
+    """Which predictions are correct, ``(examples, widths)``, boolean.
 
     Args:
-        answers: ``(examples, widths, outputs)``.
-        truth: ``(examples,)``, class ids or values; multi-label ``(examples, classes)``, 0 or 1, all of which count.
-        kind: what the outputs mean.
-        tolerance: for regression, the largest distance that still counts as right.
+        logits: ``(examples, widths, outputs)``.
+        labels: ``(examples,)``, class ids or values; multi-label ``(examples, classes)``, 0 or 1, and all classes must
+            be correct.
+        task_type: meaning of the outputs.
+        tolerance: for regression, the largest error that counts as correct.
     """
     if task_type == "regression":
         return (logits[..., 0] - labels[:, None]).abs() <= tolerance
@@ -41,20 +42,20 @@ def is_correct(logits: Tensor, labels: Tensor, *, task_type: TaskType, tolerance
 
 
 def lowest_cost(logits: Tensor, labels: Tensor, *, task_type: TaskType, cost: float, relative_flops: Tensor) -> Tensor:
-    """For each example the width with the least ``loss + cost * share``.
+    """For each example the width with the lowest ``loss + cost * relative_flops``.
 
-    Unlike `narrowest_right` this tells apart widths that are all right or all wrong, by how sure they are.
+    Unlike `narrowest_correct`, this also ranks widths that are all correct or all wrong, by their loss.
 
     Args:
-        answers: ``(examples, widths, outputs)``.
-        truth: ``(examples,)`` class ids or values, or ``(examples, outputs)`` probabilities to agree with.
-        kind: classification has the cross-entropy as its loss, multi-label the mean binary one of the classes,
-            regression the squared error in units of the variance of ``truth``.
-        cost: what a full-width pass costs, in units of the loss; 0 aims at the best answer.
-        shares: ``(widths,)``, the cost of each width as a share of the full width's.
+        logits: ``(examples, widths, outputs)``.
+        labels: ``(examples,)`` class ids or values, or ``(examples, outputs)`` probabilities.
+        task_type: selects the loss: cross-entropy for classification, mean binary cross-entropy over the classes for
+            multi-label, squared error divided by the variance of ``labels`` for regression.
+        cost: of a full-width pass, in units of the loss; 0 selects the lowest loss.
+        relative_flops: ``(widths,)``, FLOPs of each width divided by those of the full width.
 
     Returns:
-        ``(examples,)``, indices of widths; of equal ones the narrowest.
+        ``(examples,)``, indices of widths; the narrowest of equal ones.
     """
     if task_type == "regression":
         loss = (logits[..., 0] - labels[:, None]).square() / labels.var().clamp_min(1e-12)
@@ -69,11 +70,11 @@ def lowest_cost(logits: Tensor, labels: Tensor, *, task_type: TaskType, cost: fl
 
 
 def balanced_class_weights(targets: Tensor, num_choices: int) -> Tensor:
-    """Weights ``(choices,)`` under which every choice that occurs counts the same in sum; mean weight 1 an example.
+    """Class weights ``(num_choices,)`` that give every choice in the data the same total; mean 1 over the examples.
 
     Args:
         targets: ``(examples,)``, indices of choices.
-        choices: how many there are.
+        num_choices: number of choices.
     """
     counts = torch.bincount(targets, minlength=num_choices)
     present = (counts > 0).sum()
@@ -83,20 +84,20 @@ def balanced_class_weights(targets: Tensor, num_choices: int) -> Tensor:
 def gate_loss(
     logits: Tensor, targets: Tensor, *, weights: Tensor, temperature: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Class-weighted negative log-likelihood of a Gumbel-softmax sample, averaged over gates, a scalar.
+    """Class-weighted negative log-likelihood of a Gumbel-softmax sample, averaged over the gates, a scalar.
 
     All gates have the same target.
 
     Args:
         logits: ``(batch, gates, choices)``.
         targets: ``(batch,)``, indices of choices.
-        weights: ``(choices,)``, from `class_weights`.
-        temperature: of the softmax; falls during training.
-        generator: of the Gumbel noise; None leaves the noise out, for validation.
+        weights: ``(choices,)``, from `balanced_class_weights`.
+        temperature: of the softmax; lowered during training.
+        generator: of the Gumbel noise; None for no noise, in validation.
     """
     if generator is not None:
         uniform = torch.rand(logits.shape, generator=generator).clamp(1e-10, 1 - 1e-7).to(logits.device)
         logits = logits - (-uniform.log()).log()
-    likelihood = (logits / temperature).log_softmax(dim=-1)
+    log_likelihood = (logits / temperature).log_softmax(dim=-1)
     gates = logits.shape[1]
-    return F.nll_loss(likelihood.flatten(0, 1), targets.repeat_interleave(gates), weight=weights)
+    return F.nll_loss(log_likelihood.flatten(0, 1), targets.repeat_interleave(gates), weight=weights)

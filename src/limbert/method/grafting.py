@@ -1,34 +1,34 @@
-"""Neural grafting: blend some of the strongest heads and neurons into the weakest, so that none lies idle."""
+"""Neural grafting: blend the strongest heads and neurons into the weakest, so that all of them contribute."""
 
 import torch
 from torch import Tensor, nn
 
 from limbert.method.importance import ImportanceScores
+from limbert.method.rewiring import head_channels
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import layer_parts
-from limbert.model.permute import head_channels
 
 
 @torch.no_grad()
 def graft(model: ElasticModel, scores: ImportanceScores, *, rate: float = 0.1, weak_fraction: float = 0.5) -> None:
     """In every layer, ``W_weak <- rate * W_strong + (1 - rate) * W_weak``, in place.
 
-    The weakest head takes from the strongest, the next weakest from the next strongest, and so on; neurons likewise.
-    Blended are the rows of the projections into attention and feed-forward with their biases, and the columns of the
-    projections out of them. (Hu, Meinel, Yang: "A flexible BERT model enabling width- and depth-dynamic inference",
-    Computer Speech & Language 2024, section on neural grafting.)
+    The weakest head is blended with the strongest, the second weakest with the second strongest, and so on; neurons
+    likewise. This changes the rows of the projections into attention and feed-forward with their biases, and the
+    columns of the projections out of them. (Hu, Meinel, Yang: "A flexible BERT model enabling width- and
+    depth-dynamic inference", Computer Speech & Language 2024, section on neural grafting.)
 
     Args:
-        model: changed in place; the full network's function changes too.
-        scores: of the full network, as `importance` gives them.
-        rate: share of the strong one, between 0 and 1.
-        share: share of the heads, and of the neurons, that are weak; rounded down, at most a half.
+        model: changed in place, and with it the outputs of the full network.
+        scores: importance of the full network's heads and neurons.
+        rate: weight of the strong one, between 0 and 1.
+        weak_fraction: fraction of the heads, and of the neurons, that are weak; rounded down, at most a half.
     """
     family = model.family
     for layer, heads, neurons in zip(model.layers(), scores.heads, scores.neurons, strict=True):
         parts = layer_parts(layer, family)
-        head_size = parts.attention_out.in_features // len(heads)
-        weak, strong = (head_channels(part, head_size=head_size) for part in _weak_strong_pairs(heads, weak_fraction))
+        pairs = _weak_strong_pairs(heads, weak_fraction)
+        weak, strong = (head_channels(indices, head_size=model.head_size) for indices in pairs)
         for linear in parts.attention_in:
             _blend_rows(linear, weak, strong, blocks=family.attention_blocks, rate=rate)
         _blend(parts.attention_out.weight.T, weak, strong, rate)
@@ -38,7 +38,7 @@ def graft(model: ElasticModel, scores: ImportanceScores, *, rate: float = 0.1, w
 
 
 def _weak_strong_pairs(scores: Tensor, weak_fraction: float) -> tuple[Tensor, Tensor]:
-    """The weak ones, weakest first, and the strong one that goes with each. Equal scores keep their order."""
+    """Indices of the weak ones, weakest first, and of the strong one for each. Equal scores keep their order."""
     order = scores.argsort(descending=True, stable=True)
     count = int(weak_fraction * len(scores))
     return order.flip(0)[:count], order[:count]

@@ -1,6 +1,6 @@
-"""How much each head and neuron matters to the task: first-order Taylor scores."""
+"""Importance of each head and neuron for the task: first-order Taylor scores."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import Family, LayerParts, layer_parts
 
-WeightedMicroBatch = tuple[dict[str, Tensor], float]  # rows of a batch, and their share of what its mean loss is over
+WeightedMicroBatch = tuple[dict[str, Tensor], float]  # part of a batch, and its weight in the batch's mean loss
 
 
 @dataclass(frozen=True)
@@ -27,30 +27,21 @@ class ImportanceScores:
     neurons: Tensor
 
 
-def compute_importance(model: ElasticModel, batches: Iterable[dict[str, Tensor]]) -> ImportanceScores:
-    """Score every head and neuron of the full network by how much the loss would change without it.
-
-    For each batch: a head's score is ``|dL/d gate|``, where the gate multiplies the head's output and equals 1; a
-    neuron's is ``|sum_j W1[n,j] dL/dW1[n,j] + b1[n] dL/db1[n]| + |sum_i W2[i,n] dL/dW2[i,n]|``. Absolute values per
-    batch are added up; gradients start from zero for every batch. Dropout is off. (DynaBERT, arXiv 2004.04037,
-    section 2.1; formulas as its released program computes them. In a gated unit the rows of both halves belong to
-    the neuron.)
-
-    Args:
-        model: scored at full size; its gradients are cleared.
-        batches: labelled batches of the training side, on the model's device.
-    """
-    return importance_from_micro_batches(model, ([(batch, 1.0)] for batch in batches))
-
-
 def importance_from_micro_batches(
     model: ElasticModel, batches: Iterable[Iterable[WeightedMicroBatch]]
 ) -> ImportanceScores:
-    """`importance`, with no more than a piece of a batch in memory at a time: a batch stays what is scored.
+    """Score every head and neuron of the full network by how much the loss would change without it.
+
+    For each batch, a head's score is ``|dL/d gate|``, where the gate multiplies the head's output and equals 1; a
+    neuron's is ``|sum_j W1[n,j] dL/dW1[n,j] + b1[n] dL/db1[n]| + |sum_i W2[i,n] dL/dW2[i,n]|``. The scores of the
+    batches are added. Dropout is off. (DynaBERT, arXiv 2004.04037, section 2.1; formulas as its released program
+    computes them, but gradients start from zero for every batch. In a gated unit the rows of both halves belong to the
+    neuron.)
 
     Args:
-        model: as there.
-        batches: the pieces of each, as few as there may be; the shares of a batch add up to 1.
+        model: scored at full size; its gradients are cleared.
+        batches: labelled batches on the model's device, each split into micro-batches so that a whole batch need not
+            fit into memory. The weights of a batch add up to 1. Batches without micro-batches are skipped.
     """
     network, parts = model.network, [layer_parts(layer, model.family) for layer in model.layers()]
     gates = torch.ones(model.shape.layers, model.shape.heads, device=network.device, requires_grad=True)
@@ -59,16 +50,16 @@ def importance_from_micro_batches(
     training = network.training
     network.eval()
     try:
-        with model.at(model.full), _head_mask_applied(parts, gates):
-            for pieces in batches:
+        with model.at(model.full), _heads_multiplied(parts, gates):
+            for micro_batches in batches:
                 network.zero_grad(set_to_none=True)
                 gates.grad = None
-                for piece, share in pieces:
-                    (share * network(**piece).loss).backward()  # gradients of the batch's mean add up
+                for inputs, weight in micro_batches:
+                    (weight * network(**inputs).loss).backward()
                 if gates.grad is None:
-                    continue  # a batch without a label
+                    continue
                 heads += gates.grad.abs()
-                neurons += torch.stack([_neuron_scores(part, model.family) for part in parts])
+                neurons += torch.stack([_neuron_scores(layer, model.family) for layer in parts])
     finally:
         network.zero_grad(set_to_none=True)
         network.train(training)
@@ -76,13 +67,13 @@ def importance_from_micro_batches(
 
 
 @contextmanager
-def _head_mask_applied(parts: list[LayerParts], head_mask: Tensor) -> Any:
-    """Multiply each head's output by its gate, where it enters the projection out of the attention."""
+def _heads_multiplied(parts: list[LayerParts], gates: Tensor) -> Iterator[None]:
+    """Multiply each head's output by its gate ``(layers, heads)``, at the input of the attention output projection."""
 
     def hook(index: int) -> Any:
         def multiply(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-            by_head = args[0].unflatten(-1, (head_mask.shape[1], -1))  # (batch, tokens, heads, head size)
-            return ((by_head * head_mask[index, :, None].to(by_head.dtype)).flatten(-2),)
+            by_head = args[0].unflatten(-1, (gates.shape[1], -1))  # (batch, tokens, heads, head size)
+            return ((by_head * gates[index, :, None].to(by_head.dtype)).flatten(-2),)
 
         return multiply
 
@@ -96,7 +87,7 @@ def _head_mask_applied(parts: list[LayerParts], head_mask: Tensor) -> Any:
 
 @torch.no_grad()
 def _neuron_scores(parts: LayerParts, family: Family) -> Tensor:
-    """``(neurons,)`` from the gradients of one batch."""
+    """Scores ``(neurons,)`` from the gradients of one batch."""
     into = (parts.mlp_in.weight * _gradient(parts.mlp_in.weight)).sum(dim=1)
     if parts.mlp_in.bias is not None:
         into += parts.mlp_in.bias * _gradient(parts.mlp_in.bias)
@@ -106,5 +97,5 @@ def _neuron_scores(parts: LayerParts, family: Family) -> Tensor:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None, "the loss does not reach every layer"
+    assert parameter.grad is not None, "the loss does not depend on every layer"
     return parameter.grad

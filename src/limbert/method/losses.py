@@ -1,6 +1,6 @@
-"""What a sub-network is asked to match: its teacher's answers and its teacher's states.
+"""Training losses: on labels, and distillation from the teacher's logits and hidden states.
 
-Pure functions of tensors; they know no model and no sub-network.
+Pure functions of tensors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from limbert.core.task_types import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class _TaskLosses:
-    """The losses of one kind of task, scalars.
+    """The losses of one task type, scalars.
 
     Attributes:
-        label: of (logits, labels, mask).
-        logit: of (the student's logits, the teacher's, labels, mask).
+        label_loss: of (logits, labels, mask).
+        logit_loss: of (student logits, teacher logits, labels, mask).
     """
 
     label_loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -30,39 +30,39 @@ class _TaskLosses:
 def logit_loss(
     student: Tensor, teacher: Tensor, *, task_type: TaskType, labels: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Distance between answers, a scalar.
+    """Distillation loss between the logits of student and teacher, a scalar.
 
-    For classification the soft cross-entropy ``-(softmax(teacher) * log_softmax(student)).sum(-1).mean()`` without
-    temperature, for regression the mean squared error (DynaBERT, arXiv 2004.04037, equation 3; the released program
-    gives 0 for regression). Each class of a multi-label task is a question of its own: the mean of the binary soft
-    cross-entropies. Of tokens, the mean over those that have a label. Of questions, the soft cross-entropy over the
-    tokens that are no padding, for where the answer starts and for where it ends.
+    Classification: soft cross-entropy ``-(softmax(teacher) * log_softmax(student)).sum(-1).mean()`` without
+    temperature. Regression: mean squared error (DynaBERT, arXiv 2004.04037, equation 3; the released program gives 0
+    for regression). Multi-label: mean binary soft cross-entropy over the classes. Token classification: soft
+    cross-entropy, averaged over tokens with a label. Question answering: soft cross-entropy over the tokens that are
+    not padding, averaged over start and end.
 
     Args:
-        student, teacher: ``(batch, outputs)``; for tasks at tokens ``(batch, tokens, outputs)``.
-        kind: what the outputs mean.
-        labels: ``(batch, tokens)``, needed for token classification: only where they are is not ignored.
-        mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; needed for question answering.
+        student, teacher: ``(batch, outputs)``; for token-level tasks ``(batch, tokens, outputs)``.
+        task_type: meaning of the outputs.
+        labels: ``(batch, tokens)``, required for token classification: tokens with ``IGNORE_INDEX`` do not count.
+        mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; required for question answering.
     """
     return _LOSSES[task_type].logit_loss(student, teacher, labels, mask)
 
 
 def label_loss(logits: Tensor, labels: Tensor, *, task_type: TaskType, mask: Tensor | None = None) -> Tensor:
-    """The plain supervised loss, a scalar: cross-entropy, or mean squared error for regression.
+    """Supervised loss, a scalar: cross-entropy, or mean squared error for regression.
 
     Args:
-        logits: ``(batch, outputs)``; for tasks at tokens ``(batch, tokens, outputs)``.
+        logits: ``(batch, outputs)``; for token-level tasks ``(batch, tokens, outputs)``.
         labels: ``(batch,)``, class ids or values, or ``(batch, classes)``, probabilities; multi-label
-            ``(batch, classes)``, from 0 to 1; token classification ``(batch, tokens)``, class ids or ``IGNORED``;
+            ``(batch, classes)``, from 0 to 1; token classification ``(batch, tokens)``, class ids or ``IGNORE_INDEX``;
             question answering ``(batch, 2)``, first and last token.
-        kind: what the outputs mean.
-        mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; needed for question answering.
+        task_type: meaning of the outputs.
+        mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; required for question answering.
     """
     return _LOSSES[task_type].label_loss(logits, labels, mask)
 
 
 def _token_logit_loss(student: Tensor, teacher: Tensor, labels: Tensor | None, _: Tensor | None) -> Tensor:
-    assert labels is not None, "token classification counts labelled tokens only"
+    assert labels is not None, "token classification needs labels"
     weights = (labels != IGNORE_INDEX).to(student.dtype)
     distance = -(teacher.softmax(dim=-1) * student.log_softmax(dim=-1)).sum(dim=-1)  # (batch, tokens)
     return (distance * weights).sum() / weights.sum().clamp_min(1)
@@ -77,8 +77,8 @@ def _span_logit_loss(student: Tensor, teacher: Tensor, _: Tensor | None, mask: T
 
 
 def _mask_padding(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits of which padding is never the answer: the lowest number there, whose softmax is 0."""
-    assert mask is not None, "question answering needs to know what is padding"
+    """Set the logits of padding to the lowest number, so that their softmax is 0."""
+    assert mask is not None, "question answering needs an attention mask"
     return logits.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
 
 
@@ -106,30 +106,30 @@ _LOSSES: Mapping[TaskType, _TaskLosses] = {
 
 
 def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Mean squared error of states, summed over the states, a scalar.
+    """Mean squared error of the hidden states, summed over the states, a scalar.
 
-    Padding counts neither in the sum nor in the mean, so on unpadded input this is the plain MSE of each state
-    (DynaBERT, arXiv 2004.04037, equation 4).
+    Padding is excluded, so without padding this is the plain MSE of each state (DynaBERT, arXiv 2004.04037,
+    equation 4).
 
     Args:
-        student, teacher: as many states each, ``(batch, tokens, hidden)``; `matched_states` pairs them under depth.
+        student, teacher: equally many states, ``(batch, tokens, hidden)``; see `matched_states` for shallower students.
         mask: ``(batch, tokens)``, 1 for tokens and 0 for padding.
     """
     weights = mask.unsqueeze(-1).to(student[0].dtype)
     values = weights.sum() * student[0].shape[-1]
-    total = sum(((ours - theirs) * weights).square().sum() for ours, theirs in zip(student, teacher, strict=True))
+    total = sum(((state - target) * weights).square().sum() for state, target in zip(student, teacher, strict=True))
     assert isinstance(total, Tensor)
     return total / values
 
 
 def matched_states(teacher: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:
-    """The teacher's states that a student with these layers is compared with.
+    """The teacher's hidden states that correspond to those of a student with these layers.
 
-    The embedding output goes with the embedding output, the state after a kept layer with the teacher's state after
-    the same layer, and the student's last state with the teacher's last (METHOD of DynaBERT's depth phase).
+    The embedding output corresponds to the embedding output, the output of a kept layer to the teacher's output of the
+    same layer, and the student's last state to the teacher's last (depth phase of DynaBERT).
 
     Args:
-        teacher: the states of a teacher with all layers, embedding output first.
-        layers: the student's kept layers, as indices into the teacher's.
+        teacher: hidden states of a teacher with all layers, embedding output first.
+        layers: the student's layers, as indices into the teacher's.
     """
     return [teacher[0], *(teacher[index + 1] for index in layers[:-1]), teacher[-1]]

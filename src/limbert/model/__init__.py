@@ -1,1 +1,1 @@
-"""Layer 2, the elastic encoder: a stock Transformers model that also runs narrower and shallower."""
+"""The elastic encoder: a stock Transformers model that runs at any of its sub-networks."""

@@ -1,4 +1,4 @@
-"""Read and write checkpoint folders: a stock Hugging Face folder, plus ``limbert.json`` where it is elastic."""
+"""Read and write checkpoint folders: a stock Hugging Face folder, plus ``limbert.json`` if it is elastic."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -16,7 +16,7 @@ from transformers.utils.hub import cached_file
 
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import head_for_record
-from limbert.errors import CheckpointError, ConfigError, LimbertError
+from limbert.errors import CheckpointError, ConfigError, LimbertError, first_line
 from limbert.files import atomic_file, atomic_folder
 from limbert.model.families import FAMILIES, unsupported_family_error
 
@@ -32,16 +32,37 @@ TASK_HEADS = {
 }
 
 
-def load_network(
-    path_or_hub_id: str | Path, *, head: str | None, **model_kwargs: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The stock network of a checkpoint, and what its ``limbert.json`` says (empty for a stock checkpoint).
+class LoadedNetwork(NamedTuple):
+    """A stock network read from a checkpoint.
 
-    Without a ``head``, the one for the task in ``limbert.json``; a stock checkpoint then gets sequence classification.
-    Weights are read as fp32 unless ``dtype`` says otherwise, and only from safetensors files.
+    Attributes:
+        network: with its weights.
+        record: content of ``limbert.json``; empty for a stock checkpoint.
+        new_parameters: names of the head's parameters that were initialised at random.
+    """
+
+    network: PreTrainedModel
+    record: dict[str, Any]
+    new_parameters: tuple[str, ...]
+
+
+def load_network(
+    path_or_hub_id: str | Path, *, head: str | None, new_head: bool = False, **model_kwargs: Any
+) -> LoadedNetwork:
+    """Load the stock network of a checkpoint.
+
+    Weights are read from safetensors files only, as fp32 unless ``dtype`` says otherwise.
+
+    Args:
+        path_or_hub_id: a local folder, or a model name on the Hugging Face Hub.
+        head: key of `TASK_HEADS`, or ``"as-saved"``; default: the head for the task in ``limbert.json``, else sequence
+            classification.
+        new_head: whether the task head (and the pooler before it) may be initialised at random where the checkpoint
+            has no weights of that name and shape. All other weights must be there.
+        model_kwargs: passed on to Transformers.
 
     Raises:
-        CheckpointError: if there is no such checkpoint, or it is incomplete or broken.
+        CheckpointError: if there is no such checkpoint, or it is broken, or weights are missing or have another shape.
         ConfigError: for an unknown head.
         UnsupportedModelError: for a family that is not supported, before any weight is read.
     """
@@ -53,20 +74,78 @@ def load_network(
             raise unsupported_family_error(config.model_type)
         record = read_record(name)
         network_class = _network_class(head or head_for_record(record), config)
-        network = network_class.from_pretrained(
-            name, **{"dtype": torch.float32, "use_safetensors": True} | model_kwargs
-        )
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"cannot load {name}: {_first_line(error)}") from error
-    except ValueError as error:
+        defaults = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}
+        network, loading_info = network_class.from_pretrained(name, **defaults | model_kwargs, output_loading_info=True)
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, LimbertError):
             raise
-        raise CheckpointError(f"cannot load {name}: {_first_line(error)}") from error
-    return network, record
+        raise CheckpointError(f"cannot load {name}: {_load_error_reason(name, error)}") from error
+    new_parameters = _check_weights(name, network, loading_info, new_head=new_head)
+    return LoadedNetwork(network, record, new_parameters)
+
+
+def _check_weights(
+    name: str, network: PreTrainedModel, loading_info: Mapping[str, Any], *, new_head: bool
+) -> tuple[str, ...]:
+    """Refuse a network with weights that the checkpoint does not have; return the names of a new head's parameters."""
+    missing = {str(key): "missing" for key in sorted(loading_info["missing_keys"])}
+    for key, saved, expected in sorted(loading_info["mismatched_keys"]):
+        missing[key] = f"{tuple(saved)} instead of {tuple(expected)}"
+    base = network.base_model
+    if network is base and missing and all(key.startswith("pooler.") for key in missing):
+        network.register_module(
+            "pooler", None
+        )  # an encoder without a head does not need the pooler: better none than a random one
+        return ()
+    encoder = {id(parameter) for key, parameter in base.named_parameters() if not key.startswith("pooler.")}
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    in_head = [key for key in missing if key in parameters and id(parameters[key]) not in encoder]
+    in_encoder = [key for key in missing if key not in in_head]
+    if in_encoder or (in_head and not new_head):
+        keys = in_encoder or in_head
+        shown = ", ".join(f"{key} ({missing[key]})" for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
+        raise CheckpointError(
+            f"cannot load {name}: {len(keys)} weights of {type(network).__name__} are missing or have another shape: "
+            f"{shown}; {_missing_weights_hint(network, loading_info, is_head=not in_encoder)}"
+        )
+    return tuple(in_head)
+
+
+def _missing_weights_hint(network: PreTrainedModel, loading_info: Mapping[str, Any], *, is_head: bool) -> str:
+    if is_head:
+        return "give num_labels= or new_head=True to train a new head, or head='none' to load the encoder alone"
+    if getattr(network.config, "limbert", None):
+        return "it is an exported sub-network; use the checkpoint it was exported from"
+    unexpected = sorted(map(str, loading_info["unexpected_keys"]))
+    if unexpected:
+        return f"the checkpoint has other names, such as {unexpected[0]}; rename them, or check config.json"
+    return "check that config.json belongs to these weights"
+
+
+def _load_error_reason(name: str, error: Exception) -> str:
+    for path in Path(name).glob("*") if Path(name).is_dir() else ():
+        try:
+            path.open("rb").close()
+        except PermissionError:
+            return f"no permission to read {path}"
+        except OSError:
+            continue
+    return first_line(error)[:300]
+
+
+def _network_class(head: str, config: Any) -> Any:
+    if head == "as-saved":
+        names = getattr(config, "architectures", None) or []
+        if len(names) != 1 or not hasattr(transformers, names[0]):
+            raise CheckpointError(f"architectures in config.json is {names}; it must name one class of Transformers")
+        return getattr(transformers, names[0])
+    if head not in TASK_HEADS:
+        raise ConfigError(f"unknown head {head!r}; allowed: {', '.join(TASK_HEADS)}, as-saved")
+    return getattr(transformers, TASK_HEADS[head])
 
 
 def load_config_and_tokenizer(path_or_hub_id: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """What a checkpoint says of itself, without its weights.
+    """Load the config and the tokenizer of a checkpoint without its weights.
 
     Raises:
         CheckpointError: if the config or the tokenizer cannot be read.
@@ -76,7 +155,7 @@ def load_config_and_tokenizer(path_or_hub_id: str) -> tuple[PreTrainedConfig, Pr
     try:
         config = AutoConfig.from_pretrained(path_or_hub_id)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot load the config of {path_or_hub_id}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot load the config of {path_or_hub_id}: {first_line(error)}") from error
     tokenizer = load_tokenizer(path_or_hub_id)
     if config.model_type not in FAMILIES:
         raise unsupported_family_error(config.model_type)
@@ -84,15 +163,15 @@ def load_config_and_tokenizer(path_or_hub_id: str) -> tuple[PreTrainedConfig, Pr
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+    """Load the tokenizer of a checkpoint.
 
     Raises:
-        CheckpointError: if there is none; Transformers makes up one that knows no words where its files are missing.
+        CheckpointError: if there is none. (Transformers returns one with an empty vocabulary if its files are missing.)
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path_or_hub_id)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path_or_hub_id} has no tokenizer that can be read: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot load the tokenizer of {path_or_hub_id}: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise CheckpointError(
             f"{path_or_hub_id} has no tokenizer; copy its files (tokenizer.json, ...) into the folder"
@@ -104,10 +183,10 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
 def save_checkpoint(
     directory: str | Path, *, network: PreTrainedModel, tokenizer: Any, record: dict[str, Any]
 ) -> Iterator[Path]:
-    """Write the network, its tokenizer and the record as one folder, whole or not at all.
+    """Write the network, its tokenizer and the record as one folder, completely or not at all.
 
     Yields:
-        The folder before it takes its place, for more files.
+        The new folder before it replaces ``directory``, to add more files.
 
     Raises:
         StorageError: if the disk is full or the folder cannot be written.
@@ -121,7 +200,7 @@ def save_checkpoint(
 
 
 def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
-    """What ``limbert.json`` says; empty where there is none. Hub models are looked up through Transformers' cache.
+    """Content of ``limbert.json``; empty if there is none. Models on the Hub are read through Transformers' cache.
 
     Raises:
         CheckpointError: if the file is not valid JSON.
@@ -132,62 +211,47 @@ def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(record, dict):
-        raise CheckpointError(f"{path} holds {type(record).__name__}, not an object")
+        raise CheckpointError(f"{path} is a JSON {type(record).__name__}; it must be an object")
     return record
 
 
 def update_record(directory: str | Path, update: Callable[[dict[str, Any]], None]) -> None:
-    """Change ``limbert.json`` of a checkpoint in a local folder; the old one or the new one is there at any moment.
+    """Change ``limbert.json`` of a local checkpoint atomically.
 
     Args:
-        run: the folder.
-        change: changes the record in place.
+        directory: the checkpoint folder.
+        update: changes the record in place.
 
     Raises:
-        CheckpointError: if the folder is no elastic checkpoint, or the file is not valid JSON.
-        StorageError: if the file cannot be written; the old one stays.
+        CheckpointError: if the folder is not an elastic checkpoint, or the file is not valid JSON.
+        StorageError: if the file cannot be written; the old one is unchanged.
     """
     record = read_record(directory) if Path(directory).is_dir() else {}
     if not record:
-        raise CheckpointError(f"{directory} is no folder with a limbert.json that could be changed")
+        raise CheckpointError(f"{directory} is not a local elastic checkpoint: it has no {RECORD_FILENAME}")
     update(record)
     with atomic_file(Path(directory) / RECORD_FILENAME) as file:
         file.write(to_json(record))
 
 
 def find_file(path_or_hub_id: str | Path, name: str) -> Path | None:
-    """A file of a checkpoint that need not be there: in the folder, or through Transformers' cache of the hub."""
+    """An optional file of a checkpoint, in the folder or in Transformers' cache of the Hub; None if there is none."""
     if Path(path_or_hub_id).is_dir():
         path = Path(path_or_hub_id) / name
         return path if path.exists() else None
-    found = cached_file(
+    cached = cached_file(
         str(path_or_hub_id),
         name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if found is None else Path(found)
-
-
-def to_json(values: Any) -> str:
-    """Readable JSON, with a newline at the end."""
-    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write readable JSON."""
-    path.write_text(to_json(values), encoding="utf-8")
-
-
-def library_versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    return {name: version(name) for name in ("limbert", "torch", "transformers")}
+    return None if cached is None else Path(cached)
 
 
 def check_checkpoint_path(path_or_hub_id: str | Path) -> None:
-    """Raise CheckpointError where a local path holds no model; names that can only be the hub's pass."""
+    """Raise CheckpointError if a local path is not a model checkpoint; names that can only be on the Hub pass."""
     name = str(path_or_hub_id)
     path = Path(name)
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
@@ -199,40 +263,37 @@ def check_checkpoint_path(path_or_hub_id: str | Path) -> None:
         raise CheckpointError(f"{name} is not a model checkpoint: it has no config.json")
 
 
-def _network_class(head: str, config: Any) -> Any:
-    if head == "as-saved":
-        names = getattr(config, "architectures", None) or []
-        if len(names) != 1 or not hasattr(transformers, names[0]):
-            raise CheckpointError(f"the checkpoint's config names no model class that Transformers has: {names}")
-        return getattr(transformers, names[0])
-    if head not in TASK_HEADS:
-        raise ConfigError(f"unknown head {head!r}; allowed: {', '.join(TASK_HEADS)}, as-saved")
-    return getattr(transformers, TASK_HEADS[head])
+def to_json(values: Any) -> str:
+    """Indented JSON with a newline at the end."""
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 
-def _first_line(error: BaseException) -> str:
-    """The first sentence of another library's message, which may run over many lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def write_json(path: Path, values: Any) -> None:
+    """Write indented JSON."""
+    path.write_text(to_json(values), encoding="utf-8")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that a result depends on."""
+    return {name: version(name) for name in ("limbert", "torch", "transformers")}
 
 
 SEARCHED_SUBNETS_KEY = "subnets"  # in limbert.json
-_NAME_PREFIX = "found-"
 
 
 def searched_subnet_name(subnet: Subnet) -> str:
-    """``found-3fa2c``: made of the sub-network itself, so that a name never changes its meaning."""
+    """Name of a searched sub-network, such as ``found-3fa2c``: a digest, so equal sub-networks have equal names."""
     text = json.dumps(subnet.to_dict(), sort_keys=True)
-    return _NAME_PREFIX + hashlib.sha256(text.encode()).hexdigest()[:5]
+    return "found-" + hashlib.sha256(text.encode()).hexdigest()[:5]
 
 
 def searched_subnets(record: Mapping[str, Any]) -> dict[str, Subnet]:
-    """The found sub-networks of a checkpoint by name, in the order they were saved.
+    """The searched sub-networks of a checkpoint by name, in the order they were saved.
 
     Args:
-        record: what ``limbert.json`` says.
+        record: content of ``limbert.json``.
 
     Raises:
-        SubnetError: if an entry cannot be read.
+        SubnetError: if an entry is invalid.
     """
     return {name: Subnet.from_dict(values) for name, values in record.get(SEARCHED_SUBNETS_KEY, {}).items()}

@@ -1,8 +1,8 @@
-"""Where each supported model family keeps the parts that width and depth cut: a table, not code.
+"""Table of the supported model families: the module paths of the parts that width and depth cut.
 
-A family is added with one entry here and its row in ``tests/model/families.py``, and is supported only when every
-sub-network equals a copy of the stock model with the dropped parts zeroed. Running is no proof: attention that
-reshapes with a fixed head count accepts narrower projections and mixes the heads silently.
+To add a family, add an entry here and a config in ``tests/factories/networks.py``. It is supported only if every
+sub-network equals a copy of the stock model with the dropped parts zeroed: a model that merely runs may be wrong, since
+attention that reshapes with a fixed head count accepts narrower projections and mixes the heads without an error.
 """
 
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ from limbert.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class FastPathSpec:
-    """Paths of what an encoder of plain post-norm layers has besides its Linears: see ``model/lean.py``.
+    """Paths of the other modules in an encoder of plain post-norm layers: see ``inference/fast_layers.py``.
 
     Attributes:
         attention_norm, mlp_norm, activation: inside a layer.
-        embedding_inputs: inputs that the embeddings take.
-        embedding_projection: inside the base model, applied to the embeddings where a model has it.
+        embedding_inputs: inputs of the embeddings.
+        embedding_projection: inside the base model, applied to the embeddings; None if the family has none.
     """
 
     attention_norm: str
@@ -33,7 +33,7 @@ class FastPathSpec:
 
 @dataclass(frozen=True)
 class Family:
-    """Paths inside one model family; those of a layer's parts are relative to the layer.
+    """Module paths in one model family; those of a layer's parts are relative to the layer.
 
     Attributes:
         stack: path from the base model to the ``ModuleList`` of layers.
@@ -41,21 +41,21 @@ class Family:
         attention_out: the Linear whose columns are grouped by head.
         mlp_in: the Linear whose rows are neurons.
         mlp_out: the Linear whose columns are neurons.
-        optional: those of ``attention_in`` that a configuration may leave out.
-        attention_blocks: 3 where one Linear holds query, key and value one after the other.
-        mlp_blocks: 2 where one Linear holds the two halves of a gated unit.
-        head_count: module and attribute that hold the number of heads, where the forward reads it.
+        optional_attention_in: those of ``attention_in`` that depend on the config.
+        attention_blocks: 3 if one Linear holds query, key and value one after the other.
+        mlp_blocks: 2 if one Linear holds both halves of a gated unit.
+        head_count: module and attribute that hold the number of heads, if the forward pass reads it.
         layer_output_is_tuple: whether a layer returns ``(states, attentions)`` instead of the states.
-        layer_attributes: what the encoder's loop reads off a layer besides calling it.
-        keeps_first_layer: whether layer 0 differs from the others, so that no sub-network may drop it.
-        positions_follow_padding: whether positions are counted from behind the padding id (RoBERTa and its kin).
-        sequence_head: what a sequence classifier applies to the last layer's output, step by step: a module (``base:``
-            begins a path inside the base model), ``@first`` takes the first token, ``@relu`` the activation, ``@pool``
-            what the config's ``classifier_pooling`` says.
-        plain: where the layers are plain post-norm ones with query, key and value in this order, and get nothing but
-            the embeddings and a mask; else None.
-        absent: options of the config that must be off: what they add sits between the layers.
-        neurons_option: what the config calls the number of neurons.
+        layer_attributes: attributes of a layer that the encoder's loop reads.
+        requires_first_layer: whether layer 0 differs from the others, so that every sub-network must keep it.
+        positions_follow_padding: whether position ids start after the padding id (RoBERTa and related families).
+        sequence_head: steps of the sequence classification head on the last layer's output: a module (``base:`` starts
+            a path inside the base model), ``@first`` takes the first token, ``@relu`` the activation, ``@pool`` the
+            pooling in the config's ``classifier_pooling``.
+        fast_path: if the layers are plain post-norm layers with query, key and value in this order, whose only inputs
+            are the hidden states and a mask; else None.
+        unsupported_options: options of the config that must be off: they add modules between the layers.
+        neurons_config_key: option of the config with the number of neurons.
     """
 
     stack: str
@@ -129,7 +129,7 @@ FAMILIES: dict[str, Family] = {
         attention_blocks=3,
         mlp_blocks=2,
         layer_attributes=("attention_type",),
-        requires_first_layer=True,  # the only layer without a norm before its attention
+        requires_first_layer=True,  # the only one without a norm before its attention
         sequence_head=("base:final_norm", "@pool", "head", "classifier"),
     ),
     "deberta-v2": replace(
@@ -146,7 +146,7 @@ FAMILIES: dict[str, Family] = {
         layer_output_is_tuple=True,
         sequence_head=("pooler", "classifier"),
         fast_path=None,  # relative positions
-        unsupported_options=("conv_kernel_size",),  # a convolution behind layer 0 (v2-xlarge and v2-xxlarge)
+        unsupported_options=("conv_kernel_size",),  # a convolution after layer 0 (v2-xlarge and v2-xxlarge)
     ),
 }
 
@@ -160,7 +160,7 @@ def family_of(network: PreTrainedModel) -> Family:
     """The table entry for a model.
 
     Raises:
-        UnsupportedModelError: for a family that has not passed the zeroed-copy test, or for a decoder.
+        UnsupportedModelError: for a family that is not in the table, or a decoder.
     """
     model_type = network.config.model_type
     if model_type not in FAMILIES:
@@ -175,7 +175,7 @@ def family_of(network: PreTrainedModel) -> Family:
 
 
 def max_input_length(config: PretrainedConfig) -> int:
-    """Tokens that a model of a supported family has positions for."""
+    """Maximum input length in tokens of a model of a supported family."""
     positions: int = config.max_position_embeddings
     follow = FAMILIES[config.model_type].positions_follow_padding
     return positions - (config.pad_token_id + 1) if follow else positions
@@ -183,7 +183,7 @@ def max_input_length(config: PretrainedConfig) -> int:
 
 @dataclass(frozen=True)
 class LayerParts:
-    """The modules of one layer that width cuts, found by the family's paths."""
+    """The modules of one layer that width cuts."""
 
     attention_in: tuple[nn.Linear, ...]
     attention_out: nn.Linear
@@ -193,7 +193,7 @@ class LayerParts:
 
 
 def layer_parts(layer: nn.Module, family: Family) -> LayerParts:
-    """Resolve the family's paths inside one layer."""
+    """The parts of one layer, by the family's paths."""
     present = {name for name, _ in layer.named_modules()}
     head_count = family.head_count and (layer.get_submodule(family.head_count[0]), family.head_count[1])
     return LayerParts(
@@ -212,19 +212,25 @@ def layer_parts(layer: nn.Module, family: Family) -> LayerParts:
 def _linear(layer: nn.Module, path: str) -> nn.Linear:
     module = layer.get_submodule(path)
     if not isinstance(module, nn.Linear):
-        raise UnsupportedModelError(f"{path} is a {type(module).__name__}; only plain Linear layers can be cut")
+        raise UnsupportedModelError(f"{path} is a {type(module).__name__}; only Linear layers can be cut")
     return module
 
 
+def head_size(config: PretrainedConfig) -> int:
+    """Channels of one attention head, in the full model and in every sub-network."""
+    size: int = config.hidden_size // config.num_attention_heads
+    return size
+
+
 def shape_of(network: PreTrainedModel, family: Family) -> Shape:
-    """Layers, heads and neurons of the full encoder, read from its modules and config."""
+    """Layers, heads and neurons of the full encoder, from its modules and config."""
     layers = stack_of(network, family)
     neurons = layer_parts(layers[0], family).mlp_out.in_features
     return Shape(layers=len(layers), heads=network.config.num_attention_heads, neurons=neurons)
 
 
 def stack_of(network: PreTrainedModel, family: Family) -> nn.ModuleList:
-    """The list of layers that the encoder runs through."""
+    """The list of layers that the encoder runs."""
     stack = network.base_model.get_submodule(family.stack)
     if not isinstance(stack, nn.ModuleList):
         raise UnsupportedModelError(f"{family.stack} of {type(network).__name__} is not a list of layers")
@@ -232,6 +238,6 @@ def stack_of(network: PreTrainedModel, family: Family) -> nn.ModuleList:
 
 
 def set_stack(network: PreTrainedModel, family: Family, layers: nn.ModuleList) -> None:
-    """Make the encoder run through other layers."""
+    """Replace the list of layers that the encoder runs."""
     holder, _, name = family.stack.rpartition(".")
     setattr(network.base_model.get_submodule(holder), name, layers)

@@ -1,8 +1,8 @@
-"""The one cost model: floating-point operations of a sub-network, counted from its structure.
+"""Cost model: floating-point operations (FLOPs) of a sub-network, computed from its structure.
 
 A multiply-accumulate counts as 2. Counted are the matrix products of the layers, of the attention, and of the Linears
-outside the layers (pooler, head, embedding projection); not lookups, norms, activations and softmax, which are
-some hundredths of the work.
+outside the layers (pooler, head, embedding projection). Lookups, norms, activations and softmax, a few percent of the
+total, are not counted.
 """
 
 from collections.abc import Iterable
@@ -13,18 +13,19 @@ from torch import nn
 from limbert.core.subnet import Subnet
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import layer_parts
+from limbert.model.inference_mode import evaluation_mode
 
 
 class CostModel:
-    """FLOPs of any sub-network of one model, by the number of real tokens.
+    """FLOPs of any sub-network of one model, by the number of tokens without padding.
 
     Args:
-        model: its structure is read once, with two tiny forward passes for the Linears outside the layers.
+        model: only its structure matters; two small forward passes measure the Linears outside the layers.
     """
 
     def __init__(self, model: ElasticModel) -> None:
         self._hidden: int = model.network.config.hidden_size
-        self._head_size: int = self._hidden // model.shape.heads
+        self._head_size = model.head_size
         parts = layer_parts(model.layers()[0], model.family)
         by_token, by_position = _count_attention_projections(parts.attention_in, model)
         self._attention_projections = by_token * model.family.attention_blocks
@@ -34,7 +35,7 @@ class CostModel:
         self._outside_fixed, self._outside_by_token = _flops_outside_layers(model)
 
     def flops(self, subnet: Subnet, tokens: int) -> int:
-        """FLOPs of one example with ``tokens`` tokens, embeddings and head included."""
+        """FLOPs of one example with ``tokens`` tokens, including embedding projection and head."""
         outside = self.head_flops + self.embedding_flops(tokens)
         return outside + sum(
             self.layer_flops(heads=heads, neurons=neurons, tokens=tokens)
@@ -43,7 +44,7 @@ class CostModel:
 
     @property
     def head_flops(self) -> int:
-        """FLOPs of reading the task's answer off a state once, for one example."""
+        """FLOPs of the task head, for one example."""
         return self._outside_fixed
 
     def embedding_flops(self, tokens: int) -> int:
@@ -51,11 +52,11 @@ class CostModel:
         return self._outside_by_token * tokens
 
     def gate_flops(self, num_choices: int) -> int:
-        """FLOPs of one width gate with so many choices, for one example."""
+        """FLOPs of one width gate with ``num_choices`` widths, for one example."""
         return 2 * self._hidden * (self._hidden + num_choices)
 
     def mean_flops(self, subnet: Subnet, lengths: Iterable[int]) -> float:
-        """Mean FLOPs an example over inputs of these lengths, in tokens, padding not counted."""
+        """Mean FLOPs per example over inputs of these lengths in tokens, without padding."""
         counts: dict[int, int] = {}
         for length in lengths:
             counts[int(length)] = counts.get(int(length), 0) + 1
@@ -76,25 +77,24 @@ class CostModel:
 
 
 def _count_attention_projections(linears: Iterable[nn.Linear], model: ElasticModel) -> tuple[int, int]:
-    """How many projections into the attention are applied to tokens, and how many to relative positions."""
+    """Numbers of attention projections that are applied to tokens, and to relative positions."""
     config, count = model.network.config, len(list(linears))
     if model.family.head_count is None or not getattr(config, "relative_attention", False):
         return count, 0
     terms = len(getattr(config, "pos_att_type", None) or [])
-    # with share_att_key the query and key projections are applied to the positions too, both of them
+    # with share_att_key both the query and the key projection are applied to the positions too
     return (3, 2) if getattr(config, "share_att_key", False) else (count - terms, terms)
 
 
 def _relative_positions(attention: nn.Module | None) -> tuple[int, int]:
-    """Relative positions that attention scores are computed for, and the number of such scores (DeBERTa)."""
+    """Number of relative positions, and of attention scores with them (DeBERTa)."""
     if attention is None or not getattr(attention, "relative_attention", False):
         return 0, 0
     return 2 * int(attention.pos_ebd_size), len(attention.pos_att_type)  # type: ignore[arg-type]
 
 
-@torch.no_grad()
 def _flops_outside_layers(model: ElasticModel) -> tuple[int, int]:
-    """FLOPs of the Linears outside the layers: a fixed part, and a part a token."""
+    """FLOPs of the Linears outside the layers: a fixed part, and a part per token."""
     inside = {id(module) for layer in model.layers() for module in layer.modules()}
     totals: list[int] = []
 
@@ -103,18 +103,14 @@ def _flops_outside_layers(model: ElasticModel) -> tuple[int, int]:
 
     outside = [m for m in model.network.modules() if isinstance(m, nn.Linear) and id(m) not in inside]
     handles = [linear.register_forward_hook(count) for linear in outside]
-    training = model.network.training
-    model.network.eval()
-    smallest = Subnet((0,), (1,), (1,))
     try:
-        for tokens in (2, 4):
-            totals.append(0)
-            ids = torch.ones(1, tokens, dtype=torch.long, device=model.network.device)
-            with model.at(smallest) as network:
+        with evaluation_mode(model.network), model.at(Subnet((0,), (1,), (1,))) as network:
+            for tokens in (2, 4):
+                totals.append(0)
+                ids = torch.ones(1, tokens, dtype=torch.long, device=network.device)
                 network(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
         for handle in handles:
             handle.remove()
-        model.network.train(training)
     by_token = (totals[1] - totals[0]) // 2
     return totals[0] - 2 * by_token, by_token

@@ -1,4 +1,4 @@
-"""How networks are run outside training: evaluation mode, and the precision of the arithmetic."""
+"""Context managers for inference: evaluation mode without gradients, and autocast."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +11,7 @@ from limbert.core.config import Precision
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Dropout off and no gradients inside; the mode before is restored."""
+    """Dropout off and no gradients inside the ``with`` block; the previous mode is restored."""
     training = network.training
     network.eval()
     try:
@@ -22,5 +22,5 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 for ``bf16``; nothing for ``fp32``."""
+    """Autocast to bfloat16 for ``bf16``; no autocast for ``fp32``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

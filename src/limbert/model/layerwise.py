@@ -1,7 +1,7 @@
-"""Walk an encoder layer by layer, read the states in between, and start its task head from one of them.
+"""Run an encoder layer by layer, record the hidden states, and apply the task head to one of them.
 
-All of it works through the list of layers alone, so that embeddings, masks, pooler, head and a final norm stay the
-stock model's own code, whatever the family.
+Only the list of layers is replaced, so embeddings, masks, pooler, head and final norm are the stock model's code in
+every family.
 """
 
 import threading
@@ -18,12 +18,12 @@ from limbert.model.families import Family, set_stack, stack_of
 
 @contextmanager
 def recorded_states(network: PreTrainedModel, family: Family) -> Iterator[list[Tensor]]:
-    """Record the states of the forward passes made inside the scope.
+    """Record the hidden states of the forward passes inside the ``with`` block.
 
     Yields:
-        A list that receives, for each pass, the embedding output and then every layer's output as the layer returns
-        it, each ``(batch, tokens, hidden)``: one more than there are layers. A norm behind the last layer
-        (ModernBERT) is part of the head and not applied.
+        A list that receives, for each pass, the embedding output and the output of every layer, each
+        ``(batch, tokens, hidden)``: one more than there are layers. A norm after the last layer (ModernBERT) is part
+        of the head and not applied.
     """
     states: list[Tensor] = []
     layers = list(stack_of(network, family))
@@ -43,44 +43,41 @@ def recorded_states(network: PreTrainedModel, family: Family) -> Iterator[list[T
             handle.remove()
 
 
-LayerArguments = tuple[tuple[Any, ...], dict[str, Any]]  # what a layer is called with besides the state
-ArgumentPath = tuple[
-    Any, ...
-]  # where a tensor is among a layer's arguments: kind of layer, position or name, and so on
+LayerArguments = tuple[tuple[Any, ...], dict[str, Any]]  # a layer's arguments besides the state
+ArgumentPath = tuple[Any, ...]  # path of a tensor in a layer's arguments: layer type, position or name, ...
 
 
 @dataclass(frozen=True)
 class LayerCalls:
-    """How an encoder calls its layers for one batch, so that they can be run in any order.
+    """The arguments of an encoder's layers for one batch, to run the layers in any order.
 
     Attributes:
-        arguments: by kind of layer.
-        family: the model's entry in the family table.
+        arguments: by layer type.
+        family: the model's entry in the table of families.
     """
 
     arguments: dict[Hashable, LayerArguments]
     family: Family
 
     def run(self, layer: nn.Module, state: Tensor) -> Tensor:
-        """One layer's output for a state, both ``(batch, tokens, hidden)``."""
+        """A layer's output for a state, both ``(batch, tokens, hidden)``."""
         args, kwargs = self.arguments[layer_type(layer, self.family)]
         output = layer(state, *args, **kwargs)
         return output[0] if self.family.layer_output_is_tuple else output
 
     def map_tensors(self, function: Callable[[ArgumentPath, Tensor], Tensor]) -> "LayerCalls":
-        """The same calls with every tensor among their arguments changed."""
-        arguments = {kind: _map_tensors((kind,), value, function) for kind, value in self.arguments.items()}
+        """The same calls with ``function(path, tensor)`` in place of every tensor of the arguments."""
+        arguments = {key: _map_tensors((key,), value, function) for key, value in self.arguments.items()}
         return LayerCalls(arguments, self.family)
 
     def attention_mask(self, layer: nn.Module) -> Tensor | None:
-        """The mask that a layer is called with, as its attention takes it; None where nothing is masked."""
+        """The attention mask of a layer, in the shape of its attention; None if nothing is masked."""
         args, kwargs = self.arguments[layer_type(layer, self.family)]
         mask: Tensor | None = kwargs["attention_mask"] if "attention_mask" in kwargs else args[0]
         return mask
 
 
 def _map_tensors(path: ArgumentPath, value: Any, function: Callable[[ArgumentPath, Tensor], Tensor]) -> Any:
-    """The same nested value with every tensor changed."""
     if isinstance(value, Tensor):
         return function(path, value)
     if isinstance(value, tuple | list):
@@ -90,37 +87,37 @@ def _map_tensors(path: ArgumentPath, value: Any, function: Callable[[ArgumentPat
     return value
 
 
-PreparedBatch = tuple[Tensor, LayerCalls]  # the embedding output (batch, tokens, hidden), and how to go on from it
+PreparedBatch = tuple[Tensor, LayerCalls]  # the embedding output (batch, tokens, hidden), and the layers' arguments
 
 
 def record_layer_calls(network: PreTrainedModel, family: Family, inputs: dict[str, Tensor]) -> PreparedBatch:
-    """Let the stock forward prepare a batch (embeddings, masks, positions), and stop it at the layers."""
-    catcher = LayerCallRecorder(stack_of(network, family), family)
-    with _replaced_stack(network, family, catcher.placeholders):
-        return catcher.record(network, inputs)
+    """Run the stock forward pass (embeddings, masks, positions) up to the layers, and record their arguments."""
+    recorder = LayerCallRecorder(stack_of(network, family), family)
+    with _replaced_stack(network, family, recorder.placeholders):
+        return recorder.record(network, inputs)
 
 
 class LayerCallRecorder:
-    """Stands where the layers stood, and catches what they would be called with. Safe to use from many threads.
+    """Records the arguments of an encoder's layers. Thread-safe.
 
     Attributes:
-        stands: to be set as the network's stack.
+        placeholders: replace the network's list of layers while `record` runs.
     """
 
     def __init__(self, layers: Iterable[nn.Module], family: Family) -> None:
-        kinds = {layer_type(layer, family): layer for layer in layers}
-        self._family, self._count, self._recorded = family, len(kinds), threading.local()
+        by_type = {layer_type(layer, family): layer for layer in layers}
+        self._family, self._count, self._recorded = family, len(by_type), threading.local()
         self.placeholders = nn.ModuleList(
-            _PlaceholderLayer(layer, family, self._recording_forward(kind)) for kind, layer in kinds.items()
+            _PlaceholderLayer(layer, family, self._recording_forward(key)) for key, layer in by_type.items()
         )
 
     def record(self, network: PreTrainedModel, inputs: dict[str, Tensor]) -> PreparedBatch:
-        """Run the network, whose stack holds the stands, until its layers' arguments are known."""
+        """Run the network, whose list of layers holds the placeholders, until all arguments are recorded."""
         self._recorded.arguments = {}
         try:
             network(**inputs)
-        except _LayersReached as caught:
-            return caught.embedding, LayerCalls(self._recorded.arguments, self._family)
+        except _LayersReached as reached:
+            return reached.embedding, LayerCalls(self._recorded.arguments, self._family)
         raise AssertionError("the forward pass reached no layer")
 
     def _recording_forward(self, layer_type: Hashable) -> Callable[..., Any]:
@@ -135,21 +132,21 @@ class LayerCallRecorder:
 
 @contextmanager
 def layers_bypassed(network: PreTrainedModel, family: Family, state: Tensor) -> Iterator[None]:
-    """Inside the scope a forward pass skips all layers and reads the task's answer off ``state``.
+    """Inside the ``with`` block a forward pass skips all layers and applies the task head to ``state``.
 
     Args:
         network: a model of the family.
-        family: its entry in the family table.
-        state: the output of some layer for the same batch, ``(batch, tokens, hidden)``.
+        family: its entry in the table of families.
+        state: the output of a layer for the same batch, ``(batch, tokens, hidden)``.
     """
     output = (state, None) if family.layer_output_is_tuple else state
-    given = _PlaceholderLayer(stack_of(network, family)[0], family, lambda *_, **__: output)
-    with _replaced_stack(network, family, nn.ModuleList([given])):
+    placeholder = _PlaceholderLayer(stack_of(network, family)[0], family, lambda *_, **__: output)
+    with _replaced_stack(network, family, nn.ModuleList([placeholder])):
         yield
 
 
 class _LayersReached(Exception):
-    """Ends a forward pass once its layers' arguments are known."""
+    """Stops a forward pass once the arguments of all layer types are recorded."""
 
     def __init__(self, embedding: Tensor) -> None:
         super().__init__()
@@ -157,7 +154,7 @@ class _LayersReached(Exception):
 
 
 class _PlaceholderLayer(nn.Module):
-    """Stands where a layer stood, with another function."""
+    """Replaces a layer with a function."""
 
     def __init__(self, layer: nn.Module, family: Family, function: Any) -> None:
         super().__init__()
@@ -170,7 +167,7 @@ class _PlaceholderLayer(nn.Module):
 
 
 def layer_type(layer: nn.Module, family: Family) -> Hashable:
-    """Layers of one kind get the same arguments."""
+    """Layers of the same type are called with the same arguments."""
     return tuple(getattr(layer, name) for name in family.layer_attributes)
 
 
@@ -185,10 +182,10 @@ def _replaced_stack(network: PreTrainedModel, family: Family, layers: nn.ModuleL
 
 
 def with_expanded_mask(inputs: dict[str, Tensor], network: PreTrainedModel, family: Family) -> dict[str, Tensor]:
-    """The same inputs with the mask as plain layers take it, ``(batch, 1, 1, tokens)``, True for tokens.
+    """The same inputs with the attention mask as ``(batch, 1, 1, tokens)``, True for tokens.
 
-    Given ``(batch, tokens)``, the stock forward asks the device each time whether anything is padded, and waits for the
-    answer. Families whose layers or heads want the mask in its first shape keep it.
+    With a mask ``(batch, tokens)`` the stock forward pass waits for the device to find out whether anything is padded.
+    Families whose layers or heads need that shape keep it.
     """
     mask = inputs.get("attention_mask")
     if mask is None or mask.ndim != 2 or not _has_fast_path(network, family):

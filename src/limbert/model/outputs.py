@@ -1,4 +1,4 @@
-"""One shape of answers and one name of labels for the stock heads, which differ in both."""
+"""Logits and labels in one form for all stock heads."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,11 @@ from limbert.core.config import TaskType
 
 
 def logits_of(output: Mapping[str, Any]) -> Tensor:
-    """The answers in what a stock network returns, or its exported graph.
+    """The logits in the outputs of a stock network, or of its exported graph.
 
     Returns:
-        ``(batch, outputs)``, or ``(batch, tokens, outputs)`` where the head answers at tokens; a head for question
-        answering has two outputs there: how much a token starts the answer, and how much it ends it.
+        ``(batch, outputs)``, or ``(batch, tokens, outputs)`` for token-level heads. Question answering has two outputs
+        per token: start and end.
     """
     if "start_logits" in output:
         return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
@@ -23,7 +23,7 @@ def logits_of(output: Mapping[str, Any]) -> Tensor:
 
 
 def label_inputs(labels: Tensor, *, task_type: TaskType) -> dict[str, Tensor]:
-    """Labels by the names that a stock network computes its own loss from."""
+    """Labels under the argument names of stock networks, which then return a loss."""
     if task_type == "question-answering":
         return {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
     return {"labels": labels}

@@ -1,7 +1,7 @@
-"""Answers of several sub-networks for one batch, with as few layer runs as they need.
+"""Run several sub-networks on one batch, running each shared layer once.
 
-Sub-networks of the same width that begin with the same layers share those: with the depth rule ``first`` one pass a
-width serves all depths, with ``spread`` the paths branch where they part.
+Sub-networks of the same width that start with the same layers share them: with the layer rule ``first`` one pass per
+width serves all depths, with ``spread`` the paths branch.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,13 +22,13 @@ LayerPath = tuple[int, ...]  # the layers run so far
 
 @dataclass(frozen=True)
 class SharedForward:
-    """Sub-networks that run together, none contradicting another about the width of a layer."""
+    """Sub-networks that run together: they start with the same layer, and every layer has one width."""
 
     subnets: tuple[Subnet, ...]
 
     @property
     def merged_subnet(self) -> Subnet:
-        """All their layers at their widths: what the model must be set to while they run."""
+        """All their layers with their widths: pass it to `ElasticModel.at` while they run."""
         widths: dict[int, tuple[int, int]] = {}
         for subnet in self.subnets:
             widths |= subnet.layer_widths()
@@ -40,12 +40,12 @@ class SharedForward:
 
 @dataclass(frozen=True)
 class SubnetOutput:
-    """What one sub-network says about a batch.
+    """Outputs of one sub-network for a batch.
 
     Attributes:
-        logits: ``(batch, outputs)``; of heads that answer at tokens ``(batch, tokens, outputs)``.
-        states: the embedding output and the state after each of its layers, ``(batch, tokens, hidden)``; empty where
-            nobody asked.
+        logits: ``(batch, outputs)``; of token-level heads ``(batch, tokens, outputs)``.
+        hidden_states: the embedding output and the output of each of its layers, ``(batch, tokens, hidden)``; empty
+            if not requested.
     """
 
     logits: Tensor
@@ -65,51 +65,51 @@ def plan_shared_forwards(subnets: Iterable[Subnet]) -> list[SharedForward]:
     return [SharedForward(tuple(group)) for group in groups]
 
 
-def _compatible(one: Subnet, other: Subnet) -> bool:
+def _compatible(subnet: Subnet, other: Subnet) -> bool:
     others = other.layer_widths()
-    return all(others.get(layer, widths) == widths for layer, widths in one.layer_widths().items())
+    return all(others.get(layer, widths) == widths for layer, widths in subnet.layer_widths().items())
 
 
 def run_shared_forward(
     model: ElasticModel, shared: SharedForward, inputs: dict[str, Tensor], *, output_hidden_states: bool = False
 ) -> dict[Subnet, SubnetOutput]:
-    """The answers of one group, to be called inside ``model.at(shared.scope)``.
+    """Outputs of one group of sub-networks. Call it inside ``model.at(shared.merged_subnet)``.
 
     Args:
-        model: already at the group's scope.
-        shared: from `plan_passes`.
-        inputs: ``input_ids``, ``attention_mask`` and what else the network takes, without labels.
-        keep_states: return the states too.
+        model: inside that block.
+        shared: from `plan_shared_forwards`.
+        inputs: ``input_ids``, ``attention_mask`` and other inputs of the network, without labels.
+        output_hidden_states: return the hidden states too.
     """
-    if len(shared.subnets) == 1:  # nothing to share: the stock forward as it is
+    if len(shared.subnets) == 1:  # nothing to share: the stock forward pass
         with model.recorded_states() as recorded:
             logits = logits_of(model.network(**inputs))
         return {shared.subnets[0]: SubnetOutput(logits, tuple(recorded) if output_hidden_states else ())}
     layers = model.layers()
     embedding, calls = model.layer_calls(**inputs)
     states: dict[LayerPath, Tensor] = {(): embedding}
-    answers = {}
+    outputs = {}
     for subnet in shared.subnets:
         paths = _layer_prefixes(subnet)
         for path in paths[1:]:
             if path not in states:
                 states[path] = calls.run(layers[path[-1]], states[path[:-1]])
         logits = logits_of(model.apply_head(states[subnet.layers], **inputs))
-        answers[subnet] = SubnetOutput(logits, tuple(states[path] for path in paths) if output_hidden_states else ())
-    return answers
+        outputs[subnet] = SubnetOutput(logits, tuple(states[path] for path in paths) if output_hidden_states else ())
+    return outputs
 
 
 @dataclass(frozen=True)
 class SharedEmbedding:
-    """A training batch made ready for the layers once, for all the passes of a step.
+    """The embedding output of a training batch, computed once for all passes of a step.
 
-    Gradients of the embeddings gather in states without history, so that the passes can go backward one by one and the
-    embeddings, the largest weights of a small encoder, once.
+    Gradients accumulate in a detached copy, so that each pass can run backward on its own, and the backward pass of
+    the embeddings, the largest weights of a small encoder, runs once.
 
     Attributes:
-        embedding: ``(batch, tokens, hidden)``, cut off from what made it.
-        calls: how the layers are called with it.
-        gathered: tensors with their history, and those in which their gradients gather.
+        embedding: ``(batch, tokens, hidden)``, detached.
+        calls: the arguments of the layers.
+        detached_pairs: tensors with their autograd history, and the detached copies that accumulate their gradients.
     """
 
     embedding: Tensor
@@ -118,27 +118,26 @@ class SharedEmbedding:
 
     @classmethod
     def from_inputs(cls, model: ElasticModel, inputs: dict[str, Tensor]) -> Self:
-        """Prepare a batch.
+        """Compute the embedding output of a batch.
 
         Args:
-            model: at any width: what comes before the layers does not depend on it.
-            inputs: ``input_ids``, ``attention_mask`` and what else the network takes, without labels.
+            model: at any sub-network: the embeddings do not depend on it.
+            inputs: ``input_ids``, ``attention_mask`` and other inputs of the network, without labels.
         """
         embedding, calls = model.layer_calls(**inputs)
-        gathered = [(embedding, _detach_leaf(embedding))]
+        pairs = [(embedding, _detach_leaf(embedding))]
 
-        def cut_argument(_: ArgumentPath, tensor: Tensor) -> Tensor:
-            """DeBERTa hands all layers one tensor of relative positions that has weights behind it."""
+        def detach_argument(_: ArgumentPath, tensor: Tensor) -> Tensor:
             if not tensor.requires_grad:
                 return tensor
-            gathered.append((tensor, _detach_leaf(tensor)))
-            return gathered[-1][1]
+            pairs.append((tensor, _detach_leaf(tensor)))  # DeBERTa: the trained embeddings of relative positions
+            return pairs[-1][1]
 
-        return cls(gathered[0][1], calls.map_tensors(cut_argument), tuple(gathered))
+        return cls(pairs[0][1], calls.map_tensors(detach_argument), tuple(pairs))
 
     def backward(self) -> None:
-        """Hand the gathered gradients on to the embeddings. Called once, after all passes."""
-        trained = [(tensor, cut.grad) for tensor, cut in self.detached_pairs if tensor.requires_grad]
+        """Backward pass of the embeddings from the accumulated gradients. Call it once, after all passes."""
+        trained = [(tensor, detached.grad) for tensor, detached in self.detached_pairs if tensor.requires_grad]
         if trained:
             torch.autograd.backward([tensor for tensor, _ in trained], [gradient for _, gradient in trained])
 
@@ -153,25 +152,25 @@ def train_shared_forward(
     backward: Callable[[Tensor], None],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """Add the gradients of one group's losses, to be called inside ``model.at(shared.scope)``.
+    """Accumulate the gradients of one group's losses. Call it inside ``model.at(shared.merged_subnet)``.
 
-    The tree of layer runs is walked branch by branch, and what a branch keeps for its backward pass is freed before
-    the next one begins: no more than one sub-network's activations are held, as in plain fine-tuning.
+    The tree of layers is traversed depth first, and the activations of a branch are freed before the next branch: at
+    any time no more than one sub-network's activations are held, as in plain fine-tuning.
 
     Args:
-        model: already at the group's scope.
-        shared: from `plan_passes`.
-        inputs: what ``start`` was made of.
-        start: gathers the gradients of the embeddings; its own ``backward`` hands them on.
-        loss: of one sub-network's answer, a scalar.
+        model: inside that block.
+        shared: from `plan_shared_forwards`.
+        inputs: the inputs that ``shared_embedding`` was made from.
+        shared_embedding: accumulates the gradients of the embeddings; call its ``backward`` after all groups.
+        loss_fn: loss of one sub-network's outputs, a scalar.
         backward: runs the backward pass of a loss.
-        precision: a scope for forward passes, such as autocast.
+        autocast: context manager for forward passes.
 
     Returns:
         The sum of the losses, a scalar without gradient.
     """
     layers, ends = model.layers(), {subnet.layers: subnet for subnet in shared.subnets}
-    cut: dict[LayerPath, Tensor] = {(): shared_embedding.embedding}
+    states: dict[LayerPath, Tensor] = {(): shared_embedding.embedding}
     total = torch.zeros((), device=shared_embedding.embedding.device)
 
     def visit(path: LayerPath) -> None:
@@ -179,28 +178,27 @@ def train_shared_forward(
         if path in ends:
             subnet = ends[path]
             with autocast():
-                logits = logits_of(model.apply_head(cut[path], **inputs))
-            value = loss_fn(subnet, SubnetOutput(logits, tuple(cut[part] for part in _layer_prefixes(subnet))))
-            backward(value)
-            total = total + value.detach()
+                logits = logits_of(model.apply_head(states[path], **inputs))
+            loss = loss_fn(subnet, SubnetOutput(logits, tuple(states[part] for part in _layer_prefixes(subnet))))
+            backward(loss)
+            total = total + loss.detach()
         for child in _child_paths(path, ends):
             with autocast():
-                output = shared_embedding.calls.run(layers[child[-1]], cut[path])
-            cut[child] = _detach_leaf(output)
+                output = shared_embedding.calls.run(layers[child[-1]], states[path])
+            states[child] = _detach_leaf(output)
             visit(child)
-            output.backward(cut.pop(child).grad)
+            output.backward(states.pop(child).grad)
 
     visit(())
     return total
 
 
 def _layer_prefixes(subnet: Subnet) -> list[LayerPath]:
-    """From no layer to all of a sub-network's layers."""
+    """Prefixes of a sub-network's layers, from none to all."""
     return [subnet.layers[:depth] for depth in range(len(subnet.layers) + 1)]
 
 
 def _child_paths(path: LayerPath, ends: Iterable[LayerPath]) -> list[LayerPath]:
-    """The paths one layer longer."""
     longer = (end[: len(path) + 1] for end in ends if len(end) > len(path) and end[: len(path)] == path)
     return list(dict.fromkeys(longer))
 

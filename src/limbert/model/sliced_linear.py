@@ -1,21 +1,21 @@
-"""A Linear that can run with its first rows only; it does not know which sub-network asks for it."""
+"""SlicedLinear: a Linear that can run with only the first rows of its weight."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SlicedLinear(nn.Linear):
-    """A Linear whose first rows are themselves a working Linear.
+    """A Linear that computes only the first ``width`` outputs of each block.
 
-    Shapes: ``(..., columns) -> (..., blocks * width)``. The number of columns is read off the input, so that the
-    output width is all the state there is. Installed with `install`, which leaves names and weights as they were.
+    Shapes: ``(..., columns) -> (..., blocks * width)``. The number of columns is that of the input, so the output width
+    is the only state. Made by `make_sliced`, which keeps parameter names and weights.
     """
 
-    width: int | None  # rows kept in each block; None keeps all. Only `ElasticModel.at` writes it
+    width: int | None  # rows of each block that are used; None: all. Set by `ElasticModel.at` only
     blocks: int  # parts stacked in one weight: 3 for a fused query-key-value, 2 for a gated unit
 
     def sliced_parameters(self, columns: int) -> tuple[Tensor, Tensor | None]:
-        """Weight ``(blocks * width, columns)`` and bias ``(blocks * width,)``: views of the whole, copies if fused."""
+        """Weight ``(blocks * width, columns)`` and bias ``(blocks * width,)``: slices, or copies if blocks > 1."""
         return slice_linear(self, rows=self.width, columns=columns, blocks=self.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def make_sliced(linear: nn.Linear, *, blocks: int = 1) -> None:
 
 
 def slice_linear(linear: nn.Linear, *, rows: int | None, columns: int, blocks: int = 1) -> tuple[Tensor, Tensor | None]:
-    """The first ``rows`` of each block and the first ``columns`` of a Linear's weight, and its bias likewise."""
+    """The first ``rows`` of each block and the first ``columns`` of a Linear's weight, and those rows of its bias."""
     weight, bias = linear.weight, linear.bias
     if blocks == 1:
         return _narrow(_narrow(weight, rows, dim=0), columns, dim=1), None if bias is None else _narrow(
@@ -42,5 +42,5 @@ def slice_linear(linear: nn.Linear, *, rows: int | None, columns: int, blocks: i
 
 
 def _narrow(tensor: Tensor, count: int | None, *, dim: int) -> Tensor:
-    """The first ``count`` along a dimension; a whole tensor as it is: slicing it would cost a copy going backward."""
+    """The first ``count`` along a dimension. A slice of everything would cost a copy in the backward pass."""
     return tensor if count is None or count == tensor.shape[dim] else tensor.narrow(dim, 0, count)

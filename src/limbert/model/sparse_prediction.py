@@ -1,8 +1,8 @@
-"""Let a token-wise head answer at some places of a batch only.
+"""Sparse prediction: apply a token-level head to some positions of a batch only.
 
-A masked-language model's head is a product with the whole vocabulary for every token, more work than the encoder of a
-small model; what is asked for is a seventh of the tokens. The heads of all families are functions of one token's state,
-so it is enough to hand them fewer states.
+The head of a masked language model multiplies every token with the whole vocabulary, which costs more than a small
+encoder, but only about 15 % of the tokens are masked. The heads of all families are functions of a single token's
+state, so they can be applied to the states of those tokens alone.
 """
 
 from contextvars import ContextVar
@@ -15,18 +15,18 @@ _positions: ContextVar[Tensor | None] = ContextVar("positions", default=None)
 
 
 def enable_sparse_prediction(network: PreTrainedModel) -> None:
-    """From now on the network takes one more input, ``positions``, in memory only: what it saves is the stock model.
+    """Add an input ``positions`` to the network, with hooks: its weights and what it saves stay the same.
 
-    ``network(..., positions=places)`` with places ``(chosen,)`` in the flattened batch returns logits
-    ``(chosen, outputs)``, and its loss, where labels ``(chosen,)`` are given, is the loss at these places. Without
-    ``positions`` it computes what it always did.
+    ``network(..., positions=p)`` with indices ``(chosen,)`` into the flattened batch returns logits
+    ``(chosen, outputs)``; labels are then ``(chosen,)``, and the loss is over these positions. Without ``positions``
+    the network is unchanged.
 
     Args:
-        network: with a head that treats each token alone: masked words, or labels of tokens.
+        network: with a token-level head: masked language modelling or token classification.
     """
     network.register_forward_pre_hook(_pop_positions, with_kwargs=True)
     network.base_model.register_forward_hook(_select_positions)
-    network.register_forward_hook(_clear_positions, always_call=True)  # also where a pass is stopped at the layers
+    network.register_forward_hook(_clear_positions, always_call=True)  # also if a pass is stopped at the layers
 
 
 def _pop_positions(
@@ -37,7 +37,7 @@ def _pop_positions(
 
 
 def _select_positions(base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Keep the states that the head is asked about: ``(batch, tokens, hidden) -> (chosen, hidden)``."""
+    """Keep the states at the positions: ``(batch, tokens, hidden) -> (chosen, hidden)``."""
     positions = _positions.get()
     if positions is not None:
         output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[positions]

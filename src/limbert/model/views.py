@@ -1,4 +1,4 @@
-"""Build sub-networks as modules of their own whose weights are the supernet's storage."""
+"""Build views: sub-networks as separate modules that share the weights of the full network."""
 
 import copy
 
@@ -6,39 +6,38 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from limbert.core.subnet import Subnet
-from limbert.model.families import Family, LayerParts, layer_parts, set_stack, stack_of
+from limbert.model.families import Family, LayerParts, head_size, layer_parts, set_stack, stack_of
 from limbert.model.sliced_linear import slice_linear
 
 
 class ViewFactory:
-    """Makes views of one supernet, each a stock module in evaluation mode that computes one sub-network.
+    """Builds views of one network, each a stock module in evaluation mode that computes one sub-network.
 
-    A view has its own modules wherever sub-networks differ, so that no other thread can change its width, and frozen
-    parameters that are slices of the supernet's tensors. What does not depend on the sub-network (embeddings, norms,
-    head) is made once and shared by all views, and so is a layer by all views that run it at the same width. Slices
-    of fused projections (ModernBERT) do not lie in one block and are copies.
+    A view has its own modules where sub-networks differ, so that other threads cannot change its width, and frozen
+    parameters that are slices of the network's tensors. Modules that do not depend on the sub-network (embeddings,
+    norms, head) are shared by all views, and a layer is shared by all views that run it at the same width. Slices of
+    fused projections (ModernBERT) are not contiguous and are copies.
 
     Args:
-        network: the supernet.
-        layers: all its layers, whatever its stack holds at the moment.
-        family: its entry in the family table.
+        network: the full network.
+        layers: all its layers, also while its stack holds fewer.
+        family: its entry in the table of families.
     """
 
     def __init__(self, network: PreTrainedModel, layers: list[nn.Module], family: Family) -> None:
         self._network, self._layers, self._family = network, layers, family
-        self._head_size = network.config.hidden_size // network.config.num_attention_heads
         self._layer_cache: dict[tuple[int, int, int], nn.Module] = {}
-        # A memo for deepcopy: what it names is taken from it instead of being copied.
+        # memo of deepcopy: objects in it are shared instead of copied
         self._deepcopy_memo: dict[int, object] = {}
         for owner in (network, *layers):
             for parameter in owner.parameters():
                 if id(parameter) not in self._deepcopy_memo:
                     self._deepcopy_memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
             self._deepcopy_memo |= {id(buffer): buffer for buffer in owner.buffers()}
-        differing = {id(linear) for layer in layers for linear in _sliced_linears(layer_parts(layer, family))}
-        differing.add(id(stack_of(network, family)))
+        sliced_ids = {id(linear) for layer in layers for linear in _sliced_linears(layer_parts(layer, family))}
+        sliced_ids.add(id(stack_of(network, family)))
         for owner in (network, *layers):
-            self._share_children(owner, differing)
+            self._share_children(owner, sliced_ids)
 
     def _share_children(self, module: nn.Module, sliced_ids: set[int]) -> None:
         for child in module.children():
@@ -54,7 +53,7 @@ class ViewFactory:
         config = copy.copy(self._network.config)
         own = {id(self._network.config): config, id(stack_of(self._network, self._family)): nn.ModuleList()}
         view: PreTrainedModel = copy.deepcopy(self._network, self._deepcopy_memo | own)
-        vars(view).pop("forward", None)  # accelerate's wrapper, where there is one, would run the supernet instead
+        vars(view).pop("forward", None)  # accelerate's wrapper would run the full network
         kept = [self.layer(index, heads, neurons) for index, (heads, neurons) in subnet.layer_widths().items()]
         set_stack(view, self._family, nn.ModuleList(kept))
         config.num_hidden_layers = len(kept)
@@ -63,11 +62,11 @@ class ViewFactory:
         return view.eval()
 
     def layer(self, index: int, heads: int, neurons: int) -> nn.Module:
-        """One layer with plain Linears that hold slices, in evaluation mode."""
+        """One layer whose Linears hold slices, in evaluation mode."""
         key = (index, heads, neurons)
         if key not in self._layer_cache:
             layer = copy.deepcopy(self._layers[index], dict(self._deepcopy_memo))
-            parts, channels = layer_parts(layer, self._family), heads * self._head_size
+            parts, channels = layer_parts(layer, self._family), heads * head_size(self._network.config)
             for linear in parts.attention_in:
                 _slice_in_place(linear, rows=channels, columns=linear.in_features, blocks=self._family.attention_blocks)
             _slice_in_place(parts.attention_out, rows=parts.attention_out.out_features, columns=channels)

@@ -1,4 +1,4 @@
-"""Width gates: small networks beside the encoder that choose, input by input, how wide the next layers run."""
+"""Width gates: small networks that choose, per input, the width of the next layers."""
 
 import json
 from itertools import pairwise
@@ -11,17 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limbert.core.subnet import Shape
-from limbert.errors import CheckpointError, ConfigError
+from limbert.errors import CheckpointError, ConfigError, first_line
 
 GATES_FILENAME = "gates.safetensors"
 
 
 class WidthGate(nn.Module):
-    """``Linear(hidden, hidden) - ReLU - Linear(hidden, choices)`` on the state of the first token.
+    """``Linear(hidden, hidden) - ReLU - Linear(hidden, num_choices)`` on the state of the first token.
 
-    (Hu, Meinel, Yang: "A flexible BERT model enabling width- and depth-dynamic inference", 2024.)
-
-    Shapes: ``(..., hidden) -> (..., choices)``.
+    Shapes: ``(..., hidden) -> (..., num_choices)``. (Hu, Meinel, Yang: "A flexible BERT model enabling width- and
+    depth-dynamic inference", 2024.)
     """
 
     def __init__(self, *, hidden_size: int, num_choices: int) -> None:
@@ -35,20 +34,23 @@ class WidthGate(nn.Module):
 
 
 class WidthGates(nn.Module):
-    """The gates of one encoder: gate j chooses the width of the j-th of equally long groups of layers.
+    """The gates of one encoder: gate j chooses the width of the j-th of ``num_gates`` equal groups of layers.
 
-    Gate 0 reads the embedding output, gate j the output of the last layer of group j - 1.
+    The input of gate 0 is the embedding output, that of gate j the output of the last layer of group j - 1.
 
     Args:
-        count: gates; a divisor of the number of layers.
-        hidden: the encoder's hidden size.
-        widths: the width that each choice stands for, rising.
+        num_gates: a divisor of the number of layers.
+        hidden_size: of the encoder.
+        widths: the width of each choice, increasing.
+
+    Raises:
+        ConfigError: for fewer than two widths, or widths that do not increase.
     """
 
     def __init__(self, *, num_gates: int, hidden_size: int, widths: tuple[float, ...]) -> None:
         super().__init__()
         if len(widths) < 2 or any(low >= high for low, high in pairwise(widths)):
-            raise ConfigError(f"gates choose among widths {widths}; they must be two or more, rising")
+            raise ConfigError(f"widths of the gates are {widths}; they must be two or more, increasing")
         self.widths = widths
         self.gate = nn.ModuleList(WidthGate(hidden_size=hidden_size, num_choices=len(widths)) for _ in range(num_gates))
 
@@ -56,23 +58,23 @@ class WidthGates(nn.Module):
         return len(self.gate)
 
     def forward(self, first_tokens: Tensor) -> Tensor:
-        """All gates at once: ``(batch, gates, hidden) -> (batch, gates, choices)``."""
+        """All gates: ``(batch, gates, hidden) -> (batch, gates, num_choices)``."""
         return torch.stack([gate(first_tokens[:, index]) for index, gate in enumerate(self.gate)], dim=1)
 
     def gate_layer_indices(self, num_layers: int) -> list[int]:
-        """For each gate the first layer that it decides for, which is the number of layers run when it reads.
+        """For each gate, the first layer of its group: the number of layers that run before the gate.
 
         Raises:
-            ConfigError: if the number of gates does not divide that of layers.
+            ConfigError: if the number of gates does not divide the number of layers.
         """
         return gate_layer_indices(len(self), num_layers)
 
 
 def gate_layer_indices(num_gates: int, num_layers: int) -> list[int]:
-    """The first layer of each of ``count`` equal groups of ``layers`` layers.
+    """The first layer of each of ``num_gates`` equal groups of ``num_layers`` layers.
 
     Raises:
-        ConfigError: if ``count`` does not divide ``layers``.
+        ConfigError: if ``num_gates`` does not divide ``num_layers``.
     """
     if num_layers % num_gates:
         divisors = [number for number in range(1, num_layers + 1) if num_layers % number == 0]
@@ -82,21 +84,21 @@ def gate_layer_indices(num_gates: int, num_layers: int) -> list[int]:
 
 
 def save_gates(gates: WidthGates, folder: Path) -> None:
-    """Write the gates into a checkpoint folder, names as in the released program: ``gate.0.dense_in.weight``."""
+    """Write the gates into a checkpoint folder; tensor names as in the released program: ``gate.0.dense_in.weight``."""
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in gates.state_dict().items()}
     save_file(tensors, folder / GATES_FILENAME, metadata={"widths": json.dumps(gates.widths)})
 
 
 def read_gates(path: Path, *, shape: Shape, widths: tuple[float, ...]) -> WidthGates:
-    """The gates in a file.
+    """Read the gates from a file.
 
     Args:
-        path: a file as `save_gates` writes it.
-        shape: of the encoder that they belong to.
-        widths: what the choices stand for where the file does not say.
+        path: a file written by `save_gates`, or by the released program.
+        shape: of the encoder.
+        widths: the width of each choice if the file does not say.
 
     Raises:
-        CheckpointError: if it cannot be read, or fits neither the encoder nor the widths.
+        CheckpointError: if the file cannot be read, or does not fit the encoder or the widths.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -108,6 +110,5 @@ def read_gates(path: Path, *, shape: Shape, widths: tuple[float, ...]) -> WidthG
         gates.load_state_dict(tensors)
         gates.gate_layer_indices(shape.layers)
     except (OSError, SafetensorError, KeyError, IndexError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"the gates in {path} cannot be read: {reason}") from error
+        raise CheckpointError(f"the gates in {path} cannot be read: {first_line(error)}") from error
     return gates.requires_grad_(False).eval()

@@ -159,17 +159,14 @@ def load_mlm_base(config: TrainConfig) -> MlmBaseCheckpoint:
     if folder.is_dir() and not any(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):
         network = AutoModelForMaskedLM.from_config(model_config, dtype=torch.float32)
         return MlmBaseCheckpoint(network, tokenizer, "weights", ())
-    loaded: Any
-    loaded, record = checkpoint.load_network(config.model, head="masked-lm", output_loading_info=True)
-    network, info = loaded
-    lacking = "head" if info["missing_keys"] else "nothing"
-    return MlmBaseCheckpoint(network, tokenizer, lacking, tuple(record.get("phases", ())))
+    loaded = checkpoint.load_network(config.model, head="masked-lm", new_head=True)
+    lacking = "head" if loaded.new_parameters else "nothing"
+    return MlmBaseCheckpoint(loaded.network, tokenizer, lacking, tuple(loaded.record.get("phases", ())))
 
 
 def load_mlm_model(folder: Path, space: Space) -> ElasticModel:
     """The result of a finished phase, as an elastic model that takes ``positions``."""
-    network, _ = checkpoint.load_network(folder, head="masked-lm")
-    return _to_elastic(network, space)
+    return _to_elastic(checkpoint.load_network(folder, head="masked-lm").network, space)
 
 
 def _to_elastic(network: PreTrainedModel, space: Space) -> ElasticModel:
