@@ -27,7 +27,12 @@ FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 FILES = sorted(SOURCE.rglob("*.py"))
 # Base names that two files share, with the one meaning that they have in common. A verb of the command line may be
 # named after the file that does its work.
-SHARED_NAMES = {"load": "reads from disk what its folder works on", "metrics": "", "errors": ""}
+SHARED_NAMES = {
+    "load": "reads from disk what its folder works on",
+    "ray": "does on Ray what its folder does",
+    "metrics": "",
+    "errors": "",
+}
 
 
 def module_of(path: Path) -> str:

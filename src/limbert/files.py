@@ -81,7 +81,7 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
         StorageError: for a full disk or a folder that cannot be written; what was at ``path`` stays.
     """
     target = Path(path).absolute()
-    fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
+    fresh = target.with_name(f".{target.name}.new-{platform.node()}-{os.getpid()}")
     try:
         with fresh.open("w", encoding="utf-8") as file:
             yield file
