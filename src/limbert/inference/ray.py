@@ -28,11 +28,11 @@ from limbert.errors import (
     first_line,
     import_optional,
 )
-from limbert.files import atomic_folder
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint
 from limbert.inference.policy import Policy
 from limbert.inference.predict import predict
-from limbert.inference.shards import SETTINGS_NAME, Shard, ShardedInput, ShardReader, Storage
+from limbert.inference.shards import Shard, ShardedInput, ShardReader
+from limbert.inference.storage import Storage, check_settings, open_output
 from limbert.model.checkpoint import RECORD_FILENAME, find_file
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -100,24 +100,23 @@ def pack_checkpoint(checkpoint: str | Path) -> dict[str, np.ndarray]:
 
 
 def unpack_checkpoint(files: Mapping[str, np.ndarray]) -> Path:
-    """A folder with the files in Limbert's cache; a complete one from before is used again.
+    """Write the files into a folder of Limbert's cache, except those that are there already.
+
+    Each file is replaced on its own, so that workers that unpack at the same time do not disturb each other.
 
     Raises:
         StorageError: the cache cannot be written.
     """
-    fingerprint = _fingerprint(files)
     try:
-        folder = default_cache_dir() / "checkpoints" / fingerprint
+        folder = default_cache_dir() / "checkpoints" / _fingerprint(files)
     except RuntimeError:
         raise StorageError("no folder for the model's files; set LIMBERT_CACHE to one") from None
-    is_damaged = folder.is_dir()
-    if is_damaged and {*files} <= {path.name for path in folder.iterdir()}:
-        is_damaged = _fingerprint({name: np.fromfile(folder / name, dtype=np.uint8) for name in files}) != fingerprint
-        if not is_damaged:
-            return folder
-    with atomic_folder(folder, keep_existing=not is_damaged) as fresh:  # other workers may write the same folder now
-        for name, content in files.items():
-            content.tofile(fresh / name)
+    storage = Storage.from_uri(str(folder))
+    storage.remove_stale_files()
+    for name, content in files.items():
+        path = folder / name
+        if not path.is_file() or not np.array_equal(np.fromfile(path, dtype=np.uint8), content):
+            storage.write(name, content)
     return folder
 
 
@@ -238,9 +237,7 @@ def predict_files(
             progress(rows, inputs.rows)
     missing = {shard.name for shard in inputs.shards} - storage.file_names()
     if missing:
-        raise StorageError(
-            f"{output}: {len(missing)} shards are missing, such as {min(missing)}; run the command again"
-        )
+        raise StorageError(f"{output}: {len(missing)} shards such as {min(missing)} are missing; run the command again")
     bad_rows = sum(result.bad_rows for result in results)
     return BatchPredictionResult(rows, len(inputs.shards), resumed, bad_rows, workers, threads, tuple(results))
 
@@ -248,10 +245,8 @@ def predict_files(
 def _job_settings(
     config: BatchPredictionConfig, inputs: ShardedInput, files: Mapping[str, np.ndarray], *, max_length: int
 ) -> dict[str, Any]:
-    """Everything that decides the predictions and their split into files, as JSON values.
-
-    ``limbert.json`` is left out: other verbs add to it, and the policy, which may come from it, is here.
-    """
+    """Everything that decides the predictions and their split into files, as JSON values."""
+    # Other verbs add to limbert.json; what predictions take from it, the policy, is compared by itself.
     weights = {name: content for name, content in files.items() if name != RECORD_FILENAME}
     values = {
         "format": FORMAT_VERSION,
@@ -271,60 +266,6 @@ def _job_settings(
     }
     parsed: dict[str, Any] = json.loads(json.dumps(values))
     return parsed
-
-
-def open_output(output: Storage, settings: dict[str, Any]) -> set[str]:
-    """Start the output folder of a job, or continue the one that has these settings.
-
-    Returns:
-        The names of the files in it.
-
-    Raises:
-        ConfigError: the folder holds other files, or the output of other settings.
-        StorageError: it cannot be read or written.
-    """
-    names = output.file_names()
-    if names and SETTINGS_NAME not in names:
-        raise ConfigError(f"output {output.path} is not empty and holds no batch prediction; choose another folder")
-    content = json.dumps(settings, indent=1, ensure_ascii=False).encode()
-    if not names:
-        output.write(SETTINGS_NAME, content)
-    elif settings["skip_bad_rows"] and _read_settings(output) == settings | {"skip_bad_rows": False}:
-        output.write(SETTINGS_NAME, content)  # finished shards had no bad rows
-    check_settings(output, settings)
-    output.remove_stale_files()
-    return names
-
-
-def check_settings(output: Storage, settings: dict[str, Any]) -> None:
-    """Refuse an output folder that was started with other settings.
-
-    Raises:
-        ConfigError: naming what differs.
-        StorageError: the folder cannot be read.
-    """
-    old = _read_settings(output)
-    changes = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
-    if changes:
-        texts = [f"{name} {json.dumps(old.get(name))} -> {json.dumps(settings.get(name))}" for name in changes]
-        if "sources" in changes:
-            before, now = old.get("sources", {}), settings["sources"]
-            paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
-            texts[changes.index("sources")] = f"input {paths[0]}" + f" and {len(paths) - 1} more" * (len(paths) > 1)
-        raise ConfigError(
-            f"output {output.path} was started with other settings ({', '.join(texts)}); "
-            "use the same settings again, or choose another folder"
-        )
-
-
-def _read_settings(output: Storage) -> dict[str, Any]:
-    try:
-        settings = json.loads(output.read(SETTINGS_NAME))
-    except ValueError as error:
-        raise ConfigError(f"{output.path}/{SETTINGS_NAME} is not JSON ({error}); choose another folder") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{output.path}/{SETTINGS_NAME} is not a JSON object; choose another folder")
-    return settings
 
 
 class _AttemptCounter:
@@ -347,8 +288,8 @@ def _run_workers(
     from ray.exceptions import RayError
 
     reference = ray.put(dict(files))
-    counter: Any = ray.remote(num_cpus=0, max_restarts=-1)(_AttemptCounter)
-    counter = counter.remote()
+    make_counter: Any = ray.remote(num_cpus=0, max_restarts=-1)(_AttemptCounter)
+    counter = make_counter.remote()
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     bars, level = context.enable_progress_bars, logger.level
     context.enable_progress_bars = False  # the caller shows progress
@@ -369,8 +310,8 @@ def _run_workers(
         for row in predicted.iter_rows():
             yield ShardResult(**row)
     except RayError as error:
-        last_line = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # after the remote traceback
-        raise StorageError(f"a worker failed: {last_line}; finished shards stay") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # after the remote traceback
+        raise StorageError(f"a worker failed: {reason}; finished shards stay") from error
     finally:
         context.enable_progress_bars = bars
         logger.setLevel(level)

@@ -1,12 +1,8 @@
-"""Input files split into shards of rows for batch prediction, on local disks and in object stores."""
+"""Input files of batch prediction: their split into shards of rows, and how the rows of a shard are read."""
 
 import itertools
 import json
-import os
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,174 +23,12 @@ from limbert.data.readers import (
     parquet_table,
 )
 from limbert.data.tasks import Columns, glue_task
-from limbert.errors import ConfigError, DataError, LimbertError, StorageError, first_line
-from limbert.files import atomic_file
+from limbert.errors import ConfigError, DataError
+from limbert.inference.storage import Storage, raise_as
 
-SETTINGS_NAME = "_limbert.json"  # in an output folder; readers of Parquet folders skip names with an underscore
-INPUT_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 _MAX_SHARD_BYTES = 64 * 2**20  # of a shard's rows in memory, estimated from their mean size
 _BATCH_ROWS = 4096  # rows decoded at a time
 _BUFFER_BYTES = 4 * 2**20  # bytes read at a time from each column of a Parquet file
-_STALE_SECONDS = 3600  # age at which a temporary file is taken for the remains of a killed process
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A ``pyarrow.fs`` file system and the path of a file, folder or pattern in it; can be pickled."""
-
-    filesystem: Any
-    path: str
-
-    @classmethod
-    def from_uri(cls, uri: str) -> "Storage":
-        """Open a local path or a URI; options of the store follow a ``?`` (``s3://bucket/x?region=...``).
-
-        Raises:
-            ConfigError: neither Arrow nor fsspec can open the URI.
-        """
-        import fsspec.core
-        from pyarrow import ArrowException, fs
-
-        scheme, separator, rest = uri.partition("://")
-        if not separator:
-            return cls(fs.LocalFileSystem(), str(Path(uri).expanduser().absolute()))
-        if scheme in ("local", "file"):
-            return cls(fs.LocalFileSystem(), "/" + rest.partition("/")[2])
-        path, _, options = rest.partition("?")
-        bucket = path.partition("/")[0]
-        try:
-            return cls(fs.FileSystem.from_uri(f"{scheme}://{bucket}" + f"?{options}" * bool(options))[0], path)
-        except (ArrowException, OSError, NotImplementedError) as arrow_error:
-            try:
-                filesystem, path = fsspec.core.url_to_fs(uri)
-            except (ImportError, ValueError, TypeError) as error:
-                raise ConfigError(f"cannot open {uri}: {first_line(arrow_error)}; {first_line(error)}") from error
-            return cls(fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the files are on a disk of this machine."""
-        return str(self.filesystem.type_name) == "local"
-
-    def list_files(self) -> list[Any]:
-        """The file at the path, the input files below the folder, or the files that match the pattern.
-
-        ``*``, ``?`` and ``[...]`` match within one folder, ``**`` matches any number of folders. Names that start with
-        a dot or an underscore are skipped unless the pattern spells them. Below a folder, output folders are skipped.
-
-        Returns:
-            ``pyarrow.fs.FileInfo`` in the order of their paths.
-
-        Raises:
-            DataError: no file matches, or the folder cannot be read.
-        """
-        from fsspec.utils import glob_translate
-        from pyarrow import fs
-
-        parts = self.path.rstrip("/").split("/")
-        wildcard = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
-        is_folder, root = wildcard == len(parts), "/".join(parts[:wildcard])
-        with _raise_as(DataError, f"{self.path} cannot be read"):
-            matches = re.compile(glob_translate("/".join(parts + ["**", "*"] * is_folder))).match
-            (info,) = self.filesystem.get_file_info([root or "/"])
-            if info.type == fs.FileType.File:
-                return [info]
-            recursive, listed = is_folder or wildcard + 1 < len(parts), []
-            if info.type == fs.FileType.Directory and self.is_local:
-                listed = self.filesystem.get_file_info([*_walk(root or "/", recursive=recursive)])
-            elif info.type == fs.FileType.Directory:
-                listed = self.filesystem.get_file_info(fs.FileSelector(root, recursive=recursive))
-        infos = {f"{'/' * root.startswith('/')}{info.path.lstrip('/')}": info for info in listed if info.is_file}
-        outputs = {os.path.dirname(path) for path in infos if os.path.basename(path) == SETTINGS_NAME} - {root}
-
-        def is_input(path: str) -> bool:
-            names = path.removeprefix(root).strip("/").split("/")
-            if not matches(path) or any(name.startswith((".", "_")) and name not in parts for name in names):
-                return False
-            in_output = any(path.startswith(f"{folder}/") for folder in outputs)
-            return not is_folder or (path.lower().endswith(INPUT_SUFFIXES) and not in_output)
-
-        chosen = [info for path, info in sorted(infos.items()) if is_input(path)]
-        if not chosen:
-            raise DataError(f"{self.path}: no such file, and no folder with {', '.join(INPUT_SUFFIXES)} files")
-        return chosen
-
-    def file_names(self) -> set[str]:
-        """The names of the files in this folder; empty if the folder does not exist.
-
-        Raises:
-            StorageError: the folder cannot be read.
-        """
-        from pyarrow import fs
-
-        with _raise_as(StorageError, f"{self.path} cannot be read"):
-            infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return {info.base_name for info in infos if info.is_file}
-
-    def read(self, name: str) -> bytes:
-        """The content of a file in this folder.
-
-        Raises:
-            StorageError: the file cannot be read.
-        """
-        path = f"{self.path}/{name}"
-        with _raise_as(StorageError, f"{path} cannot be read"), self.filesystem.open_input_file(path) as file:
-            return bytes(file.read())
-
-    def write(self, name: str, content: Any) -> None:
-        """Write or replace a file in this folder atomically; the folder is made if it does not exist.
-
-        Args:
-            name: of the file.
-            content: bytes or an Arrow buffer.
-
-        Raises:
-            StorageError: the file cannot be written.
-        """
-        with _raise_as(StorageError, f"cannot write {self.path}/{name}"):
-            if self.is_local:
-                Path(self.path).mkdir(parents=True, exist_ok=True)
-                with atomic_file(Path(self.path) / name) as file:
-                    file.buffer.write(content)
-                return
-            stream = self.filesystem.open_output_stream(f"{self.path}/{name}")
-            stream.write(content)
-            stream.close()  # not in a `with`: closing after a failed write would publish half of the object
-
-    def remove_stale_files(self) -> None:
-        """Delete temporary files that killed processes left in this folder more than an hour ago."""
-        for path in Path(self.path).glob(".*.new-*") if self.is_local else ():
-            with suppress(FileNotFoundError):  # renamed or deleted by another process meanwhile
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
-
-
-def _walk(root: str, *, recursive: bool) -> Iterator[str]:
-    """Paths of the files in a local folder; links are followed, but each folder is listed once."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    listed = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=fail):
-        real = os.path.realpath(folder)
-        yield from (os.path.join(folder, name) for name in names if real not in listed)
-        subfolders[:] = sorted(subfolders) if recursive and real not in listed else []
-        listed.add(real)
-
-
-@contextmanager
-def _raise_as(error_type: type[LimbertError], message: str) -> Iterator[None]:
-    """Turn errors of files and of Arrow into one of ours."""
-    from pyarrow import ArrowException
-
-    try:
-        yield
-    except (OSError, ValueError, ArrowException) as error:
-        if isinstance(error, LimbertError):
-            raise
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise error_type(f"{message}: {str(reason).splitlines()[0]}") from error
 
 
 @dataclass(frozen=True)
@@ -368,7 +202,7 @@ class ShardReader:
         Raises:
             DataError: the file cannot be read, has fewer rows than before, or has a row without a text.
         """
-        with _raise_as(DataError, f"{shard.path} cannot be read"):
+        with raise_as(DataError, f"{shard.path} cannot be read"):
             is_parquet = shard.path.lower().endswith(".parquet")
             kept, rows = self._read_parquet(shard) if is_parquet else self._read_text_file(shard)
         if len(rows) < shard.rows:
