@@ -1,13 +1,13 @@
-"""Does a Ray worker answer as many rows a second as the plain engine, and is each row answered once if one is killed?
+"""Throughput of a Ray worker compared with the plain engine, and a check that each row is predicted once after a kill.
 
-Writes 100,000 rows (the texts given, over and over) as Parquet, answers a part with the plain engine on as many threads
-as a worker has, alone and in as many processes at the same time as there will be workers, then all of it twice with
-``--engine ray``. Of the first run, rows a second and worker are printed, from a worker's first shard to its last, as
-shares of the plain engine's. In the second a worker is killed when a third is done, and the rows are compared with the
-plain engine's answers.
+Writes 100,000 rows (the given texts, repeated) as Parquet and predicts a part of them with the plain engine: in one
+process, and in as many processes side by side as there are workers, each with a worker's threads. Then predicts all
+rows twice with ``--engine ray``. Of the first run it prints rows per second and worker, from a worker's first shard to
+its last. In the second run it kills a worker after a third of the rows, and compares the output with the plain
+engine's.
 
-With --rates it measures instead what the plan in docs/scale.md is made of: CPU seconds a row for reading, tokenising,
-answering at each policy, and writing, on one thread.
+With --rates it measures what the plan in docs/scale.md is based on: CPU seconds per row for reading, tokenizing,
+predicting at each policy, and writing, on one thread.
 
 Example: python benchmarks/batch_inference.py runs/sst2 --texts glue/SST-2/train.tsv --policy static:0.25x0.5
 Example: python benchmarks/batch_inference.py runs/sst2-gates --texts glue/SST-2/dev.tsv --rates --policy balanced
@@ -19,7 +19,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow
 import pyarrow.dataset
 import pyarrow.parquet
@@ -37,36 +37,39 @@ from limbert.cli.policies import policy_from_options
 from limbert.core.config import DataConfig
 from limbert.data.load import load_texts
 from limbert.data.readers import Examples
-from limbert.data.tokenize import tokenize_texts
 from limbert.errors import LimbertError
 from limbert.evaluation.hardware import describe_this_machine
-from limbert.inference.batch.batch import predict_files
-from limbert.inference.batch.packed import pack_checkpoint
-from limbert.inference.batch.request import BatchPredictionConfig
-from limbert.inference.batch.shards import ShardedInput, shard_input
-from limbert.inference.batch.store import StoragePath
-from limbert.inference.batch.worker import ShardResult, ShardWorker, WorkerConfig, prediction_columns
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint
 from limbert.inference.policy import Policy
 from limbert.inference.predict import predict
+from limbert.inference.ray import (
+    BatchPredictionConfig,
+    ShardResult,
+    pack_checkpoint,
+    predict_files,
+    prediction_columns,
+    to_parquet,
+)
+from limbert.inference.shards import ShardedInput, ShardReader, shard_input
 from limbert.model.checkpoint import library_versions
 
-PARTS = ("reading", "tokenising", "computing", "writing")
+STAGES = ("reading", "tokenizing", "predicting", "writing")
 
 
 def main() -> None:
-    arguments = _arguments()
+    arguments = _parse_arguments()
     torch.set_num_threads(arguments.threads)
     try:
         opened = load_checkpoint(arguments.run)
         policies = {name: _policy(opened, name) for name in arguments.policy}
-        texts, pairs = _texts(opened, arguments)
+        texts, pairs = _load_texts(opened, arguments)
         with tempfile.TemporaryDirectory() as folder:
-            found = _input(Path(folder) / "in", texts, pairs, opened, arguments)
+            inputs = _write_input(Path(folder) / "in", texts, pairs, opened, arguments)
             if arguments.rates:
-                report = _rates(found, policies, Path(folder), arguments)
+                report = _measure_rates(inputs, opened, policies, arguments)
             else:
-                report = _against_plain(found, opened, policies[arguments.policy[0]], texts, Path(folder), arguments)
+                policy = policies[arguments.policy[0]]
+                report = _compare_with_plain(inputs, opened, policy, texts, Path(folder), arguments)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     report |= {
@@ -82,7 +85,7 @@ def main() -> None:
         _print(report)
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--texts", required=True, help="file of texts, read as limbert predict reads it")
@@ -91,8 +94,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shard-rows", type=int, help="(default: 5000; with --rates 1000)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
-    parser.add_argument("--rates", action="store_true", help="CPU seconds a row, by what they are spent on")
-    parser.add_argument("--price", type=float, default=0.04, help="with --rates: $ a core-hour (default: 0.04)")
+    parser.add_argument("--rates", action="store_true", help="measure CPU seconds per row and stage")
+    parser.add_argument("--price", type=float, default=0.04, help="with --rates: $ per core-hour (default: 0.04)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     arguments.policy = arguments.policy or ["static:0.25x0.5"]
@@ -113,15 +116,15 @@ def _policy(opened: LoadedCheckpoint, name: str) -> Policy:
     )
 
 
-def _texts(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> tuple[list[str], list[str] | None]:
+def _load_texts(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> tuple[list[str], list[str] | None]:
     examples = load_texts(arguments.texts, opened.data_config)
-    chosen = np.random.default_rng(0).permutation(len(examples))  # a part is then like the whole
-    order = [*itertools.islice(itertools.cycle(chosen.tolist()), arguments.rows)]
+    shuffled = np.random.default_rng(0).permutation(len(examples))  # so that a part is like the whole
+    order = [*itertools.islice(itertools.cycle(shuffled.tolist()), arguments.rows)]
     pairs = examples.pairs
     return [examples.texts[row] for row in order], None if pairs is None else [pairs[row] for row in order]
 
 
-def _input(
+def _write_input(
     folder: Path, texts: list[str], pairs: list[str] | None, opened: LoadedCheckpoint, arguments: argparse.Namespace
 ) -> ShardedInput:
     folder.mkdir()
@@ -130,13 +133,17 @@ def _input(
         columns: dict[str, Any] = {"id": rows, "text": [texts[row] for row in rows]}
         columns |= {} if pairs is None else {"pair": [pairs[row] for row in rows]}
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"texts-{number}.parquet", row_group_size=10_000)
-    config = DataConfig(text_column="text", pair_column=None if pairs is None else "pair")
-    added = prediction_columns(opened.task)
-    return shard_input(str(folder), config, keep_columns=None, added_columns=added, max_shard_rows=arguments.shard_rows)
+    return shard_input(
+        str(folder),
+        DataConfig(text_column="text", pair_column=None if pairs is None else "pair"),
+        keep_columns=None,
+        prediction_columns=prediction_columns(opened.task),
+        max_shard_rows=arguments.shard_rows,
+    )
 
 
-def _against_plain(
-    found: ShardedInput,
+def _compare_with_plain(
+    inputs: ShardedInput,
     opened: LoadedCheckpoint,
     policy: Policy,
     texts: list[str],
@@ -144,20 +151,23 @@ def _against_plain(
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     part = max(len(texts) // 8, arguments.shard_rows)
-    alone = _plain(arguments, policy, texts[:part], 1)[0]
-    beside = _plain(arguments, policy, texts[:part], arguments.workers)
+    alone = _run_plain_processes(arguments, policy, texts[:part], 1)[0]
+    side_by_side = _run_plain_processes(arguments, policy, texts[:part], arguments.workers)
     killed: list[int] = []
 
-    def kill(done: ShardResult | None, rows: int, total: int) -> None:
-        if done is not None and not killed and 3 * rows >= total:
-            killed.append(done.pid)
-            os.kill(done.pid, signal.SIGKILL)
+    def kill_after_a_third(rows: int, total: int) -> None:
+        if not killed and 3 * rows >= total:
+            workers = [
+                one for one in psutil.Process().children(recursive=True) if "MapWorker" in "".join(one.cmdline())
+            ]
+            killed.append(workers[0].pid)
+            workers[0].kill()
 
-    def answer(output: str, progress: Callable[[ShardResult | None, int, int], None]) -> tuple[ShardResult, ...]:
+    def run(output: str, progress: Callable[[int, int], None]) -> tuple[ShardResult, ...]:
         return predict_files(
             arguments.run,
             opened,
-            found,
+            inputs,
             str(folder / output),
             config=BatchPredictionConfig(policy),
             workers=arguments.workers,
@@ -165,43 +175,41 @@ def _against_plain(
             progress=progress,
         ).shard_results
 
-    begin = time.perf_counter()
-    whole = answer("unharmed", lambda done, rows, total: None)
-    seconds = time.perf_counter() - begin
-    harmed = answer("out", kill)
-    table = pyarrow.dataset.dataset(folder / "out").to_table()
-    plain = alone["labels"] + [None] * (len(texts) - part)
-    different = sum(a != b for a, b in zip(plain, table["label"].to_pylist(), strict=True) if a is not None)
-    spent = {name: sum(getattr(done, name) for done in whole) for name in PARTS}
+    start = time.perf_counter()
+    results = run("out", lambda rows, total: None)
+    seconds = time.perf_counter() - start
+    results_after_kill = run("out-after-kill", kill_after_a_third)
+    table = pyarrow.dataset.dataset(folder / "out-after-kill").to_table()
+    labels = table["label"].to_pylist()[:part]
+    rates = _worker_rates(results)
     return {
         "policy": str(policy),
         "rows": len(texts),
         "each_row_once_and_in_order": table["id"].to_pylist() == [*range(len(texts))],
-        "labels_unlike_plain": [different, part],
+        "different_labels": [sum(a != b for a, b in zip(alone["labels"], labels, strict=True)), part],
         "workers_killed": len(killed),
-        "workers_seen": len({done.pid for done in harmed}),
+        "workers_seen": len({result.pid for result in results_after_kill}),
         "seconds": seconds,
         "plain_alone": alone["rate"],
-        "plain_side_by_side": float(np.mean([one["rate"] for one in beside])),
-        "worker": float(np.mean([rate for rate, _ in _worker_rates(whole)])),
-        "worker_busy": float(np.mean([busy for _, busy in _worker_rates(whole)])),
-        "plain_cpu": float(np.mean([one["cpu"] for one in beside])),
-        "worker_cpu": sum(done.cpu for done in whole) / len(texts),
-        "shares": {name: value / sum(spent.values()) for name, value in spent.items()},
+        "plain_side_by_side": float(np.mean([process["rate"] for process in side_by_side])),
+        "worker": float(np.mean([rate for rate, _ in rates])),
+        "worker_busy": float(np.mean([busy for _, busy in rates])),
     }
 
 
-def _plain(arguments: argparse.Namespace, policy: Policy, texts: list[str], processes: int) -> list[dict[str, Any]]:
-    """The plain engine in so many processes at the same time: tokenising and answering, no files."""
+def _run_plain_processes(
+    arguments: argparse.Namespace, policy: Policy, texts: list[str], processes: int
+) -> list[dict[str, Any]]:
+    """The plain engine in several processes at the same time: tokenizing and predicting, no files."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
-    with context.Pool(processes, initializer=_remember, initargs=(barrier,)) as pool:
-        order = (arguments.run, arguments.threads, policy, texts)
-        waiting = [pool.apply_async(_run_plain, order) for _ in range(processes)]
-        return [one.get() for one in waiting]
+    with context.Pool(processes, initializer=_set_barrier, initargs=(barrier,)) as pool:
+        task = (arguments.run, arguments.threads, policy, texts)
+        pending = [pool.apply_async(_run_plain, task) for _ in range(processes)]
+        return [result.get() for result in pending]
 
 
-def _remember(barrier: Any) -> None:
+def _set_barrier(barrier: Any) -> None:
     global _barrier
     _barrier = barrier
 
@@ -210,94 +218,85 @@ def _run_plain(run: str, threads: int, policy: Policy, texts: list[str]) -> dict
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     opened = load_checkpoint(run)
-    assert opened.task is not None
-    _answer_plain(opened, policy, texts[:256])
+    _predict_labels(opened, policy, texts[:256])
     _barrier.wait()
-    begin, cpu = time.perf_counter(), time.process_time()
-    labels = _answer_plain(opened, policy, texts)
-    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    return {"labels": labels, "rate": len(texts) / seconds, "cpu": cpu / len(texts)}
+    start = time.perf_counter()
+    labels = _predict_labels(opened, policy, texts)
+    return {"labels": labels, "rate": len(texts) / (time.perf_counter() - start)}
 
 
-def _answer_plain(opened: LoadedCheckpoint, policy: Policy, texts: list[str]) -> list[str | None]:
+def _predict_labels(opened: LoadedCheckpoint, policy: Policy, texts: list[str]) -> list[str | None]:
     assert opened.task is not None
-    tokens = tokenize_texts(
-        Examples(tuple(texts), None, None), opened.tokenizer, max_length=opened.max_length, use_cache=False
-    )
-    return [one.label for one in predict(opened.model, tokens, task=opened.task, policy=policy)]
+    tokens = opened.tokenize(Examples(tuple(texts), None, None), cache=False)
+    return [prediction.label for prediction in predict(opened.model, tokens, task=opened.task, policy=policy)]
 
 
-def _worker_rates(done: tuple[ShardResult, ...]) -> list[tuple[float, float]]:
-    """Of each worker that wrote three shards or more, from the first's begin to the last's end: rows a second, and the
-    share of the time in which it had a shard to work on."""
-    shards: dict[int, list[ShardResult]] = collections.defaultdict(list)
-    for one in done:
-        shards[one.pid].append(one)
+def _worker_rates(results: tuple[ShardResult, ...]) -> list[tuple[float, float]]:
+    """Rows per second of each worker that wrote three shards or more, and the fraction of the time it had a shard."""
+    by_worker: dict[int, list[ShardResult]] = collections.defaultdict(list)
+    for result in results:
+        by_worker[result.pid].append(result)
     rates = []
-    for mine in shards.values():
-        span = max(one.ended for one in mine) - min(one.started for one in mine)
-        if len(mine) > 2:
-            rates.append((sum(one.rows for one in mine) / span, sum(one.ended - one.started for one in mine) / span))
+    for shards in by_worker.values():
+        seconds = max(shard.ended for shard in shards) - min(shard.started for shard in shards)
+        busy = sum(shard.ended - shard.started for shard in shards)
+        if len(shards) > 2:
+            rates.append((sum(shard.rows for shard in shards) / seconds, busy / seconds))
     return rates
 
 
-def _rates(
-    found: ShardedInput, policies: dict[str, Policy], folder: Path, arguments: argparse.Namespace
+def _measure_rates(
+    inputs: ShardedInput, opened: LoadedCheckpoint, policies: dict[str, Policy], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """CPU seconds a row; a worker's clock is replaced by that of the process, so that other load matters little."""
-    time.perf_counter = time.process_time
-    packed, rows = pack_checkpoint(arguments.run), []
+    """CPU seconds per row of each stage, so that other load on the machine matters little."""
+    assert opened.task is not None
+    rows, output_bytes, tokens_seen = [], 0, 0
     for name, policy in policies.items():
-        output = StoragePath.from_uri(str(folder / f"out-{len(rows)}"))
-        output.mkdir()
-        orders = WorkerConfig(
-            BatchPredictionConfig(policy), found.storage, found.columns, found.kept_columns, output, arguments.threads
-        )
-        worker = ShardWorker(lambda: packed, orders, count_attempt=lambda shard: 1)
-        worker.predict(found.shards[0])
-        done = [worker.predict(shard) for shard in found.shards]
-        count = sum(one.rows for one in done)
-        rows.append({"policy": name} | {part: sum(getattr(one, part) for one in done) / count for part in PARTS})
-    table = pyarrow.dataset.dataset([source.path for source in found.files]).to_table()
-    tokens = tokenize_texts(
-        Examples(
-            tuple(table["text"].to_pylist()), tuple(table["pair"].to_pylist()) if found.columns.pair else None, None
-        ),
-        load_checkpoint(arguments.run).tokenizer,
-        max_length=128,
-        use_cache=False,
-    )
+        seconds, reader = np.zeros(len(STAGES)), ShardReader(inputs, skip_bad_rows=False)
+        output_bytes = tokens_seen = 0
+        for number, shard in enumerate((inputs.shards[0], *inputs.shards)):
+            times = [time.process_time()]
+            kept, indices, examples = reader.read(shard)
+            times.append(time.process_time())
+            tokens = opened.tokenize(examples, cache=False)
+            times.append(time.process_time())
+            predictions = predict(opened.model, tokens, task=opened.task, policy=policy)
+            times.append(time.process_time())
+            values = [prediction.to_dict() | prediction.cost_to_dict() for prediction in predictions]
+            content = to_parquet(kept, indices, values, prediction_columns(opened.task))
+            times.append(time.process_time())
+            if number:  # the first pass warms up
+                seconds += np.diff(times)
+                output_bytes += len(content)
+                tokens_seen += int(tokens.lengths.sum())
+        rows.append({"policy": name} | dict(zip(STAGES, (seconds / inputs.rows).tolist(), strict=True)))
+    table = pyarrow.dataset.dataset([*inputs.files]).to_table()
     return {
         "rows": rows,
-        "texts": found.rows,
+        "texts": inputs.rows,
         "price": arguments.price,
-        "tokens": float(tokens.lengths.mean()),
-        "bytes_in_file": sum(source.bytes for source in found.files) / found.rows,
-        "bytes_of_text": table.nbytes / found.rows,
-        "bytes_of_output": sum(file.bytes for file in output.list_files((".parquet",))) / found.rows,
-        "model_bytes": sum(content.nbytes for content in packed.files.values()),
+        "tokens": tokens_seen / inputs.rows,
+        "bytes_in_file": sum(size for _, size, _ in inputs.files.values()) / inputs.rows,
+        "bytes_of_text": table.nbytes / inputs.rows,
+        "bytes_of_output": output_bytes / inputs.rows,
+        "model_bytes": sum(content.nbytes for content in pack_checkpoint(arguments.run).values()),
     }
 
 
 def _print(report: dict[str, Any]) -> None:
     print(f"{report['rows']} rows, {report['policy']}, {report['device']}, load {report['load']:.1f}\n")
-    print("| | rows/s a worker | of plain alone | of plain side by side |\n|---|---:|---:|---:|")
+    print("| | rows/s per process | vs. plain alone | vs. plain side by side |\n|---|---:|---:|---:|")
     for name in ("plain_alone", "plain_side_by_side", "worker"):
         rate = report[name]
-        shares = " | ".join(f"{rate / report[unit]:.2f}" for unit in ("plain_alone", "plain_side_by_side"))
-        print(f"| {name.replace('_', ' ')} | {rate:.0f} | {shares} |")
+        ratios = " | ".join(f"{rate / report[unit]:.2f}" for unit in ("plain_alone", "plain_side_by_side"))
+        print(f"| {name.replace('_', ' ')} | {rate:.0f} | {ratios} |")
+    different, compared = report["different_labels"]
     print(
-        f"\nProcessor time a row: plain side by side {1e6 * report['plain_cpu']:.0f} us, worker "
-        f"{1e6 * report['worker_cpu']:.0f} us ({report['plain_cpu'] / report['worker_cpu']:.2f} of the plain rate); a "
-        f"worker has a shard {100 * report['worker_busy']:.1f} % of the time"
-    )
-    print("A worker's time: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in report["shares"].items()))
-    different, compared = report["labels_unlike_plain"]
-    print(
-        f"All of it took {report['seconds']:.0f} s. Again, workers killed: {report['workers_killed']}, "
-        f"seen: {report['workers_seen']}; "
+        f"\nA worker has a shard {100 * report['worker_busy']:.1f} % of the time. "
+        f"The run took {report['seconds']:.0f} s.\n"
+        f"Second run: {report['workers_killed']} worker killed, {report['workers_seen']} workers seen; "
         f"each row once and in order: {report['each_row_once_and_in_order']}; "
-        f"labels unlike the plain engine's: {different} of {compared}"
+        f"labels that differ from the plain engine's: {different} of {compared}"
     )
 
 
@@ -307,16 +306,16 @@ def _print_rates(report: dict[str, Any]) -> None:
         f"{report['bytes_in_file']:.0f} in the file, {report['bytes_of_output']:.0f} in the output; model "
         f"{report['model_bytes'] / 1e6:.0f} MB; {report['device']}, load {report['load']:.1f}\n"
     )
-    print("CPU microseconds a row\n")
-    print(f"| | {' | '.join(PARTS)} | all | rows a core-second |\n|---|{'---:|' * (len(PARTS) + 2)}")
+    print("CPU microseconds per row\n")
+    print(f"| | {' | '.join(STAGES)} | all | rows per core-second |\n|---|{'---:|' * (len(STAGES) + 2)}")
     for row in report["rows"]:
-        every = sum(row[part] for part in PARTS)
-        cells = " | ".join(f"{1e6 * row[part]:.1f}" for part in PARTS)
+        every = sum(row[stage] for stage in STAGES)
+        cells = " | ".join(f"{1e6 * row[stage]:.1f}" for stage in STAGES)
         print(f"| {row['policy']} | {cells} | {1e6 * every:.0f} | {1 / every:.0f} |")
-    print(f"\nA billion rows, at {report['price']:g} $ a core-hour\n")
+    print(f"\nA billion rows, at {report['price']:g} $ per core-hour\n")
     print("| | core-hours | $ | on 10 workers | on 1,000 workers |\n|---|---:|---:|---:|---:|")
     for row in report["rows"]:
-        hours = 1e9 * sum(row[part] for part in PARTS) / 3600
+        hours = 1e9 * sum(row[stage] for stage in STAGES) / 3600
         cost = f"{report['price'] * hours:.0f}"
         print(f"| {row['policy']} | {hours:,.0f} | {cost} | {hours / 240:.1f} days | {60 * hours / 1000:.0f} min |")
 

@@ -1,10 +1,10 @@
-"""How fast do several processes train, against one on the same cores and the same batches? Contenders take turns.
+"""Training throughput of several processes compared with one process on the same cores and the same batches.
 
-Every contender trains the same sub-networks of one phase on the same batches of --batch-size rows over all processes:
-one process with --threads threads, and for each of --processes as many with their share of the threads. With CUDA,
-process i has GPU i. Printed are rows a second, medians over rounds, their ratio to one process, and what part of a step
-went into adding up the gradients, waiting for the slowest included. Each turn starts processes anew; their start,
-loading and two steps of warm-up are not timed.
+All contenders train the same sub-networks of one phase on the same batches of --batch-size examples over all processes:
+one process with --threads threads, and each number of --processes with the threads divided among them. With CUDA,
+process i uses GPU i. The contenders take turns; printed are medians over rounds: examples per second, the ratio to
+one process, and the fraction of a step in the all-reduce of the gradients, including the wait for the slowest process.
+Every turn starts new processes; start, loading and two warm-up steps are not timed.
 
 Example: python benchmarks/distributed.py --model ENCODER --data mrpc=glue/MRPC --threads 2 --processes 2
 """
@@ -39,7 +39,7 @@ WARM_UP = 2  # steps
 
 
 def main() -> None:
-    arguments = _arguments()
+    arguments = _parse_arguments()
     if arguments.worker:
         return _work(arguments)
     contenders = [1, *(count for count in arguments.processes if count > 1)]
@@ -48,9 +48,9 @@ def main() -> None:
         for count in contenders:
             rounds[count].append(_turn(count, arguments))
     rows = []
-    for count, found in rounds.items():
-        median = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
-        rows.append({"processes": count, "threads_each": max(1, arguments.threads // count), **median, "rounds": found})
+    for count, turns in rounds.items():
+        median = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+        rows.append({"processes": count, "threads_each": max(1, arguments.threads // count), **median, "rounds": turns})
     for row in rows:
         row["over_one"] = row["rows_per_second"] / rows[0]["rows_per_second"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,17 +63,17 @@ def main() -> None:
     print(json.dumps(report)) if arguments.json else _print(report)
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="pretrained encoder: folder or hub name")
+    parser.add_argument("--model", required=True, help="pretrained encoder: folder or Hub name")
     parser.add_argument("--data", required=True, metavar="TASK=FOLDER")
     parser.add_argument("--phase", default="depth", choices=["finetune", "width", "depth", "final"])
     parser.add_argument("--processes", type=lambda text: [int(part) for part in text.split(",")], default=[2])
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of all processes together"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="rows a step over all processes")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps a turn")
+    parser.add_argument("--batch-size", type=int, default=32, help="examples per step over all processes")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps per turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--json", action="store_true")
@@ -82,7 +82,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _turn(count: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """One contender's turn: so many processes, each this very program with --worker."""
+    """One turn of a contender: start this program with --worker once per process."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = str(listening.getsockname()[1])
@@ -100,12 +100,12 @@ def _turn(count: int, arguments: argparse.Namespace) -> dict[str, float]:
     outputs = [worker.communicate()[0] for worker in workers]
     if any(worker.returncode for worker in workers):
         sys.exit(f"benchmark: error: {count} processes ended with {[worker.returncode for worker in workers]}")
-    found: dict[str, float] = json.loads(outputs[0].splitlines()[-1])
-    return found
+    result: dict[str, float] = json.loads(outputs[0].splitlines()[-1])
+    return result
 
 
 def _work(arguments: argparse.Namespace) -> None:
-    """Train some steps as one process of a contender and print what they took."""
+    """Train some steps as one process of a contender and print the times."""
     processes = init_distributed()
     trainer, batches = _prepare(arguments, processes)
     exchanged = 0.0
@@ -113,11 +113,11 @@ def _work(arguments: argparse.Namespace) -> None:
 
     def timed(tensor: torch.Tensor) -> None:
         nonlocal exchanged
-        _wait()
-        begin = time.perf_counter()
+        _synchronize()
+        start = time.perf_counter()
         all_reduce(tensor)
-        _wait()
-        exchanged += time.perf_counter() - begin
+        _synchronize()
+        exchanged += time.perf_counter() - start
 
     dist.all_reduce = timed  # type: ignore[assignment]
     moments, begin_exchange = [], 0.0
@@ -126,20 +126,20 @@ def _work(arguments: argparse.Namespace) -> None:
             processes.all_gather_object(None)
             begin_exchange = exchanged
             moments.append(time.perf_counter())
-        part, share = processes.shard_batch(batch)
+        part, loss_scale = processes.shard_batch(batch)
         on_device = {name: tensor.to(trainer.model.network.device) for name, tensor in part.items()}
-        trainer.step(on_device, step_index=number, learning_rate=1e-5, loss_scale=share)
-        _wait()
+        trainer.step(on_device, step_index=number, learning_rate=1e-5, loss_scale=loss_scale)
+        _synchronize()
         if number >= WARM_UP:
             moments.append(time.perf_counter())
     seconds = moments[-1] - moments[0]
     if processes.is_main_process:
-        found = {
+        result = {
             "rows_per_second": arguments.batch_size * arguments.steps / seconds,
             "step_seconds": statistics.median(after - before for before, after in pairwise(moments)),
             "exchange_share": (exchanged - begin_exchange) / seconds,
         }
-        print(json.dumps(found), flush=True)
+        print(json.dumps(result), flush=True)
     if processes.world_size > 1:
         dist.destroy_process_group()
 
@@ -147,7 +147,7 @@ def _work(arguments: argparse.Namespace) -> None:
 def _prepare(
     arguments: argparse.Namespace, processes: DistributedContext
 ) -> tuple[Trainer, list[dict[str, torch.Tensor]]]:
-    """A trainer of the phase, and the whole batches of its steps."""
+    """A trainer for the phase, and the batches of its steps over all processes."""
     task, _, folder = arguments.data.partition("=")
     try:
         with processes.local_main_process_first():
@@ -159,8 +159,8 @@ def _prepare(
         sys.exit(f"benchmark: error: {error}")
     accelerator = Accelerator(mixed_precision="bf16" if arguments.precision == "bf16" else "no")
     model, teacher = (start.load_model(Space(layers="spread")) for _ in range(2))
-    for one in (model, teacher):
-        one.network.to(accelerator.device)
+    for loaded in (model, teacher):
+        loaded.network.to(accelerator.device)
     teacher.network.eval()
     model.network.train()
     phase = PHASES[arguments.phase]
@@ -171,7 +171,7 @@ def _prepare(
         subnets=tuple(phase.subnets(model).values()),  # type: ignore[attr-defined]
         config=PhaseConfig(**phase.defaults),
         task_type=data.task.task_type,
-        context=types.SimpleNamespace(  # type: ignore[arg-type]  # a step needs no more
+        context=types.SimpleNamespace(  # type: ignore[arg-type]  # all that a step reads
             accelerator=accelerator, seed=0, should_stop=lambda: False
         ),
     )
@@ -179,14 +179,16 @@ def _prepare(
     return trainer, [examples.collate(indices) for indices in order[: WARM_UP + arguments.steps]]
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def _print(report: dict[str, object]) -> None:
-    print(f"{report['device']}; {report['data']}, phase {report['phase']}, batches of {report['batch_size']} rows\n")
-    print("| processes | threads each | rows/s | over one | adding up gradients |")
+    print(
+        f"{report['device']}; {report['data']}, phase {report['phase']}, batches of {report['batch_size']} examples\n"
+    )
+    print("| processes | threads each | examples/s | vs. one process | all-reduce |")
     print("|---:|---:|---:|---:|---:|")
     for row in report["rows"]:  # type: ignore[attr-defined]
         ratio, exchange = f"{row['over_one']:.2f} x", f"{100 * row['exchange_share']:.1f} % of a step"

@@ -30,6 +30,7 @@ SHARED_NAMES = {
     "load": "reads from disk what its folder works on",
     "metrics": "numbers about predictions (data) or requests (serve)",
     "errors": "the exceptions of the package, or of the server",
+    "ray": "runs on Ray what its folder does",
 }
 
 

@@ -115,7 +115,7 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
         target = Path(os.path.realpath(path))
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        new = target.with_name(f".{target.name}.new-{os.getpid()}")
+        new = target.with_name(f".{target.name}.new-{platform.node()}-{os.getpid()}")
         try:
             with new.open("w", encoding="utf-8") as file:
                 yield file

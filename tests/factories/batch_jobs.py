@@ -1,5 +1,6 @@
-"""A small gated model on disk and files of texts of many lengths, for batch prediction."""
+"""A small gated model on disk and input files with texts of many lengths, for batch prediction."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ WORDS = tuple("the quick brown fox jumps over a lazy dog while wizards brew poti
 
 
 def save_model(folder: Path, task: Task = TASK) -> Path:
+    """Save a random model with gates for the task."""
     model = make_model("bert", vocab_size=30522, num_labels=task.num_outputs)
     model.record = {"task": task.to_dict()}
     model.save_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(ENCODER))
@@ -26,12 +28,13 @@ def save_model(folder: Path, task: Task = TASK) -> Path:
 
 
 def make_texts(count: int, *, seed: int = 0) -> list[str]:
+    """Texts of 1 to 29 random words."""
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, size=int(length))) for length in rng.integers(1, 30, size=count)]
 
 
-def write_parquet(folder: Path, texts: list[str | None], *, files: int, row_group: int) -> None:
-    """The texts with a column of ids, in so many files."""
+def write_parquet(folder: Path, texts: Sequence[str | None], *, files: int, row_group: int) -> None:
+    """Write the texts with a column of ids into a number of files."""
     folder.mkdir()
     for number, rows in enumerate(np.array_split(np.arange(len(texts)), files)):
         table = pyarrow.table({"id": rows, "text": [texts[row] for row in rows]})

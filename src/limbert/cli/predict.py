@@ -96,10 +96,10 @@ def predict(
     from limbert.data.tokenize import evaluation_batches
     from limbert.errors import CheckpointError
     from limbert.evaluation.choose import resolve_measured_names
-    from limbert.inference.batch.request import BatchPredictionConfig
     from limbert.inference.load import load_checkpoint
     from limbert.inference.policy import resolve_policy
     from limbert.inference.predict import predict as run_prediction
+    from limbert.inference.ray import BatchPredictionConfig
 
     require(precision in ("fp32", "bf16"), "precision", precision, "fp32 or bf16")
     opened = load_checkpoint(run, device="cpu" if engine == "ray" else device)
@@ -130,7 +130,7 @@ def predict(
             workers=workers,
             threads=threads,
             as_json=as_json,
-            request=BatchPredictionConfig(chosen, precision, batch_size, skip_bad_rows),  # type: ignore[arg-type]
+            config=BatchPredictionConfig(chosen, precision, batch_size, skip_bad_rows),  # type: ignore[arg-type]
         )
         return
     named = {"text_column": text_column, "pair_column": pair_column}

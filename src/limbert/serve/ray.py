@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from limbert.core.config import require
-from limbert.errors import ConfigError
-from limbert.inference.batch.cluster import import_ray, ray_session
-from limbert.inference.batch.packed import PackedCheckpoint, pack_checkpoint, unpack_checkpoint
+from limbert.errors import ConfigError, import_optional
+from limbert.inference.ray import pack_checkpoint, ray_session, unpack_checkpoint
 from limbert.serve.process import bind_socket, create_serving_app, import_uvicorn
 from limbert.serve.service import Service
 from limbert.serve.settings import ServeSettings
@@ -77,7 +76,7 @@ def serve_on_ray(
         LimbertError: if a library is missing, the model cannot be loaded, or the port cannot be used.
     """
     import_uvicorn()
-    import_ray()
+    import_optional("ray", extra="scale")
     threads = settings.threads or 1
     settings = replace(settings, threads=threads, workers=1)
     named = Service.load(run_dir, settings).model_name  # refuses here what every replica would refuse
@@ -85,7 +84,7 @@ def serve_on_ray(
     with bind_socket(settings) as probe:  # a port that is taken is found here, and 0 becomes a free one
         settings = replace(settings, port=probe.getsockname()[1], name=named)
     end = threading.Event()
-    size = sum(content.nbytes for content in packed.files.values())
+    size = sum(content.nbytes for content in packed.values())
     with ray_session(cpus=replicas.max_replicas * threads, model_bytes=size) as ray, _set_on_signal(end):
         from ray import serve
 
@@ -122,8 +121,9 @@ def _deployment(settings: ServeSettings, replicas: ReplicaConfig, packed_run_ref
     from ray import serve
 
     def build() -> "FastAPI":
-        packed: PackedCheckpoint = import_ray().get(packed_run_ref)
-        service = Service.load(unpack_checkpoint(packed), settings)
+        import ray
+
+        service = Service.load(unpack_checkpoint(ray.get(packed_run_ref)), settings)
         app = create_serving_app(service, settings, lambda: None)
         app.state.service = service
         return app
