@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from limbert import ElasticModel
-from limbert.evaluation.latency import median_latency
+from limbert.evaluation.benchmark import median_latency
 
 
 def main(run: Path, picture: Path) -> None:

@@ -8,12 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-from limbert.cli.evaluate import override_data_config
 from limbert.data.load import load_evaluation_data
 from limbert.data.tokenize import tokenize_texts
-from limbert.evaluation.policies import PolicyResult, evaluate_policy
+from limbert.evaluation.evaluate import evaluate_policy
+from limbert.evaluation.results import PolicyResult
 from limbert.evaluation.tune import PolicyCandidate
-from limbert.inference.load import load_checkpoint
+from limbert.inference.load import load_checkpoint, override_data_config
 from limbert.inference.policy import Policy
 
 KINDS = {"static": "one static size", "width": "width (gates)", "depth": "depth (exits)", "width+depth": "width+depth"}

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from limbert.core.subnet import Shape as Shape
     from limbert.core.subnet import Subnet as Subnet
     from limbert.errors import LimbertError as LimbertError
+    from limbert.evaluation.benchmark import benchmark as benchmark
+    from limbert.evaluation.choose import choose as choose
+    from limbert.evaluation.evaluate import evaluate as evaluate
+    from limbert.evaluation.search import search as search
+    from limbert.evaluation.tune import tune as tune
+    from limbert.export.export import export_model as export_model
     from limbert.inference.engine import Engine as Engine
     from limbert.inference.policy import Policy as Policy
     from limbert.method.early_exit import ExitRule as ExitRule
@@ -27,9 +33,31 @@ _HOMES = {
     "Shape": "limbert.core.subnet",
     "Space": "limbert.core.space",
     "Subnet": "limbert.core.subnet",
+    "benchmark": "limbert.evaluation.benchmark",
+    "choose": "limbert.evaluation.choose",
+    "evaluate": "limbert.evaluation.evaluate",
+    "export_model": "limbert.export.export",
+    "search": "limbert.evaluation.search",
+    "tune": "limbert.evaluation.tune",
 }
 
-__all__ = ["Client", "ElasticModel", "Engine", "ExitRule", "LimbertError", "Policy", "Shape", "Space", "Subnet"]
+__all__ = [
+    "Client",
+    "ElasticModel",
+    "Engine",
+    "ExitRule",
+    "LimbertError",
+    "Policy",
+    "Shape",
+    "Space",
+    "Subnet",
+    "benchmark",
+    "choose",
+    "evaluate",
+    "export_model",
+    "search",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

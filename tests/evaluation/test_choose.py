@@ -1,38 +1,34 @@
-"""The choice is the best of what was measured in one way, and a budget that cannot be met says by how much."""
+"""Choice within a budget, from comparable measurements, and names of measured sub-networks."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.factories.profiles import CELL, ROW
+from tests.factories.profiles import ROW, SETUP
 
+import limbert
 from limbert.errors import CheckpointError, ConfigError, SubnetError
-from limbert.evaluation.choose import (
-    ProfileFilter,
-    comparable_rows,
-    describe_unmet_budget,
-    measured_subnets,
-    parse_constraints,
-    rank_within_budget,
-    resolve_measured_names,
-)
+from limbert.evaluation.choose import comparable_rows, measured_subnets, resolve_measured_names
 from limbert.evaluation.hardware import hardware_info
-from limbert.evaluation.profile_rows import ProfileRow, save_profile
-from limbert.evaluation.results import SubnetResult
+from limbert.evaluation.results import PROFILE_NAME, ProfileRow, SubnetResult, profile_row_key, replace_json_lines
 
 COSTS = {"1x1": (20.0, 0.91), "0.5x1": (11.0, 0.90), "0.5x0.5": (6.0, 0.905), "0.25x0.5": (3.1, 0.80)}
 
 
-def row(name: str, *, ms: float | None = None, **changes: object) -> ProfileRow:
-    cost = COSTS[name][0] if ms is None else ms
+def make_row(name: str, *, latency_ms: float | None = None, **changes: object) -> ProfileRow:
+    cost = COSTS[name][0] if latency_ms is None else latency_ms
     sizes = {
         "params": round(1e6 * COSTS[name][0]),
         "flops": round(1e8 * COSTS[name][0]),
         "file_bytes": round(4e6 * cost),
     }
-    cell = replace(CELL, batch=1, tokens=128, **changes)
-    return replace(ROW, subnet=name, latency_p50_ms=cost, setup=cell, hardware=hardware_info(), **sizes)
+    setup = replace(SETUP, batch=1, tokens=128, **changes)
+    return replace(ROW, subnet=name, latency_p50_ms=cost, setup=setup, hardware=hardware_info(), **sizes)
+
+
+def save_rows(folder: Path, rows: list[ProfileRow]) -> None:
+    replace_json_lines(folder / PROFILE_NAME, [row.to_dict() for row in rows], key=profile_row_key)
 
 
 def make_run(folder: Path, rows: list[ProfileRow]) -> Path:
@@ -42,22 +38,20 @@ def make_run(folder: Path, rows: list[ProfileRow]) -> Path:
         for name, (_, metric) in COSTS.items()
     ]
     (folder / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in results))
-    save_profile(folder, rows)
+    save_rows(folder, rows)
     return folder
 
 
-def chosen(folder: Path, **given: str) -> list[str]:
-    limits = parse_constraints({f"--{name.replace('_', '-')}": text for name, text in given.items()})
-    known = measured_subnets(folder, comparable_rows(folder, ProfileFilter()))
-    return [one.profile.subnet for one in rank_within_budget(known, limits)]
+def chosen(folder: Path, **limits: str) -> list[str]:
+    return [subnet.profile.subnet for subnet in limbert.choose(folder, **limits).ranked]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return make_run(tmp_path, [row(name) for name in COSTS])
+    return make_run(tmp_path, [make_row(name) for name in COSTS])
 
 
-def test_the_highest_metric_within_the_limits_wins(folder: Path) -> None:
+def test_highest_metric_within_limits_wins(folder: Path) -> None:
     assert chosen(folder, max_latency="12ms") == ["0.5x0.5", "0.5x1", "0.25x0.5"]
     assert chosen(folder, max_params="12M", max_latency="5ms") == ["0.25x0.5"]
     assert chosen(folder, max_flops="2G")[0] == "1x1"
@@ -66,73 +60,72 @@ def test_the_highest_metric_within_the_limits_wins(folder: Path) -> None:
     assert chosen(folder, max_latency="6ms") == ["0.5x0.5", "0.25x0.5"]  # a limit may be reached
 
 
-def test_a_least_metric_alone_asks_for_the_fastest(folder: Path) -> None:
+def test_minimal_metric_alone_chooses_the_fastest(folder: Path) -> None:
     assert chosen(folder, min_metric="0.90") == ["0.5x0.5", "0.5x1", "1x1"]
+    choice = limbert.choose(folder, min_metric="0.90")
+    assert (choice.best.profile.subnet, choice.num_measured) == ("0.5x0.5", 4)
 
 
-def test_what_cannot_be_met_is_said_with_the_nearest(folder: Path) -> None:
-    known = measured_subnets(folder, comparable_rows(folder, ProfileFilter()))
-    limits = parse_constraints({"--max-latency": "2ms"})
-    assert rank_within_budget(known, limits) == []
-    text = describe_unmet_budget(known, limits)
-    assert text == (
-        "cannot be met; nearest is 0.25x0.5 (3.1ms-80.0): "
-        "median latency 3.1 ms, 1.1 ms (55 %) over --max-latency 2.0 ms"
+def test_unmet_budget_names_the_nearest(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        limbert.choose(folder, max_latency="2ms")
+    assert ("nearest is 0.25x0.5 (3.1ms-80.0): median latency 3.1 ms, 1.1 ms (55 %) over --max-latency 2.0 ms") in str(
+        caught.value
     )
-    text = describe_unmet_budget(known, parse_constraints({"--min-metric": "0.95", "--max-size": "30MB"}))
-    assert "0.5x0.5" in text
-    assert "metric 90.5, 4.5 points under --min-metric 95.0" in text
+    with pytest.raises(ConfigError, match=r"metric 90\.5, 4\.5 points under --min-metric 95\.0") as caught:
+        limbert.choose(folder, min_metric="0.95", max_size="30MB")
+    assert "0.5x0.5" in str(caught.value)
+    with pytest.raises(ConfigError, match="--max-latency"):
+        limbert.choose(folder)
 
 
-def test_rows_that_were_measured_differently_are_never_mixed(tmp_path: Path) -> None:
-    rows = [row(name) for name in COSTS]
-    rows += [row(name, ms=COSTS[name][0] / 2, backend="openvino") for name in COSTS]
-    rows += [replace(one, setup=replace(one.setup, batch=8)) for one in rows[:4]]
-    rows += [replace(one, setup=replace(one.setup, tokens=32)) for one in rows[:4]]
-    rows += [replace(one, setup=replace(one.setup, threads=2), measured="2025-01-01T00:00:00") for one in rows[:4]]
+def test_rows_of_different_setups_never_mix(tmp_path: Path) -> None:
+    rows = [make_row(name) for name in COSTS]
+    rows += [make_row(name, latency_ms=COSTS[name][0] / 2, backend="openvino") for name in COSTS]
+    rows += [replace(row, setup=replace(row.setup, batch=8)) for row in rows[:4]]
+    rows += [replace(row, setup=replace(row.setup, tokens=32)) for row in rows[:4]]
+    rows += [replace(row, setup=replace(row.setup, threads=2), measured="2025-01-01T00:00:00") for row in rows[:4]]
     folder = make_run(tmp_path, rows)
-    found = comparable_rows(folder, ProfileFilter())
-    assert {one.setup for one in found} == {replace(CELL, backend="openvino", batch=1, tokens=128)}
-    assert len(found) == 4
-    found = comparable_rows(folder, ProfileFilter(backend="torch", tokens=32))
-    assert {one.setup for one in found} == {replace(CELL, batch=1, tokens=32)}
-    assert {one.setup.batch for one in comparable_rows(folder, ProfileFilter(batch=8))} == {8}
-    with pytest.raises(ConfigError, match=r"no measurement with batch 3 in .*; measured: 1, 8"):
-        comparable_rows(folder, ProfileFilter(batch=3))
-    with pytest.raises(ConfigError, match="no measurement with backend tensorrt"):
-        comparable_rows(folder, ProfileFilter(backend="tensorrt"))
+    comparable = comparable_rows(folder)
+    assert {row.setup for row in comparable} == {replace(SETUP, backend="openvino", batch=1, tokens=128)}
+    assert len(comparable) == 4
+    comparable = comparable_rows(folder, backend="torch", tokens=32)
+    assert {row.setup for row in comparable} == {replace(SETUP, batch=1, tokens=32)}
+    assert {row.setup.batch for row in comparable_rows(folder, batch=8)} == {8}
+    with pytest.raises(ConfigError, match="batch 3 .*1, 8"):
+        comparable_rows(folder, batch=3)
+    with pytest.raises(ConfigError, match="tensorrt"):
+        comparable_rows(folder, backend="tensorrt")
 
 
-def test_another_machine_counts_only_when_it_is_asked_for(tmp_path: Path) -> None:
-    elsewhere = [replace(row(name), hardware={"cpu": "phone", "cores": 4, "gpu": None}) for name in COSTS]
-    folder = make_run(tmp_path, elsewhere)
-    with pytest.raises(ConfigError, match=r"measured on another machine \(phone, 4 cores\)"):
-        comparable_rows(folder, ProfileFilter())
-    assert comparable_rows(folder, ProfileFilter(), profile_path=folder / "profile.jsonl") == elsewhere
+def test_other_machines_need_their_profile_named(tmp_path: Path) -> None:
+    rows = [replace(make_row(name), hardware={"cpu": "phone", "cores": 4, "gpu": None}) for name in COSTS]
+    folder = make_run(tmp_path, rows)
+    with pytest.raises(ConfigError, match="phone, 4 cores"):
+        comparable_rows(folder)
+    assert comparable_rows(folder, profile_path=folder / "profile.jsonl") == rows
     (folder / "profile.jsonl").unlink()
-    with pytest.raises(CheckpointError, match="run limbert profile"):
-        comparable_rows(folder, ProfileFilter())
+    with pytest.raises(CheckpointError, match="limbert profile"):
+        comparable_rows(folder)
 
 
-def test_measured_names_stand_for_what_was_measured(folder: Path) -> None:
-    assert [one.measured_name for one in measured_subnets(folder, comparable_rows(folder, ProfileFilter()))][
-        3
-    ] == "3.1ms-80.0"
+def test_measured_names_resolve_to_sub_networks(folder: Path) -> None:
+    assert measured_subnets(folder, comparable_rows(folder))[3].measured_name == "3.1ms-80.0"
     assert resolve_measured_names(folder, ["3.1ms-80.0", "0.5x1", "found-12345"]) == [
         "0.25x0.5",
         "0.5x1",
         "found-12345",
     ]
-    with pytest.raises(SubnetError, match=r"no sub-network of .* was measured as 3\.2ms-80\.0; near it: 3\.1ms-80\.0"):
+    with pytest.raises(SubnetError, match=r"3\.2ms-80\.0; near it: 3\.1ms-80\.0"):
         resolve_measured_names(folder, ["3.2ms-80.0"])
-    save_profile(folder, [row("0.5x1", ms=3.1, backend="openvino")])
+    save_rows(folder, [make_row("0.5x1", latency_ms=3.1, backend="openvino")])
     assert resolve_measured_names(folder, ["3.1ms-90.0"]) == ["0.5x1"]
     results = (folder / "results.jsonl").read_text().replace("0.9}", "0.8}")
     (folder / "results.jsonl").write_text(results)
-    with pytest.raises(SubnetError, match=r"3\.1ms-80\.0 could be 0\.25x0\.5 or 0\.5x1"):
+    with pytest.raises(SubnetError, match=r"0\.25x0\.5 or 0\.5x1"):
         resolve_measured_names(folder, ["3.1ms-80.0"])
 
 
-def test_the_metric_is_the_mean_over_several_development_sets() -> None:
+def test_metric_is_mean_over_development_sets() -> None:
     metrics = {"matched/accuracy": 0.5, "mismatched/accuracy": 0.7, "matched/f1": 0.1}
     assert SubnetResult("1x1", 1, 1.0, metrics).mean_metric("accuracy") == pytest.approx(0.6)

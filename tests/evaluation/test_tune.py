@@ -1,4 +1,4 @@
-"""What a search says about a policy is what running the policy gives."""
+"""Tuning: every candidate's metric and FLOPs equal those of running its policy."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tests.factories.runs import needs_encoder
 
 from limbert import ElasticModel
 from limbert.data.tasks import Task
-from limbert.evaluation.policies import evaluate_policy
+from limbert.evaluation.evaluate import evaluate_policy
 from limbert.evaluation.tune import PolicyCandidate, choose_operating_points, pareto_policies, tune_policies
 from limbert.inference.policy import Policy
 
@@ -17,16 +17,16 @@ CLASSES = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 SCORES = Task("own", "regression", (), ("pearson",))
 
 
-def judged(model: ElasticModel, task: Task, rule: str) -> list[PolicyCandidate]:
+def tuned(model: ElasticModel, task: Task, rule: str) -> list[PolicyCandidate]:
     return tune_policies(
         model, make_examples(), task=task, widths=(0.34, 0.5, 1.0), exit_rule=rule, num_thresholds=3, batch_size=2
     )
 
 
 @pytest.mark.parametrize("rule", ["entropy", "confidence", "patience"])
-def test_every_judgement_equals_running_the_policy(rule: str) -> None:
+def test_candidates_equal_running_their_policy(rule: str) -> None:
     model = make_model("bert", vocab_size=30522)
-    candidates = judged(model, CLASSES, rule)
+    candidates = tuned(model, CLASSES, rule)
     assert candidates[0].policy == Policy(subnet="1x1")
     assert {one.policy.name.partition(":")[0] for one in candidates} == {"static", "width", "depth", "width+depth"}
     rng = np.random.default_rng(0)
@@ -37,9 +37,9 @@ def test_every_judgement_equals_running_the_policy(rule: str) -> None:
         assert candidate.flops_share == pytest.approx(result.flops_mean / result.flops_full)
 
 
-def test_regression_is_searched_by_patience() -> None:
+def test_regression_is_tuned_by_patience() -> None:
     model = make_model("bert", vocab_size=30522, num_labels=1)
-    candidates = judged(model, SCORES, "patience")
+    candidates = tuned(model, SCORES, "patience")
     dynamic = [one for one in candidates if one.policy.exits is not None]
     assert dynamic
     for candidate in dynamic[::9]:
@@ -48,18 +48,18 @@ def test_regression_is_searched_by_patience() -> None:
         assert candidate.flops_share == pytest.approx(result.flops_mean / result.flops_full)
 
 
-def test_without_gates_and_offramps_static_sizes_are_left() -> None:
+def test_without_gates_and_exits_candidates_are_static() -> None:
     model = make_model("bert", vocab_size=30522)
     model.gates = None
     model.space = type(model.space)(layers="spread")
-    assert {one.policy.name.partition(":")[0] for one in judged(model, CLASSES, "entropy")} == {"static"}
+    assert {one.policy.name.partition(":")[0] for one in tuned(model, CLASSES, "entropy")} == {"static"}
 
 
 def candidate(value: float, flops: float) -> PolicyCandidate:
     return PolicyCandidate(Policy(subnet=f"{flops:g}x{value:g}"), value, flops)
 
 
-def test_the_front_and_the_points() -> None:
+def test_front_and_operating_points() -> None:
     full = candidate(0.90, 1.0)
     others = [
         candidate(0.90, 0.8),

@@ -1,4 +1,4 @@
-"""The engine gives every example what it would get alone: the sub-network that its trace names, and nothing else."""
+"""The engine gives each example the logits it would get alone, from the sub-network that its trace names."""
 
 import threading
 from dataclasses import replace
@@ -15,7 +15,7 @@ from transformers import AutoModelForTokenClassification
 from limbert import ElasticModel, Space, Subnet
 from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
 from limbert.inference.engine import Engine
-from limbert.inference.policy import Policy
+from limbert.inference.policy import OperatingPoint, Policy
 from limbert.method.early_exit import ExitRule
 from limbert.model.width_gates import GATES_FILENAME
 
@@ -30,17 +30,17 @@ POLICIES = {
 }
 
 
-def one(row: int) -> dict[str, Tensor]:
-    length = int(INPUTS["attention_mask"][row].sum())
-    return {name: tensor[row : row + 1, :length] for name, tensor in INPUTS.items()}
+def single_example(index: int) -> dict[str, Tensor]:
+    length = int(INPUTS["attention_mask"][index].sum())
+    return {name: tensor[index : index + 1, :length] for name, tensor in INPUTS.items()}
 
 
 def fitted(model: ElasticModel, policy: Policy) -> Policy:
-    """The policy with a threshold that half of the examples pass at the first off-ramp."""
+    """The policy with a threshold that half of the examples pass at the first exit."""
     if policy.exits is None or policy.exits.name == "patience":
         return policy
-    answers, _ = Engine(model, policy, task_type="classification").run_all_exits(INPUTS)
-    probabilities = answers[0].softmax(dim=-1)
+    exit_logits, _ = Engine(model, policy, task_type="classification").run_all_exits(INPUTS)
+    probabilities = exit_logits[0].softmax(dim=-1)
     scores = {"entropy": torch.special.entr(probabilities).sum(dim=-1), "confidence": probabilities.amax(dim=-1)}
     threshold = float(scores[policy.exits.name].sort().values[BATCH // 2 - 1 : BATCH // 2 + 1].mean())
     return replace(policy, exits=ExitRule(policy.exits.name, threshold))
@@ -57,7 +57,7 @@ SHAPE = ElasticModel(make_network("bert")).shape
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 @pytest.mark.parametrize("case", CONFIGS)
-def test_a_batch_equals_each_example_alone_in_its_own_subnetwork(case: str, policy: Policy) -> None:
+def test_batch_equals_each_example_alone(case: str, policy: Policy) -> None:
     model = make_model(case)
     engine = Engine(model, fitted(model, policy), task_type="classification")
     together = engine.run(INPUTS)
@@ -68,46 +68,46 @@ def test_a_batch_equals_each_example_alone_in_its_own_subnetwork(case: str, poli
     if policy.exits:
         assert int(trace.layers_run.min()) < LAYERS
     for row in range(BATCH):
-        alone = engine.run(one(row))
+        alone = engine.run(single_example(row))
         assert torch.equal(alone.trace.widths[0], trace.widths[row])
         torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-5, rtol=1e-5)
         with torch.no_grad():
-            stock = model.view(subnet_of(trace.widths[row]))(**one(row)).logits[0]
+            stock = model.view(subnet_of(trace.widths[row]))(**single_example(row)).logits[0]
         torch.testing.assert_close(stock, together.logits[row], atol=2e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["bert", "modernbert"])
 def test_gates_read_the_state_and_exits_come_first(case: str) -> None:
-    """Each choice and each exit recomputed from the stock sub-network's own states and answers."""
+    """Each choice and each exit, recomputed from the stock sub-network's own states and logits."""
     model = make_model(case)
     policy = fitted(model, Policy(gates=True, exits=ExitRule("entropy", 0.6)))
     trace = Engine(model, policy, task_type="classification").run(INPUTS).trace
     for row in range(BATCH):
         subnet = subnet_of(trace.widths[row])
         with model.at(subnet) as network, model.recorded_states() as states:
-            network(**one(row))
+            network(**single_example(row))
         for layer in range(len(subnet.layers)):
             choice = int(model.gates.gate[layer](states[layer][:, 0]).argmax())
             assert WIDTHS[choice] == trace.widths[row, layer]
-        for ramp in (1, 2, 3):
-            if ramp <= len(subnet.layers):
-                cut = Subnet(subnet.layers[:ramp], subnet.heads[:ramp], subnet.neurons[:ramp])
-                leaves = policy.exits.should_exit(
-                    [model.view(cut)(**one(row)).logits], task_type="classification"
+        for layers in (1, 2, 3):
+            if layers <= len(subnet.layers):
+                cut = Subnet(subnet.layers[:layers], subnet.heads[:layers], subnet.neurons[:layers])
+                exits = policy.exits.should_exit(
+                    [model.view(cut)(**single_example(row)).logits], task_type="classification"
                 ).item()
-                assert leaves == (ramp == trace.layers_run[row])
+                assert exits == (layers == trace.layers_run[row])
 
 
 def test_mean_pooling_reads_every_token() -> None:
     model = make_model("modernbert", classifier_pooling="mean")
     policy = fitted(model, Policy(exits=ExitRule("entropy", 0.6)))
-    answer = Engine(model, policy, task_type="classification").run(INPUTS)
-    assert len({*answer.trace.layers_run.tolist()}) > 1
+    output = Engine(model, policy, task_type="classification").run(INPUTS)
+    assert len({*output.trace.layers_run.tolist()}) > 1
     for row in range(BATCH):
         with torch.no_grad():
-            stock = model.view(subnet_of(answer.trace.widths[row]))(**one(row)).logits[0]
-        torch.testing.assert_close(stock, answer.logits[row], atol=2e-5, rtol=1e-5)
+            stock = model.view(subnet_of(output.trace.widths[row]))(**single_example(row)).logits[0]
+        torch.testing.assert_close(stock, output.logits[row], atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["static", "both by confidence", "width, two choices alike", "depth by entropy"])
@@ -117,20 +117,20 @@ def test_flops_equal_the_counter(name: str) -> None:
     flops = engine.run(INPUTS).trace.flops
     for row in range(BATCH):
         with FlopCounterMode(display=False) as counter:
-            engine.run(one(row))
+            engine.run(single_example(row))
         assert int(flops[row]) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", ["both by confidence", "both by patience", "depth by patience"])
-def test_the_answers_of_every_offramp_are_the_exits_answers(name: str) -> None:
+def test_all_exit_logits_equal_the_exits_taken(name: str) -> None:
     model = make_model("bert")
     engine = Engine(model, fitted(model, POLICIES[name]), task_type="classification")
-    answers, trace = engine.run_all_exits(INPUTS)
+    exit_logits, trace = engine.run_all_exits(INPUTS)
     assert trace.layers_run.tolist() == [LAYERS] * BATCH
     usual = engine.run(INPUTS)
     for row in range(BATCH):
-        place = int(usual.trace.layers_run[row]) - 1  # an off-ramp after every layer
-        torch.testing.assert_close(answers[place, row], usual.logits[row], atol=1e-5, rtol=1e-5)
+        index = int(usual.trace.layers_run[row]) - 1  # an exit after every layer
+        torch.testing.assert_close(exit_logits[index, row], usual.logits[row], atol=1e-5, rtol=1e-5)
 
 
 def test_threads_do_not_disturb_each_other() -> None:
@@ -152,19 +152,19 @@ def test_threads_do_not_disturb_each_other() -> None:
     assert not wrong
 
 
-def test_regression_leaves_by_patience() -> None:
+def test_regression_exits_by_patience() -> None:
     model = make_model("roberta", num_labels=1)
     engine = Engine(model, Policy(gates=True, exits=ExitRule("patience", 0.7)), task_type="regression")
-    answer = engine.run(INPUTS)
-    assert {2} < {*answer.trace.layers_run.tolist()} <= {2, 3, LAYERS}  # at the first there is nothing to compare
+    output = engine.run(INPUTS)
+    assert {2} < {*output.trace.layers_run.tolist()} <= {2, 3, LAYERS}  # at the first there is nothing to compare
     for row in range(BATCH):
-        torch.testing.assert_close(engine.run(one(row)).logits[0], answer.logits[row], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(engine.run(single_example(row)).logits[0], output.logits[row], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_bf16_runs_and_stays_close() -> None:
     model = make_model("distilbert")
-    policy = Policy(exits=ExitRule("entropy", 0.0))  # nobody leaves: rounding must not change the path
+    policy = Policy(exits=ExitRule("entropy", 0.0))  # no example exits: rounding must not change the path
     whole = Engine(model, policy, task_type="classification").run(INPUTS).logits
     rounded = Engine(model, policy, task_type="classification", precision="bf16").run(INPUTS).logits
     assert not torch.equal(whole, rounded)
@@ -174,37 +174,37 @@ def test_bf16_runs_and_stays_close() -> None:
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (Policy(gates=True, widths=(0.5, 1.0)), r"2 widths given \(0.5, 1\); the gates have 4 choices"),
-        (Policy(gates=True, widths=(0.01, 1.0, 1.0, 1.0)), "width 0.01 of 6 heads keeps no head"),
-        (Policy(exits=ExitRule("entropy", 0.1), widths=(0.5, 1.0)), "policy depth runs all layers at one width, got 2"),
-        (Policy(subnet="0.5"), "cannot read sub-network '0.5'"),
+        (Policy(gates=True, widths=(0.5, 1.0)), "4 choices"),
+        (Policy(gates=True, widths=(0.01, 1.0, 1.0, 1.0)), "width 0.01"),
+        (Policy(exits=ExitRule("entropy", 0.1), widths=(0.5, 1.0)), "one width"),
+        (Policy(subnet="0.01x1"), "width 0.01"),
     ],
 )
-def test_policies_that_do_not_fit_the_model_are_refused(policy: Policy, message: str) -> None:
+def test_policies_that_do_not_fit_are_refused(policy: Policy, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Engine(make_model("bert"), policy, task_type="classification")
 
 
-def test_what_a_model_lacks_is_named() -> None:
+def test_missing_gates_and_exits_are_named() -> None:
     model = make_model("bert")
     exits = Policy(exits=ExitRule("entropy", 0.1))
-    with pytest.raises(ConfigError, match="needs classes; for regression it must be patience"):
+    with pytest.raises(ConfigError, match="patience"):
         Engine(model, exits, task_type="regression")
     model.space = Space(widths=WIDTHS, layers="spread")
-    with pytest.raises(ConfigError, match="trained with layers 'spread'; exits need depths that keep the first layers"):
+    with pytest.raises(ConfigError, match="--layers first"):
         Engine(model, exits, task_type="classification")
     model.space = Space(widths=WIDTHS, depths=(1.0,), layers="first")
-    with pytest.raises(ConfigError, match="trained at full depth only"):
+    with pytest.raises(ConfigError, match="full depth"):
         Engine(model, exits, task_type="classification")
     model.gates = None
-    with pytest.raises(ConfigError, match="has no width gates; train them"):
+    with pytest.raises(ConfigError, match="--phases gates"):
         Engine(model, Policy(gates=True), task_type="classification")
     tokens = ElasticModel(make_network("bert", AutoModelForTokenClassification), space=Space(layers="first"))
-    with pytest.raises(UnsupportedModelError, match="needs a head for sequence classification"):
+    with pytest.raises(UnsupportedModelError, match="TokenClassification"):
         Engine(tokens, exits, task_type="classification")
 
 
-def test_gates_are_saved_beside_the_model(tmp_path: Path) -> None:
+def test_gates_are_saved_with_the_model(tmp_path: Path) -> None:
     model = make_model("bert")
     model.save_pretrained(tmp_path / "run")
     again = ElasticModel.from_pretrained(tmp_path / "run")
@@ -217,5 +217,19 @@ def test_gates_are_saved_beside_the_model(tmp_path: Path) -> None:
     assert torch.equal(ours.trace.option_indices, theirs.trace.option_indices)
     whole = (tmp_path / "run" / GATES_FILENAME).read_bytes()
     (tmp_path / "run" / GATES_FILENAME).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"the gates in .*gates.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match="gates.safetensors"):
         ElasticModel.from_pretrained(tmp_path / "run")
+
+
+def test_operating_points_run_by_name() -> None:
+    model = make_model("bert")
+    policy = POLICIES["both by confidence"]
+    point = OperatingPoint(policy, "accuracy", 0.9, 0.4)
+    model.record |= {"task": {"kind": "classification"}, "operating_points": {"balanced": point.to_dict()}}
+    named, given = Engine(model, "balanced"), Engine(model, policy, task_type="classification")
+    assert torch.equal(named.run(INPUTS).logits, given.run(INPUTS).logits)
+    with pytest.raises(ConfigError, match="balanced"):
+        Engine(model, "blanced")
+    del model.record["task"]
+    with pytest.raises(ConfigError, match="task_type"):
+        Engine(model, "balanced")

@@ -1,4 +1,4 @@
-"""Plain families: the mask made ready once changes no answer, and other families keep theirs."""
+"""Plain families: the mask expanded once changes no logits, and other families keep theirs."""
 
 import pytest
 import torch
@@ -10,19 +10,19 @@ from limbert.model.layerwise import with_expanded_mask
 
 @pytest.mark.parametrize("case", CONFIGS)
 @torch.no_grad()
-def test_the_ready_mask_changes_no_answer(case: str) -> None:
+def test_expanded_mask_changes_no_logits(case: str) -> None:
     network, inputs = make_network(case), make_inputs()
     assert not inputs["attention_mask"].all()
     family = family_of(network)
-    ready = with_expanded_mask(inputs, network, family)
-    assert ready["attention_mask"].ndim == (4 if family.fast_path is not None else 2)
-    torch.testing.assert_close(network(**ready).logits, network(**inputs).logits, atol=2e-5, rtol=2e-5)
+    expanded = with_expanded_mask(inputs, network, family)
+    assert expanded["attention_mask"].ndim == (4 if family.fast_path is not None else 2)
+    torch.testing.assert_close(network(**expanded).logits, network(**inputs).logits, atol=2e-5, rtol=2e-5)
     everything = inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])}
     assert not torch.allclose(network(**everything).logits, network(**inputs).logits, atol=1e-4)
 
 
 @torch.no_grad()
-def test_attention_that_adds_its_mask_keeps_it() -> None:
+def test_additive_attention_keeps_its_mask() -> None:
     network, inputs = make_network("bert"), make_inputs()
     network.set_attn_implementation("eager")
     assert with_expanded_mask(inputs, network, family_of(network)) is inputs

@@ -1,4 +1,4 @@
-"""The ONNX file computes what the sub-network computes: every family and head, any batch, any length, with padding."""
+"""The ONNX file computes the sub-network's outputs: every family and head, any batch size and length, with padding."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def inputs_for(network: PreTrainedModel, *, batch: int, tokens: int) -> dict[str
 
 
 @pytest.mark.parametrize("case", most_different())
-def test_every_family_answers_the_same_at_any_size(case: str, tmp_path: Path) -> None:
+def test_every_family_outputs_the_same(case: str, tmp_path: Path) -> None:
     network = small(case)
     write_onnx(network, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # the weights are inside
@@ -60,7 +60,7 @@ def test_every_family_answers_the_same_at_any_size(case: str, tmp_path: Path) ->
     "head",
     most_different((head for head in TASK_HEADS if head != "sequence-classification"), quick=("question-answering",)),
 )
-def test_every_head_answers_the_same(head: str, tmp_path: Path) -> None:
+def test_every_head_outputs_the_same(head: str, tmp_path: Path) -> None:
     network = small("bert", getattr(transformers, TASK_HEADS[head]), num_labels=2)
     write_onnx(network, tmp_path / "model.onnx")
     inputs = make_inputs(batch=4, tokens=9)
@@ -71,14 +71,14 @@ def test_every_head_answers_the_same(head: str, tmp_path: Path) -> None:
     expected = load_runtime("torch", network).outputs(inputs)
     assert [*found] == [*expected]
     real = inputs["attention_mask"].bool()
-    for name, value in expected.items():  # what stands at padding is nobody's answer
+    for name, value in expected.items():  # outputs at padding have no meaning
         each = value.shape[:2] == real.shape
         torch.testing.assert_close(
             found[name][real] if each else found[name], value[real] if each else value, rtol=1e-4, atol=1e-5
         )
 
 
-def test_the_file_is_tidy_and_the_network_untouched(tmp_path: Path) -> None:
+def test_graph_has_standard_operators_and_no_metadata(tmp_path: Path) -> None:
     network = small("bert")
     attention = network.config._attn_implementation
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -106,7 +106,7 @@ def test_half_precision_weights_become_fp32(tmp_path: Path) -> None:
     torch.testing.assert_close(found, load_runtime("torch", network.float())(inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_is_exported_on_the_way_and_threads_come_back() -> None:
+def test_networks_are_exported_and_threads_restored() -> None:
     network = small("distilbert")
     inputs = inputs_for(network, batch=2, tokens=9) | {"token_type_ids": torch.zeros(2, 9, dtype=torch.long)}
     before = torch.get_num_threads()
@@ -119,14 +119,14 @@ def test_a_network_is_exported_on_the_way_and_threads_come_back() -> None:
 
 def test_refusals_name_the_value(tmp_path: Path) -> None:
     network = small("bert")
-    with pytest.raises(ConfigError, match="unknown runtime 'tflite'; allowed: torch, onnxruntime, openvino"):
+    with pytest.raises(ConfigError, match="tflite"):
         load_runtime("tflite", network)
-    with pytest.raises(ConfigError, match="precision 'bf16' is not for runtime torch"):
+    with pytest.raises(ConfigError, match="bf16"):
         load_runtime("torch", network, precision="bf16")
     (tmp_path / "broken.onnx").write_text("nothing")
     for name in RUNTIMES:
         pytest.importorskip(name)
-        with pytest.raises(CheckpointError, match="cannot load"):
+        with pytest.raises(CheckpointError, match="broken.onnx"):
             load_runtime(name, tmp_path / "broken.onnx")
     network.config.model_type = "mpnet"
     with pytest.raises(UnsupportedModelError, match="mpnet"):

@@ -1,11 +1,11 @@
-"""Policies are data: what is written is what is read, and what means nothing is refused."""
+"""Policies as data: saved ones are read back, combinations without meaning and unknown names are refused."""
 
 import json
 
 import pytest
 
 from limbert.errors import ConfigError
-from limbert.inference.policy import OperatingPoint, Policy, operating_point_policy, operating_points
+from limbert.inference.policy import OperatingPoint, Policy, named_policy, operating_points
 from limbert.method.early_exit import ExitRule
 
 ENTROPY = ExitRule("entropy", 0.15)
@@ -20,17 +20,17 @@ POLICIES = [
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_saved_policies_come_back(policy: Policy) -> None:
+def test_saved_policies_are_read_back(policy: Policy) -> None:
     values = json.loads(json.dumps(policy.to_dict()))
     assert Policy.from_dict(values) == policy
     assert Policy.from_name(policy.name, widths=policy.widths, exits=policy.exits) == policy
     point = OperatingPoint(policy, "accuracy", 0.91, 0.4)
     record = {"operating_points": {"fast": json.loads(json.dumps(point.to_dict()))}}
     assert operating_points(record) == {"fast": point}
-    assert operating_point_policy(record, "fast") == policy
+    assert named_policy("fast", record) == policy
 
 
-def test_names_say_what_runs() -> None:
+def test_policies_have_readable_names() -> None:
     assert [policy.name for policy in POLICIES] == [
         "static:0.5x0.75", "width", "width", "depth", "depth", "width+depth",
     ]  # fmt: skip
@@ -41,29 +41,41 @@ def test_names_say_what_runs() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "both"}, "unknown policy 'both'; write one of static:WIDTHxDEPTH, width, depth, width"),
-        ({"name": "depth"}, "policy 'depth' needs an exit threshold"),
-        ({"name": "width", "exits": ENTROPY}, "policy 'width' has no exits: leave the exit threshold out"),
-        ({"name": "static:1x1", "widths": (0.5,)}, "policy static:1x1 has a fixed size"),
+        ({"name": "both"}, "both"),
+        ({"name": "depth"}, "exit threshold"),
+        ({"name": "width", "exits": ENTROPY}, "no exits"),
+        ({"name": "static:1x1", "widths": (0.5,)}, "static:1x1"),
     ],
 )
-def test_policies_that_mean_nothing_are_refused(arguments: dict[str, object], message: str) -> None:
+def test_meaningless_policies_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Policy.from_name(**arguments)
-    with pytest.raises(ConfigError, match="a policy needs a sub-network, gates or exits"):
+    with pytest.raises(ConfigError, match="needs"):
         Policy()
 
 
 @pytest.mark.parametrize(
     "values", [{}, {"policy": "depth", "exits": 3}, {"policy": "depth", "exits": {"rule": "luck"}}]
 )
-def test_broken_records_are_named(values: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="a saved policy needs policy, widths and exits"):
+def test_broken_records_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="saved policy"):
         Policy.from_dict(values)
-    with pytest.raises(ConfigError, match="cannot read the saved operating point"):
+    with pytest.raises(ConfigError, match="operating point"):
         operating_points({"operating_points": {"fast": values}})
 
 
-def test_unknown_points_name_those_that_are_there() -> None:
-    with pytest.raises(ConfigError, match="an operating point of this model: none yet, limbert tune makes some"):
-        operating_point_policy({}, "fast")
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="limbert tune"):
+        named_policy("fast", {})
+    with pytest.raises(ConfigError, match="balanced"):
+        Policy(subnet="balanced")
+
+
+def test_settings_belong_to_dynamic_policies() -> None:
+    assert named_policy("depth", {}, task_type="regression", exit_threshold=1.0).exits == ExitRule("patience", 1.0)
+    record = {"operating_points": {"fast": OperatingPoint(POLICIES[0], "accuracy", 0.9, 0.4).to_dict()}}
+    for settings in ({"widths": (0.5,)}, {"exit_threshold": 0.1}, {"exit_rule": "entropy"}):
+        with pytest.raises(ConfigError, match="fast"):
+            named_policy("fast", record, **settings)
+    with pytest.raises(ConfigError, match="exit threshold"):
+        named_policy("depth", {}, exit_rule="entropy")

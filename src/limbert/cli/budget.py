@@ -1,4 +1,4 @@
-"""Options that say what a sub-network may cost, and how measured ones look in a table."""
+"""Options that limit the cost of a sub-network, and the table of measured sub-networks."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,23 +7,23 @@ import typer
 
 if TYPE_CHECKING:
     from limbert.evaluation.choose import MeasuredSubnet
-    from limbert.evaluation.profile_rows import ProfileRow
+    from limbert.evaluation.results import ProfileRow
 
 MaxLatency = Annotated[str | None, typer.Option("--max-latency", help="longest median latency of a pass, such as 5ms")]
 MaxParams = Annotated[str | None, typer.Option("--max-params", help="most parameters, such as 12M")]
-MaxFlops = Annotated[str | None, typer.Option("--max-flops", help="most FLOPs an example, such as 1G")]
+MaxFlops = Annotated[str | None, typer.Option("--max-flops", help="most FLOPs per example, such as 1G")]
 MaxSize = Annotated[str | None, typer.Option("--max-size", help="largest file, such as 20MB")]
-MinMetric = Annotated[str | None, typer.Option("--min-metric", help="least metric on dev, such as 0.90 or 90%")]
+MinMetric = Annotated[str | None, typer.Option("--min-metric", help="lowest metric on dev, such as 0.90 or 90%")]
 
 
 def profile_table(
-    profile_rows: "Sequence[ProfileRow]", candidates: "Mapping[str, MeasuredSubnet]", *, best: str | None = None
+    rows: "Sequence[ProfileRow]", measured: "Mapping[str, MeasuredSubnet]", *, best: str | None = None
 ) -> Any:
-    """Measured sub-networks; those with a metric also by their measured name, latency and metric.
+    """A table of measured sub-networks.
 
     Args:
         rows: in the order shown.
-        candidates: by the sub-network's name, where its metric is known.
+        measured: sub-networks with a known metric by name; the table shows their measured names.
         best: the sub-network whose row is bold.
     """
     from rich.box import SIMPLE_HEAD
@@ -31,11 +31,9 @@ def profile_table(
 
     table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("sub-network", no_wrap=True)
-    units = ("params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "name")
-    for name in units:
+    for name in ("params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "name"):
         table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
-    for row in profile_rows:
-        known = candidates.get(row.subnet)
+    for row in rows:
         numbers = (
             row.params / 1e6,
             row.flops / 1e9,
@@ -45,13 +43,13 @@ def profile_table(
             row.latency_p95_ms,
             row.throughput,
         )
-        name = known.measured_name if known else ""
+        name = measured[row.subnet].measured_name if row.subnet in measured else ""
         table.add_row(row.subnet, *map(_format_number, numbers), name, style="bold" if row.subnet == best else "")
     return table
 
 
 def _format_number(value: float | None) -> str:
-    """About three digits; nothing where there is no number."""
+    """About three digits; empty for None."""
     if value is None:
         return ""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

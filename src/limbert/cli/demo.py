@@ -111,7 +111,7 @@ def _print_results(output: str, data_config: DataConfig) -> None:
 
 def _measure_latency(opened: "LoadedCheckpoint") -> dict[str, float]:
     from limbert.cli import show
-    from limbert.evaluation.latency import median_latency
+    from limbert.evaluation.benchmark import median_latency
 
     inputs = dict(opened.tokenizer(EXAMPLE_TEXTS[0], return_tensors="pt"))
     networks = {name: opened.model.view(subnet) for name, subnet in opened.model.subnets().items()}

@@ -1,12 +1,10 @@
-"""``limbert export``: a sub-network as a folder that other programs run, checked against its source."""
+"""``limbert export``: a sub-network as a standalone folder for other programs, verified against its source."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.evaluate import override_data_config
 
 if TYPE_CHECKING:
     from limbert.export.export import ExportResult
@@ -15,10 +13,10 @@ if TYPE_CHECKING:
 def export(
     run: Annotated[str, typer.Argument(help="elastic model", metavar="RUN")],
     output: Annotated[str, typer.Option(help="folder to make")],
-    subnet: Annotated[str, typer.Option(help="WIDTHxDEPTH, a found one, or as measured: 3.1ms-91.4")] = "1x1",
+    subnet: Annotated[str, typer.Option(help="WIDTHxDEPTH, a found or a measured name (3.1ms-91.4)")] = "1x1",
     format: Annotated[str, typer.Option(help="hf (Transformers), onnx or openvino")] = "hf",
-    int8: Annotated[bool, typer.Option("--int8", help="quantise to int8, and measure what it costs")] = False,
-    max_drop: Annotated[float, typer.Option(help="with --int8: most that the metric may fall, in points of 100")] = 1.0,
+    int8: Annotated[bool, typer.Option("--int8", help="quantise to int8, and measure the loss")] = False,
+    max_drop: Annotated[float, typer.Option(help="with --int8: largest loss of the metric, in points of 100")] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export in the folder")] = False,
     licence: Annotated[str | None, typer.Option(help="for the model card (default: that of RUN's own card)")] = None,
     task: opt.TaskName = None,
@@ -30,11 +28,11 @@ def export(
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Export a sub-network, reload it in its own runtime and compare it with the source; a mismatch leaves no output.
+    """Export a sub-network, reload it in its own runtime and verify it against its source; a mismatch leaves no output.
 
-    The comparison runs on texts of the development set: that of --data or of the training, else on built-in sentences.
-    With --int8, metric and speed before and after are measured on the validation slice of the training rows, or on
-    the development set of --data.
+    The outputs are compared on texts of the development set, that of --data or of the training, or on built-in
+    sentences. With --int8, metric and latency before and after are measured on the validation split of the training
+    data, or on the development set of --data.
 
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --output mrpc-onnx
 
@@ -42,44 +40,44 @@ def export(
     """
     opt.prepare_libraries(threads)
     from limbert.cli import show
-    from limbert.evaluation.choose import resolve_measured_names
-    from limbert.export.export import ExportConfig
-    from limbert.export.export import export_model as run_export
-    from limbert.inference.load import load_checkpoint
+    from limbert.export.export import export_model
 
-    named = {
-        "task": task,
-        "data": data,
-        "dev": dev,
-        "text_column": text_column,
-        "pair_column": pair_column,
-        "label_column": label_column,
-    }
-    settings = {"int8": int8, "max_drop": max_drop, "overwrite": overwrite, "threads": threads, "licence": licence}
-    (subnet,) = resolve_measured_names(run, [subnet])
-    request = ExportConfig(run, subnet, format, Path(output), **settings)  # type: ignore[arg-type]
-    opened = load_checkpoint(run, head="as-saved")
-    show.warn_if_untrained(opened.model, subnet)
-    request = request.with_data(override_data_config(opened.data_config, **named), given=bool(data or dev))
-    with show.progress_bar("exporting") as advance:
-        exported = run_export(opened, request, progress=advance)
+    with show.titled_progress_bar() as progress:
+        result = export_model(
+            run,
+            output,
+            subnet=subnet,
+            format=format,
+            int8=int8,
+            max_drop=max_drop,
+            overwrite=overwrite,
+            licence=licence,
+            threads=threads,
+            progress=progress,
+            task=task,
+            data=data,
+            dev=dev,
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+        )
     if as_json:
-        show.print_json(exported.to_dict() | {"output": output})
+        show.print_json(result.to_dict() | {"output": output})
     else:
-        _print_result(exported)
+        _print_result(result)
 
 
-def _print_result(exported: "ExportResult") -> None:
+def _print_result(result: "ExportResult") -> None:
     from rich.table import Table
 
     from limbert.cli import show
 
-    request, compared = exported.config, exported.parity
-    if exported.benchmarks:
+    config, parity = result.config, result.parity
+    if result.benchmarks:
         table = Table(header_style="bold")
         for name in ("", "fp32", "int8"):
             table.add_column(name, justify="right" if name else "left")
-        pair = [exported.benchmarks["fp32"], exported.benchmarks["int8"]]
+        pair = [result.benchmarks["fp32"], result.benchmarks["int8"]]
         for metric in pair[0].metrics:
             table.add_row(metric, *(f"{100 * one.metrics[metric]:.2f}" for one in pair))
         table.add_row("one text at a time", *(f"{one.latency_ms:.2f} ms" for one in pair))
@@ -87,11 +85,11 @@ def _print_result(exported: "ExportResult") -> None:
         table.add_row("file", *(f"{one.file_bytes / 1e6:.1f} MB" for one in pair))
         show.stdout.print(table)
     show.stdout.print(
-        f"{request.subnet} of {request.run} as {request.format}{' in int8' if request.int8 else ''} "
-        f"in {request.output}: {show.format_count(exported.params)} parameters, {exported.file_bytes / 1e6:.1f} MB\n"
-        f"{'Before int8 equal' if request.int8 else 'Equal'} to its source on {compared.examples} "
-        f"{exported.parity_data} (largest difference {compared.max_relative_difference:.1g} of the largest output); how to load it: "
-        f"{request.output}/README.md",
+        f"Exported {config.subnet} of {config.run} as {config.format}{' in int8' if config.int8 else ''} to "
+        f"{config.output}: {show.format_count(result.params)} parameters, {result.file_bytes / 1e6:.1f} MB.\n"
+        f"{'Before int8, outputs' if config.int8 else 'Outputs'} match the source on {parity.examples} "
+        f"{result.parity_data} (largest difference {parity.max_relative_difference:.1g} of the largest output). "
+        f"To load it, see {config.output}/README.md",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,6 +1,7 @@
 """Options that several verbs share; their help is the config dataclasses' own."""
 
 import gc
+import logging
 import os
 from importlib.util import find_spec
 from typing import Annotated, Any
@@ -119,6 +120,8 @@ def prepare_libraries(threads: int | None) -> None:
     finally:
         gc.freeze()
         gc.enable()
+    if logging.lastResort is not None:  # warnings of the library, as plain lines on standard error
+        logging.getLogger("limbert").addHandler(logging.lastResort)
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -20,10 +20,8 @@ from limbert.train.progress import TrainingCallback, TrainingProgress
 
 if TYPE_CHECKING:
     from limbert.data.readers import Examples
-    from limbert.evaluation.policies import PolicyResult
-    from limbert.evaluation.results import SubnetResult
+    from limbert.evaluation.results import PolicyResult, SubnetResult
     from limbert.evaluation.tune import PolicyCandidate
-    from limbert.model.elastic import ElasticModel
 
 stdout = Console()
 stderr = Console(stderr=True)  # progress and notes, so that standard output holds results alone
@@ -40,12 +38,6 @@ def print_skipped_rows(splits: Mapping[str, "Examples"]) -> None:
         if examples.bad_rows:
             what = "row" if examples.bad_rows == 1 else "rows"
             stderr.print(f"{examples.bad_rows} malformed {what} of {name} skipped", highlight=False)
-
-
-def warn_if_untrained(model: "ElasticModel", subnet_name: str) -> None:
-    """Say so where a sub-network is asked for that no phase has trained; its answers are what cutting leaves."""
-    if model.record and model.subnet(subnet_name) not in {**model.subnets(), **model.searched_subnets()}.values():
-        stderr.print(f"{subnet_name} was not trained; trained are {', '.join(model.subnets())}", highlight=False)
 
 
 def format_count(value: float) -> str:
@@ -136,17 +128,33 @@ def progress_bar(title: str) -> Iterator[Any]:
         yield advance
 
 
-@contextmanager
-def titled_progress_bar() -> Iterator[Any]:
-    """A bar on standard error that changes its title; yields ``advance(title, done, total)``."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
-        task = progress.add_task("loading", total=None)
+class TitledProgressBar:
+    """A bar on standard error that changes its title; called with ``(title, done, total)`` inside a ``with`` block."""
 
-        def advance(title: str, done: int, total: int) -> None:
-            progress.update(task, description=title, completed=done, total=total)
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+        self._task = self._progress.add_task("loading", total=None)
 
-        yield advance
+    def __enter__(self) -> "TitledProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, title: str, done: int, total: int) -> None:
+        self._progress.start()  # after a pause
+        self._progress.update(self._task, description=title, completed=done, total=total)
+
+    def pause(self) -> None:
+        """Remove the bar until the next call, so that results can be printed."""
+        self._progress.stop()
+
+
+def titled_progress_bar() -> TitledProgressBar:
+    """A new `TitledProgressBar`."""
+    return TitledProgressBar()
 
 
 class TerminalProgressCallback(TrainingCallback):

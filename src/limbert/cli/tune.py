@@ -1,35 +1,25 @@
-"""``limbert tune``: search the gates' widths and the exits' thresholds, and keep named operating points."""
+"""``limbert tune``: search the gates' widths and the exits' thresholds, and save operating points."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.evaluate import override_data_config
-from limbert.cli.policies import ExitRuleOption, default_exit_rule
-from limbert.core.config import require
-from limbert.errors import CheckpointError
+from limbert.cli.policies import ExitRuleOption
 
 if TYPE_CHECKING:
-    from limbert.data.tasks import Task
-    from limbert.data.tokenize import TokenizedExamples
-    from limbert.evaluation.tune import PolicyCandidate
-    from limbert.inference.load import LoadedCheckpoint
-    from limbert.inference.policy import OperatingPoint
+    from limbert.evaluation.tune import PolicyCandidate, TuneResult
 
-TUNE_NAME = "tune.jsonl"
 TUNE_PLOT_NAME = "tune.png"
-_EVALUATION_BATCH_SIZE = 32  # examples a batch when an operating point is measured
 
 
 def tune(
     run: Annotated[
         str,
         typer.Argument(
-            help="elastic model; without gates and --layers first its points are static sizes", metavar="RUN"
+            help="elastic model; without gates and --layers first its operating points are single sub-networks",
+            metavar="RUN",
         ),
     ],
     data: opt.Data = None,
@@ -47,156 +37,73 @@ def tune(
     fast_drop: Annotated[
         float, typer.Option(help="how much of the metric 'fast' may lose to the full model, in points of 100")
     ] = 3.0,
-    batch_size: Annotated[int, typer.Option(help="examples a batch; results do not depend on it", min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(help="examples per batch; results do not depend on it", min=1)] = 64,
     threads: opt.Threads = None,
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
 ) -> None:
-    """Find good policies on the validation slice of the training data, and save operating points in the model.
+    """Search policies on the validation split of the training data, and save operating points in the run.
 
-    accurate is the cheapest policy that reaches the full model's metric; balanced and fast may lose some of it. The
-    model's folder receives the points (limbert.json), all that was tried (tune.jsonl), what widths and exits they
-    take (policies.jsonl) and the picture (tune.png). The development set is not looked at: evaluate a point on it with
-    limbert evaluate RUN --policy balanced.
+    accurate is the cheapest policy that reaches the full model's metric; balanced and fast may lose some of it. Saved
+    in the run: the operating points (limbert.json), all policies that were tried (tune.jsonl), the widths and exits
+    that the points use (policies.jsonl) and a plot (tune.png). The development set is not used: evaluate a point on it
+    with limbert evaluate RUN --policy balanced.
 
     Example: limbert tune runs/mrpc --data glue/MRPC
     """
-    require(0 <= balanced_drop <= 100, "balanced drop", balanced_drop, "between 0 and 100 points")
-    require(0 <= fast_drop <= 100, "fast drop", fast_drop, "between 0 and 100 points")
-    if not Path(run).is_dir():
-        raise CheckpointError(f"no model folder at {run}")
     opt.prepare_libraries(threads)
     from limbert.cli import show
-    from limbert.cli.tradeoff import require_matplotlib
-    from limbert.core.subnet import Subnet
-    from limbert.evaluation.policies import replace_policy_rows
-    from limbert.evaluation.tune import choose_operating_points, pareto_policies, tune_policies
-    from limbert.inference.load import load_checkpoint, load_validation_split
-    from limbert.inference.policy import reject_token_level_task
-    from limbert.method.early_exit import EXIT_RULES
+    from limbert.cli.tradeoff import plot_tradeoff, require_matplotlib
+    from limbert.evaluation import tune as tuning
 
     require_matplotlib()
-    opened = load_checkpoint(run, device=device)
-    if opened.task is None:
-        raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
-    task, model = opened.task, opened.model
-    reject_token_level_task(task.task_type, "tune")
-    rule = exit_rule or default_exit_rule(task.task_type)
-    require(rule in EXIT_RULES, "exit rule", rule, "one of " + ", ".join(EXIT_RULES))
-    chosen = opt.parse_floats(widths, "--widths") or model.space.widths
-    for width in chosen:
-        Subnet.uniform(model.shape, width=width)  # refuses one that keeps nothing
-    config = override_data_config(opened.data_config, data=data, train=train, dev=dev)
-    examples = opened.tokenize(load_validation_split(opened, config))
-    with show.progress_bar("searching") as advance:
-        candidates = tune_policies(
-            model,
-            examples,
-            task=task,
-            widths=chosen,
-            exit_rule=rule,  # type: ignore[arg-type]
+    with show.titled_progress_bar() as progress:
+        result = tuning.tune(
+            run,
+            widths=opt.parse_floats(widths, "--widths") or (),
+            exit_rule=exit_rule,  # type: ignore[arg-type]  # checked there
             num_thresholds=thresholds,
+            balanced_drop=balanced_drop,
+            fast_drop=fast_drop,
             batch_size=batch_size,
-            progress=advance,
+            device=device,
+            progress=progress,
+            data=data,
+            train=train,
+            dev=dev,
         )
-    drops = {"fast": fast_drop / 100, "balanced": balanced_drop / 100, "accurate": 0.0}
-    points = choose_operating_points(candidates, metric=task.primary_metric, max_drops=drops)
-    rows = _evaluate_operating_points(
-        opened, examples, points, task=task, source=config.train or config.data or task.name
+    folder = Path(run).expanduser()
+    title = f"{folder.name}: {result.num_examples} validation examples"
+    plot_tradeoff(
+        folder / TUNE_PLOT_NAME, result.candidates, result.operating_points, metric=result.metric, title=title
     )
-    replace_policy_rows(run, rows)
-    _save_results(
-        run,
-        candidates,
-        points,
-        metric=task.primary_metric,
-        title=f"{Path(run).name}: {len(examples)} validation examples",
-    )
+    front = tuning.pareto_policies(result.candidates)
     if as_json:
-        values = {name: point.to_dict() for name, point in points.items()}
-        show.print_json({"operating_points": values, "front": [one.to_dict() for one in pareto_policies(candidates)]})
+        points = {name: point.to_dict() for name, point in result.operating_points.items()}
+        show.print_json({"operating_points": points, "front": [candidate.to_dict() for candidate in front]})
         return
-    shown, names = _table_rows(pareto_policies(candidates), candidates, points)
+    rows, names = _table_rows(front, result)
     show.stdout.print(
-        f"{len(candidates)} policies on {len(examples)} examples of the validation slice; the best of them:",
+        f"Pareto front of {len(result.candidates)} policies on {result.num_examples} examples of the validation split:",
         highlight=False,
     )
-    show.stdout.print(show.candidates_table(shown, names, task.primary_metric))
+    show.stdout.print(show.candidates_table(rows, names, result.metric))
     show.stdout.print(
-        f"operating points saved in {run}/limbert.json, the picture in {run}/{TUNE_PLOT_NAME}\n"
-        f"On data not looked at: limbert evaluate {run} --policy balanced",
+        f"Saved the operating points in {run}/limbert.json and the plot in {run}/{TUNE_PLOT_NAME}.\n"
+        f"On the development set: limbert evaluate {run} --policy balanced",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _evaluate_operating_points(
-    opened: "LoadedCheckpoint",
-    examples: "TokenizedExamples",
-    operating_points: dict[str, "OperatingPoint"],
-    *,
-    task: "Task",
-    source: str | None,
-) -> list[dict[str, Any]]:
-    """Each point run once over the examples of the search: which widths and exits it takes."""
-    from limbert.cli import show
-    from limbert.evaluation.policies import evaluate_policy, policy_row
-
-    rows = []
-    for name, point in operating_points.items():
-        with show.progress_bar(f"measuring {name}") as advance:
-            result = evaluate_policy(
-                opened.model,
-                {"validation": examples},
-                task=task,
-                policy=point.policy,
-                batch_size=_EVALUATION_BATCH_SIZE,
-                progress=advance,
-            )
-        computed_on = opened.model.network.device.type
-        row = policy_row(
-            name,
-            result,
-            split="validation",
-            source=source,
-            num_examples=len(examples),
-            batch_size=_EVALUATION_BATCH_SIZE,
-            device=computed_on,
-        )
-        rows.append(row)
-    return rows
-
-
-def _save_results(
-    run: str,
-    candidates: Sequence["PolicyCandidate"],
-    operating_points: dict[str, "OperatingPoint"],
-    *,
-    metric: str,
-    title: str,
-) -> None:
-    from limbert.cli.tradeoff import plot_tradeoff
-    from limbert.files import atomic_file
-    from limbert.inference.policy import save_operating_points
-
-    with atomic_file(Path(run) / TUNE_NAME) as file:
-        file.writelines(json.dumps(candidate.to_dict() | {"metric": metric}) + "\n" for candidate in candidates)
-    plot_tradeoff(Path(run) / TUNE_PLOT_NAME, candidates, operating_points, metric=metric, title=title)
-    save_operating_points(run, operating_points)
-
-
-def _table_rows(
-    front: Sequence["PolicyCandidate"],
-    candidates: Sequence["PolicyCandidate"],
-    operating_points: dict[str, "OperatingPoint"],
-) -> tuple[list["PolicyCandidate"], dict[int, str]]:
-    """The front and the points by rising cost, and which row is which point."""
-    wanted = {point.policy for point in operating_points.values()}
-    extra = [one for one in candidates if one.policy in wanted and one not in front]
-    rows = sorted([*front, *extra], key=lambda one: one.flops_share)
+def _table_rows(front: "list[PolicyCandidate]", result: "TuneResult") -> "tuple[list[PolicyCandidate], dict[int, str]]":
+    """The front and the operating points by cost, and the names of the points by the index of their row."""
+    by_policy = {point.policy: name for name, point in result.operating_points.items()}
+    rows = [candidate for candidate in result.candidates if candidate.policy in by_policy or candidate in front]
+    rows.sort(key=lambda candidate: candidate.flops_share)
     names = {
-        place: ", ".join(name for name, point in operating_points.items() if point.policy == row.policy)
-        for place, row in enumerate(rows)
-        if row.policy in wanted
+        index: ", ".join(name for name, point in result.operating_points.items() if point.policy == row.policy)
+        for index, row in enumerate(rows)
+        if row.policy in by_policy
     }
     return rows, names

@@ -1,1 +1,1 @@
-"""Measuring sub-networks and policies, and choosing among them."""
+"""Evaluation of sub-networks and policies: metrics, measured costs, search, and choice within a budget."""

@@ -1,5 +1,6 @@
-"""Choose a sub-network by budget, from what was measured: costs in a profile, metrics in the run's results."""
+"""Choice of a sub-network within a budget, from measured costs (profile) and metrics (results)."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,7 @@ from typing import Any
 from limbert.core.units import QuantityType, format_quantity, parse_quantity
 from limbert.errors import CheckpointError, ConfigError, SubnetError
 from limbert.evaluation.hardware import describe_hardware, hardware_info
-from limbert.evaluation.profile_rows import PROFILE_NAME, ProfileRow, read_profile
-from limbert.evaluation.results import read_results
+from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME, ProfileRow, read_profile, read_results
 from limbert.model.checkpoint import read_record
 
 
@@ -19,8 +19,8 @@ class MeasuredSubnet:
     """A measured sub-network.
 
     Attributes:
-        row: what it costs.
-        metric: the task's primary metric on the development set.
+        profile: its measured costs.
+        metric_value: the task's primary metric on the development set.
     """
 
     profile: ProfileRow
@@ -28,40 +28,42 @@ class MeasuredSubnet:
 
     @property
     def measured_name(self) -> str:
-        """Named by what was measured: ``3.1ms-91.4``."""
-        return measured_name(self.profile.latency_p50_ms, self.metric_value)
+        """Median latency and metric in percent: ``3.1ms-91.4``."""
+        milliseconds = self.profile.latency_p50_ms
+        shown = f"{milliseconds:.1f}" if milliseconds >= 1 else f"{milliseconds:.2g}"
+        return f"{shown}ms-{100 * self.metric_value:.1f}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """A JSON row: measured name, metric, and the row of the profile."""
         return {"name": self.measured_name, "metric": self.metric_value} | self.profile.to_dict()
 
 
 @dataclass(frozen=True)
 class _BudgetMetric:
-    """Something that can be constrained: how it is written, and where it is found."""
+    """A quantity that can be limited."""
 
-    quantity_kind: QuantityType
+    quantity_type: QuantityType
     value_of: Callable[[MeasuredSubnet], float]
     description: str
     is_minimum: bool = False
 
 
 BUDGET_METRICS: Mapping[str, _BudgetMetric] = {
-    "--max-latency": _BudgetMetric("latency", lambda one: one.profile.latency_p50_ms / 1000, "median latency"),
-    "--max-params": _BudgetMetric("count", lambda one: one.profile.params, "parameters"),
-    "--max-flops": _BudgetMetric("count", lambda one: one.profile.flops, "FLOPs an example"),
-    "--max-size": _BudgetMetric("size", lambda one: one.profile.file_bytes, "file size"),
-    "--min-metric": _BudgetMetric("share", lambda one: one.metric_value, "metric", is_minimum=True),
+    "--max-latency": _BudgetMetric("latency", lambda subnet: subnet.profile.latency_p50_ms / 1000, "median latency"),
+    "--max-params": _BudgetMetric("count", lambda subnet: subnet.profile.params, "parameters"),
+    "--max-flops": _BudgetMetric("count", lambda subnet: subnet.profile.flops, "FLOPs per example"),
+    "--max-size": _BudgetMetric("size", lambda subnet: subnet.profile.file_bytes, "file size"),
+    "--min-metric": _BudgetMetric("share", lambda subnet: subnet.metric_value, "metric", is_minimum=True),
 }
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """One thing that the choice must hold.
+    """One limit of a budget.
 
     Attributes:
-        option: as people write it, a key of `MEASURES`.
-        limit: in base units: seconds, a count, bytes, a share.
+        option: its name, a key of `BUDGET_METRICS`.
+        limit: in base units: seconds, a count, bytes, a fraction.
     """
 
     option: str
@@ -69,176 +71,257 @@ class Constraint:
 
     @property
     def budget_metric(self) -> _BudgetMetric:
-        """What is constrained."""
+        """The quantity that is limited."""
         return BUDGET_METRICS[self.option]
 
-    def excess(self, candidate: MeasuredSubnet) -> float:
-        """By how much a candidate misses the limit, as a share of it; 0 where it holds."""
-        value = self.budget_metric.value_of(candidate)
+    @property
+    def shown_limit(self) -> str:
+        """``--max-latency 5.0 ms``."""
+        return f"{self.option} {self._format(self.limit)}"
+
+    def shown_value(self, subnet: MeasuredSubnet) -> str:
+        """``median latency 7.3 ms``."""
+        return f"{self.budget_metric.description} {self._format(self.budget_metric.value_of(subnet))}"
+
+    def excess(self, subnet: MeasuredSubnet) -> float:
+        """How far a sub-network misses the limit, as a fraction of the limit; 0 if it meets it."""
+        value = self.budget_metric.value_of(subnet)
         over = self.limit - value if self.budget_metric.is_minimum else value - self.limit
         return max(0.0, over / self.limit)
 
-    def describe(self, candidate: MeasuredSubnet) -> str:
+    def describe_excess(self, subnet: MeasuredSubnet) -> str:
         """``median latency 7.3 ms, 2.3 ms (46 %) over --max-latency 5.0 ms``."""
-        kind, value = self.budget_metric.quantity_kind, self.budget_metric.value_of(candidate)
-        missing = format_quantity(abs(value - self.limit), quantity_type=kind)
+        missing = self._format(abs(self.budget_metric.value_of(subnet) - self.limit))
         side = "under" if self.budget_metric.is_minimum else "over"
-        share = f" ({100 * self.excess(candidate):.0f} %)" if kind != "share" else " points"
-        limit = f"{self.option} {format_quantity(self.limit, quantity_type=kind)}"
-        return f"{self.budget_metric.description} {format_quantity(value, quantity_type=kind)}, {missing}{share} {side} {limit}"
+        is_fraction = self.budget_metric.quantity_type == "share"
+        unit = " points" if is_fraction else f" ({100 * self.excess(subnet):.0f} %)"
+        return f"{self.shown_value(subnet)}, {missing}{unit} {side} {self.shown_limit}"
+
+    def _format(self, value: float) -> str:
+        return format_quantity(value, quantity_type=self.budget_metric.quantity_type)
 
 
 def parse_constraints(options: Mapping[str, str | None]) -> list[Constraint]:
-    """What people wrote, read strictly; options that are None are left out.
+    """The limits of a budget by option; those that are None are left out.
 
     Raises:
-        ConfigError: for a text that is no quantity of its kind.
+        ConfigError: for a text that is not a quantity of the option's type.
     """
     return [
-        Constraint(option, parse_quantity(text, quantity_type=BUDGET_METRICS[option].quantity_kind, option=option))
+        Constraint(option, parse_quantity(text, quantity_type=BUDGET_METRICS[option].quantity_type, option=option))
         for option, text in options.items()
         if text is not None
     ]
 
 
-def measured_name(latency_ms: float, metric_value: float) -> str:
-    """``3.1ms-91.4``: median latency, and the metric in percent."""
-    shown = f"{latency_ms:.1f}" if latency_ms >= 1 else f"{latency_ms:.2g}"
-    return f"{shown}ms-{100 * metric_value:.1f}"
+@dataclass(frozen=True)
+class Choice:
+    """Sub-networks within a budget.
+
+    Attributes:
+        ranked: the best first; never empty.
+        num_measured: comparable sub-networks, within the budget or not.
+    """
+
+    ranked: list[MeasuredSubnet]
+    num_measured: int
+
+    @property
+    def best(self) -> MeasuredSubnet:
+        """The sub-network with the highest metric within the budget."""
+        return self.ranked[0]
+
+
+def choose(
+    run: str | Path,
+    *,
+    max_latency: str | None = None,
+    max_params: str | None = None,
+    max_flops: str | None = None,
+    max_size: str | None = None,
+    min_metric: str | None = None,
+    backend: str | None = None,
+    batch: int | None = None,
+    tokens: int | None = None,
+    profile_path: str | Path | None = None,
+) -> Choice:
+    """Choose the sub-network with the highest metric within a budget; with ``min_metric`` alone the fastest.
+
+    Nothing is run: costs come from the profile, metrics from the results on the development set.
+
+    Args:
+        run: elastic model with a profile.
+        max_latency: longest median latency, such as ``5ms``.
+        max_params: most parameters, such as ``12M``.
+        max_flops: most FLOPs per example, such as ``1G``.
+        max_size: largest file, such as ``20MB``.
+        min_metric: lowest metric, such as ``0.90`` or ``90%``.
+        backend: runtime of the measurements to use; this and the next three: see `comparable_rows`.
+        batch: examples per forward pass of the measurements.
+        tokens: per example of the measurements.
+        profile_path: a profile from another machine instead of the run's own.
+
+    Raises:
+        CheckpointError: if the run has no profile or no results.
+        ConfigError: if no limit is given, nothing comparable was measured, or the budget cannot be met; the message
+            then names the nearest sub-network.
+    """
+    run = os.path.expanduser(run)
+    limits = {
+        "--max-latency": max_latency,
+        "--max-params": max_params,
+        "--max-flops": max_flops,
+        "--max-size": max_size,
+        "--min-metric": min_metric,
+    }
+    constraints = parse_constraints(limits)
+    if not constraints:
+        raise ConfigError(f"give at least one limit: {', '.join(limits)}")
+    if not Path(run).is_dir():
+        raise CheckpointError(f"there is no folder {run}; give the output folder of limbert train")
+    rows = comparable_rows(run, backend=backend, batch=batch, tokens=tokens, profile_path=profile_path)
+    measured = measured_subnets(run, rows)
+    if not measured:
+        raise ConfigError(f"no sub-network of the profile is in {run}/{RESULTS_NAME}; measure those of this run")
+    ranked = rank_within_budget(measured, constraints)
+    if not ranked:
+        row = measured[0].profile
+        machine = describe_hardware(row.hardware, device=row.setup.device)
+        raise ConfigError(f"{describe_unmet_budget(measured, constraints)} (measured: {row.setup}; {machine})")
+    return Choice(ranked, len(measured))
+
+
+def rank_within_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[Constraint]) -> list[MeasuredSubnet]:
+    """Sub-networks that meet every limit, best first: by metric, or with a minimal metric alone by latency.
+
+    Ties go to the faster, then to the one with fewer FLOPs.
+    """
+    meeting = [subnet for subnet in subnets if all(limit.excess(subnet) == 0 for limit in constraints)]
+    fastest_first = all(limit.budget_metric.is_minimum for limit in constraints)
+    return sorted(
+        meeting,
+        key=lambda subnet: (
+            0.0 if fastest_first else -subnet.metric_value,
+            subnet.profile.latency_p50_ms,
+            subnet.profile.flops,
+        ),
+    )
+
+
+def describe_unmet_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[Constraint]) -> str:
+    """The message for a budget that no sub-network meets: the nearest one, and which limits it misses."""
+    nearest = min(
+        subnets, key=lambda subnet: (sum(limit.excess(subnet) for limit in constraints), -subnet.metric_value)
+    )
+    missed = [limit.describe_excess(nearest) for limit in constraints if limit.excess(nearest) > 0]
+    return f"cannot be met; nearest is {nearest.profile.subnet} ({nearest.measured_name}): {'; '.join(missed)}"
 
 
 _MEASURED_NAME = re.compile(r"\d+(\.\d+)?ms--?\d+(\.\d+)?")
 
 
-def resolve_measured_names(run_dir: str | Path, names: Sequence[str]) -> list[str]:
-    """The names with those like ``3.1ms-91.4`` replaced by the sub-network that was measured so in this run.
+def resolve_measured_names(run: str | Path, names: Sequence[str]) -> list[str]:
+    """The names, with measured names like ``3.1ms-91.4`` replaced by the sub-network that was measured so.
 
     Raises:
         CheckpointError: if the run has no profile or no results.
-        SubnetError: if nothing, or more than one sub-network, was measured so.
+        SubnetError: if no sub-network, or more than one, was measured so.
     """
-    return [_resolve_measured_name(run_dir, name) if _MEASURED_NAME.fullmatch(name) else name for name in names]
+    return [_resolve_measured_name(run, name) if _MEASURED_NAME.fullmatch(name) else name for name in names]
 
 
-def _resolve_measured_name(run_dir: str | Path, name: str) -> str:
-    every = measured_subnets(run_dir, _read_run_profile(run_dir))
-    found = sorted({one.profile.subnet for one in every if one.measured_name == name})
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise SubnetError(f"{name} could be {' or '.join(found)}, which were measured alike; name one of them")
-    near = sorted({one.measured_name for one in every}, key=_latency_distance(name))[:5]
-    raise SubnetError(f"no sub-network of {run_dir} was measured as {name}; near it: {', '.join(near)}")
+def _resolve_measured_name(run: str | Path, name: str) -> str:
+    measured = measured_subnets(run, _read_run_profile(run))
+    matching = sorted({subnet.profile.subnet for subnet in measured if subnet.measured_name == name})
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise SubnetError(f"{name} could be {' or '.join(matching)}, which were measured alike; name one of them")
 
-
-def _latency_distance(name: str) -> Callable[[str], float]:
-    def distance(other: str) -> float:
+    def latency_distance(other: str) -> float:
         return abs(float(other.partition("ms")[0]) - float(name.partition("ms")[0]))
 
-    return distance
+    near = sorted({subnet.measured_name for subnet in measured}, key=latency_distance)[:5]
+    raise SubnetError(f"no sub-network of {run} was measured as {name}; near it: {', '.join(near)}")
 
 
-def measured_subnets(run_dir: str | Path, rows: Sequence[ProfileRow]) -> list[MeasuredSubnet]:
+def measured_subnets(run: str | Path, rows: Sequence[ProfileRow]) -> list[MeasuredSubnet]:
     """Rows of a profile with the metric of the run's results; rows without results are left out.
 
     Raises:
-        CheckpointError: if the run has no results, or does not say what its task is.
+        CheckpointError: if the run has no results, or does not record its task.
     """
-    task = read_record(run_dir).get("task", {}) if Path(run_dir).is_dir() else {}
+    task = read_record(run).get("task", {}) if Path(run).is_dir() else {}
     if not task.get("metrics"):
-        raise CheckpointError(f"{run_dir} has no limbert.json that names its task; train it with limbert train first")
-    metrics = {result.subnet: result.mean_metric(task["metrics"][0]) for result in read_results(run_dir)}
+        raise CheckpointError(f"{run} has no limbert.json that names its task; train it with limbert train first")
+    metrics = {result.subnet: result.mean_metric(task["metrics"][0]) for result in read_results(run)}
     return [MeasuredSubnet(row, metrics[row.subnet]) for row in rows if row.subnet in metrics]
 
 
-def _read_run_profile(run_dir: str | Path) -> list[ProfileRow]:
-    path = Path(run_dir) / PROFILE_NAME
+def _read_run_profile(run: str | Path) -> list[ProfileRow]:
+    path = Path(run) / PROFILE_NAME
     if not path.exists():
-        raise CheckpointError(f"{run_dir} has not been measured yet; run limbert profile {run_dir} first")
+        raise CheckpointError(f"{run} has not been measured yet; run limbert profile {run} first")
     return read_profile(path)
 
 
-@dataclass(frozen=True)
-class ProfileFilter:
-    """Which measurements count; None leaves it to `comparable`."""
-
-    backend: str | None = None
-    batch: int | None = None
-    tokens: int | None = None
-
-
 def comparable_rows(
-    run_dir: str | Path, profile_filter: ProfileFilter, *, profile_path: str | Path | None = None
+    run: str | Path,
+    *,
+    backend: str | None = None,
+    batch: int | None = None,
+    tokens: int | None = None,
+    profile_path: str | Path | None = None,
 ) -> list[ProfileRow]:
     """Rows that were measured in the same way: one machine, runtime, batch size and length.
 
-    Not told otherwise: of the run's own profile this machine, of a given file the machine measured last; the device and
-    threads measured last; batch 1 if it was measured, else the smallest; the most tokens; and the runtime in which the
-    full-size model (that with the most FLOPs) is fastest.
+    By default: of the run's own profile those of this machine, of a given file those of the machine measured last; the
+    device and threads measured last; batch 1 if it was measured, else the smallest; the most tokens; and the runtime in
+    which the full model (the most FLOPs) is fastest.
 
     Args:
         run: a trained model.
-        wanted: what the choice is for.
-        file: a profile from another machine, instead of the run's.
+        backend: runtime of the measurements.
+        batch: examples per forward pass.
+        tokens: per example.
+        profile_path: a profile from another machine (``~`` is expanded) instead of the run's own.
 
     Raises:
         CheckpointError: if there is no such profile.
-        ConfigError: if it holds nothing of what is wanted.
+        ConfigError: if nothing was measured so.
     """
-    rows = _read_run_profile(run_dir) if profile_path is None else read_profile(profile_path)
-    name = Path(run_dir) / PROFILE_NAME if profile_path is None else profile_path
+    name = Path(run) / PROFILE_NAME if profile_path is None else Path(profile_path).expanduser()
+    rows = _read_run_profile(run) if profile_path is None else read_profile(name)
     if not rows:
         raise CheckpointError(f"{name} is empty; run limbert profile")
     if profile_path is None:
         here = hardware_info()
-        others = sorted({describe_hardware(row.hardware, device="cpu") for row in rows})
+        machines = sorted({describe_hardware(row.hardware, device="cpu") for row in rows})
         rows = [row for row in rows if row.hardware == here]
         if not rows:
             raise ConfigError(
-                f"{name} was measured on another machine ({'; '.join(others)}); run limbert profile here, or choose "
+                f"{name} was measured on another machine ({'; '.join(machines)}); run limbert profile here, or choose "
                 f"for that machine with --device-profile {name}"
             )
-    rows = _rows_where(rows, lambda row: row.hardware, latest_row(rows).hardware)
-    for option, key in (
-        ("batch", profile_filter.batch),
-        ("tokens", profile_filter.tokens),
-        ("backend", profile_filter.backend),
-    ):
+    hardware = _latest_row(rows).hardware
+    rows = [row for row in rows if row.hardware == hardware]
+    for option, wanted in (("batch", batch), ("tokens", tokens), ("backend", backend)):
         known = sorted({getattr(row.setup, option) for row in rows})
-        if key is not None and key not in known:
-            raise ConfigError(f"no measurement with {option} {key} in {name}; measured: {', '.join(map(str, known))}")
-        rows = rows if key is None else [row for row in rows if getattr(row.setup, option) == key]
-    for name in ("device", "threads", "precision"):
-        rows = [row for row in rows if getattr(row.setup, name) == getattr(latest_row(rows).setup, name)]
-    rows = _rows_where(rows, lambda row: row.setup.batch, min(row.setup.batch for row in rows))
-    rows = _rows_where(rows, lambda row: row.setup.tokens, max(row.setup.tokens for row in rows))
-    largest = max(rows, key=lambda row: (row.flops, -row.latency_p50_ms))
-    return _rows_where(rows, lambda row: row.setup, largest.setup)
+        if wanted is not None and wanted not in known:
+            raise ConfigError(
+                f"no measurement with {option} {wanted} in {name}; measured: {', '.join(map(str, known))}"
+            )
+        rows = [row for row in rows if wanted in (None, getattr(row.setup, option))]
+    for option in ("device", "threads", "precision"):
+        latest = getattr(_latest_row(rows).setup, option)
+        rows = [row for row in rows if getattr(row.setup, option) == latest]
+    smallest_batch = min(row.setup.batch for row in rows)
+    rows = [row for row in rows if row.setup.batch == smallest_batch]
+    most_tokens = max(row.setup.tokens for row in rows)
+    rows = [row for row in rows if row.setup.tokens == most_tokens]
+    setup = max(rows, key=lambda row: (row.flops, -row.latency_p50_ms)).setup
+    return [row for row in rows if row.setup == setup]
 
 
-def latest_row(rows: Sequence[ProfileRow]) -> ProfileRow:
-    """The row measured last."""
+def _latest_row(rows: Sequence[ProfileRow]) -> ProfileRow:
     return max(rows, key=lambda row: row.measured)
-
-
-def _rows_where(rows: Sequence[ProfileRow], key: Callable[[ProfileRow], object], value: object) -> list[ProfileRow]:
-    return [row for row in rows if key(row) == value]
-
-
-def rank_within_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[Constraint]) -> list[MeasuredSubnet]:
-    """Those that hold every constraint, best first: the highest metric, or with a smallest metric alone the fastest.
-
-    Ties go to the faster, then to the one with fewer FLOPs.
-    """
-    holding = [one for one in subnets if all(limit.excess(one) == 0 for limit in constraints)]
-    cheapest = all(limit.budget_metric.is_minimum for limit in constraints)
-    return sorted(
-        holding, key=lambda one: (0.0 if cheapest else -one.metric_value, one.profile.latency_p50_ms, one.profile.flops)
-    )
-
-
-def describe_unmet_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[Constraint]) -> str:
-    """The sentence for constraints that nothing holds: the sub-network that comes nearest, and what it misses."""
-    nearest = min(subnets, key=lambda one: (sum(limit.excess(one) for limit in constraints), -one.metric_value))
-    missed = [limit.describe(nearest) for limit in constraints if limit.excess(nearest) > 0]
-    return f"cannot be met; nearest is {nearest.profile.subnet} ({nearest.measured_name}): {'; '.join(missed)}"

@@ -1,4 +1,4 @@
-"""Which machine a measurement was made on, and which of its devices computes."""
+"""The machine that a measurement is made on: CPU, cores, GPU and memory."""
 
 import platform
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 
 def hardware_info() -> dict[str, Any]:
-    """``{cpu, cores, gpu, ram, platform}``: names, logical cores, bytes of memory; gpu may be None."""
+    """``{cpu, cores, gpu, ram, platform}``: names, logical cores, bytes of memory; ``gpu`` may be None."""
     return {
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(),
@@ -20,14 +20,14 @@ def hardware_info() -> dict[str, Any]:
 
 
 def describe_hardware(info: dict[str, Any], *, device: str) -> str:
-    """One machine in a few words."""
+    """The name of the GPU for ``cuda``, else of the CPU with its number of cores."""
     if device == "cuda":
         return str(info["gpu"])
     return f"{info['cpu']}, {info['cores']} cores"
 
 
 def describe_this_machine(num_threads: int | None = None, *, device: str = "cpu") -> str:
-    """This machine in a few words, with the CPU threads that are used (None: torch's own number)."""
+    """The name of this machine's GPU or CPU, with the number of CPU threads (None: torch's default)."""
     if device == "cuda":
         return describe_hardware(hardware_info(), device=device)
     count = num_threads or torch.get_num_threads()
@@ -35,7 +35,7 @@ def describe_this_machine(num_threads: int | None = None, *, device: str = "cpu"
 
 
 def _cpu_name() -> str:
-    """What the kernel calls the processor; elsewhere what Python knows."""
+    """The processor's name from the kernel; on other systems from Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,18 +1,18 @@
-"""Peak memory of a process that loads one sub-network alone and answers one batch.
+"""Peak memory of a process that loads one sub-network alone and runs one batch.
 
-On the CPU: by how much the resident memory rises at most, over that of a process that has imported the same libraries
-and run a tiny network in them. Each measurement is made in a fresh process, forked from one that has done no more than
-import the libraries (``python -m limbert.evaluation.memory``, which reads jobs from standard input). On CUDA: what
-torch allocated at most. Loading is part of it, and what a runtime does then (OpenVINO compiles).
+On the CPU: the maximum resident set size of a process that loads and runs the sub-network, less that of a process that
+has imported the same libraries and run a tiny network. On CUDA: the most that torch allocated. Each measurement runs in
+a process of its own, forked from one that has only imported the libraries (``python -m limbert.evaluation.memory``).
+Loading is included, and what a runtime does then (OpenVINO compiles).
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import torch
 import transformers
@@ -23,8 +23,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from limbert.core.subnet import Subnet
 from limbert.errors import LimbertError
-from limbert.evaluation.profile_rows import ProfileSetup
+from limbert.evaluation.results import ProfileSetup
 from limbert.inference.onnx_graph import write_onnx
+from limbert.inference.runtimes import load_runtime
 from limbert.model.checkpoint import write_json
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import family_of, stack_of
@@ -33,10 +34,11 @@ from limbert.model.views import ViewFactory
 WEIGHTS_NAME = "model.safetensors"
 ONNX_NAME = "model.onnx"
 _SUBNET_NAME = "subnet.json"
+PEAK_MEMORY_SUPPORTED = sys.platform == "linux"  # elsewhere a process with these libraries cannot be forked safely
 
 
 def save_standalone(model: ElasticModel, subnet: Subnet, folder: Path, *, with_onnx: bool) -> None:
-    """Write a sub-network's weights and what is needed to load them into a new folder; with ``graph`` as ONNX too."""
+    """Write a sub-network's weights and config into a new folder, with ``with_onnx`` also its ONNX file."""
     folder.mkdir(parents=True, exist_ok=True)
     model.network.config.save_pretrained(folder)
     write_json(folder / _SUBNET_NAME, subnet.to_dict() | {"class": type(model.network).__name__})
@@ -47,24 +49,24 @@ def save_standalone(model: ElasticModel, subnet: Subnet, folder: Path, *, with_o
 
 
 def model_file(folder: Path, backend: str) -> Path:
-    """What a runtime loads of a saved sub-network."""
+    """The file of a saved sub-network that a runtime loads."""
     return folder / (WEIGHTS_NAME if backend == "torch" else ONNX_NAME)
 
 
 def load_standalone(folder: Path) -> PreTrainedModel:
-    """The network that `save_alone` wrote, in evaluation mode; of the full model there is only an empty outline."""
+    """The network that `save_standalone` wrote, in evaluation mode; the full model's weights are never allocated."""
     values = json.loads((folder / _SUBNET_NAME).read_text(encoding="utf-8"))
     network_class = getattr(transformers, values["class"])
     with init_empty_weights(include_buffers=False):
-        outline = network_class(AutoConfig.from_pretrained(folder))
-    family = family_of(outline)
-    network = ViewFactory(outline, list(stack_of(outline, family)), family).build(Subnet.from_dict(values))
+        empty = network_class(AutoConfig.from_pretrained(folder))
+    family = family_of(empty)
+    network = ViewFactory(empty, list(stack_of(empty, family)), family).build(Subnet.from_dict(values))
     network.load_state_dict(load_file(folder / WEIGHTS_NAME), assign=True)
     return network.requires_grad_(False).eval()
 
 
 def example_batch(network_config: PretrainedConfig, *, batch: int, tokens: int) -> dict[str, torch.Tensor]:
-    """Token ids and a mask ``(batch, tokens)`` without padding; the same for every sub-network."""
+    """Random token ids and a mask ``(batch, tokens)`` without padding; the same for every sub-network."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, network_config.vocab_size, (batch, tokens), generator=generator)
     pad = network_config.pad_token_id
@@ -73,114 +75,66 @@ def example_batch(network_config: PretrainedConfig, *, batch: int, tokens: int) 
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-PEAK_MEMORY_SUPPORTED = sys.platform == "linux"  # elsewhere the kernel does not say what is needed
+def peak_memory_bytes(folders: Sequence[Path], setup: ProfileSetup, *, warmup_folder: Path) -> list[int | None]:
+    """Peak memory of each sub-network, loaded alone in a process of its own; None on systems other than Linux.
+
+    Args:
+        folders: of `save_standalone`.
+        setup: how it runs.
+        warmup_folder: the same of a tiny sub-network, whose memory is subtracted.
+
+    Raises:
+        LimbertError: if a process dies, for example for lack of memory.
+    """
+    if not PEAK_MEMORY_SUPPORTED:
+        return [None] * len(folders)
+    job = {"folders": [str(folder) for folder in (warmup_folder, *folders)], "setup": vars(setup)}
+    done = subprocess.run(
+        [sys.executable, "-m", __name__], input=json.dumps(job), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise LimbertError(f"measuring peak memory on {setup} failed: {reason}")
+    peaks: list[int | None] = json.loads(done.stdout)
+    return peaks
 
 
-class MemoryMeter:
-    """Keeps the process that measurements are forked from; use it in a ``with`` block."""
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdout is not None
-        self._process.stdout.readline()  # it has imported: else that would disturb what is timed meanwhile
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def peak_bytes(self, source: Path, warmup_source: Path, setup: ProfileSetup) -> int | None:
-        """Bytes; None where this system cannot say.
-
-        Args:
-            source: folder of `save_alone`.
-            tiny: the same of a sub-network as small as can be, to wake the libraries with.
-            cell: how it runs.
-
-        Raises:
-            LimbertError: if the process dies, for example for lack of memory.
-        """
-        if not PEAK_MEMORY_SUPPORTED:
-            return None
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        job = {"source": str(source), "tiny": str(warmup_source), "setup": vars(setup)}
-        try:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-            answer = json.loads(self._process.stdout.readline() or '{"error": "the process ended"}')
-        except OSError as error:
-            answer = {"error": str(error)}
-        if "error" in answer:
-            raise LimbertError(f"measuring the memory of {source.name} failed: {answer['error']}")
-        return int(answer["bytes"])
+def _measure(folder: Path, setup: ProfileSetup) -> int:
+    """Peak bytes of a forked process that loads a sub-network and runs one batch."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, str(_load_and_run(folder, setup)).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        cuda_bytes = pipe.read()
+    _, status, usage = os.wait4(child, 0)
+    if status != 0:  # an exception has been printed by the process itself
+        sys.exit(f"{folder.name}: killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else 1)
+    return int(cuda_bytes) if setup.device == "cuda" else 1024 * usage.ru_maxrss
 
 
-def _measurement_server() -> None:
-    """Answer jobs, each in a process of its own that is forked before anything has run."""
-    import limbert.inference.runtimes  # noqa: F401 - imported here, so that no measurement pays for it
-
-    _write_reply({"ready": True})
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            _run_job(json.loads(line))
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        if status != 0:
-            _write_reply({"error": f"the process ended with status {status}"})
-
-
-def _run_job(job: dict[str, Any]) -> None:
-    try:
-        _write_reply(
-            {"bytes": _measure_peak_bytes(Path(job["source"]), Path(job["tiny"]), ProfileSetup(**job["setup"]))}
-        )
-    except Exception as error:
-        _write_reply({"error": f"{type(error).__name__}: {error}"})
-
-
-def _write_reply(reply: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(reply) + "\n")
-    sys.stdout.flush()
-
-
-def _measure_peak_bytes(source: Path, warmup_source: Path, setup: ProfileSetup) -> int:
+def _load_and_run(folder: Path, setup: ProfileSetup) -> int:
+    """Load a sub-network and run one batch; returns the bytes that torch allocated on CUDA at most."""
     torch.set_num_threads(setup.threads)
-    _load_and_run(warmup_source, setup, batch=1, tokens=8)
-    if setup.device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        _load_and_run(source, setup, batch=setup.batch, tokens=setup.tokens)
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest so far is what is resident now
-    before = _resident_bytes("VmRSS")
-    _load_and_run(source, setup, batch=setup.batch, tokens=setup.tokens)
-    return _resident_bytes("VmHWM") - before
-
-
-def _load_and_run(source: Path, setup: ProfileSetup, *, batch: int, tokens: int) -> None:
-    """Load and answer one batch."""
-    from limbert.inference.runtimes import load_runtime
-
-    loaded = load_standalone(source) if setup.backend == "torch" else model_file(source, setup.backend)
+    loaded = load_standalone(folder) if setup.backend == "torch" else model_file(folder, setup.backend)
     if setup.device == "cuda":
         assert isinstance(loaded, nn.Module)
         nn.Module.cuda(loaded)
     runtime = load_runtime(setup.backend, loaded, threads=setup.threads)
-    runtime(example_batch(AutoConfig.from_pretrained(source), batch=batch, tokens=tokens))
+    runtime(example_batch(AutoConfig.from_pretrained(folder), batch=setup.batch, tokens=setup.tokens))
+    return torch.cuda.max_memory_allocated() if setup.device == "cuda" else 0
 
 
-def _resident_bytes(field: str) -> int:
-    """Bytes of ``VmRSS``, resident now, or ``VmHWM``, at most so far."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+def main() -> None:
+    """Read a job from standard input, measure each folder in a forked process, and write the bytes as JSON."""
+    job = json.load(sys.stdin)
+    warmup_folder, *folders = map(Path, job["folders"])
+    setup = ProfileSetup(**job["setup"])
+    baseline = _measure(warmup_folder, replace(setup, batch=1, tokens=8))
+    sys.stdout.write(json.dumps([max(0, _measure(folder, setup) - baseline) for folder in folders]))
 
 
 if __name__ == "__main__":
-    _measurement_server()
+    main()

@@ -1,22 +1,45 @@
-"""TODO."""
+"""The rows of a run's JSON lines files (results, profile, policies, search): types, names, one reader and one writer.
+
+Imports neither torch nor the trainer, so that tables and reports can read a run quickly.
+"""
 
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from limbert.core.space import is_width_depth_name, parse_width_depth
-from limbert.errors import CheckpointError
+from limbert.errors import CheckpointError, StorageError
+from limbert.files import read_json_lines, write_json_lines
+
+if TYPE_CHECKING:
+    from limbert.inference.policy import Policy
+
+RESULTS_NAME = "results.jsonl"  # metrics and costs of sub-networks on the development set
+PROFILE_NAME = "profile.jsonl"  # measured latency and memory of sub-networks
+POLICIES_NAME = "policies.jsonl"  # metrics and costs of operating points
+TUNE_NAME = "tune.jsonl"  # every policy that `limbert tune` tried
+LOG_NAME = "log.jsonl"  # the training log
+
+DatasetSplit = Literal["validation", "development"]
+
+
+def mean_metric(metrics: Mapping[str, float], metric: str) -> float:
+    """One metric; its mean over the development sets where there are several (``SET/METRIC``)."""
+    values = [value for name, value in metrics.items() if name.rpartition("/")[2] == metric]
+    return sum(values) / len(values)
 
 
 @dataclass(frozen=True)
 class SubnetResult:
-    """What one sub-network reaches.
+    """Metrics and costs of one sub-network: a row of ``results.jsonl``.
 
     Attributes:
-        subnet: its name, ``WIDTHxDEPTH`` or that of one found by a search.
+        subnet: its name, ``WIDTHxDEPTH`` or one from a search.
         params: parameters, embeddings and head included.
-        flops: mean floating-point operations an example, at the examples' own lengths.
+        flops: mean floating-point operations per example, at the examples' own lengths.
         metrics: by name; with several development sets, ``SET/METRIC``.
     """
 
@@ -26,12 +49,11 @@ class SubnetResult:
     metrics: dict[str, float]
 
     def mean_metric(self, metric: str) -> float:
-        """One metric, the mean over the development sets where there are several."""
-        values = [value for name, value in self.metrics.items() if name.rpartition("/")[2] == metric]
-        return sum(values) / len(values)
+        """One metric, its mean over the development sets."""
+        return mean_metric(self.metrics, metric)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: ``subnet, width, depth, params, flops, metrics``; off the grid width and depth are None."""
+        """A JSON row; width and depth are None for a sub-network from a search."""
         width, depth = parse_width_depth(self.subnet) if is_width_depth_name(self.subnet) else (None, None)
         return {
             "subnet": self.subnet,
@@ -43,18 +65,189 @@ class SubnetResult:
         }
 
 
-RESULTS_NAME = "results.jsonl"
+@dataclass(frozen=True)
+class PolicyResult:
+    """Metrics and costs of one policy: the measured part of a row of ``policies.jsonl``.
+
+    Attributes:
+        policy: the policy that ran.
+        metrics: by name; with several development sets, ``SET/METRIC``.
+        flops_mean: mean floating-point operations per example, gates and exits included.
+        flops_full: those of the full model on the same examples.
+        time_per_example: seconds of the engine on this machine at this batch size, without tokenisation.
+        width_shares: for each layer of the full model, the fraction of examples by the width it ran at; 0: not run.
+        exit_shares: the fraction of examples by the number of layers that ran.
+    """
+
+    policy: "Policy"
+    metrics: dict[str, float]
+    flops_mean: float
+    flops_full: float
+    time_per_example: float
+    width_shares: list[dict[float, float]]
+    exit_shares: dict[int, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "policy": self.policy.name,
+            "settings": self.policy.to_dict(),
+            "metrics": self.metrics,
+            "flops_mean": round(self.flops_mean),
+            "flops_full": round(self.flops_full),
+            "time_per_example": self.time_per_example,
+            "widths": [{f"{width:g}": share for width, share in layer.items()} for layer in self.width_shares],
+            "exits": {str(layers): share for layers, share in self.exit_shares.items()},
+        }
 
 
-def read_results(output: str | Path) -> list[SubnetResult]:
-    """The results that a finished run wrote into its folder.
+def policy_row_key(row: Mapping[str, Any]) -> Hashable:
+    """What a later row of ``policies.jsonl`` replaces: the same operating point on the same dataset split."""
+    return row["name"], row["data"]
+
+
+@dataclass(frozen=True)
+class ProfileSetup:
+    """How sub-networks were run for a measurement.
+
+    Attributes:
+        backend: ``torch``, ``onnxruntime`` or ``openvino``.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads.
+        batch: examples per forward pass.
+        tokens: tokens per example.
+        precision: ``fp32``.
+    """
+
+    backend: str
+    device: str
+    threads: int
+    batch: int
+    tokens: int
+    precision: str = "fp32"
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
+        return f"{self.backend} on {self.device}, batch {self.batch}, {self.tokens} tokens{threads}"
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """Measured costs of one sub-network in one setup: a row of ``profile.jsonl``.
+
+    Attributes:
+        subnet: its name.
+        params: parameters, embeddings and head included.
+        flops: floating-point operations of one example with this many tokens.
+        file_bytes: of the weights file (safetensors), or of the ONNX file that the other runtimes load.
+        peak_memory_bytes: see `limbert.evaluation.memory`; None where it cannot be measured.
+        latency_p50_ms: median milliseconds per forward pass.
+        latency_p95_ms: 95th percentile.
+        throughput: examples per second at the median.
+        rounds: forward passes counted.
+        setup: how it was run.
+        hardware: of the machine, see `limbert.evaluation.hardware`.
+        versions: of the libraries.
+        measured: time of the measurement, ISO 8601.
+    """
+
+    subnet: str
+    params: int
+    flops: int
+    file_bytes: int
+    peak_memory_bytes: int | None
+    latency_p50_ms: float
+    latency_p95_ms: float
+    throughput: float
+    rounds: int
+    setup: ProfileSetup
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    measured: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """A flat JSON row."""
+        values = asdict(self)
+        return values | values.pop("setup")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The row that `to_dict` wrote.
+
+        Raises:
+            KeyError: if a value is missing.
+        """
+        setup = ProfileSetup(**{field.name: values[field.name] for field in fields(ProfileSetup)})
+        return cls(setup=setup, **{field.name: values[field.name] for field in fields(cls) if field.name != "setup"})
+
+
+def profile_row_key(row: Mapping[str, Any]) -> Hashable:
+    """What a later row of ``profile.jsonl`` replaces: the same sub-network and setup on the same hardware."""
+    setup = tuple(row[field.name] for field in fields(ProfileSetup))
+    return row["subnet"], setup, json.dumps(row["hardware"], sort_keys=True)
+
+
+def read_results(run: str | Path) -> list[SubnetResult]:
+    """The sub-network results of a finished run.
 
     Raises:
         CheckpointError: if they cannot be read.
     """
-    path = Path(output) / RESULTS_NAME
+    needed: dict[str, type] = {"subnet": str, "params": float, "flops": float, "metrics": dict}
+    rows = read_json_lines(Path(run) / RESULTS_NAME, required_keys=needed)
+    return [SubnetResult(row["subnet"], row["params"], row["flops"], row["metrics"]) for row in rows]
+
+
+def read_profile(path: str | Path) -> list[ProfileRow]:
+    """The rows of a profile, in their order.
+
+    Raises:
+        CheckpointError: if the file is missing or a row cannot be read.
+    """
+    rows: list[ProfileRow] = []
+    for number, row in enumerate(read_json_lines(path, required_keys={"subnet": str}), start=1):
+        try:
+            rows.append(ProfileRow.from_dict(row))
+        except KeyError as error:
+            raise CheckpointError(f"{path}, row {number}: lacks {error}; run limbert profile again") from error
+    return rows
+
+
+def replace_json_lines(
+    path: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    key: Callable[[Mapping[str, Any]], Hashable],
+    keep: Callable[[Mapping[str, Any]], bool] = lambda row: True,
+) -> None:
+    """Write rows into a JSON lines file in place of earlier rows with the same key; all others stay, in their order.
+
+    Args:
+        path: the file; need not exist.
+        rows: the new rows.
+        key: identifies a row.
+        keep: False for earlier rows to drop.
+
+    Raises:
+        CheckpointError: if the earlier rows cannot be read.
+        StorageError: if the file cannot be written; the old one stays.
+    """
+    earlier = read_json_lines(path, required_keys={}) if Path(path).exists() else []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [SubnetResult(row["subnet"], row["params"], row["flops"], row["metrics"]) for row in rows]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the results in {path} cannot be read: {error}") from error
+        merged = {key(row): row for row in earlier if keep(row)}
+    except KeyError as error:
+        raise CheckpointError(f"{path}: a row lacks {error}; delete the file to start anew") from error
+    write_json_lines(path, (merged | {key(row): row for row in rows}).values())
+
+
+def require_writable_run(run: str | Path) -> None:
+    """Refuse, before any work, a run directory that results could not be written into.
+
+    Raises:
+        CheckpointError: if there is no such folder.
+        StorageError: if it cannot be written.
+    """
+    if not Path(run).is_dir():
+        raise CheckpointError(f"there is no folder {run}; give the output folder of limbert train")
+    if not os.access(run, os.W_OK | os.X_OK):
+        raise StorageError(f"the folder {run} cannot be written, so no result could be saved; copy it first")

@@ -1,41 +1,60 @@
-"""Search the policies of a trained model: widths for the gates' choices, and thresholds for the exits.
+"""Tuning of policies: widths for the gates' choices and thresholds for the exits, and the choice of operating points.
 
-Whether an example leaves changes nothing for the others, and nothing before it leaves. So each choice of widths is run
-once to the end, with every off-ramp's answer noted, and all thresholds are judged from the notes.
+An example's exit changes nothing for the others, nor anything before it. So each choice of widths runs once to the end,
+the logits at every exit are recorded, and all thresholds are evaluated from the record.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations_with_replacement
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from limbert.core.config import Precision
+from limbert.core.config import Precision, require
 from limbert.core.pareto import pareto_front
-from limbert.data.task_registry import compute_task_metrics
+from limbert.core.subnet import Subnet
 from limbert.data.tasks import Task
-from limbert.data.tokenize import TokenizedExamples, evaluation_batches
-from limbert.errors import ConfigError
+from limbert.data.tokenize import TokenizedExamples
+from limbert.evaluation.evaluate import (
+    Progress,
+    evaluate_policy,
+    no_progress,
+    policy_row,
+    primary_metric,
+)
+from limbert.evaluation.results import POLICIES_NAME, TUNE_NAME, require_writable_run
+from limbert.files import write_json_lines
 from limbert.inference.engine import Decision, Engine
-from limbert.inference.policy import OperatingPoint, Policy, reject_token_level_task
-from limbert.inference.predict import predict_subnet_logits
-from limbert.method.early_exit import ExitRule, ExitRuleName, exit_score
+from limbert.inference.load import load_checkpoint, load_validation_split, override_data_config
+from limbert.inference.policy import (
+    OperatingPoint,
+    Policy,
+    default_exit_rule,
+    reject_token_level_task,
+    save_operating_points,
+)
+from limbert.inference.predict import OutputCollector, inference_batches, predict_subnet_logits
+from limbert.method.early_exit import EXIT_RULES, ExitRule, ExitRuleName, exit_score
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 
 _TOLERANCE = 1e-9  # slack for comparing metrics
+_POINT_BATCH_SIZE = 32  # examples per batch when an operating point is evaluated
 
 
 @dataclass(frozen=True)
 class PolicyCandidate:
-    """A policy and what it reaches on the examples of the search.
+    """A policy with its metric and FLOPs on the validation split.
 
     Attributes:
-        policy: what runs.
-        value: of the task's primary metric.
-        flops: mean floating-point operations an example, as a share of the full model's.
+        policy: the policy.
+        metric_value: the task's primary metric.
+        flops_share: mean floating-point operations per example, as a fraction of the full model's.
     """
 
     policy: Policy
@@ -43,8 +62,112 @@ class PolicyCandidate:
     flops_share: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON lines."""
+        """A JSON row."""
         return self.policy.to_dict() | {"value": self.metric_value, "flops_share": self.flops_share}
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The policies that were tried, and the operating points chosen from them.
+
+    Attributes:
+        candidates: all policies, the full model first.
+        operating_points: by name.
+        metric: the task's primary metric.
+        num_examples: of the validation split.
+    """
+
+    candidates: list[PolicyCandidate]
+    operating_points: dict[str, OperatingPoint]
+    metric: str
+    num_examples: int
+
+
+def tune(
+    run: str | Path,
+    *,
+    widths: Sequence[float] = (),
+    exit_rule: ExitRuleName | None = None,
+    num_thresholds: int = 12,
+    balanced_drop: float = 1.0,
+    fast_drop: float = 3.0,
+    batch_size: int = 64,
+    device: str = "auto",
+    progress: Progress = no_progress,
+    **data: Any,
+) -> TuneResult:
+    """Search policies on the validation split of the training data, and save operating points in the run.
+
+    ``accurate`` is the cheapest policy that reaches the full model's metric; ``balanced`` and ``fast`` may lose some of
+    it. Written into the run: the points (``limbert.json``), all candidates (``tune.jsonl``) and the points' results on
+    the validation split (``policies.jsonl``). The development set is not used.
+
+    Args:
+        run: elastic model; without gates and ``layers="first"`` its points are single sub-networks.
+        widths: widths that the gates' choices may run at; default: the model's.
+        exit_rule: ``entropy``, ``confidence`` or ``patience``; default: entropy, for regression patience.
+        num_thresholds: exit thresholds tried for each choice of widths.
+        balanced_drop: how much of the metric ``balanced`` may lose to the full model, in points of 100.
+        fast_drop: likewise for ``fast``.
+        batch_size: examples per batch; the results do not depend on it.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        progress: called with what runs, steps done and steps in all.
+        data: settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the training's.
+
+    Raises:
+        ConfigError: for a setting out of range, or a task with predictions at tokens.
+        CheckpointError: if the run is no model trained by Limbert on this machine.
+        StorageError: if the run cannot be written; refused before the work.
+    """
+    require(0 <= balanced_drop <= 100, "balanced drop", balanced_drop, "between 0 and 100 points")
+    require(0 <= fast_drop <= 100, "fast drop", fast_drop, "between 0 and 100 points")
+    run = os.path.expanduser(run)
+    require_writable_run(run)
+    checkpoint = load_checkpoint(run, device=device)
+    task, model = checkpoint.trained_task, checkpoint.model
+    reject_token_level_task(task.task_type, "tune")
+    rule = exit_rule or default_exit_rule(task.task_type)
+    require(rule in EXIT_RULES, "exit rule", rule, "one of " + ", ".join(EXIT_RULES))
+    for width in widths:
+        Subnet.uniform(model.shape, width=width)  # refuses one that keeps no head
+    config = override_data_config(checkpoint.data_config, **data)
+    examples = checkpoint.tokenize(load_validation_split(checkpoint, config))
+    candidates = tune_policies(
+        model,
+        examples,
+        task=task,
+        widths=widths or model.space.widths,
+        exit_rule=rule,
+        num_thresholds=num_thresholds,
+        batch_size=batch_size,
+        progress=partial(progress, "searching"),
+    )
+    drops = {"fast": fast_drop / 100, "balanced": balanced_drop / 100, "accurate": 0.0}
+    points = choose_operating_points(candidates, metric=task.primary_metric, max_drops=drops)
+    rows = [
+        policy_row(
+            name,
+            evaluate_policy(
+                model,
+                {"validation": examples},
+                task=task,
+                policy=point.policy,
+                batch_size=_POINT_BATCH_SIZE,
+                progress=partial(progress, f"evaluating {name}"),
+            ),
+            split="validation",
+            source=config.train or config.data or task.name,
+            num_examples=len(examples),
+            batch_size=_POINT_BATCH_SIZE,
+            device=model.network.device.type,
+        )
+        for name, point in points.items()
+    ]
+    write_json_lines(Path(run) / POLICIES_NAME, rows)  # earlier rows are of other points
+    metric = {"metric": task.primary_metric}
+    write_json_lines(Path(run) / TUNE_NAME, [candidate.to_dict() | metric for candidate in candidates])
+    save_operating_points(run, points)
+    return TuneResult(candidates, points, task.primary_metric, len(examples))
 
 
 def tune_policies(
@@ -59,16 +182,16 @@ def tune_policies(
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[PolicyCandidate]:
-    """Judge static sub-networks, gates and exits on labelled examples.
+    """Evaluate sub-networks, gates and exits on labelled examples.
 
     Args:
-        model: with gates, or with depths that keep the first layers, or with neither: then only static ones are judged.
-        examples: of the training side, not used for training.
-        task: its primary metric is what counts.
-        widths: that gates' choices may run at; every mapping that does not fall is tried.
-        exit_rule: of the off-ramps.
-        thresholds: how many are tried for each choice of widths, at even shares of the examples.
-        batch_size: examples a batch.
+        model: with gates, or with depths that keep the first layers; else only sub-networks are evaluated.
+        examples: a validation split.
+        task: its primary metric is compared.
+        widths: widths that the gates' choices may run at; every non-decreasing mapping is tried.
+        exit_rule: of the exits.
+        num_thresholds: tried for each choice of widths, at even quantiles of the examples' scores.
+        batch_size: examples per batch.
         precision: ``"bf16"`` runs under autocast.
         progress: called with runs over the examples done and in all.
 
@@ -76,64 +199,75 @@ def tune_policies(
         All candidates, the full model first.
 
     Raises:
-        ConfigError: for a task whose answers stand at tokens.
+        ConfigError: for a task with predictions at tokens, or examples without labels.
     """
     reject_token_level_task(task.task_type, "tune")
-    candidates = _evaluate_static(model, examples, task=task, batch_size=batch_size, precision=precision)
-    runs = list(_policies_to_run(model, widths, exit_rule))
-    full = CostModel(model).mean_flops(model.full, examples.lengths)
-    for number, policy in enumerate(runs):
-        progress(number, len(runs))
+    full_flops = CostModel(model).mean_flops(model.full, examples.lengths)
+    candidates = _evaluate_static(
+        model, examples, task=task, full_flops=full_flops, batch_size=batch_size, precision=precision
+    )
+    policies = list(_dynamic_policies(model, widths, exit_rule))
+    for number, policy in enumerate(policies):
+        progress(number, len(policies))
         engine = Engine(model, policy, task_type=task.task_type, precision=precision)
-        notes = _run_all_exits(engine, examples, batch_size=batch_size, device=model.network.device)
+        all_exits = _run_all_exits(engine, examples, batch_size=batch_size, device=model.network.device)
         candidates += _evaluate_exits(
-            notes, policy, examples, full_flops=full, task=task, num_thresholds=num_thresholds
+            all_exits, policy, examples, full_flops=full_flops, task=task, num_thresholds=num_thresholds
         )
-    progress(len(runs), len(runs))
+    progress(len(policies), len(policies))
     return candidates
 
 
 def pareto_policies(candidates: Sequence[PolicyCandidate]) -> list[PolicyCandidate]:
-    """Those that no other beats at as few FLOPs, cheapest first."""
-    return pareto_front(candidates, cost=lambda one: one.flops_share, value=lambda one: one.metric_value)
+    """The Pareto front of metric and FLOPs, cheapest first."""
+    return pareto_front(
+        candidates, cost=lambda candidate: candidate.flops_share, value=lambda candidate: candidate.metric_value
+    )
 
 
 def choose_operating_points(
-    candidates: Sequence[PolicyCandidate], *, metric: str, max_drops: dict[str, float]
+    candidates: Sequence[PolicyCandidate], *, metric: str, max_drops: Mapping[str, float]
 ) -> dict[str, OperatingPoint]:
-    """For each name the cheapest policy whose metric is at most ``drops[name]`` below the full model's.
+    """For each name the cheapest policy whose metric is at most ``max_drops[name]`` below the full model's.
 
     Args:
-        candidates: from `search`, the full model first.
+        candidates: from `tune_policies`, the full model first.
         metric: its name.
-        drops: allowed losses of the metric, by the name of the point.
+        max_drops: allowed losses of the metric, by the name of the operating point.
     """
     full = candidates[0]
     points = {}
     for name, drop in max_drops.items():
-        good = [one for one in candidates if one.metric_value >= full.metric_value - drop - _TOLERANCE]
-        best = min(good, key=lambda one: (one.flops_share, -one.metric_value))
+        allowed = [
+            candidate for candidate in candidates if candidate.metric_value >= full.metric_value - drop - _TOLERANCE
+        ]
+        best = min(allowed, key=lambda candidate: (candidate.flops_share, -candidate.metric_value))
         points[name] = OperatingPoint(best.policy, metric, best.metric_value, best.flops_share)
     return points
 
 
 def _evaluate_static(
-    model: ElasticModel, examples: TokenizedExamples, *, task: Task, batch_size: int, precision: Precision
+    model: ElasticModel,
+    examples: TokenizedExamples,
+    *,
+    task: Task,
+    full_flops: float,
+    batch_size: int,
+    precision: Precision,
 ) -> list[PolicyCandidate]:
     subnets, cost = model.subnets(), CostModel(model)
-    answers = predict_subnet_logits(model, examples, subnets=subnets, batch_size=batch_size, precision=precision)
-    full = cost.mean_flops(model.full, examples.lengths)
+    logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=batch_size, precision=precision)
     return [
         PolicyCandidate(
             Policy(subnet=name),
-            _metric_value(task, logits, examples),
-            cost.mean_flops(subnets[name], examples.lengths) / full,
+            primary_metric(task, logits[name], examples),
+            cost.mean_flops(subnet, examples.lengths) / full_flops,
         )
-        for name, logits in answers.items()
+        for name, subnet in subnets.items()
     ]
 
 
-def _policies_to_run(model: ElasticModel, widths: Sequence[float], exit_rule: ExitRuleName) -> Iterator[Policy]:
+def _dynamic_policies(model: ElasticModel, widths: Sequence[float], exit_rule: ExitRuleName) -> Iterator[Policy]:
     """The policies to run to the end; an exit rule in them means that thresholds are to be tried."""
     exits = ExitRule(exit_rule, 1.0) if model.space.layers == "first" and len(model.space.depths) > 1 else None
     for width in sorted(widths) if exits else ():
@@ -146,31 +280,32 @@ def _policies_to_run(model: ElasticModel, widths: Sequence[float], exit_rule: Ex
 
 @dataclass(frozen=True)
 class _AllExits:
-    """A run to the end: answers ``(places, examples, outputs)`` and FLOPs ``(places, examples)`` of leaving at each
-    off-ramp, the end's last, and FLOPs ``(examples,)`` without asking any off-ramp."""
+    """A run without exits, recorded at every exit, the last layer included.
 
-    logits: torch.Tensor
-    flops: torch.Tensor
-    flops_without_exits: torch.Tensor
+    Attributes:
+        logits: ``(exits + 1, examples, outputs)``.
+        flops: of an example that leaves at that exit, ``(exits + 1, examples)``.
+        flops_without_exits: of all layers without any exit classifier, ``(examples,)``.
+    """
+
+    logits: np.ndarray
+    flops: np.ndarray
+    flops_without_exits: np.ndarray
 
 
 def _run_all_exits(engine: Engine, examples: TokenizedExamples, *, batch_size: int, device: torch.device) -> _AllExits:
-    order: list[int] = []
-    answers, flops, without = [], [], []
-    for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
-        inputs = {name: tensor.to(device) for name, tensor in examples.collate(indices).items() if name != "labels"}
-        places, trace = engine.run_all_exits(inputs)
-        rows = range(len(indices))
-        leaving = [
-            replace(trace, decisions=[*trace.decisions, Decision(ramp, None, rows)])
-            for ramp in sorted(engine.plan.exit_layers)
+    logits, flops, without_exits = (OutputCollector(examples) for _ in range(3))
+    for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
+        exit_logits, trace = engine.run_all_exits(inputs)
+        batch = range(len(indices))
+        exit_traces = [
+            replace(trace, decisions=[*trace.decisions, Decision(layer, None, batch)])
+            for layer in sorted(engine.plan.exit_layers)
         ]
-        answers.append(places.cpu())
-        flops.append(torch.stack([*(one.flops for one in leaving), trace.flops]))
-        without.append(replace(trace, plan=replace(trace.plan, exit_layers=frozenset())).flops)
-        order += indices
-    back = torch.tensor(order).argsort()
-    return _AllExits(torch.cat(answers, dim=1)[:, back], torch.cat(flops, dim=1)[:, back], torch.cat(without)[back])
+        logits.add(indices, exit_logits.transpose(0, 1))
+        flops.add(indices, torch.stack([*(exit_trace.flops for exit_trace in exit_traces), trace.flops], dim=1))
+        without_exits.add(indices, replace(trace, plan=replace(trace.plan, exit_layers=frozenset())).flops)
+    return _AllExits(logits.values.swapaxes(0, 1), flops.values.T, without_exits.values)
 
 
 def _evaluate_exits(
@@ -182,50 +317,44 @@ def _evaluate_exits(
     task: Task,
     num_thresholds: int,
 ) -> Iterator[PolicyCandidate]:
-    """What the policy reaches without exits, and with each threshold; ``full``: mean FLOPs of the full model."""
+    """The policy without exits, and with each threshold."""
+
+    def candidate(exits: ExitRule | None, logits: np.ndarray, flops: np.ndarray) -> PolicyCandidate:
+        share = float(flops.mean(dtype=np.float64)) / full_flops
+        return PolicyCandidate(replace(policy, exits=exits), primary_metric(task, logits, examples), share)
+
     if policy.gates:
-        last = all_exits.logits[-1].numpy()
-        yield PolicyCandidate(
-            replace(policy, exits=None),
-            _metric_value(task, last, examples),
-            float(all_exits.flops_without_exits.double().mean()) / full_flops,
-        )
+        yield candidate(None, all_exits.logits[-1], all_exits.flops_without_exits)
     if policy.exits is None:
         return
-    for rule in _candidate_rules(all_exits.logits, policy.exits.name, task, count=num_thresholds):
-        place = _exit_indices(all_exits.logits, rule, task)
-        rows = torch.arange(len(place))
-        value = _metric_value(task, all_exits.logits[place, rows].numpy(), examples)
-        yield PolicyCandidate(
-            replace(policy, exits=rule), value, float(all_exits.flops[place, rows].double().mean()) / full_flops
+    logits = torch.from_numpy(all_exits.logits)
+    example_indices = np.arange(len(examples))
+    for rule in _candidate_rules(logits, policy.exits.name, task, count=num_thresholds):
+        exit_indices = _exit_indices(logits, rule, task).numpy()
+        yield candidate(
+            rule, all_exits.logits[exit_indices, example_indices], all_exits.flops[exit_indices, example_indices]
         )
 
 
 def _exit_indices(logits: torch.Tensor, rule: ExitRule, task: Task) -> torch.Tensor:
-    """For each example the off-ramp that it leaves at, or the end's place."""
-    places = torch.full(logits.shape[1:2], len(logits) - 1)
-    for ramp in reversed(range(len(logits) - 1)):
-        leaving = rule.should_exit(list(logits[: ramp + 1]), task_type=task.task_type)
-        places = torch.where(leaving, ramp, places)
-    return places
+    """The index of the exit that each example leaves at, the last layer's if at none, ``(examples,)``."""
+    indices = torch.full(logits.shape[1:2], len(logits) - 1)
+    for index in reversed(range(len(logits) - 1)):
+        should_exit = rule.should_exit(list(logits[: index + 1]), task_type=task.task_type)
+        indices = torch.where(should_exit, index, indices)
+    return indices
 
 
 def _candidate_rules(logits: torch.Tensor, name: ExitRuleName, task: Task, *, count: int) -> list[ExitRule]:
-    """Rules whose thresholds let even shares of the examples leave."""
-    ramps = logits[:-1]
+    """Rules whose thresholds are even quantiles of the examples' scores."""
+    exit_logits = logits[:-1]
     if name == "patience":
         if task.task_type != "regression":
-            return [ExitRule(name, float(stay)) for stay in range(1, len(ramps))]
-        if len(ramps) < 2:
+            return [ExitRule(name, float(agreeing)) for agreeing in range(1, len(exit_logits))]
+        if len(exit_logits) < 2:
             return []
-        scores = (ramps[1:] - ramps[:-1]).abs().flatten()
+        scores = (exit_logits[1:] - exit_logits[:-1]).abs().flatten()
     else:
-        scores = exit_score(ramps, name, task_type=task.task_type).flatten()
+        scores = exit_score(exit_logits, name, task_type=task.task_type).flatten()
     levels = np.quantile(scores.numpy(), np.linspace(0, 1, count + 2)[1:-1])
     return [ExitRule(name, level) for level in dict.fromkeys(float(f"{level:.3g}") for level in levels)]
-
-
-def _metric_value(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> float:
-    if examples.labels is None:
-        raise ConfigError("a search needs labelled examples")
-    return compute_task_metrics(task, logits, examples)[task.primary_metric]

@@ -1,1 +1,1 @@
-"""From a sub-network to files that other programs run: written, reloaded in their own runtime, and compared."""
+"""Exporting a sub-network to files for other programs, verified in their own runtime."""

@@ -1,4 +1,4 @@
-"""The formats that a sub-network can be exported to: a table. A format is added with one entry."""
+"""The table of export formats; a new format is one entry."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from limbert.export.quantize import CalibrationLoader, quantize_onnx, quantize_o
 from limbert.inference.onnx_graph import input_names, write_onnx
 from limbert.inference.runtimes import Runtime, load_runtime
 
-ONNX_NAME = "model.onnx"  # the name that servers of ONNX folders look for
+ONNX_NAME = "model.onnx"  # the name that ONNX servers expect
 OPENVINO_NAME = "openvino_model.xml"
 
 
@@ -21,13 +21,12 @@ class Exporter:
     """One format.
 
     Attributes:
-        runtime: the program that runs it, for people.
-        libraries: of the extra ``export`` that it needs.
-        write: the network as files of a folder, for a tokenizer that gives the named inputs; the tokenizer's own
-            files are not its business.
-        load: the folder in its own runtime, with so many threads.
-        quantize: turn the files in a folder into int8 in place; None where the format has none.
-        weights: the file that holds the weights.
+        runtime_title: name of the runtime for readers.
+        libraries: libraries of the extra ``export`` that it needs.
+        write: writes the network as files in a folder, for a tokenizer with the named inputs; without the tokenizer.
+        load: loads the folder in its own runtime, with a number of threads.
+        quantize: quantises the files in a folder to int8 in place; None if the format has no int8.
+        weights_name: the file with the weights.
     """
 
     runtime_title: str
@@ -47,8 +46,8 @@ def _load_hf(folder: Path, threads: int | None) -> Runtime:
 
 
 def _write_onnx(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
-    taken = tuple(name for name in input_names(network) if name in inputs)
-    write_onnx(network, folder / ONNX_NAME, inputs=taken)
+    names = tuple(name for name in input_names(network) if name in inputs)
+    write_onnx(network, folder / ONNX_NAME, inputs=names)
     stock_config(network).save_pretrained(folder)
 
 
@@ -61,13 +60,13 @@ def _quantize_onnx(folder: Path, calibration: CalibrationLoader) -> None:
 
 
 def _write_openvino(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
-    """By way of the ONNX graph. Weights stay fp32: OpenVINO's default halves their precision on saving."""
+    """Converts the ONNX file. Weights stay fp32: by default OpenVINO saves them as fp16."""
     openvino = import_optional("openvino", extra="export")
     _write_onnx(network, folder, inputs)
     onnx_file = folder / ONNX_NAME
     try:
         openvino.save_model(openvino.Core().read_model(str(onnx_file)), folder / OPENVINO_NAME, compress_to_fp16=False)
-    except RuntimeError as error:  # what the library raises for a full disk, too
+    except RuntimeError as error:  # also raised for a full disk
         raise StorageError(f"OpenVINO cannot write {folder / OPENVINO_NAME}: {error}") from error
     onnx_file.unlink()
 

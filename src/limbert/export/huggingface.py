@@ -1,7 +1,7 @@
-"""A sub-network as a folder of stock Transformers files; where some layer lacks heads, with a modelling file beside.
+"""A sub-network as a stock Transformers folder, with a modelling file beside if some layer has fewer heads.
 
-Number of layers and feed-forward width are options of every stock config, so a sub-network that keeps all heads and as
-many neurons in each layer needs nothing else. Fewer heads have no option: the size of a head is hidden size / heads.
+The number of layers and the feed-forward width are options of every stock config, so a sub-network with all heads and
+equally many neurons in each layer needs nothing else. Fewer heads have no option: head size is hidden size / heads.
 """
 
 import copy
@@ -19,7 +19,7 @@ from limbert.model.checkpoint import TASK_HEADS
 from limbert.model.families import FAMILIES, Family, layer_parts, stack_of
 
 _MODELING_MODULE = "modeling_limbert"
-_TEMPLATE_CLASS = "BertForSequenceClassification"  # the class in that file, named after the network in the copies
+_TEMPLATE_CLASS = "BertForSequenceClassification"  # the class in that file, renamed in the copies after the stock class
 
 
 def is_stock(network: PreTrainedModel) -> bool:
@@ -29,7 +29,7 @@ def is_stock(network: PreTrainedModel) -> bool:
 
 
 def stock_config(network: PreTrainedModel) -> PretrainedConfig:
-    """The sub-network's config: a stock one if it can be, else with ``limbert``, the widths of each layer."""
+    """The sub-network's config: a stock one if possible, else with the widths of each layer under ``limbert``."""
     family, config = _family(network), copy.deepcopy(network.config)
     heads, neurons = _layer_sizes(network)
     config.architectures = [type(network).__name__]
@@ -61,7 +61,7 @@ def save_huggingface(network: PreTrainedModel, folder: Path) -> None:
 
 
 def load_huggingface(folder: Path) -> PreTrainedModel:
-    """What `write_folder` wrote, loaded as Transformers would, without its cache of other people's code."""
+    """Load a folder of `save_huggingface` as Transformers would, without copying its code into Transformers' cache."""
     config = transformers.AutoConfig.from_pretrained(folder)
     name = config.architectures[0]
     source: Any = transformers
@@ -78,7 +78,7 @@ def load_huggingface(folder: Path) -> PreTrainedModel:
 
 
 def auto_class_of(network: PreTrainedModel) -> str | None:
-    """The Auto class of Transformers that loads such a network; None where there is none."""
+    """The Auto class of Transformers that loads such a network; None if there is none."""
     for auto_class in TASK_HEADS.values():
         mapping = getattr(transformers, auto_class)._model_mapping
         if type(network.config) in mapping and mapping[type(network.config)].__name__ == type(network).__name__:
@@ -87,12 +87,12 @@ def auto_class_of(network: PreTrainedModel) -> str | None:
 
 
 def _require_auto_class(network: PreTrainedModel) -> str:
-    found = auto_class_of(network)
-    if found is None:
+    auto_class = auto_class_of(network)
+    if auto_class is None:
         raise UnsupportedModelError(
-            f"{type(network).__name__} has no Auto class that could load it; heads that have: {', '.join(TASK_HEADS)}"
+            f"{type(network).__name__} has no Auto class that could load it; heads with one: {', '.join(TASK_HEADS)}"
         )
-    return found
+    return auto_class
 
 
 def _family(network: PreTrainedModel) -> Family:
@@ -100,11 +100,12 @@ def _family(network: PreTrainedModel) -> Family:
 
 
 def _layer_sizes(network: PreTrainedModel) -> tuple[list[int], list[int]]:
-    """Heads and neurons of each layer, read off its Linears."""
+    """Heads and neurons of each layer, from the sizes of its Linears."""
     family = _family(network)
     head_size = network.config.hidden_size // network.config.num_attention_heads
     parts = [layer_parts(layer, family) for layer in stack_of(network, family)]
-    return [one.attention_out.in_features // head_size for one in parts], [one.mlp_out.in_features for one in parts]
+    heads = [layer.attention_out.in_features // head_size for layer in parts]
+    return heads, [layer.mlp_out.in_features for layer in parts]
 
 
 def _submodule_paths(network: PreTrainedModel, family: Family) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A stock model with fewer attention heads and neurons, as many in each layer as ``limbert`` in config.json says.
+"""A stock model with fewer attention heads and neurons in each layer, as listed under ``limbert`` in config.json.
 
-Written by Limbert beside the weights; needs transformers and nothing of Limbert. The class has the stock name, so that
-pipelines know what it is for.
+Limbert writes this file beside the weights; it needs transformers only. The class has the stock name, so that pipelines
+recognise it.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class BertForSequenceClassification(transformers.BertForSequenceClassification):
-    """The stock model, its Linears into and out of heads and neurons narrowed before any weight is loaded."""
+    """The stock model with the Linears into and out of heads and neurons narrowed before the weights are loaded."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -25,13 +25,13 @@ class BertForSequenceClassification(transformers.BertForSequenceClassification):
             _narrow(layer, paths["attention_out"], columns=(heads, full_heads))
             _narrow(layer, paths["mlp_in"], rows=(neurons, full_neurons))
             _narrow(layer, paths["mlp_out"], columns=(neurons, full_neurons))
-            if paths["head_count"]:  # where attention keeps a number of heads
+            if paths["head_count"]:  # the attention module stores its number of heads
                 module, name = paths["head_count"]
                 setattr(layer.get_submodule(module), name, heads)
 
 
 def _narrow(layer: nn.Module, path: str, *, rows: tuple[int, int] = (1, 1), columns: tuple[int, int] = (1, 1)) -> None:
-    """Keep so many of so many rows or columns of one Linear."""
+    """Replace a Linear by one with a fraction (kept, full) of its rows or columns."""
     full: Any = layer.get_submodule(path)
     narrow = nn.Linear(
         full.in_features * columns[0] // columns[1],
@@ -40,7 +40,7 @@ def _narrow(layer: nn.Module, path: str, *, rows: tuple[int, int] = (1, 1), colu
         device=full.weight.device,
         dtype=full.weight.dtype,
     )
-    if narrow.weight.device.type != "meta":  # a new model, not one that loads: as random as the stock one
+    if narrow.weight.device.type != "meta":  # a new model with random weights, not one that is being loaded
         with torch.no_grad():
             narrow.weight.copy_(full.weight[: narrow.out_features, : narrow.in_features])
             if narrow.bias is not None:

@@ -1,57 +1,61 @@
-"""Weights in int8 and products of int8: what is quantised, and how, for each format that can be.
+"""Quantisation to int8 (weights and matrix products) for each format that supports it.
 
-Products of attention scores with values are left alone: few operations, and the most is lost there. What was tried and
-measured is told in docs/design.md.
+Products of attention probabilities with values stay in fp32: they are few operations, and quantising them loses most.
+What was tried and measured is in docs/design.md.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from limbert.errors import import_optional
+from limbert.inference.onnx_graph import quiet_loggers
 
-CalibrationLoader = Callable[[], Sequence[dict[str, Tensor]]]  # gives batches of training text when somebody needs them
+CalibrationLoader = Callable[[], Sequence[dict[str, Tensor]]]  # loads batches of training examples when called
+_NOISY_LOGGERS = ("", "nncf")
 
 
 def quantize_onnx(path: Path) -> None:
-    """Turn an ONNX file into int8 in place: products with weights and embedding tables.
+    """Quantise an ONNX file in place: matrix products with weights, and embedding tables.
 
-    Each column of a weight has its own scale; activations are scaled batch by batch while running (dynamic), so that
-    no calibration is needed.
+    Each column of a weight has its own scale; activations are scaled per batch at run time (dynamic), so no
+    calibration is needed.
     """
     onnx = import_optional("onnx", extra="export")
     quantization = import_optional("onnxruntime.quantization", extra="export")
     graph = onnx.load(path).graph
     weights = {tensor.name for tensor in graph.initializer}
-    place = {"MatMul": 1, "Gather": 0}  # which input is the weight
-    chosen = [node.name for node in graph.node if node.op_type in place and node.input[place[node.op_type]] in weights]
-    fresh = path.with_name(f"{path.stem}-int8.onnx")
-    with _silence_quantizer():
+    weight_input = {"MatMul": 1, "Gather": 0}  # index of the input that is the weight, by operator
+    nodes = [
+        node.name
+        for node in graph.node
+        if node.op_type in weight_input and node.input[weight_input[node.op_type]] in weights
+    ]
+    quantized = path.with_name(f"{path.stem}-int8.onnx")
+    with quiet_loggers(*_NOISY_LOGGERS), redirect_stdout(StringIO()):
         quantization.quantize_dynamic(
             path,
-            fresh,
-            op_types_to_quantize=[*place],
-            nodes_to_quantize=chosen,
+            quantized,
+            op_types_to_quantize=[*weight_input],
+            nodes_to_quantize=nodes,
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
         )
-    fresh.replace(path)
+    quantized.replace(path)
 
 
 def quantize_openvino(path: Path, load_batches: CalibrationLoader) -> None:
-    """Turn an OpenVINO model into int8 in place, with activations' scales measured on training text.
+    """Quantise an OpenVINO model in place, with the activations' scales calibrated on training examples.
 
-    Done by NNCF, which first moves what is hard to quantise from activations into weights (SmoothQuant).
+    NNCF first moves outliers from activations into weights (SmoothQuant).
     """
     nncf, openvino = import_optional("nncf", extra="export"), import_optional("openvino", extra="export")
-    with _silence_quantizer():
+    with quiet_loggers(*_NOISY_LOGGERS), redirect_stdout(StringIO()):
         model = openvino.Core().read_model(str(path))
-        names = [given.get_any_name() for given in model.inputs]
+        names = [node.get_any_name() for node in model.inputs]
         batches = [{name: batch[name].numpy() for name in names} for batch in load_batches()]
         quantized = nncf.quantize(
             model,
@@ -59,22 +63,7 @@ def quantize_openvino(path: Path, load_batches: CalibrationLoader) -> None:
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(batches),
         )
-        fresh = path.with_name(f"{path.stem}-int8.xml")
-        openvino.save_model(quantized, fresh, compress_to_fp16=False)
-    for ending in (".bin", ".xml"):  # renamed over, not written over: the files may be mapped by a loaded model
-        fresh.with_suffix(ending).replace(path.with_suffix(ending))
-
-
-@contextmanager
-def _silence_quantizer() -> Iterator[None]:
-    """Without the libraries' remarks and bars, which would mix with a command's own output."""
-    loggers: list[Any] = [logging.getLogger(), logging.getLogger("nncf")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(StringIO()):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        temporary = path.with_name(f"{path.stem}-int8.xml")
+        openvino.save_model(quantized, temporary, compress_to_fp16=False)
+    for suffix in (".bin", ".xml"):  # replaced, not overwritten: a loaded model may have mapped the files
+        temporary.with_suffix(suffix).replace(path.with_suffix(suffix))

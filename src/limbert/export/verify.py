@@ -1,4 +1,4 @@
-"""Whether an exported model answers as its source does: the comparison that every export must pass."""
+"""Verification of an export: outputs compared with the source's, and benchmarks before and after int8."""
 
 import statistics
 import time
@@ -19,22 +19,27 @@ from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.errors import ConfigError, DataError, ExportError
 from limbert.inference.load import LoadedCheckpoint, load_validation_split
-from limbert.inference.predict import LogitsCollector
+from limbert.inference.predict import OutputCollector, inference_inputs
 from limbert.inference.runtimes import Runtime
 from limbert.model.outputs import logits_of
 
-TOLERANCE = 1e-4  # of the largest output: other orders of summation differ by some 1e-6, errors by far more
+TOLERANCE = 1e-4  # of the largest output; another order of summation differs by about 1e-6, errors by far more
 _TOKEN_OUTPUTS = ("start_logits", "end_logits")
+_PARITY_EXAMPLES = 48
+_PARITY_BATCH_SIZE = 8
+_CALIBRATION_EXAMPLES = 128
+_BENCHMARK_BATCH_SIZE = 16
+_LATENCY_ROUNDS = 40
 
 
 @dataclass(frozen=True)
 class ParityResult:
-    """How near an exported model is to its source.
+    """The outputs of an exported model compared with its source's.
 
     Attributes:
         examples: compared.
-        difference: largest difference of two outputs, as a share of the largest output.
-        agreement: share of the answers (the largest output along the last axis) that are the same.
+        max_relative_difference: largest difference of two outputs, as a fraction of the largest output.
+        agreement: fraction of equal predictions (the largest output along the last axis).
     """
 
     examples: int
@@ -43,61 +48,54 @@ class ParityResult:
 
 
 def compare_outputs(source: Runtime, exported: Runtime, batches: Iterable[Mapping[str, Tensor]]) -> ParityResult:
-    """Run both on the same batches. What stands at padding is nobody's answer and is not compared.
+    """Run both on the same batches and compare their outputs, except at padding.
 
     Raises:
         ExportError: if the outputs have other names or shapes, or one is not finite.
     """
     examples, largest, difference = 0, 0.0, 0.0
-    same: list[Tensor] = []
+    agreements: list[Tensor] = []
     for batch in batches:
-        expected, found = source.outputs(batch), exported.outputs(batch)
-        if {*expected} - {*found}:
-            raise ExportError(f"the exported model returns {', '.join(found)}; expected {', '.join(expected)}")
+        expected, actual = source.outputs(batch), exported.outputs(batch)
+        if {*expected} - {*actual}:
+            raise ExportError(f"the exported model returns {', '.join(actual)}; expected {', '.join(expected)}")
         examples += len(batch["input_ids"])
-        for name, wanted in expected.items():
-            got = found[name]
-            if got.shape != wanted.shape:
-                raise ExportError(f"{name} of the exported model is {tuple(got.shape)}; expected {tuple(wanted.shape)}")
-            if name in _TOKEN_OUTPUTS or wanted.ndim == 3:
-                real = batch["attention_mask"].bool()
-                wanted, got = wanted[real], got[real]
-            if not bool(got.isfinite().all()):
+        for name, source_output in expected.items():
+            output = actual[name]
+            if output.shape != source_output.shape:
+                shapes = f"{tuple(output.shape)}; expected {tuple(source_output.shape)}"
+                raise ExportError(f"{name} of the exported model is {shapes}")
+            if name in _TOKEN_OUTPUTS or source_output.ndim == 3:
+                is_token = batch["attention_mask"].bool()
+                source_output, output = source_output[is_token], output[is_token]
+            if not bool(output.isfinite().all()):
                 raise ExportError(f"{name} of the exported model holds values that are not finite")
-            largest = max(largest, float(wanted.abs().max()))
-            difference = max(difference, float((wanted - got).abs().max()))
-            if wanted.ndim > 1:
-                same.append((wanted.argmax(-1) == got.argmax(-1)).flatten())
-    agreement = float(torch.cat(same).float().mean()) if same else 1.0
+            largest = max(largest, float(source_output.abs().max()))
+            difference = max(difference, float((source_output - output).abs().max()))
+            if source_output.ndim > 1:
+                agreements.append((source_output.argmax(-1) == output.argmax(-1)).flatten())
+    agreement = float(torch.cat(agreements).float().mean()) if agreements else 1.0
     return ParityResult(examples, difference / max(largest, 1e-12), agreement)
 
 
 def require_parity(parity: ParityResult) -> None:
-    """Refuse an export that differs by more than rounding.
-
-    Raises:
-        ExportError: naming the difference.
-    """
+    """Raise ExportError for an export whose outputs differ by more than rounding."""
     if parity.max_relative_difference > TOLERANCE:
         raise ExportError(
-            f"the exported model does not answer as its source: on {parity.examples} examples outputs differ by up "
+            f"the exported model's outputs do not match its source: on {parity.examples} examples they differ by up "
             f"to {parity.max_relative_difference:.2g} of the largest one; allowed: {TOLERANCE:g}; nothing was written"
         )
 
 
-_BATCH_SIZE = 16
-_LATENCY_ROUNDS = 40
-
-
 @dataclass(frozen=True)
 class RuntimeBenchmark:
-    """How good and how fast one exported model is.
+    """Metrics and speed of one exported model.
 
     Attributes:
         metrics: by name, on the labelled examples.
         latency_ms: median of one text at a time, texts of real lengths.
-        throughput: examples a second in batches of 16 of similar length.
-        file_bytes: its weights' file.
+        throughput: examples per second in batches of 16 of similar length.
+        file_bytes: of the file with the weights.
     """
 
     metrics: dict[str, float]
@@ -106,7 +104,7 @@ class RuntimeBenchmark:
     file_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """A JSON object."""
         return asdict(self)
 
 
@@ -117,7 +115,7 @@ def benchmark_runtimes(
     task: Task,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, RuntimeBenchmark]:
-    """The quality of several exported models, taking turns, so that a noisy machine is noisy for all.
+    """Benchmark several exported models; they take turns, so that a slow phase of the machine affects all.
 
     Args:
         runtimes: by name, each with the size of its file in bytes.
@@ -125,47 +123,42 @@ def benchmark_runtimes(
         task: how logits become metrics.
         progress: called with passes done and in all.
     """
-    batches = evaluation_batches(examples.lengths, batch_size=_BATCH_SIZE)
-    logits = {name: LogitsCollector(examples) for name in runtimes}
-    together = dict.fromkeys(runtimes, 0.0)
-    alone: dict[str, list[float]] = {name: [] for name in runtimes}
+    batches = evaluation_batches(examples.lengths, batch_size=_BENCHMARK_BATCH_SIZE)
+    logits = {name: OutputCollector(examples) for name in runtimes}
+    batch_seconds = dict.fromkeys(runtimes, 0.0)
+    single_seconds: dict[str, list[float]] = {name: [] for name in runtimes}
     passes = [*batches, *([index % len(examples)] for index in range(_LATENCY_ROUNDS))]
-    for done, places in enumerate(passes):
-        inputs = {name: tensor for name, tensor in examples.collate(places).items() if name != "labels"}
+    for done, indices in enumerate(passes):
+        inputs = inference_inputs(examples, indices)
         for name, (runtime, _) in runtimes.items():
             start = time.perf_counter()
             outputs = runtime.outputs(inputs)
             seconds = time.perf_counter() - start
             if done < len(batches):
-                logits[name].add(places, logits_of(outputs), inputs["attention_mask"])
-                together[name] += seconds
+                logits[name].add_logits(indices, logits_of(outputs), inputs["attention_mask"])
+                batch_seconds[name] += seconds
             else:
-                alone[name].append(seconds)
+                single_seconds[name].append(seconds)
         progress(done + 1, len(passes))
     return {
         name: RuntimeBenchmark(
-            compute_task_metrics(task, logits[name].logits.numpy(), examples),
-            1000 * statistics.median(alone[name]),
-            len(examples) / together[name],
-            size,
+            metrics=compute_task_metrics(task, logits[name].values, examples),
+            latency_ms=1000 * statistics.median(single_seconds[name]),
+            throughput=len(examples) / batch_seconds[name],
+            file_bytes=file_bytes,
         )
-        for name, (_, size) in runtimes.items()
+        for name, (_, file_bytes) in runtimes.items()
     }
-
-
-_PARITY_EXAMPLES = 48  # examples that every export answers before it takes its place
-_TRIED_BATCH = 8
-_CALIBRATION_EXAMPLES = 128  # training examples that activations are scaled by
 
 
 @dataclass(frozen=True)
 class ParityExamples:
-    """What an export is tried on.
+    """The examples that an export is verified on.
 
     Attributes:
         examples: tokenised.
-        origin: what they are, in words.
-        pair: whether the model's inputs are pairs of texts.
+        description: what they are.
+        takes_pairs: whether the model's inputs are pairs of texts.
     """
 
     examples: TokenizedExamples
@@ -173,77 +166,79 @@ class ParityExamples:
     takes_pairs: bool
 
 
-def parity_examples(opened: LoadedCheckpoint, config: DataConfig, *, required: bool) -> ParityExamples:
-    """Some texts, spread evenly over the development set; sentences shipped here where that cannot be read.
+def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, required: bool) -> ParityExamples:
+    """Examples spread evenly over the development set; built-in sentences if it cannot be read.
 
     Args:
-        opened: the model; its task and tokenizer.
+        checkpoint: the model with its task and tokenizer.
         config: where the data is.
-        required: whether data that cannot be read is an error, because somebody named it.
+        required: whether data that cannot be read is an error, because the user named it.
 
     Raises:
-        DataError: if it is, or a setting contradicts another (ConfigError).
+        DataError: if required data cannot be read, or its settings contradict each other (ConfigError).
     """
-    if opened.task is not None:
+    task = checkpoint.task
+    if task is not None:
         try:
-            examples = next(iter(load_evaluation_data(config, opened.task).values()))
+            examples = next(iter(load_evaluation_data(config, task).values()))
         except (DataError, ConfigError):
             if required:
                 raise
         else:
-            places = np.unique(np.linspace(0, len(examples) - 1, _PARITY_EXAMPLES).astype(int))
-            chosen = examples.select(places.tolist())
-            return ParityExamples(
-                _tokenize(opened, chosen), "examples of the development set", chosen.pairs is not None
-            )
-    kind = opened.task.task_type if opened.task is not None else "classification"
-    known = opened.task.has_pairs if opened.task is not None else None
-    pair = known if known is not None else opened.data_config.pair_column is not None or kind == "question-answering"
+            selected = _spread(examples, _PARITY_EXAMPLES)
+            tokenized = checkpoint.tokenize(selected, cache=False)
+            return ParityExamples(tokenized, "examples of the development set", selected.pairs is not None)
+    task_type = task.task_type if task is not None else "classification"
+    takes_pairs = task.has_pairs if task is not None else None
+    if takes_pairs is None:
+        takes_pairs = checkpoint.data_config.pair_column is not None or task_type == "question-answering"
     sentences = Path(__file__).with_name("sentences.txt").read_text(encoding="utf-8").splitlines()
-    shipped = TASK_HANDLERS[kind].make_examples(sentences, sentences[::-1] if pair else None)
-    return ParityExamples(_tokenize(opened, shipped), "built-in sentences", pair)
+    built_in = TASK_HANDLERS[task_type].make_examples(sentences, sentences[::-1] if takes_pairs else None)
+    return ParityExamples(checkpoint.tokenize(built_in, cache=False), "built-in sentences", takes_pairs)
 
 
-def labelled_examples(opened: LoadedCheckpoint, config: DataConfig, *, use_dev_set: bool) -> TokenizedExamples:
-    """Labelled examples to judge a loss by: the development set if somebody named it, else the validation slice.
-
-    Raises:
-        CheckpointError: if the model does not say how it was trained.
-        ConfigError: settings that contradict each other.
-        DataError: data that cannot be read.
-    """
-    if use_dev_set and opened.task is not None:
-        return _tokenize(opened, next(iter(load_evaluation_data(config, opened.task).values())))
-    return _tokenize(opened, load_validation_split(opened, config))
-
-
-def calibration_batches(opened: LoadedCheckpoint, config: DataConfig) -> list[dict[str, Tensor]]:
-    """Single training examples, spread evenly over the training rows, to measure the range of activations on.
+def labelled_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, use_dev_set: bool) -> TokenizedExamples:
+    """Labelled examples to measure the loss of int8 on: the development set, or the validation split.
 
     Raises:
-        ConfigError: settings that contradict each other.
-        DataError: data that cannot be read.
+        CheckpointError: if the model does not record how it was trained.
+        ConfigError: for settings that contradict each other.
+        DataError: if the data cannot be read.
     """
-    examples = load_task_data(config, seed=0).train
-    places = np.unique(np.linspace(0, len(examples) - 1, _CALIBRATION_EXAMPLES).astype(int))
-    tokens = _tokenize(opened, examples.select(places.tolist()))
-    return [tokens.collate([at]) for at in range(len(tokens))]
+    if use_dev_set and checkpoint.task is not None:
+        examples = next(iter(load_evaluation_data(config, checkpoint.task).values()))
+    else:
+        examples = load_validation_split(checkpoint, config)
+    return checkpoint.tokenize(examples, cache=False)
 
 
-def _tokenize(opened: LoadedCheckpoint, examples: Examples) -> TokenizedExamples:
-    return opened.tokenize(examples, cache=False)
+def calibration_batches(checkpoint: LoadedCheckpoint, config: DataConfig) -> list[dict[str, Tensor]]:
+    """Single training examples, spread evenly over the training set, to calibrate the range of activations.
+
+    Raises:
+        ConfigError: for settings that contradict each other.
+        DataError: if the data cannot be read.
+    """
+    selected = _spread(load_task_data(config, seed=0).train, _CALIBRATION_EXAMPLES)
+    tokens = checkpoint.tokenize(selected, cache=False)
+    return [inference_inputs(tokens, [index]) for index in range(len(tokens))]
+
+
+def _spread(examples: Examples, count: int) -> Examples:
+    """About ``count`` examples at even distances."""
+    return examples.select(np.unique(np.linspace(0, len(examples) - 1, count).astype(int)).tolist())
 
 
 def parity_batches(examples: TokenizedExamples, *, multiple_choice: bool = False) -> Iterator[dict[str, Tensor]]:
-    """The examples as a server might send them: one alone, then batches of mixed lengths, padded.
+    """The examples as a server might receive them: one alone, then padded batches of mixed lengths.
 
     Args:
         examples: at least two.
-        choices: for multiple choice: two examples stand for one question, ``(batch, 2, tokens)``.
+        multiple_choice: whether two examples form one question, ``(batch, 2, tokens)``.
     """
-    every = list(range(len(examples) - len(examples) % 2))
-    alone = 2 if multiple_choice else 1
-    groups = [every[:alone], *(every[at : at + _TRIED_BATCH] for at in range(alone, len(every), _TRIED_BATCH))]
-    for group in groups:
-        batch = {name: tensor for name, tensor in examples.collate(group).items() if name != "labels"}
+    indices = list(range(len(examples) - len(examples) % 2))
+    first = 2 if multiple_choice else 1
+    starts = range(first, len(indices), _PARITY_BATCH_SIZE)
+    for group in (indices[:first], *(indices[start : start + _PARITY_BATCH_SIZE] for start in starts)):
+        batch = inference_inputs(examples, group)
         yield {name: tensor.unflatten(0, (-1, 2)) for name, tensor in batch.items()} if multiple_choice else batch

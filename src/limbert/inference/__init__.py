@@ -1,1 +1,1 @@
-"""Running a trained model: loading, policies, the engine, and the runtimes."""
+"""Running a trained model: loading, predictions, policies, the engine, and the runtimes."""

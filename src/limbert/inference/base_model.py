@@ -1,4 +1,4 @@
-"""What a training run begins from: a pretrained encoder, a model already fine-tuned on the task, or an elastic one."""
+"""The base model of a training run: a pretrained encoder, a model fine-tuned on the task, or an elastic model."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,15 +20,15 @@ from limbert.model.families import max_input_length
 
 @dataclass(frozen=True)
 class TaskBaseCheckpoint:
-    """A start that can be loaded.
+    """A base model for a task; its weights are not loaded yet.
 
     Attributes:
-        path: folder or hub name.
-        task: with the labels in the order that the model has them.
-        tokenizer: the model's.
-        longest: tokens that it has positions for.
-        finetuned: whether the model has a head trained for these labels.
-        phases: phases of earlier runs that it has behind it.
+        path: folder or Hub id.
+        task: the task, its labels in the model's order.
+        tokenizer: the model's tokenizer.
+        max_length: longest input in tokens that the model has positions for.
+        is_finetuned: whether the model has a head trained for these labels.
+        completed_phases: phases of earlier runs that it has been trained in.
         seed: for the weights of a new head.
     """
 
@@ -41,15 +41,15 @@ class TaskBaseCheckpoint:
     seed: int
 
     def load_model(self, space: Space) -> ElasticModel:
-        """Load it with a head for the task."""
-        facts = TASK_TYPE_SPECS[self.task.task_type]
+        """Load the weights, with a head for the task."""
+        spec = TASK_TYPE_SPECS[self.task.task_type]
         names = self.task.labels or (("score",) if self.task.num_outputs == 1 else ("start", "end"))
-        problem = {} if facts.problem_type is None else {"problem_type": facts.problem_type}
+        problem = {} if spec.problem_type is None else {"problem_type": spec.problem_type}
         torch.manual_seed(self.seed)
         return ElasticModel.from_pretrained(
             self.path,
             space=space,
-            head=facts.head,
+            head=spec.head,
             num_labels=self.task.num_outputs,
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
@@ -58,19 +58,19 @@ class TaskBaseCheckpoint:
         )
 
     def map_labels(self, examples: Examples, task: Task) -> Examples:
-        """Examples of ``task`` with the class ids of this start."""
+        """Examples of ``task`` with the model's label ids."""
         return reorder_labels(examples, task, self.task)
 
     def map_augmented_labels(self, augmented: AugmentedExamples, task: Task) -> AugmentedExamples:
-        """Augmented copies of examples of ``task`` with the class ids of this start."""
+        """Augmented examples of ``task`` with the model's label ids."""
         return augmented.with_label_order(self.map_labels(augmented.examples, task), task, self.task)
 
 
 def load_base_checkpoint(config: TrainConfig, task: Task) -> TaskBaseCheckpoint:
-    """Look at the model that a run begins from.
+    """Read the config and tokenizer of a run's base model.
 
-    It counts as fine-tuned on the task if its config names a head for this kind of task with as many outputs and,
-    where the labels have names of their own, the same names; their order is then the model's.
+    It counts as fine-tuned on the task if its config names a head for this task type with as many outputs and, where
+    the labels have names of their own, the same names; their order is then the model's.
 
     Raises:
         CheckpointError: if the config or the tokenizer cannot be read.
@@ -90,31 +90,31 @@ def load_base_checkpoint(config: TrainConfig, task: Task) -> TaskBaseCheckpoint:
 
 
 def trained_space(path_or_hub_id: str) -> Space | None:
-    """The space that a model was trained for, widths or depths; None for one that was not.
+    """The space that a model was trained for; None if no phase trained widths or depths.
 
     Raises:
         CheckpointError: if its ``limbert.json`` cannot be read.
     """
     record = read_record(path_or_hub_id)
-    trained = {*record.get("phases", ())} - {"finetune", "mlm"}  # those know the whole model alone
+    trained = {*record.get("phases", ())} - {"finetune", "mlm"}  # those train the full model only
     return Space.from_dict(record["space"]) if trained and "space" in record else None
 
 
 def _label_order(config: Any, task: Task) -> tuple[str, ...] | None:
-    """The task's labels in the order of the model's outputs; None where its head is for something else."""
+    """The task's labels in the order of the model's outputs; None if its head is for something else."""
     architectures = getattr(config, "architectures", None) or [""]
-    facts = TASK_TYPE_SPECS[task.task_type]
-    if not architectures[0].endswith(facts.class_suffix) or config.num_labels != task.num_outputs:
+    spec = TASK_TYPE_SPECS[task.task_type]
+    if not architectures[0].endswith(spec.class_suffix) or config.num_labels != task.num_outputs:
         return None
-    several = "multi_label_classification"  # the same head and names as one label has
-    if (getattr(config, "problem_type", None) == several) != (facts.problem_type == several):
+    multi_label = "multi_label_classification"  # the same head and names as single-label classification
+    if (getattr(config, "problem_type", None) == multi_label) != (spec.problem_type == multi_label):
         return None
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
     if not task.labels or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
         return task.labels
     if {*names} == {*task.labels}:
         return tuple(names)
-    by_name = {label.lower(): label for label in task.labels}  # GLUE's names are written either way
+    by_name = {label.lower(): label for label in task.labels}  # models spell GLUE's labels in either case
     folded = [name.lower() for name in names]
     if len({*folded}) < len(folded) or {*folded} != by_name.keys():
         return None

@@ -1,4 +1,4 @@
-"""A model without its layers: what comes before them and what comes after, for engines that run layers themselves."""
+"""A model without its layers: embeddings and task head, for engines that run the layers themselves."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,18 +11,18 @@ from limbert.inference.fast_layers import RunLayer, fast_layer_runner, fast_prep
 from limbert.model.families import Family, set_stack, stack_of
 from limbert.model.layerwise import ArgumentPath, LayerCallRecorder, LayerCalls, PreparedBatch
 
-HeadStep = Callable[[Tensor, Tensor], Tensor]  # (state or pooled state, attention mask) -> the next one
+HeadStep = Callable[[Tensor, Tensor], Tensor]  # (hidden or pooled state, attention mask) -> the next state
 
 
 class EncoderShell:
-    """Prepares batches for the layers and reads the task's answer off what they return. Safe for many threads.
+    """Embeds batches and applies the task head to any layer's output. Thread-safe.
 
     Args:
-        network: a sequence classifier of its own, whose stack is taken out; evaluation mode.
+        network: a sequence classifier in evaluation mode that this object owns; its layer stack is taken out.
         family: its entry in the family table.
 
     Raises:
-        UnsupportedModelError: if the task head is another one.
+        UnsupportedModelError: for another task head.
     """
 
     def __init__(self, network: PreTrainedModel, family: Family) -> None:
@@ -36,14 +36,14 @@ class EncoderShell:
         self._fast_prepare = fast_preparation(network, family)
         self._head_steps = [_head_step(network, name) for name in family.sequence_head]
         pooling = getattr(network.config, "classifier_pooling", "cls")
-        self._head_reads_all_tokens = "@pool" in family.sequence_head and pooling != "cls"  # the head reads every token
+        self._head_reads_all_tokens = "@pool" in family.sequence_head and pooling != "cls"
         self._batched_arguments = self._find_batched_arguments()
 
     def prepare(self, inputs: dict[str, Tensor]) -> PreparedBatch:
-        """Embed a batch and find what its layers are called with.
+        """Embed a batch and record the arguments that its layers are called with.
 
         Args:
-            inputs: ``input_ids`` and ``attention_mask`` ``(batch, tokens)`` and what else the network takes.
+            inputs: ``input_ids`` and ``attention_mask`` ``(batch, tokens)``, and other inputs of the network.
 
         Returns:
             The embedding output ``(batch, tokens, hidden)``, and the layers' calls.
@@ -52,37 +52,34 @@ class EncoderShell:
         return prepared or self._call_recorder.record(self._network, inputs)
 
     def select_examples(self, calls: LayerCalls, indices: Tensor, *, batch_size: int) -> LayerCalls:
-        """The calls for some examples of the batch.
+        """The layers' calls for some examples of the batch.
 
         Args:
             calls: of the whole batch.
-            rows: ``(examples,)``, their indices.
-            batch: examples in the whole batch.
+            indices: of the examples, ``(examples,)``.
+            batch_size: examples in the whole batch.
         """
 
-        def chosen(place: ArgumentPath, tensor: Tensor) -> Tensor:
-            return (
-                tensor.index_select(0, indices)
-                if place in self._batched_arguments and len(tensor) == batch_size
-                else tensor
-            )
+        def select(path: ArgumentPath, tensor: Tensor) -> Tensor:
+            is_batched = path in self._batched_arguments and len(tensor) == batch_size
+            return tensor.index_select(0, indices) if is_batched else tensor
 
-        return calls.map_tensors(chosen)
+        return calls.map_tensors(select)
 
     def layer_runner(self, layer: nn.Module) -> RunLayer:
-        """How to run one of the model's layer views."""
+        """A function that runs one of the model's layer views."""
         return fast_layer_runner(layer, self._network, self._family)
 
     def apply_head(self, states: Sequence[Tensor], attention_mask: Tensor, indices: Sequence[int]) -> Tensor:
-        """The task's answers off any layer's output, as if that layer were the last.
+        """Logits from any layer's output, as if that layer were the last.
 
         Args:
-            states: ``(examples, tokens, hidden)`` each, for consecutive examples.
+            states: ``(examples, tokens, hidden)`` each, for consecutive parts of ``indices``.
             attention_mask: of the whole batch, ``(batch, tokens)``.
-            rows: of the batch, one an example.
+            indices: the examples' indices in the batch.
 
         Returns:
-            Logits ``(all examples, outputs)``.
+            Logits ``(examples, outputs)``.
         """
         if self._head_reads_all_tokens:
             attention_mask = attention_mask[list(indices)]
@@ -94,26 +91,26 @@ class EncoderShell:
         return value
 
     def _find_batched_arguments(self) -> frozenset[ArgumentPath]:
-        """Which tensors among the layers' arguments hold a row an example: those that grow with the batch."""
-        found = []
-        for batch in (2, 3):
-            ids = torch.ones(batch, 4, dtype=torch.long, device=self._network.device)
+        """Paths of the layers' tensor arguments whose first dimension is the batch: their length follows its size."""
+        paths_by_size: list[set[ArgumentPath]] = []
+        for batch_size in (2, 3):
+            ids = torch.ones(batch_size, 4, dtype=torch.long, device=self._network.device)
             mask = torch.ones_like(ids)
             mask[0, 2:] = 0  # without padding some models pass no mask at all
-            places: set[ArgumentPath] = set()
+            paths: set[ArgumentPath] = set()
 
             def note(
-                place: ArgumentPath, tensor: Tensor, batch: int = batch, places: set[ArgumentPath] = places
+                path: ArgumentPath, tensor: Tensor, size: int = batch_size, paths: set[ArgumentPath] = paths
             ) -> Tensor:
-                if tensor.ndim and len(tensor) == batch:
-                    places.add(place)
+                if tensor.ndim and len(tensor) == size:
+                    paths.add(path)
                 return tensor
 
             with torch.no_grad():
                 _, calls = self.prepare({"input_ids": ids, "attention_mask": mask})
             calls.map_tensors(note)
-            found.append(places)
-        return frozenset(found[0] & found[1])
+            paths_by_size.append(paths)
+        return frozenset(paths_by_size[0] & paths_by_size[1])
 
 
 def _head_step(network: PreTrainedModel, name: str) -> HeadStep:
@@ -133,6 +130,6 @@ def _head_step(network: PreTrainedModel, name: str) -> HeadStep:
 
 
 def _mean_pooled(state: Tensor, mask: Tensor) -> Tensor:
-    """Mean over tokens that are no padding: ``(batch, tokens, hidden) -> (batch, hidden)``."""
+    """Mean over tokens, without padding: ``(batch, tokens, hidden) -> (batch, hidden)``."""
     weights = mask.unsqueeze(-1).to(state.dtype)
     return (state * weights).sum(dim=1) / weights.sum(dim=1)

@@ -1,9 +1,8 @@
-"""Run an encoder of plain post-norm layers with as few calls as it needs.
+"""Fast execution of plain post-norm layers: their operations are called directly, without the modules around them.
 
-On one short text a good part of a narrow layer's time goes into the Python around its dozen operations, and that part
-does not shrink with the width. Where the family table says that a layer is the plain one (self-attention with absolute
-positions, residual, norm, feed-forward, residual, norm), these operations are called directly, on the same parameters,
-and so are the embeddings.
+For one short text, much of a narrow layer's time is Python overhead around a dozen operations, which does not shrink
+with the width. Where the family table describes the layer as plain (self-attention with absolute positions, residual,
+norm, feed-forward, residual, norm), these operations run directly on the same parameters, and so do the embeddings.
 """
 
 from collections.abc import Callable
@@ -22,11 +21,11 @@ RunLayer = Callable[[Tensor, LayerCalls], Tensor]  # (state, the batch's calls) 
 
 
 def fast_layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> RunLayer:
-    """The quickest way to run a layer in evaluation mode that computes what the layer does.
+    """A function that computes what the layer computes in evaluation mode, directly where the family is plain.
 
     Args:
-        layer: with plain Linears, as views have them.
-        network: the model that it belongs to.
+        layer: with plain Linears, as in views.
+        network: the model that the layer belongs to.
         family: the model's entry in the family table.
     """
     if not _has_fast_path(network, family):
@@ -59,9 +58,9 @@ def fast_layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family
 
 
 def fast_preparation(network: PreTrainedModel, family: Family) -> PrepareBatch | None:
-    """The quickest way from a batch to the embeddings and the layers' calls; None where only the stock forward knows.
+    """A function from a batch to its embeddings and the layers' calls; None where only the stock forward can do it.
 
-    What it returns gives None, too, for a batch with inputs that it does not know.
+    The function itself returns None for a batch with other inputs.
     """
     if not _has_fast_path(network, family):
         return None
@@ -85,7 +84,7 @@ def fast_preparation(network: PreTrainedModel, family: Family) -> PrepareBatch |
 
 @dataclass(frozen=True, slots=True)
 class _LinearWeights:
-    """A Linear's parameters, called without the module around them."""
+    """The parameters of a Linear, applied without its module."""
 
     weight: Tensor
     bias: Any

@@ -1,7 +1,9 @@
-"""Open a checkpoint for use: the model, its tokenizer and the task that it answers."""
+"""Loading a trained checkpoint: model, tokenizer, task, data settings and device."""
 
+import logging
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +16,21 @@ from limbert.core.space import Space
 from limbert.data.load import load_task_data
 from limbert.data.readers import Examples
 from limbert.data.split import reorder_labels, train_validation_split
-from limbert.data.task_registry import tokenize_for_task as prepared_for
+from limbert.data.task_registry import tokenize_for_task
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 from limbert.errors import CheckpointError, ConfigError
 from limbert.model.checkpoint import load_tokenizer
 from limbert.model.elastic import ElasticModel
 
+_logger = logging.getLogger(__name__)
+
 
 def resolve_device(name: str) -> torch.device:
-    """The device that computes.
-
-    Args:
-        name: ``auto`` (the first GPU, where torch finds one), ``cpu``, ``cuda`` or ``cuda:1``.
+    """The device called ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
-        ConfigError: for another name, or a GPU that is not there.
+        ConfigError: for another name, or a GPU that torch does not find.
     """
     require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None, "device", name, "auto, cpu, cuda or cuda:NUMBER")
     count = torch.cuda.device_count()
@@ -42,21 +43,39 @@ def resolve_device(name: str) -> torch.device:
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may use; where the system knows no such limit, all."""
+    """Logical cores that this process may use; all of them where the system has no CPU affinity."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
+def override_data_config(saved: DataConfig, **overrides: Any) -> DataConfig:
+    """A run's data settings with some replaced; overrides that are None, False or empty change nothing.
+
+    Raises:
+        ConfigError: for a name that is no data setting.
+    """
+    known = {field.name for field in fields(DataConfig)}
+    for name in overrides:
+        require(name in known, "data setting", name, f"one of {', '.join(sorted(known))}")
+    given: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in overrides.items() if value
+    }
+    if given.keys() & {"data", "train", "dev"}:  # the files given now replace all of the training's files
+        saved = replace(saved, data=None, train=None, dev=None, skip_bad_rows=False)
+    return replace(saved, **given)
+
+
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint ready to answer.
+    """A checkpoint ready for predictions.
 
     Attributes:
-        model: in evaluation mode.
+        model: in evaluation mode, on its device.
         tokenizer: saved with it.
         task: from ``limbert.json``; None for a stock checkpoint.
-        data: how its training data was read; defaults for a stock checkpoint.
+        data_config: how its training data was read; defaults for a stock checkpoint.
         max_length: longest input in tokens: the training's, or what the model has positions for if that is less.
+        path: folder or Hub id.
     """
 
     model: ElasticModel
@@ -64,24 +83,37 @@ class LoadedCheckpoint:
     task: Task | None
     data_config: DataConfig
     max_length: int
+    path: str = ""
+
+    @property
+    def trained_task(self) -> Task:
+        """The task that Limbert trained the model for.
+
+        Raises:
+            CheckpointError: if it did not.
+        """
+        if self.task is None:
+            reason = "is an encoder without a task" if self.model.record else "has no limbert.json"
+            raise CheckpointError(f"{self.path} {reason}; train it with limbert train first")
+        return self.task
 
     def tokenize(self, examples: Examples, *, task: Task | None = None, cache: bool = True) -> TokenizedExamples:
-        """Examples as the training had them, tokenised.
+        """Tokenise examples with the settings of the training.
 
         Args:
             examples: of the model's task.
-            task: of a stock checkpoint, which does not know it.
-            cache: whether to look for tokens of earlier runs and to keep these.
+            task: of a stock checkpoint, which does not record it.
+            cache: whether to read and write the token cache.
 
         Raises:
-            ConfigError: if the tokenizer or the length cannot serve.
+            ConfigError: if the tokenizer or the maximum length does not fit.
             DataError: for single texts where the training had pairs, or the other way round.
         """
         task = task or self.task
         if task is None:
             return tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
         task.check_inputs(has_pairs=examples.pairs is not None)
-        return prepared_for(
+        return tokenize_for_task(
             examples, task, self.tokenizer, max_length=self.max_length, stride=self.data_config.stride, use_cache=cache
         )
 
@@ -92,19 +124,25 @@ def load_checkpoint(
     """Load an elastic checkpoint, or a stock one with a sequence classification head.
 
     Args:
-        path: folder or hub name.
+        path: folder (``~`` is expanded) or Hub id.
         space: instead of the checkpoint's own.
         head: see ``ElasticModel.from_pretrained``.
-        device: that computes: see `device_of`.
+        device: see `resolve_device`.
 
     Raises:
         ConfigError: if there is no such device.
-        CheckpointError: if it is missing or broken, or has no tokenizer.
+        CheckpointError: if the checkpoint is missing or broken, or has no tokenizer.
         UnsupportedModelError: for a family that is not supported.
     """
-    place = resolve_device(device)
-    model = ElasticModel.from_pretrained(path, space=space, head=head)
-    model.network.eval().to(place)  # type: ignore[arg-type]  # transformers' own `to` hides the types
+    path = os.path.expanduser(path)
+    torch_device = resolve_device(device)
+    try:
+        model = ElasticModel.from_pretrained(path, space=space, head=head)
+    except CheckpointError as error:
+        if Path(path).exists() or "no checkpoint folder" in str(error):
+            raise
+        raise CheckpointError(f"there is no folder {path}; as the name of a model on the Hub: {error}") from error
+    model.network.eval().to(torch_device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
     tokenizer = load_tokenizer(path)
     record = model.record
     saved = record.get("settings", {}).get("data", {})
@@ -115,18 +153,18 @@ def load_checkpoint(
         data = DataConfig(**{name: value for name, value in values.items() if name in known})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"limbert.json of {path} is broken: {error}") from error
-    return LoadedCheckpoint(model, tokenizer, task, data, min(data.max_length, model.max_input_length))
+    return LoadedCheckpoint(model, tokenizer, task, data, min(data.max_length, model.max_input_length), path)
 
 
 def load_validation_split(checkpoint: LoadedCheckpoint, data_config: DataConfig) -> Examples:
-    """The rows that the training kept back, with class ids in the model's order.
+    """The validation split of the training data, with label ids in the model's order.
 
     Args:
-        opened: a model trained by Limbert.
-        config: where its training data is now.
+        checkpoint: a model trained by Limbert.
+        data_config: where its training data is now.
 
     Raises:
-        CheckpointError: if the model does not say how it was trained.
+        CheckpointError: if the model does not record how it was trained.
         ConfigError: if the data is for other labels.
         DataError: if the data cannot be read.
     """
@@ -134,9 +172,22 @@ def load_validation_split(checkpoint: LoadedCheckpoint, data_config: DataConfig)
     if saved is None or checkpoint.task is None:
         raise CheckpointError("limbert.json does not say how the model was trained; train it with limbert train")
     known = {name: saved[name] for name in ("seed", "validation", "validation_limit") if name in saved}
-    settings = TrainConfig(model="-", output="-", **known)
-    loaded = load_task_data(replace(data_config, augmented=None), seed=settings.seed)  # copies are never kept back
+    train_config = TrainConfig(model="-", output="-", **known)
+    loaded = load_task_data(replace(data_config, augmented=None), seed=train_config.seed)
     task = checkpoint.task
     if {*loaded.task.labels} != {*task.labels} or loaded.task.task_type != task.task_type:
         raise ConfigError(f"the data has labels {', '.join(loaded.task.labels)}; the model {', '.join(task.labels)}")
-    return train_validation_split(reorder_labels(loaded.train, loaded.task, task), task, settings)[1]
+    return train_validation_split(reorder_labels(loaded.train, loaded.task, task), task, train_config)[1]
+
+
+def warn_if_untrained(model: ElasticModel, subnet_name: str) -> None:
+    """Log a warning for a sub-network that no phase has trained."""
+    if model.record and model.subnet(subnet_name) not in {**model.subnets(), **model.searched_subnets()}.values():
+        _logger.warning("%s was not trained; trained are %s", subnet_name, ", ".join(model.subnets()))
+
+
+def warn_about_skipped_rows(splits: Mapping[str, Examples]) -> None:
+    """Log how many malformed rows of each dataset were skipped."""
+    for name, examples in splits.items():
+        if examples.bad_rows:
+            _logger.warning("%d malformed row%s of %s skipped", examples.bad_rows, "s" * (examples.bad_rows > 1), name)

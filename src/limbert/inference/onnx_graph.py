@@ -1,8 +1,8 @@
-"""A sub-network as one ONNX file: dynamic batch and length, nothing in it but standard operators.
+"""Export of a sub-network to one ONNX file of standard operators, with dynamic batch size and length.
 
-Attention and its mask are written out by the two functions below in place of the model's own: a mask of one row an
-example, two matrix products and a softmax, which runtimes fuse. What torch exports of the stock attention spreads the
-mask over all queries and tests every row for NaN.
+Attention and its mask are replaced by the two functions below: a mask of one row per example, two matrix products and a
+softmax, which runtimes fuse. torch's own export of the stock attention expands the mask over all queries and tests
+every row for NaN.
 """
 
 import copy
@@ -23,8 +23,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from limbert.errors import StorageError, UnsupportedModelError, import_optional
 from limbert.model.families import FAMILIES, unsupported_family_error
 
-OPSET = 20  # the first with Gelu as one operator; newer ones add nothing here that runtimes run faster
-_MAX_BYTES = 2**31 - 2**20  # bytes: a protobuf file ends at 2 GiB, and the graph needs some
+OPSET = 20  # the first with Gelu as one operator; newer ones add nothing that runtimes execute faster
+_MAX_BYTES = 2**31 - 2**20  # a protobuf file is limited to 2 GiB, and the graph needs some of it
 _ATTENTION_NAME = "limbert_plain"
 _NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")
 
@@ -32,14 +32,14 @@ _NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript.opt
 def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | None = None) -> None:
     """Write a network with its weights as one ONNX file that computes in fp32.
 
-    The file's inputs are int64 ``(batch, tokens)``, or ``(batch, choices, tokens)`` for multiple choice, both ends
-    dynamic; its outputs are the tensors that the network returns, by their names: ``logits`` ``(batch, outputs)``, or
-    what the head has instead (``start_logits`` and ``end_logits``, ``last_hidden_state``).
+    The file's inputs are int64 ``(batch, tokens)``, or ``(batch, choices, tokens)`` for multiple choice, with dynamic
+    sizes; its outputs are the tensors that the network returns, by their names: ``logits`` ``(batch, outputs)``, or
+    those of other heads (``start_logits`` and ``end_logits``, ``last_hidden_state``).
 
     Args:
-        network: what ``ElasticModel.extract`` or ``view`` gave; it is left as it is.
-        path: the file; written in place, so give one that nobody reads yet.
-        inputs: names of the inputs; default: see `input_names`.
+        network: from ``ElasticModel.extract`` or ``view``; not changed.
+        path: the file; written in place, not atomically.
+        inputs: names of the inputs; default: `input_names`.
 
     Raises:
         UnsupportedModelError: for a family that is not supported, or a model of more than 2 GiB.
@@ -59,7 +59,8 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
     with torch.inference_mode():
         outputs = wrapped.output_names(example)
     axes = {0: "batch", 1: "choices", 2: "tokens"} if example[0].ndim == 3 else {0: "batch", 1: "tokens"}
-    with _silence_exporter(), torch.no_grad():
+    with quiet_loggers(*_NOISY_LOGGERS), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             wrapped,
             example,
@@ -80,14 +81,14 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
 
 
 def input_names(network: PreTrainedModel) -> tuple[str, ...]:
-    """What a graph of this network takes, named as tokenizers name it: types only where the model tells them apart."""
+    """The inputs of this network's graph, named as by tokenizers; token types only if the model distinguishes them."""
     names = ("input_ids", "attention_mask")
     takes_types = "token_type_ids" in inspect.signature(network.forward).parameters
     return (*names, "token_type_ids") if takes_types and getattr(network.config, "type_vocab_size", 0) > 1 else names
 
 
 class _PositionalInputs(nn.Module):
-    """The network with its inputs in a fixed order and its tensors as a tuple, as a graph has them."""
+    """The network with positional inputs and a tuple of tensors as output, as the exporter needs it."""
 
     def __init__(self, network: PreTrainedModel, input_names: Sequence[str]) -> None:
         super().__init__()
@@ -99,13 +100,13 @@ class _PositionalInputs(nn.Module):
         return tuple(value.float() for value in output.values() if isinstance(value, Tensor))
 
     def output_names(self, example: tuple[Tensor, ...]) -> tuple[str, ...]:
-        """What the network calls the tensors that it returns."""
+        """Names of the tensors that the network returns."""
         output = self.network(**dict(zip(self._input_names, example, strict=True)))
         return tuple(name for name, value in output.items() if isinstance(value, Tensor))
 
 
 def _prepare_for_export(network: PreTrainedModel) -> PreTrainedModel:
-    """A copy in fp32, on the CPU, without dropout, whose attention is the plain one."""
+    """A copy in fp32, on the CPU, without dropout, with the plain attention."""
     ALL_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, _plain_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION_NAME, _plain_mask)
     prepared = copy.deepcopy(network).cpu().float().eval()
@@ -118,14 +119,14 @@ def _prepare_for_export(network: PreTrainedModel) -> PreTrainedModel:
 
 
 def _example_inputs(network: PreTrainedModel, names: Sequence[str]) -> tuple[Tensor, ...]:
-    """A padded batch to trace; sizes that nothing else in a model has."""
+    """A padded batch to trace, with sizes that no other dimension of a model has."""
     choices = (3,) if type(network).__name__.endswith("ForMultipleChoice") else ()
     ids = torch.full((2, *choices, 7), 5, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[1, ..., 5:] = 0
     ids[mask == 0] = network.config.pad_token_id or 0
-    made: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
-    return tuple(made.get(name, torch.zeros_like(ids)) for name in names)
+    given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
+    return tuple(given.get(name, torch.zeros_like(ids)) for name in names)
 
 
 def _plain_mask(
@@ -137,7 +138,7 @@ def _plain_mask(
     dtype: torch.dtype = torch.float32,
     **_: Any,
 ) -> Tensor:
-    """What to add to the scores: ``(batch, 1, 1, tokens)``, or ``(batch, 1, tokens, tokens)`` for a sliding window."""
+    """The additive mask: ``(batch, 1, 1, tokens)``, or ``(batch, 1, tokens, tokens)`` for a sliding window."""
     assert attention_mask is not None
     visible = attention_mask[:, None, None, :]
     if mask_function != bidirectional_mask_function:
@@ -163,10 +164,10 @@ def _plain_attention(
 
 
 def _strip_metadata(proto: Any) -> None:
-    """Drop what nobody runs: traces with paths of this machine, and the shapes between the nodes.
+    """Remove stack traces with paths of this machine, and the shapes of intermediate values.
 
-    With those shapes ONNX Runtime 1.31 fuses each residual sum with its norm in a kernel that is slower on CPUs than
-    the two alone: the whole of MiniLM took 18 % longer.
+    With those shapes ONNX Runtime 1.31 fuses each residual sum with its norm into a kernel that is slower on CPUs than
+    the two separate ones: MiniLM took 18 % longer.
     """
     del proto.graph.value_info[:]
     del proto.metadata_props[:]
@@ -177,16 +178,14 @@ def _strip_metadata(proto: Any) -> None:
 
 
 @contextmanager
-def _silence_exporter() -> Iterator[None]:
-    """Without the exporter's remarks, which are none for a user; errors are raised as ever."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+def quiet_loggers(*names: str) -> Iterator[None]:
+    """Inside, these loggers of other libraries (``""``: the root logger) report errors only."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

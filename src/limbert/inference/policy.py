@@ -1,6 +1,6 @@
-"""How the size is chosen: as data that people write and checkpoints keep, and as the plan that the engine executes."""
+"""Policies: which sub-network runs, as data that checkpoints keep, and as the plan that the engine executes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -11,26 +11,28 @@ from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.deprecation import RenamedAttribute
 from limbert.errors import ConfigError
-from limbert.method.early_exit import ExitRule
+from limbert.method.early_exit import ExitRule, ExitRuleName
 from limbert.model.checkpoint import update_record
 from limbert.model.elastic import ElasticModel
 
 POLICY_FORMATS = "static:WIDTHxDEPTH, width, depth, width+depth"
+_DYNAMIC_NAMES = ("width", "depth", "width+depth")
+_RECORD_KEY = "operating_points"  # in limbert.json
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which part of the model runs: one size for all inputs, or what gates and exits choose for each.
+    """Which part of the model runs: one sub-network for all inputs, or what gates and exits choose for each input.
 
     Attributes:
-        subnet: the one sub-network of a static policy; None for a dynamic one.
+        subnet: the sub-network of a static policy, ``WIDTHxDEPTH`` or a name from a search; None for a dynamic policy.
         gates: whether width gates choose the width of each group of layers.
-        widths: with gates, the width that each of their choices runs at (None: as trained); without, the one width of
-            all layers (None: full).
-        exits: when inputs leave early; None runs all layers.
+        widths: with gates, the width of each of their choices (None: as trained); without, the one width of all layers
+            (None: full).
+        exits: when inputs exit early; None runs all layers.
 
     Raises:
-        ConfigError: for a combination that means nothing.
+        ConfigError: for a combination without meaning, or a name that no sub-network can have.
     """
 
     subnet: str | None = None
@@ -39,10 +41,17 @@ class Policy:
     exits: ExitRule | None = None
 
     def __post_init__(self) -> None:
-        if self.subnet is not None and (self.gates or self.exits or self.widths):
-            raise ConfigError(f"policy static:{self.subnet} has a fixed size; widths and exits belong to dynamic ones")
-        if self.subnet is None and not self.gates and self.exits is None:
-            raise ConfigError(f"a policy needs a sub-network, gates or exits; write one of {POLICY_FORMATS}")
+        if self.subnet is None:
+            if not self.gates and self.exits is None:
+                raise ConfigError(f"a policy needs a sub-network, gates or exits; write one of {POLICY_FORMATS}")
+            return
+        if self.gates or self.exits or self.widths:
+            raise ConfigError(f"policy static:{self.subnet} is one sub-network; widths and exits need a dynamic policy")
+        if not is_width_depth_name(self.subnet) and not self.subnet.startswith("found-"):
+            raise ConfigError(
+                f"cannot read sub-network {self.subnet!r}; write WIDTHxDEPTH, for example 0.5x0.75, or a name that "
+                f"limbert search found; an operating point is used by its name: Engine(model, {self.subnet!r})"
+            )
 
     @property
     def name(self) -> str:
@@ -52,16 +61,16 @@ class Policy:
         return "+".join(part for part, used in (("width", self.gates), ("depth", self.exits)) if used)
 
     def __str__(self) -> str:
-        """The name with its numbers, for people."""
+        """The name with widths and exit threshold: ``depth; entropy 0.15``."""
         parts = [self.name]
         if self.widths:
-            parts.append("widths " + ", ".join(f"{width:g}" for width in self.widths))
+            parts.append(f"widths {_format_widths(self.widths)}")
         if self.exits:
             parts.append(f"{self.exits.name} {self.exits.threshold:g}")
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
+        """Values for JSON; `from_dict` reads them."""
         exits = {"rule": self.exits.name, "threshold": self.exits.threshold} if self.exits else None
         return {
             "policy": self.name,
@@ -74,7 +83,7 @@ class Policy:
         """The policy that `to_dict` wrote.
 
         Raises:
-            ConfigError: for values that are none.
+            ConfigError: if keys are missing or values cannot be read.
         """
         try:
             exits = values.get("exits")
@@ -86,11 +95,11 @@ class Policy:
 
     @classmethod
     def from_name(cls, name: str, *, widths: tuple[float, ...] | None = None, exits: ExitRule | None = None) -> Self:
-        """A policy by the name of its kind.
+        """A policy by its name.
 
         Args:
             name: ``static:WIDTHxDEPTH``, ``width``, ``depth`` or ``width+depth``.
-            widths: as the attribute.
+            widths: see `Policy`.
             exits: needed by ``depth`` and ``width+depth``.
 
         Raises:
@@ -98,7 +107,7 @@ class Policy:
         """
         if name.startswith("static:"):
             return cls(subnet=name.removeprefix("static:"), widths=widths, exits=exits)
-        if name not in ("width", "depth", "width+depth"):
+        if name not in _DYNAMIC_NAMES:
             raise ConfigError(f"unknown policy {name!r}; write one of {POLICY_FORMATS}")
         if ("depth" in name) != (exits is not None):
             needs = "needs an exit threshold" if exits is None else "has no exits: leave the exit threshold out"
@@ -109,8 +118,102 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """A policy with its metric and FLOPs on the validation split when it was chosen.
+
+    Attributes:
+        policy: the policy.
+        metric: name of the metric.
+        value: of the metric.
+        flops_share: mean floating-point operations per example, as a fraction of the full model's.
+    """
+
+    policy: Policy
+    metric: str
+    value: float
+    flops_share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values for JSON; `from_dict` reads them."""
+        return self.policy.to_dict() | {"validation": {self.metric: self.value}, "flops_share": self.flops_share}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The operating point that `to_dict` wrote.
+
+        Raises:
+            ConfigError: if keys are missing or values cannot be read.
+        """
+        try:
+            ((metric, value),) = values["validation"].items()
+            return cls(Policy.from_dict(values), metric, value, values["flops_share"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ConfigError(f"cannot read the saved operating point {values!r}") from error
+
+
+def operating_points(record: Mapping[str, Any]) -> dict[str, OperatingPoint]:
+    """The operating points in a checkpoint's ``limbert.json``, by name."""
+    return {name: OperatingPoint.from_dict(values) for name, values in record.get(_RECORD_KEY, {}).items()}
+
+
+def save_operating_points(run_dir: str | Path, points: Mapping[str, OperatingPoint]) -> None:
+    """Write operating points into the run's ``limbert.json``; everything else in it stays.
+
+    Raises:
+        CheckpointError: if the run is no elastic checkpoint on this machine.
+        StorageError: if the file cannot be written; the old one stays.
+    """
+    saved = {name: point.to_dict() for name, point in points.items()}
+    update_record(run_dir, lambda record: record.update({_RECORD_KEY: saved}))
+
+
+def default_exit_rule(task_type: TaskType) -> ExitRuleName:
+    """The exit rule that fits the task type."""
+    return "patience" if task_type == "regression" else "entropy"
+
+
+def named_policy(
+    name: str,
+    record: Mapping[str, Any],
+    *,
+    task_type: TaskType = "classification",
+    widths: Sequence[float] | None = None,
+    exit_threshold: float | None = None,
+    exit_rule: str | None = None,
+) -> Policy:
+    """A policy by name: one of `POLICY_FORMATS`, or an operating point of a checkpoint.
+
+    Args:
+        name: of the policy.
+        record: the checkpoint's ``limbert.json``.
+        task_type: determines the default exit rule.
+        widths: see `Policy`; these and the exit settings are not for operating points.
+        exit_threshold: needed by ``depth`` and ``width+depth``.
+        exit_rule: default: `default_exit_rule`.
+
+    Raises:
+        ConfigError: for an unknown name, or settings that do not go with it.
+    """
+    if name.startswith("static:") or name in _DYNAMIC_NAMES:
+        if exit_rule and exit_threshold is None:
+            raise ConfigError(f"exit rule {exit_rule!r} needs an exit threshold (--exit-threshold)")
+        rule = exit_rule or default_exit_rule(task_type)
+        exits = None if exit_threshold is None else ExitRule(rule, exit_threshold)  # type: ignore[arg-type]  # checks it
+        return Policy.from_name(name, widths=tuple(widths) if widths else None, exits=exits)
+    points = operating_points(record)
+    if name not in points:
+        known = ", ".join(points) or "none yet, run limbert tune"
+        raise ConfigError(
+            f"unknown policy {name!r}; write {POLICY_FORMATS}, or an operating point of this model: {known}"
+        )
+    if widths or exit_rule or exit_threshold is not None:
+        raise ConfigError(f"operating point {name!r} has its own widths and exit threshold; leave those settings out")
+    return points[name].policy
+
+
+@dataclass(frozen=True)
 class WidthOption:
-    """A width that layers may run at."""
+    """A width that layers can run at: the fraction, and its heads and neurons."""
 
     width: float
     heads: int
@@ -119,16 +222,16 @@ class WidthOption:
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """A policy resolved for one model: what the engine executes without any further choice of its own.
+    """A policy resolved for one model; the engine executes it without further choices of its own.
 
     Attributes:
-        layers: those that run, as indices into the full stack: all of them but for a static policy.
-        options: the widths that may run; the first is where everything starts.
-        gates: the gate that is asked before each layer, by the layer.
-        choices: for each choice of a gate, the index of its option; empty without gates.
-        ramps: the numbers of layers after which examples may leave.
-        exits: when they leave.
-        fixed: the option that each layer runs at, by the layer, where the policy is static.
+        layers: indices of the layers that run: all of them unless the policy is static.
+        options: the widths that can run; examples start at the first.
+        gate_before_layer: the index of the gate before a layer, by layer.
+        gate_options: for each choice of a gate, the index of its option; empty without gates.
+        exit_layers: the numbers of layers after which examples may exit.
+        exit_rule: when they exit.
+        static_options: the index of the option of each layer, by layer, if the policy is static.
     """
 
     layers: tuple[int, ...]
@@ -146,26 +249,26 @@ class ExecutionPlan:
 
 
 def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> ExecutionPlan:
-    """Check a policy against a model and work out what it means for it.
+    """Check a policy against a model and make its execution plan.
 
     Raises:
-        ConfigError: if the model has no gates, too few or too many widths are given, the exit rule does not fit the
-            task, or the model's depths are no exits of each other.
+        ConfigError: if the model has no gates, the number of widths is wrong, the exit rule does not fit the task, or
+            the model was not trained for exits.
         SubnetError: for a width that keeps no head.
     """
     if policy.subnet is not None:
         return _static_plan(model, policy.subnet)
     reject_token_level_task(task_type, f"policy {policy.name}")
-    every = tuple(range(model.shape.layers))
-    ramps: frozenset[int] = frozenset()
+    layers = tuple(range(model.shape.layers))
+    exit_layers: frozenset[int] = frozenset()
     if policy.exits is not None:
         policy.exits.check(task_type)
-        ramps = _exit_layers(model)
+        exit_layers = _exit_layers(model)
     if not policy.gates:
         widths = policy.widths or (1.0,)
         if len(widths) != 1:
             raise ConfigError(f"policy depth runs all layers at one width, got {len(widths)}: {_format_widths(widths)}")
-        return ExecutionPlan(every, (_width_option(model, widths[0]),), {}, (), ramps, policy.exits)
+        return ExecutionPlan(layers, (_width_option(model, widths[0]),), {}, (), exit_layers, policy.exits)
     if model.gates is None:
         raise ConfigError("this model has no width gates; train them: limbert train --phases gates --model RUN")
     widths = policy.widths or model.gates.widths
@@ -174,41 +277,40 @@ def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) 
             f"{len(widths)} widths given ({_format_widths(widths)}); the gates have {len(model.gates.widths)} choices"
         )
     options = tuple(dict.fromkeys(_width_option(model, width) for width in widths))
-    places = model.gates.gate_layer_indices(model.shape.layers)
     return ExecutionPlan(
-        every,
+        layers,
         options,
-        {layer: gate for gate, layer in enumerate(places)},
+        {layer: gate for gate, layer in enumerate(model.gates.gate_layer_indices(model.shape.layers))},
         tuple(options.index(_width_option(model, width)) for width in widths),
-        ramps,
+        exit_layers,
         policy.exits,
     )
 
 
 def reject_token_level_task(task_type: TaskType, feature: str) -> None:
-    """Raise ConfigError for a task whose answers stand at tokens: a policy chooses one size for one answer.
+    """Raise ConfigError for a task with predictions at tokens: policies choose one width and depth per text.
 
     Args:
-        kind: of the task.
-        who: asks for a policy, in words.
+        task_type: of the task.
+        feature: what was requested, for the message.
     """
     if TASK_TYPE_SPECS[task_type].token_level:
         raise ConfigError(
-            f"{feature} chooses a size for each answer, and in {task_type} all answers of a text run together; "
-            "run one sub-network for all texts: --subnet WIDTHxDEPTH"
+            f"{feature} chooses a width and depth for each prediction, but in {task_type} all predictions of a text "
+            "come from one pass; use one sub-network for all texts: --subnet WIDTHxDEPTH"
         )
 
 
 def _static_plan(model: ElasticModel, name: str) -> ExecutionPlan:
     subnet, width = model.subnet(name), parse_width_depth(name)[0] if is_width_depth_name(name) else None
     model.check(subnet)
-    at = {
+    by_layer = {
         layer: WidthOption(heads / model.shape.heads if width is None else width, heads, neurons)
         for layer, (heads, neurons) in subnet.layer_widths().items()
     }
-    options = tuple(dict.fromkeys(at.values()))
-    fixed = {layer: options.index(option) for layer, option in at.items()}
-    return ExecutionPlan(subnet.layers, options, {}, (), frozenset(), None, fixed)
+    options = tuple(dict.fromkeys(by_layer.values()))
+    static_options = {layer: options.index(option) for layer, option in by_layer.items()}
+    return ExecutionPlan(subnet.layers, options, {}, (), frozenset(), None, static_options)
 
 
 def _width_option(model: ElasticModel, width: float) -> WidthOption:
@@ -223,79 +325,11 @@ def _exit_layers(model: ElasticModel) -> frozenset[int]:
             "limbert train --layers first"
         )
     depths = {len(Subnet.uniform(model.shape, depth=depth, layers="first").layers) for depth in model.space.depths}
-    ramps = frozenset(depths - {model.shape.layers})
-    if not ramps:
-        raise ConfigError("this model was trained at full depth only, so that it has no exits; train more depths")
-    return ramps
+    exit_layers = frozenset(depths - {model.shape.layers})
+    if not exit_layers:
+        raise ConfigError("this model was trained at full depth only, so it has no exits; train more depths")
+    return exit_layers
 
 
 def _format_widths(widths: tuple[float, ...]) -> str:
     return ", ".join(f"{width:g}" for width in widths)
-
-
-_RECORD_KEY = "operating_points"
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """A policy, and what it reached on the validation slice when it was chosen.
-
-    Attributes:
-        policy: what runs.
-        metric: name of the metric.
-        value: of the metric, on the validation slice.
-        flops: mean floating-point operations an example, as a share of the full model's.
-    """
-
-    policy: Policy
-    metric: str
-    value: float
-    flops_share: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
-        return self.policy.to_dict() | {"validation": {self.metric: self.value}, "flops_share": self.flops_share}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The point that `to_dict` wrote.
-
-        Raises:
-            ConfigError: for values that are none.
-        """
-        try:
-            ((metric, value),) = values["validation"].items()
-            return cls(Policy.from_dict(values), metric, value, values["flops_share"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ConfigError(f"cannot read the saved operating point {values!r}") from error
-
-
-def operating_points(record: Mapping[str, Any]) -> dict[str, OperatingPoint]:
-    """The points in a checkpoint's record, by name."""
-    return {name: OperatingPoint.from_dict(values) for name, values in record.get(_RECORD_KEY, {}).items()}
-
-
-def operating_point_policy(record: Mapping[str, Any], name: str) -> Policy:
-    """A policy by the name of an operating point.
-
-    Raises:
-        ConfigError: if the checkpoint has no point of this name.
-    """
-    points = operating_points(record)
-    if name not in points:
-        known = ", ".join(points) or "none yet, limbert tune makes some"
-        raise ConfigError(
-            f"unknown policy {name!r}; write {POLICY_FORMATS}, or an operating point of this model: {known}"
-        )
-    return points[name].policy
-
-
-def save_operating_points(run_dir: str | Path, points: Mapping[str, OperatingPoint]) -> None:
-    """Write the points into the run's ``limbert.json``; all else in it stays.
-
-    Raises:
-        CheckpointError: if the run is no elastic checkpoint on this machine.
-        StorageError: if the file cannot be written; the old one stays.
-    """
-    saved = {name: point.to_dict() for name, point in points.items()}
-    update_record(run_dir, lambda record: record.update({_RECORD_KEY: saved}))

@@ -1,8 +1,7 @@
-"""Answers for texts without labels, by a sub-network or a dynamic policy."""
+"""Batched inference over tokenised examples: logits of sub-networks, outputs of policies, and readable predictions."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,55 +16,122 @@ from limbert.data.task_registry import decode_predictions
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.inference.engine import Engine
-from limbert.inference.policy import Policy, resolve_policy
+from limbert.inference.policy import Policy, named_policy, resolve_policy
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
+from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 
 
-class LogitsCollector:
-    """Collects what one network says about all examples.
+def inference_batches(
+    examples: TokenizedExamples, *, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Batches of examples of similar length: the examples' indices, and the network's inputs without labels."""
+    for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
+        yield indices, inference_inputs(examples, indices, device=device)
+
+
+def inference_inputs(
+    examples: TokenizedExamples, indices: Sequence[int], *, device: torch.device | None = None
+) -> dict[str, Tensor]:
+    """One padded batch, ``(batch, tokens)`` each, without labels."""
+    return {name: tensor.to(device) for name, tensor in examples.collate(indices).items() if name != "labels"}
+
+
+def batch_counter(
+    datasets: Iterable[TokenizedExamples], *, batch_size: int, progress: Callable[[int, int], None]
+) -> Callable[[], None]:
+    """A function to call after each batch; it calls ``progress`` with the batches done and in all."""
+    total = sum(len(evaluation_batches(examples.lengths, batch_size=batch_size)) for examples in datasets)
+    done = 0
+
+    def after_batch() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    return after_batch
+
+
+class OutputCollector:
+    """Collects the outputs of batches and puts them in the order of the examples.
 
     Args:
-        examples: what the batches are made of.
+        examples: the examples that the batches are made of.
     """
 
     def __init__(self, examples: TokenizedExamples) -> None:
         self._examples = examples
-        self._logits: Tensor | None = None
+        self._values: Tensor | None = None
 
-    def add(self, indices: Sequence[int], logits: Tensor, attention_mask: Tensor) -> None:
-        """Note the answers to a batch.
+    def add(self, indices: Sequence[int], values: Tensor) -> None:
+        """Store values of a batch's examples, ``(batch, ...)``."""
+        if self._values is None:
+            self._values = values.new_empty(len(self._examples), *values.shape[1:])
+        self._values[list(indices)] = values
+
+    def add_logits(self, indices: Sequence[int], logits: Tensor, attention_mask: Tensor) -> None:
+        """Store a batch's logits as float32, without those at padding.
 
         Args:
-            indices: of its examples.
-            logits: ``(batch, outputs)``, or ``(batch, tokens, outputs)`` where answers stand at tokens.
-            mask: ``(batch, tokens)``, 1 for tokens and 0 for padding; padding is no answer.
+            indices: of the batch's examples.
+            logits: ``(batch, outputs)``, or ``(batch, tokens, outputs)`` for token-level tasks.
+            attention_mask: ``(batch, tokens)``.
         """
-        at_tokens = logits.ndim == 3
-        values = (logits[attention_mask.bool()] if at_tokens else logits).float()
-        if self._logits is None:
-            count = len(self._examples.tokens.ids) if at_tokens else len(self._examples)
-            self._logits = torch.empty(count, values.shape[-1], device=values.device)
-        self._logits[torch.from_numpy(self._examples.token_indices(indices)) if at_tokens else list(indices)] = values
+        if logits.ndim == 2:
+            self.add(indices, logits.float())
+            return
+        values = logits[attention_mask.bool()].float()
+        if self._values is None:
+            self._values = values.new_empty(len(self._examples.tokens.ids), values.shape[-1])
+        self._values[torch.from_numpy(self._examples.token_indices(indices))] = values
 
     @property
-    def logits(self) -> Tensor:
-        """``(examples, outputs)``, or ``(all tokens, outputs)``; all batches must have been added."""
-        assert self._logits is not None
-        return self._logits
+    def values(self) -> np.ndarray:
+        """``(examples, ...)``, or ``(all tokens, outputs)`` for token-level logits; all batches must be added."""
+        assert self._values is not None
+        array: np.ndarray = self._values.cpu().numpy()
+        return array
+
+
+def predict_subnet_logits(
+    model: ElasticModel,
+    examples: TokenizedExamples,
+    *,
+    subnets: Mapping[str, Subnet],
+    batch_size: int,
+    precision: Precision = "fp32",
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Logits of several sub-networks in the order of the examples, without dropout.
+
+    Returns:
+        By the sub-networks' names: ``(examples, outputs)``, or ``(all tokens, outputs)`` for token-level tasks.
+    """
+    device = model.network.device
+    collectors = {subnet: OutputCollector(examples) for subnet in subnets.values()}
+    shared_forwards = plan_shared_forwards(subnets.values())
+    with evaluation_mode(model.network):
+        for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
+            for shared in shared_forwards:
+                with model.at(shared.merged_subnet), autocast(device, precision):
+                    outputs = run_shared_forward(model, shared, inputs)
+                for subnet, output in outputs.items():
+                    collectors[subnet].add_logits(indices, output.logits, inputs["attention_mask"])
+            after_batch()
+    return {name: collectors[subnet].values for name, subnet in subnets.items()}
 
 
 @dataclass(frozen=True)
 class PolicyOutputs:
-    """A policy's answers to all examples, in their order.
+    """A policy's outputs in the order of the examples.
 
     Attributes:
         logits: ``(examples, outputs)``.
         widths: ``(examples, layers)``, 0 where a layer did not run.
         layers_run: ``(examples,)``.
         flops: ``(examples,)``.
-        seconds: that the engine took for all of them.
+        seconds: the engine's time for all examples.
     """
 
     logits: np.ndarray
@@ -83,86 +149,40 @@ def run_policy(
     device: torch.device,
     after_batch: Callable[[], None] = lambda: None,
 ) -> PolicyOutputs:
-    """Run a policy over examples, similar lengths together.
+    """Run a policy over examples.
 
     Args:
         engine: with the policy.
-        examples: in any order; labels are not looked at.
-        batch_size: examples a batch; the answers do not depend on it.
+        examples: in any order; labels are ignored.
+        batch_size: examples per batch; the logits do not depend on it.
         device: the model's.
         after_batch: called after each batch.
     """
-    order: list[int] = []
-    columns: dict[str, list[np.ndarray]] = {"logits": [], "widths": [], "layers_run": [], "flops": []}
+    names = ("logits", "widths", "layers_run", "flops")
+    collectors = {name: OutputCollector(examples) for name in names}
     seconds = 0.0
-    for indices, inputs in _batches(examples, batch_size=batch_size, device=device):
+    for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
         start = time.perf_counter()
-        answer = engine.run(inputs)
-        logits = answer.logits.cpu().numpy()  # waits for the device
+        output = engine.run(inputs)
+        logits = output.logits.cpu()  # waits for the device
         seconds += time.perf_counter() - start
-        trace = answer.trace
-        order += indices
-        for name, values in (("logits", logits), ("widths", trace.widths.numpy())):
-            columns[name].append(values)
-        columns["layers_run"].append(trace.layers_run.numpy())
-        columns["flops"].append(trace.flops.numpy())
+        trace = output.trace
+        for name, values in zip(names, (logits, trace.widths, trace.layers_run, trace.flops), strict=True):
+            collectors[name].add(indices, values)
         after_batch()
-    back = np.argsort(order)
-    return PolicyOutputs(**{name: np.concatenate(parts)[back] for name, parts in columns.items()}, seconds=seconds)
-
-
-def _batches(
-    examples: TokenizedExamples, *, batch_size: int, device: torch.device
-) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
-        batch = examples.collate(indices)
-        yield indices, {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-
-
-@torch.no_grad()
-def predict_subnet_logits(
-    model: ElasticModel,
-    examples: TokenizedExamples,
-    *,
-    subnets: Mapping[str, Subnet],
-    batch_size: int,
-    precision: Precision = "fp32",
-    after_batch: Callable[[], None] = lambda: None,
-) -> dict[str, np.ndarray]:
-    """Every sub-network's logits in the order of the examples.
-
-    Returns:
-        ``(examples, outputs)``, or ``(all tokens, outputs)`` where answers stand at tokens, by the sub-networks' names.
-    """
-    network, device = model.network, model.network.device
-    training = network.training
-    network.eval()
-    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-    found = {subnet: LogitsCollector(examples) for subnet in subnets.values()}
-    try:
-        for indices in evaluation_batches(examples.lengths, batch_size=batch_size):
-            inputs = {name: tensor.to(device) for name, tensor in examples.collate(indices).items() if name != "labels"}
-            for shared in plan_shared_forwards(subnets.values()):
-                with model.at(shared.merged_subnet), autocast:
-                    answers = run_shared_forward(model, shared, inputs)
-                for subnet, answer in answers.items():
-                    found[subnet].add(indices, answer.logits, inputs["attention_mask"])
-            after_batch()
-    finally:
-        network.train(training)
-    return {name: found[subnet].logits.cpu().numpy() for name, subnet in subnets.items()}
+    return PolicyOutputs(**{name: collector.values for name, collector in collectors.items()}, seconds=seconds)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer.
+    """The prediction for one example.
 
     Attributes:
-        answer: plain values; ``label`` and ``score`` of a classification, ``score`` of a regression, ``labels`` of a
-            multi-label task, ``entities`` of token classification, ``answer``, ``score``, ``start`` and ``end`` of a
-            question.
-        layers: layers that ran.
-        flops: floating-point operations that it took.
+        values: ``label`` and ``score`` of a classification, ``score`` of a regression, ``labels`` of a multi-label
+            task, ``entities`` of token classification, ``answer``, ``score``, ``start`` and ``end`` of question
+            answering.
+        layers_run: layers that ran.
+        flops: floating-point operations.
     """
 
     values: Mapping[str, Any]
@@ -171,22 +191,22 @@ class Prediction:
 
     @property
     def label(self) -> str | None:
-        """The most probable class of a classification; None for other kinds of tasks."""
+        """The most probable class of a classification; None for other task types."""
         label: str | None = self.values.get("label")
         return label
 
     @property
     def score(self) -> float | None:
-        """The label's probability, the value of a regression, or how sure an answer is; None where it has parts."""
+        """The label's probability, the value of a regression, or an answer's confidence; None for other task types."""
         score: float | None = self.values.get("score")
         return score
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: the answer."""
+        """The values."""
         return dict(self.values)
 
     def cost_to_dict(self) -> dict[str, Any]:
-        """Plain values: ``layers`` and ``flops``."""
+        """``layers`` and ``flops``."""
         return {"layers": self.layers_run, "flops": self.flops}
 
 
@@ -195,65 +215,62 @@ def predict(
     examples: TokenizedExamples,
     *,
     task: Task,
-    policy: Policy,
+    policy: Policy | str,
     batch_size: int = 64,
     precision: Precision = "fp32",
-    after_batch: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Prediction]:
-    """One prediction an example, in order.
+    """One prediction per example, in order, without dropout.
 
     Args:
-        model: runs without dropout.
+        model: the model.
         examples: tokenised texts.
         task: what the outputs mean.
-        policy: the sub-network that answers, or how it is chosen for each example.
-        batch_size: examples a batch; the answers do not depend on it.
+        policy: the sub-network, or how it is chosen for each example; or the name of an operating point.
+        batch_size: examples per batch; the predictions do not depend on it.
         precision: ``"bf16"`` runs under autocast.
-        after_batch: called after each batch.
+        progress: called with batches done and in all.
 
     Raises:
         ConfigError: if the policy does not fit the model or the task.
         SubnetError: for a sub-network that the model cannot run.
     """
+    after_batch = batch_counter([examples], batch_size=batch_size, progress=progress)
+    if isinstance(policy, str):
+        policy = named_policy(policy, model.record)
     if TASK_TYPE_SPECS[task.task_type].token_level:
         resolve_policy(policy, model, task_type=task.task_type)
         assert policy.subnet is not None
         subnet = model.subnet(policy.subnet)
-        logits, layers, flops = _predict_token_level(
-            model, examples, subnet, batch_size=batch_size, precision=precision, after_batch=after_batch
-        )
+        logits = predict_subnet_logits(
+            model,
+            examples,
+            subnets={"": subnet},
+            batch_size=batch_size,
+            precision=precision,
+            after_batch=after_batch,
+        )[""]
+        layers_run, flops = _token_level_costs(model, examples, subnet)
     else:
         engine = Engine(model, policy, task_type=task.task_type, precision=precision)
-        found = run_policy(
+        outputs = run_policy(
             engine, examples, batch_size=batch_size, device=model.network.device, after_batch=after_batch
         )
-        logits, layers, flops = found.logits, found.layers_run, found.flops
+        logits, layers_run, flops = outputs.logits, outputs.layers_run, outputs.flops
     return [
-        Prediction(answer, int(ran), int(spent))
-        for answer, ran, spent in zip(decode_predictions(task, logits, examples), layers, flops, strict=True)
+        Prediction(values, int(layers), int(operations))
+        for values, layers, operations in zip(
+            decode_predictions(task, logits, examples), layers_run, flops, strict=True
+        )
     ]
 
 
-def _predict_token_level(
-    model: ElasticModel,
-    examples: TokenizedExamples,
-    subnet: Subnet,
-    *,
-    batch_size: int,
-    precision: Precision,
-    after_batch: Callable[[], None],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits ``(all tokens, outputs)``, and layers and FLOPs of each text, all its rows together, ``(texts,)``."""
-    found = predict_subnet_logits(
-        model,
-        examples,
-        subnets={"": subnet},
-        batch_size=batch_size,
-        precision=precision,
-        after_batch=after_batch,
-    )
+def _token_level_costs(
+    model: ElasticModel, examples: TokenizedExamples, subnet: Subnet
+) -> tuple[np.ndarray, np.ndarray]:
+    """Layers and FLOPs of each text, all its windows together, ``(texts,)`` each."""
     assert examples.alignment is not None
-    cost, texts = CostModel(model), len(examples.alignment.examples)
-    of_row = [cost.flops(subnet, int(tokens)) for tokens in examples.lengths]
-    flops = np.bincount(examples.alignment.example_index, weights=of_row, minlength=texts)
-    return found[""], np.full(texts, len(subnet.layers)), flops
+    cost, num_texts = CostModel(model), len(examples.alignment.examples)
+    per_window = [cost.flops(subnet, int(tokens)) for tokens in examples.lengths]
+    flops = np.bincount(examples.alignment.example_index, weights=per_window, minlength=num_texts)
+    return np.full(num_texts, len(subnet.layers)), flops

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from limbert.evaluation.profile_rows import ProfileRow, ProfileSetup
+from limbert.evaluation.results import ProfileRow, ProfileSetup
 
 
 @dataclass(frozen=True)

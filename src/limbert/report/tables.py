@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from limbert.evaluation.profile_rows import ProfileRow
+from limbert.evaluation.results import ProfileRow
 from limbert.report.costs import cheapest_close_to_full
 from limbert.report.measured import group_by_setting
 from limbert.report.numbers import format_metric, format_percent, format_si, format_significant

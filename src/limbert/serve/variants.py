@@ -13,8 +13,7 @@ from limbert.core.pareto import pareto_front
 from limbert.core.space import is_width_depth_name, parse_width_depth, width_depth_name
 from limbert.data.tasks import Task
 from limbert.errors import LimbertError
-from limbert.evaluation.policies import POLICIES_NAME
-from limbert.evaluation.results import RESULTS_NAME, read_results
+from limbert.evaluation.results import POLICIES_NAME, RESULTS_NAME, read_results
 from limbert.files import read_json_lines
 from limbert.inference.policy import Policy, operating_points, resolve_policy
 from limbert.model.elastic import ElasticModel

@@ -19,8 +19,8 @@ from limbert.data.mlm.corpus import corpus_files
 from limbert.data.mlm.masking import MaskedSequences, TokenMasking, sample_sequences, split_validation_sequences
 from limbert.data.mlm.packing import PackedSequences, load_token_stream, pack_sequences
 from limbert.errors import DataError
+from limbert.evaluation.evaluate import count_parameters
 from limbert.evaluation.results import SubnetResult
-from limbert.evaluation.subnets import count_parameters
 from limbert.method.importance import WeightedMicroBatch
 from limbert.model import checkpoint
 from limbert.model.elastic import ElasticModel

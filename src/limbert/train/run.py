@@ -23,8 +23,8 @@ from limbert.data.split import train_validation_split
 from limbert.data.task_registry import tokenize_for_task as prepared_for
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import TrainingInterrupted
+from limbert.evaluation.evaluate import evaluate_subnets
 from limbert.evaluation.results import RESULTS_NAME, SubnetResult
-from limbert.evaluation.subnets import evaluate
 from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
 from limbert.model.checkpoint import library_versions
 from limbert.model.elastic import ElasticModel
@@ -379,7 +379,7 @@ class TrainingRun(PhasedRun[TaskRunData]):
         self, model: ElasticModel, data: TaskRunData, subnets: dict[str, Subnet]
     ) -> list[SubnetResult]:
         task, precision = data.base.task, self.config.precision
-        return evaluate(model, data.dev_datasets, task=task, subnets=subnets, precision=precision)
+        return evaluate_subnets(model, data.dev_datasets, task=task, subnets=subnets, precision=precision)
 
     def _checkpoint_record(self, data: TaskRunData, phases: list[str]) -> dict[str, Any]:
         start = data.base

@@ -1,0 +1,294 @@
+"""Benchmarks of sub-networks on this machine: latency with all of them in turns, peak memory of each loaded alone."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbert.core.subnet import Subnet
+from limbert.errors import CheckpointError, ConfigError, import_optional
+from limbert.evaluation.choose import resolve_measured_names
+from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
+from limbert.evaluation.hardware import hardware_info
+from limbert.evaluation.memory import example_batch, model_file, peak_memory_bytes, save_standalone
+from limbert.evaluation.results import (
+    PROFILE_NAME,
+    ProfileRow,
+    ProfileSetup,
+    profile_row_key,
+    read_profile,
+    replace_json_lines,
+    require_writable_run,
+)
+from limbert.inference.load import resolve_device
+from limbert.inference.runtimes import RUNTIMES, Runtime, load_runtime
+from limbert.model.checkpoint import library_versions, read_record
+from limbert.model.elastic import ElasticModel
+from limbert.model.flops import CostModel
+
+MIN_ROUNDS = 5
+_WARMUP_ROUNDS = 3  # not counted
+_WARMUP_SUBNET = Subnet((0,), (1,), (1,))
+_DEFAULT_TOKENS = 128
+
+RowsCallback = Callable[[list[ProfileRow]], None]
+
+
+def benchmark(
+    run: str | Path,
+    *,
+    subnets: Sequence[str] = (),
+    backends: Sequence[str] = ("torch",),
+    batch_sizes: Sequence[int] = (1,),
+    lengths: Sequence[int] = (),
+    device: str = "cpu",
+    rounds: int = 50,
+    max_seconds: float = 20.0,
+    on_preview: RowsCallback | None = None,
+    on_setup: RowsCallback = lambda rows: None,
+    progress: Progress = no_progress,
+) -> list[ProfileRow]:
+    """Measure parameters, FLOPs, file size, peak memory, latency and throughput of sub-networks on this machine.
+
+    Every combination of backend, batch size and length is one setup; its rows are saved in the run (``profile.jsonl``)
+    as soon as they are measured, in place of earlier ones of the same setup on the same hardware.
+
+    Args:
+        run: elastic model.
+        subnets: names: ``WIDTHxDEPTH``, found by a search, or measured (``3.1ms-91.4``); default: all.
+        backends: ``torch``, ``onnxruntime``, ``openvino``.
+        batch_sizes: examples per forward pass.
+        lengths: tokens per example; default: 128, or the model's longest input.
+        device: ``cpu``, or ``cuda`` with torch.
+        rounds: forward passes of each sub-network in a setup, at least 5.
+        max_seconds: roughly, for all passes of a setup, with at least 5 rounds.
+        on_preview: if given, called with rows of the smallest, a middle and the largest sub-network in the first
+            setup, before everything is measured.
+        on_setup: called with the rows of each setup.
+        progress: called with what runs, steps done and steps in all.
+
+    Raises:
+        CheckpointError: if the run is no elastic model on this machine, or its profile cannot be read.
+        ConfigError: for a setup that cannot be measured here.
+        SubnetError: for a name that is no sub-network of the model.
+        StorageError: if the run cannot be written; refused before the work.
+    """
+    run = os.path.expanduser(run)
+    if not Path(run).is_dir() or not read_record(run):
+        raise CheckpointError(f"{run} is no model trained by Limbert; give the output folder of limbert train")
+    require_writable_run(run)
+    if (Path(run) / PROFILE_NAME).exists():
+        read_profile(Path(run) / PROFILE_NAME)  # refuses a broken one before the work
+    model = ElasticModel.from_pretrained(run)
+    setups = [
+        ProfileSetup(backend, device, torch.get_num_threads(), batch, tokens)
+        for backend in backends
+        for batch in batch_sizes
+        for tokens in lengths or (min(_DEFAULT_TOKENS, model.max_input_length),)
+    ]
+    if not setups:
+        raise ConfigError("nothing to measure: name a backend (torch, onnxruntime or openvino) and a batch size")
+    for setup in setups:
+        check_setup(setup, model)
+    named = {name: model.subnet(name) for name in resolve_measured_names(run, subnets)}
+    selected = named or model.subnets() | model.searched_subnets()
+    for subnet in selected.values():
+        model.check(subnet)
+    rows: list[ProfileRow] = []
+    with tempfile.TemporaryDirectory(prefix="limbert-") as folder:
+        profiler = Profiler(model, selected, Path(folder), rounds=rounds, max_seconds=max_seconds)
+        if on_preview is not None:
+            by_size = sorted(selected, key=lambda name: sum(selected[name].heads) + sum(selected[name].neurons))
+            three = list(dict.fromkeys((by_size[0], by_size[len(by_size) // 2], by_size[-1])))
+            on_preview(profiler.measure(setups[0], three, progress=progress))
+        for setup in setups:
+            measured = profiler.measure(setup, list(selected), progress=progress)
+            replace_json_lines(Path(run) / PROFILE_NAME, [row.to_dict() for row in measured], key=profile_row_key)
+            on_setup(measured)
+            rows += measured
+    return rows
+
+
+def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
+    """Raise ConfigError for a setup that cannot be measured: no such runtime, library, device or length."""
+    if setup.backend not in RUNTIMES:
+        raise ConfigError(f"backend is {setup.backend!r}; it must be one of {', '.join(RUNTIMES)}")
+    if setup.backend != "torch":
+        for library in ("onnx", "onnxscript", setup.backend):
+            import_optional(library, extra="export")
+    if setup.device not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {setup.device!r}; it must be cpu or cuda")
+    if setup.device == "cuda" and setup.backend != "torch":
+        raise ConfigError(f"backend {setup.backend} is measured on the CPU only; on cuda measure torch")
+    resolve_device(setup.device)  # refuses a GPU that torch does not find
+    if setup.batch < 1:
+        raise ConfigError(f"batch is {setup.batch}; it must be at least 1")
+    if not 2 <= setup.tokens <= model.max_input_length:
+        raise ConfigError(
+            f"tokens is {setup.tokens}; it must be from 2 to the model's longest input, {model.max_input_length}"
+        )
+
+
+class Profiler:
+    """Measures sub-networks of one model on this machine.
+
+    Args:
+        model: trained.
+        subnets: by name.
+        folder: an empty folder for the saved sub-networks.
+        rounds: forward passes of each sub-network in a setup.
+        max_seconds: roughly, for all passes of a setup, with at least 5 rounds.
+    """
+
+    def __init__(
+        self, model: ElasticModel, subnets: Mapping[str, Subnet], folder: Path, *, rounds: int, max_seconds: float
+    ) -> None:
+        self._model, self._subnets, self._folder = model, {"": _WARMUP_SUBNET, **subnets}, folder
+        self._rounds, self._max_seconds = rounds, max_seconds
+        self._cost_model = CostModel(model)
+        self._loaded_for: tuple[str, str, int] | None = None
+        self._runtimes: dict[str, Runtime] = {}
+
+    def measure(
+        self, setup: ProfileSetup, names: Sequence[str], *, progress: Progress = no_progress
+    ) -> list[ProfileRow]:
+        """Rows of the named sub-networks in one setup.
+
+        Args:
+            setup: how they are run; checked with `check_setup`.
+            names: of the profiler's sub-networks.
+            progress: called with what runs, steps done and steps in all.
+
+        Raises:
+            LimbertError: if a sub-network cannot be run.
+        """
+        self._load(setup, names, progress)
+        inputs = example_batch(self._model.network.config, batch=setup.batch, tokens=setup.tokens)
+        title = f"{setup.backend} {setup.batch}x{setup.tokens}"
+        times = time_interleaved(
+            {name: partial(self._runtimes[name], inputs) for name in names},
+            rounds=self._rounds,
+            max_seconds=self._max_seconds,
+            progress=partial(progress, f"{title}: latency"),
+        )
+        progress(f"{title}: memory", 0, 1)
+        peaks = peak_memory_bytes([self._path(name) for name in names], setup, warmup_folder=self._path(""))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return [
+            self._row(name, setup, times[name], peak, measured=now) for name, peak in zip(names, peaks, strict=True)
+        ]
+
+    def _row(
+        self, name: str, setup: ProfileSetup, seconds: list[float], peak_memory_bytes: int | None, *, measured: str
+    ) -> ProfileRow:
+        subnet = self._subnets[name]
+        p50, p95 = (1000 * float(np.quantile(seconds, level)) for level in (0.5, 0.95))
+        runtime_version = {} if setup.backend == "torch" else {setup.backend: version(setup.backend)}
+        return ProfileRow(
+            subnet=name,
+            params=count_parameters(self._model, subnet),
+            flops=self._cost_model.flops(subnet, setup.tokens),
+            file_bytes=model_file(self._path(name), setup.backend).stat().st_size,
+            peak_memory_bytes=peak_memory_bytes,
+            latency_p50_ms=p50,
+            latency_p95_ms=p95,
+            throughput=1000 * setup.batch / p50,
+            rounds=len(seconds),
+            setup=setup,
+            hardware=hardware_info(),
+            versions=library_versions() | runtime_version,
+            measured=measured,
+        )
+
+    def _path(self, name: str) -> Path:
+        return self._folder / (name or "warmup")
+
+    def _load(self, setup: ProfileSetup, names: Sequence[str], progress: Progress) -> None:
+        """Save the sub-networks that are not saved yet, and load them into the setup's runtime."""
+        with_onnx = setup.backend != "torch"
+        for done, name in enumerate(("", *names)):
+            progress("saving" + " as ONNX" * with_onnx, done, len(names) + 1)
+            if not model_file(self._path(name), setup.backend).exists():
+                save_standalone(self._model, self._subnets[name], self._path(name), with_onnx=with_onnx)
+        loaded_for = (setup.backend, setup.device, setup.threads)
+        if self._loaded_for != loaded_for:
+            self._runtimes, self._loaded_for = {}, loaded_for
+        if setup.device == "cuda":
+            nn.Module.cuda(self._model.network)
+        for name in names:
+            if name not in self._runtimes:
+                view = self._model.view(self._subnets[name])
+                source = model_file(self._path(name), setup.backend) if with_onnx else view
+                self._runtimes[name] = load_runtime(setup.backend, source, threads=setup.threads)
+
+
+def time_interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    max_seconds: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, list[float]]:
+    """Seconds of each call; the functions take turns within a round, so that a slow phase of the machine affects all.
+
+    Args:
+        functions: by name; each returns when its work is done.
+        rounds: counted calls of each, after three that are not counted.
+        max_seconds: for all counted rounds: fewer are made if, judged by the last uncounted one, they would take
+            longer, but at least 5.
+        progress: called with rounds done and in all.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    number = -_WARMUP_ROUNDS
+    while number < rounds:
+        round_start = time.perf_counter()
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if number >= 0:
+                times[name].append(time.perf_counter() - start)
+        if number == -1 and max_seconds is not None:
+            affordable = int(max_seconds / (time.perf_counter() - round_start))
+            rounds = max(min(rounds, MIN_ROUNDS), min(rounds, affordable))
+        number += 1
+        progress(number + _WARMUP_ROUNDS, rounds + _WARMUP_ROUNDS)
+    return times
+
+
+@torch.inference_mode()
+def median_latency(
+    networks: Mapping[str, nn.Module],
+    inputs: dict[str, Tensor],
+    *,
+    rounds: int = 20,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
+    """Median seconds of one forward pass of each network on the same inputs, the networks taking turns.
+
+    Args:
+        networks: by name, in evaluation mode.
+        inputs: on the networks' device.
+        rounds: counted passes of each network.
+        progress: called with rounds done and in all.
+    """
+
+    def runner(network: nn.Module) -> Callable[[], object]:
+        def run() -> None:
+            network(**inputs)
+            if inputs["input_ids"].is_cuda:
+                torch.cuda.synchronize()
+
+        return run
+
+    functions = {name: runner(network) for name, network in networks.items()}
+    times = time_interleaved(functions, rounds=rounds, progress=progress)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}

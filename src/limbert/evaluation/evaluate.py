@@ -1,0 +1,313 @@
+"""Evaluation of sub-networks and policies on labelled examples: metrics, parameters, FLOPs and time."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from limbert.core.config import DataConfig, Precision
+from limbert.core.subnet import Subnet
+from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.data.load import load_evaluation_data, load_task_data
+from limbert.data.readers import Examples
+from limbert.data.task_registry import compute_task_metrics
+from limbert.data.tasks import Task, requested_task_type
+from limbert.data.tokenize import TokenizedExamples
+from limbert.errors import ConfigError
+from limbert.evaluation.choose import resolve_measured_names
+from limbert.evaluation.results import (
+    POLICIES_NAME,
+    DatasetSplit,
+    PolicyResult,
+    SubnetResult,
+    policy_row_key,
+    replace_json_lines,
+)
+from limbert.inference.engine import Engine
+from limbert.inference.load import (
+    LoadedCheckpoint,
+    load_checkpoint,
+    override_data_config,
+    warn_about_skipped_rows,
+)
+from limbert.inference.policy import (
+    Policy,
+    named_policy,
+    operating_points,
+    reject_token_level_task,
+    resolve_policy,
+)
+from limbert.inference.predict import batch_counter, inference_batches, predict_subnet_logits, run_policy
+from limbert.inference.runtimes import check_precision
+from limbert.model.checkpoint import library_versions
+from limbert.model.elastic import ElasticModel
+from limbert.model.flops import CostModel
+
+Progress = Callable[[str, int, int], None]  # (what runs, steps done, steps in all)
+
+
+def no_progress(title: str, done: int, total: int) -> None:
+    """The default of ``progress``: reports nothing."""
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    subnets: Sequence[str] = (),
+    policy: Policy | str | None = None,
+    widths: Sequence[float] | None = None,
+    exit_threshold: float | None = None,
+    exit_rule: str | None = None,
+    layers: str | None = None,
+    batch_size: int = 64,
+    precision: str = "fp32",
+    device: str = "auto",
+    progress: Progress = no_progress,
+    **data: Any,
+) -> list[SubnetResult] | list[PolicyResult]:
+    """Evaluate sub-networks, or one policy, on the development set.
+
+    The result of an operating point is also saved in the run (``policies.jsonl``).
+
+    Args:
+        run: elastic model, or a stock model fine-tuned on the task (then ``data=`` or ``task=`` says on what).
+        subnets: names: ``WIDTHxDEPTH``, found by a search, or measured (``3.1ms-91.4``); default: all.
+        policy: a policy, or the name of a policy or operating point, instead of sub-networks.
+        widths: of a policy given by name; this and the next two: see `named_policy`.
+        exit_threshold: likewise.
+        exit_rule: likewise.
+        layers: layers that a depth keeps, ``first`` or ``spread``; default: the model's rule.
+        batch_size: examples per batch; only the time depends on it.
+        precision: ``fp32``, or ``bf16`` under autocast.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        progress: called with what runs, steps done and steps in all.
+        data: settings of `DataConfig` (``data=``, ``dev=``, ``text_column=`` ...) instead of the training's.
+
+    Returns:
+        One result per sub-network, in their order; or one for the policy.
+
+    Raises:
+        LimbertError: for a model, name or data that cannot be used.
+    """
+    run, checked_precision = os.path.expanduser(run), check_precision(precision)
+    task_type = requested_task_type(DataConfig(task=data.get("task")))  # a stock model does not record its head
+    head = TASK_TYPE_SPECS[task_type].head if task_type else None
+    checkpoint = load_checkpoint(run, head=head, device=device)
+    model = checkpoint.model
+    if layers is not None:
+        model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
+    named = {name: model.subnet(name) for name in resolve_measured_names(run, subnets)}
+    config = override_data_config(checkpoint.data_config, **data)
+    task, splits = _load_labelled_data(checkpoint, config)
+    warn_about_skipped_rows(splits)
+    if policy is None:
+        return evaluate_subnets(
+            model,
+            _tokenize(checkpoint, splits, task),
+            task=task,
+            subnets=named or model.subnets() | model.searched_subnets(),
+            batch_size=batch_size,
+            precision=checked_precision,
+            progress=partial(progress, "evaluating"),
+        )
+    reject_token_level_task(task.task_type, f"policy {policy}")
+    if isinstance(policy, Policy):
+        chosen = policy
+    else:
+        chosen = named_policy(
+            policy,
+            model.record,
+            task_type=task.task_type,
+            widths=widths,
+            exit_threshold=exit_threshold,
+            exit_rule=exit_rule,
+        )
+    resolve_policy(chosen, model, task_type=task.task_type)  # refuses it before the examples are tokenised
+    eval_datasets = _tokenize(checkpoint, splits, task)
+    result = evaluate_policy(
+        model,
+        eval_datasets,
+        task=task,
+        policy=chosen,
+        batch_size=batch_size,
+        precision=checked_precision,
+        progress=partial(progress, "evaluating"),
+    )
+    if isinstance(policy, str) and policy in operating_points(model.record) and os.access(run, os.W_OK):
+        row = policy_row(
+            policy,
+            result,
+            split="development",
+            source=config.dev or config.data or task.name,
+            num_examples=sum(len(examples) for examples in eval_datasets.values()),
+            batch_size=batch_size,
+            device=model.network.device.type,
+        )
+        replace_json_lines(Path(run) / POLICIES_NAME, [row], key=policy_row_key)
+    return [result]
+
+
+def _load_labelled_data(checkpoint: LoadedCheckpoint, config: DataConfig) -> tuple[Task, Mapping[str, Examples]]:
+    if checkpoint.task is not None:
+        return checkpoint.task, load_evaluation_data(config, checkpoint.task)
+    loaded = load_task_data(config, seed=0)
+    return loaded.task, loaded.dev
+
+
+def _tokenize(checkpoint: LoadedCheckpoint, splits: Mapping[str, Examples], task: Task) -> dict[str, TokenizedExamples]:
+    return {name: checkpoint.tokenize(examples, task=task) for name, examples in splits.items()}
+
+
+def evaluate_subnets(
+    model: ElasticModel,
+    eval_datasets: Mapping[str, TokenizedExamples],
+    *,
+    task: Task,
+    subnets: Mapping[str, Subnet],
+    batch_size: int = 64,
+    precision: Precision = "fp32",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[SubnetResult]:
+    """Results of the named sub-networks on one or more datasets, in the order of ``subnets``.
+
+    Args:
+        model: evaluated without dropout; its mode is restored.
+        eval_datasets: labelled examples by the name of the dataset; ``flops`` is the mean over all of them.
+        task: how logits become metrics.
+        subnets: by name.
+        batch_size: examples per batch; the results do not depend on it.
+        precision: ``"bf16"`` runs under autocast.
+        progress: called with batches done and in all.
+    """
+    cost = CostModel(model)
+    after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
+    metrics: dict[str, dict[str, float]] = {name: {} for name in subnets}
+    for set_name, examples in eval_datasets.items():
+        logits = predict_subnet_logits(
+            model, examples, subnets=subnets, batch_size=batch_size, precision=precision, after_batch=after_batch
+        )
+        for name in subnets:
+            metrics[name] |= _prefixed_metrics(task, logits[name], examples, set_name, eval_datasets)
+    lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
+    return [
+        SubnetResult(name, count_parameters(model, subnet), cost.mean_flops(subnet, lengths), metrics[name])
+        for name, subnet in subnets.items()
+    ]
+
+
+def evaluate_policy(
+    model: ElasticModel,
+    eval_datasets: Mapping[str, TokenizedExamples],
+    *,
+    task: Task,
+    policy: Policy,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PolicyResult:
+    """Evaluate one policy on one or more datasets; the first batch runs once more before the time is measured.
+
+    Args:
+        model: evaluated without dropout.
+        eval_datasets: labelled examples by the name of the dataset.
+        task: how logits become metrics.
+        policy: the policy.
+        batch_size: examples per batch; only the time depends on it.
+        precision: ``"bf16"`` runs under autocast.
+        progress: called with batches done and in all.
+
+    Raises:
+        ConfigError: if the policy does not fit the model or the task.
+    """
+    engine = Engine(model, policy, task_type=task.task_type, precision=precision)
+    device = model.network.device
+    after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
+    engine.run(next(inference_batches(next(iter(eval_datasets.values())), batch_size=batch_size, device=device))[1])
+    metrics: dict[str, float] = {}
+    outputs = []
+    for set_name, examples in eval_datasets.items():
+        output = run_policy(engine, examples, batch_size=batch_size, device=device, after_batch=after_batch)
+        metrics |= _prefixed_metrics(task, output.logits, examples, set_name, eval_datasets)
+        outputs.append(output)
+    lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
+    widths = np.concatenate([output.widths for output in outputs])
+    layers_run = np.concatenate([output.layers_run for output in outputs])
+    return PolicyResult(
+        policy=policy,
+        metrics=metrics,
+        flops_mean=float(np.concatenate([output.flops for output in outputs]).mean()),
+        flops_full=CostModel(model).mean_flops(model.full, lengths),
+        time_per_example=sum(output.seconds for output in outputs) / len(lengths),
+        width_shares=[_fractions(layer) for layer in widths.T],
+        exit_shares={int(layers): fraction for layers, fraction in _fractions(layers_run).items()},
+    )
+
+
+def primary_metric(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> float:
+    """The task's primary metric.
+
+    Raises:
+        ConfigError: for examples without labels.
+    """
+    if examples.labels is None:
+        raise ConfigError("the examples have no labels to compute a metric from")
+    return compute_task_metrics(task, logits, examples)[task.primary_metric]
+
+
+def count_parameters(model: ElasticModel, subnet: Subnet) -> int:
+    """Parameters of a sub-network, embeddings and head included, tied ones once."""
+    return sum(parameter.numel() for parameter in model.view(subnet).parameters())
+
+
+def policy_row(
+    name: str,
+    result: PolicyResult,
+    *,
+    split: DatasetSplit,
+    source: str | None,
+    num_examples: int,
+    batch_size: int,
+    device: str,
+) -> dict[str, Any]:
+    """A row of ``policies.jsonl``.
+
+    Args:
+        name: of the operating point.
+        result: its result.
+        split: the split it was evaluated on.
+        source: the folder, file or task that the split came from.
+        num_examples: in the split.
+        batch_size: examples per batch; the time depends on it.
+        device: ``cpu`` or ``cuda``.
+    """
+    return {
+        "name": name,
+        "data": split,
+        "source": source,
+        "examples": num_examples,
+        **result.to_dict(),
+        "batch_size": batch_size,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "versions": library_versions(),
+    }
+
+
+def _prefixed_metrics(
+    task: Task, logits: np.ndarray, examples: TokenizedExamples, set_name: str, eval_datasets: Mapping[str, object]
+) -> dict[str, float]:
+    """Metrics by name, with several datasets by ``SET/METRIC``."""
+    prefix = "" if len(eval_datasets) == 1 else f"{set_name}/"
+    return {prefix + metric: value for metric, value in compute_task_metrics(task, logits, examples).items()}
+
+
+def _fractions(values: np.ndarray) -> dict[float, float]:
+    """The fraction of the values that equal each value, in ascending order."""
+    counts = Counter(values.tolist())
+    return {value: counts[value] / len(values) for value in sorted(counts)}

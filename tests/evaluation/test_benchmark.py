@@ -1,0 +1,127 @@
+"""Benchmarks: what a row contains, peak memory of a sub-network alone, interleaved timing, and refused setups."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.factories.networks import CONFIGS, make_inputs, make_network
+from tests.factories.profiles import SETUP
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+import limbert
+from limbert import ElasticModel, LimbertError, Subnet
+from limbert.errors import ConfigError
+from limbert.evaluation.benchmark import MIN_ROUNDS, Profiler, check_setup, median_latency, time_interleaved
+from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED, load_standalone, peak_memory_bytes, save_standalone
+from limbert.evaluation.results import read_profile
+from limbert.model.flops import CostModel
+
+NAMES = ("1x1", "0.5x0.5")
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_standalone_sub_network_equals_its_view(case: str, tmp_path: Path) -> None:
+    model = ElasticModel(make_network(case))
+    subnet = Subnet((0, 2), (3, 6), (30, 17))
+    save_standalone(model, subnet, tmp_path / "alone", with_onnx=False)
+    alone = load_standalone(tmp_path / "alone")
+    assert not any(tensor.is_meta for tensor in [*alone.parameters(), *alone.buffers()])
+    with torch.no_grad():
+        logits, expected = alone(**make_inputs()).logits, model.view(subnet)(**make_inputs()).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_describe_what_was_measured(tmp_path: Path) -> None:
+    model = ElasticModel(make_network("bert"))
+    subnets = {name: model.subnet(name) for name in NAMES}
+    profiler = Profiler(model, subnets, tmp_path, rounds=6, max_seconds=1000)
+    full, small = profiler.measure(SETUP, NAMES)
+    again = profiler.measure(replace(SETUP, batch=4), ["0.5x0.5"])[0]
+    assert (full.subnet, small.subnet) == NAMES
+    assert full.params == sum(parameter.numel() for parameter in model.network.parameters())
+    assert small.flops == CostModel(model).flops(subnets["0.5x0.5"], 16)
+    assert full.file_bytes > small.file_bytes > 4 * small.params
+    for row in (full, small, again):
+        assert 0 < row.latency_p50_ms <= row.latency_p95_ms
+        assert row.throughput == pytest.approx(1000 * row.setup.batch / row.latency_p50_ms)
+        assert (row.rounds, row.hardware["cores"] > 0) == (6, True)
+    assert full.measured == small.measured
+
+
+@pytest.mark.skipif(not PEAK_MEMORY_SUPPORTED, reason="peak memory is measured on Linux")
+def test_peak_memory_follows_layers_and_activations(tmp_path: Path) -> None:
+    """A layer of 2048 neurons at hidden size 1024 is about 33 MB, and four need so much more."""
+    config = AutoConfig.for_model(
+        "bert", hidden_size=1024, num_attention_heads=8, intermediate_size=2048, num_hidden_layers=4, vocab_size=100
+    )
+    model = ElasticModel(AutoModelForSequenceClassification.from_config(config).eval())
+    sizes = {"tiny": Subnet((0,), (1,), (1,))} | {
+        str(layers): Subnet(tuple(range(layers)), (8,) * layers, (2048,) * layers) for layers in (1, 4)
+    }
+    for name, subnet in sizes.items():
+        save_standalone(model, subnet, tmp_path / name, with_onnx=False)
+
+    def peaks(*names: str, **changes: int) -> list[int]:
+        folders = [tmp_path / name for name in names]
+        return peak_memory_bytes(folders, replace(SETUP, **changes), warmup_folder=tmp_path / "tiny")  # type: ignore[return-value]
+
+    one, four, again = peaks("1", "4", "1", batch=1)
+    assert one == pytest.approx(again, rel=0.15)
+    files = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("1", "4")]
+    assert four - one == pytest.approx(files[1] - files[0], rel=0.2)
+    assert peaks("1", batch=64, tokens=128)[0] - one > 64 * 128 * 2048 * 4  # the widest activations
+    with pytest.raises(LimbertError, match="absent"):
+        peaks("absent")
+
+
+def test_functions_take_turns_within_the_time() -> None:
+    calls: list[str] = []
+    functions = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
+    times = time_interleaved(functions, rounds=7)
+    assert calls == ["a", "b"] * 10  # three of them to warm up
+    assert [len(seconds) for seconds in times.values()] == [7, 7]
+    assert len(time_interleaved(functions, rounds=7, max_seconds=0)["a"]) == MIN_ROUNDS
+    assert len(time_interleaved(functions, rounds=7, max_seconds=100)["a"]) == 7
+
+
+def test_latency_grows_with_the_work() -> None:
+    class Product(torch.nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.size = size
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return torch.ones(self.size, self.size) @ torch.ones(self.size, self.size)
+
+    ids = torch.ones(1, 2, dtype=torch.long)
+    seconds = median_latency({"small": Product(8), "large": Product(700)}, {"input_ids": ids}, rounds=9)
+    assert 0 < seconds["small"] < seconds["large"]
+
+
+def test_benchmark_saves_and_reports_each_setup(tmp_path: Path) -> None:
+    ElasticModel(make_network("bert")).save_pretrained(tmp_path / "run")
+    previews, setups = [], []
+    rows = limbert.benchmark(
+        tmp_path / "run",
+        subnets=NAMES,
+        batch_sizes=(1, 2),
+        lengths=(8,),
+        rounds=5,
+        max_seconds=1,
+        on_preview=previews.append,
+        on_setup=setups.append,
+    )
+    assert [(row.subnet, row.setup.batch) for row in rows] == [(name, batch) for batch in (1, 2) for name in NAMES]
+    assert read_profile(tmp_path / "run" / "profile.jsonl") == rows
+    assert [len(preview) for preview in previews] == [2]
+    assert setups == [rows[:2], rows[2:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [({"backend": "tensorrt"}, "tensorrt"), ({"device": "tpu"}, "tpu"), ({"tokens": 65}, "65"), ({"batch": 0}, "0")],
+)
+def test_impossible_setups_are_refused(change: dict[str, object], value: str) -> None:
+    with pytest.raises(ConfigError, match=value):
+        check_setup(replace(SETUP, **change), ElasticModel(make_network("bert")))

@@ -1,0 +1,50 @@
+"""Devices, CPU cores and missing folders when a checkpoint is loaded."""
+
+import os
+
+import pytest
+import torch
+
+from limbert.core.config import DataConfig
+from limbert.errors import CheckpointError, ConfigError
+from limbert.inference.load import load_checkpoint, override_data_config, resolve_device, usable_cores
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_only_existing_devices_resolve(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto") == torch.device("cuda" if gpus else "cpu")
+    for name in ("cuda", "cuda:1", "cuda:2"):
+        if name == "cuda:2" or not gpus:
+            with pytest.raises(ConfigError, match=name):
+                resolve_device(name)
+        else:
+            assert resolve_device(name) == torch.device(name)
+    for name in ("gpu", "cuda:", "cuda:x", "", "mps"):
+        with pytest.raises(ConfigError, match="cuda:NUMBER"):
+            resolve_device(name)
+
+
+def test_cores_are_counted_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert usable_cores() == 7
+
+
+@pytest.mark.parametrize("path", ["runs/nope", "./nope", "~/nope"])
+def test_a_missing_folder_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")
+    with pytest.raises(CheckpointError, match="folder .*nope"):
+        load_checkpoint(path)
+
+
+def test_given_files_replace_the_trainings_files() -> None:
+    saved = DataConfig(data="glue", dev="dev.csv", text_column="text", skip_bad_rows=True)
+    assert override_data_config(saved, data=None, text_column="body") == DataConfig(
+        data="glue", dev="dev.csv", text_column="body", skip_bad_rows=True
+    )
+    assert override_data_config(saved, data="other") == DataConfig(data="other", text_column="text")
+    with pytest.raises(ConfigError, match="txt_column"):
+        override_data_config(saved, txt_column="body")
