@@ -1,7 +1,7 @@
 """Quantisation to int8 (weights and matrix products) for each format that supports it.
 
 Products of attention probabilities with values stay in fp32: they are few operations, and quantising them loses most.
-What was tried and measured is in docs/design.md.
+What was tried and measured is in docs/architecture.md.
 """
 
 from collections.abc import Callable, Sequence
