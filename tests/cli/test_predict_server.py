@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from limbert import Client
 from limbert.cli.main import app
 from limbert.errors import ConfigError, LimbertError, RejectedError
+from limbert.serve.process import bind_socket, refuse_while_loading
+from limbert.serve.settings import ServeSettings
 
 pytestmark = needs_encoder
 TEXTS = [f"Text number {number}: it rained{' and rained' * (number % 7)}." for number in range(40)]
@@ -137,7 +139,7 @@ def test_api_key_is_sent(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--text", "a"], "give either RUN"),
+        (["--text", "a"], "either RUN"),
         (["run", "--server", "http://host", "--text", "a"], "not both"),
         (["--server", "http://host", "--threads", "1", "--text", "a"], "--threads is for a model on this machine"),
         (["--server", "http://host", "--precision", "fp32", "--text", "a"], "--precision is for"),
@@ -151,6 +153,13 @@ def test_api_key_is_sent(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_contradicting_options_are_refused(arguments: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         predict(*arguments)
+
+
+def test_loading_server_is_not_ready_yet() -> None:
+    with bind_socket(ServeSettings(port=0)) as listener, refuse_while_loading(listener):
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(RejectedError, match="not ready yet"):
+            predict("--server", url, "--text", "a")
 
 
 def test_unreachable_server_is_one_line() -> None:

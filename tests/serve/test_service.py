@@ -219,7 +219,7 @@ def test_requests_over_the_limits_are_refused(run: Path, gate: Gate) -> None:
             await asyncio.gather(first, *waiting)
 
         together(main)
-        assert (service.snapshot().refused, service.snapshot().answered) == (1, 3)
+        assert (service.snapshot().refused, service.snapshot().completed) == (1, 3)
 
 
 def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +383,7 @@ def test_latencies_of_a_busy_start_are_corrected(run: Path, monkeypatch: pytest.
                 await until(lambda: service._started is not None and service._started.queue.state().idle)
 
         assert 3 < together(main) < 500
-        assert service.snapshot().answered == 1
+        assert service.snapshot().completed == 1
 
 
 def test_drain_stops_after_its_timeout(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:

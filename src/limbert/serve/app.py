@@ -17,8 +17,8 @@ from limbert.serve.metrics import ServerMetrics
 from limbert.serve.middleware import RequestLimits
 from limbert.serve.playground import router as playground
 from limbert.serve.protocols import health, hf_inference, open_inference, tei
-from limbert.serve.responses import USAGE_HEADERS, score_function
-from limbert.serve.schemas import describe_limits, error_response, validation_error
+from limbert.serve.responses import score_function
+from limbert.serve.schemas import USAGE_HEADERS, describe_limits, error_response, validation_error
 from limbert.serve.service import Service
 
 _DESCRIPTION = """One elastic model over the protocol of your client: Hugging Face inference, Text Embeddings Inference,

@@ -46,7 +46,7 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
     with bind_socket(settings) as listener, ExitStack() as loading:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        loading.enter_context(_refuse_while_loading(listener))
+        loading.enter_context(refuse_while_loading(listener))
 
         def announce() -> None:
             loading.close()
@@ -68,7 +68,7 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             return
         del service
         started = multiprocessing.get_context("spawn").Event()
-        threading.Thread(target=lambda: started.wait() and announce(), daemon=True).start()
+        threading.Thread(target=_announce_when_started, args=(started, announce), daemon=True).start()
         config = uvicorn.Config(
             partial(_worker_app, str(run_dir), settings, started),
             factory=True,
@@ -77,6 +77,11 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             **common,
         )
         uvicorn.supervisors.Multiprocess(config, sockets=[listener]).run()
+
+
+def _announce_when_started(started: "Event", announce: Callable[[], None]) -> None:
+    started.wait()
+    announce()
 
 
 def _worker_app(run_dir: str, settings: ServeSettings, started: "Event") -> "FastAPI":
@@ -110,7 +115,7 @@ def create_serving_app(service: Service, settings: ServeSettings, on_started: Ca
 
 
 @contextmanager
-def _refuse_while_loading(listener: socket.socket) -> Iterator[None]:
+def refuse_while_loading(listener: socket.socket) -> Iterator[None]:
     """Answer each request on a listening socket with 503, in a thread, inside the context."""
 
     class Refuse(BaseHTTPRequestHandler):

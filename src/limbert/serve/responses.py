@@ -15,17 +15,6 @@ from limbert.serve.runner import RequestOutput
 
 ScoreFunction = Callable[[Sequence[float]], list[float]]
 
-USAGE_HEADERS = {  # for the OpenAPI document
-    "X-Limbert-Size": {"description": "variants that ran, separated by commas", "schema": {"type": "string"}},
-    **{
-        f"X-Limbert-{stage}-Ms": {"description": "of the request's last text", "schema": {"type": "number"}}
-        for stage in ("Queue", "Tokenization", "Inference")
-    },
-    "X-Limbert-Flops": {"description": "of all texts", "schema": {"type": "integer"}},
-    "X-Limbert-Tokens": {"description": "of all texts", "schema": {"type": "integer"}},
-    "X-Limbert-Truncated": {"description": "truncated texts, if any", "schema": {"type": "integer"}},
-}
-
 
 def _softmax(logits: Sequence[float]) -> list[float]:
     highest = max(logits)

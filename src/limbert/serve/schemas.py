@@ -30,6 +30,18 @@ _RETRY_HEADERS = {
     "Retry-After-Ms": {"description": "milliseconds", "schema": {"type": "integer", "minimum": 1}},
 }
 
+USAGE_HEADERS = {
+    "X-Limbert-Size": {"description": "variants that ran, separated by commas", "schema": {"type": "string"}},
+    **{
+        f"X-Limbert-{stage}-Ms": {"description": "of the request's last text", "schema": {"type": "number"}}
+        for stage in ("Queue", "Tokenization", "Inference")
+    },
+    **{
+        f"X-Limbert-{count}": {"description": "of all texts", "schema": {"type": "integer"}}
+        for count in ("Flops", "Tokens", "Truncated")
+    },
+}
+
 
 class RequestModel(BaseModel):
     """A JSON object of a request: values are not converted, and unknown keys are refused with the nearest name."""
@@ -61,7 +73,7 @@ def refusal(message: str) -> PydanticCustomError:
 def suggestion(name: str, allowed: Sequence[str]) -> str:
     """The end of a message about an unknown name: the nearest allowed name, if there is one, and all allowed names."""
     near = get_close_matches(name, allowed, n=1)
-    return (f"; did you mean {near[0]!r}?" if near else ";") + f" Allowed: {', '.join(allowed)}"
+    return (f"; did you mean {near[0]!r}? Allowed" if near else "; allowed") + f": {', '.join(allowed)}"
 
 
 def by_json_type(message: str) -> Discriminator:
@@ -107,6 +119,12 @@ def error_response(error: ServeError) -> Response:
     return Response(body.model_dump_json(), error.status, dict(error.headers), "application/json")
 
 
+def prediction_responses(model: Any, *, content: Mapping[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
+    """The responses of a path that runs the model, for FastAPI's ``responses``."""
+    success = {"model": model, "headers": USAGE_HEADERS, "content": content or {}}
+    return {200: success, **error_responses(*_ERROR_DESCRIPTIONS)}
+
+
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a path, for FastAPI's ``responses``."""
     return {
@@ -133,7 +151,9 @@ def describe_limits(
             subnet, policy, quality = (properties[name]["anyOf"] for name in ("subnet", "policy", "min_quality"))
             subnet[0]["enum"] = names["subnet"]
             policy[0]["enum"] = [*names["policy"], *(f"static:{name}" for name in names["subnet"])]
-            quality[0] |= {"maximum": best} if best is not None else {"enum": []}
+            quality[0]["maximum"] = best
+            if best is None:  # only null is valid
+                del quality[0]
         for member in properties.get("inputs", {}).get("oneOf", []):
             if member.get("type") == "array":
                 member.setdefault("maxItems", max_texts)

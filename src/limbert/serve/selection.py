@@ -1,7 +1,7 @@
 """What a request may ask for, and the variants that may run it under the server's policy."""
 
 from collections.abc import Callable
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -9,7 +9,7 @@ from limbert.serve.errors import InvalidRequestError
 from limbert.serve.schemas import RequestModel, refusal, suggestion
 from limbert.serve.variants import ModelVariants, Variant
 
-_NOT_BOTH = {
+_NOT_BOTH: dict[str, Any] = {
     "not": {
         "required": ["subnet", "policy"],
         "properties": {"subnet": {"type": "string"}, "policy": {"type": "string"}},

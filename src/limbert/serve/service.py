@@ -34,7 +34,7 @@ from limbert.serve.tokenizer import FastTokenizer, TextInput
 from limbert.serve.variants import ModelVariants
 
 _WINDOW = 10.0  # seconds that rate and percentiles cover
-_MAX_LATENCIES = 20_000  # latencies kept
+_MAX_LATENCIES = 20_000
 _SERVED_TASK_TYPES = ("classification", "multi-label", "regression")
 _CALIBRATION_SECONDS = 3.0
 _TOKENIZER_THREADS = 2
@@ -55,7 +55,7 @@ class ServerSnapshot:
         p50: median latency of those in seconds; None: there were none.
         p99: 99th percentile of the same.
         refused: requests refused.
-        answered: requests completed.
+        completed: requests completed.
         cancelled: requests whose client disconnected.
         texts_by_variant: completed texts, by variant name.
         level_changes: changes of the quality level.
@@ -70,7 +70,7 @@ class ServerSnapshot:
     p50: float | None
     p99: float | None
     refused: int
-    answered: int
+    completed: int
     cancelled: int
     texts_by_variant: dict[str, int]
     level_changes: int
@@ -82,7 +82,7 @@ class _Counts:
     """Counts since the start; only the event loop writes them."""
 
     refused: int = 0
-    answered: int = 0
+    completed: int = 0
     cancelled: int = 0
     running: int = 0
     texts_by_variant: Counter[str] = field(default_factory=Counter)
@@ -173,7 +173,7 @@ class Service:
         torch.set_num_threads(settings.threads or default_threads(settings.workers))
         max_length = settings.max_length or checkpoint.max_length
         variants = ModelVariants.from_run(run_dir, model, task=task)
-        vocab_size = model.network.get_input_embeddings().num_embeddings
+        vocab_size = model.network.config.vocab_size
         tokenizer = FastTokenizer(checkpoint.tokenizer, max_length=max_length, vocab_size=vocab_size)
         runner = ModelRunner(model, variants, tokenizer, task_type=task.task_type, precision=settings.precision)
         return cls(
@@ -256,9 +256,10 @@ class Service:
             raise
         finally:
             counts.running -= 1
-        counts.answered += 1
+        counts.completed += 1
         counts.latencies.append((time.monotonic(), time.perf_counter() - arrival))
-        counts.texts_by_variant.update(text.variant for text in output.outputs)
+        for text in output.outputs:
+            counts.texts_by_variant[text.variant] += 1
         self.on_output(output)
         return output
 
@@ -275,7 +276,7 @@ class Service:
             p50=p50,
             p99=p99,
             refused=counts.refused,
-            answered=counts.answered,
+            completed=counts.completed,
             cancelled=counts.cancelled,
             texts_by_variant=dict(counts.texts_by_variant),
             level_changes=state.level_changes if state else 0,

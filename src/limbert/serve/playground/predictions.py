@@ -96,7 +96,7 @@ def status_json(service: Service) -> dict[str, Any]:
         "p50_ms": None if now.p50 is None else 1000 * now.p50,
         "p99_ms": None if now.p99 is None else 1000 * now.p99,
         "refused": now.refused,
-        "completed": now.answered,
+        "completed": now.completed,
         "texts_by_variant": now.texts_by_variant,
         "uptime": now.uptime,
     }

@@ -14,7 +14,8 @@ from limbert.serve.playground.predictions import compare_with_full, model_json, 
 from limbert.serve.responses import to_json
 from limbert.serve.schemas import RequestModel
 from limbert.serve.selection import RequestOptions
-from limbert.serve.service import Service, TextInput
+from limbert.serve.service import Service
+from limbert.serve.tokenizer import TextInput
 
 _PAGE = "/playground"
 _SCRIPTS = ("main.js", "server.js", "elements.js", "variants.js", "prediction.js", "comparison.js", "status.js")
@@ -88,7 +89,7 @@ async def _predict_all_variants(service: Service, text: TextInput) -> AsyncItera
     for variant in (first, *(variant for variant in service.variants.variants if variant is not first)):
         line: dict[str, Any] = {"name": variant.name}
         try:
-            output = await service.predict([text], options=RequestOptions(**{variant.kind: variant.name}))
+            output = await service.predict([text], options=RequestOptions.model_validate({variant.kind: variant.name}))
             prediction = prediction_json(service.task, output)
         except LimbertError as error:
             line["error"] = str(error)

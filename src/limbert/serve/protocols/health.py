@@ -17,37 +17,6 @@ PUBLIC_PATHS = frozenset(("/health", "/v2/health/live", "/v2/health/ready"))  # 
 _Count = Annotated[int, Field(ge=0)]
 
 
-class HealthStatus(BaseModel):
-    """The server can run requests."""
-
-    status: Literal["healthy"] = "healthy"
-
-
-class LiveStatus(BaseModel):
-    """The server can run requests."""
-
-    live: Literal[True] = True
-
-
-class ReadyStatus(BaseModel):
-    """The server accepts requests."""
-
-    ready: Literal[True] = True
-
-
-class Classifier(BaseModel):
-    """Label names by index and indices by label name."""
-
-    id2label: dict[str, str]
-    label2id: dict[str, int]
-
-
-class ModelType(BaseModel):
-    """TEI's description of the model."""
-
-    classifier: Classifier
-
-
 class VariantInfo(BaseModel):
     """A sub-network or operating point; qualities on different ``data`` are not compared."""
 
@@ -65,7 +34,7 @@ class ServerInfo(BaseModel):
     model_id: str
     model_sha: str | None = None
     model_dtype: str
-    model_type: ModelType
+    model_type: dict[Literal["classifier"], dict[Literal["id2label", "label2id"], dict[str, Any]]]
     max_concurrent_requests: _Count
     max_input_length: _Count
     max_batch_tokens: _Count
@@ -85,24 +54,24 @@ def create_router(service: Service, metrics: ServerMetrics) -> APIRouter:
     routes = APIRouter(tags=["Health"])
 
     @routes.get("/health", summary="Health", operation_id="health", responses=error_responses(503))
-    async def health() -> HealthStatus:
+    async def health() -> dict[str, str]:
         """200 until inference fails for good; then 503: restart the server."""
         _check_health(service)
-        return HealthStatus()
+        return {"status": "healthy"}
 
     @routes.get("/v2/health/live", summary="Live", operation_id="oip_live", responses=error_responses(503))
-    async def live() -> LiveStatus:
+    async def live() -> dict[str, bool]:
         """The same as /health."""
         _check_health(service)
-        return LiveStatus()
+        return {"live": True}
 
     @routes.get("/v2/health/ready", summary="Ready", operation_id="oip_ready", responses=error_responses(503))
-    async def ready() -> ReadyStatus:
+    async def ready() -> dict[str, bool]:
         """200 while requests are accepted; 503 during start and shutdown."""
         _check_health(service)
         if not service.ready:
             raise UnavailableError("not ready: the server is starting or shutting down")
-        return ReadyStatus()
+        return {"ready": True}
 
     @routes.get("/info", summary="Model", operation_id="info", responses=error_responses(401))
     async def info() -> ServerInfo:
@@ -127,31 +96,29 @@ def _check_health(service: Service) -> None:
 
 def _server_info(service: Service) -> ServerInfo:
     labels, settings = label_names(service.task), service.settings
-    sizes: list[dict[str, Any]] = [
-        {
-            "name": variant.name,
-            "kind": variant.kind,
-            "quality": variant.quality,
-            "metric": variant.metric,
-            "data": variant.eval_split,
-            "flops": variant.flops,
-        }
-        for variant in service.variants.variants
-    ]
+    names: Any = {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
     return ServerInfo(
         model_id=service.model_name,
         model_dtype="bfloat16" if settings.precision == "bf16" else "float32",
-        model_type=ModelType(
-            classifier=Classifier(
-                id2label={str(index): label for index, label in enumerate(labels)},
-                label2id={label: index for index, label in enumerate(labels)},
-            )
-        ),
+        model_type={"classifier": names},
         max_concurrent_requests=settings.max_queue,
         max_input_length=service.max_length,
         max_batch_tokens=settings.max_batch_tokens,
         max_client_batch_size=settings.max_texts,
         version=version("limbert"),
         task=service.task.task_type,
-        sizes=[VariantInfo(**size) for size in sizes],
+        sizes=[
+            VariantInfo(
+                name=variant.name,
+                kind=variant.kind,
+                quality=variant.quality,
+                metric=variant.metric,
+                data=variant.eval_split,
+                flops=variant.flops,
+            )
+            for variant in service.variants.variants
+        ],
     )

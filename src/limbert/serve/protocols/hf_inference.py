@@ -9,15 +9,15 @@ from starlette.responses import Response
 from limbert.serve.errors import ApiError
 from limbert.serve.responses import (
     SCORE_FUNCTIONS,
-    USAGE_HEADERS,
     json_response,
     label_names,
     ranked_scores,
     score_function,
 )
-from limbert.serve.schemas import RequestModel, by_json_type, error_responses
+from limbert.serve.schemas import RequestModel, by_json_type, prediction_responses
 from limbert.serve.selection import RequestOptions
-from limbert.serve.service import Service, TextInput
+from limbert.serve.service import Service
+from limbert.serve.tokenizer import TextInput
 
 _INPUT = 'must be a string or {"text", "text_pair"}'
 
@@ -79,11 +79,7 @@ def create_router(service: Service) -> APIRouter:
     """``POST /`` and ``POST /models/{model_id}``."""
     routes = APIRouter(tags=["Hugging Face inference"])
     Model = Annotated[str, Path(json_schema_extra={"enum": [service.model_name]})]
-    described: dict[str, Any] = {
-        "responses": {200: {"model": list[list[LabelScore]], "headers": USAGE_HEADERS}}
-        | error_responses(400, 401, 404, 408, 413, 415, 422, 424, 429, 503),
-        "response_class": Response,
-    }
+    described: Any = {"responses": prediction_responses(list[list[LabelScore]]), "response_class": Response}
 
     @routes.post("/", summary="Classify", operation_id="hf_classify", **described)
     async def classify(body: ClassifyRequest) -> Response:

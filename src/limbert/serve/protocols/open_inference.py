@@ -13,7 +13,6 @@ from starlette.responses import Response
 from limbert.data.tasks import Task
 from limbert.serve.errors import ApiError, InvalidRequestError, RequestTooLargeError, UnavailableError
 from limbert.serve.responses import (
-    USAGE_HEADERS,
     check_finite,
     json_response,
     label_names,
@@ -23,9 +22,17 @@ from limbert.serve.responses import (
     variant_names,
 )
 from limbert.serve.runner import RequestOutput
-from limbert.serve.schemas import RequestModel, by_json_type, error_responses, suggestion, validation_error
+from limbert.serve.schemas import (
+    RequestModel,
+    by_json_type,
+    error_responses,
+    prediction_responses,
+    suggestion,
+    validation_error,
+)
 from limbert.serve.selection import RequestOptions
-from limbert.serve.service import Service, TextInput
+from limbert.serve.service import Service
+from limbert.serve.tokenizer import TextInput
 
 _JSON_LENGTH = "inference-header-content-length"
 _STRING_LENGTH = struct.Struct("<I")  # before each string of a binary tensor
@@ -146,7 +153,7 @@ def create_router(service: Service) -> APIRouter:
     """All paths under ``/v2`` but the server's health."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     Model = Annotated[str, Path(json_schema_extra={"enum": [service.model_name]})]
-    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    binary: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
     def check_model(name: str) -> None:
         if name != service.model_name:
@@ -178,8 +185,7 @@ def create_router(service: Service) -> APIRouter:
         summary="Infer",
         operation_id="oip_infer",
         response_class=Response,
-        responses={200: {"model": InferResponse, "headers": USAGE_HEADERS, "content": binary}}
-        | error_responses(400, 401, 404, 408, 413, 415, 422, 424, 429, 503),
+        responses=prediction_responses(InferResponse, content=binary),
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -240,7 +246,7 @@ async def _infer(service: Service, body: bytes, json_length: str | None) -> Resp
 def _read_texts(inputs: Sequence[InputTensor], binary: memoryview, *, max_texts: int) -> list[TextInput]:
     columns: dict[str, list[str]] = {}
     for tensor in inputs:
-        name, size = tensor.name, tensor.parameters and tensor.parameters.binary_data_size
+        name, size = tensor.name, tensor.parameters.binary_data_size if tensor.parameters else None
         if name in columns:
             raise InvalidRequestError(f"inputs has {name} twice")
         if tensor.shape[1:] not in ([], [1]):

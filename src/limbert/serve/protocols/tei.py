@@ -10,15 +10,15 @@ from limbert.serve.errors import ApiError
 from limbert.serve.protocols.hf_inference import LabelScore
 from limbert.serve.responses import (
     SCORE_FUNCTIONS,
-    USAGE_HEADERS,
     json_response,
     label_names,
     ranked_scores,
     score_function,
 )
-from limbert.serve.schemas import RequestModel, error_responses
+from limbert.serve.schemas import RequestModel, prediction_responses
 from limbert.serve.selection import RequestOptions
-from limbert.serve.service import Service, TextInput
+from limbert.serve.service import Service
+from limbert.serve.tokenizer import TextInput
 
 _NOT_EMPTY: dict[str, Any] = {"contains": {"type": "string", "minLength": 1}}  # one text of a pair may be empty
 
@@ -79,8 +79,7 @@ def create_router(service: Service) -> APIRouter:
         "/predict",
         summary="Predict",
         operation_id="tei_predict",
-        responses={200: {"model": list[LabelScore] | list[list[LabelScore]], "headers": USAGE_HEADERS}}
-        | error_responses(400, 401, 408, 413, 415, 422, 424, 429, 503),
+        responses=prediction_responses(list[LabelScore] | list[list[LabelScore]]),
         response_class=Response,
     )
     async def predict(body: PredictRequest) -> Response:
