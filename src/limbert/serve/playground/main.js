@@ -36,6 +36,8 @@ async function start() {
   byId("text").focus();
 }
 
+const plural = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
+
 function showModel() {
   const { task } = model;
   document.title = `${model.name}: Limbert playground`;
@@ -43,8 +45,8 @@ function showModel() {
   const subnets = model.variants.filter((variant) => variant.kind === "subnet").length;
   const points = model.variants.length - subnets;
   byId("about").textContent = `${task.name || "custom data"}, ${task.task_type}` +
-    `${task.labels.length ? ` with ${whole(task.labels.length)} labels` : ""}: one model with ${subnets} sub-networks` +
-    `${points ? ` and ${points} operating points` : ""}`;
+    `${task.labels.length ? ` with ${plural(task.labels.length, "label")}` : ""}: one model with ` +
+    plural(subnets, "sub-network") + (points ? ` and ${plural(points, "operating point")}` : "");
   byId("pair-field").hidden = model.pair === "none";
   byId("pair").required = model.pair === "required";
   if (model.pair === "required") { byId("text-label").textContent = "First text"; }
