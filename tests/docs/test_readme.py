@@ -35,7 +35,7 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def run_blocks(folder: Path) -> list[str]:
-    """Run every Python block and every ``limbert`` command, with ``--background`` beside the others; returns what was run."""
+    """Run every Python block and ``limbert`` command, ``--background`` ones beside the others; returns what was run."""
     done: list[str] = []
     port = str(free_port())
     with ExitStack() as beside:
