@@ -136,4 +136,6 @@ def override_data_config(saved: DataConfig, **overrides: object) -> DataConfig:
     named = {name: value for name, value in overrides.items() if value}
     if named.keys() & {"data", "train", "dev"}:  # files named now replace files named then
         saved = replace(saved, data=None, train=None, dev=None, skip_bad_rows=False)
+    if named:  # other data, or read in another way, than in training
+        saved = replace(saved, fingerprints=None)
     return replace(saved, **named)  # type: ignore[arg-type]

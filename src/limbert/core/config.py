@@ -1,6 +1,7 @@
 """The settings of a run, one frozen dataclass a concern; the ``help`` of a field is the command's help."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from limbert.errors import ConfigError
@@ -81,6 +82,15 @@ class DataConfig:
     label_separator: str | None = config_field(
         None, "multi-label: what stands between the labels in a cell (default: ,)"
     )
+    label_columns: tuple[str, ...] | None = config_field(
+        None, "multi-label: columns of 0 and 1, one per label, such as toxic,insult (instead of --label-column)"
+    )
+    metric: str | None = config_field(
+        None, "metric that chooses checkpoints, such as macro_f1 for rare classes (default: the task's first)"
+    )
+    fingerprints: dict[str, str] | None = config_field(
+        None, "fingerprints of the examples read in training, by train and dev; other examples are refused"
+    )
     stride: int | None = config_field(
         None, "question answering: tokens that windows of one context share (default: a quarter of the longest input)"
     )
@@ -96,6 +106,16 @@ class DataConfig:
         require(self.max_length >= 4, "maximum length", self.max_length, "at least 4 tokens")
         require(self.held_out is None or 0 < self.held_out < 1, "held-out share", self.held_out, "between 0 and 1")
         require(self.label_separator != "", "label separator", self.label_separator, "at least one character")
+        require(
+            self.label_columns is None or (self.label_column is None and self.label_names is None),
+            "label columns",
+            self.label_columns,
+            "given without label column, label names",
+        )
+        for name in ("data", "train", "dev", "augmented"):  # absolute, so that a saved setting keeps its meaning
+            path = Path(getattr(self, name) or "").expanduser()
+            if getattr(self, name) and path.exists():
+                object.__setattr__(self, name, str(path.absolute()))
         longest = self.max_length // 3
         require(
             self.stride is None or 0 < self.stride <= longest,

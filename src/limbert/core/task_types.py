@@ -7,6 +7,7 @@ from typing import Any
 from limbert.core.config import TaskType
 
 IGNORE_INDEX = -100  # label of a token that has none: padding, special tokens, all but the first token of a word
+MULTI_LABEL_THRESHOLD = 0.5  # of a multi-label task, a label is predicted if its probability is over this
 
 
 @dataclass(frozen=True)

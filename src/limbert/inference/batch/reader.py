@@ -7,15 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbert.data.readers import (
-    INVALID_UNICODE,
-    Table,
-    TableRow,
-    check_text,
-    class_names_from_schema,
-    column_values,
-    open_table,
-)
+from limbert.data.readers import check_text
+from limbert.data.table import INVALID_UNICODE, Table, TableRow, class_names_from_schema, column_values, open_table
 from limbert.data.tasks import Columns
 from limbert.errors import DataError
 from limbert.inference.batch.shards import Shard

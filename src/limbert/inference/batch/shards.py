@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import Table, choose_columns, open_table, parquet_table
+from limbert.data.columns import choose_columns
+from limbert.data.table import Table, open_table, parquet_table
 from limbert.data.tasks import Columns, glue_task
 from limbert.errors import ConfigError, DataError
 from limbert.inference.batch.store import FileInfo, StoragePath

@@ -3,12 +3,11 @@
 from typing import Any
 
 from limbert.core.space import is_width_depth_name, parse_width_depth
+from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.data.tasks import Task
 from limbert.serve.scores import check_finite, label_names, score_function
 from limbert.serve.service import RequestOutput, Service
 from limbert.serve.variants import Variant
-
-_LABEL_THRESHOLD = 0.5  # a label of a multi-label task holds where its probability is over this
 
 
 def model_json(service: Service) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def prediction_json(task: Task, output: RequestOutput) -> dict[str, Any]:
     several = task.task_type == "multi-label"
     return {
         "size": row.variant,
-        "labels": [label for label, score in ranked if score > _LABEL_THRESHOLD]
+        "labels": [label for label, score in ranked if score > MULTI_LABEL_THRESHOLD]
         if several
         else [pair[0] for pair in ranked[:1]],
         "value": row.logits[0] if regression else None,
