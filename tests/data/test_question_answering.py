@@ -157,7 +157,7 @@ def test_articles_are_held_out_whole(write):
     assert not {*train.groups} & {*validation.groups}
     with pytest.raises(DataError, match="held-out"):
         load_task_data(DataConfig(task="squad", train=path), seed=0)
-    with pytest.raises(ConfigError, match="one or the other"):
+    with pytest.raises(ConfigError, match="one of them"):
         load_task_data(DataConfig(task="squad", train=path, dev=path, held_out=0.3), seed=0)
     with pytest.raises(DataError, match="at least two"):
         split_by_group(dev.select([0]), fraction=0.5, seed=0)

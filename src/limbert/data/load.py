@@ -23,10 +23,12 @@ from limbert.data.readers import Examples, RawExamples, parse_labels, read_raw_e
 from limbert.data.sources import DataSources, find_sources
 from limbert.data.split import split_by_group
 from limbert.data.table import Table
-from limbert.data.task_registry import file_reader_for
+from limbert.data.task_registry import TaskFileReader, file_reader_for
 from limbert.data.tasks import Columns, GlueTask, Task, glue_task, requested_task_type
 from limbert.errors import ConfigError, DataError
 from limbert.files import json_fingerprint
+
+LabelledReader = Callable[[TableOpener], Examples]
 
 _HELD_OUT_SEED = 0  # the same development examples in every run
 _MAX_SHOWN_CLASSES = 20  # classes with their counts in the description of the data
@@ -78,34 +80,12 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
         ConfigError: settings that contradict each other, or an unknown task.
         DataError: a missing or unusable file, column or row, or other examples than the config's fingerprints say.
     """
-    file_reader = file_reader_for(requested_task_type(config))
-    training: TrainTable | None = None
-    if file_reader is not None:
-        if config.augmented is not None:
-            raise ConfigError(f"augmented examples are given; {requested_task_type(config)} cannot use them")
-        sources = find_sources(
-            config, None, formats=file_reader.formats, open_file=file_reader.open_table, splits=splits
-        )
-        table = _open_training(sources, config)(True)
-        task, train = file_reader.read_labelled(table, config, None)
-        columns, source = None, table.name
-    else:
-        training = read_train_table(config, splits=splits)
-        task, sources, columns, source = training.task, training.sources, training.columns, training.table.name
-        train = parse_labels(training.raw_examples, training.label_parser, skip_bad_rows=config.skip_bad_rows)
-        if task.task_type == "classification" and len(set(train.labels or ())) < 2:
-            raise DataError(
-                f"{source}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
-                "a classification needs at least two classes"
-            )
+    task, train, sources, read, training = _read_training(config, splits)
     if config.held_out is not None:
         if sources.dev:
-            raise ConfigError(
-                f"held-out share is {config.held_out} beside development data; it must be one or the other"
-            )
+            raise ConfigError(f"held-out share is {config.held_out} beside development data; give one of them")
         train, dev = _hold_out(train, config.held_out)
     else:
-        read = _labelled_reader(config, task, columns, training.label_parser if training else None)
         dev = _read_dev(sources, read, config)
     task = replace(task, has_pairs=train.pairs is not None)
     if config.metric is not None:
@@ -122,9 +102,37 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
             label_parser=training.label_parser,
             skip_bad_rows=config.skip_bad_rows,
         )
-    chosen = _subsample(train, config.train_limit, seed=seed)
-    description = _describe(config, task, train, dev, columns, source, training.raw_examples if training else None)
-    return TaskData(task, chosen, dev, augmented, replace(config, fingerprints=fingerprints), description)
+    return TaskData(
+        task,
+        _subsample(train, config.train_limit, seed=seed),
+        dev,
+        augmented,
+        config=replace(config, fingerprints=fingerprints),
+        description=_describe(config, task, train, dev, training),
+    )
+
+
+def _read_training(
+    config: DataConfig, splits: Mapping[str, Any] | None
+) -> tuple[Task, Examples, DataSources, LabelledReader, TrainTable | None]:
+    """The task, all its training examples, where the data is, and how development tables are read."""
+    file_reader = file_reader_for(requested_task_type(config))
+    if file_reader is not None:
+        if config.augmented is not None:
+            raise ConfigError(f"augmented examples are given; {requested_task_type(config)} cannot use them")
+        sources = _find_task_files(config, file_reader, splits)
+        task, train = file_reader.read_labelled(_open_training(sources, config)(True), config, None)
+        return task, train, sources, _labelled_reader(config, task, None, None, None), None
+    training = read_train_table(config, splits=splits)
+    task, parser = training.task, training.label_parser
+    train = parse_labels(training.raw_examples, parser, skip_bad_rows=config.skip_bad_rows)
+    if task.task_type == "classification" and len(set(train.labels or ())) < 2:
+        raise DataError(
+            f"{training.table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
+            "a classification needs at least two classes"
+        )
+    read = _labelled_reader(config, task, training.glue_task, training.columns, parser)
+    return task, train, training.sources, read, training
 
 
 def read_train_table(config: DataConfig, *, splits: Mapping[str, Any] | None = None) -> TrainTable:
@@ -162,10 +170,7 @@ def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
     file_reader = file_reader_for(task.task_type)
     name = config.task or task.name
     glue = glue_task(name) if name is not None and file_reader is None else None
-    if file_reader is not None:
-        sources = find_sources(config, None, formats=file_reader.formats, open_file=file_reader.open_table)
-    else:
-        sources = find_sources(config, glue)
+    sources = find_sources(config, glue) if file_reader is None else _find_task_files(config, file_reader, None)
     opener = next(iter(sources.dev.values()), sources.train if config.held_out is not None else None)
     if opener is None:
         raise DataError(_no_dev_message(config))
@@ -173,7 +178,7 @@ def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
     if file_reader is None:
         _, columns = choose_columns(opener, config, glue, labelled=True)
         parser = LabelParser(task, accept_ids=True, separator=config.label_separator or DEFAULT_LABEL_SEPARATOR)
-    read = _labelled_reader(config, task, columns, parser, glue=glue)
+    read = _labelled_reader(config, task, glue, columns, parser)
     if sources.dev:
         dev = _read_dev(sources, read, config)
     else:
@@ -239,17 +244,19 @@ def _open_training(sources: DataSources, config: DataConfig) -> TableOpener:
     return sources.train
 
 
+def _find_task_files(config: DataConfig, file_reader: TaskFileReader, splits: Mapping[str, Any] | None) -> DataSources:
+    return find_sources(config, None, formats=file_reader.formats, open_file=file_reader.open_table, splits=splits)
+
+
 def _labelled_reader(
     config: DataConfig,
     task: Task,
+    glue: GlueTask | None,
     columns: Columns | None,
     label_parser: LabelParser | None,
-    *,
-    glue: GlueTask | None = None,
-) -> Callable[[TableOpener], Examples]:
+) -> LabelledReader:
     """How a table of labelled rows becomes examples of a known task."""
     file_reader = file_reader_for(task.task_type)
-    glue = glue or (glue_task(config.task) if config.task is not None and file_reader is None else None)
 
     def read(opener: TableOpener) -> Examples:
         if file_reader is not None:
@@ -264,7 +271,7 @@ def _labelled_reader(
     return read
 
 
-def _read_dev(sources: DataSources, read: Callable[[TableOpener], Examples], config: DataConfig) -> dict[str, Examples]:
+def _read_dev(sources: DataSources, read: LabelledReader, config: DataConfig) -> dict[str, Examples]:
     if not sources.dev:
         raise DataError(_no_dev_message(config))
     return {part: read(opener) for part, opener in sources.dev.items()}
@@ -303,23 +310,17 @@ def _subsample(examples: Examples, limit: int | None, *, seed: int) -> Examples:
 
 
 def _describe(
-    config: DataConfig,
-    task: Task,
-    train: Examples,
-    dev: Mapping[str, Examples],
-    columns: Columns | None,
-    source: str,
-    raw: RawExamples | None,
+    config: DataConfig, task: Task, train: Examples, dev: Mapping[str, Examples], training: TrainTable | None
 ) -> tuple[str, ...]:
     sizes = ", ".join(f"{len(part)} {name}" for name, part in {"train": train, **dev}.items())
-    lines = [f"data: {source}: {sizes} examples"]
-    if columns is not None:
-        fields = {"text": columns.text, "pair": columns.pair, "label": columns.label}
-        shown = [
-            f"{field} {name!r}" + " (guessed)" * (name in columns.guessed) for field, name in fields.items() if name
-        ]
-        lines.append("columns: " + ", ".join([*shown, *(f"label {name!r}" for name in columns.label_columns)]))
-    lines.append(f"task: {task.name or task.task_type} ({_task_type_reason(config, task, raw)})")
+    lines = [f"data: {training.table.name if training else _data_location(config)}: {sizes} examples"]
+    if training is not None:
+        columns = training.columns
+        roles = [("text", columns.text), ("pair", columns.pair), ("label", columns.label)]
+        roles += [("label", name) for name in columns.label_columns]
+        shown = [f"{role} {name!r}" + " (guessed)" * (name in columns.guessed) for role, name in roles if name]
+        lines.append("columns: " + ", ".join(shown))
+    lines.append(f"task: {task.name or task.task_type} ({_task_type_reason(config, task, training)})")
     if task.labels:
         counts = label_counts(task, train)
         classes = [f"{name} = {index} ({counts[index]})" for index, name in enumerate(task.labels[:_MAX_SHOWN_CLASSES])]
@@ -328,12 +329,12 @@ def _describe(
     return tuple(lines)
 
 
-def _task_type_reason(config: DataConfig, task: Task, raw: RawExamples | None) -> str:
-    if task.name is not None or requested_task_type(config) is not None or raw is None:
+def _task_type_reason(config: DataConfig, task: Task, training: TrainTable | None) -> str:
+    if task.name is not None or requested_task_type(config) is not None or training is None:
         return "as given"
     if task.task_type == "multi-label":
         return "labels are lists"
-    texts = [label_text(value) for value in raw.labels or ()]
+    texts = [label_text(value) for value in training.raw_examples.labels or ()]
     if are_scores(texts):
         return "labels are numbers with a decimal point; --task-type classification makes them classes"
     if are_two_whole_values(texts):
