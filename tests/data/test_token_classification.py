@@ -9,6 +9,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from limbert.core.config import DataConfig
 from limbert.core.task_types import IGNORE_INDEX
+from limbert.data.conll import open_tagged
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.readers import Examples
 from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
@@ -17,7 +18,6 @@ from limbert.data.token_classification import (
     entity_metrics,
     extract_entities,
     join_words,
-    open_tagged,
     read_tagged,
     read_untagged,
     word_examples,

@@ -1,8 +1,7 @@
 """Tables of rows read from CSV, TSV, JSON lines, plain text, Parquet and `datasets`, each bad row with its line.
 
-Text files are read with the standard library's ``csv`` and ``json`` and not with `datasets`' pandas reader, which
-takes a first row that is too long for an index, loses cells of other long rows, and reads on inside a broken quoted
-cell. Everything else (the Hub, saved data sets, class names) comes from `datasets`.
+Text files are read with ``csv`` and ``json`` of the standard library. The pandas reader of `datasets` turns the first
+column into an index if the first row is too long, and reads lines inside a broken quoted cell as rows.
 """
 
 import codecs
@@ -27,7 +26,7 @@ INVALID_UNICODE = "the bytes are not UTF-8; expected UTF-8 text"
 _BATCH_ROWS = 1024  # Arrow rows converted to Python values at a time
 _SNIFFED_BYTES = 1 << 16  # read to detect the encoding and the line ends
 _MAX_CELL_CHARS = 2**31 - 1  # the csv module stops at 131,072 characters by default
-_CSV_DELIMITERS = (";", "\t")  # of CSV whose header has no comma, as spreadsheets write it where commas mark decimals
+_CSV_DELIMITERS = (";", "\t")  # of CSV whose header has no comma
 _JSON_SAMPLE_ROWS = 100  # objects read to learn the columns of a JSON lines file
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape leaves of bytes that are not UTF-8
 
@@ -56,7 +55,7 @@ class Table:
 
 
 def file_format(path: Path) -> str:
-    """The suffix that says how to read a file, without ``.gz``: ``.csv`` for ``train.csv.gz``."""
+    """The suffix that says how to read a file: ``.csv`` for ``train.csv.gz``."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
@@ -139,20 +138,17 @@ def _delimited_table(path: Path, read_rows: Callable[[Path], Iterator[TableRow]]
 def _drop_trailing_blanks(rows: Iterable[TableRow]) -> Iterator[TableRow]:
     blanks: list[TableRow] = []
     for row in rows:
-        if not row.cells and row.problem is None:
-            blanks.append(row)
-        else:
+        blanks.append(row)
+        if row.cells or row.problem is not None:
             yield from blanks
             blanks.clear()
-            yield row
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str | None]]:
     """Lines with their ends; None for bytes that are not UTF-8. LF ends a line, or CR in a file without any LF."""
-    compressed = path.name.lower().endswith(".gz")
-    encoding = "utf-8-sig"
+    encoding = ""
     try:
-        with gzip.open(path) if compressed else path.open("rb", buffering=0) as raw:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb", buffering=0) as raw:
             file = io.BufferedReader(raw, _SNIFFED_BYTES)  # type: ignore[type-var]
             encoding, newline = _detect_encoding(file.peek(_SNIFFED_BYTES))
             text = io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline=newline)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig, TaskType
-from limbert.data import metrics, question_answering, token_classification
+from limbert.data import conll, metrics, question_answering, token_classification
 from limbert.data.readers import Examples
 from limbert.data.table import Table
 from limbert.data.tasks import Task
@@ -93,7 +93,7 @@ TASK_HANDLERS: Mapping[TaskType, TaskHandler] = {
         token_classification.tag_predictions,
         TaskFileReader(
             token_classification.FORMATS,
-            token_classification.open_tagged,
+            conll.open_tagged,
             token_classification.read_tagged,
             token_classification.read_untagged,
         ),

@@ -1,8 +1,7 @@
-"""Token classification: reading CoNLL files and columns of words and tags, aligning tokens, metrics and entities."""
+"""Token classification: reading columns of words and tags, aligning tokens, metrics and entities."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,19 +11,17 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig
 from limbert.core.task_types import IGNORE_INDEX
+from limbert.data.conll import CONLL_FORMATS, open_tagged
 from limbert.data.labels import natural_sort_key
 from limbert.data.readers import CharSpan, Examples, skip_or_raise
-from limbert.data.table import Table, TableRow, check_readable, file_format, lines_table, open_table
+from limbert.data.table import Table, TableRow, check_readable, file_format, lines_table
 from limbert.data.tasks import Task, custom_task, entity_tags
 from limbert.data.tokenize import RaggedTokens, TokenAlignment, TokenizedExamples, check_tokenizer, concatenate_rows
 from limbert.errors import ConfigError, DataError
 
-CONLL_FORMATS = (".conll", ".iob", ".bio", ".txt")
 FORMATS = (*CONLL_FORMATS, ".jsonl", ".json", ".parquet")
 WORD_COLUMN_NAMES = ("tokens", "words")
 TAG_COLUMN_NAMES = ("tags", "ner_tags", "labels", "ner")
-_DEFAULT_CONLL_COLUMNS = 2  # columns of the simplest CoNLL file
-_COMMENT = re.compile(r"# +\S+ += ")
 _WORD = re.compile(r"[@#]?\w+(?:[-'\u2019./]\w+)*|[^\w\s]")
 _CHUNK = 1024  # texts given to the tokenizer at a time
 
@@ -242,70 +239,6 @@ def tag_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples)
         missing = sum(word is None for word in predicted)
         rows.append(row | {"words_not_read": missing} if missing else row)
     return rows
-
-
-def open_tagged(path: Path) -> Table:
-    """A CoNLL file as a table of ``tokens`` and ``tags``, one row per sentence; other formats as they are.
-
-    Raises:
-        DataError: the file is missing, unreadable, empty or of an unknown format.
-    """
-    return _conll_table(check_readable(path)) if file_format(path) in CONLL_FORMATS else open_table(path)
-
-
-def _conll_table(path: Path) -> Table:
-    """One word per line, a blank line between sentences; the first column is the word, the last its tag.
-
-    Columns are separated by tabs or spaces. Lines that begin with ``-DOCSTART-`` and comments above a sentence
-    (``# sent_id = 7``) are left out. A row is named by its first line.
-    """
-
-    def rows() -> Iterator[TableRow]:
-        lines: list[_ConllLine] = []
-        problem, columns = None, 0
-        for number, cells, line_problem in chain(lines_table(path).rows(), [TableRow(0, ())]):
-            text = str(cells[0]) if cells else ""
-            if line_problem is not None or (text.strip() and not text.startswith("-DOCSTART-")):
-                lines.append(_ConllLine(number, text))
-                problem = line_problem or problem
-            elif lines:
-                words = lines if problem else _without_comments(lines, num_columns=columns)
-                if words:
-                    columns = len(words[-1].cells)
-                    tags = [line.cells[-1].strip() if len(line.cells) > 1 else None for line in words]
-                    yield TableRow(words[0].line_number, ([line.cells[0] for line in words], tags), problem)
-                lines, problem = [], None
-
-    return Table(str(path), ("tokens", "tags"), rows)
-
-
-class _ConllLine(NamedTuple):
-    line_number: int
-    text: str
-
-    @property
-    def cells(self) -> list[str]:
-        if "\t" in self.text:
-            return self.text.split("\t")
-        return [part for part in self.text.split(" ") if part]  # words may hold other white space
-
-
-def _without_comments(lines: list[_ConllLine], *, num_columns: int) -> list[_ConllLine]:
-    """The lines of a sentence without the comments above it.
-
-    A comment begins with ``#`` and a space, and either says ``KEY = VALUE`` or has another number of columns than the
-    other lines. In a file of two columns, ``# O`` is the word ``#``.
-
-    Args:
-        lines: of one sentence.
-        num_columns: of the sentence before, which decides if all lines look like comments; 0: there is none.
-    """
-    words = [line for line in lines if not line.text.startswith("# ")]
-    usual = len(words[-1].cells) if words else num_columns or _DEFAULT_CONLL_COLUMNS
-    for index, line in enumerate(lines):
-        if not line.text.startswith("# ") or (len(line.cells) == usual and not _COMMENT.match(line.text)):
-            return lines[index:]
-    return []
 
 
 def read_tagged(table: Table, config: DataConfig, task: Task | None) -> tuple[Task, Examples]:
