@@ -26,7 +26,8 @@ from limbert.core.config import AugmentConfig, DataConfig, TrainConfig
 from limbert.core.space import Space
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN, compute_source_id
 from limbert.data.load import TrainTable, read_train_table
-from limbert.data.readers import Examples, FileSuffix, TableFormat, parse_labels, table_format_of
+from limbert.data.readers import Examples, parse_labels
+from limbert.data.table_format import FileSuffix, TableFormat, table_format_of
 from limbert.data.task_registry import file_reader_for
 from limbert.data.tasks import Task, requested_task_type
 from limbert.data.tokenize import tokenize_texts

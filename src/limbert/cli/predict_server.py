@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
     from limbert.client import Client, ServerPrediction
     from limbert.data.readers import Examples
 
-_MULTI_LABEL_THRESHOLD = 0.5  # a label of a multi-label task applies above this probability
 _LOCAL_ONLY_OPTIONS = (
     *("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads", "device"),
     *("engine", "workers", "keep", "shard_rows", "skip_bad_rows"),
@@ -111,7 +111,7 @@ def _prediction_json(prediction: "ServerPrediction", task_type: str) -> dict[str
         applying = [
             {"label": label, "score": score}
             for label, score in prediction.scores.items()
-            if score > _MULTI_LABEL_THRESHOLD
+            if score > MULTI_LABEL_THRESHOLD
         ]
         return {"labels": applying}
     score = {"score": prediction.score}

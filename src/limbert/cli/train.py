@@ -34,6 +34,8 @@ def train(
     max_length: opt.MaxLength = None,
     held_out: opt.HeldOut = None,
     label_separator: opt.LabelSeparator = None,
+    label_columns: opt.LabelColumns = None,
+    metric: opt.Metric = None,
     stride: opt.Stride = None,
     recipe: Annotated[str, typer.Option(help=field_help(TrainConfig, "recipe"))] = "limbert",
     phases: Annotated[str | None, typer.Option(help=field_help(TrainConfig, "phases"), show_default=False)] = None,
@@ -83,6 +85,8 @@ def train(
         max_length=DataConfig.max_length if max_length is None else max_length,
         held_out=held_out,
         label_separator=label_separator,
+        label_columns=opt.split_commas(label_columns),
+        metric=metric,
         stride=stride,
     )
     opt.require_tensorboard(tensorboard)
@@ -145,11 +149,14 @@ def train_with_progress(
 
     recipe = recipe.with_world_size(init_distributed().world_size)
     data = load_task_data(data_config, seed=config.seed)
+    data_config = data.config
     content = task_fingerprints(data, config.model)
     settings = run_settings(config, recipe.to_dict(), data_config, content)
     results = finished_results(config.output, settings, overwrite=overwrite)
     if results is not None:
         return results
+    for line in data.description:
+        show.stderr.print(line, markup=False, highlight=False, soft_wrap=True)
     show.print_skipped_rows({"train": data.train} | data.dev)
     if (
         data.task.task_type == "regression"

@@ -16,16 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from limbert.data.columns import check_columns
 from limbert.data.labels import LabelParser
-from limbert.data.readers import (
-    Examples,
-    RawExamples,
-    Table,
-    check_columns,
-    open_table,
-    read_raw_examples,
-    unlabelled_examples,
-)
+from limbert.data.readers import Examples, RawExamples, read_raw_examples, unlabelled_examples
+from limbert.data.table import Table, open_table
 from limbert.data.tasks import Columns, Task
 from limbert.errors import DataError
 

@@ -7,7 +7,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from limbert.errors import ConfigError
+from limbert.data.tokenize import check_tokenizer
 from limbert.serve.errors import InvalidRequestError
 
 TextInput = tuple[str, str | None]  # a text and, for pairs, the second text
@@ -35,11 +35,7 @@ class FastTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, vocab_size: int) -> None:
-        name = type(tokenizer).__name__
-        if not tokenizer.is_fast:
-            raise ConfigError(f"tokenizer is {name}; serving needs a fast one (with a tokenizer.json)")
-        if tokenizer.pad_token_id is None:
-            raise ConfigError(f"{name} has no padding token; serving needs one to form batches")
+        check_tokenizer(tokenizer)
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)

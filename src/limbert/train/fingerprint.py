@@ -43,6 +43,7 @@ def describe_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     known = [name for name in after if before.get(name) is not None and after[name] is not None]
     equal = {name for name in known if before[name] == after[name]}
     skipped = {name for name, content in _FINGERPRINTS_OF_SETTING.items() if content <= equal}
+    skipped.add(("data", "fingerprints"))  # the contents above say the same
     if old.get("recipe") == new.get("recipe"):
         skipped.add(("train", "recipe"))  # the name of the same values
     named = _describe_changes(_without(old, skipped), _without(new, skipped))

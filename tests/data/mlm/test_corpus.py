@@ -171,7 +171,7 @@ def test_bad_input_is_named(tokenizer: PreTrainedTokenizerBase, write: Callable,
     assert not [*cache.rglob("*.bin")]  # nothing half-written
     assert len(stream_of(broken, tokenizer, skip_bad_rows=True).ids) == 4
     half = write("half.jsonl", '{"text": "fine"}\n{"text": "\\ud83d"}\n')
-    with pytest.raises(DataError, match=r"half.jsonl:2: half a character in column 'text'"):
+    with pytest.raises(DataError, match=r"half.jsonl:2: invalid Unicode .* in column 'text'"):
         stream_of(half, tokenizer)
     assert len(stream_of(half, tokenizer, skip_bad_rows=True).ids) == 1
     with pytest.raises(DataError, match="corpus is ''; it must be"):

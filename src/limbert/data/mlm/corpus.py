@@ -7,7 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from limbert.core.config import CorpusConfig, DataConfig
-from limbert.data.readers import FORMATS, INVALID_UNICODE, Table, check_readable, choose_columns, open_table
+from limbert.data.columns import choose_columns
+from limbert.data.table import FORMATS, INVALID_UNICODE, Table, check_readable, open_table
 from limbert.errors import ConfigError, DataError
 
 _MAX_PIECE_CHARS = 1 << 16  # characters of a piece of text: a tokenizer takes about 170 bytes for each

@@ -3,13 +3,12 @@
 from typing import Any
 
 from limbert.core.space import is_width_depth_name, parse_width_depth
+from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.data.tasks import Task
 from limbert.serve.responses import check_finite, label_names, score_function
 from limbert.serve.runner import RequestOutput
 from limbert.serve.service import Service
 from limbert.serve.variants import Variant
-
-_LABEL_THRESHOLD = 0.5  # a label of a multi-label task applies above this probability
 
 
 def model_json(service: Service) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def prediction_json(task: Task, output: RequestOutput) -> dict[str, Any]:
     is_regression = task.task_type == "regression"
     scores = zip(label_names(task), score_function(task)(text.logits), strict=True)
     ranked = [] if is_regression else sorted(scores, key=lambda pair: -pair[1])
-    applying = [label for label, score in ranked if score > _LABEL_THRESHOLD]
+    applying = [label for label, score in ranked if score > MULTI_LABEL_THRESHOLD]
     return {
         "variant": text.variant,
         "labels": applying if task.task_type == "multi-label" else [label for label, _ in ranked[:1]],

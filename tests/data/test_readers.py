@@ -4,7 +4,8 @@ import pytest
 
 from limbert.core.config import DataConfig
 from limbert.data.load import load_task_data
-from limbert.data.readers import Examples, open_table, read_raw_examples
+from limbert.data.readers import Examples, read_raw_examples
+from limbert.data.table import open_table
 from limbert.data.tasks import Columns
 from limbert.errors import DataError
 
@@ -25,7 +26,7 @@ GOOD = "text\tlabel\n" + "good words\ta\nbad words\tb\n" * 2
         ("words\tc", "label 'c' is unknown, expected one of a, b"),
     ],
 )
-def test_a_malformed_row_is_named_or_counted(write, line, message):
+def test_malformed_row_is_named_or_counted(write, line, message):
     train = write("train.tsv", GOOD)
     broken = line if isinstance(line, bytes) else line.encode()
     dev = write("dev.tsv", GOOD.encode() + broken + b"\n" + b"last words\ta\n")
@@ -45,11 +46,11 @@ def test_a_malformed_row_is_named_or_counted(write, line, message):
     [
         ("null", "no text"),
         ("5", "int in column 'text', expected text"),
-        ('"\\ud800"', "half a character"),
+        ('"\\ud800"', "invalid Unicode"),
         ('["a"]', "list in column 'text'"),
     ],
 )
-def test_json_texts_are_whole_strings(write, value, message):
+def test_json_texts_must_be_strings(write, value, message):
     path = write("a.jsonl", f'{{"text": "fine"}}\n{{"text": {value}}}\n')
     with pytest.raises(DataError, match=f"a.jsonl:2: {message}"):
         read_raw_examples(open_table(path), Columns("text", None, None), skip_bad_rows=False)
@@ -62,7 +63,7 @@ def test_json_labels_are_names_or_numbers(write, value):
         read_raw_examples(open_table(path), Columns("text", None, "label"), skip_bad_rows=False)
 
 
-def test_header_only_and_nothing_usable_are_one_line(write):
+def test_files_without_usable_rows_are_refused(write):
     columns = Columns("text", None, "label")
     with pytest.raises(DataError, match="no rows below the header"):
         read_raw_examples(open_table(write("a.csv", "text,label\n")), columns, skip_bad_rows=True)
