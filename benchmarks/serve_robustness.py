@@ -1,9 +1,9 @@
 """Checks that every request gets one correct response, with tens of thousands of mixed requests.
 
 Runs a server process and sends it requests over many connections: valid ones in all three protocols (variants, budgets,
-batches, pairs, emoji, empty texts, lengths beyond the limit), invalid ones (nulls, wrong types, no JSON, too large), slow
-clients and clients that disconnect. Every prediction is compared with the engine's for the variant that the response
-names, every error with the expected one. At the end SIGTERM, with requests in progress. `serve_mix` makes the requests.
+batches, pairs, emoji, empty texts, lengths beyond the limit), invalid ones (nulls, wrong types, no JSON, too large),
+slow clients and clients that disconnect. Every prediction is compared with the engine's for the variant that ran,
+every error with the expected one. At the end SIGTERM, with requests in progress. `serve_mix` makes the requests.
 
 Example: python benchmarks/serve_robustness.py runs/sst2 --requests 50000
 """
