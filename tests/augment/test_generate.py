@@ -16,8 +16,8 @@ from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
 from limbert.train.recipes import load_recipe, override_recipe
-from limbert.train.run import TrainingRun
-from limbert.train.trainer import Trainer
+from limbert.train.run import load_run_data, train_task
+from limbert.train.trainer import ElasticTrainer
 
 WORDS = ["dog", "cat", "café", "catdog", "sat", "ran"]
 
@@ -148,13 +148,13 @@ def test_copies_train_in_the_phases_that_distil_and_none_of_a_row_that_validates
     made = augment(config_of(folder, name, with_logits=teacher if with_logits else None), data_of(folder))
     data_config = data_of(folder, augmented=str(made.path), max_length=60)
     seen: dict[str, TokenizedExamples] = {}
-    fit = Trainer.fit
+    train = ElasticTrainer.train
 
-    def noted(self: Trainer, examples: TokenizedExamples, *arguments: object, **named: object) -> None:
-        seen[self.name] = examples
-        fit(self, examples, *arguments, **named)
+    def noted(self: ElasticTrainer, *arguments: object, **named: object) -> object:
+        seen[self.args.phase] = self.train_dataset
+        return train(self, *arguments, **named)
 
-    monkeypatch.setattr(Trainer, "fit", noted)
+    monkeypatch.setattr(ElasticTrainer, "train", noted)
     monkeypatch.setenv("LIMBERT_CACHE", str(tmp_path / "cache"))
     config = TrainConfig(
         model=teacher, output=str(tmp_path / "run"), phases=("finetune", "width", "depth", "final"), validation=0.2
@@ -166,9 +166,8 @@ def test_copies_train_in_the_phases_that_distil_and_none_of_a_row_that_validates
         phases=config.phases,
     )
     data = load_task_data(data_config, seed=config.seed)
-    run = TrainingRun(config, recipe, data_config=data_config, data=data)
-    materials = run._load_data()
-    run.run()
+    materials = load_run_data(config, recipe, data_config, data)
+    train_task(config, recipe, data_config, data=data)
     assert {phase: len(examples) for phase, examples in seen.items()} == {
         "finetune": 64, "width": 64 + 3 * 64, "depth": 64 + 3 * 64, "final": 64
     }  # fmt: skip

@@ -21,8 +21,8 @@ from limbert.report.drawing import Polyline, Text, text_width
 from limbert.report.page import make_report, save_report
 from limbert.report.read import read_run
 from limbert.report.scatter import ScatterPoint, pareto_front_points
-from limbert.train.fingerprint import run_settings
 from limbert.train.recipes import load_recipe, override_recipe
+from limbert.train.run_folder import run_settings
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -1,7 +1,9 @@
 """Elastic pre-training: the phases of a run on the hidden words of a text instead of a task's labels."""
 
+import hashlib
+import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from limbert.core.config import CorpusConfig, Precision, TaskType, TrainConfig
+from limbert.core.config import CorpusConfig, Precision, TrainConfig
 from limbert.core.space import Space
 from limbert.core.subnet import Subnet
 from limbert.data.mlm.corpus import corpus_files
@@ -21,19 +22,22 @@ from limbert.data.mlm.packing import PackedSequences, load_token_stream, pack_se
 from limbert.errors import DataError
 from limbert.evaluation.evaluate import count_parameters
 from limbert.evaluation.results import SubnetResult
-from limbert.method.importance import WeightedMicroBatch
+from limbert.files import json_fingerprint
 from limbert.model import checkpoint
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import max_input_length
 from limbert.model.flops import CostModel
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 from limbert.model.sparse_prediction import enable_sparse_prediction
-from limbert.train.context import TrainingContext, step_seed
-from limbert.train.distributed import DistributedContext
-from limbert.train.fingerprint import Fingerprints, corpus_fingerprints, sequences_fingerprint
+from limbert.train.distributed import init_distributed
+from limbert.train.gates import Progress
 from limbert.train.phases import check_supervision
 from limbert.train.recipes import Recipe
-from limbert.train.run import PhasedRun
+from limbert.train.run import RunData, run_phases
+from limbert.train.run_folder import run_settings
+from limbert.train.trainer import step_seed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -159,14 +163,17 @@ def load_mlm_base(config: TrainConfig) -> MlmBaseCheckpoint:
     if folder.is_dir() and not any(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):
         network = AutoModelForMaskedLM.from_config(model_config, dtype=torch.float32)
         return MlmBaseCheckpoint(network, tokenizer, "weights", ())
-    loaded = checkpoint.load_network(config.model, head="masked-lm", new_head=True)
-    lacking = "head" if loaded.new_parameters else "nothing"
-    return MlmBaseCheckpoint(loaded.network, tokenizer, lacking, tuple(loaded.record.get("phases", ())))
+    loaded: Any
+    loaded, record = checkpoint.load_network(config.model, head="masked-lm", output_loading_info=True)
+    network, info = loaded
+    lacking = "head" if info["missing_keys"] else "nothing"
+    return MlmBaseCheckpoint(network, tokenizer, lacking, tuple(record.get("phases", ())))
 
 
 def load_mlm_model(folder: Path, space: Space) -> ElasticModel:
     """The result of a finished phase, as an elastic model that takes ``positions``."""
-    return _to_elastic(checkpoint.load_network(folder, head="masked-lm").network, space)
+    network, _ = checkpoint.load_network(folder, head="masked-lm")
+    return _to_elastic(network, space)
 
 
 def _to_elastic(network: PreTrainedModel, space: Space) -> ElasticModel:
@@ -175,157 +182,138 @@ def _to_elastic(network: PreTrainedModel, space: Space) -> ElasticModel:
     return model
 
 
-MIN_SEQUENCES = 10  # of a corpus, before some are kept back
+MIN_SEQUENCES = 10  # of a corpus, before a validation split is taken
+_BLOCK_SIZE, _MAX_BLOCKS = 1 << 16, 1024  # of a corpus at most 64 MB are read for its fingerprint
 
 
-@dataclass(frozen=True)
-class MlmPhaseSetup:
-    """What one phase works on. The answers that it trains are those for hidden tokens: a classification each.
-
-    Attributes:
-        name: the phase's, for reports and saved states.
-        model: trained in place; takes ``positions``.
-        train: sequences to learn from.
-        validation: sequences kept back from training; they choose and score.
-        precision: of the passes that need no gradients.
-        surroundings: device, seed, workspace and monitor.
-        keeps_order: whether heads and neurons are in an order that was trained already, so that it must stay.
-    """
-
-    name: str
-    model: ElasticModel
-    train_dataset: MaskedSequences
-    eval_dataset: MaskedSequences
-    precision: Precision
-    context: TrainingContext
-    is_rewired: bool
-    task_type: TaskType = "classification"
-
-    def importance_batches(self, batch_size: int) -> Iterator[Iterable[WeightedMicroBatch]]:
-        """Batches of the validation slice with their hidden tokens as labels, in pieces on the model's device."""
-        processes = DistributedContext.from_accelerator(self.context.accelerator)
-        for indices in self.eval_dataset.sequential_batches(batch_size=batch_size):
-            parts = processes.all_shards(self.eval_dataset.collate(indices))
-            yield ((self._to_device(self.eval_dataset.prepare_inputs(part)), share.labels) for part, share in parts)
-
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        device = self.context.accelerator.device
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-
-    def validation_scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
-        """The share of hidden tokens that sub-networks find, by name."""
-        found = mlm_scores(self.model, self.eval_dataset, subnets=subnets, precision=self.precision)
-        return {name: one.accuracy for name, one in found.items()}
-
-
-@dataclass(frozen=True)
-class MlmRunData:
-    """What the phases of one run work on: sequences to learn from, to choose by and to report on."""
-
-    base: MlmBaseCheckpoint
-    train_dataset: MaskedSequences
-    eval_dataset: MaskedSequences
-    dev_dataset: MaskedSequences
-
-
-class PretrainingRun(PhasedRun[MlmRunData]):
-    """Pre-training on a corpus; for the arguments see `PhasedRun`.
+def pretrain_corpus(
+    config: TrainConfig,
+    recipe: Recipe,
+    corpus: CorpusConfig,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Progress = lambda description, done, total: None,
+    overwrite: bool = False,
+) -> list[SubnetResult]:
+    """Pre-train on a corpus, as ``limbert pretrain`` does.
 
     Args:
-        config, recipe, others: as there.
+        config: base model, output, seed, precision.
+        recipe: with the batch sizes of one process.
         corpus: the text, and how it is read and masked.
-        content: of `corpus_content`, where it is known already.
+        callbacks: of the Trainer.
+        progress: told of preparations.
+        overwrite: replace a run with other settings.
+
+    Raises:
+        LimbertError: see `run_phases`.
     """
+    check_supervision(recipe.phases, "text")
+    recipe = recipe.with_world_size(init_distributed())
+    fingerprint = json_fingerprint([_text_fingerprint(paths) for paths in (corpus.corpus, corpus.dev) if paths])
+    return run_phases(
+        config,
+        recipe,
+        settings=run_settings(config, recipe.to_dict(), corpus, fingerprint=fingerprint),
+        load_data=lambda: _load_run_data(config, recipe, corpus, progress=progress),
+        callbacks=callbacks,
+        progress=progress,
+        overwrite=overwrite,
+    )
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        recipe: Recipe,
-        *,
-        corpus: CorpusConfig,
-        fingerprints: Fingerprints | None = None,
-        **kwargs: Any,
-    ) -> None:
-        check_supervision(recipe.phases, "text")
-        fingerprints = fingerprints or corpus_fingerprints(corpus, config.model)
-        super().__init__(config, recipe, data_config=corpus, fingerprints=fingerprints, **kwargs)
-        self.corpus = corpus
 
-    def _load_data(self) -> MlmRunData:
-        start = load_mlm_base(self.config)
-        corpus, config = self.corpus, self.config
-        masking = TokenMasking.from_tokenizer(
-            start.tokenizer, mask_fraction=corpus.mask_share, whole_word=corpus.whole_word
+def _load_run_data(config: TrainConfig, recipe: Recipe, corpus: CorpusConfig, *, progress: Progress) -> RunData:
+    base = load_mlm_base(config)
+    masking = TokenMasking.from_tokenizer(base.tokenizer, mask_fraction=corpus.mask_share, whole_word=corpus.whole_word)
+    dev_files = corpus_files(corpus.dev)
+
+    def pack(paths: tuple[str, ...], *, exclude: tuple[Path, ...] = ()) -> PackedSequences:
+        def advance(done: int, total: int) -> None:
+            progress("tokenising (MB)", done, total)
+
+        stream = load_token_stream(paths, corpus, base.tokenizer, exclude=exclude, progress=advance)
+        return pack_sequences(stream, base.tokenizer, max_length=min(corpus.max_length, base.max_length))
+
+    packed = pack(corpus.corpus, exclude=dev_files)
+    if len(packed) < MIN_SEQUENCES:
+        raise DataError(
+            f"corpus {', '.join(corpus.corpus)}: {len(packed.stream.ids)} tokens fill {len(packed)} sequences of "
+            f"{packed.sequence_length}; at least {MIN_SEQUENCES} are needed"
         )
-        reported = corpus_files(corpus.dev)
-        packed = self._pack_corpus(corpus.corpus, start, exclude=reported)
-        if len(packed) < MIN_SEQUENCES:
-            raise DataError(
-                f"corpus {', '.join(corpus.corpus)}: {len(packed.stream.ids)} tokens fill {len(packed)} sequences of "
-                f"{packed.sequence_length}; at least {MIN_SEQUENCES} are needed"
-            )
-        left_out = len(corpus_files(corpus.corpus)) - len(corpus_files(corpus.corpus, exclude=reported))
-        if left_out:
-            files = "1 file" if left_out == 1 else f"{left_out} files"
-            self.callback.on_message(f"{files} of the corpus, being development text, will only be reported on")
-        share, limit = config.validation, config.validation_limit
-        if corpus.dev:
-            train, (validation,) = split_validation_sequences(
-                packed, masking, num_splits=1, fraction=share, max_sequences=limit, seed=config.seed
-            )
-            dev = sample_sequences(self._pack_corpus(corpus.dev, start), masking, max_sequences=limit, seed=config.seed)
-        else:
-            train, (validation, dev) = split_validation_sequences(
-                packed, masking, num_splits=2, fraction=share, max_sequences=limit, seed=config.seed
-            )
-        return MlmRunData(start, train, validation, dev)
+    left_out = len(corpus_files(corpus.corpus)) - len(corpus_files(corpus.corpus, exclude=dev_files))
+    if left_out:
+        files = "1 file" if left_out == 1 else f"{left_out} files"
+        logger.info("%s of the corpus, being development text, will only be reported on", files)
+    split = {"fraction": config.validation, "max_sequences": config.validation_limit, "seed": config.seed}
+    if corpus.dev:
+        train, (validation,) = split_validation_sequences(packed, masking, num_splits=1, **split)
+        dev = sample_sequences(pack(corpus.dev), masking, max_sequences=config.validation_limit, seed=config.seed)
+    else:
+        train, (validation, dev) = split_validation_sequences(packed, masking, num_splits=2, **split)
+    return RunData(
+        tokenizer=base.tokenizer,
+        load_base=lambda: base.load_model(recipe.space),
+        load_phase=lambda folder: load_mlm_model(folder, recipe.space),
+        train_dataset=lambda phase: train.with_seed(step_seed(config.seed, phase, 0)),
+        distill_dataset=None,
+        eval_dataset=validation,
+        evaluate_subnets=lambda model, subnets: {
+            name: {"accuracy": scores.accuracy, "loss": scores.loss}
+            for name, scores in mlm_scores(model, validation, subnets=subnets, precision=config.precision).items()
+        },
+        evaluate_dev=lambda model, subnets: evaluate_mlm(model, dev, subnets=subnets, precision=config.precision),
+        metric="accuracy",
+        record={"objective": "masked-lm"},
+        completed_phases=base.completed_phases,
+        skipped_phase=_skipped_phase(config, recipe, base),
+        fingerprints={
+            name: _sequences_fingerprint(part)
+            for name, part in (("training sequences", train), ("validation sequences", validation))
+        },
+        task_type="classification",
+    )
 
-    def _pack_corpus(
-        self, paths: tuple[str, ...], base: MlmBaseCheckpoint, *, exclude: tuple[Path, ...] = ()
-    ) -> PackedSequences:
-        def progress(done: int, total: int) -> None:
-            self.callback.on_prepare("corpus", "tokenising (MB)", done, total)
 
-        stream = load_token_stream(paths, self.corpus, base.tokenizer, exclude=exclude, progress=progress)
-        return pack_sequences(stream, base.tokenizer, max_length=min(self.corpus.max_length, base.max_length))
+def _skipped_phase(config: TrainConfig, recipe: Recipe, base: MlmBaseCheckpoint) -> str | None:
+    """Phase mlm, where the base is a masked-language model already."""
+    if base.missing != "nothing":
+        what = "its weights" if base.missing == "weights" else "its head for hidden words"
+        logger.info("%s lacks %s; random ones are taken", config.model, what)
+        return None
+    if config.phases is not None or "mlm" not in recipe.phases:
+        return None
+    logger.info("%s is a masked-language model; phase mlm is skipped", config.model)
+    return "mlm"
 
-    def _dataset_fingerprints(self, data: MlmRunData) -> dict[str, str]:
-        parts = {"training": data.train_dataset, "validation": data.eval_dataset, "development": data.dev_dataset}
-        return {f"{name}_sequences": sequences_fingerprint(part) for name, part in parts.items()}
 
-    def _phases(self, data: MlmRunData) -> list[str]:
-        """The phases of this run: the plain one is left out where the start is a masked-language model already."""
-        phases, lacking = list(self.recipe.phases), data.base.missing
-        if lacking != "nothing":
-            what = "its weights" if lacking == "weights" else "its head for hidden words"
-            self.callback.on_message(f"{self.config.model} lacks {what}; random ones are taken")
-        elif self.config.phases is None and "mlm" in phases:
-            phases.remove("mlm")
-            self.callback.on_message(f"{self.config.model} is a masked-language model; phase mlm is skipped")
-        return phases
+def _sequences_fingerprint(sequences: MaskedSequences) -> str:
+    ids = sequences.packed.stream.ids
+    blocks = [ids[start : start + _BLOCK_SIZE].tolist() for start in _block_offsets(len(ids), max_blocks=64)]
+    return json_fingerprint([sequences.start, sequences.count, sequences.packed.sequence_length, len(ids), blocks])
 
-    def _load_phase_result(self, folder: Path) -> ElasticModel:
-        return load_mlm_model(folder, self.recipe.space)
 
-    def _phase_setup(self, name: str, model: ElasticModel, data: MlmRunData) -> MlmPhaseSetup:
-        return MlmPhaseSetup(
-            name,
-            model=model,
-            train_dataset=data.train_dataset.with_seed(step_seed(self.config.seed, name, 0)),
-            eval_dataset=data.eval_dataset,
-            precision=self.config.precision,
-            context=self._training_context(),
-            is_rewired="width" in data.base.completed_phases,
-        )
+def _text_fingerprint(paths: tuple[str, ...]) -> str:
+    """Of the text in files, in their order; neither their names nor their times of change count."""
+    try:
+        files = [(path, path.stat().st_size) for path in corpus_files(paths)]
+        total = sum(size for _, size in files)
+        digest = hashlib.sha256()
+        for path, size in files:
+            digest.update(f"{path.suffix.lower()} {size} ".encode())
+            with path.open("rb") as opened:
+                for start in _block_offsets(size, max_blocks=_MAX_BLOCKS * size // max(1, total)):
+                    opened.seek(start)
+                    digest.update(opened.read(_BLOCK_SIZE))
+    except OSError as error:
+        raise DataError(f"corpus {', '.join(paths)}: {error.filename}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()[:32]
 
-    def _evaluate_subnets(
-        self, model: ElasticModel, data: MlmRunData, subnets: dict[str, Subnet]
-    ) -> list[SubnetResult]:
-        return evaluate_mlm(model, data.dev_dataset, subnets=subnets, precision=self.config.precision)
 
-    def _checkpoint_record(self, data: MlmRunData, phases: list[str]) -> dict[str, Any]:
-        return {
-            "objective": "masked-lm",
-            "phases": [*data.base.completed_phases, *phases],
-            "settings": self.settings,
-        }
+def _block_offsets(size: int, *, max_blocks: int) -> Iterator[int]:
+    """Where blocks begin: all of them end to end, or so many (at least one) evenly, the last at the end."""
+    if -(-size // _BLOCK_SIZE) <= max(1, max_blocks):
+        yield from range(0, size, _BLOCK_SIZE)
+    elif max_blocks <= 1:
+        yield 0
+    else:
+        yield from (number * (size - _BLOCK_SIZE) // (max_blocks - 1) for number in range(max_blocks))
