@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limbert.augment.generate import augment as augment
     from limbert.client import Client as Client
     from limbert.core.space import Space as Space
     from limbert.core.subnet import Shape as Shape
@@ -27,9 +28,21 @@ _HOMES = {
     "Shape": "limbert.core.subnet",
     "Space": "limbert.core.space",
     "Subnet": "limbert.core.subnet",
+    "augment": "limbert.augment.generate",
 }
 
-__all__ = ["Client", "ElasticModel", "Engine", "ExitRule", "LimbertError", "Policy", "Shape", "Space", "Subnet"]
+__all__ = [
+    "Client",
+    "ElasticModel",
+    "Engine",
+    "ExitRule",
+    "LimbertError",
+    "Policy",
+    "Shape",
+    "Space",
+    "Subnet",
+    "augment",
+]
 
 
 def __getattr__(name: str) -> Any:
