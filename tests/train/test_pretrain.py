@@ -9,14 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from tests.factories.networks import VOCABULARY, make_network
+from tests.factories.corpora import make_sequences, pack_tokens
+from tests.factories.networks import make_network
 from tests.factories.phases import make_work
+from tests.factories.tokenizers import byte_level
 from transformers import AutoModelForMaskedLM
 
 from limbert import ElasticModel, Space
 from limbert.core.config import PhaseConfig
-from limbert.data.mlm.masking import MaskedSequences, Permutation, TokenMasking
-from limbert.data.mlm.packing import PackedSequences, TokenStream
+from limbert.data.mlm.masking import MaskedSequences
 from limbert.errors import ConfigError
 from limbert.method.losses import hidden_loss, matched_states
 from limbert.model.sparse_prediction import enable_sparse_prediction
@@ -27,19 +28,20 @@ from limbert.train.progress import TrainingCallback
 from limbert.train.run_folder import RunDirectory
 from limbert.train.trainer import Trainer
 
+TOKENIZER = byte_level(trim=True)
+SPECIAL = (int(TOKENIZER.cls_token_id), int(TOKENIZER.sep_token_id), int(TOKENIZER.pad_token_id))
+
 
 def make_rows(count: int = 40, *, first: int = 0) -> MaskedSequences:
     rng = np.random.default_rng(0)
-    ids = rng.integers(5, VOCABULARY, size=14 * 60 - 3).astype(np.int32)
-    packed = PackedSequences(
-        TokenStream(ids, rng.random(ids.size) < 0.7), 16, cls_token_id=1, sep_token_id=2, pad_token_id=0
-    )
-    masking = TokenMasking(4, np.arange(5, VOCABULARY), frozenset({0, 1, 2, 4}), 0.15, whole_word=False)
-    return MaskedSequences(packed, masking, Permutation(60, seed=1), first, count, seed=7)
+    tokens = rng.integers(5, len(TOKENIZER), size=14 * 60 - 3)
+    packed = pack_tokens(tokens, rng.random(tokens.size) < 0.7, max_length=16, special=SPECIAL)
+    return make_sequences(packed.select(range(first, first + count)), TOKENIZER)
 
 
 def make_model() -> ElasticModel:
-    model = ElasticModel(make_network("bert", AutoModelForMaskedLM), space=Space((0.5, 1.0), (0.5, 1.0)))
+    network = make_network("bert", AutoModelForMaskedLM, vocab_size=len(TOKENIZER), pad_token_id=TOKENIZER.pad_token_id)
+    model = ElasticModel(network, space=Space((0.5, 1.0), (0.5, 1.0)))
     enable_sparse_prediction(model.network)
     return model
 

@@ -14,10 +14,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from datasets import Dataset, Features, concatenate_datasets
 
+from limbert.data.progress_bars import hidden_progress_bars
 from limbert.errors import LimbertError, StorageError
 
 BATCHES_PER_SHARD = 4
@@ -92,23 +92,19 @@ def open_shards(folder: Path, name: str) -> Dataset:
 
 
 def _map_shard(function: BatchFunction, items: list[Any], path: Path, batch_size: int, features: Features) -> None:
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     try:
-        Dataset.from_dict({"item": items}).map(
-            function,
-            batched=True,
-            batch_size=batch_size,
-            remove_columns="item",
-            features=features,
-            cache_file_name=str(path),
-            new_fingerprint=path.stem,
-        )
+        with hidden_progress_bars():
+            Dataset.from_dict({"item": items}).map(
+                function,
+                batched=True,
+                batch_size=batch_size,
+                remove_columns="item",
+                features=features,
+                cache_file_name=str(path),
+                new_fingerprint=path.stem,
+            )
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if not quiet:
-            datasets.enable_progress_bars()
 
 
 _worker_functions: dict[str, BatchFunction] = {}  # in a worker process: its one function

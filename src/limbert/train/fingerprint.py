@@ -10,7 +10,6 @@ from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
 from limbert.data.augmented import AugmentedExamples
 from limbert.data.load import TaskData
 from limbert.data.mlm.corpus import corpus_files
-from limbert.data.mlm.masking import MaskedSequences
 from limbert.data.readers import Examples
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError
@@ -162,17 +161,6 @@ def tokens_fingerprint(examples: TokenizedExamples) -> str:
         digest.update(f"{name} {array.shape} ".encode() + array.tobytes())
     if examples.labels is not None:
         digest.update(f"labels {tuple(examples.labels.shape)} ".encode() + examples.labels.numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def sequences_fingerprint(sequences: MaskedSequences) -> str:
-    """Of which sequences of a corpus these are, and of samples of its tokens."""
-    ids = sequences.packed.stream.ids
-    digest = hashlib.sha256(
-        f"{sequences.start} {sequences.count} {sequences.packed.sequence_length} {len(ids)}".encode()
-    )
-    for start in _block_offsets(len(ids), _BLOCK_SIZE // 4, max_blocks=_MAX_BLOCKS):
-        digest.update(ids[start : start + _BLOCK_SIZE // 4].tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -16,8 +16,13 @@ from limbert.core.config import CorpusConfig, Precision, TaskType, TrainConfig
 from limbert.core.space import Space
 from limbert.core.subnet import Subnet
 from limbert.data.mlm.corpus import corpus_files
-from limbert.data.mlm.masking import MaskedSequences, TokenMasking, sample_sequences, split_validation_sequences
-from limbert.data.mlm.packing import PackedSequences, load_token_stream, pack_sequences
+from limbert.data.mlm.masking import (
+    CounterMaskingCollator,
+    MaskedSequences,
+    sample_sequences,
+    split_validation_sequences,
+)
+from limbert.data.mlm.packing import pack_corpus
 from limbert.errors import DataError
 from limbert.evaluation.results import SubnetResult
 from limbert.evaluation.subnets import count_parameters
@@ -30,7 +35,7 @@ from limbert.model.shared_forward import plan_shared_forwards, run_shared_forwar
 from limbert.model.sparse_prediction import enable_sparse_prediction
 from limbert.train.context import TrainingContext, step_seed
 from limbert.train.distributed import DistributedContext
-from limbert.train.fingerprint import Fingerprints, corpus_fingerprints, sequences_fingerprint
+from limbert.train.fingerprint import Fingerprints, corpus_fingerprints
 from limbert.train.phases import check_supervision
 from limbert.train.recipes import Recipe
 from limbert.train.run import PhasedRun
@@ -103,7 +108,7 @@ def evaluate_mlm(
 ) -> list[SubnetResult]:
     """Results of the named sub-networks. FLOPs are those of the layers for a full sequence, without the vocabulary."""
     scores = mlm_scores(model, dataset, subnets=subnets, precision=precision)
-    cost, tokens = CostModel(model), dataset.packed.sequence_length
+    cost, tokens = CostModel(model), int(dataset.lengths.max())
 
     def flops(subnet: Subnet) -> int:
         widths = subnet.layer_widths().values()
@@ -257,15 +262,12 @@ class PretrainingRun(PhasedRun[MlmRunData]):
     def _load_data(self) -> MlmRunData:
         start = load_mlm_base(self.config)
         corpus, config = self.corpus, self.config
-        masking = TokenMasking.from_tokenizer(
-            start.tokenizer, mask_fraction=corpus.mask_share, whole_word=corpus.whole_word
-        )
         reported = corpus_files(corpus.dev)
         packed = self._pack_corpus(corpus.corpus, start, exclude=reported)
         if len(packed) < MIN_SEQUENCES:
             raise DataError(
-                f"corpus {', '.join(corpus.corpus)}: {len(packed.stream.ids)} tokens fill {len(packed)} sequences of "
-                f"{packed.sequence_length}; at least {MIN_SEQUENCES} are needed"
+                f"corpus {', '.join(corpus.corpus)}: {int((packed.lengths - 2).sum())} tokens fill {len(packed)} "
+                f"sequences of {min(corpus.max_length, start.max_length)}; at least {MIN_SEQUENCES} are needed"
             )
         left_out = len(corpus_files(corpus.corpus)) - len(corpus_files(corpus.corpus, exclude=reported))
         if left_out:
@@ -274,27 +276,34 @@ class PretrainingRun(PhasedRun[MlmRunData]):
         share, limit = config.validation, config.validation_limit
         if corpus.dev:
             train, (validation,) = split_validation_sequences(
-                packed, masking, num_splits=1, fraction=share, max_sequences=limit, seed=config.seed
+                packed, num_splits=1, fraction=share, max_sequences=limit, seed=config.seed
             )
-            dev = sample_sequences(self._pack_corpus(corpus.dev, start), masking, max_sequences=limit, seed=config.seed)
+            dev = sample_sequences(self._pack_corpus(corpus.dev, start), max_sequences=limit, seed=config.seed)
         else:
             train, (validation, dev) = split_validation_sequences(
-                packed, masking, num_splits=2, fraction=share, max_sequences=limit, seed=config.seed
+                packed, num_splits=2, fraction=share, max_sequences=limit, seed=config.seed
             )
         return MlmRunData(start, train, validation, dev)
 
     def _pack_corpus(
         self, paths: tuple[str, ...], base: MlmBaseCheckpoint, *, exclude: tuple[Path, ...] = ()
-    ) -> PackedSequences:
+    ) -> MaskedSequences:
         def progress(done: int, total: int) -> None:
             self.callback.on_prepare("corpus", "tokenising (MB)", done, total)
 
-        stream = load_token_stream(paths, self.corpus, base.tokenizer, exclude=exclude, progress=progress)
-        return pack_sequences(stream, base.tokenizer, max_length=min(self.corpus.max_length, base.max_length))
+        length = min(self.corpus.max_length, base.max_length)
+        packed = pack_corpus(paths, self.corpus, base.tokenizer, max_length=length, exclude=exclude, progress=progress)
+        collator = CounterMaskingCollator(
+            base.tokenizer,
+            mlm_probability=self.corpus.mask_share,
+            whole_words=self.corpus.whole_word,
+            seed=self.config.seed,
+        )
+        return MaskedSequences(packed, collator)
 
     def _dataset_fingerprints(self, data: MlmRunData) -> dict[str, str]:
         parts = {"training": data.train_dataset, "validation": data.eval_dataset, "development": data.dev_dataset}
-        return {f"{name}_sequences": sequences_fingerprint(part) for name, part in parts.items()}
+        return {f"{name}_sequences": part.fingerprint for name, part in parts.items()}
 
     def _phases(self, data: MlmRunData) -> list[str]:
         """The phases of this run: the plain one is left out where the start is a masked-language model already."""
