@@ -17,35 +17,51 @@ if TYPE_CHECKING:
     from limbert.inference.policy import Policy as Policy
     from limbert.method.early_exit import ExitRule as ExitRule
     from limbert.model.elastic import ElasticModel as ElasticModel
+    from limbert.train.arguments import ElasticTrainingArguments as ElasticTrainingArguments
+    from limbert.train.phases import Phase as Phase
+    from limbert.train.pretrain import pretrain as pretrain
+    from limbert.train.run import train as train
+    from limbert.train.trainer import ElasticTrainer as ElasticTrainer
 
 _HOMES = {
     "Client": "limbert.client",
     "ElasticModel": "limbert.model.elastic",
+    "ElasticTrainer": "limbert.train.trainer",
+    "ElasticTrainingArguments": "limbert.train.arguments",
     "Engine": "limbert.inference.engine",
     "ExitRule": "limbert.method.early_exit",
     "LimbertError": "limbert.errors",
+    "Phase": "limbert.train.phases",
     "Policy": "limbert.inference.policy",
     "Shape": "limbert.core.subnet",
     "Space": "limbert.core.space",
     "Subnet": "limbert.core.subnet",
-    "augment": "limbert.augment.generate",
+    "pretrain": "limbert.train.pretrain",
 }
+_CALLABLE_PACKAGES = ("augment", "train")  # folders named like the function that users call
 
 __all__ = [
     "Client",
     "ElasticModel",
+    "ElasticTrainer",
+    "ElasticTrainingArguments",
     "Engine",
     "ExitRule",
     "LimbertError",
+    "Phase",
     "Policy",
     "Shape",
     "Space",
     "Subnet",
     "augment",
+    "pretrain",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _CALLABLE_PACKAGES:
+        return import_module(f"limbert.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'limbert' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

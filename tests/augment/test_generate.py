@@ -19,8 +19,8 @@ from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
 from limbert.train.recipes import load_recipe, override_recipe
-from limbert.train.run import TrainingRun
-from limbert.train.trainer import Trainer
+from limbert.train.run import load_run_data, train_task
+from limbert.train.trainer import ElasticTrainer
 
 WORDS = ["dog", "cat", "café", "catdog", "sat", "ran"]
 
@@ -180,13 +180,13 @@ def test_no_augmented_validation_example_trains(
     name, options = ("logits", {"with_logits": teacher}) if with_logits else ("one", {})
     data_config = DataConfig(data=str(folder), augmented=str(augment(folder, name, **options).path), max_length=60)
     trained: dict[str, TokenizedExamples] = {}
-    fit = Trainer.fit
+    train = ElasticTrainer.train
 
-    def record(self: Trainer, examples: TokenizedExamples, *arguments: object, **named: object) -> None:
-        trained[self.name] = examples
-        fit(self, examples, *arguments, **named)
+    def record(self: ElasticTrainer, *arguments: object, **named: object) -> object:
+        trained[self.args.phase] = self.train_dataset
+        return train(self, *arguments, **named)
 
-    monkeypatch.setattr(Trainer, "fit", record)
+    monkeypatch.setattr(ElasticTrainer, "train", record)
     monkeypatch.setenv("LIMBERT_CACHE", str(tmp_path / "cache"))
     config = TrainConfig(
         model=teacher, output=str(tmp_path / "run"), phases=("finetune", "width", "depth", "final"), validation=0.2
@@ -197,9 +197,9 @@ def test_no_augmented_validation_example_trains(
         one_phase=["width.label_weight=1.0"],
         phases=config.phases,
     )
-    run = TrainingRun(config, recipe, data_config=data_config, data=load_task_data(data_config, seed=config.seed))
-    eval_dataset = run._load_data().eval_dataset
-    run.run()
+    data = load_task_data(data_config, seed=config.seed)
+    eval_dataset = load_run_data(config, recipe, data_config, data).eval_dataset
+    train_task(config, recipe, data_config, data=data)
     assert {phase: len(examples) for phase, examples in trained.items()} == {
         "finetune": 64, "width": 64 + 3 * 64, "depth": 64 + 3 * 64, "final": 64
     }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.space import Space
 from limbert.inference.policy import Policy
-from limbert.train.fingerprint import run_settings
+from limbert.train.run_folder import run_settings
 from limbert.train.recipes import load_recipe, override_recipe
 
 WIDTHS, DEPTHS = (0.25, 0.5, 0.75, 1.0), (0.5, 0.75, 1.0)

@@ -12,7 +12,7 @@ from limbert.errors import ConfigError
 from limbert.method.grafting import graft
 from limbert.method.importance import ImportanceScores
 from limbert.model.families import layer_parts
-from limbert.train.trainer import grafting_steps
+from limbert.train.callbacks import grafting_steps
 
 RATE = 0.3
 
@@ -108,11 +108,11 @@ def test_a_small_share_grafts_only_the_weakest() -> None:
 
 
 def test_three_times_an_epoch_until_the_last() -> None:
-    assert grafting_steps(3, per_epoch=30, steps=90) == {10, 20, 30, 40, 50, 60}
-    assert grafting_steps(3, per_epoch=100, steps=200) == {33, 67, 100}
-    assert grafting_steps(3, per_epoch=30, steps=30) == set()
-    assert grafting_steps(3, per_epoch=30, steps=7) == set()
-    assert grafting_steps(0, per_epoch=30, steps=90) == set()
+    assert grafting_steps(3, steps_per_epoch=30, max_steps=90) == {10, 20, 30, 40, 50, 60}
+    assert grafting_steps(3, steps_per_epoch=100, max_steps=200) == {33, 67, 100}
+    assert grafting_steps(3, steps_per_epoch=30, max_steps=30) == set()
+    assert grafting_steps(3, steps_per_epoch=30, max_steps=7) == set()
+    assert grafting_steps(0, steps_per_epoch=30, max_steps=90) == set()
 
 
 @pytest.mark.parametrize(("name", "value"), [("graft_rate", 0.0), ("graft_share", 0.6), ("grafts", -1)])

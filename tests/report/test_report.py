@@ -21,7 +21,7 @@ from limbert.report.drawing import Polyline, Text, text_width
 from limbert.report.page import make_report, save_report
 from limbert.report.read import read_run
 from limbert.report.scatter import ScatterPoint, pareto_front_points
-from limbert.train.fingerprint import run_settings
+from limbert.train.run_folder import run_settings
 from limbert.train.recipes import load_recipe, override_recipe
 
 CHROMIUM = next(

@@ -44,6 +44,7 @@ class SubnetResult:
 
 
 RESULTS_NAME = "results.jsonl"
+LOG_NAME = "log.jsonl"  # of the training
 
 
 def read_results(output: str | Path) -> list[SubnetResult]:

@@ -11,11 +11,11 @@ from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, LimbertError
 from limbert.evaluation.policies import POLICIES_NAME
 from limbert.evaluation.profile_rows import PROFILE_NAME, ProfileRow, read_profile
-from limbert.evaluation.results import RESULTS_NAME
+from limbert.evaluation.results import LOG_NAME, RESULTS_NAME
 from limbert.files import read_json_lines
 from limbert.inference.policy import OperatingPoint, Policy, operating_points
 from limbert.model.checkpoint import RECORD_FILENAME, read_record
-from limbert.train.run_folder import LOG_NAME
+
 
 TUNE_NAME = "tune.jsonl"
 
