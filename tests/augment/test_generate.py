@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 import limbert
 from limbert.augment import resumable_map
-from limbert.augment.generate import AugmentationResult
+from limbert.augment.augmented_file import AugmentationResult
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.data.load import load_task_data
 from limbert.data.tokenize import TokenizedExamples

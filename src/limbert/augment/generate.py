@@ -5,17 +5,17 @@ run resumes, and the output does not depend on the number of processes. ``train_
 """
 
 import functools
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
+from limbert.augment.augmented_file import AugmentationResult, AugmentedFile
 from limbert.augment.candidates import WordCandidateGenerator, load_masked_lm, read_word_vectors
 from limbert.augment.resumable_map import BatchFunction, map_in_shards, open_shards
 from limbert.augment.words import FUNCTION_WORDS, ReplaceableWord, read_stop_words, sample_augmented_texts
@@ -23,45 +23,17 @@ from limbert.core.config import AugmentConfig, DataConfig, TrainConfig, configs_
 from limbert.core.space import Space
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN, compute_source_id
 from limbert.data.load import TrainTable, read_train_table
-from limbert.data.readers import Examples, FileSuffix, TableFormat, parse_labels, table_format_of
+from limbert.data.readers import Examples, parse_labels
 from limbert.data.task_registry import file_reader_for
 from limbert.data.tasks import Task, requested_task_type
 from limbert.data.tokenize import tokenize_texts
-from limbert.errors import ConfigError, DataError, StorageError
-from limbert.files import atomic_file, files_fingerprint, json_fingerprint
+from limbert.errors import ConfigError, DataError
 from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
 from limbert.inference.predict import predict_subnet_logits
-from limbert.model.checkpoint import library_versions, to_json
 
-OUTPUT_NAME = "train_aug"
 TEXTS_PER_BATCH, EXAMPLES_PER_BATCH = 32, 64  # part of the result: texts of a batch share model calls
-_FILE_SETTINGS = ("lm", "with_logits", "neighbours", "stop_words")  # settings that name files
 
 ProgressCallback = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class AugmentationResult:
-    """The result of an augmentation.
-
-    Attributes:
-        path: the file of augmented examples.
-        num_examples: training examples.
-        num_augmented: augmented examples in the file.
-        num_masked_words: words predicted by the language model.
-        masks_per_minute: of the call that finished it; None if all words were predicted by earlier calls.
-    """
-
-    path: Path
-    num_examples: int
-    num_augmented: int
-    num_masked_words: int
-    masks_per_minute: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the keys of ``train_aug.json``."""
-        counts = {"rows": self.num_examples, "copies": self.num_augmented, "masked_words": self.num_masked_words}
-        return {"file": str(self.path), **counts, "masks_per_minute": self.masks_per_minute}
 
 
 def augment(
@@ -90,7 +62,7 @@ def augment(
     """
     config, data = configs_from_options(options, AugmentConfig, DataConfig)
     training, rows = _read_labelled_rows(data)
-    output = _Output.open(config, data, training, rows=rows)
+    output = AugmentedFile.open(config, data, training, rows=rows)
     if not overwrite and (result := output.finished_result()) is not None:
         return result
     _check_inputs(config, training.task)
@@ -149,140 +121,6 @@ def _check_inputs(config: AugmentConfig, task: Task) -> None:
         load_teacher(config.with_logits, task)
 
 
-@dataclass(frozen=True)
-class _Output:
-    """The output folder and the format of its file, which is that of the training file."""
-
-    folder: Path
-    row_format: TableFormat
-    text_columns: tuple[int, ...]  # indices
-    settings: dict[str, Any]
-
-    @classmethod
-    def open(
-        cls, config: AugmentConfig, data: DataConfig, training: TrainTable, *, rows: list[Sequence[object]]
-    ) -> "_Output":
-        """Look at the folder; nothing is written."""
-        folder, table, columns = Path(config.output), training.table, training.columns
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"output {folder} is a file; choose a folder, new or existing")
-        extra = (SOURCE_ID_COLUMN,) if config.with_logits is None else (SOURCE_ID_COLUMN, LOGITS_COLUMN)
-        return cls(
-            folder,
-            table_format_of(table, extra_columns=extra, has_header=not columns.are_positions),
-            tuple(table.columns.index(name) for name in (columns.text, columns.pair) if name is not None),
-            _settings(config, data, rows),
-        )
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{OUTPUT_NAME}{self.row_format.suffix}"
-
-    @property
-    def record_path(self) -> Path:
-        return self.folder / f"{OUTPUT_NAME}.json"
-
-    @property
-    def work(self) -> Path:
-        return self.folder / f"{OUTPUT_NAME}.work"
-
-    def finished_result(self) -> AugmentationResult | None:
-        """The result of an earlier call with these settings; None if there is none, or an unfinished one.
-
-        Raises:
-            ConfigError: the folder holds a result with other settings, or a file that was not made here or changed.
-        """
-        for path in (self.work / "settings.json", self.record_path):
-            record = _read_json_object(path)
-            if record is not None and record.get("settings") != self.settings:
-                difference = _first_difference(record.get("settings"), self.settings)
-                raise ConfigError(f"{path} has other settings ({difference}); choose another folder or use --overwrite")
-        if not self.path.exists():
-            return None
-        if record is None:
-            raise ConfigError(f"{self.path} exists and was not made by limbert augment; choose another folder")
-        if record.get("bytes", 0) != self.path.stat().st_size:
-            raise ConfigError(f"{self.path} was changed since it was made; use --overwrite to make it again")
-        return AugmentationResult(
-            self.path, record["rows"], record["copies"], record["masked_words"], record["masks_per_minute"]
-        )
-
-    def create_work_folder(self, *, overwrite: bool) -> None:
-        """Create the folder of finished shards, with the settings in it."""
-        settings = self.work / "settings.json"
-        try:
-            if overwrite and _read_json_object(settings) != {"settings": self.settings}:
-                shutil.rmtree(self.work, ignore_errors=True)
-            self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot write {self.work}: {error.strerror}") from error
-        with atomic_file(settings) as file:
-            file.write(to_json({"settings": self.settings}))
-
-    def texts_of(self, rows: list[Sequence[object]]) -> list[tuple[str, ...]]:
-        """The one or two texts of each row."""
-        return [tuple(str(row[column]) for column in self.text_columns) for row in rows]
-
-    def format_row(
-        self, row: Sequence[object], texts: tuple[str, ...], source_id: str, logits: Sequence[float] | None
-    ) -> str:
-        """One line of the file: a training row with other texts, its ``source_id`` and a teacher's logits."""
-        cells = list(row)
-        for column, text in zip(self.text_columns, texts, strict=True):
-            cells[column] = text
-        extra = [] if logits is None else [" ".join(f"{value:.4f}" for value in logits)]
-        return self.row_format.format_row([*cells, source_id, *extra])
-
-    def finish(self, lines: Dataset, result: AugmentationResult) -> None:
-        """Write the file, then its record; delete the work folder and files of other formats from earlier calls."""
-        try:
-            with atomic_file(self.path) as file:
-                file.write(self.row_format.header())
-                for batch in lines.iter(10_000):
-                    file.writelines(batch["line"])
-        except UnicodeEncodeError as error:
-            raise StorageError(f"cannot write {self.path}: {error}") from error
-        record = result.to_dict() | {"versions": library_versions(), "bytes": self.path.stat().st_size}
-        with atomic_file(self.record_path) as file:
-            file.write(to_json(record | {"settings": self.settings}))
-        for suffix in {*get_args(FileSuffix)} - {self.path.suffix}:
-            self.path.with_suffix(suffix).unlink(missing_ok=True)
-        shutil.rmtree(self.work, ignore_errors=True)
-
-
-def _settings(config: AugmentConfig, data: DataConfig, rows: list[Sequence[object]]) -> dict[str, Any]:
-    """All settings that decide the output, with fingerprints of the data and the named files, as JSON values."""
-    named = {name: value for name, value in asdict(config).items() if name in _FILE_SETTINGS and value is not None}
-    values = {
-        "augment": {name: value for name, value in asdict(config).items() if name != "output"}
-        | {"copies": config.augmented_per_example(len(rows))},
-        "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
-        "rows": json_fingerprint(rows),
-        "content": {name: files_fingerprint(value) for name, value in named.items()},
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
-    return plain
-
-
-def _read_json_object(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise StorageError(f"{path} holds {type(value).__name__}, not an object; delete it or choose another folder")
-    return value
-
-
-def _first_difference(old: Any, new: Any, path: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
-        return _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-    return f"{path} {json.dumps(old)} -> {json.dumps(new)}"
-
-
 def _generate_candidates(
     config: AugmentConfig, texts: list[str], folder: Path, *, workers: int, progress: Callable[[int, int], None]
 ) -> tuple[Dataset, int | None]:
@@ -337,7 +175,7 @@ def _load_sampling(
     config: AugmentConfig,
     data: DataConfig,
     task: Task,
-    output: _Output,
+    output: AugmentedFile,
     rows: list[Sequence[object]],
     unique_texts: list[str],
 ) -> BatchFunction:
