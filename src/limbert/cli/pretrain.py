@@ -1,4 +1,4 @@
-"""``limbert pretrain``: from an encoder and plain text to an elastic encoder that any task can start from."""
+"""``limbert pretrain``: an elastic encoder, to be fine-tuned on any task, from an encoder and plain text."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ def pretrain(
     model: Annotated[
         str,
         typer.Option(
-            help="masked-language model, encoder, or folder with a config and tokenizer but no weights (random ones)",
+            help="masked language model, encoder, or folder with config and tokenizer but no weights (random ones)",
             show_default=False,
         ),
     ],
@@ -46,7 +46,7 @@ def pretrain(
     seed: opt.Seed = 42,
     precision: opt.RunPrecision = "fp32",
     validation: Annotated[
-        float, typer.Option(help="share of the sequences kept back to choose and score, and as many to report on")
+        float, typer.Option(help="fraction of the sequences held out to choose checkpoints, and as many to report on")
     ] = 0.05,
     checkpoint_every: Annotated[float, typer.Option(help=field_help(TrainConfig, "checkpoint_every"))] = 120.0,
     tensorboard: Annotated[bool, typer.Option(help=field_help(TrainConfig, "tensorboard"))] = False,
@@ -56,7 +56,7 @@ def pretrain(
 ) -> None:
     """Pre-train an elastic encoder on masked words. If interrupted, run the same command again to resume.
 
-    The result is a masked-language model that plain Transformers loads at full size, and a start for any task:
+    The result is a masked language model that plain Transformers loads at full size, and a base model for any task:
     limbert train --model OUTPUT.
 
     Example: limbert pretrain --corpus "texts/*.txt" --model bert-base-uncased --output runs/elastic-bert
@@ -129,14 +129,14 @@ def _pretrain(
 
 
 def mlm_results_table(results: "Sequence[SubnetResult]") -> "Table":
-    """Sub-networks with what they cost and how well they find hidden words."""
+    """A table of sub-networks with their cost and masked-token metrics."""
     from rich.table import Table
 
     from limbert.cli.show import format_count
 
     table = Table(header_style="bold", row_styles=["", "dim"])
     table.add_column("sub-network")
-    for name in ("parameters", "FLOPs in layers", "hidden words found", "loss", "perplexity"):
+    for name in ("parameters", "FLOPs in layers", "masked-token accuracy", "loss", "perplexity"):
         table.add_column(name, justify="right")
     for result in results:
         metrics = result.metrics

@@ -1,5 +1,6 @@
 """Settings of a run as frozen dataclasses, one per concern; the ``help`` of a field is the text of ``--help``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,6 +28,21 @@ def config_field(default: Any, help: str, **option: Any) -> Any:
 def field_help(config: type, name: str) -> str:
     """The help text of one field of a config dataclass."""
     return next(item.metadata["help"] for item in fields(config) if item.name == name)
+
+
+def configs_from_options(options: Mapping[str, Any], *classes: type) -> tuple[Any, ...]:
+    """One config of each class from options with the names of their fields.
+
+    Raises:
+        ConfigError: for an option that is no field of any class.
+    """
+    names = [{item.name for item in fields(config)} for config in classes]
+    for name in options.keys() - set().union(*names):
+        raise ConfigError(f"unknown option {name!r}; options: {', '.join(sorted(set().union(*names)))}")
+    return tuple(
+        config(**{name: value for name, value in options.items() if name in own})
+        for config, own in zip(classes, names, strict=True)
+    )
 
 
 def require_seed(seed: int) -> None:

@@ -26,8 +26,8 @@ from limbert.data.metrics import compute_metrics as compute_task_metrics
 from limbert.data.tasks import custom_task
 from limbert.data.tokenize import evaluation_batches
 from limbert.errors import ConfigError, TrainingInterrupted
-from limbert.evaluation.results import SubnetResult
 from limbert.evaluation.evaluate import count_parameters
+from limbert.evaluation.results import SubnetResult
 from limbert.method.importance import WeightedMicroBatch
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.checkpoint import RECORD_FILENAME
