@@ -1,6 +1,5 @@
 """``limbert tune``: search the gates' widths and the exits' thresholds, and keep named operating points."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from limbert.cli import options as opt
 from limbert.cli.evaluate import override_data_config
 from limbert.cli.policies import ExitRuleOption, default_exit_rule
 from limbert.core.config import require
-from limbert.errors import CheckpointError
+from limbert.errors import CheckpointError, import_optional
 
 if TYPE_CHECKING:
     from limbert.data.tasks import Task
@@ -67,7 +66,6 @@ def tune(
         raise CheckpointError(f"no model folder at {run}")
     opt.prepare_libraries(threads)
     from limbert.cli import show
-    from limbert.cli.tradeoff import require_matplotlib
     from limbert.core.subnet import Subnet
     from limbert.evaluation.policies import replace_policy_rows
     from limbert.evaluation.tune import choose_operating_points, pareto_policies, tune_policies
@@ -75,7 +73,7 @@ def tune(
     from limbert.inference.policy import reject_token_level_task
     from limbert.method.early_exit import EXIT_RULES
 
-    require_matplotlib()
+    import_optional("matplotlib", extra="report")  # before the long work
     opened = load_checkpoint(run, device=device)
     if opened.task is None:
         raise CheckpointError(f"{run} has no limbert.json; train it with limbert train first")
@@ -105,13 +103,7 @@ def tune(
         opened, examples, points, task=task, source=config.train or config.data or task.name
     )
     replace_policy_rows(run, rows)
-    _save_results(
-        run,
-        candidates,
-        points,
-        metric=task.primary_metric,
-        title=f"{Path(run).name}: {len(examples)} validation examples",
-    )
+    _save_results(run, candidates, points, metric=task.primary_metric, num_examples=len(examples))
     if as_json:
         values = {name: point.to_dict() for name, point in points.items()}
         show.print_json({"operating_points": values, "front": [one.to_dict() for one in pareto_policies(candidates)]})
@@ -173,15 +165,16 @@ def _save_results(
     operating_points: dict[str, "OperatingPoint"],
     *,
     metric: str,
-    title: str,
+    num_examples: int,
 ) -> None:
-    from limbert.cli.tradeoff import plot_tradeoff
-    from limbert.files import atomic_file
+    from limbert.files import write_json_lines
     from limbert.inference.policy import save_operating_points
+    from limbert.report.sections import search_picture
 
-    with atomic_file(Path(run) / TUNE_NAME) as file:
-        file.writelines(json.dumps(candidate.to_dict() | {"metric": metric}) + "\n" for candidate in candidates)
-    plot_tradeoff(Path(run) / TUNE_PLOT_NAME, candidates, operating_points, metric=metric, title=title)
+    rows = [candidate.to_dict() | {"metric": metric} for candidate in candidates]
+    write_json_lines(Path(run) / TUNE_NAME, rows)
+    points = {name: point.to_dict() for name, point in operating_points.items()}
+    search_picture(rows, points, metric, num_examples).save_png(Path(run) / TUNE_PLOT_NAME)
     save_operating_points(run, operating_points)
 
 
