@@ -59,6 +59,6 @@ def test_equal_values_have_the_lowest_shade(value: float) -> None:
 
 
 def test_same_data_gives_the_same_svg() -> None:
-    draw = partial(plots.exit_bars, fractions={3: 0.25, 6: 0.75}, num_layers=6)
+    draw = partial(plots.stacked_bars, bars={"3 of 6": [(0.25, "accent", "")], "6 of 6": [(0.75, "width-5", "")]})
     picture = Picture("exits", "layers", draw, (346, 104))
     assert picture.svg((346, 104)) == picture.svg((346, 104))

@@ -30,6 +30,12 @@ def write_report(run: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
+def page_text(run: Path) -> str:
+    """The visible text of the page, without the many pictures of the profile."""
+    (run / "profile.jsonl").unlink(missing_ok=True)
+    return Page(Report(read_run(str(run))).html(pictures_folder="pictures")).all_text()
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = make_run(tmp_path_factory.mktemp("report") / "my run")
@@ -100,7 +106,7 @@ def test_choice_gives_loss_and_noise(copy: Path) -> None:
             ("0.5x1", MINUS + "0.5", "within noise"),
             ("1x1", "0.0", ""),
         ]
-    text = Page(report.html(pictures_folder="p")).all_text()
+    text = page_text(copy)
     assert "[88.0, 91.7]" in text  # Wilson interval of 900 of 1000
     assert "Majority-class baseline 80.0" in text
     assert text.count("not above baseline") == 1
@@ -108,7 +114,7 @@ def test_choice_gives_loss_and_noise(copy: Path) -> None:
 
 def test_no_interval_without_number_of_examples(copy: Path) -> None:
     (copy / "policies.jsonl").unlink()
-    text = Page(write_report(copy)).all_text()
+    text = page_text(copy)
     assert "number of development examples was not recorded" in text
     assert "within noise" not in text
 
@@ -126,14 +132,16 @@ def test_points_are_compared_with_static_subnetworks(copy: Path) -> None:
 
 
 def test_pictures_replace_those_of_an_earlier_report(copy: Path) -> None:
-    assert (copy / "report-pictures" / "search.png").exists()
+    assert {"search.png", "cost-latency-4.png"} <= {path.name for path in (copy / "report-pictures").iterdir()}
     (copy / "tune.jsonl").unlink()
+    profile = (copy / "profile.jsonl").read_text().splitlines(keepends=True)
+    (copy / "profile.jsonl").write_text("".join(profile[:12]))
     names = {path.name for path in Report(read_run(str(copy))).save(copy / "report.html")}
     assert {path.name for path in (copy / "report-pictures").iterdir()} == names
-    assert "search.png" not in names
+    assert {"search.png", "cost-latency-4.png"}.isdisjoint(names)
     for path in (copy / "report-pictures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
-    expected = {"cost-latency-1.png", "cost-latency-4.png", "cost-flops.png", "cost-size.png", "heatmap.png",
+    expected = {"cost-latency-1.png", "cost-flops.png", "cost-size.png", "heatmap.png",
                 "widths-balanced.png", "exits-fast.png", "training-width.png", "training-gates.png"}  # fmt: skip
     assert expected <= names
     assert "widths-accurate.png" not in names  # a static policy
@@ -162,20 +170,20 @@ def test_results_of_changed_operating_points_are_ignored(copy: Path) -> None:
     record["operating_points"]["fast"]["exits"]["threshold"] = 0.7
     (copy / "limbert.json").write_text(json.dumps(record))
     assert {*Report(read_run(str(copy))).usages} == {"balanced"}
-    assert f"limbert evaluate {copy} --policy fast" in Page(write_report(copy)).all_text()
+    assert f"limbert evaluate {copy} --policy fast" in page_text(copy)
 
 
 def test_validation_figures_are_called_so(copy: Path) -> None:
     rows = [json.loads(line) | {"data": "validation"} for line in (copy / "policies.jsonl").read_text().splitlines()]
     write_lines(copy / "policies.jsonl", rows)
-    text = Page(write_report(copy)).all_text()
+    text = page_text(copy)
     assert text.count("validation split (not yet evaluated on the development set)") == 2
 
 
 def test_searched_subnetworks_are_shown(copy: Path) -> None:
     found = result_rows()[0] | {"subnet": "found-1a2b3", "width": None, "depth": None, "flops": 1e8}
     write_lines(copy / "results.jsonl", [*result_rows(), found])
-    assert Page(write_report(copy)).all_text().count("found-1a2b3") >= 3
+    assert page_text(copy).count("found-1a2b3") >= 3
     flops = Report(read_run(str(copy))).choices["FLOPs"][0]
     assert flops.rows[-1]["name"] == "found-1a2b3"  # as good as the full model at a tenth of its FLOPs
 
@@ -241,8 +249,10 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
     assert not (run / "report-pictures").exists()
 
 
-def test_command_writes_page_and_pictures(run: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["report", str(run), "--output", str(tmp_path / "one.html"), "--json"])
+def test_command_writes_page_and_pictures(copy: Path, tmp_path: Path) -> None:
+    for name in ("profile", "tune", "log"):
+        (copy / f"{name}.jsonl").unlink()
+    done = CliRunner().invoke(app, ["report", str(copy), "--output", str(tmp_path / "one.html"), "--json"])
     assert done.exit_code == 0
     (line,) = done.stdout.splitlines()
     paths = json.loads(line)
@@ -250,7 +260,8 @@ def test_command_writes_page_and_pictures(run: Path, tmp_path: Path) -> None:
     assert all(Path(path).parent == tmp_path / "one-pictures" and Path(path).is_file() for path in paths["pictures"])
 
 
-def test_report_imports_neither_torch_nor_trainer(run: Path) -> None:
+def test_report_imports_neither_torch_nor_trainer(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", full=False)
     program = (
         "import sys; from pathlib import Path; from limbert.report.page import Report; "
         "from limbert.report.read import read_run; "

@@ -127,45 +127,44 @@ def heat_map(
         axes.text(x, y - 0.22, second, fontsize=small, **text)
 
 
-def layer_width_bars(
+def stacked_bars(
     figure: "Figure",
     colours: Colours,
     *,
-    fractions: Sequence[Mapping[float, float]],
-    width_colours: Mapping[float, str],
+    bars: Mapping[str, Sequence[tuple[float, str, str]]],
+    heading: str = "",
+    legend: Sequence[LegendEntry] = (),
 ) -> None:
-    """One bar for each layer, divided by the width it ran at.
+    """Horizontal bars of fractions of the examples.
 
     Args:
         figure: empty.
         colours: by name.
-        fractions: for each layer, the fraction of the examples by width; width 0 is not run.
-        width_colours: name of the colour by width.
+        bars: for each bar, by its label, the segments: fraction, colour name, end of the tooltip's label.
+        heading: of the legend.
+        legend: of the colours; without it, each bar has one segment and its value at its end.
     """
-    used = sorted({width for layer in fractions for width in layer}, key=lambda width: (width == 0, width))
-    names = {width: width_colours[width] if width else "idle" for width in used}
-    _add_legend(figure, colours, [("width", [("s", names[w], f"{w:g}" if w else "not run") for w in used])])
-    axes = _bar_axes(figure, [f"layer {index}" for index in range(len(fractions))], end=100)
-    for index, layer in enumerate(fractions):
+    if legend:
+        _add_legend(figure, colours, [(heading, legend)])
+    axes = figure.subplots()
+    for index, (label, segments) in enumerate(bars.items()):
         left = 0.0
-        for width in (width for width in used if width in layer):
-            length, what = 100 * layer[width], f"width {width:g}" if width else "not run"
-            bar = axes.barh(index, length, left=left, height=0.84, color=colours[names[width]], ec=colours["paper"])
-            bar[0].set_gid(tooltip(f"layer {index}: {what} for {length:.1f} % of the examples"))
-            if length >= 9 and len(fractions) <= 12:
-                on = colours[f"on-{names[width]}" if width else "ink"]
-                axes.text(left + length / 2, index, f"{length:.0f}", fontsize=10.5, color=on, ha="center", va="center")
-            left += length
-
-
-def exit_bars(figure: "Figure", colours: Colours, *, fractions: Mapping[int, float], num_layers: int) -> None:
-    """One bar for each number of layers after which examples exit: the fraction of the examples."""
-    axes = _bar_axes(figure, [f"{layers} of {num_layers} layers" for layers in sorted(fractions)], end=118)
-    for index, layers in enumerate(sorted(fractions)):
-        percent, colour = 100 * fractions[layers], "width-5" if layers == num_layers else "accent"
-        bar = axes.barh(index, percent, height=0.8, color=colours[colour])
-        bar[0].set_gid(tooltip(f"{layers} of {num_layers} layers: {percent:.1f} % of the examples"))
-        axes.text(percent + 1.5, index, f"{percent:.1f}", va="center", weight="bold")
+        for fraction, colour, meaning in segments:
+            percent = 100 * fraction
+            bar = axes.barh(index, percent, left=left, height=0.84, color=colours[colour], ec=colours["paper"])
+            bar[0].set_gid(tooltip(f"{label}{meaning}: {percent:.1f} % of the examples"))
+            if not legend:
+                axes.text(percent + 1.5, index, f"{percent:.1f}", va="center", weight="bold")
+            elif percent >= 9 and len(bars) <= 12:
+                on = colours.get(f"on-{colour}", colours["ink"])
+                axes.text(
+                    left + percent / 2, index, f"{percent:.0f}", fontsize=10.5, color=on, ha="center", va="center"
+                )
+            left += percent
+    axes.set(xlim=(0, 100 if legend else 118), ylim=(len(bars) - 0.5, -0.5), title="% of the examples", xticks=[])
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
 
 
 def training_curves(
@@ -199,15 +198,6 @@ def training_curves(
         points = [ScatterPoint(*point, "", "o", "ink") for point in scores]
         best = ScatterPoint(step, score, tip, "o", "accent", label=f"best {score:.{decimals}f}", on_front=False)
         _place_labels(all_axes[-1], colours, [best], points)
-
-
-def _bar_axes(figure: "Figure", labels: Sequence[str], *, end: float) -> "Axes":
-    axes = figure.subplots()
-    axes.set(xlim=(0, end), ylim=(len(labels) - 0.5, -0.5), title="% of the examples", xticks=[])
-    axes.set_yticks(range(len(labels)), labels)
-    axes.grid(visible=False)
-    axes.spines["bottom"].set_visible(False)
-    return axes
 
 
 def _padded_range(values: Sequence[float], *, include_zero: bool = False, padding: float = 0.06) -> tuple[float, float]:

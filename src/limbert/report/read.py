@@ -12,7 +12,7 @@ from limbert.core.space import Space
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, LimbertError
-from limbert.evaluation.profile_rows import PROFILE_NAME, ProfileRow, ProfileSetup, read_profile
+from limbert.evaluation.profile_rows import PROFILE_NAME, ProfileRow, read_profile
 from limbert.evaluation.results import RESULTS_NAME
 from limbert.files import read_json_lines
 
@@ -102,25 +102,16 @@ class RunData:
         return None
 
 
-@dataclass(frozen=True)
-class MeasurementSetting:
-    """How and on which machine sub-networks were measured; only rows of one setting are comparable."""
+def group_by_setting(profile: list[ProfileRow]) -> dict[str, dict[str, ProfileRow]]:
+    """Rows by setting and sub-network, settings in the order of the file; of repeated measurements the last.
 
-    setup: ProfileSetup
-    machine: str
-    show_machine: bool
-
-    def __str__(self) -> str:
-        return f"{self.setup}, {self.machine}" if self.show_machine else str(self.setup)
-
-
-def group_by_setting(profile: list[ProfileRow]) -> dict[MeasurementSetting, dict[str, ProfileRow]]:
-    """Rows by setting and sub-network, settings in the order of the file; of repeated measurements the last."""
-    groups: dict[MeasurementSetting, dict[str, ProfileRow]] = {}
-    show_machine = len({json.dumps(row.hardware, sort_keys=True) for row in profile}) > 1
+    Only rows of one setting are comparable. It names the machine where there are several.
+    """
+    groups: dict[str, dict[str, ProfileRow]] = {}
+    several = len({json.dumps(row.hardware, sort_keys=True) for row in profile}) > 1
     for row in profile:
-        machine = ", ".join(f"{name} {value}" for name, value in row.hardware.items() if value is not None)
-        groups.setdefault(MeasurementSetting(row.setup, machine, show_machine), {})[row.subnet] = row
+        machine = [f"{name} {value}" for name, value in row.hardware.items() if value is not None]
+        groups.setdefault(", ".join([str(row.setup), *(machine if several else [])]), {})[row.subnet] = row
     return groups
 
 

@@ -74,7 +74,7 @@ def choices(data: RunData) -> dict[str, list[Choice]]:
     """One choice for each setting of each cost, by the cost's name; latency first if it was measured."""
     found: dict[str, list[Choice]] = {}
     for cost in _costs(data):
-        found.setdefault(cost.name, []).append(Choice(cost, _cost_picture(data, cost), _front_rows(data, cost)))
+        found.setdefault(cost.name, []).append(Choice(cost, cost_picture(data, cost), _front_rows(data, cost)))
     return found
 
 
@@ -183,19 +183,38 @@ def usage_pictures(data: RunData) -> dict[str, tuple[Row, list[Picture]]]:
     usages = {}
     for name, point in data.operating_points.items():
         row = data.find_policy_result(name, "development") or data.find_policy_result(name, "validation")
-        if point["policy"].startswith("static:") or row is None:
-            continue
-        layers = [{float(width): float(value) for width, value in layer.items()} for layer in row["widths"]]
-        exits = {int(number): float(value) for number, value in row["exits"].items()}
-        colours = {width: _width_colour(data, width) for layer in layers for width in layer}
-        bars = partial(plots.layer_width_bars, fractions=layers, width_colours=colours)
-        histogram = partial(plots.exit_bars, fractions=exits, num_layers=len(layers))
-        file, height = safe_file_name(name), 70 + len(layers) * (24.0 if len(layers) <= 12 else 16.0)
-        usages[name] = row, [
-            Picture(f"widths-{file}", f"{name}: width of each layer by % of the examples.", bars, (346, height)),
-            Picture(f"exits-{file}", f"{name}: layers run, % of examples.", histogram, (346, 44 + 30 * len(exits))),
-        ]  # fmt: skip
+        if not point["policy"].startswith("static:") and row is not None:
+            usages[name] = row, [_width_picture(data, name, row["widths"]), _exit_picture(name, row)]
     return usages
+
+
+def _width_picture(data: RunData, name: str, layers: list[dict[str, float]]) -> Picture:
+    widths = sorted({float(width) for layer in layers for width in layer}, key=lambda width: (width == 0, width))
+    looks = {width: (_width_colour(data, width), f"{width:g}") if width else ("idle", "not run") for width in widths}
+    bars = {
+        f"layer {index}": [
+            (layer[f"{width:g}"], looks[width][0], f", width {width:g}" if width else ", not run")
+            for width in widths
+            if f"{width:g}" in layer
+        ]
+        for index, layer in enumerate(layers)
+    }
+    draw = partial(plots.stacked_bars, bars=bars, heading="width", legend=[("s", *looks[width]) for width in widths])
+    height = 70 + len(layers) * (24.0 if len(layers) <= 12 else 16.0)
+    return Picture(
+        f"widths-{safe_file_name(name)}", f"{name}: width of each layer, % of examples.", draw, (346, height)
+    )
+
+
+def _exit_picture(name: str, row: Row) -> Picture:
+    total = len(row["widths"])
+    bars = {
+        f"{layers} of {total} layers": [(fraction, "width-5" if int(layers) == total else "accent", "")]
+        for layers, fraction in sorted(row["exits"].items(), key=lambda item: int(item[0]))
+    }
+    height = 44.0 + 30 * len(bars)
+    draw = partial(plots.stacked_bars, bars=bars)
+    return Picture(f"exits-{safe_file_name(name)}", f"{name}: layers run, % of examples.", draw, (346, height))
 
 
 def training_pictures(data: RunData) -> dict[str, Picture]:
@@ -223,9 +242,10 @@ def _metric_unit(metric: str) -> str:
 def _costs(data: RunData) -> list[Cost]:
     costs = []
     for number, (setting, rows) in enumerate(group_by_setting(data.profile).items(), start=1):
-        label = f"ms per batch of {setting.setup.batch} x {setting.setup.tokens} tokens, median"
+        setup = next(iter(rows.values())).setup
+        label = f"ms per batch of {setup.batch} x {setup.tokens} tokens, median"
         times = {name: row.latency_p50_ms for name, row in rows.items()}
-        costs.append(Cost("Latency", f"latency-{number}", "ms", label, 1, times, format_ms, str(setting)))
+        costs.append(Cost("Latency", f"latency-{number}", "ms", label, 1, times, format_ms, setting))
     flops = {row["subnet"]: float(row["flops"]) for row in data.results}
     unit, divisor = ("GFLOPs", 1e9) if max(flops.values()) >= 2e9 else ("MFLOPs", 1e6)
     costs.append(Cost("FLOPs", "flops", unit, f"{unit} per example, mean", divisor, flops, format_count))
@@ -260,7 +280,8 @@ def _front_rows(data: RunData, cost: Cost) -> list[dict[str, Any]]:
     return rows
 
 
-def _cost_picture(data: RunData, cost: Cost) -> Picture:
+def cost_picture(data: RunData, cost: Cost) -> Picture:
+    """The metric of all sub-networks against a cost; against FLOPs, operating points too."""
     points = [_subnet_point(data, row, cost) for row in data.results if row["subnet"] in cost.values]
     for name in data.operating_points if cost.name == "FLOPs" else ():
         dev = data.find_policy_result(name, "development")
