@@ -198,7 +198,7 @@ def test_points_are_kept_as_they_ran_and_reported(folder: Path) -> None:
     done = call(folder, "report", "dynamic", "--output", "page.html", "--json")
     assert done.returncode == 0, done.stderr
     text = (folder / "page.html").read_text(encoding="utf-8")
-    assert "960 examples of the development set" in text or record["operating_points"]["fast"]["widths"] is None
+    assert "development set, 960 examples" in text or record["operating_points"]["fast"]["widths"] is None
     assert len(list((folder / "page-pictures").glob("*.png"))) == len(json.loads(done.stdout)["pictures"])
     lines = [re.sub("<.*?>", "", line) for line in re.findall(r"<pre>(.*?)</pre>", text)]
     words = shlex.split(html.unescape(next(line for line in lines if line.startswith("limbert train "))))
