@@ -269,8 +269,8 @@ def run_phases(
     model = data.load_base()
     model.space = recipe.space
     model.subnets()  # refuses a width or depth that keeps nothing
-    args = _run_arguments(config, folder.path, data)
     with folder.locked():
+        args = _run_arguments(config, folder.path, data)  # resets accelerate's state: not while another run trains
         folder.create()
         model = train_phases(
             model,
