@@ -33,7 +33,6 @@ import pyarrow.dataset
 import pyarrow.parquet
 import torch
 
-from limbert.cli.policies import policy_from_options
 from limbert.core.config import DataConfig
 from limbert.data.load import load_texts
 from limbert.data.readers import Examples
@@ -47,7 +46,7 @@ from limbert.inference.batch.shards import ShardedInput, shard_input
 from limbert.inference.batch.store import StoragePath
 from limbert.inference.batch.worker import ShardResult, ShardWorker, WorkerConfig, prediction_columns
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint
-from limbert.inference.policy import Policy
+from limbert.inference.policy import Policy, named_policy
 from limbert.inference.predict import predict
 from limbert.model.checkpoint import library_versions
 
@@ -102,15 +101,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _policy(opened: LoadedCheckpoint, name: str) -> Policy:
-    assert opened.task is not None
-    return policy_from_options(
-        name,
-        record=opened.model.record,
-        task_type=opened.task.task_type,
-        widths=None,
-        exit_threshold=None,
-        exit_rule=None,
-    )
+    return named_policy(name, opened.model.record)
 
 
 def _texts(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> tuple[list[str], list[str] | None]:
