@@ -63,8 +63,6 @@ def scatter(
     """Values against costs, with the Pareto front as a line of steps.
 
     Args:
-        figure: empty.
-        colours: by name.
         points: at least one.
         x_label: name and unit of the cost.
         y_label: name and unit of the value.
@@ -102,8 +100,6 @@ def heat_map(
     """The metric by width (across) and depth (up) as shade and number.
 
     Args:
-        figure: empty.
-        colours: by name.
         cells: by ``(width, depth)``: metric from 0 to 1, first line, second line, tooltip.
     """
     axes = figure.subplots()
@@ -138,8 +134,6 @@ def stacked_bars(
     """Horizontal bars of fractions of the examples.
 
     Args:
-        figure: empty.
-        colours: by name.
         bars: for each bar, by its label, the segments: fraction, colour name, end of the tooltip's label.
         heading: of the legend.
         legend: of the colours; without it, each bar has one segment and its value at its end.
@@ -174,8 +168,6 @@ def training_curves(
     """The training loss and the validation score of one phase by optimizer step; the best score is marked.
 
     Args:
-        figure: empty.
-        colours: by name.
         losses: of training; may be empty.
         scores: of validation; may be empty.
         score_label: name and unit of the score.

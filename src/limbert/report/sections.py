@@ -162,12 +162,13 @@ def search_picture(candidates: list[Row], points: Mapping[str, Row], metric: str
         label = ", ".join(same)
         tip = f"{label}: {value:.1f}, {format_percent(cost / 100)} of FLOPs"
         found.append(ScatterPoint(cost, value, tip, "D", "accent", 10, label, priority=1, on_front=False))
+    data = f"{num_examples} validation examples" if num_examples else "the validation split"
     policy_types = {row["policy"].partition(":")[0] for row in candidates}
     draw = partial(
         plots.scatter,
         points=found,
         x_label="FLOPs per example, % of the full model",
-        y_label=f"{metric} on {num_examples or 'the'} validation examples, {_metric_unit(metric)}",
+        y_label=f"{metric} on {data}, {_metric_unit(metric)}",
         legend_rows=[("", [entry for name, entry in _POLICY_LEGEND.items() if name in policy_types])],
         label_front=False,
     )
