@@ -1,11 +1,13 @@
 """``limbert pretrain`` from end to end: stopped and resumed, loaded by plain Transformers, and fine-tuned from."""
 
 import json
+import logging
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,13 @@ import numpy as np
 import pytest
 import torch
 from tests.factories.runs import DATA_OPTIONS, command, environment, make_small_encoder, needs_encoder, run
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 from limbert import ElasticModel
 from limbert.cli.main import app
 from limbert.core.config import CorpusConfig, TrainConfig
-from limbert.errors import LimbertError, TrainingInterrupted
-from limbert.train.pretrain import PretrainingRun
-from limbert.train.progress import TrainingCallback
+from limbert.errors import LimbertError
+from limbert.train.pretrain import pretrain_corpus
 from limbert.train.recipes import load_recipe, override_recipe
 
 pytestmark = needs_encoder
@@ -42,14 +43,16 @@ WORDS = [
 STEPS = 6
 
 
-class Notes(TrainingCallback):
-    """Keeps what it is told."""
+class InterruptEvery(TrainerCallback):
+    """Ctrl-C after a number of steps, counted over all phases."""
 
-    def __init__(self) -> None:
-        self.notes: list[str] = []
+    def __init__(self, steps: int) -> None:
+        self.left = steps
 
-    def on_message(self, text: str) -> None:
-        self.notes.append(text)
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +88,35 @@ def pretrain(
     *,
     phases: tuple[str, ...] | None = None,
     steps: int = STEPS,
-    should_stop: Callable[[], bool] = lambda: False,
+    checkpoint_every: float = 120.0,
+    callbacks: Sequence[TrainerCallback] = (),
     **corpus: Any,
 ) -> list[str]:
-    """Run it here; what it says."""
-    config = TrainConfig(model=model, output=output, phases=phases, validation=0.05)
+    """Run it here; what it logs."""
+    config = TrainConfig(
+        model=model, output=output, phases=phases, validation=0.05, checkpoint_every=checkpoint_every
+    )
     settings = {"max_steps": steps, "batch_size": 8, "learning_rate": 1e-3}
     space = {"widths": (0.5, 1.0), "depths": (0.67, 1.0)}
     recipe = override_recipe(load_recipe("pretrain"), space=space, every_phase=settings, phases=phases)
     text = CorpusConfig(**{"corpus": ("texts/*.txt",), "max_length": 32, "whole_word": True} | corpus)
-    monitor = Notes()
-    PretrainingRun(config, recipe, corpus=text, callback=monitor, should_stop=should_stop).run()
-    return monitor.notes
+    with capture_messages() as messages:
+        pretrain_corpus(config, recipe, text, callbacks=callbacks)
+    return messages
+
+
+@contextmanager
+def capture_messages() -> Iterator[list[str]]:
+    messages: list[str] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("limbert.train.pretrain")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_the_result_is_a_masked_language_model_of_many_sizes(whole: Path) -> None:
@@ -127,39 +147,33 @@ def test_plain_transformers_loads_it_with_equal_logits(whole: Path) -> None:
     assert model.space.widths == (0.5, 1.0)
 
 
-def test_stopped_after_every_few_steps_it_ends_bit_for_bit_the_same(whole: Path) -> None:
-    stops, asked = 0, 0
-
-    def should_stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked % 4 == 0  # in the middle of phases, and after another number of steps in each
-
+def test_interrupted_every_few_steps_it_ends_the_same(whole: Path) -> None:
+    stops = 0
     while not Path("stopped").exists():
         try:
-            pretrain("small", "stopped", should_stop=should_stop)
-        except TrainingInterrupted:
+            pretrain("small", "stopped", callbacks=[InterruptEvery(5)], checkpoint_every=1e-9)
+        except KeyboardInterrupt:
             stops += 1
     assert stops >= 3
     for name in ("model.safetensors", "results.jsonl"):
         assert Path("stopped", name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_it_does_not_go_on_with_another_text(folder: Path) -> None:
+def test_it_does_not_resume_with_another_text(folder: Path) -> None:
     shutil.copytree("texts", "growing")
-    with pytest.raises(TrainingInterrupted):
-        pretrain("small", "grown", corpus=("growing/*.txt",), should_stop=lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("small", "grown", corpus=("growing/*.txt",), callbacks=[InterruptEvery(1)])
     with Path("growing/two.txt").open("a") as file:
         file.write("\na lobster")
-    with pytest.raises(LimbertError, match=r"an unfinished run with other settings \(other corpus text\)"):
-        pretrain("small", "grown", corpus=("growing/*.txt",), should_stop=lambda: True)
+    with pytest.raises(LimbertError, match="other data"):
+        pretrain("small", "grown", corpus=("growing/*.txt",))
 
 
 def test_every_size_is_fine_tuned_from_it(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["--model", "whole", "--output", "tuned", "--max-steps", "2", "--phases", "final", "--train-limit", "200"]
     app(["train", *DATA_OPTIONS, *options, "--json"], standalone_mode=False)
     printed = capfd.readouterr()
-    assert "going on with what whole was trained for" in printed.err
+    assert "sub-networks that whole was trained for" in printed.err
     assert [row["subnet"] for row in json.loads(printed.out)] == ["1x1", "0.5x1", "1x0.67", "0.5x0.67"]
     assert json.loads(Path("tuned/limbert.json").read_text())["phases"] == ["mlm", "width", "depth", "final"]
     before, after = (ElasticModel.from_pretrained(name, head="none") for name in (whole, "tuned"))
@@ -225,7 +239,7 @@ def test_killed_again_and_again_it_ends_bit_for_bit_the_same(folder: Path) -> No
             text=True,
         )
         while kills < 3 and process.poll() is None:
-            found = {path.name for path in work.glob("*-*") if path.is_dir() and not path.name.startswith(".")}
+            found = {str(path.relative_to(work)) for path in work.glob("*/checkpoint-*")}
             if found - seen:
                 seen |= found
                 time.sleep(0.03 * kills)
