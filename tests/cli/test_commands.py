@@ -211,7 +211,7 @@ def test_gates_are_added_to_a_trained_model_for_its_own_sizes(folder: Path) -> N
     options = ["--model", "dynamic", "--phases", "gates", "--gates", "3", "--set", "gates.epochs=1"]
     done = call(folder, "train", *DATA_OPTIONS, *options, "--output", "gated")
     assert done.returncode == 0, done.stderr
-    assert "going on with what dynamic was trained for" in done.stderr
+    assert "sub-networks that dynamic was trained for" in done.stderr
     record = json.loads((folder / "gated" / "limbert.json").read_text())
     assert record["space"]["layers"] == "first"
     assert record["phases"] == ["finetune", "width", "depth", "gates", "gates"]
