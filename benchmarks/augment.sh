@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What augmentation costs and what it buys: copies of MRPC's training rows (with their rate in masked words a minute), then
-# the same number of steps with and without them from the same fine-tuned model. Killed, the same command goes on.
+# Cost and benefit of augmentation: augment MRPC (with the rate in masked words per minute), then train the same number of
+# steps with and without it from the same fine-tuned model. If interrupted, run the same command again to resume.
 #
 #   [WIDTH=80] [DEPTH=200] [PROBABILITY=0.4] bash benchmarks/augment.sh DATA LM FINETUNED OUT [SEED] [WORKERS]
 #
-# DATA: folder that holds MRPC; LM: masked language model; FINETUNED: encoder fine-tuned on MRPC; OUT: receives everything.
-# WIDTH, DEPTH: steps of the phases; PROBABILITY: of replacing a word.
+# DATA: folder with MRPC; LM: masked language model; FINETUNED: encoder fine-tuned on MRPC; OUT: folder of the results.
+# WIDTH, DEPTH: steps of the phases; PROBABILITY: probability of replacing a word.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?folder with MRPC} lm=${2:?masked language model} finetuned=${3:?fine-tuned model} out=${4:?folder for results}
@@ -20,7 +20,7 @@ common=(--task mrpc --data "$data/MRPC" --model "$finetuned" --precision bf16 --
   --epochs 100 --set "width.max_steps=$width" --set "depth.max_steps=$depth")  # so that steps, not epochs, end a phase
 plain="$out/plain-$width-$depth-$seed" augmented="$out/augmented-$probability-$width-$depth-$seed"
 "$python" -m limbert train "${common[@]}" --output "$plain"
-# 31 validations of an epoch that is 31 times as long: after every 104th step, as without copies
+# an epoch is 31 times as long and has 31 validations: one every 104 steps, as without augmentation
 "$python" -m limbert train "${common[@]}" --output "$augmented" --augmented "$out/copies-$probability/train_aug.tsv" \
   --set width.evaluations=31 --set depth.evaluations=31
 for run in "$plain" "$augmented"; do

@@ -58,7 +58,7 @@ class Load:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection with one request under way."""
+    """A keep-alive connection with one request in progress."""
 
     def __init__(self, load: Load) -> None:
         self.load, self.buffer, self.sent = load, b"", None
@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
 
 
 async def run(task: dict[str, Any]) -> dict[str, Any]:
-    """Send, and wait for what is under way, some seconds at most."""
+    """Send, and wait some seconds at most for requests in progress."""
     url = urlsplit(task["url"])
     load = Load(url.hostname, url.port, [request_bytes(url.netloc, text) for text in task["texts"]])
     all_sent: list[Sent] = []

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What elastic pre-training is worth to fine-tuning: the same base, once cut and once pre-trained at every size, trained on
-# SST-2 with the same steps. Every command goes on where it was, so a run that was cut short is started again.
+# Effect of elastic pre-training on fine-tuning: the same base model, once cut and once pre-trained at every size, trained on
+# SST-2 with the same steps. If interrupted, run the same command again to resume.
 #
 #   bash benchmarks/pretraining.sh ENCODER TEXT DATA OUT
 #
-# ENCODER: folder of a pretrained encoder; TEXT: a text file, folder or glob in quotes; DATA: folder with SST-2; OUT: receives
-# models, logs and table.md. Sizes by environment: MLM, WIDTH, DEPTH (steps), ROWS, EPOCHS (of SST-2). CORE: the core to stay on.
+# ENCODER: folder of a pretrained encoder; TEXT: a text file, folder or glob in quotes; DATA: folder with SST-2; OUT: folder for
+# models, logs and table.md. Sizes by environment: MLM, WIDTH, DEPTH (steps), ROWS, EPOCHS (of SST-2). CORE: the CPU core to run on.
 set -uo pipefail -f
 cd "$(dirname "$0")/.."
 encoder=${1:?folder of an encoder} text=${2:?text} data=${3:?folder with SST-2} out=${4:?folder for results}
@@ -22,7 +22,7 @@ step() { # step NAME COMMAND...: its output goes to OUT/NAME.log, its model to O
 }
 
 step mlm $pretrain --model "$encoder" --batch-size 16 --phases mlm --max-steps "${MLM:-250}"
-# Rewired by importance for hidden words, as the elastic one is, and cut: one step with a learning rate of nothing.
+# The control: rewired by importance for masked words, and cut; one step with a learning rate of almost 0.
 step cut $pretrain --model "$out/mlm" --batch-size 16 --phases width --max-steps 1 --learning-rate 1e-12
 step elastic $pretrain --model "$out/mlm" --set "width.max_steps=${WIDTH:-60}" --set "depth.max_steps=${DEPTH:-80}" \
   --set depth.sampled=3 --batch-size 8

@@ -100,14 +100,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", help="elastic model that classifies")
     parser.add_argument("--data", required=True, help="folder with the development set of its task")
     parser.add_argument("--slo", type=float, default=50.0, help="milliseconds")
-    parser.add_argument("--full", default="1x1", help="the fixed size that adaptive is compared with")
+    parser.add_argument("--full", default="1x1", help="the fixed sub-network that adaptive is compared with")
     parser.add_argument("--threads", type=int, default=default_threads(1), help="of the model, in server and alone")
     parser.add_argument("--seconds", type=float, default=10.0, help="counted of each step")
-    shares = "rates of the fixed size, as shares of the engine's throughput; stops where p99 leaves the SLO"
+    shares = "rates of the fixed sub-network, as fractions of the engine's throughput; stops where p99 leaves the SLO"
     parser.add_argument(
         "--shares", type=float, nargs="+", default=[0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], help=shares
     )
-    multiples = "rates of adaptive, as multiples of the one that the fixed size leaves at"
+    multiples = "rates of adaptive, as multiples of the last one that the fixed sub-network sustains"
     parser.add_argument(
         "--multiples", type=float, nargs="+", default=[0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6], help=multiples
     )
@@ -206,7 +206,7 @@ def _overhead(url: str, material: Material, arguments: argparse.Namespace) -> di
 
 
 def _saturation(url: str, material: Material, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Answers a second with 128 clients that ask again as soon as they are answered."""
+    """Throughput with 128 clients in a closed loop."""
     found = _generate(url, material, arguments, concurrency=128, seconds=WARM_UP + arguments.seconds)
     answered = sum(row["status"] == 200 for row in found["rows"]) / arguments.seconds
     return {
@@ -221,7 +221,7 @@ def _saturation(url: str, material: Material, arguments: argparse.Namespace) -> 
 def _ladder(
     url: str, name: str, rates: list[float], material: Material, arguments: argparse.Namespace, stop_after: int = 1
 ) -> list[dict[str, Any]]:
-    """Steps at rising rates, until so many one after the other were not held."""
+    """Steps at rising rates, until several in a row miss the SLO."""
     rows: list[dict[str, Any]] = []
     for rate in rates:
         rows.append(_step(url, name, rate, material, arguments))

@@ -1,6 +1,6 @@
 """Requests of all kinds for `serve_robustness.py`, good ones and bad ones, each with what may come back.
 
-What is right was worked out by the engine beforehand, without any server, for every text and every size.
+The expected logits of every text at every variant are computed by the engine beforehand, without a server.
 """
 
 import json
@@ -27,16 +27,16 @@ Text = tuple[str, str | None]
 
 
 class Pool:
-    """Texts and pairs of all kinds, and what each size answers to each, worked out without any server."""
+    """Texts and pairs of all kinds with the logits of each variant, computed without a server."""
 
-    def __init__(self, opened: LoadedCheckpoint, menu: ModelVariants, *, count: int, chance: random.Random) -> None:
+    def __init__(self, opened: LoadedCheckpoint, variants: ModelVariants, *, count: int, rng: random.Random) -> None:
         words = [word for word in opened.tokenizer.get_vocab() if word.isalpha() and len(word) > 2]
         special = ["", " ", "🥊🦊", "naïve Größe", "日本語のテキスト", "\x00\t\n", "a" * 3000, "e\u0301\u200d"]
-        singles = [*special, *(_sentence(words, chance, opened.max_length) for _ in range(count - len(special)))]
+        singles = [*special, *(_sentence(words, rng, opened.max_length) for _ in range(count - len(special)))]
         assert opened.task is not None
         self.texts: list[Text] = [] if opened.task.has_pairs else [(text, None) for text in singles]
         if opened.task.has_pairs is not False:
-            self.texts += [(text, chance.choice(singles)) for text in singles[: count // 3]]
+            self.texts += [(text, rng.choice(singles)) for text in singles[: count // 3]]
         self.limit = opened.max_length
         self.labels = opened.task.labels
         self._place = {text: place for place, text in enumerate(self.texts)}
@@ -52,26 +52,26 @@ class Pool:
             for place, length in zip(places, whole.lengths, strict=True):
                 lengths[place] = int(length)
             tokens = tokenize_texts(examples, opened.tokenizer, max_length=opened.max_length, use_cache=False)
-            for size in menu.variants:
-                engine = Engine(opened.model, size.policy, task_type=opened.task.task_type)
+            for variant in variants.variants:
+                engine = Engine(opened.model, variant.policy, task_type=opened.task.task_type)
                 answers = run_policy(engine, tokens, batch_size=16, device=torch.device("cpu")).logits
-                table = self._logits.setdefault(size.name, np.zeros((len(self.texts), answers.shape[1])))
+                table = self._logits.setdefault(variant.name, np.zeros((len(self.texts), answers.shape[1])))
                 table[places] = answers
         self.short = [text for text, length in zip(self.texts, lengths, strict=True) if length <= self.limit]
         self.long = [text for text, length in zip(self.texts, lengths, strict=True) if length > self.limit]
 
-    def logits(self, text: Text, size: str) -> np.ndarray:
-        """What a size answers to a text: ``(outputs,)``."""
-        return self._logits[size][self._place[text]]
+    def logits(self, text: Text, variant: str) -> np.ndarray:
+        """The logits ``(outputs,)`` of a variant for a text."""
+        return self._logits[variant][self._place[text]]
 
-    def right(self, text: Text, logits: list[float], sizes: str) -> bool:
-        """Whether one of the sizes that answered says this."""
-        return any(np.abs(self.logits(text, size) - np.array(logits)).max() < TOLERANCE for size in sizes.split(","))
+    def right(self, text: Text, logits: list[float], names: str) -> bool:
+        """Whether one of the variants that ran has these logits."""
+        return any(np.abs(self.logits(text, name) - np.array(logits)).max() < TOLERANCE for name in names.split(","))
 
 
-def _sentence(words: list[str], chance: random.Random, limit: int) -> str:
-    longest = chance.choices((8, 40, 2 * limit), (6, 3, 1))[0]
-    return " ".join(chance.choices(words, k=chance.randint(1, longest)))
+def _sentence(words: list[str], rng: random.Random, limit: int) -> str:
+    longest = rng.choices((8, 40, 2 * limit), (6, 3, 1))[0]
+    return " ".join(rng.choices(words, k=rng.randint(1, longest)))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Call:
         data: head and body.
         allowed: statuses.
         check: whether a 200's headers and body are right.
-        manner: ``at once``, ``trickle``, ``stop`` (and wait) or ``hang up``.
+        manner: ``at once``, ``trickle``, ``stop`` (and wait) or ``disconnect``.
     """
 
     kind: str
@@ -94,59 +94,59 @@ class Call:
 
 
 class Mix:
-    """Makes requests, by chance but the same from the same seed."""
+    """Random requests, reproducible by seed."""
 
-    def __init__(self, pool: Pool, menu: ModelVariants, name: str, *, batch: int, chance: random.Random) -> None:
-        self._pool, self._name, self._batch, self._chance = pool, name, batch, chance
-        self.subnets = [size.name for size in menu.variants if size.kind == "subnet"]
-        self._points = [size.name for size in menu.variants if size.kind == "policy"]
-        self._known = [size.quality for size in menu.variants if size.quality is not None]
+    def __init__(self, pool: Pool, variants: ModelVariants, name: str, *, batch: int, rng: random.Random) -> None:
+        self._pool, self._name, self._batch, self._rng = pool, name, batch, rng
+        self.subnets = [variant.name for variant in variants.variants if variant.kind == "subnet"]
+        self._points = [variant.name for variant in variants.variants if variant.kind == "policy"]
+        self._known = [variant.quality for variant in variants.variants if variant.quality is not None]
 
     def calls(self, count: int) -> Iterator[Call]:
         """So many requests."""
         makers = (self.good, self.wrong, self.broken, self.too_long, self.too_large, self.other, self.slow, self.gone)
-        for maker in self._chance.choices(makers, (70, 8, 6, 3, 0.4, 3, 1, 4), k=count):
+        for maker in self._rng.choices(makers, (70, 8, 6, 3, 0.4, 3, 1, 4), k=count):
             yield maker()
 
-    def good(self, wish: dict[str, Any] | None = None, texts: list[Text] | None = None) -> Call:
-        """A request that can be answered."""
-        chance = self._chance
-        texts = texts or chance.choices(self._pool.texts, k=chance.choice((1, 1, 1, 2, min(8, self._batch))))
-        wish = self._wish() if wish is None else wish
-        return chance.choice((self._hugging_face, self._tei, self._json_tensors, self._binary_tensors))(texts, wish)
+    def good(self, options: dict[str, Any] | None = None, texts: list[Text] | None = None) -> Call:
+        """A valid request."""
+        rng = self._rng
+        texts = texts or rng.choices(self._pool.texts, k=rng.choice((1, 1, 1, 2, min(8, self._batch))))
+        options = self._options() if options is None else options
+        return rng.choice((self._hugging_face, self._tei, self._json_tensors, self._binary_tensors))(texts, options)
 
-    def _wish(self) -> dict[str, Any]:
-        chance = self._chance
-        wishes: list[dict[str, Any]] = [{}, {}, {"subnet": chance.choice(self.subnets)}]
-        wishes.append({"policy": chance.choice([*self._points, f"static:{chance.choice(self.subnets)}"])})
-        wishes.append({"latency_budget_ms": chance.choice((0.01, 5, 50, 5000))})
+    def _options(self) -> dict[str, Any]:
+        rng = self._rng
+        choices: list[dict[str, Any]] = [{}, {}, {"subnet": rng.choice(self.subnets)}]
+        choices.append({"policy": rng.choice([*self._points, f"static:{rng.choice(self.subnets)}"])})
+        choices.append({"latency_budget_ms": rng.choice((0.01, 5, 50, 5000))})
         if self._known:
-            wishes.append({"min_quality": chance.choice(self._known)})
-        return chance.choice(wishes)
+            choices.append({"min_quality": rng.choice(self._known)})
+        return rng.choice(choices)
 
-    def _hugging_face(self, texts: list[Text], wish: dict[str, Any]) -> Call:
+    def _hugging_face(self, texts: list[Text], options: dict[str, Any]) -> Call:
         inputs = [one if pair is None else {"text": one, "text_pair": pair} for one, pair in texts]
-        content = {"inputs": inputs, "parameters": wish | {"function_to_apply": "none"}}
+        content = {"inputs": inputs, "parameters": options | {"function_to_apply": "none"}}
         return self._call("huggingface", "/", content, lambda body: [self._in_order(row) for row in body], texts)
 
-    def _tei(self, texts: list[Text], wish: dict[str, Any]) -> Call:
+    def _tei(self, texts: list[Text], options: dict[str, Any]) -> Call:
         texts = [text for text in texts if any(text)] or [self._pool.long[0]]  # TEI refuses empty ones
         inputs = [[part for part in text if part is not None] for text in texts]
-        content = {"inputs": inputs, "parameters": wish, "raw_scores": True, "truncate": True}
+        content = {"inputs": inputs, "parameters": options, "raw_scores": True, "truncate": True}
         return self._call("tei", "/predict", content, lambda body: [self._in_order(row) for row in body], texts)
 
     def _in_order(self, row: list[dict[str, Any]]) -> list[float]:
         scores = {one["label"]: one["score"] for one in row}
         return [scores[label] for label in self._pool.labels] if self._pool.labels else [*scores.values()]
 
-    def _json_tensors(self, texts: list[Text], wish: dict[str, Any]) -> Call:
+    def _json_tensors(self, texts: list[Text], options: dict[str, Any]) -> Call:
         columns = self._columns(texts)
         shape = [len(texts)]
         tensors = [{"name": key, "datatype": "BYTES", "shape": shape, "data": data} for key, data in columns.items()]
-        content = {"inputs": tensors, "outputs": [{"name": "LOGITS"}], "parameters": wish}
+        content = {"inputs": tensors, "outputs": [{"name": "LOGITS"}], "parameters": options}
         return self._call("open inference", f"/v2/models/{self._name}/infer", content, _logits, texts)
 
-    def _binary_tensors(self, texts: list[Text], wish: dict[str, Any]) -> Call:
+    def _binary_tensors(self, texts: list[Text], options: dict[str, Any]) -> Call:
         tensors, binary = [], b""
         for key, data in self._columns(texts).items():
             part = b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in data)
@@ -154,7 +154,7 @@ class Mix:
             tensors.append({"name": key, "datatype": "BYTES", "shape": [len(texts)], "parameters": size})
             binary += part
         output = {"name": "LOGITS", "parameters": {"binary_data": True}}
-        head = json.dumps({"inputs": tensors, "outputs": [output], "parameters": wish}).encode()
+        head = json.dumps({"inputs": tensors, "outputs": [output], "parameters": options}).encode()
         lengths = f"inference-header-content-length: {len(head)}\r\n"
         data = _post(f"/v2/models/{self._name}/infer", head + binary, lengths)
         return Call("open inference, binary", data, BUSY, partial(self._right, texts, None))
@@ -185,41 +185,37 @@ class Mix:
         )
 
     def wrong(self) -> Call:
-        """JSON that is no request."""
-        chance = self._chance
+        """JSON that is not a valid request."""
+        rng = self._rng
         values = (None, 3, True, {}, [], [None], [[]], [["a", 1]], {"text": None}, ["a", {"b": "c"}], "\ud800")
-        value = chance.choice(values)
-        parameters = chance.choice(
-            ({"subnet": "7x7"}, {"subnet": 1}, {"latency_budget_ms": "x"}, {"top_j": 1}, [], "a")
-        )
-        content = chance.choice(
-            ({"inputs": value}, {"inputs": "a", "parameters": parameters}, {"input": "a"}, [], None)
-        )
-        path = chance.choice(("/", "/predict", f"/v2/models/{self._name}/infer", f"/models/{self._name}"))
+        value = rng.choice(values)
+        parameters = rng.choice(({"subnet": "7x7"}, {"subnet": 1}, {"latency_budget_ms": "x"}, {"top_j": 1}, [], "a"))
+        content = rng.choice(({"inputs": value}, {"inputs": "a", "parameters": parameters}, {"input": "a"}, [], None))
+        path = rng.choice(("/", "/predict", f"/v2/models/{self._name}/infer", f"/models/{self._name}"))
         return Call("wrong", _post(path, json.dumps(content).encode()), (400, 422))
 
     def broken(self) -> Call:
-        """What is no JSON at all, or of another kind."""
-        chance = self._chance
+        """A body that is not JSON, or of another content type."""
+        rng = self._rng
         digits = b'{"inputs": ' + b"9" * 5000 + b"}"
-        bodies = (b"", b"{", b"\xff\xfe", b"[" * 100_000, b"NaN", digits, chance.randbytes(300))
-        header = chance.choice(("", "content-type: text/plain\r\n", "content-encoding: gzip\r\n"))
-        header += chance.choice(("", "inference-header-content-length: 7\r\n"))
-        path = chance.choice(("/", "/predict", f"/v2/models/{self._name}/infer"))
-        return Call("broken", _post(path, chance.choice(bodies), header), (400, 415, 422))
+        bodies = (b"", b"{", b"\xff\xfe", b"[" * 100_000, b"NaN", digits, rng.randbytes(300))
+        header = rng.choice(("", "content-type: text/plain\r\n", "content-encoding: gzip\r\n"))
+        header += rng.choice(("", "inference-header-content-length: 7\r\n"))
+        path = rng.choice(("/", "/predict", f"/v2/models/{self._name}/infer"))
+        return Call("broken", _post(path, rng.choice(bodies), header), (400, 415, 422))
 
     def too_long(self) -> Call:
-        """A text beyond the limit that must not be cut, or a batch beyond its limit."""
-        if not self._pool.long or self._chance.random() < 0.5:
+        """A text over the limit without truncation, or a batch over the limit."""
+        if not self._pool.long or self._rng.random() < 0.5:
             content: Any = {"inputs": [["a"]] * (self._batch + 1)}
         else:
-            content = {"inputs": [[part for part in self._chance.choice(self._pool.long) if part is not None]]}
+            content = {"inputs": [[part for part in self._rng.choice(self._pool.long) if part is not None]]}
         return Call("too long", _post("/predict", json.dumps(content).encode()), (413,))
 
     def too_large(self) -> Call:
-        """10 MB, with their length said before or in chunks without it; then the server may hang up early."""
+        """10 MB, with a content length or chunked; the server may close the connection early."""
         body = b'{"inputs": "' + b"a" * 10_000_000
-        if self._chance.random() < 0.5:
+        if self._rng.random() < 0.5:
             return Call("too large", _post("/", body), (413,))
         head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
         return Call("too large, chunked", head + b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n", (413, 0))
@@ -227,21 +223,21 @@ class Mix:
     def other(self) -> Call:
         """What monitors ask, and what is nowhere."""
         paths = {"/health": 200, "/v2/health/ready": 200, "/metrics": 200, "/info": 200, "/none": 404, "/predict": 405}
-        path = self._chance.choice([*paths])
+        path = self._rng.choice([*paths])
         return Call("other", f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode(), (paths[path],))
 
     def slow(self) -> Call:
         """A client that takes its time, or never ends."""
         call = self.good()
-        if self._chance.random() < 0.1:
+        if self._rng.random() < 0.1:
             return Call("slow, never whole", call.data[:-1], (408,), manner="stop")
         return Call("slow", call.data, call.allowed, call.check, "trickle")
 
     def gone(self) -> Call:
-        """A client that hangs up, before or after its request is whole."""
+        """A client that disconnects, before or after its request is complete."""
         call = self.good()
-        end = len(call.data) if self._chance.random() < 0.7 else self._chance.randrange(len(call.data))
-        return Call("hangs up", call.data[:end], (), manner="hang up")
+        end = len(call.data) if self._rng.random() < 0.7 else self._rng.randrange(len(call.data))
+        return Call("disconnects", call.data[:end], (), manner="disconnect")
 
 
 def _logits(body: dict[str, Any]) -> list[list[float]]:

@@ -1,10 +1,9 @@
-"""Does the server answer every request once and right, whatever else comes in? Tens of thousands of mixed requests.
+"""Checks that every request gets one correct response, with tens of thousands of mixed requests.
 
-A server process of its own, asked over loopback by many connections at once: good requests in all three protocols
-(sizes, policies, budgets, batches, pairs, emoji, empty texts, lengths beyond the limit), wrong ones (nulls, other
-types, no JSON, too large), slow clients and clients that hang up. Every answer is compared with what the engine says
-for the size that the answer names; every refusal with what was to be refused. At the end SIGTERM, with requests under
-way. The requests are in serve_mix.py.
+Runs a server process and sends it requests over many connections: valid ones in all three protocols (variants, budgets,
+batches, pairs, emoji, empty texts, lengths beyond the limit), invalid ones (nulls, wrong types, no JSON, too large),
+slow clients and clients that disconnect. Every prediction is compared with the engine's for the variant that ran,
+every error with the expected one. At the end SIGTERM, with requests in progress. `serve_mix` makes the requests.
 
 Example: python benchmarks/serve_robustness.py runs/sst2 --requests 50000
 """
@@ -33,16 +32,16 @@ from limbert.serve.variants import ModelVariants
 
 @dataclass
 class Report:
-    """What came back."""
+    """Responses by type of request, and what was wrong."""
 
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     answered: int = 0  # with 200, in a protocol, and compared
 
     def note(self, call: Call, status: int, headers: dict[str, str], body: bytes) -> None:
-        """Judge one answer."""
+        """Check one response."""
         self.statuses.setdefault(call.kind, Counter())[status] += 1
-        if call.manner == "hang up":
+        if call.manner == "disconnect":
             return
         if status not in call.allowed:
             self.wrong.append(f"{call.kind}: {status}, not {call.allowed}: {body[:200]!r} to {call.data[:300]!r}")
@@ -66,7 +65,7 @@ class Connection:
             self._reader, self._writer = await asyncio.open_connection(*self._address)
         try:
             await self._send(call, self._writer)
-            if call.manner == "hang up":
+            if call.manner == "disconnect":
                 self.close()
                 return 0, {}, b""
             answer = await asyncio.wait_for(self._answer(self._reader), 120)
@@ -78,7 +77,7 @@ class Connection:
         return answer
 
     async def announce(self, call: Call) -> None:
-        """Send the head alone and wait until the server asks for the body: the request is under way, for certain."""
+        """Send the head alone and wait until the server asks for the body: the request is certainly in progress."""
         self._reader, self._writer = await asyncio.open_connection(*self._address)
         line, rest = _head(call).split(b"\r\n", 1)
         self._writer.write(line + b"\r\nexpect: 100-continue\r\n" + rest)
@@ -164,9 +163,9 @@ async def wait_until_ready(host: str, port: int, *, seconds: float = 60) -> None
 
 
 async def end_under_way(process: "subprocess.Popen[str]", host: str, port: int, mix: Mix, pool: Pool) -> Report:
-    """SIGTERM while requests are under way, half of them without their bodies yet: all must be answered, and right."""
-    wish = {"subnet": mix.subnets[0], "latency_budget_ms": 60_000}
-    calls = [mix.good(wish, [text for text in pool.short if text[0]][-24:]) for _ in range(24)]
+    """SIGTERM while requests are in progress, half of them without their bodies yet: all must get correct responses."""
+    options = {"subnet": mix.subnets[0], "latency_budget_ms": 60_000}
+    calls = [mix.good(options, [text for text in pool.short if text[0]][-24:]) for _ in range(24)]
     connections = [Connection(host, port) for _ in calls]
     for connection, call in zip(connections, calls, strict=True):
         await connection.announce(call)
@@ -199,14 +198,14 @@ async def wait_until_closed(host: str, port: int, *, seconds: float = 60) -> Non
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(1)
-    chance = random.Random(arguments.seed)
+    rng = random.Random(arguments.seed)
     try:
         opened = load_checkpoint(arguments.run)
         assert opened.task is not None
-        menu = ModelVariants.from_run(arguments.run, opened.model, task=opened.task)
+        variants = ModelVariants.from_run(arguments.run, opened.model, task=opened.task)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
-    pool = Pool(opened, menu, count=arguments.texts, chance=chance)
+    pool = Pool(opened, variants, count=arguments.texts, rng=rng)
     options = [
         "--port",
         "0",
@@ -225,7 +224,7 @@ def main() -> None:
     assert process.stdout is not None
     try:
         host, _, port = json.loads(_json_text(process.stdout))["url"].removeprefix("http://").partition(":")
-        mix = Mix(pool, menu, "model", batch=32, chance=chance)
+        mix = Mix(pool, variants, "model", batch=32, rng=rng)
         memory = psutil.Process(process.pid)
         kept: list[float] = []
 
@@ -266,9 +265,9 @@ def _print(report: Report, ending: Report, kept: list[float], *, seconds: float,
     for kind, statuses in sorted(report.statuses.items()):
         print(f"{kind:24s}", "  ".join(f"{status}: {count}" for status, count in sorted(statuses.items())))
     total = sum(sum(statuses.values()) for statuses in report.statuses.values())
-    print(f"{total} requests in {seconds:.0f} s; {report.answered} answers compared; wrong: {len(report.wrong)}")
+    print(f"{total} requests in {seconds:.0f} s; {report.answered} predictions compared; wrong: {len(report.wrong)}")
     print(f"server's memory at 5 %: {kept[0]:.0f} MB, half-way: {kept[len(kept) // 2]:.0f} MB, end: {kept[-1]:.0f} MB")
-    print(f"SIGTERM: {ending.answered} of 24 under way answered and compared; exit code {code}")
+    print(f"SIGTERM: {ending.answered} of 24 in progress completed and compared; exit code {code}")
     for line in [*report.wrong, *ending.wrong][:20]:
         print("WRONG", line)
 
@@ -278,7 +277,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", help="elastic model that classifies or scores texts")
     parser.add_argument("--requests", type=int, default=50_000)
     parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--texts", type=int, default=240, help="different texts; each is asked many times")
+    parser.add_argument("--texts", type=int, default=240, help="different texts; each is sent many times")
     parser.add_argument("--slo", default="10s", help="of the server, long enough that few requests are refused")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -87,7 +87,7 @@ def _measure(arguments: argparse.Namespace, policy: str, texts: tuple[str, ...])
 
 
 def _wait(address: str) -> None:
-    """Until the port answers: the line with the address comes a moment before."""
+    """Wait until the port accepts connections."""
     for _ in range(100):
         with contextlib.suppress(ConnectionRefusedError):
             connection = http.client.HTTPConnection(address, timeout=60)
@@ -98,7 +98,7 @@ def _wait(address: str) -> None:
 
 
 def _ask(address: str, texts: tuple[str, ...], *, count: int, connections: int) -> None:
-    """So many requests of one text each; any that is not answered ends the program."""
+    """Send requests of one text each; any error ends the program."""
     waiting = iter([*itertools.islice(itertools.cycle(texts), count)])
     lock = threading.Lock()
 

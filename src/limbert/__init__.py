@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limbert.augment.generate import augment as augment
     from limbert.client import Client as Client
     from limbert.core.space import Space as Space
     from limbert.core.subnet import Shape as Shape
@@ -22,13 +23,21 @@ if TYPE_CHECKING:
     from limbert.inference.policy import Policy as Policy
     from limbert.method.early_exit import ExitRule as ExitRule
     from limbert.model.elastic import ElasticModel as ElasticModel
+    from limbert.train.arguments import ElasticTrainingArguments as ElasticTrainingArguments
+    from limbert.train.phases import Phase as Phase
+    from limbert.train.pretrain import pretrain as pretrain
+    from limbert.train.run import train as train
+    from limbert.train.trainer import ElasticTrainer as ElasticTrainer
 
 _HOMES = {
     "Client": "limbert.client",
     "ElasticModel": "limbert.model.elastic",
+    "ElasticTrainer": "limbert.train.trainer",
+    "ElasticTrainingArguments": "limbert.train.arguments",
     "Engine": "limbert.inference.engine",
     "ExitRule": "limbert.method.early_exit",
     "LimbertError": "limbert.errors",
+    "Phase": "limbert.train.phases",
     "Policy": "limbert.inference.policy",
     "Shape": "limbert.core.subnet",
     "Space": "limbert.core.space",
@@ -39,28 +48,38 @@ _HOMES = {
     "export_model": "limbert.export.export",
     "search": "limbert.evaluation.search",
     "tune": "limbert.evaluation.tune",
+    "pretrain": "limbert.train.pretrain",
 }
+_CALLABLE_PACKAGES = ("augment", "train")  # folders named like the function that users call
 
 __all__ = [
     "Client",
     "ElasticModel",
+    "ElasticTrainer",
+    "ElasticTrainingArguments",
     "Engine",
     "ExitRule",
     "LimbertError",
+    "Phase",
     "Policy",
     "Shape",
     "Space",
     "Subnet",
+    "augment",
     "benchmark",
     "choose",
     "evaluate",
     "export_model",
+    "pretrain",
     "search",
+    "train",
     "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _CALLABLE_PACKAGES:
+        return import_module(f"limbert.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'limbert' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,22 +1,109 @@
-"""Candidates are what the stock model says at the mask, and one piece means the same for every kind of tokenizer."""
+"""Candidates are the stock model's predictions at the mask, or nearest neighbours, for every type of tokenizer."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.factories.networks import MOST_DIFFERENT, VOCABULARY, make_network
 from tests.factories.tokenizers import byte_level, sentence_piece
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from limbert.augment.candidates import MaskedText, WordCandidateGenerator, load_masked_lm, mask_logits
-from limbert.augment.sampling import ReplaceableWord
+from limbert.augment.candidates import (
+    MaskedText,
+    WordCandidateGenerator,
+    WordVectors,
+    find_whole_words,
+    load_masked_lm,
+    mask_logits,
+    read_word_vectors,
+)
 from limbert.augment.words import FUNCTION_WORDS
-from limbert.errors import CheckpointError
+from limbert.errors import CheckpointError, DataError
 from limbert.model.sparse_prediction import enable_sparse_prediction
+
+# -- whole words of a vocabulary
+
+
+def test_wordpiece_endings_are_not_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    vocabulary = find_whole_words(tokenizer)
+    assert {"house", "running"} <= {*vocabulary.words}
+    assert vocabulary.after_space == vocabulary.without_space
+    for token_id, word in [*vocabulary.after_space.items()][::500]:
+        assert tokenizer.convert_ids_to_tokens(token_id) == word
+    assert tokenizer.convert_tokens_to_ids("##ing") not in vocabulary.after_space
+    assert not [word for word in vocabulary.words if not word.isalpha()]
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_byte_level_tokens_with_and_without_space(trim: bool) -> None:
+    tokenizer = byte_level(trim=trim)
+    vocabulary = find_whole_words(tokenizer)
+    token_id = tokenizer.convert_tokens_to_ids
+    assert {"cat", "dog", "café"} <= {*vocabulary.words}
+    assert vocabulary.after_space[token_id("Ġcat")] == "cat"
+    assert vocabulary.without_space[token_id("cat")] == "cat"
+    assert token_id("ness") not in vocabulary.without_space | vocabulary.after_space
+    assert vocabulary.compatible_words(token_id("Ġcat")) is vocabulary.after_space
+    assert vocabulary.compatible_words(token_id("cat")) is vocabulary.without_space
+
+
+def test_sentencepiece_endings_are_not_words() -> None:
+    tokenizer = sentence_piece()
+    vocabulary = find_whole_words(tokenizer)
+    assert {word for word in vocabulary.words if len(word) > 1} == {"cat", "dog"}
+    assert tokenizer.convert_tokens_to_ids("ness") not in vocabulary.after_space
+
+
+# -- word vectors
+
+
+def test_neighbours_are_nearest_by_cosine() -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 8)) * np.arange(1, 41)[:, None]
+    words = [f"word{'abcdefghij'[index % 10]}{'klmn'[index // 10]}" for index in range(40)]
+    norms = np.linalg.norm(vectors, axis=1)
+    for index in (0, 17, 39):
+        cosine = vectors @ vectors[index] / norms / norms[index]
+        expected = [words[other] for other in np.argsort(-cosine)[1:6]]
+        assert [*WordVectors(words, vectors).nearest_to_word(words[index], 5)] == expected
+    assert WordVectors(words, vectors).nearest_to_word("absent", 5) == ()
+
+
+def test_neighbours_contain_a_word_in_one_case() -> None:
+    vectors = WordVectors(["Cat", "cat", "CAT", "dog", "Dog", "bird"], np.array([[1, 0]] * 3 + [[1, 1]] * 2 + [[0, 1]]))
+    assert vectors.nearest_to_word("cat", 5) == ("dog", "bird")
+    assert vectors.nearest_to_word("BIRD", 1) == ("dog",)  # looked up in lower case
+
+
+@pytest.mark.parametrize("first", ["", "4 3\n"], ids=["glove", "word2vec"])
+def test_word_vector_formats_are_read(write: Callable[[str, str], Path], first: str) -> None:
+    path = write("v.txt", first + "house 1 0 0\n, 1 0 0\nat home 0.9 0.1 0\nflat 0.9 0.2 0\nsky 0 0 -1e-1\n")
+    assert read_word_vectors(path).nearest_to_word("House", 2) == ("flat", "sky")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"house 1 0\nflat 1\n", "v.txt:2: 1 numbers"),
+        (b"house 1 0\nflat 1 x\n", "v.txt:2: .*'x'"),
+        (b"house 1 0\nflat 1 nan\n", "v.txt:2: 'nan'"),
+        (b"house 1 0\nflat -1e99 1\n", "v.txt:2: '-1e99'"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b", 1 2\n", "no words"),
+        (b"", "no words"),
+    ],
+)
+def test_bad_word_vectors_are_named(write: Callable[[str, bytes], Path], content: bytes, named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        read_word_vectors(write("v.txt", content))
+
+
+# -- predictions at masks
 
 
 @pytest.mark.parametrize("case", [*MOST_DIFFERENT, "roberta", "electra"])
-def test_the_head_at_the_mask_alone_answers_as_everywhere(case: str) -> None:
+def test_sparse_prediction_equals_full_prediction(case: str) -> None:
     network = make_network(case, AutoModelForMaskedLM)
     enable_sparse_prediction(network)
     generator = torch.Generator().manual_seed(1)
@@ -25,94 +112,86 @@ def test_the_head_at_the_mask_alone_answers_as_everywhere(case: str) -> None:
         for length in (9, 4, 12)
     ]
     with torch.no_grad():
-        found = mask_logits(network, masks, pad_id=0)
-        for row, mask in zip(found, masks, strict=True):
+        for row, mask in zip(mask_logits(network, masks, pad_id=0), masks, strict=True):
             alone = network(input_ids=torch.tensor([mask.input_ids])).logits[0, mask.mask_index]
             torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-4)
-        again = network(input_ids=torch.tensor([masks[0].input_ids])).logits
-    assert again.shape[1] == 9  # the network is as before
+        after = network(input_ids=torch.tensor([masks[0].input_ids])).logits
+    assert after.shape[1] == 9  # without positions the network predicts all tokens
 
 
-def make_lm(tokenizer: PreTrainedTokenizerFast, case: str) -> PreTrainedModel:
+def make_lm(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 0, "eos_token_id": 1}
-    network = make_network(case, AutoModelForMaskedLM, vocab_size=len(tokenizer), **special)
+    network = make_network("roberta", AutoModelForMaskedLM, vocab_size=len(tokenizer), **special)
     enable_sparse_prediction(network)
     return network
 
 
-def chooser(
-    tokenizer: PreTrainedTokenizerFast, network: PreTrainedModel, *, context: int = 64
+def make_generator(
+    tokenizer: PreTrainedTokenizerFast, network: PreTrainedModel, *, max_tokens: int = 64
 ) -> WordCandidateGenerator:
     return WordCandidateGenerator(
-        network,
-        tokenizer,
-        neighbours=None,
-        stop_words=FUNCTION_WORDS,
-        num_candidates=4,
-        max_tokens=context,
-        precision="fp32",
+        network, tokenizer, neighbours=None, stop_words=FUNCTION_WORDS, num_candidates=4, max_tokens=max_tokens
     )
 
 
-@pytest.mark.parametrize("kind", ["trimmed", "untrimmed", "sentence pieces"])
+@pytest.mark.parametrize("name", ["trimmed", "untrimmed", "sentencepiece"])
 @torch.no_grad()
-def test_one_piece_is_masked_and_others_have_neighbours(kind: str) -> None:
-    tokenizer = sentence_piece() if kind == "sentence pieces" else byte_level(trim=kind == "trimmed")
-    network = make_lm(tokenizer, "roberta")
+def test_candidates_equal_stock_predictions_and_neighbours(name: str) -> None:
+    tokenizer = sentence_piece() if name == "sentencepiece" else byte_level(trim=name == "trimmed")
+    network = make_lm(tokenizer)
     text = "the dog, a catdog dog"
-    (found,), masked = chooser(tokenizer, network).generate([text])
-    assert [text[choice.start : choice.end] for choice in found] == ["dog", "catdog", "dog"]
-    assert masked == 2
+    (words,), masked = make_generator(tokenizer, network).generate([text])
+    assert [text[word.start : word.end] for word in words] == ["dog", "catdog", "dog"]
+    assert masked == [2]
     ids = tokenizer(text)["input_ids"]
-    entry = tokenizer.convert_tokens_to_ids("▁dog" if kind == "sentence pieces" else "Ġdog")
-    words = {tokenizer.decode([place]).strip(): place for place in range(4, len(tokenizer))}
-    spaced = {
-        place
-        for word, place in words.items()
-        if word.isalpha() and tokenizer.encode(f" {word}", add_special_tokens=False) == [place]
+    dog = tokenizer.convert_tokens_to_ids("▁dog" if name == "sentencepiece" else "Ġdog")
+    decoded = {tokenizer.decode([token]).strip(): token for token in range(4, len(tokenizer))}
+    after_space = {
+        token
+        for word, token in decoded.items()
+        if word.isalpha() and tokenizer.encode(f" {word}", add_special_tokens=False) == [token]
     }
-    for choice, place in ((found[0], ids.index(entry)), (found[2], len(ids) - 1 - ids[::-1].index(entry))):
-        seen = [*ids]
-        seen[place] = tokenizer.mask_token_id
-        logits = network(input_ids=torch.tensor([seen])).logits[0, place]
-        best = sorted(spaced - {entry}, key=lambda token: -logits[token])[:4]
-        assert [*choice.candidates] == [tokenizer.decode([token]).strip() for token in best]
-    pieces = tokenizer(" catdog", add_special_tokens=False)["input_ids"]
-    weights = torch.nn.functional.normalize(network.get_input_embeddings().weight)
-    mean = network.get_input_embeddings().weight[pieces].mean(dim=0)
-    near = sorted(spaced, key=lambda token: -float(weights[token] @ mean))[:4]
-    assert [*found[1].candidates] == [tokenizer.decode([token]).strip() for token in near]
+    for word, index in ((words[0], ids.index(dog)), (words[2], len(ids) - 1 - ids[::-1].index(dog))):
+        shown = [*ids]
+        shown[index] = tokenizer.mask_token_id
+        logits = network(input_ids=torch.tensor([shown])).logits[0, index]
+        best = sorted(after_space - {dog}, key=lambda token: -logits[token])[:4]
+        assert [*word.candidates] == [tokenizer.decode([token]).strip() for token in best]
+    tokens = tokenizer(" catdog", add_special_tokens=False)["input_ids"]
+    embeddings = network.get_input_embeddings().weight
+    unit = torch.nn.functional.normalize(embeddings)
+    mean = embeddings[tokens].mean(dim=0)
+    nearest = sorted(after_space, key=lambda token: -float(unit[token] @ mean))[:4]
+    assert [*words[1].candidates] == [tokenizer.decode([token]).strip() for token in nearest]
 
 
-def test_a_long_text_is_seen_through_a_window() -> None:
+def test_long_text_is_cut_around_the_mask() -> None:
     tokenizer = byte_level(trim=True)
-    network = make_lm(tokenizer, "roberta")
     text = " ".join(["dog", "cat"] * 40)
-    ((*found,),), masked = chooser(tokenizer, network, context=10).generate([text])
-    assert masked == 79  # the first word, without a space before it, is three pieces
-    assert all(isinstance(choice, ReplaceableWord) and len(choice.candidates) == 4 for choice in found[1:])
-    repeated = {choice.candidates for choice in found[21:-20:2]}  # the same eight tokens around each of these
-    assert len(repeated) == 1
+    (words,), masked = make_generator(tokenizer, make_lm(tokenizer), max_tokens=10).generate([text])
+    assert masked == [79]  # the first word, without a space before it, is three tokens
+    assert all(len(word.candidates) == 4 for word in words[1:])
+    assert len({word.candidates for word in words[21:-20:2]}) == 1  # the same eight tokens surround each of these
 
 
-def test_answers_do_not_depend_on_the_other_texts() -> None:
+def test_candidates_do_not_depend_on_other_texts() -> None:
     tokenizer = byte_level(trim=True)
     texts = ["a dog", "the cat ran, the dog sat" * 3, "cat (dog)"]
-    one = chooser(tokenizer, make_lm(tokenizer, "roberta"))
-    assert one.generate(texts)[0] == [one.generate([text])[0][0] for text in texts]
+    generator = make_generator(tokenizer, make_lm(tokenizer))
+    assert generator.generate(texts)[0] == [generator.generate([text])[0][0] for text in texts]
 
 
-def test_what_is_no_masked_language_model_is_refused(tmp_path: Path) -> None:
+def test_unusable_language_models_are_refused(tmp_path: Path) -> None:
     tokenizer = byte_level(trim=True)
-    make_lm(tokenizer, "roberta").base_model.save_pretrained(tmp_path)
+    make_lm(tokenizer).base_model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="lacks the weights lm_head"):
+    with pytest.raises(CheckpointError, match="lm_head"):
         load_masked_lm(str(tmp_path))
-    make_lm(tokenizer, "roberta").save_pretrained(tmp_path)
+    make_lm(tokenizer).save_pretrained(tmp_path)
     load_masked_lm(str(tmp_path))
     tokenizer.mask_token = None
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="with a mask"):
+    with pytest.raises(CheckpointError, match="mask"):
         load_masked_lm(str(tmp_path))
-    with pytest.raises(CheckpointError, match="no checkpoint folder"):
+    with pytest.raises(CheckpointError, match="absent"):
         load_masked_lm(str(tmp_path / "absent"))

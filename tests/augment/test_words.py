@@ -1,48 +1,100 @@
-"""Which words of a text may be replaced, and how another is written in their place."""
+"""Replaceable words of a text, and the texts sampled by replacing them."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from limbert.augment.words import FUNCTION_WORDS, find_replaceable_words, is_word, match_case, read_stop_words
+from limbert.augment.words import (
+    FUNCTION_WORDS,
+    ReplaceableWord,
+    find_replaceable_words,
+    is_word,
+    match_case,
+    read_stop_words,
+    sample_augmented_texts,
+)
 from limbert.errors import DataError
 
+TEXTS = ("The  cat sat,\tquietly.", "A Dog ran")
+WORDS = (
+    [
+        ReplaceableWord(5, 8, ("dog", "bird")),
+        ReplaceableWord(9, 12, ()),
+        ReplaceableWord(14, 21, ("loudly", "gladly", "here")),
+    ],
+    [ReplaceableWord(2, 5, ("cow",))],
+)
 
-def found(text: str) -> list[str]:
+
+def words_of(text: str) -> list[str]:
     return [text[start:end] for start, end in find_replaceable_words(text)]
 
 
-def test_words_stand_between_spaces_and_punctuation() -> None:
+def test_spaces_and_punctuation_separate_words() -> None:
     text = 'The "big" dog\u2019s owner (Mary-Ann) didn\'t  pay $5m, in 3rd_place; naïve!'
-    assert found(text) == ["big", "dog", "owner", "Mary", "Ann", "pay", "place", "naïve"]
+    assert words_of(text) == ["big", "dog", "owner", "Mary", "Ann", "pay", "place", "naïve"]
 
 
-def test_other_scripts_have_words_too() -> None:
-    assert found("Москва, क्या हुआ? a\u0301b") == ["Москва", "क्या", "हुआ", "a\u0301b"]
+def test_other_scripts_have_words() -> None:
+    assert words_of("Москва, क्या हुआ? a\u0301b") == ["Москва", "क्या", "हुआ", "a\u0301b"]
     assert not is_word("\u0301")
     assert not is_word("3rd")
-    assert found("") == []
+    assert words_of("") == []
 
 
-def test_function_words_stay_in_any_case() -> None:
-    assert found("THE cat AND The hat") == ["cat", "hat"]
+def test_function_words_are_not_replaced() -> None:
+    assert words_of("THE cat AND The hat") == ["cat", "hat"]
     assert all(word == word.lower() for word in FUNCTION_WORDS)
 
 
 @pytest.mark.parametrize(
-    ("original", "word", "written"),
+    ("original", "word", "expected"),
     [("House", "flat", "Flat"), ("HOUSE", "flat", "FLAT"), ("house", "Paris", "Paris"), ("I", "we", "We")],
 )
-def test_the_case_of_the_original_is_kept(original: str, word: str, written: str) -> None:
-    assert match_case(word, original) == written
+def test_replacement_has_the_original_case(original: str, word: str, expected: str) -> None:
+    assert match_case(word, original) == expected
 
 
-def test_stop_words_of_a_file(tmp_path: Path) -> None:
+def test_stop_words_are_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("Und\n\noder\n")
     assert read_stop_words(path) == {"und", "oder"}
     path.write_text("\n")
     with pytest.raises(DataError, match="no words"):
         read_stop_words(path)
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="absent"):
         read_stop_words(tmp_path / "absent")
+
+
+def sample(count: int, *, probability: float = 0.4, seed: int = 0) -> list[tuple[str, ...]]:
+    generator = np.random.default_rng(seed)
+    return sample_augmented_texts(TEXTS, WORDS, count=count, probability=probability, generator=generator)
+
+
+def test_variants_differ_only_in_replaced_words() -> None:
+    variants = sample(23)  # of 3 x 4 x 2 variants one is the original
+    assert len({*variants}) == len(variants) > 12
+    assert TEXTS not in variants
+    for first, second in variants:
+        start, end = first.split(" sat,\t")
+        assert start in {"The  cat", "The  dog", "The  bird"}
+        assert end in {"quietly.", "loudly.", "gladly.", "here."}
+        assert second in {"A Dog ran", "A Cow ran"}
+    assert sample(23) == variants
+    assert sample(23, seed=1) != variants
+    assert len(sample(200)) == 23
+
+
+def test_words_are_replaced_with_the_given_probability() -> None:
+    text = " ".join(["word"] * 400)
+    words = [ReplaceableWord(5 * index, 5 * index + 4, ("a", "b", "c", "d")) for index in range(400)]
+    variants = sample_augmented_texts((text,), (words,), count=30, probability=0.4, generator=np.random.default_rng(3))
+    sampled = [word for (variant,) in variants for word in variant.split()]
+    assert sum(word != "word" for word in sampled) / len(sampled) == pytest.approx(0.4, abs=0.02)
+    assert sampled.count("a") / len(sampled) == pytest.approx(0.1, abs=0.01)
+
+
+def test_text_without_replaceable_words_has_no_variants() -> None:
+    generator = np.random.default_rng(0)
+    assert sample_augmented_texts(("It is.",), ([],), count=5, probability=1.0, generator=generator) == []

@@ -1,4 +1,4 @@
-"""The command: one clear line for what is wrong, and the same file after real kills of several processes."""
+"""``limbert augment``: one line for bad input, and the same file after kills of several processes."""
 
 import json
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tests.factories.runs import (
@@ -26,7 +27,7 @@ pytestmark = needs_encoder
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random masked language model, and questions to augment."""
+    """A small random masked language model, and 400 questions to augment."""
     folder = tmp_path_factory.mktemp("augment")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -42,44 +43,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 AUGMENT = ["augment", "--data", ".", "--label-column", "category", "--text-column", "text"]
 
 
-def test_what_is_made_and_what_is_wrong(folder: Path) -> None:
+def test_augmented_file_trains_and_bad_input_is_named(folder: Path) -> None:
     lines = (folder / "train.csv").read_text().splitlines(keepends=True)
     (folder / "few").mkdir()
     (folder / "few" / "train.csv").write_text("".join([*lines[:3], *lines[-2:]]))
     few = ["augment", "--data", "few", "--label-column", "category", "--text-column", "text", "--lm", "lm"]
     done = call(folder, *few, "--output", "out", "--copies", "2", "--workers", "1", "--json")
     assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
-    assert (made["rows"], made["copies"]) == (4, 8)
-    header, *rows = (folder / made["file"]).read_text().splitlines()
+    result = json.loads(done.stdout)
+    assert (result["rows"], result["copies"]) == (4, 8)
+    header, *rows = (folder / result["file"]).read_text().splitlines()
     assert header == lines[0].strip() + ",augmented_from"
     assert len(rows) == 8
-    (folder / "gone.csv").write_text((folder / made["file"]).read_text())
+    (folder / "gone.csv").write_text((folder / result["file"]).read_text())
     encoder = make_small_encoder(folder / "small")
     trained = call(
         folder, "train", *DATA_OPTIONS, "--model", encoder, "--augmented", "gone.csv", "--output", "run",
         "--max-steps", "1", "--widths", "0.5,1", "--depths", "1",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
-    (folder / "gone.csv").unlink()  # no copy is kept back, so nobody needs it to find what was
+    (folder / "gone.csv").unlink()  # the validation split is found without it
     searched = call(folder, "search", "run", "--trials", "1")
     assert searched.returncode == 0, searched.stderr
-    wrong = call(folder, *few[:-1], str(ENCODER), "--output", "bad", "--workers", "1")
-    assert wrong.returncode == 1
-    assert wrong.stderr.startswith("limbert: error: ")
-    assert "is no masked language model: it lacks the weights cls.predictions" in wrong.stderr
-    assert wrong.stderr.count("\n") == 1
+    bad = call(folder, *few[:-1], str(ENCODER), "--output", "bad", "--workers", "1")
+    assert bad.returncode == 1
+    assert bad.stderr.startswith("limbert: error: ")
+    assert "cls.predictions" in bad.stderr
+    assert bad.stderr.count("\n") == 1
     assert not (folder / "bad").exists()
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_and_ends_byte_for_byte_the_same(folder: Path) -> None:
+def test_killed_run_ends_byte_for_byte_the_same(folder: Path) -> None:
     arguments = [*AUGMENT, "--lm", "lm", "--copies", "5"]
     whole = run(folder, *arguments, "--output", "whole", "--workers", "1")
     assert whole.returncode == 0, whole.stderr
     work = folder / "killed" / "train_aug.work"
     for kill in range(2):
-        before = {path.name for path in work.glob("[tr]*")}
+        before = {*work.glob("*.arrow")}
         process = subprocess.Popen(
             command(*arguments, "--output", "killed", "--workers", "2"),
             cwd=folder,
@@ -87,14 +88,17 @@ def test_killed_it_goes_on_and_ends_byte_for_byte_the_same(folder: Path) -> None
             stderr=subprocess.PIPE,
             text=True,
         )
-        while process.poll() is None and not {path.name for path in work.glob("[tr]*")} - before:
+        children: list[psutil.Process] = []
+        while process.poll() is None and not {*work.glob("*.arrow")} - before:
+            children = psutil.Process(process.pid).children(recursive=True)
             time.sleep(0.01)
         time.sleep(0.02 * kill)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert not (folder / "killed" / "train_aug.csv").exists()
-    last = run(folder, *arguments, "--output", "killed", "--workers", "2")
-    assert last.returncode == 0, last.stderr
+        assert not psutil.wait_procs(children, timeout=10)[1]  # the workers end with their parent
+    resumed = run(folder, *arguments, "--output", "killed", "--workers", "2")
+    assert resumed.returncode == 0, resumed.stderr
     assert (folder / "killed" / "train_aug.csv").read_bytes() == (folder / "whole" / "train_aug.csv").read_bytes()
     assert not work.exists()

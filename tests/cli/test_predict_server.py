@@ -1,4 +1,4 @@
-"""``limbert predict --server`` says what ``limbert predict RUN`` says, and the client what the server's headers say."""
+"""``limbert predict --server`` predicts what ``limbert predict RUN`` predicts."""
 
 import json
 import subprocess
@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from limbert import Client
 from limbert.cli.main import app
 from limbert.errors import ConfigError, LimbertError, RejectedError
+from limbert.serve.process import bind_socket, refuse_while_loading
+from limbert.serve.settings import ServeSettings
 
 pytestmark = needs_encoder
 TEXTS = [f"Text number {number}: it rained{' and rained' * (number % 7)}." for number in range(40)]
@@ -70,8 +72,8 @@ def test_pairs_and_a_policy(url: str, trained: Path) -> None:
     agree(predict("--server", url, *asked), predict(trained, *asked))
 
 
-def test_values(tmp_path: Path) -> None:
-    scored = make_run(tmp_path / "score", kind="regression")
+def test_regression_values(tmp_path: Path) -> None:
+    scored = make_run(tmp_path / "score", task_type="regression")
     with opened(scored) as service, served(service) as url:
         asked = [*SIZE, "--text", "It rained.", "--text", "Sun."]
         agree(predict("--server", url, *asked), predict(scored, *asked))
@@ -79,15 +81,15 @@ def test_values(tmp_path: Path) -> None:
         assert (answer.label, answer.scores) == (None, {})
 
 
-def test_labels_that_hold(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Of a multi-label task: all over one half, as without a server."""
+def test_multi_label_threshold(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """All labels above one half, as without a server."""
     monkeypatch.setattr(Client, "task_type", "multi-label")
     scores = Client(url).predict(TEXTS[0], subnet="1x1")[0].scores
     held = [{"label": label, "score": score} for label, score in scores.items() if score > 0.5]
     assert predict("--server", url, "--subnet", "1x1", "--text", TEXTS[0])[0]["labels"] == held
 
 
-def test_output_file_and_terminal_are_as_without_a_server(url: str, trained: Path, tmp_path: Path) -> None:
+def test_output_is_as_without_a_server(url: str, trained: Path, tmp_path: Path) -> None:
     asked = [*SIZE, "--text", TEXTS[0]]
     shown, local = (
         CliRunner().invoke(app, ["predict", *where, *asked]) for where in (["--server", url], [str(trained)])
@@ -102,8 +104,8 @@ def predict_output(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_it_needs_no_torch(url: str, tmp_path: Path) -> None:
-    """So that the answer is there at once."""
+def test_client_imports_no_torch(url: str, tmp_path: Path) -> None:
+    """It would take longer than the request."""
     (tmp_path / "texts.txt").write_text("It rained.\n")
     words = ["predict", "--server", url, "--input", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "a.jsonl")]
     code = f"import sys; from limbert.cli.main import app; app({words!r}, standalone_mode=False); print(*sys.modules)"
@@ -112,7 +114,7 @@ def test_it_needs_no_torch(url: str, tmp_path: Path) -> None:
     assert not {"torch", "transformers", "fastapi"} & {*loaded}
 
 
-def test_the_client_says_which_size_answered(url: str) -> None:
+def test_client_names_the_variant(url: str) -> None:
     with Client(url) as client:
         assert client.is_healthy()
         assert client.max_batch_size == 16
@@ -124,7 +126,7 @@ def test_the_client_says_which_size_answered(url: str) -> None:
             client.predict(TEXTS, subnet="9x9")
 
 
-def test_the_key(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_key_is_sent(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(trained, api_key="schlüssel") as service, served(service) as url:
         asked = ["--server", url, "--text", "It rained."]
         with pytest.raises(RejectedError, match="asks for an API key"):
@@ -137,7 +139,7 @@ def test_the_key(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--text", "a"], "give either RUN"),
+        (["--text", "a"], "either RUN"),
         (["run", "--server", "http://host", "--text", "a"], "not both"),
         (["--server", "http://host", "--threads", "1", "--text", "a"], "--threads is for a model on this machine"),
         (["--server", "http://host", "--precision", "fp32", "--text", "a"], "--precision is for"),
@@ -148,11 +150,18 @@ def test_the_key(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--server", "http://host", "--input", "a.csv", "--text", "a"], "either --text or --input"),
     ],
 )
-def test_contradictions_are_refused_before_anything_is_asked(arguments: list[str], said: str) -> None:
+def test_contradicting_options_are_refused(arguments: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         predict(*arguments)
 
 
-def test_nobody_there_is_one_line() -> None:
+def test_loading_server_is_not_ready_yet() -> None:
+    with bind_socket(ServeSettings(port=0)) as listener, refuse_while_loading(listener):
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(RejectedError, match="not ready yet"):
+            predict("--server", url, "--text", "a")
+
+
+def test_unreachable_server_is_one_line() -> None:
     with pytest.raises(LimbertError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
         predict("--server", "http://127.0.0.1:9", "--text", "a")

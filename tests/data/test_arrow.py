@@ -1,13 +1,14 @@
-"""Parquet and Hub data sets: the names of classes come with the data."""
+"""Parquet files and `datasets`: class names come with the data."""
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data import readers as arrow
+from limbert.data import sources
+from limbert.data import table as arrow
 from limbert.data.load import load_task_data, load_texts
-from limbert.data.readers import hub_tables, parquet_table
+from limbert.data.table import dataset_tables, parquet_table
 from limbert.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -25,7 +26,7 @@ def reviews(labels):
     )
 
 
-def test_class_ids_become_the_names_that_the_file_brings(tmp_path):
+def test_class_ids_become_names(tmp_path):
     reviews([1, 0, -1, 1]).to_parquet(tmp_path / "a.parquet")
     table = parquet_table(tmp_path / "a.parquet")
     assert table.class_names == {"label": ("neg", "pos")}
@@ -43,25 +44,25 @@ def test_lists_of_class_ids_become_names(tmp_path, kind):
     assert data.train.labels == ((0, 2), (), (1,))
 
 
-def test_a_hub_data_set_keeps_the_order_of_its_names(tmp_path):
+def test_hub_data_set_keeps_class_order(tmp_path):
     folder = tmp_path / "reviews"
     folder.mkdir()
     reviews([1, 1, 0, 1]).to_parquet(folder / "train.parquet")
     reviews([0, 1]).to_parquet(folder / "validation.parquet")
-    tables = hub_tables(str(folder))
+    tables = dataset_tables(str(folder))
     assert set(tables) == {"train", "validation"}
     assert [row.cells for row in tables["train"].rows()][2] == ("review number 2", "neg")
     assert tables["train"].class_names == {"label": ("neg", "pos")}
     assert [list(row) for row in tables["train"].rows()] == [list(row) for row in tables["train"].rows()]
 
 
-def test_rows_are_numbered_over_record_batches(tmp_path, monkeypatch):
+def test_row_numbers_continue_over_batches(tmp_path, monkeypatch):
     reviews([0, 1] * 5).to_parquet(tmp_path / "a.parquet")
     monkeypatch.setattr(arrow, "_BATCH_ROWS", 3)
     assert [row.line_number for row in parquet_table(tmp_path / "a.parquet").rows()] == list(range(1, 11))
 
 
-def test_glue_from_the_hub_reads_as_from_its_folder(tmp_path, monkeypatch):
+def test_glue_from_the_hub(tmp_path, monkeypatch):
     """A local copy of the Hub's layout stands in for the Hub: same columns, splits and class names."""
     names = ["entailment", "neutral", "contradiction"]
     features = datasets.Features(
@@ -84,9 +85,9 @@ def test_glue_from_the_hub_reads_as_from_its_folder(tmp_path, monkeypatch):
     def local(name, configuration=None):
         asked.append((name, configuration))
         loaded = datasets.load_dataset("parquet", data_files=files)
-        return {split: arrow._dataset_table(split, dataset) for split, dataset in loaded.items()}
+        return {split: arrow.dataset_table(split, dataset) for split, dataset in loaded.items()}
 
-    monkeypatch.setattr(arrow, "hub_tables", local)
+    monkeypatch.setattr(sources, "dataset_tables", local)
     data = load_task_data(DataConfig(task="MNLI"), seed=0)
     assert asked == [("nyu-mll/glue", "mnli")]
     assert data.train.labels == (0, 1, 2, 0)
@@ -94,7 +95,7 @@ def test_glue_from_the_hub_reads_as_from_its_folder(tmp_path, monkeypatch):
     assert {part: examples.labels for part, examples in data.dev.items()} == {"matched": (2, 1), "mismatched": (0,)}
 
 
-def test_bytes_that_are_no_text_are_named_with_their_row(tmp_path):
+def test_invalid_utf8_is_named_with_its_row(tmp_path):
     texts = pyarrow.array([b"fine", b"caf\xe9", b"fine too"]).cast(pyarrow.binary())
     column = pyarrow.StringArray.from_buffers(3, *texts.buffers()[1:])
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
@@ -109,6 +110,6 @@ def test_bytes_that_are_no_text_are_named_with_their_row(tmp_path):
     assert load_texts(tmp_path / "a.parquet", DataConfig(skip_bad_rows=True)).texts == ("fine", "fine too")
 
 
-def test_a_folder_without_data_is_no_data_set(tmp_path):
+def test_folder_without_data_is_refused(tmp_path):
     with pytest.raises(DataError, match="no data set of the Hub"):
-        hub_tables(str(tmp_path))
+        dataset_tables(str(tmp_path))

@@ -1,9 +1,10 @@
-"""Which columns are read: given, GLUE's, or found by the stated rule."""
+"""Columns are given by the settings, known from GLUE, or guessed."""
 
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import Table, TableRow, choose_columns
+from limbert.data.columns import choose_columns
+from limbert.data.table import Table, TableRow
 from limbert.data.tasks import Columns, glue_task
 from limbert.errors import DataError
 
@@ -28,18 +29,18 @@ def chosen(source, glue=None, *, labelled=True, **settings):
         (("premise", "hypothesis", "label"), Columns("premise", "hypothesis", "label")),
     ],
 )
-def test_usual_names_are_found(columns, expected):
+def test_common_names_are_guessed(columns, expected):
     assert chosen(table(*columns)) == expected
 
 
-def test_else_the_first_column_of_several_words_is_the_text():
+def test_first_column_of_several_words_is_text():
     source = table("label", "id", "date", "remark", "note", row=["a", "x17", "2024", "some words", "more words"])
     assert chosen(source) == Columns("remark", None, "label")
     with pytest.raises(DataError, match="none with texts of several words; it has 'label', 'id'"):
         chosen(table("label", "id", row=["two words", "x17"]))
 
 
-def test_given_columns_are_taken_as_they_are():
+def test_given_columns_are_taken():
     source = table("sentence1", "sentence2", "label", "other")
     assert chosen(source, text_column="sentence1") == Columns("sentence1", None, "label")
     assert chosen(source, text_column="other", pair_column="sentence2", label_column="sentence1") == Columns(
@@ -48,7 +49,7 @@ def test_given_columns_are_taken_as_they_are():
     assert chosen(source, labelled=False, label_column="absent") == Columns("sentence1", "sentence2", None)
 
 
-def test_glue_columns_of_either_layout_and_overrides():
+def test_glue_columns_of_both_layouts():
     assert chosen(table("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"), "mrpc") == Columns(
         "#1 String", "#2 String", "Quality"
     )
@@ -59,7 +60,7 @@ def test_glue_columns_of_either_layout_and_overrides():
 @pytest.mark.parametrize(
     ("columns", "glue", "settings", "message"),
     [
-        (("a", "b"), None, {"text_column": "a"}, r"file.tsv: no label column given and none called .* it has 'a', 'b'"),
+        (("a", "b"), None, {"text_column": "a"}, r"file.tsv: no label column .* it has 'a', 'b'"),
         (("text", "label"), None, {"text_column": "body"}, r"no column 'body'; it has 'text', 'label'"),
         (("a", "b"), "cola", {}, r"no column 'sentence'; it has 'a', 'b'"),
         (("text", "label"), "mrpc", {}, r"no column '#1 String'; it has 'text', 'label'"),
@@ -69,9 +70,9 @@ def test_glue_columns_of_either_layout_and_overrides():
             {"text_column": "5", "label_column": "7"},
             r"no column '5'; it has 'text', 'label'",
         ),
-        (("text", "text", "label"), None, {}, r"column 'text' stands there 2 times"),
+        (("text", "text", "label"), None, {}, r"2 columns are named 'text'"),
     ],
 )
-def test_missing_columns_are_named_with_those_that_there_are(columns, glue, settings, message):
+def test_missing_columns_are_named_with_the_others(columns, glue, settings, message):
     with pytest.raises(DataError, match=message):
         chosen(table(*columns), glue, **settings)

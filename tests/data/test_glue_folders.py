@@ -1,4 +1,4 @@
-"""The real data sets, whole: the counts that their authors state."""
+"""Real data sets have the sizes that their authors state."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from limbert.data.load import load_task_data, load_texts
         (None, "Banking77", 10003, {"dev": 3080}),
     ],
 )
-def test_real_data_has_the_stated_counts(real_data, task, folder, train, dev):
+def test_real_data_has_the_stated_sizes(real_data, task, folder, train, dev):
     data = load_task_data(DataConfig(task=task, data=str(real_data(folder))), seed=0)
     assert len(data.train) == train
     assert {part: len(examples) for part, examples in data.dev.items()} == dev
@@ -33,7 +33,7 @@ def test_real_data_has_the_stated_counts(real_data, task, folder, train, dev):
         assert data.task.num_outputs == 77
 
 
-def test_the_majority_classes_are_the_known_ones(real_data):
+def test_majority_classes_of_glue(real_data):
     mrpc = load_task_data(DataConfig(task="mrpc", data=str(real_data("MRPC"))), seed=0)
     assert sum(mrpc.dev["dev"].labels) == 279  # equivalent, 68.4 %
     rte = load_task_data(DataConfig(task="rte", data=str(real_data("RTE"))), seed=0)
@@ -47,7 +47,7 @@ def test_spam_without_header(real_data):
     assert data.task.labels == ("ham", "spam")
 
 
-def test_a_glue_test_file_is_read_for_prediction(real_data):
+def test_glue_test_file_is_read_for_prediction(real_data):
     texts = load_texts(real_data("RTE") / "test.tsv", DataConfig(task="rte"))
     assert len(texts) == 3000
     assert texts.pairs is not None

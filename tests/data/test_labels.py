@@ -1,4 +1,4 @@
-"""The task follows from the training labels, and labels become ids or scores."""
+"""The task follows from the training labels; labels become ids or scores."""
 
 import pytest
 
@@ -24,16 +24,16 @@ def inferred(labels, *, class_names=None, **settings):
         (["-1", "1", "1"], ("-1", "1")),
     ],
 )
-def test_names_and_whole_numbers_are_classes_in_their_natural_order(labels, names):
+def test_classes_are_in_natural_order(labels, names):
     assert inferred(labels) == custom_task("classification", names)
 
 
 @pytest.mark.parametrize("labels", [[0.5, 1.0, 3], ["0.5", "1", "2e-1"], ["0.5", "1.5", "2.5", "oops"]])
-def test_numbers_with_a_point_are_scores_even_with_a_stray_word(labels):
+def test_decimal_numbers_are_scores(labels):
     assert inferred(labels) == custom_task("regression", ())
 
 
-def test_what_is_given_is_taken():
+def test_given_settings_decide():
     assert inferred([0, 1, 2], task_type="regression").task_type == "regression"
     assert inferred(["0.0", "1.0", "1.0"], task_type="classification").labels == ("0.0", "1.0")
     assert inferred(["b", "a"], label_names=("b", "a", "c")).labels == ("b", "a", "c")
@@ -42,7 +42,7 @@ def test_what_is_given_is_taken():
         inferred([0.5], task_type="regression", label_names=("a", "b"))
 
 
-def test_absurd_classifications_are_refused():
+def test_implausible_classifications_are_refused():
     with pytest.raises(DataError, match=r"train.csv: every label is 'a'; a classification needs at least two"):
         inferred(["a", "a", "a"])
     with pytest.raises(DataError, match="3 different labels in 3 rows"):
@@ -51,7 +51,7 @@ def test_absurd_classifications_are_refused():
         inferred([str(index % 30) for index in range(40)])
 
 
-def test_classes_are_read_by_name_and_by_id_only_where_that_is_clear():
+def test_ids_are_read_only_if_unambiguous():
     task = custom_task("classification", ("ham", "spam"))
     assert [LabelParser(task, accept_ids=True).parse(value) for value in ("spam", " ham ", "1", 0)] == [1, 0, 1, 0]
     with pytest.raises(ValueError, match="label '0' is unknown, expected one of ham, spam"):
@@ -73,17 +73,17 @@ def test_scores_are_finite_numbers():
 
 
 @pytest.mark.parametrize("text", ["1e39", "-1e308", "1_0.5"])
-def test_scores_are_numbers_that_a_loss_can_be_made_of(text):
+def test_scores_must_fit_float32(text):
     with pytest.raises(ValueError, match="expected a"):
         LabelParser(custom_task("regression", ()), accept_ids=False).parse(text)
 
 
-def test_a_name_may_hold_more_digits_than_a_number_can():
+def test_label_may_hold_thousands_of_digits():
     long = "a" + "7" * 5000
     assert inferred([long, "a1", long, "a1"]).labels == ("a1", long)
 
 
-def test_a_long_list_of_names_is_cut_in_messages():
+def test_messages_shorten_long_label_lists():
     reader = LabelParser(
         custom_task("classification", tuple(f"intent {index}" for index in range(77))), accept_ids=False
     )

@@ -1,20 +1,29 @@
-"""Our metrics are those of scikit-learn and SciPy, and constant predictions are 0, silently."""
+"""Metrics equal scikit-learn's and SciPy's; baseline and class weights."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics
+from sklearn.utils.class_weight import compute_class_weight
 
-from limbert.data.metrics import compute_metrics, predictions
+from limbert.data.metrics import balanced_class_weights, baseline_logits, compute_metrics, predictions
+from limbert.data.readers import Examples
+from limbert.data.task_registry import baseline_metrics, tokenize_for_task
 from limbert.data.tasks import custom_task, glue_task
-from limbert.errors import DataError
+from limbert.data.token_classification import word_examples
+from limbert.errors import ConfigError, DataError
 
 RANDOM = np.random.default_rng(0)
 
 
-def test_classification_metrics_are_those_of_scikit_learn():
+def examples_of(labels):
+    return Examples(tuple(f"text {number}" for number in range(len(labels))), None, tuple(labels))
+
+
+def test_classification_metrics_equal_scikit_learn():
     logits, labels = RANDOM.normal(size=(200, 2)).astype(np.float32), RANDOM.integers(2, size=200)
     found = logits.argmax(1)
     assert compute_metrics(glue_task("mrpc").task, logits, labels) == pytest.approx(
@@ -26,7 +35,7 @@ def test_classification_metrics_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
-def test_correlations_are_those_of_scipy(scale):
+def test_correlations_equal_scipy(scale):
     labels = RANDOM.uniform(0, 5, size=300)
     logits = (scale * np.round(labels + RANDOM.normal(size=300), 1)).astype(np.float32)[:, None]  # with ties
     found = compute_metrics(glue_task("stsb").task, logits, labels)
@@ -36,7 +45,7 @@ def test_correlations_are_those_of_scipy(scale):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e9, np.nan])
-def test_constant_predictions_are_zero_without_a_warning(value):
+def test_constant_predictions_score_zero_without_warning(value):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         constant = np.full((50, 1), value, dtype=np.float32)
@@ -52,7 +61,7 @@ def test_constant_predictions_are_zero_without_a_warning(value):
         assert compute_metrics(glue_task("mrpc").task, one_class, labels) == {"accuracy": 1.0, "f1": 0.0}
 
 
-def test_rounding_noise_of_a_constant_is_no_correlation():
+def test_rounding_noise_is_no_correlation():
     constant = np.full((1001, 1), 0.1)
     assert (constant - constant.mean()).any()  # the mean is off by a rounding error
     labels = RANDOM.uniform(0, 5, size=1001)
@@ -60,7 +69,7 @@ def test_rounding_noise_of_a_constant_is_no_correlation():
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5])
-def test_f1_of_several_labels_is_that_of_scikit_learn(classes):
+def test_multi_label_f1_equals_scikit_learn(classes):
     task = custom_task("multi-label", tuple("abcde"[:classes]))
     logits = RANDOM.normal(size=(300, classes)).astype(np.float32)
     labels = (RANDOM.random((300, classes)) < 0.2).astype(np.float32)
@@ -74,24 +83,71 @@ def test_f1_of_several_labels_is_that_of_scikit_learn(classes):
     assert nothing["micro_f1"] == nothing["macro_f1"] == 0.0
 
 
-def test_one_class_alone_is_no_accuracy():
+def test_single_multi_label_class():
     labels = np.zeros((10, 1), dtype=np.float32)
     labels[:2] = 1
     scores = compute_metrics(custom_task("multi-label", ("spam",)), np.full((10, 1), -1.0), labels)
     assert scores == {"micro_f1": 0.0, "macro_f1": 0.0, "subset_accuracy": 0.8}
 
 
-def test_own_data_has_accuracy_or_correlation():
+def test_default_metrics_of_own_data():
     many = custom_task("classification", ("a", "b", "c"))
     assert compute_metrics(many, np.eye(3), np.array([0, 1, 1])) == {"accuracy": pytest.approx(2 / 3)}
     assert predictions(many, np.eye(3)).tolist() == [0, 1, 2]
     assert predictions(custom_task("regression", ()), np.array([[0.5], [2.0]])).tolist() == [0.5, 2.0]
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_wrong_shapes_are_refused():
     with pytest.raises(DataError, match=r"expected \(examples, 2\)"):
         predictions(glue_task("rte").task, np.zeros((4, 3)))
     with pytest.raises(DataError, match="expected as many"):
         compute_metrics(glue_task("rte").task, np.zeros((4, 2)), np.zeros(3))
     with pytest.raises(DataError, match="at least one"):
         compute_metrics(glue_task("rte").task, np.zeros((0, 2)), np.zeros(0))
+
+
+def test_macro_f1_can_be_the_primary_metric():
+    task = custom_task("classification", ("a", "b", "c")).with_primary_metric("macro_f1")
+    logits, labels = RANDOM.normal(size=(200, 3)), RANDOM.integers(3, size=200)
+    assert task.primary_metric == "macro_f1"
+    assert compute_metrics(task, logits, labels) == pytest.approx(
+        {
+            "macro_f1": metrics.f1_score(labels, logits.argmax(1), average="macro"),
+            "accuracy": metrics.accuracy_score(labels, logits.argmax(1)),
+        }
+    )
+    with pytest.raises(ConfigError, match="'rouge'"):
+        task.with_primary_metric("rouge")
+
+
+def test_balanced_class_weights_equal_scikit_learn():
+    labels = RANDOM.choice(3, size=300, p=[0.9, 0.07, 0.03])
+    found = balanced_class_weights(custom_task("classification", ("a", "b", "c")), examples_of(labels.tolist()))
+    assert found == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels))
+    several = balanced_class_weights(custom_task("multi-label", ("x", "y")), examples_of([(0,), (0, 1), (0,), ()]))
+    assert several.tolist() == [pytest.approx(1 / 3), 3.0]
+
+
+@pytest.mark.parametrize(
+    ("task", "train", "expected"),
+    [
+        (custom_task("classification", ("a", "b")), [1, 1, 0], [0, 1]),
+        (custom_task("multi-label", ("a", "b")), [(0,), (0, 1), (0,)], [1, -1]),
+        (custom_task("token-classification", ("O", "B-x", "I-x")), [(0, 0, 1), (0,)], [1, 0, 0]),
+        (custom_task("regression", ()), [1.0, 2.0], [1.5]),
+    ],
+)
+def test_baseline_predicts_the_majority(task, train, expected):
+    assert baseline_logits(task, examples_of(train)).tolist() == expected
+
+
+def test_baseline_metrics_of_text_and_token_tasks(tokenizer):
+    task = custom_task("classification", ("a", "b"))
+    dev = tokenize_for_task(examples_of([1, 1, 1, 0]), task, tokenizer, max_length=8, use_cache=False)
+    assert baseline_metrics(task, examples_of([0, 1, 1]), dev) == {"accuracy": 0.75}
+    tags = custom_task("token-classification", ("N", "V"))
+    words = replace(word_examples(["one two", "three"], None), labels=((0, 1), (0,)))
+    tokens = tokenize_for_task(words, tags, tokenizer, max_length=8)
+    assert baseline_metrics(tags, words, tokens) == {"accuracy": pytest.approx(2 / 3)}
+    with pytest.raises(DataError):
+        baseline_logits(custom_task("question-answering", ()), examples_of([1.0]))

@@ -1,4 +1,4 @@
-"""Windows lose no answer, the best span is the best of all, and scores are SQuAD's."""
+"""Windows hold every answer, the best span is found, metrics are SQuAD's."""
 
 import json
 
@@ -41,7 +41,7 @@ def right_logits(tokens) -> np.ndarray:
 
 
 @pytest.mark.parametrize("answer", ["1900", "1939 the river rose", "1917", "39 metres"])
-def test_windows_overlap_and_hold_every_short_answer(tokenizer, answer):
+def test_windows_hold_every_short_answer(tokenizer, answer):
     tokens = tokenize_for_task(question(answer), TASK, tokenizer, max_length=48, stride=12)
     assert len(tokens) > 5
     assert tokens.lengths.max() <= 48
@@ -57,7 +57,7 @@ def test_windows_overlap_and_hold_every_short_answer(tokenizer, answer):
     assert tokens.collate([0, len(tokens) - 1])["labels"].shape == (2, 2)
 
 
-def test_the_best_span_is_the_best_of_all(tokenizer):
+def test_best_spans_equal_exhaustive_search(tokenizer):
     tokens = tokenize_for_task(question("1900"), TASK, tokenizer, max_length=64)
     random = np.random.default_rng(3)
     for _ in range(5):
@@ -74,14 +74,14 @@ def test_the_best_span_is_the_best_of_all(tokenizer):
         assert [(one.start, one.end) for one in found] == list(ranked)[:5]
 
 
-def test_a_context_without_tokens_has_no_answer(tokenizer):
+def test_context_without_tokens_has_no_answer(tokenizer):
     """A character without width is no white space, and nothing to the tokenizer."""
     tokens = tokenize_for_task(Examples(("Who?",), ("\u200b",), None), TASK, tokenizer, max_length=64)
     logits = np.zeros((len(tokens.tokens.ids), 2), dtype=np.float32)
     assert answer_predictions(TASK, logits, tokens) == [{"answer": "", "score": 0.0, "start": 0, "end": 0}]
 
 
-def test_answers_are_compared_as_squad_does():
+def test_answers_are_normalised_as_in_squad():
     assert normalize_answer("The  Eiffel-Tower, an icon!") == "eiffeltower icon"
     assert token_f1("the Denver Broncos", "Denver Broncos") == 1
     assert token_f1("Denver", "the Denver Broncos") == pytest.approx(2 / 3)
@@ -89,7 +89,7 @@ def test_answers_are_compared_as_squad_does():
     assert token_f1("a", "the") == 1  # nothing is left of either
 
 
-def test_a_long_question_is_cut_and_short_windows_are_refused(tokenizer):
+def test_long_question_is_truncated(tokenizer):
     examples = question_examples(["why " * 300], [CONTEXT])
     tokens = tokenize_for_task(examples, TASK, tokenizer, max_length=64)
     assert tokens.lengths.max() <= 64
@@ -111,7 +111,7 @@ def squad(articles: int = 4, **changes: object) -> str:
     return json.dumps({"version": "1.1", "data": data})
 
 
-def test_squad_and_columns_hold_the_same(write):
+def test_squad_file_and_columns_read_alike(write):
     _, examples = read_questions(open_questions(write("train.json", squad())), DataConfig(), None)
     assert len(examples) == 10
     assert examples.labels[0] == ReferenceAnswers(("Oslo",), (3,))
@@ -129,20 +129,20 @@ def test_squad_and_columns_hold_the_same(write):
     ("changes", "message"),
     [
         ({"is_impossible": True, "answers": []}, "train.json:1: a question without an answer"),
-        ({"answers": [{"text": "Oslo", "answer_start": 4}]}, "does not stand at character 4"),
+        ({"answers": [{"text": "Oslo", "answer_start": 4}]}, "is not at character 4"),
         ({"answers": [{"text": "Oslo"}]}, "answers that cannot be read"),
         ({"answers": [{"text": " ", "answer_start": 2}]}, "answers that cannot be read"),
         ({"answers": [{"text": "n", "answer_start": True}]}, "answers that cannot be read"),
         ({"question": " "}, "no text in column 'question'"),
-        ({"question": "\ud83d?"}, "train.json:1: half a character in 'question'"),
+        ({"question": "\ud83d?"}, "train.json:1: invalid Unicode"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_number(write, changes, message):
+def test_bad_question_is_named_with_its_number(write, changes, message):
     with pytest.raises(DataError, match=message):
         read_questions(open_questions(write("train.json", squad(**changes))), DataConfig(), None)
 
 
-def test_articles_are_held_out_whole_and_found_again(write):
+def test_articles_are_held_out_whole(write):
     path = str(write("one.json", squad(12)))
     config = DataConfig(task="squad", train=path, held_out=0.3)
     data = load_task_data(config, seed=0)
@@ -155,15 +155,15 @@ def test_articles_are_held_out_whole_and_found_again(write):
     assert load_task_data(config, seed=7).dev["dev"] == dev
     train, validation = split_validation(data.train, data.task, fraction=0.2, seed=1)
     assert not {*train.groups} & {*validation.groups}
-    with pytest.raises(DataError, match="held-out share"):
+    with pytest.raises(DataError, match="held-out"):
         load_task_data(DataConfig(task="squad", train=path), seed=0)
-    with pytest.raises(ConfigError, match="one or the other"):
+    with pytest.raises(ConfigError, match="one of them"):
         load_task_data(DataConfig(task="squad", train=path, dev=path, held_out=0.3), seed=0)
-    with pytest.raises(DataError, match="there must be two"):
+    with pytest.raises(DataError, match="at least two"):
         split_by_group(dev.select([0]), fraction=0.5, seed=0)
 
 
-def test_whole_groups_are_set_aside_as_far_as_they_fit():
+def test_whole_groups_are_held_out_while_they_fit():
     random = np.random.default_rng(0)
     for seed in range(200):
         sizes = [1000, *random.integers(5, 15, size=20).tolist()]

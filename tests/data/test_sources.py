@@ -1,9 +1,9 @@
-"""Where rows are looked for, and what is refused before anything is read."""
+"""Where data is found, and what is refused before it is read."""
 
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import find_sources
+from limbert.data.sources import find_sources
 from limbert.data.tasks import glue_task
 from limbert.errors import ConfigError, DataError
 
@@ -23,7 +23,7 @@ def names(sources):
         (["test.tsv"], "test.tsv"),
     ],
 )
-def test_test_is_reported_on_only_where_there_is_no_dev(write, tmp_path, files, dev):
+def test_test_split_replaces_missing_dev(write, tmp_path, files, dev):
     for name in ["train.tsv", *files]:
         write(name, ROW)
     sources = find_sources(DataConfig(data=str(tmp_path)), None)
@@ -42,19 +42,19 @@ def test_one_part_of_mnli_is_enough(write, tmp_path):
     }
 
 
-def test_a_dev_file_alone_has_no_training_rows(write, tmp_path):
+def test_dev_file_alone_has_no_training_data(write, tmp_path):
     assert find_sources(DataConfig(dev=str(write("dev.tsv", ROW))), None).train is None
     assert find_sources(DataConfig(data=str(tmp_path)), None).train is None
 
 
-def test_contradictions_are_settings_errors(tmp_path):
+def test_contradicting_settings_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="data is 'a' beside train or dev"):
         find_sources(DataConfig(data="a", train="b"), None)
     with pytest.raises(ConfigError, match="no data given"):
         find_sources(DataConfig(), None)
 
 
-def test_places_without_data_are_named(write, tmp_path):
+def test_folders_without_data_are_named(write, tmp_path):
     write("notes.md", "x")
     with pytest.raises(DataError, match=r"no train\.\* or dev\.\* ending in .csv.*; it holds notes.md"):
         find_sources(DataConfig(data=str(tmp_path)), None)
@@ -68,7 +68,7 @@ def test_places_without_data_are_named(write, tmp_path):
         find_sources(DataConfig(data=str(tmp_path)), None)
 
 
-def test_a_mistyped_folder_beside_others_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+def test_mistyped_folder_is_no_hub_name(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="data/mrcp: no such folder"):

@@ -16,13 +16,13 @@ def test_common_spellings_name_the_same_task(spelling, name):
     assert glue_task(spelling) is GLUE[name]
 
 
-def test_unknown_name_lists_the_allowed_ones():
+def test_unknown_task_lists_allowed_names():
     with pytest.raises(ConfigError, match=r"'sst3'.*cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli"):
         glue_task("sst3")
 
 
 @pytest.mark.parametrize("pairs", [True, False, None])
-def test_what_a_model_was_trained_on_is_kept_and_asked_for(pairs):
+def test_check_inputs_wants_pairs_as_trained(pairs):
     task = custom_task("regression", (), has_pairs=pairs)
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
     for given in (True, False):
@@ -33,7 +33,7 @@ def test_what_a_model_was_trained_on_is_kept_and_asked_for(pairs):
                 task.check_inputs(has_pairs=given)
 
 
-def test_checkpoints_that_do_not_say_it_have_the_pairs_of_their_glue_task():
+def test_old_checkpoints_know_pairs_from_glue():
     for name, pairs in (("sst2", False), ("mrpc", True)):
         values = glue_task(name).task.to_dict()
         assert values.pop("pairs") is pairs
@@ -58,7 +58,7 @@ def test_standard_label_order_and_metrics():
 
 
 @pytest.mark.parametrize("task", [*(entry.task for entry in GLUE.values()), custom_task("classification", ("a", "b"))])
-def test_a_task_survives_json(task):
+def test_task_survives_json(task):
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
     assert task.num_outputs == (len(task.labels) or 1)
     assert task.primary_metric == task.metrics[0]
@@ -72,7 +72,7 @@ def test_impossible_tasks_are_refused(kind, labels):
         custom_task(kind, labels)
 
 
-def test_columns_are_positions_only_where_all_of_them_are():
+def test_columns_are_positions_if_all_are():
     assert Columns("1", None, "0").are_positions
     assert not Columns("1", None, "label").are_positions
     assert not Columns(None, None, None).are_positions

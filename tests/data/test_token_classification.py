@@ -1,4 +1,4 @@
-"""Entities are counted as seqeval counts them, labels stand on first tokens, and words that are cut still count."""
+"""Entities are counted as in seqeval, labels are at first tokens, truncated words count as missed."""
 
 import json
 
@@ -9,6 +9,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from limbert.core.config import DataConfig
 from limbert.core.task_types import IGNORE_INDEX
+from limbert.data.conll import open_tagged
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.readers import Examples
 from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
@@ -17,7 +18,6 @@ from limbert.data.token_classification import (
     entity_metrics,
     extract_entities,
     join_words,
-    open_tagged,
     read_tagged,
     read_untagged,
     word_examples,
@@ -29,7 +29,7 @@ CONLL = "-DOCSTART-\tO\n\nAnn\tB-person\nLee\tI-person\nsings\tO\n.\tO\n\nin\tO\
 
 
 def logits_for(examples, task, tags):
-    """Logits ``(all tokens, classes)`` that answer with these class ids, text by text and word by word."""
+    """Logits ``(all tokens, classes)`` that predict these class ids, text by text and word by word."""
     logits = np.random.default_rng(1).normal(size=(len(examples.tokens.ids), len(task.labels))).astype(np.float32)
     row_of = np.repeat(np.arange(len(examples)), examples.lengths)
     for token in np.flatnonzero(examples.alignment.char_starts >= 0):
@@ -55,7 +55,7 @@ def test_entities_are_those_of_seqeval(prefixes):
     assert entity_metrics([["O"]], [["O"]]) == dict.fromkeys(found, 0.0)
 
 
-def test_conll_and_json_lines_hold_the_same(write):
+def test_conll_and_json_lines_read_alike(write):
     conll = write("train.conll", CONLL)
     rows = [
         {"tokens": ["Ann", "Lee", "sings", "."], "ner_tags": [1, 2, 0, 0]},
@@ -77,7 +77,7 @@ def test_conll_and_json_lines_hold_the_same(write):
     ("text", "message"),
     [("Ann\tB-person\nLee\n", "train.conll:1: the word 'Lee' has no tag"), ("\n\n", "no sentence")],
 )
-def test_what_is_wrong_is_named_with_its_line(write, text, message):
+def test_bad_sentence_is_named_with_its_line(write, text, message):
     with pytest.raises(DataError, match=message):
         read_tagged(open_tagged(write("train.conll", text)), DataConfig(), None)
     good = write("good.conll", CONLL)
@@ -89,18 +89,18 @@ def test_what_is_wrong_is_named_with_its_line(write, text, message):
     with pytest.raises(DataError, match=r"all.conll: none of the 1 sentences can be used"):
         read_tagged(open_tagged(write("all.conll", "Oslo\tB-city\n")), DataConfig(skip_bad_rows=True), task)
     half = write("half.jsonl", '{"tokens": ["fine"], "tags": ["O"]}\n{"tokens": ["\\ud83d"], "tags": ["O"]}\n')
-    with pytest.raises(DataError, match=r"half.jsonl:2: half a character in column 'tokens'"):
+    with pytest.raises(DataError, match=r"half.jsonl:2: invalid Unicode"):
         read_tagged(open_tagged(half), DataConfig(), None)
 
 
-def test_only_tabs_and_spaces_part_the_columns(write):
+def test_only_tabs_and_spaces_separate_columns(write):
     path = write("train.conll", "New\u00a0York  B-place\nnow O\n")
     _, examples = read_tagged(open_tagged(path), DataConfig(), None)
     assert examples.texts == ("New\u00a0York now",)
     assert [len(words) for words in examples.word_spans] == [2]
 
 
-def test_labels_stand_on_first_tokens_and_offsets_on_words(tokenizer):
+def test_labels_are_at_first_tokens_of_words(tokenizer):
     text = "Unbelievably, O'Neill met @paulwalk in 東京 \U0001f600 !"
     examples = word_examples([text, "Hi"], None)
     words = [text[start:end] for start, end in examples.word_spans[0]]
@@ -122,7 +122,7 @@ def test_labels_stand_on_first_tokens_and_offsets_on_words(tokenizer):
         assert whole.startswith(piece) or piece == "[UNK]"
 
 
-def test_words_that_were_cut_count_as_not_found(tokenizer):
+def test_truncated_words_count_as_missed(tokenizer):
     words = [f"word{number}" for number in range(30)]
     tags = tuple(1 for _ in words)
     text, spans = join_words(words)
@@ -144,7 +144,7 @@ def test_words_that_were_cut_count_as_not_found(tokenizer):
         assert one["score"] > 0.99
 
 
-def test_scores_on_real_sentences_are_those_of_seqeval(real_data, tokenizer):
+def test_metrics_of_real_sentences_equal_seqeval(real_data, tokenizer):
     folder = real_data("WNUT17")
     data = load_task_data(DataConfig(task="ner", data=str(folder)), seed=0)
     assert data.task.labels[0] == "O"
@@ -163,7 +163,7 @@ def test_scores_on_real_sentences_are_those_of_seqeval(real_data, tokenizer):
     assert again["dev"].labels == dev.labels
 
 
-def test_tags_that_mark_no_entities_are_judged_word_by_word(write, tokenizer):
+def test_other_tags_are_measured_by_accuracy(write, tokenizer):
     task, examples = read_tagged(open_tagged(write("t.conll", "Ann NN\nsings VB\n\nhe PR\n")), DataConfig(), None)
     assert task.metrics == ("accuracy",)
     tokens = tokenize_for_task(examples, task, tokenizer, max_length=16)
@@ -173,18 +173,18 @@ def test_tags_that_mark_no_entities_are_judged_word_by_word(write, tokenizer):
 
 
 @pytest.mark.parametrize("tag", ["B_person", "person", "newdoc"])
-def test_one_tag_of_another_form_does_not_change_what_is_measured(write, tag):
+def test_odd_tag_is_a_bad_row(write, tag):
     path = write("train.conll", f"{CONLL}\nAnn\tB-person\nLee\t{tag}\n")
     with pytest.raises(DataError, match=rf"train.conll:11: tag '{tag}' is unknown, expected one of O, B-person, I-p"):
         read_tagged(open_tagged(path), DataConfig(), None)
     task, examples = read_tagged(open_tagged(path), DataConfig(skip_bad_rows=True), None)
     assert (task.primary_metric, len(examples), examples.bad_rows) == ("entity_f1", 2, 1)
-    with pytest.raises(DataError, match=f"tag '{tag}' stands among tags of entities"):
+    with pytest.raises(DataError, match=f"tag '{tag}' is among entity tags"):
         custom_task("token-classification", ("O", "B-person", tag))
 
 
 @pytest.mark.parametrize(("scheme", "usual"), [("BILOU", "BIEOS"), ("BMEOS", "BIEOS")])
-def test_other_letters_mark_the_same_entities(write, scheme, usual):
+def test_bilou_and_bmes_mark_the_same_entities(write, scheme, usual):
     random = np.random.default_rng(0)
     for _ in range(200):
         tags = [tag if tag == "O" else f"{tag}-{random.choice(['a', 'b'])}" for tag in random.choice([*scheme], size=9)]
@@ -215,7 +215,7 @@ def test_comments_are_no_words(write, separator):
     assert [row.cells for row in open_tagged(four).rows()] == [(["#", "Ann"], ["O", "O"])]
 
 
-def test_texts_to_be_tagged(write):
+def test_unlabelled_texts_are_read(write):
     plain = write("texts.txt", "Ann sings.\nOslo\n")
     assert read_untagged(plain, DataConfig()).word_spans == (((0, 3), (4, 9), (9, 10)), ((0, 4),))
     split = load_texts(

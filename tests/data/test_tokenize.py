@@ -1,4 +1,4 @@
-"""Batches equal what the tokenizer gives one by one, and each is only as long as its longest example."""
+"""Batches equal the tokenizer's own padding and are as long as their longest example."""
 
 import copy
 
@@ -16,7 +16,7 @@ PAIRS = ("Its pair is longer than it is.", "No.", "x " * 200, "word " * 100)
 
 
 @pytest.mark.parametrize("pairs", [None, PAIRS])
-def test_a_batch_is_what_the_tokenizer_itself_pads(tokenizer, tmp_path, pairs, monkeypatch):
+def test_batches_equal_padding_by_the_tokenizer(tokenizer, tmp_path, pairs, monkeypatch):
     monkeypatch.setattr(batches, "_CHUNK", 3)  # several chunks
     data = tokenize_texts(Examples(TEXTS, pairs, None), tokenizer, max_length=32, cache_dir=tmp_path)
     for indices in ([0, 1, 2, 3], [2, 0], [2], [3, 3]):
@@ -35,7 +35,7 @@ def test_a_batch_is_what_the_tokenizer_itself_pads(tokenizer, tmp_path, pairs, m
             assert batch[name].dtype == torch.long
 
 
-def test_batches_are_only_as_long_as_their_longest(tokenizer, tmp_path):
+def test_batches_are_as_long_as_their_longest(tokenizer, tmp_path):
     data = tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=128, cache_dir=tmp_path)
     assert data.lengths.max() == 128
     assert data.collate([0, 2])["input_ids"].shape == (2, data.lengths[[0, 2]].max())
@@ -52,7 +52,7 @@ def test_labels_follow_their_examples(tokenizer, tmp_path, labels, dtype):
     assert "labels" not in unlabelled.collate([0])
 
 
-def test_tokenizers_that_cannot_pad_are_refused(tokenizer, tmp_path):
+def test_tokenizer_without_padding_token_is_refused(tokenizer, tmp_path):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = None
     with pytest.raises(ConfigError, match="padding token"):
@@ -79,7 +79,7 @@ def test_training_batches_differ_by_epoch_and_seed_only():
     assert orders[1, 0] != orders[2, 0]
 
 
-def test_training_batches_waste_little_on_padding_and_are_not_sorted():
+def test_training_batches_have_little_padding():
     lengths = np.random.default_rng(0).integers(3, 128, size=10_000)
     found = training_batches(lengths, batch_size=32, seed=0, epoch=0)
     padded = sum(len(batch) * lengths[batch].max() for batch in found)
@@ -89,7 +89,7 @@ def test_training_batches_waste_little_on_padding_and_are_not_sorted():
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.5
 
 
-def test_examples_meet_others_in_every_epoch():
+def test_batches_mix_anew_in_every_epoch():
     lengths = np.arange(3, 5003)
     first, second = (
         {frozenset(batch) for batch in training_batches(lengths, batch_size=8, seed=0, epoch=epoch)} for epoch in (0, 1)
@@ -97,7 +97,7 @@ def test_examples_meet_others_in_every_epoch():
     assert len(first & second) < len(first) / 10
 
 
-def test_evaluation_batches_start_with_the_longest_and_keep_their_limits():
+def test_evaluation_batches_start_with_the_longest():
     lengths = np.random.default_rng(0).integers(3, 128, size=1000)
     for limit in (None, 512, 1):
         found = evaluation_batches(lengths, batch_size=16, max_tokens=limit)

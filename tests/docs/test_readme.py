@@ -35,7 +35,7 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def run_blocks(folder: Path) -> list[str]:
-    """Run every Python block and every ``limbert`` command, with ``&`` beside the others; returns what was run."""
+    """Run every Python block and ``limbert`` command, ``--background`` ones beside the others; returns what was run."""
     done: list[str] = []
     port = str(free_port())
     with ExitStack() as beside:
@@ -57,8 +57,9 @@ def _run_block(language: str, text: str, folder: Path, done: list[str], beside: 
         if words[0] != "limbert" or words[1] == "demo":
             continue  # installing, and the demo itself: see test_demo
         changes = SHORTENED.get(words[1], [])
-        if words[-1] == "&":
-            beside.enter_context(serving(folder, [*words[1:-1], *changes]))
+        if "--background" in words:
+            words.remove("--background")
+            beside.enter_context(serving(folder, [*words[1:], *changes]))
             done.append(line)
             continue
         words += changes

@@ -93,6 +93,7 @@ def test_interrupted_search_resumes_from_finished_trials(tmp_path: Path) -> None
         except KeyboardInterrupt:
             with journal.open("a") as file:
                 file.write('{"op_code":')  # a line that the kill cut short
+            (tmp_path / "journal.lock").symlink_to("journal")
         evaluated += evaluator.evaluated
     assert len(evaluated) == len({*evaluated}) == 60  # none of them twice
     assert {result.subnet for result in results} == {*evaluated}
@@ -108,6 +109,15 @@ def test_broken_journals_are_refused(tmp_path: Path) -> None:
     (tmp_path / "journal").write_text("broken\nbroken\n")
     with pytest.raises(CheckpointError, match="journal"):
         run_search(tmp_path / "journal", FakeEvaluator(), trials=5)
+
+
+def test_two_searches_share_no_journal(tmp_path: Path) -> None:
+    def search_again(subnet: Subnet) -> TrialResult:
+        run_search(tmp_path / "journal", FakeEvaluator(), trials=5)
+        raise AssertionError(subnet)
+
+    with pytest.raises(ConfigError, match="another search"):
+        run_search(tmp_path / "journal", search_again, trials=5)
 
 
 def test_search_ends_when_nothing_is_left(tmp_path: Path) -> None:

@@ -1,86 +1,78 @@
-"""A compute that takes exactly as long as planned and a clock that jumps: the scheduler's world without the waiting."""
+"""Simulated time for the scheduler: a clock that jumps, and batches that take as long as predicted."""
 
 import random
 from dataclasses import dataclass, field
+from math import inf
 
+from limbert.serve.batching import PendingRequest, PlannedBatch
 from limbert.serve.latency_model import LatencyModel
-from limbert.serve.scheduler import Refusal, ScheduledBatch, Scheduler, SchedulerConfig, SchedulingRequest
+from limbert.serve.scheduler import Refusal, Scheduler, SchedulerConfig
 
-LINES = {  # seconds of a batch: like MiniLM's on one core
+LATENCY_MODELS = {  # seconds of a batch, as of MiniLM on one core
     "1x1": LatencyModel(1.0e-3, 2.0e-4),
     "0.5x1": LatencyModel(0.9e-3, 1.1e-4),
     "0.5x0.5": LatencyModel(0.6e-3, 5.5e-5),
     "0.25x0.5": LatencyModel(0.5e-3, 3.0e-5),
 }
-LADDER = tuple(LINES)
-RULES = SchedulerConfig(slo=0.1, max_batch_tokens=512, max_queue=1000)
+VARIANTS = tuple(LATENCY_MODELS)
+CONFIG = SchedulerConfig(slo=0.1, max_batch_tokens=512, max_queue=1000)
 
 
 @dataclass
 class Outcome:
-    """What became of the requests."""
+    """What happened to each request."""
 
-    finished: dict[int, float] = field(default_factory=dict)
-    begun: dict[int, float] = field(default_factory=dict)  # its last text
-    refused: dict[int, Refusal] = field(default_factory=dict)
-    expired: list[int] = field(default_factory=list)
-    sizes: dict[int, list[str]] = field(default_factory=dict)
-    batches: list[tuple[float, ScheduledBatch]] = field(default_factory=list)
+    finished: dict[PendingRequest, float] = field(default_factory=dict)
+    started: dict[PendingRequest, float] = field(default_factory=dict)  # its last text
+    refused: dict[PendingRequest, Refusal] = field(default_factory=dict)
+    expired: list[PendingRequest] = field(default_factory=list)
+    variants: dict[PendingRequest, set[str]] = field(default_factory=dict)
+    batches: list[tuple[float, PlannedBatch]] = field(default_factory=list)
     levels: list[tuple[float, str]] = field(default_factory=list)
 
-    def answered_by(self, name: str, *, since: float = 0.0) -> float:
-        """Share of the texts after a time that a size answered."""
-        texts = [batch.variant for when, batch in self.batches if when >= since for _ in batch.texts]
-        return texts.count(name) / len(texts)
+    def fraction(self, variant: str, *, since: float = 0.0) -> float:
+        """Fraction of the texts that ran at a variant, after a time."""
+        texts = [batch.variant for start, batch in self.batches if start >= since for _ in batch.texts]
+        return texts.count(variant) / len(texts)
 
 
-def simulate(
-    scheduler: Scheduler,
-    requests: list[SchedulingRequest],
-    *,
-    cancel: dict[float, int] | None = None,
-    slower: float = 1.0,
-) -> Outcome:
-    """Run until everything is answered.
+def simulate(scheduler: Scheduler, requests: list[PendingRequest], *, slowdown: float = 1.0) -> Outcome:
+    """Run until all requests are finished, refused or expired.
 
     Args:
-        scheduler: fresh.
-        requests: any order.
-        cancel: at which times which requests are cancelled.
-        slower: factor on what batches really take.
+        scheduler: a new one.
+        requests: in any order.
+        slowdown: factor of the real time of batches over the predicted time.
     """
-    events = sorted([(one.arrival, 0, one) for one in requests] + [(at, 1, one) for at, one in (cancel or {}).items()],
-                    key=lambda event: event[:2])  # fmt: skip
-    outcome, now, busy_until = Outcome(), 0.0, None
-    running: ScheduledBatch | None = None
-    waiting = {one.id: len(one.lengths) for one in requests}
-    while events or running is not None or scheduler.queued:
+    arriving = sorted(requests, key=lambda request: request.arrival)
+    outcome, now, busy_until = Outcome(), 0.0, inf
+    running: PlannedBatch | None = None
+    remaining = {request: len(request.lengths) for request in requests}
+    while arriving or running is not None or scheduler.queued:
         if running is None:
             outcome.expired += scheduler.expire(now)
             running = scheduler.next_batch(now)
             outcome.levels.append((now, scheduler.variant))
             if running is not None:
-                busy_until = now + slower * running.seconds
+                busy_until = now + slowdown * running.seconds
                 outcome.batches.append((now, running))
-                for request, _ in running.texts:
-                    outcome.begun[request] = now
-                    outcome.sizes.setdefault(request, []).append(running.variant)
-        if running is not None and (not events or busy_until <= events[0][0]):
+                for text in running.texts:
+                    outcome.started[text.request] = now
+                    outcome.variants.setdefault(text.request, set()).add(running.variant)
+        if running is not None and (not arriving or busy_until <= arriving[0].arrival):
             now = busy_until
             scheduler.complete_batch()
-            for request, _ in running.texts:
-                waiting[request] -= 1
-                if not waiting[request]:
-                    outcome.finished[request] = now
+            for text in running.texts:
+                remaining[text.request] -= 1
+                if not remaining[text.request]:
+                    outcome.finished[text.request] = now
             running = None
-        elif events:
-            now, kind, what = events.pop(0)
-            if kind == 1:
-                scheduler.cancel(what)
-                continue
-            refusal = scheduler.admit(what, now)
+        elif arriving:
+            request = arriving.pop(0)
+            now = request.arrival
+            refusal = scheduler.admit(request, now)
             if refusal is not None:
-                outcome.refused[what.id] = refusal
+                outcome.refused[request] = refusal
     return outcome
 
 
@@ -90,24 +82,32 @@ def arrivals(
     seconds: float,
     seed: int | None = 0,
     start: float = 0.0,
-    budget: float | None = RULES.slo,
-    sizes: tuple[str, ...] = LADDER,
-    first: int = 0,
+    budget: float = CONFIG.slo,
+    variants: tuple[str, ...] = VARIANTS,
     texts: int = 1,
-) -> list[SchedulingRequest]:
-    """Requests of so many a second, at random or (``seed=None``) evenly, of 8 to 60 tokens (evenly: 25)."""
-    draw = random.Random(seed)
-    found: list[SchedulingRequest] = []
+) -> list[PendingRequest]:
+    """Requests of 8 to 60 tokens per text that arrive at random, or with ``seed=None`` of 25 tokens at equal distances.
+
+    Args:
+        rate: requests per second.
+        seconds: duration.
+        seed: of the random numbers.
+        start: of the first second.
+        budget: seconds from arrival to deadline; infinity: no deadline.
+        variants: that may run them.
+        texts: per request.
+    """
+    generator = random.Random(seed)
+    requests: list[PendingRequest] = []
     now = start
     while True:
-        now += 1 / rate if seed is None else draw.expovariate(rate)
+        now += 1 / rate if seed is None else generator.expovariate(rate)
         if now >= start + seconds:
-            return found
-        lengths = tuple(25 if seed is None else draw.randint(8, 60) for _ in range(texts))
-        deadline = None if budget is None else now + budget
-        found.append(SchedulingRequest(first + len(found), lengths, sizes, now, deadline))
+            return requests
+        lengths = tuple(25 if seed is None else generator.randint(8, 60) for _ in range(texts))
+        requests.append(PendingRequest(lengths, variants, now, now + budget))
 
 
-def make(ladder: tuple[str, ...] = LADDER, rules: SchedulerConfig = RULES) -> Scheduler:
-    """A scheduler that knows the exact speeds."""
-    return Scheduler(ladder, LINES.__getitem__, rules)
+def make_scheduler(variants: tuple[str, ...] = VARIANTS, config: SchedulerConfig = CONFIG) -> Scheduler:
+    """A scheduler with exact latency models."""
+    return Scheduler(variants, LATENCY_MODELS.__getitem__, config)

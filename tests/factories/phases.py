@@ -1,27 +1,24 @@
-"""What one training phase works on: a small model, random examples, a run directory."""
+"""What a training phase works on: a small model, random examples, arguments."""
 
-import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tests.factories.networks import VOCABULARY, make_network
 
-from limbert import ElasticModel, Space
+from limbert import ElasticModel, ElasticTrainer, ElasticTrainingArguments, Space
+from limbert.core.config import AnyPhaseConfig
 from limbert.data.tasks import Task
 from limbert.data.tokenize import RaggedTokens, TokenizedExamples
-from limbert.train.context import TaskPhaseSetup
-from limbert.train.progress import TrainingCallback
-from limbert.train.run_folder import RunDirectory
+from limbert.train.phases import PHASES, train_phases
 
 TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
-
-
 WIDTHS = (0.34, 0.5, 1.0)
 
 
 def make_examples(count: int, *, seed: int) -> TokenizedExamples:
+    """Random tokens of three to eleven a text, with three classes."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 12, size=count)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -29,22 +26,31 @@ def make_examples(count: int, *, seed: int) -> TokenizedExamples:
     return TokenizedExamples(RaggedTokens(ids, None, offsets), torch.from_numpy(rng.integers(3, size=count)), 0, 0)
 
 
-def make_model(case: str = "bert") -> ElasticModel:
-    return ElasticModel(make_network(case), space=Space(widths=WIDTHS, layers="first"))
+def make_model(case: str = "bert", **changes: Any) -> ElasticModel:
+    """A random elastic model whose depths keep the first layers."""
+    return ElasticModel(make_network(case, **changes), space=Space(widths=WIDTHS, layers="first"))
 
 
-def make_work(folder: Path, *, should_stop: object = lambda: False, rows: int = 300) -> TaskPhaseSetup:
-    workspace = RunDirectory(folder / "run", {"a": 1})
-    workspace.create()
-    around = types.SimpleNamespace(
-        accelerator=Accelerator(), seed=5, run_dir=workspace, callback=TrainingCallback(), should_stop=should_stop
-    )
-    return TaskPhaseSetup(
-        "gates",
-        model=make_model(),
-        task=TASK,
-        train_dataset=make_examples(rows, seed=1),
-        eval_dataset=make_examples(60, seed=2),
-        precision="fp32",
-        context=around,
-    )
+def make_arguments(folder: Path, **settings: Any) -> ElasticTrainingArguments:
+    """Quiet training on the CPU."""
+    defaults = {"seed": 5, "use_cpu": True, "disable_tqdm": True}
+    return ElasticTrainingArguments(str(folder), **defaults | settings)
+
+
+def make_trainer(folder: Path, model: ElasticModel | None = None, **options: Any) -> ElasticTrainer:
+    """A trainer on random examples; options that are fields of the arguments go there."""
+    named = {"teacher", "subnets", "train_dataset", "eval_dataset", "callbacks", "compute_metrics", "optimizers",
+             "evaluate_subnets", "processing_class", "data_collator"}  # fmt: skip
+    settings = {name: value for name, value in options.items() if name not in named}
+    data = {"train_dataset": make_examples(24, seed=1), "eval_dataset": make_examples(16, seed=2)}
+    chosen = {name: value for name, value in options.items() if name in named}
+    return ElasticTrainer(model or make_model(), make_arguments(folder, **settings), **data | chosen)
+
+
+def train_phase(
+    name: str, config: AnyPhaseConfig, folder: Path, model: ElasticModel | None = None, **options: Any
+) -> ElasticModel:
+    """One phase on random examples."""
+    data = {"train_dataset": make_examples(90, seed=1), "eval_dataset": make_examples(60, seed=2)}
+    arguments = options.pop("args", None) or make_arguments(folder)
+    return train_phases(model or make_model(), [(PHASES[name], config)], args=arguments, **data | options)

@@ -1,18 +1,18 @@
-"""Ports for what must be told its port: outside of the range from which systems give ports to connections."""
+"""Free ports, outside of the range that systems use for outgoing connections."""
 
 import itertools
 import os
 import socket
 
-_TRIED = itertools.count(20_000 + os.getpid() * 101 % 10_000)  # other processes of these tests begin elsewhere
+_PORTS = itertools.count(20_000 + os.getpid() * 101 % 10_000)  # each test process begins elsewhere
 
 
 def free_port() -> int:
-    """A port that nobody has, and a second call gives another."""
-    for port in _TRIED:
-        with socket.socket() as listening:
+    """A free port; each call returns another."""
+    for port in _PORTS:
+        with socket.socket() as listener:
             try:
-                listening.bind(("", port))
+                listener.bind(("", port))
             except OSError:
                 continue
             return port

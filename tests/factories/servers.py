@@ -1,4 +1,4 @@
-"""A run with random weights on disk, a server over it on a free port, and what its engine answers by itself."""
+"""A trained model with random weights, a server over it, and the engine's own outputs."""
 
 import json
 from collections.abc import Iterator
@@ -25,19 +25,19 @@ from limbert.serve.settings import ServeSettings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LABELS = ("bad", "gut", "größer")  # one of them is not ASCII
-RESULT = {"params": 1, "flops": 1, "metrics": {"accuracy": 0.8, "pearson": 0.8}}  # of every size: none is too bad
-PROBLEMS = {
+RESULT = {"params": 1, "flops": 1, "metrics": {"accuracy": 0.8, "pearson": 0.8}}  # of every sub-network
+PROBLEM_TYPES = {
     "classification": "single_label_classification",
     "multi-label": "multi_label_classification",
     "regression": "regression",
 }
 
 
-def make_run(folder: Path, *, kind: TaskType = "classification") -> Path:
-    """A random BERT of two layers, written as training would, with weights large enough that answers differ."""
+def make_run(folder: Path, *, task_type: TaskType = "classification") -> Path:
+    """A random BERT of two layers, saved as training does, with weights large enough that outputs differ."""
     torch.manual_seed(0)
-    task = custom_task(kind, () if kind == "regression" else LABELS)
-    names = dict(enumerate(task.labels)) or {0: "LABEL_0"}
+    task = custom_task(task_type, () if task_type == "regression" else LABELS)
+    names = dict(enumerate(task.labels)) or {0: "score"}
     config = AutoConfig.for_model(
         "bert",
         hidden_size=32,
@@ -46,7 +46,7 @@ def make_run(folder: Path, *, kind: TaskType = "classification") -> Path:
         num_hidden_layers=2,
         vocab_size=30522,
         max_position_embeddings=64,
-        problem_type=PROBLEMS[kind],
+        problem_type=PROBLEM_TYPES[task_type],
         id2label=names,
         label2id={name: index for index, name in names.items()},
     )
@@ -63,13 +63,13 @@ def make_run(folder: Path, *, kind: TaskType = "classification") -> Path:
 
 
 def settings(**changes: object) -> ServeSettings:
-    """Settings that never refuse for want of time: tests run on loaded machines."""
+    """Settings with a latency target that loaded machines meet."""
     return ServeSettings(**({"threads": 1, "slo": 60.0, "policy": "static:1x1"} | changes))  # type: ignore[arg-type]
 
 
 @contextmanager
 def opened(run: Path, **changes: object) -> Iterator[Service]:
-    """A service at work."""
+    """A started service."""
     service = Service.load(run, settings(**changes))
     service.start()
     try:
@@ -80,7 +80,7 @@ def opened(run: Path, **changes: object) -> Iterator[Service]:
 
 @contextmanager
 def served(service: Service) -> Iterator[str]:
-    """The address of a server in a thread of its own."""
+    """The address of a server in a thread."""
     server = uvicorn.Server(uvicorn.Config(create_app(service), host="127.0.0.1", port=0, log_level="critical"))
     thread = Thread(target=server.run)
     thread.start()
@@ -94,21 +94,21 @@ def served(service: Service) -> Iterator[str]:
 
 
 class Reference:
-    """What the engine answers to one text alone."""
+    """The engine's outputs for one text alone."""
 
     def __init__(self, run: Path) -> None:
         self._run = load_checkpoint(run)
         self._engines: dict[str, Engine] = {}
 
-    def logits(self, text: str, pair: str | None = None, *, size: str = "1x1") -> torch.Tensor:
-        """The outputs ``(outputs,)`` of a size."""
+    def logits(self, text: str, pair: str | None = None, *, subnet: str = "1x1") -> torch.Tensor:
+        """Logits ``(outputs,)`` of a sub-network."""
         assert self._run.task is not None
-        if size not in self._engines:
-            self._engines[size] = Engine(self._run.model, Policy(subnet=size), task_type=self._run.task.task_type)
-        cut = {"truncation": True, "max_length": self._run.max_length, "return_tensors": "pt"}
-        tokens = self._run.tokenizer([text], None if pair is None else [pair], **cut)
-        return self._engines[size].run(tokens).logits[0]
+        if subnet not in self._engines:
+            self._engines[subnet] = Engine(self._run.model, Policy(subnet=subnet), task_type=self._run.task.task_type)
+        truncation = {"truncation": True, "max_length": self._run.max_length, "return_tensors": "pt"}
+        tokens = self._run.tokenizer([text], None if pair is None else [pair], **truncation)
+        return self._engines[subnet].run(tokens).logits[0]
 
-    def scores(self, text: str, pair: str | None = None, *, size: str = "1x1") -> dict[str, float]:
+    def scores(self, text: str, pair: str | None = None, *, subnet: str = "1x1") -> dict[str, float]:
         """Probabilities by label."""
-        return dict(zip(LABELS, self.logits(text, pair, size=size).softmax(-1).tolist(), strict=True))
+        return dict(zip(LABELS, self.logits(text, pair, subnet=subnet).softmax(-1).tolist(), strict=True))

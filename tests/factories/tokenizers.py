@@ -1,4 +1,4 @@
-"""Small tokenizers of the two kinds that WordPiece is not: byte-level BPE and SentencePiece."""
+"""Small tokenizers other than WordPiece: byte-level BPE and SentencePiece."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -15,7 +15,7 @@ def byte_level(*, trim: bool) -> PreTrainedTokenizerFast:
             merges.append((left, letter))
             left += letter
             known.add(left)
-    vocabulary = {token: place for place, token in enumerate(["<s>", "</s>", "<pad>", "<mask>", *sorted(known)])}
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", "<mask>", *sorted(known)])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(dict.fromkeys(merges))))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -40,7 +40,7 @@ def sentence_piece() -> PreTrainedTokenizerFast:
         ",",
         *"abcdefghijklmnopqrstuvwxyz",
     ]
-    backend = Tokenizer(models.Unigram([(piece, -float(place)) for place, piece in enumerate(pieces)], unk_id=4))
+    backend = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=4))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(

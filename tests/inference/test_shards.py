@@ -10,7 +10,8 @@ import pytest
 from tests.factories.batch_jobs import make_texts, write_parquet
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import Table, open_table, read_raw_examples
+from limbert.data.readers import read_raw_examples
+from limbert.data.table import Table, open_table
 from limbert.data.tasks import Columns
 from limbert.errors import ConfigError, DataError
 from limbert.inference.shards import ShardedInput, ShardReader, shard_input

@@ -1,4 +1,4 @@
-"""Grafting blends weak heads and neurons with strong ones, and changes nothing else."""
+"""Grafting blends the weak rows with the strong ones, and touches nothing else."""
 
 import copy
 
@@ -12,7 +12,7 @@ from limbert.errors import ConfigError
 from limbert.method.grafting import graft
 from limbert.method.importance import ImportanceScores
 from limbert.model.families import layer_parts
-from limbert.train.trainer import grafting_steps
+from limbert.train.callbacks import grafting_steps
 
 RATE = 0.3
 
@@ -27,24 +27,24 @@ def random_scores(model: ElasticModel) -> ImportanceScores:
 
 
 def blended(matrix: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Reference loop: row i of the matrix ``(units, ...)`` belongs to the unit with score i."""
+    """The textbook loop: row i of the matrix ``(units, ...)`` belongs to the unit with score i."""
     ranking = sorted(range(len(scores)), key=lambda unit: scores[unit].item())
     result = matrix.clone()
-    for rank in range(len(scores) // 2):
-        weak, strong = ranking[rank], ranking[-1 - rank]
+    for place in range(len(scores) // 2):
+        weak, strong = ranking[place], ranking[-1 - place]
         result[weak] = RATE * matrix[strong] + (1 - RATE) * matrix[weak]
     return result
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", CONFIGS)
-def test_weights_equal_the_formula(case: str) -> None:
+def test_every_weight_is_what_the_formula_says(case: str) -> None:
     model = ElasticModel(make_network(case))
     before, scores = copy.deepcopy(model.network.state_dict()), random_scores(model)
     graft(model, scores, rate=RATE, weak_fraction=0.5)
     after = model.network.state_dict()
     names = {id(parameter): name for name, parameter in model.network.named_parameters()}
-    changed = set()
+    touched = set()
 
     def check(parameter: torch.Tensor, units: torch.Tensor, *, blocks: int = 1, columns: bool = False) -> None:
         name = names[id(parameter)]
@@ -52,7 +52,7 @@ def test_weights_equal_the_formula(case: str) -> None:
         by_unit = old.unflatten(0, (blocks, len(units), -1))
         expected = torch.stack([blended(block, units) for block in by_unit]).flatten(0, 2)
         torch.testing.assert_close(after[name], expected.T if columns else expected)
-        changed.add(name)
+        touched.add(name)
 
     for layer, heads, neurons in zip(model.layers(), scores.heads, scores.neurons, strict=True):
         parts = layer_parts(layer, model.family)
@@ -65,14 +65,15 @@ def test_weights_equal_the_formula(case: str) -> None:
         if parts.mlp_in.bias is not None:
             check(parts.mlp_in.bias, neurons, blocks=model.family.mlp_blocks)
         check(parts.mlp_out.weight, neurons, columns=True)
-    assert changed
+    assert touched
     for name in before:
-        if name not in changed:
+        if name not in touched:
             assert torch.equal(after[name], before[name]), name
 
 
 @torch.no_grad()
-def test_equal_heads_and_neurons_keep_the_outputs() -> None:
+def test_equal_heads_and_neurons_are_left_as_they_are() -> None:
+    """Where weak and strong compute the same, the network's function stays the same."""
     model = ElasticModel(make_network("bert"))
     for layer in model.layers():
         parts = layer_parts(layer, model.family)
@@ -91,7 +92,7 @@ def test_equal_heads_and_neurons_keep_the_outputs() -> None:
 
 
 @torch.no_grad()
-def test_small_fraction_grafts_only_the_weakest() -> None:
+def test_a_small_share_grafts_only_the_weakest() -> None:
     model = ElasticModel(make_network("bert"))
     scores = ImportanceScores(
         heads=torch.arange(model.shape.heads).float().repeat(model.shape.layers, 1),
@@ -102,19 +103,19 @@ def test_small_fraction_grafts_only_the_weakest() -> None:
     graft(model, scores, weak_fraction=0.2)  # one of six heads
     changed = (query != before).unflatten(0, (model.shape.heads, -1)).any(dim=-1).any(dim=-1)
     assert changed.tolist() == [True] + [False] * (model.shape.heads - 1)
-    with model.at(Subnet.uniform(model.shape, width=0.5)):  # grafting changes weights, whatever runs at the moment
+    with model.at(Subnet.uniform(model.shape, width=0.5)):  # weights, not the scope, are what it works on
         graft(model, scores)
 
 
-def test_grafting_steps_skip_the_last_epoch() -> None:
-    assert grafting_steps(3, per_epoch=30, steps=90) == {10, 20, 30, 40, 50, 60}
-    assert grafting_steps(3, per_epoch=100, steps=200) == {33, 67, 100}
-    assert grafting_steps(3, per_epoch=30, steps=30) == set()
-    assert grafting_steps(3, per_epoch=30, steps=7) == set()
-    assert grafting_steps(0, per_epoch=30, steps=90) == set()
+def test_three_times_an_epoch_until_the_last() -> None:
+    assert grafting_steps(3, steps_per_epoch=30, max_steps=90) == {10, 20, 30, 40, 50, 60}
+    assert grafting_steps(3, steps_per_epoch=100, max_steps=200) == {33, 67, 100}
+    assert grafting_steps(3, steps_per_epoch=30, max_steps=30) == set()
+    assert grafting_steps(3, steps_per_epoch=30, max_steps=7) == set()
+    assert grafting_steps(0, steps_per_epoch=30, max_steps=90) == set()
 
 
 @pytest.mark.parametrize(("name", "value"), [("graft_rate", 0.0), ("graft_share", 0.6), ("grafts", -1)])
-def test_invalid_settings_are_refused(name: str, value: float) -> None:
+def test_impossible_settings_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"{name.replace('_', ' ')} is {value}"):
         PhaseConfig(**{name: value})

@@ -1,4 +1,4 @@
-"""The playground in a real browser shows what the engine says: by keyboard, on a phone, with nothing from elsewhere."""
+"""The playground in a browser shows the engine's outputs: by keyboard, on a phone, without other servers."""
 
 import shutil
 import threading
@@ -21,9 +21,9 @@ from limbert.data.tasks import GLUE, Task, custom_task
 from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import OperatingPoint
 from limbert.model.width_gates import WidthGates
-from limbert.serve.playground.answers import compare_with_full, prediction_json
+from limbert.serve.playground.predictions import compare_with_full, prediction_json
 from limbert.serve.playground.router import PUBLIC_PATHS
-from limbert.serve.service import RequestOutput, RequestTiming, TextOutput
+from limbert.serve.runner import RequestOutput, RequestTiming, TextOutput
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -34,11 +34,11 @@ HOSTILE = "<img src=x onerror=document.title='broken'>"
 LABELS = ("calm", "größer", HOSTILE)
 TEXTS = ("It rained.", f"{HOSTILE} & more", "word " * 40, "🥊", "A fine day, all in all.", "No.", "Why was it late?")
 WIDTHS, DEPTHS = (0.25, 0.5, 1.0), (0.5, 0.75, 1.0)
-SIZES = [f"{width:g}x{depth:g}" for width in WIDTHS for depth in DEPTHS]
+SUBNETS = [f"{width:g}x{depth:g}" for width in WIDTHS for depth in DEPTHS]
 
 
 def make_run(folder: Path, task: Task) -> Path:
-    """A random BERT of four layers with gates whose choices differ, and a point at which some texts leave."""
+    """A random BERT of four layers with gates whose choices differ, and a policy under which some texts exit early."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "bert",
@@ -75,7 +75,7 @@ def make_run(folder: Path, task: Task) -> Path:
 
 
 class Truth:
-    """What the engine says to one text alone."""
+    """The engine's outputs for one text alone."""
 
     def __init__(self, run: Path) -> None:
         self.opened = load_checkpoint(run)
@@ -95,23 +95,23 @@ class Truth:
 
 @dataclass
 class Shown:
-    """An open page, and what it complained about or asked of others."""
+    """An open page, with its console messages and its requests to other servers."""
 
     page: Any
     wrong: list[str]
 
     def text(self, selector: str) -> str:
-        return self.page.locator(selector).inner_text()
+        return str(self.page.locator(selector).inner_text()).replace("\u00a0", " ")
 
     def ask(self, text: str) -> None:
         self.page.locator("#text").fill(text)
-        with self.page.expect_response("**/playground/answer"):
+        with self.page.expect_response("**/playground/predict"):
             self.page.locator("#text").press("Enter")
         self.page.locator("#result:not(.waiting)").wait_for()
 
     def shows(self, truth: Truth, text: str, size: str) -> None:
         label, score = truth.label(text, size)
-        assert self.text("#size") == size
+        assert self.text("#variant") == size
         assert self.text("#label") == label
         assert float(self.text("#score").removesuffix(" %")) == pytest.approx(score, abs=0.06)
 
@@ -143,7 +143,7 @@ def url(run: Path) -> Iterator[str]:
 
 @contextmanager
 def page_at(browser: Any, url: str, **options: Any) -> Iterator[Shown]:
-    """An open page; afterwards it must have complained of nothing and asked nobody else."""
+    """An open page; it must leave the console empty and request nothing from other servers."""
     context = browser.new_context(**{"viewport": {"width": 1180, "height": 900}, **options})
     page, wrong = context.new_page(), []
     page.set_default_timeout(60_000)
@@ -158,7 +158,7 @@ def page_at(browser: Any, url: str, **options: Any) -> Iterator[Shown]:
         context.close()
 
 
-def test_type_and_press_enter(browser: Any, url: str, truth: Truth) -> None:
+def test_enter_classifies_the_text(browser: Any, url: str, truth: Truth) -> None:
     with page_at(browser, url) as shown:
         for text in TEXTS:
             shown.ask(text)
@@ -166,43 +166,56 @@ def test_type_and_press_enter(browser: Any, url: str, truth: Truth) -> None:
         assert shown.page.title() == "tiny: Limbert playground"
         assert shown.page.locator("img").count() == 0
         assert sorted(shown.page.locator("#scores li span:first-child").all_inner_texts()) == sorted(LABELS)
-        assert shown.page.locator("#said").inner_text().startswith(truth.label(TEXTS[-1], "1x1")[0])
+        assert shown.page.locator("#spoken").inner_text().startswith(truth.label(TEXTS[-1], "1x1")[0])
         shown.ask(TEXTS[2])
         assert shown.text("#tokens") == "32"
-        assert "cut" in shown.text("#tokens-more")
+        assert "truncated" in shown.text("#tokens-more")
 
 
-def test_sliders_and_points_by_keyboard(browser: Any, url: str, truth: Truth) -> None:
-    """From the text by Tab: button, kind of size, sliders; arrows move them to trained sizes and ask again."""
+def test_variants_are_chosen_by_keyboard(browser: Any, url: str, truth: Truth) -> None:
+    """Tab leads from the text over button and choices to the sliders; arrows move them and classify again."""
     with page_at(browser, url) as shown:
         page, text = shown.page, TEXTS[4]
         shown.ask(text)
         assert page.evaluate("document.activeElement.id") == "text"
         page.keyboard.press("Tab")  # the second text of a pair, which own data may have
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.textContent") == "Answer"
+        assert page.evaluate("document.activeElement.textContent") == "Classify"
         page.keyboard.press("Tab")
-        with page.expect_response("**/playground/answer"):
+        with page.expect_response("**/playground/predict"):
             page.keyboard.press("ArrowRight")
-        page.locator("#size", has_text="balanced").wait_for()
+        page.locator("#variant", has_text="balanced").wait_for()
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == "width"
-        with page.expect_response("**/playground/answer"):
+        with page.expect_response("**/playground/predict"):
             page.keyboard.press("ArrowLeft")
         assert page.locator("#width").get_attribute("aria-valuetext") == "0.5 of each layer"
         page.keyboard.press("Tab")
-        with page.expect_response("**/playground/answer"):
+        with page.expect_response("**/playground/predict"):
             page.keyboard.press("Home")
-        page.locator("#size", has_text="0.5x0.5").wait_for()
+        page.locator("#variant", has_text="0.5x0.5").wait_for()
         shown.shows(truth, text, "0.5x0.5")
-        assert page.locator("#choices input:checked").get_attribute("value") == "own"
+        assert page.locator("#choices input:checked").get_attribute("value") == "grid"
         widths = [row.split("\n")[-1] for row in page.locator("#layers li").all_inner_texts()]
-        assert widths == ["not run", "not run", "0.5", "0.5"]  # the last layer stands at the top
+        assert widths == ["not run", "not run", "0.5", "0.5"]  # the last layer is at the top
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid"
 
 
-def test_a_dynamic_policy_shows_the_widths_and_the_exit_of_the_trace(browser: Any, url: str, truth: Truth) -> None:
+def test_sliders_follow_the_variant_that_ran(browser: Any, url: str) -> None:
+    with page_at(browser, url) as shown:
+        shown.page.locator("#choices label", has_text="width and depth").click()
+        shown.page.locator("#width").press("Home")
+        assert shown.text("#width-value") == "0.25"
+        shown.page.locator("#choices label", has_text="server's choice").click()
+        with shown.page.expect_response("**/playground/predict"):
+            shown.page.locator("#examples button").first.click()
+        shown.page.locator("#variant", has_text="1x1").wait_for()
+        shown.page.locator("#width-value", has_text="1").wait_for()
+        assert len(shown.page.locator("#text").input_value()) > 10
+
+
+def test_dynamic_policy_shows_widths_and_exits(browser: Any, url: str, truth: Truth) -> None:
     seen = set()
     with page_at(browser, url) as shown:
         shown.page.locator("#choices label", has_text="balanced").click()
@@ -220,32 +233,32 @@ def test_a_dynamic_policy_shows_the_widths_and_the_exit_of_the_trace(browser: An
     assert len({widths.count(0.0) for widths in seen}) > 1
 
 
-def test_all_sizes_at_once(browser: Any, url: str, truth: Truth) -> None:
+def test_comparison_of_all_variants(browser: Any, url: str, truth: Truth) -> None:
     text = TEXTS[1]
     with page_at(browser, url) as shown:
         shown.page.locator("#text").fill(text)
-        shown.page.locator("#all").click()
-        shown.page.locator("#all:not([disabled])").wait_for()
+        shown.page.locator("#compare").click()
+        shown.page.locator("#compare:not([disabled])").wait_for()
         rows = [row.split("\t") for row in shown.page.locator("#table tbody tr").all_inner_texts()]
-        assert sorted(row[0].split("\n")[0] for row in rows) == sorted([*SIZES, "balanced"])
+        assert sorted(row[0].split("\n")[0] for row in rows) == sorted([*SUBNETS, "balanced"])
         full = truth.label(text, "1x1")[0]
         assert rows[0][0] == "1x1"
         for name, label, score, _, flops, likeness in ([cell.strip() for cell in row] for row in rows):
             name = name.split("\n")[0]
             expected, percent = truth.label(text, name)
             assert label == expected
-            assert float(score.removesuffix(" %")) == pytest.approx(percent, abs=0.06)
-            assert likeness == ("same" if expected == full else "other")
+            assert float(score.replace("\u00a0", " ").removesuffix(" %")) == pytest.approx(percent, abs=0.06)
+            assert likeness == ("same" if expected == full else "different")
             share = truth(text, name)[1].flops[0] / truth(text, "1x1")[1].flops[0]
-            assert f"{100 * share:.1f} %" in flops
-        shown.page.locator("#text").press("x")  # another text: these answers are not its
+            assert f"{100 * share:.1f} %" in flops.replace("\u00a0", " ")
+        shown.page.locator("#text").press("x")  # another text: the table is out of date
         assert shown.page.locator("#table").is_hidden()
 
 
-def test_the_live_panel_moves_under_load(browser: Any, url: str) -> None:
+def test_status_follows_the_load(browser: Any, url: str) -> None:
     with page_at(browser, url) as shown:
-        shown.page.locator("#live").wait_for()
-        answered = ("document.getElementById('live-note').textContent",)
+        shown.page.locator("#status").wait_for()
+        answered = ("document.getElementById('status-note').textContent",)
         before = shown.page.evaluate(*answered)
         done = threading.Event()
 
@@ -272,8 +285,8 @@ def test_the_live_panel_moves_under_load(browser: Any, url: str) -> None:
             thread.join()
 
 
-def test_a_phone_has_nothing_beside_its_screen(browser: Any, url: str, truth: Truth) -> None:
-    """Not even with a label that has no place to break."""
+def test_page_fits_a_phone(browser: Any, url: str, truth: Truth) -> None:
+    """Even with a label that cannot be wrapped."""
     tried = (f"{text} {'looong' * 12}" for text in (*TEXTS, *map(str, range(50))))
     text = next(text for text in tried if truth.label(text, "1x1")[0] == HOSTILE)
     phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
@@ -281,15 +294,15 @@ def test_a_phone_has_nothing_beside_its_screen(browser: Any, url: str, truth: Tr
         with page_at(browser, url, color_scheme=scheme, **phone) as shown:
             shown.ask(text)
             assert shown.text("#label") == HOSTILE
-            shown.page.locator("#all").click()
-            shown.page.locator("#all:not([disabled])").wait_for()
-            shown.page.locator("#live").wait_for()
+            shown.page.locator("#compare").click()
+            shown.page.locator("#compare:not([disabled])").wait_for()
+            shown.page.locator("#status").wait_for()
             assert shown.page.evaluate("document.documentElement.scrollWidth") == 360
             for target in shown.page.locator("button:visible, .switch label:visible, input:visible").all():
                 assert target.bounding_box()["height"] >= 40
 
 
-def test_a_key_is_asked_for_and_never_in_an_address(browser: Any, run: Path) -> None:
+def test_key_is_requested_and_never_in_urls(browser: Any, run: Path) -> None:
     key = "schlüssel 1"
     with opened(run, api_key=key) as service, served(service) as url, page_at(browser, url) as shown:
         addresses: list[str] = []
@@ -298,23 +311,23 @@ def test_a_key_is_asked_for_and_never_in_an_address(browser: Any, run: Path) -> 
         assert shown.page.locator("#work").is_hidden()
         shown.page.locator("#key").fill("wrong")
         shown.page.locator("#key").press("Enter")
-        shown.page.get_by_text("not one that it knows").wait_for()
+        shown.page.get_by_text("missing or wrong").wait_for()
         shown.page.locator("#key").fill(key)
         shown.page.locator("#key").press("Enter")
         shown.ask("It rained.")
-        assert shown.text("#size") == "1x1"
+        assert shown.text("#variant") == "1x1"
         assert not [address for address in addresses if "schl" in address]
-        assert httpx.get(f"{url}/playground/menu").status_code == 401
+        assert httpx.get(f"{url}/playground/model").status_code == 401
         assert all(httpx.get(url + path).status_code == 200 for path in PUBLIC_PATHS)
-        shown.wrong[:] = [one for one in shown.wrong if "401" not in one]  # the browser notes refused requests itself
+        shown.wrong[:] = [one for one in shown.wrong if "401" not in one]  # the browser logs refused requests
 
 
-def test_refusals_are_shown_in_plain_words(browser: Any, url: str) -> None:
+def test_errors_are_explained(browser: Any, url: str) -> None:
     answers = {
-        429: ({"Retry-After": "2"}, "too busy to answer this in time. Try again in 2 seconds."),
+        429: ({"Retry-After": "2"}, "too busy to meet the deadline. Try again in 2 seconds."),
         413: ({}, "too long"),
-        422: ({}, "cannot do this"),
-        503: ({}, "does not answer now"),
+        422: ({}, "is invalid"),
+        503: ({}, "not available"),
     }
     with page_at(browser, url) as shown:
         shown.page.locator("#text").fill("It rained.")
@@ -324,48 +337,48 @@ def test_refusals_are_shown_in_plain_words(browser: Any, url: str) -> None:
                 "headers": headers | {"Content-Type": "application/json"},
                 "body": f'{{"error": "because {HOSTILE}", "error_type": "x"}}',
             }
-            shown.page.unroute("**/playground/answer")
-            shown.page.route("**/playground/answer", lambda route: route.fulfill(**reply))  # noqa: B023
+            shown.page.unroute("**/playground/predict")
+            shown.page.route("**/playground/predict", lambda route: route.fulfill(**reply))  # noqa: B023
             shown.page.locator("#text").press("Enter")
-            shown.page.locator("#answer-problem", has_text=words).wait_for()
-            assert f"because {HOSTILE}" in shown.text("#answer-problem")
-        shown.page.unroute("**/playground/answer")
+            shown.page.locator("#prediction-problem", has_text=words).wait_for()
+            assert f"because {HOSTILE}" in shown.text("#prediction-problem")
+        shown.page.unroute("**/playground/predict")
         shown.page.locator("#budget").fill("0.000001")
         shown.page.locator("#budget").press("Enter")
-        shown.page.locator("#answer-problem", has_text="too busy").wait_for()
+        shown.page.locator("#prediction-problem", has_text="too busy").wait_for()
         shown.wrong[:] = [one for one in shown.wrong if "Failed to load resource" not in one]
 
 
-def test_pairs_and_values(browser: Any, tmp_path: Path) -> None:
+def test_pairs_of_a_regression(browser: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "score", GLUE["stsb"].task)
     truth = Truth(run)
     with opened(run) as service, served(service) as url, page_at(browser, url) as shown:
         shown.page.locator("#pair").fill("Rain fell.")
         shown.ask("It rained.")
         assert shown.text("#label") == f"{float(truth('It rained.', '1x1', 'Rain fell.')[0][0]):.3f}"
-        shown.page.locator("#all").click()
-        shown.page.locator("#all:not([disabled])").wait_for()
+        shown.page.locator("#compare").click()
+        shown.page.locator("#compare:not([disabled])").wait_for()
         values = {
             row.split("\t")[0].split("\n")[0]: row.split("\t")[1].strip()
             for row in shown.page.locator("#table tbody tr").all_inner_texts()
         }
-        assert values == {name: f"{float(truth('It rained.', name, 'Rain fell.')[0][0]):.3f}" for name in SIZES}
+        assert values == {name: f"{float(truth('It rained.', name, 'Rain fell.')[0][0]):.3f}" for name in SUBNETS}
 
 
-def test_labels_of_a_multi_label_task_are_those_over_one_half() -> None:
+def test_multi_label_threshold_is_one_half() -> None:
     task = Task(None, "multi-label", ("a", "b", "c"), ("micro_f1",))
     row = TextOutput((0.1, -2.0, 3.0), "1x1", tokens=3, truncated=False, flops=9, layers=1, widths=(1.0,))
     full = prediction_json(task, RequestOutput((row,), RequestTiming(0.001, 0.002, 0.003)))
     assert full["labels"] == ["c", "a"]
     assert [label for label, _ in full["scores"]] == ["c", "a", "b"]
-    assert full["milliseconds"] == {"tokenisation": 1.0, "queue": 2.0, "inference": 3.0}
+    assert full["milliseconds"] == {"tokenization": 1.0, "queue": 2.0, "inference": 3.0}
     small = prediction_json(
         task, RequestOutput((replace(row, logits=(-0.1, -2.0, 3.0), flops=3),), RequestTiming(0, 0, 0))
     )
-    assert compare_with_full(small, full) == {"agrees": False, "difference": None, "flops_share": 1 / 3}
+    assert compare_with_full(small, full) == {"agrees": False, "difference": None, "flops_fraction": 1 / 3}
 
 
-def test_the_page_may_load_only_its_own_parts(url: str) -> None:
+def test_page_loads_only_its_own_files(url: str) -> None:
     policy = httpx.get(f"{url}/playground").headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy

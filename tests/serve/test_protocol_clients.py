@@ -1,4 +1,4 @@
-"""Real clients, each in its own protocol: whatever they ask, they get what the engine answers."""
+"""Real clients of each protocol get what the engine returns."""
 
 import shutil
 import subprocess
@@ -43,14 +43,14 @@ def url(run: Path) -> Iterator[str]:
 
 
 def agree(given: list[dict[str, object]], expected: dict[str, float]) -> None:
-    """Same labels, highest first, same scores."""
+    """The same scores by label, highest first."""
     assert [one["label"] for one in given] == sorted(expected, key=lambda label: -expected[label])
     assert [one["score"] for one in given] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-5)
 
 
 @pytest.mark.parametrize("path", ["", "/models/tiny"])
 def test_inference_client(url: str, reference: Reference, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)  # it asks this machine only
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)  # it only calls this machine
     client = InferenceClient()
     for text in TEXTS:
         answer = client.text_classification(text, model=url + path)
@@ -62,9 +62,9 @@ def test_inference_client(url: str, reference: Reference, path: str, monkeypatch
     ]
 
 
-@pytest.mark.parametrize("kind", ["classification", "multi-label", "regression"])
-def test_answers_are_those_of_the_pipeline_of_transformers(tmp_path: Path, kind: TaskType) -> None:
-    run = make_run(tmp_path / "run", kind=kind)
+@pytest.mark.parametrize("task_type", ["classification", "multi-label", "regression"])
+def test_outputs_equal_the_transformers_pipeline(tmp_path: Path, task_type: TaskType) -> None:
+    run = make_run(tmp_path / "run", task_type=task_type)
     stock = pipeline("text-classification", model=str(run), device="cpu")
     inputs = ["It rained.", {"text": "It rained.", "text_pair": "Rain fell."}, {"text": "Sun."}]
     with opened(run) as service, served(service) as url:
@@ -79,17 +79,17 @@ def test_answers_are_those_of_the_pipeline_of_transformers(tmp_path: Path, kind:
         answered = httpx.post(f"{url}/v2/models/run/infer", json=tensors).raise_for_status().json()
         offered = httpx.get(f"{url}/v2/models/run").json()["outputs"]
     assert [one["name"] for one in answered["outputs"]] == [one["name"] for one in offered]
-    assert ("LABEL" in {one["name"] for one in offered}) == (kind == "classification")
+    assert ("LABEL" in {one["name"] for one in offered}) == (task_type == "classification")
 
 
-def test_a_task_that_scores_no_whole_texts_is_refused(run: Path) -> None:
+def test_token_classification_is_refused(run: Path) -> None:
     with opened(run) as service:
         service.task = replace(service.task, task_type="token-classification")
-        with pytest.raises(UnsupportedModelError, match="task is token-classification; the server answers"):
+        with pytest.raises(UnsupportedModelError, match="token-classification"):
             create_app(service)
 
 
-def test_tei_nests_as_asked(url: str, reference: Reference) -> None:
+def test_tei_nests_scores_of_batches(url: str, reference: Reference) -> None:
     def predict(inputs: object, **options: object) -> list[dict[str, object]]:
         return httpx.post(f"{url}/predict", json={"inputs": inputs, **options}).raise_for_status().json()
 
@@ -124,7 +124,7 @@ def test_triton_client(url: str, reference: Reference, binary: bool, column: boo
         "tiny", inputs, outputs=outputs, request_id="42", parameters={"subnet": "0.5x1"},
         request_compression_algorithm=compression,
     )  # fmt: skip
-    logits = np.stack([reference.logits(*texts, size="0.5x1") for texts in zip(TEXTS, pairs, strict=True)])
+    logits = np.stack([reference.logits(*texts, subnet="0.5x1") for texts in zip(TEXTS, pairs, strict=True)])
     np.testing.assert_allclose(answer.as_numpy("LOGITS"), logits, atol=1e-4)
     np.testing.assert_allclose(answer.as_numpy("SCORES").sum(-1), 1, atol=1e-5)
     labels = [item.decode() if isinstance(item, bytes) else item for item in answer.as_numpy("LABEL").ravel()]
@@ -133,7 +133,7 @@ def test_triton_client(url: str, reference: Reference, binary: bool, column: boo
     assert (said["id"], said["model_name"], said["parameters"]["size"]) == ("42", "tiny", "0.5x1")
 
 
-def test_triton_client_by_default_and_by_class(url: str, reference: Reference) -> None:
+def test_triton_client_defaults_and_classification(url: str, reference: Reference) -> None:
     client = InferenceServerClient(url.removeprefix("http://"))
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -150,12 +150,12 @@ def test_triton_client_by_default_and_by_class(url: str, reference: Reference) -
     assert [item.decode().split(":")[1:] for item in best[0]] == [[str(LABELS.index(one)), one] for one in top]
     with pytest.raises(InferenceServerException, match="this server has 'tiny'"):
         client.infer("other", text)
-    with pytest.raises(InferenceServerException, match="outputs are LABEL"):
+    with pytest.raises(InferenceServerException, match="LABEL"):
         client.infer("tiny", text, outputs=[InferRequestedOutput("EMBEDDING")])
 
 
-def test_an_operating_point_may_be_one_sub_network(run: Path, tmp_path: Path, reference: Reference) -> None:
-    """As `limbert tune` makes them of a model without gates and exits."""
+def test_operating_point_of_one_sub_network(run: Path, tmp_path: Path, reference: Reference) -> None:
+    """As `limbert tune` writes for a model without gates and exits."""
     shutil.copytree(run, tmp_path / "run")
     point = OperatingPoint(Policy(subnet="0.5x1"), "accuracy", 0.9, 0.5)
     save_operating_points(tmp_path / "run", {"early": point})
@@ -165,7 +165,9 @@ def test_an_operating_point_may_be_one_sub_network(run: Path, tmp_path: Path, re
         answer = httpx.post(url, json=asked).raise_for_status()
     assert answer.headers["x-limbert-size"] == "early"
     scores = {one["label"]: one["score"] for one in answer.json()[0]}
-    assert [scores[label] for label in LABELS] == pytest.approx(reference.logits("It rained.", size="0.5x1"), abs=1e-5)
+    assert [scores[label] for label in LABELS] == pytest.approx(
+        reference.logits("It rained.", subnet="0.5x1"), abs=1e-5
+    )
     said = {size["name"]: (size["kind"], size["quality"], size["metric"], size["data"]) for size in sizes}
     assert said.pop("early") == ("policy", 0.9, "accuracy", "validation")
     assert {*said.values()} == {("subnet", 0.8, "accuracy", "development")}
@@ -177,10 +179,10 @@ def test_curl(url: str, reference: Reference) -> None:
     said = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
     head, _, answer = said.partition("\n\n")
     assert "x-limbert-size: 0.5x0.5" in head
-    agree(httpx.Response(200, text=answer).json()[0], reference.scores("It rained.", size="0.5x0.5"))
+    agree(httpx.Response(200, text=answer).json()[0], reference.scores("It rained.", subnet="0.5x0.5"))
 
 
-def test_every_client_brings_its_key(run: Path) -> None:
+def test_api_key_is_required(run: Path) -> None:
     with opened(run, api_key=KEY) as service, served(service) as url:
         assert httpx.post(url, json={"inputs": "a"}, headers={b"x-api-key": KEY.encode()}).status_code == 200
         bearer = {b"authorization": b"Bearer " + KEY.encode()}
@@ -192,3 +194,4 @@ def test_every_client_brings_its_key(run: Path) -> None:
                 assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
         for path in ("/health", "/v2/health/live", "/v2/health/ready"):
             assert httpx.get(url + path).status_code == 200
+            assert httpx.head(url + path).status_code == 200

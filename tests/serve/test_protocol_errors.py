@@ -1,4 +1,4 @@
-"""What is wrong with a request is said in one line with the right status, and nothing that comes in ends in a 5xx."""
+"""Invalid requests get one line that names the field and the right status, and no request gets a 5xx."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ from limbert.serve.errors import UnavailableError
 from limbert.serve.service import Service
 
 pytestmark = needs_encoder
-LIMIT = 20_000  # bytes a body may have here
+LIMIT = 20_000  # bytes of a body
 TEXT = {"name": "TEXT", "datatype": "BYTES", "shape": [1], "data": ["a"]}
 
 
@@ -50,68 +50,73 @@ def infer(**changes: object) -> dict[str, object]:
 
 
 HUGGING_FACE = [
-    ({}, 422, "inputs is null"),
-    ({"inputs": None}, 422, "inputs is null"),
-    ({"inputs": 7}, 422, "inputs is a number"),
-    ({"inputs": True}, 422, "inputs is a boolean"),
-    ({"inputs": []}, 422, "inputs is an empty list"),
-    ({"inputs": ["a", None]}, 422, "inputs[1] is null"),
-    ({"inputs": [["a", "b"]]}, 422, "inputs[0] is a list"),
-    ({"inputs": {"text_pair": "a"}}, 422, "inputs.text is null"),
-    ({"inputs": {"text": "a", "pair": "b"}}, 422, "it may have text and text_pair"),
-    ({"inputs": "\ud83d"}, 422, "lone surrogate"),
+    ({}, 422, "inputs is missing"),
+    ({"inputs": None}, 422, "got null"),
+    ({"inputs": 7}, 422, "got 7"),
+    ({"inputs": True}, 422, "got true"),
+    ({"inputs": []}, 422, "got an empty list"),
+    ({"inputs": ["a", None]}, 422, "inputs[1]"),
+    ({"inputs": [["a", "b"]]}, 422, "inputs[0]"),
+    ({"inputs": {"text_pair": "a"}}, 422, "inputs.text is missing"),
+    (
+        {"inputs": {"text": "a", "text_pairs": "b"}},
+        422,
+        "'text_pairs'; did you mean 'text_pair'?",
+    ),
+    ({"input": "a"}, 422, "did you mean 'inputs'?"),
+    ({"inputs": "\ud83d"}, 422, "surrogate"),
     ({"inputs": ["a"] * 9}, 413, "9 texts; at most 8"),
     ({"inputs": "word " * 40, "parameters": {"truncation": False}}, 413, "tokens"),
-    ({"inputs": "a", "parameters": []}, 422, "parameters is a list"),
-    ({"inputs": "a", "parameters": {"latency_budget": 5}}, 422, "parameters has 'latency_budget'"),
-    ({"inputs": "a", "parameters": {"top_k": 0}}, 422, "top_k is 0"),
-    ({"inputs": "a", "parameters": {"top_k": 1.5}}, 422, "top_k is 1.5"),
-    ({"inputs": "a", "parameters": {"top_k": True}}, 422, "top_k is a boolean"),
-    ({"inputs": "a", "parameters": {"function_to_apply": "softMax"}}, 422, "softmax, sigmoid, none"),
+    ({"inputs": "a", "parameters": []}, 422, "parameters must be an object"),
+    ({"inputs": "a", "parameters": {"latency_budget": 5}}, 422, "did you mean 'latency_budget_ms'?"),
+    ({"inputs": "a", "parameters": {"top_k": 0}}, 422, "got 0"),
+    ({"inputs": "a", "parameters": {"top_k": 1.5}}, 422, "got 1.5"),
+    ({"inputs": "a", "parameters": {"top_k": True}}, 422, "parameters.top_k"),
+    ({"inputs": "a", "parameters": {"function_to_apply": "softMax"}}, 422, "function_to_apply"),
     ({"inputs": "a", "parameters": {"truncation": "only_first"}}, 422, "only_first"),
-    ({"inputs": "a", "parameters": {"truncation": 1}}, 422, "truncation is a number"),
+    ({"inputs": "a", "parameters": {"truncation": 1}}, 422, "parameters.truncation"),
     ({"inputs": "a", "parameters": {"subnet": "9x9"}}, 422, "9x9"),
     ({"inputs": "a", "parameters": {"subnet": "\ud83d" * 900}}, 422, "..."),
     ({"inputs": "a", "parameters": {"subnet": "1x1", "policy": "static:1x1"}}, 422, "contradict"),
     ({"inputs": "a", "parameters": {"latency_budget_ms": -1}}, 422, "latency_budget_ms"),
     ({"inputs": "a", "parameters": {"latency_budget_ms": 1e-9}}, 429, ""),
-    ([1, 2], 422, "the body is a list"),
+    ([1, 2], 422, "the body must be an object"),
 ]
 TEI = [
     ({"inputs": ""}, 400, "inputs is empty"),
     ({"inputs": ["", ""]}, 400, "inputs is empty"),
-    ({"inputs": ["a", "b", "c"]}, 422, "inputs has 3 strings"),
-    ({"inputs": ["a", None]}, 422, "inputs[1] is null"),
-    ({"inputs": [[]]}, 422, "inputs[0] has 0 strings"),
-    ({"inputs": [["a"], "b"]}, 422, "inputs[1] is a string"),
+    ({"inputs": ["a", "b", "c"]}, 422, "inputs"),
+    ({"inputs": ["a", None]}, 422, "inputs[1]"),
+    ({"inputs": [[]]}, 422, "inputs[0]"),
+    ({"inputs": [["a"], "b"]}, 422, "inputs[1]"),
     ({"inputs": [["a"]] * 9}, 413, "at most 8"),
     ({"inputs": "word " * 40}, 413, "tokens"),
-    ({"inputs": "a", "truncate": "yes"}, 422, "truncate is a string"),
-    ({"inputs": "a", "raw_scores": 1}, 422, "raw_scores is a number"),
-    ({"inputs": "a", "truncation_direction": "Left"}, 422, "this server cuts at the end"),
+    ({"inputs": "a", "truncate": "yes"}, 422, "truncate"),
+    ({"inputs": "a", "raw_scores": 1}, 422, "raw_scores"),
+    ({"inputs": "a", "truncation_direction": "Left"}, 422, "truncation_direction"),
 ]
 OPEN_INFERENCE = [
-    ({"inputs": []}, 400, "inputs lack TEXT"),
-    ({"inputs": {}}, 400, "inputs must be a list"),
-    (infer(name="INPUT"), 400, "inputs are TEXT"),
-    ({"inputs": [TEXT, TEXT]}, 400, "each once"),
-    (infer(datatype="FP32"), 400, "must be BYTES"),
-    (infer(shape=[2]), 400, "its shape says 2"),
-    (infer(shape=[10**30]), 400, "has 1 strings"),
-    (infer(shape=[True]), 400, "the shape of TEXT"),
+    ({"inputs": []}, 400, "inputs"),
+    ({"inputs": {}}, 400, "inputs"),
+    (infer(name="INPUT"), 400, "inputs[0].name"),
+    ({"inputs": [TEXT, TEXT]}, 400, "twice"),
+    (infer(datatype="FP32"), 400, "datatype"),
+    (infer(shape=[2]), 400, "its shape is [2]"),
+    (infer(shape=[10**30]), 400, "shape"),
+    (infer(shape=[True]), 400, "shape"),
     (infer(shape=[1, 2]), 400, "the shape of TEXT"),
-    (infer(data=[3]), 400, "data of TEXT has a number"),
-    (infer(data="a"), 400, "data of TEXT is a string"),
-    (infer(data=["\ud83d"]), 400, "lone surrogate"),
-    (infer(parameters={"shared_memory_region": "x"}), 400, "shared memory"),
+    (infer(data=[3]), 400, "data[0]"),
+    (infer(data="a"), 400, "data"),
+    (infer(data=["\ud83d"]), 400, "JSON"),
+    (infer(parameters={"shared_memory_region": "x"}), 400, "shared_memory_region"),
     (infer(parameters={"binary_data_size": 5}), 400, "0 bytes are left"),
-    ({"inputs": [TEXT, TEXT | {"name": "TEXT_PAIR", "shape": [2], "data": ["a", "b"]}]}, 400, "TEXT_PAIR has 2 rows"),
-    (infer() | {"id": 7}, 400, "id is a number"),
-    (infer() | {"outputs": [{"name": "OUT"}]}, 400, "outputs are LABEL"),
+    ({"inputs": [TEXT, TEXT | {"name": "TEXT_PAIR", "shape": [2], "data": ["a", "b"]}]}, 400, "TEXT_PAIR has 2 texts"),
+    (infer() | {"id": 7}, 400, "id must"),
+    (infer() | {"outputs": [{"name": "OUT"}]}, 400, "LABEL"),
     (infer() | {"outputs": [{"name": "SCORES", "parameters": {"classification": 4}}]}, 400, "at most 3"),
-    (infer() | {"outputs": [{"name": "SCORES", "parameters": False}]}, 400, "parameters is a boolean"),
+    (infer() | {"outputs": [{"name": "SCORES", "parameters": False}]}, 400, "must be an object"),
     (infer() | {"parameters": {"subnet": "9x9"}}, 400, "9x9"),
-    (infer() | {"parameters": {"subnets": "1x1"}}, 400, "'subnets'"),
+    (infer() | {"parameters": {"subnets": "1x1"}}, 400, "did you mean 'subnet'?"),
     (infer(shape=[9], data=["a"] * 9), 413, "at most 8"),
 ]
 
@@ -124,7 +129,7 @@ OPEN_INFERENCE = [
         for case in cases
     ],
 )
-def test_what_is_wrong_is_named(url: str, path: str, body: object, status: int, message: str) -> None:
+def test_invalid_values_are_named(url: str, path: str, body: object, status: int, message: str) -> None:
     answer = post(url + path, json.dumps(body).encode())
     said = answer.json()
     assert (answer.status_code, {*said}) == (status, {"error", "error_type"})
@@ -137,30 +142,30 @@ def test_what_is_wrong_is_named(url: str, path: str, body: object, status: int, 
 
 
 UNREADABLE = [
-    (b"", 400),
+    (b"", 422),
     (b"{", 400),
-    (b"\xff\xfe{\x00}\x00", 400),
+    (b"\xff\xfe{\x00}\x00", 422),
     (b'{"inputs": "a\xff"}', 400),
-    (b'{"inputs": "a", "parameters": {"min_quality": NaN}}', 400),
+    (b'{"inputs": "a", "parameters": {"min_quality": NaN}}', 422),
     (b'{"inputs": "a", "parameters": {"top_k": 1' + b"0" * 5000 + b"}}", 400),
     (b'{"inputs": "a", "parameters": {"min_quality": 1' + b"0" * 400 + b"}}", 422),
     (b'{"inputs": "a", "parameters": {"latency_budget_ms": 1e999}}', 422),
     (b'{"inputs": ' + b"[" * 9000 + b"]" * 9000 + b"}", 400),
-    (b'{"inputs": 1, "inputs": "the last one counts"}', 200),
+    (b'{"inputs": 1, "inputs": "the last value counts"}', 200),
     (b'{"inputs": "nul \\u0000 and \\ufffe"}', 200),
     (b"null", 422),
 ]
 
 
 @pytest.mark.parametrize(("body", "status"), UNREADABLE)
-def test_bytes_of_every_kind(url: str, body: bytes, status: int) -> None:
+def test_unreadable_bodies_are_client_errors(url: str, body: bytes, status: int) -> None:
     for path in ("/", "/models/tiny", "/predict", "/v2/models/tiny/infer"):
         answer = post(url + path, body)
         allowed = {status, 400} if path.startswith("/v2") else {status}
         assert answer.status_code in allowed, answer.text
 
 
-def test_binary_tensors_that_lie(url: str) -> None:
+def test_invalid_binary_tensors_are_refused(url: str) -> None:
     def ask(head: dict[str, object], binary: bytes, length: str | None = None) -> tuple[int, str]:
         text = json.dumps(head).encode()
         headers = {"Inference-Header-Content-Length": str(len(text)) if length is None else length}
@@ -177,11 +182,11 @@ def test_binary_tensors_that_lie(url: str) -> None:
         (5, b"\xff\xff\xff\xffa", "ends within a string"),
         (3, b"\x01\0\0", "ends within a length"),
         (5, b"\x01\0\0\0\xff", "not UTF-8"),
-        (6, b"\x01\0\0\0a", "out of range"),
-        (-1, b"", "out of range"),
-        (True, b"a", "out of range"),
+        (6, b"\x01\0\0\0a", "5 bytes are left"),
+        (-1, b"", "binary_data_size"),
+        (True, b"a", "binary_data_size"),
         (10, b"\x01\0\0\0a" * 2, "has 2 strings"),
-        (5, b"\x01\0\0\0ab", "1 bytes more"),
+        (5, b"\x01\0\0\0ab", "1 bytes after"),
     ):
         status, error = ask(head(size), binary)
         assert (status, message in error) == (400, True), error
@@ -189,11 +194,12 @@ def test_binary_tensors_that_lie(url: str) -> None:
         assert ask(head(5), b"\x01\0\0\0a", length)[0] == 400
 
 
-def test_other_kinds_and_compressions(url: str) -> None:
+def test_content_types_and_encodings(url: str) -> None:
     body = b'{"inputs": "a"}'
     assert httpx.post(url, content=body).status_code == 200  # no content type: JSON
     assert post(url, body, **{"content-type": "application/vnd.api+json; charset=utf-8"}).status_code == 200
-    assert post(url, body, **{"content-type": "text/plain"}).status_code == 415
+    for refused in ("text/plain", "text/json+json", "application/octet-stream"):
+        assert post(url, body, **{"content-type": refused}).status_code == 415
     assert post(url, gzip.compress(body), **{"content-encoding": "gzip"}).status_code == 200
     assert post(url, body, **{"content-encoding": "gzip"}).status_code == 400
     assert post(url, gzip.compress(body)[:-9], **{"content-encoding": "gzip"}).status_code == 400
@@ -203,14 +209,14 @@ def test_other_kinds_and_compressions(url: str) -> None:
     assert post(url, bomb, **{"content-encoding": "gzip"}).status_code == 413
 
 
-def test_a_body_is_held_to_its_size(url: str) -> None:
+def test_body_size_is_limited(url: str) -> None:
     assert post(url, b" " * (LIMIT + 1)).status_code == 413
     assert httpx.post(url, content=iter([b" " * LIMIT, b" "])).status_code == 413  # without a content length
     whole = json.dumps({"inputs": "a"}).encode()
     assert post(url, whole + b" " * (LIMIT - len(whole))).status_code == 200
 
 
-def test_a_body_is_held_to_its_time(run: Path) -> None:
+def test_body_time_is_limited(run: Path) -> None:
     with opened(run, body_timeout=0.5) as service, served(service) as url:
         host, _, port = url.removeprefix("http://").partition(":")
         started, answer = time.monotonic(), b""
@@ -224,6 +230,11 @@ def test_a_body_is_held_to_its_time(run: Path) -> None:
 
 def test_paths_and_methods(url: str) -> None:
     assert httpx.get(f"{url}/nothing").json() == {"error": "Not Found", "error_type": "Validation"}
+    for path in ("/health", "/v2/health/live", "/v2/health/ready", "/metrics", "/info"):
+        head = httpx.head(url + path)
+        assert (head.status_code, head.content) == (200, b"")
+    browser = httpx.get(url, headers={"accept": "text/html,*/*"})
+    assert (browser.status_code, browser.headers["location"]) == (307, "playground")
     for path in ("/", "/predict", "/v2/models/tiny/infer"):
         refused = httpx.get(url + path)
         assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
@@ -231,7 +242,22 @@ def test_paths_and_methods(url: str) -> None:
         assert post(url + path, b'{"inputs": "a"}').status_code == 404
 
 
-def test_counters_are_those_of_prometheus(url: str) -> None:
+def test_cors_origins_are_those_of_the_settings(run: Path, url: str) -> None:
+    page = {"origin": "https://example.com"}
+    preflight = page | {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    with opened(run, cors_origins=("https://example.com",), api_key="key") as service, served(service) as other:
+        allowed = httpx.options(f"{other}/predict", headers=preflight)
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://example.com")
+        for headers in (page, page | {"x-api-key": "key"}):  # a refusal can be read, too
+            response = httpx.post(f"{other}/predict", json={"inputs": "a"}, headers=headers)
+            assert response.headers["access-control-allow-origin"] == "https://example.com"
+        assert "x-limbert-size" in response.headers["access-control-expose-headers"].lower()
+        strange = httpx.options(f"{other}/predict", headers=preflight | {"origin": "https://example.org"})
+        assert "access-control-allow-origin" not in strange.headers
+    assert "access-control-allow-origin" not in httpx.post(f"{url}/predict", json={"inputs": "a"}, headers=page).headers
+
+
+def test_prometheus_metrics_count(url: str) -> None:
     before = httpx.get(f"{url}/metrics").text
     post(f"{url}/predict", b'{"inputs": [["a"], ["b"]], "parameters": {"subnet": "0.5x1"}}')
     after = httpx.get(f"{url}/metrics")
@@ -251,7 +277,7 @@ def test_counters_are_those_of_prometheus(url: str) -> None:
     assert value(after.text, "limbert_healthy") == 1
 
 
-def test_who_hangs_up_leaves_the_queue(url: str, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disconnect_cancels_the_request(url: str, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
     begun, ended = threading.Event(), threading.Event()
@@ -272,7 +298,7 @@ def test_who_hangs_up_leaves_the_queue(url: str, service: Service, monkeypatch: 
     assert ended.wait(60)
 
 
-def test_a_dead_or_draining_server_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_server_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def down(*texts: object, **options: object) -> None:
         raise UnavailableError("the compute thread has died")
 
@@ -286,13 +312,13 @@ def test_a_dead_or_draining_server_says_so(run: Path, monkeypatch: pytest.Monkey
         assert post(f"{url}/v2/models/tiny/infer", json.dumps(infer()).encode()).status_code == 503
 
 
-def test_numbers_that_are_none_are_no_answer(url: str, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_are_not_finite_are_424(url: str, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*texts: object, **options: object) -> SimpleNamespace:
         return SimpleNamespace(
             outputs=(
                 SimpleNamespace(logits=(float("nan"), 0.0, 0.0), variant="1x1", tokens=1, truncated=False, flops=1),
             ),
-            timing=SimpleNamespace(tokenisation=0.0, queue=0.0, inference=0.0),
+            timing=SimpleNamespace(tokenization=0.0, queue=0.0, inference=0.0),
         )
 
     monkeypatch.setattr(service, "predict", broken)
@@ -301,7 +327,7 @@ def test_numbers_that_are_none_are_no_answer(url: str, service: Service, monkeyp
         assert (answer.status_code, answer.json()["error_type"]) == (424, "Backend")
 
 
-def test_a_defect_is_a_500_that_is_counted(url: str, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_is_a_counted_500(url: str, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*texts: object, **options: object) -> None:
         raise ZeroDivisionError("secret")
 
@@ -313,7 +339,7 @@ def test_a_defect_is_a_500_that_is_counted(url: str, service: Service, monkeypat
 
 
 @pytest.mark.slow
-def test_the_openapi_description_holds_and_nothing_ends_in_5xx(url: str, tmp_path: Path) -> None:
+def test_openapi_document_holds(url: str, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(FUZZ)
     arguments = ["--max-examples", "100", "--seed", "7", "--generation-deterministic", "--no-color"]
     done = subprocess.run(

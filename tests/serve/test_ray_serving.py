@@ -1,4 +1,4 @@
-"""The application on Ray Serve answers as the engine does, grows with the load, and ends when it is told to."""
+"""The application on Ray Serve predicts as the engine does, scales with the load, and stops on SIGTERM."""
 
 import json
 import signal
@@ -42,7 +42,7 @@ def test_replicas_are_a_number_or_a_range(text: str) -> None:
         ReplicaConfig.parse(text, target_ongoing_requests=1.0)
 
 
-def test_a_dead_compute_is_an_unhealthy_replica() -> None:
+def test_failed_inference_is_an_unhealthy_replica() -> None:
     from limbert.serve.ray import ReplicaConfig, _deployment
     from limbert.serve.settings import ServeSettings
 
@@ -51,7 +51,7 @@ def test_a_dead_compute_is_an_unhealthy_replica() -> None:
     replica = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(service=service)))
     check_health(replica)
     service.healthy = False
-    with pytest.raises(RuntimeError, match="the compute has died"):
+    with pytest.raises(RuntimeError, match="failed"):
         check_health(replica)
 
 
@@ -93,14 +93,14 @@ def replicas(process: subprocess.Popen[str]) -> int:
 
 
 def is_replica(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+    with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
         return "ServeReplica" in " ".join(process.cmdline())
     return False
 
 
 @pytest.mark.slow
 @needs_encoder
-def test_the_same_answers_more_replicas_and_an_end(server: tuple[str, subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_predictions_scaling_and_shutdown(server: tuple[str, subprocess.Popen[str]], tmp_path: Path) -> None:
     url, process = server
     opened = load_checkpoint(tmp_path / "run")
     examples = Examples(tuple(TEXTS), None, None)

@@ -1,4 +1,4 @@
-"""The service answers as the engine does, keeps wishes, and says so where it cannot answer; on a small real model."""
+"""The service predicts as the engine does, keeps request options, and refuses what it cannot do; on a small model."""
 
 import asyncio
 import json
@@ -11,11 +11,18 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import hypothesis
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests.factories.runs import needs_encoder
 from tests.factories.servers import make_run, opened, settings
+from transformers import AutoTokenizer
 
 from limbert.data.readers import Examples
 from limbert.data.tokenize import tokenize_texts
@@ -25,21 +32,27 @@ from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
 from limbert.method.early_exit import ExitRule
 from limbert.serve import queue
-from limbert.serve.errors import InvalidRequestError, OverloadedError, RequestTooLargeError, UnavailableError
+from limbert.serve.errors import (
+    InferenceError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestTooLargeError,
+    UnavailableError,
+)
 from limbert.serve.latency_model import LatencyModel
 from limbert.serve.process import serve
 from limbert.serve.runner import ModelRunner
 from limbert.serve.selection import RequestOptions
 from limbert.serve.service import RequestOutput, Service
 from limbert.serve.settings import ServeSettings
+from limbert.serve.tokenizer import FastTokenizer, TokenizedText
 
 pytestmark = needs_encoder
 QUALITY = {"1x1": 0.9, "0.5x1": 0.8, "1x0.5": 0.85, "0.5x0.5": 0.7}
 SENTENCE = "the film was a long and slow but in the end rather moving piece of work that nobody will forget soon"
 WORDS = SENTENCE.split()
 TEXTS = [
-    (" ".join(WORDS[place % 7 : place % 7 + 1 + place % 13]), " ".join(WORDS[: place % 5 + 1]) if place % 3 else None)
-    for place in range(40)
+    (" ".join(WORDS[i % 7 : i % 7 + 1 + i % 13]), " ".join(WORDS[: i % 5 + 1]) if i % 3 else None) for i in range(40)
 ]
 
 
@@ -53,15 +66,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def started(run: Path) -> Iterator[Service]:
+    with opened(run) as service:
+        yield service
+
+
 class Gate:
-    """Where batches can be held before they run."""
+    """Blocks batches before they run."""
 
     def __init__(self) -> None:
         self.is_open, self.reached = threading.Event(), threading.Event()
         self.is_open.set()
 
     def close(self) -> None:
-        """Hold the next batch."""
+        """Block the next batch."""
         self.is_open.clear()
         self.reached.clear()
 
@@ -70,12 +89,12 @@ class Gate:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate, original = Gate(), ModelRunner.run
 
-    def held(self: ModelRunner, size: str, texts: Any) -> Any:
+    def gated(self: ModelRunner, variant: str, texts: Any) -> Any:
         gate.reached.set()
         assert gate.is_open.wait(30)
-        return original(self, size, texts)
+        return original(self, variant, texts)
 
-    monkeypatch.setattr(ModelRunner, "run", held)
+    monkeypatch.setattr(ModelRunner, "run", gated)
     yield gate
     gate.is_open.set()
 
@@ -89,29 +108,29 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
-@pytest.mark.parametrize("size", ["1x1", "0.5x1", "early"])
-def test_answers_are_those_of_the_engine_one_by_one(run: Path, size: str) -> None:
+@pytest.mark.parametrize("variant", ["1x1", "0.5x1", "early"])
+def test_batched_outputs_equal_the_engines_one_by_one(run: Path, variant: str) -> None:
     checkpoint = load_checkpoint(run)
     with opened(run) as service:
 
         async def main() -> list[RequestOutput]:
-            wish = RequestOptions(policy=size)
-            return await asyncio.gather(*(service.predict(TEXTS[at : at + 4], options=wish) for at in range(0, 40, 4)))
+            options = RequestOptions(policy=variant)
+            return await asyncio.gather(*(service.predict(TEXTS[i : i + 4], options=options) for i in range(0, 40, 4)))
 
-        rows = [row for answers in together(main) for row in answers.outputs]
-        policy = service.variants.by_name[size].policy
+        rows = [row for output in together(main) for row in output.outputs]
+        policy = service.variants.by_name[variant].policy
     engine = Engine(checkpoint.model, policy, task_type="classification")
     for (text, pair), row in zip(TEXTS, rows, strict=True):
         examples = Examples((text,), None if pair is None else (pair,), None)
         tokens = tokenize_texts(examples, checkpoint.tokenizer, max_length=32, use_cache=False)
         alone = engine.run(tokens.collate([0]))
         torch.testing.assert_close(torch.tensor(row.logits), alone.logits[0], atol=1e-5, rtol=1e-5)
-        assert (row.variant, row.tokens, row.truncated) == (size, tokens.lengths[0], False)
+        assert (row.variant, row.tokens, row.truncated) == (variant, tokens.lengths[0], False)
         assert (row.flops, row.layers) == (int(alone.trace.flops[0]), int(alone.trace.layers_run[0]))
         assert row.widths == tuple(alone.trace.widths[0].tolist())
 
 
-def test_long_texts_are_cut_as_in_training_or_refused(run: Path) -> None:
+def test_long_texts_are_truncated_or_refused(run: Path) -> None:
     long, checkpoint = " ".join(WORDS * 5), load_checkpoint(run)
     with opened(run) as service:
         row = together(lambda: service.predict([(long, "short")])).outputs[0]
@@ -121,39 +140,39 @@ def test_long_texts_are_cut_as_in_training_or_refused(run: Path) -> None:
         )
         alone = Engine(checkpoint.model, Policy(subnet="1x1"), task_type="classification").run(tokens.collate([0]))
         torch.testing.assert_close(torch.tensor(row.logits), alone.logits[0], atol=1e-5, rtol=1e-5)
-        with pytest.raises(RequestTooLargeError, match="text 1 is longer than 32 tokens"):
+        with pytest.raises(RequestTooLargeError, match="32 tokens"):
             together(lambda: service.predict([("short", None), (long, None)], truncate=False))
 
 
-def test_wishes_choose_the_size(run: Path) -> None:
+def test_options_choose_the_variant(run: Path) -> None:
     with opened(run, policy="static:0.5x1.0") as service:
 
-        def sizes(**wish: Any) -> set[str]:
-            answers = together(lambda: service.predict(TEXTS[:3], options=RequestOptions.from_parameters(wish)))
-            return {row.variant for row in answers.outputs}
+        def variants(**options: Any) -> set[str]:
+            output = together(lambda: service.predict(TEXTS[:3], options=RequestOptions(**options)))
+            return {text.variant for text in output.outputs}
 
-        assert sizes() == {"0.5x1"}
-        assert sizes(subnet="1.0x0.50") == {"1x0.5"}
-        assert sizes(policy="static:1x1") == {"1x1"}
-        assert sizes(policy="early") == {"early"}
-        assert sizes(min_quality=0.8) == {"0.5x1"}
-        assert sizes(min_quality=0.86) == {"1x1"}
-        assert sizes(min_quality=0.9, subnet="1x1") == {"1x1"}
-        assert sizes(latency_budget_ms=30_000) == {"0.5x1"}
-        for wish in (
+        assert variants() == {"0.5x1"}
+        assert variants(subnet="1.0x0.50") == {"1x0.5"}
+        assert variants(policy="static:1x1") == {"1x1"}
+        assert variants(policy="early") == {"early"}
+        assert variants(min_quality=0.8) == {"0.5x1"}
+        assert variants(min_quality=0.86) == {"1x1"}
+        assert variants(min_quality=0.9, subnet="1x1") == {"1x1"}
+        assert variants(latency_budget_ms=30_000) == {"0.5x1"}
+        for options in (
             {"subnet": "0.3x1"}, {"subnet": "early"}, {"policy": "late"}, {"min_quality": 0.95},
             {"min_quality": 0.85, "subnet": "0.5x1"}, {"subnet": "1x1", "policy": "early"}, {"subnet": 3},
             {"latency_budget_ms": 0}, {"latency_budget_ms": "5"}, {"min_quality": True},
             {"min_quality": 0.5, "policy": "early"},  # measured on other data than the rest
         ):  # fmt: skip
-            with pytest.raises(InvalidRequestError):
-                sizes(**wish)
+            with pytest.raises((InvalidRequestError, ValidationError)):
+                variants(**options)
         with pytest.raises(OverloadedError) as refused:
-            sizes(latency_budget_ms=0.001)
+            variants(latency_budget_ms=0.001)
         assert refused.value.retry_after > 0
 
 
-def test_adaptive_gives_the_best_where_there_is_time(run: Path) -> None:
+def test_adaptive_runs_the_best_on_an_idle_server(run: Path) -> None:
     with opened(run, policy="adaptive") as service:
         assert {row.variant for row in together(lambda: service.predict(TEXTS[:5])).outputs} == {"1x1"}
         assert service.snapshot().variant == "1x1"
@@ -164,7 +183,7 @@ def test_adaptive_gives_the_best_where_there_is_time(run: Path) -> None:
 
 
 @pytest.mark.parametrize("pairs", [True, False])
-def test_texts_of_another_form_than_the_training_had_are_refused(run: Path, tmp_path: Path, pairs: bool) -> None:
+def test_pairs_must_match_the_training_data(run: Path, tmp_path: Path, pairs: bool) -> None:
     shutil.copytree(run, tmp_path / "run")
     record = json.loads((run / "limbert.json").read_text())
     (tmp_path / "run" / "limbert.json").write_text(json.dumps(record | {"task": record["task"] | {"pairs": pairs}}))
@@ -173,21 +192,19 @@ def test_texts_of_another_form_than_the_training_had_are_refused(run: Path, tmp_
 
         async def main() -> None:
             assert len((await service.predict([right])).outputs) == 1
-            with pytest.raises(
-                InvalidRequestError, match="the second text is missing" if pairs else "a second text is given"
-            ):
+            with pytest.raises(InvalidRequestError, match="missing" if pairs else "given"):
                 await service.predict([right, wrong])
 
         together(main)
 
 
-def test_what_is_too_much_is_refused(run: Path, gate: Gate) -> None:
+def test_requests_over_the_limits_are_refused(run: Path, gate: Gate) -> None:
     with opened(run, max_queue=6, max_texts=5) as service:
         with pytest.raises(RequestTooLargeError, match="at most 5"):
             together(lambda: service.predict(TEXTS[:6]))
         with pytest.raises(InvalidRequestError, match="no texts"):
             together(lambda: service.predict([]))
-        with pytest.raises(InvalidRequestError, match="no Unicode"):
+        with pytest.raises(InvalidRequestError, match="Unicode"):
             together(lambda: service.predict([("\ud800", None)]))
 
         async def main() -> None:
@@ -196,19 +213,21 @@ def test_what_is_too_much_is_refused(run: Path, gate: Gate) -> None:
             await until(gate.reached.is_set)
             waiting = [asyncio.create_task(service.predict(TEXTS[:3])) for _ in range(2)]
             await until(lambda: service.snapshot().queued == 6)
-            with pytest.raises(OverloadedError, match="6 texts are waiting"):
+            with pytest.raises(OverloadedError, match="6 texts"):
                 await service.predict(TEXTS[:1])
             gate.is_open.set()
             await asyncio.gather(first, *waiting)
 
         together(main)
-        assert (service.snapshot().refused, service.snapshot().answered) == (1, 3)
+        assert (service.snapshot().refused, service.snapshot().completed) == (1, 3)
 
 
 def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
-    held = ModelRunner.run
-    monkeypatch.setattr(ModelRunner, "run", lambda self, size, texts: ran.append(len(texts)) or held(self, size, texts))
+    gated = ModelRunner.run
+    monkeypatch.setattr(
+        ModelRunner, "run", lambda self, name, texts: ran.append(len(texts)) or gated(self, name, texts)
+    )
     with opened(run) as service:
         ran.clear()
 
@@ -223,7 +242,7 @@ def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytes
                 task.cancel()
             await asyncio.gather(*gone, return_exceptions=True)
             assert service.snapshot().queued == 2
-            first.cancel()  # already running: its answer goes nowhere
+            first.cancel()  # already running: its output is dropped
             gate.is_open.set()
             assert len((await kept).outputs) == 2
 
@@ -233,7 +252,7 @@ def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytes
         assert service.snapshot().running == 0
 
 
-def test_a_crash_of_the_compute_answers_everybody(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_model_ends_all_requests(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(run) as service:
 
         def broken(self: Engine, inputs: Any) -> Any:
@@ -258,7 +277,75 @@ def test_a_crash_of_the_compute_answers_everybody(run: Path, gate: Gate, monkeyp
         together(main)
 
 
-def test_draining_finishes_what_is_under_way(run: Path, gate: Gate) -> None:
+UNICODE = st.text(st.characters(codec=None), max_size=40)
+
+
+@given(st.lists(st.tuples(UNICODE, st.none() | UNICODE), min_size=1, max_size=4))
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+def test_no_text_stops_the_server(started: Service, texts: list[tuple[str, str | None]]) -> None:
+    try:
+        assert len(together(lambda: started.predict(texts)).outputs) == len(texts)
+    except InvalidRequestError:  # a lone surrogate
+        assert any("\ud800" <= char <= "\udfff" for text in texts for part in text if part for char in part)
+    assert started.ready
+
+
+@given(
+    st.lists(st.lists(st.integers(-2, 31_000) | st.integers(-(2**63), 2**63 - 1), max_size=70), min_size=1, max_size=3)
+)
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+def test_no_token_ids_stop_the_server(started: Service, ids: list[list[int]]) -> None:
+    """Whatever a tokenizer returns: unknown ids, no ids, more ids than positions."""
+    arrays = [np.array(row, dtype=np.int64) for row in ids]
+    texts = [TokenizedText(row, np.zeros_like(row), False) for row in arrays]
+    with patch.object(FastTokenizer, "tokenize", return_value=texts):
+        try:
+            together(lambda: started.predict([("a", None)] * len(ids)))
+        except InferenceError:
+            assert not all(row.size and row.min() >= 0 and row.max() < 30_522 and row.size <= 64 for row in arrays)
+    assert len(together(lambda: started.predict(TEXTS[:2])).outputs) == 2
+    assert started.ready
+
+
+def test_unknown_token_is_refused_not_run(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zzcustomzz"])  # the embedding is not resized
+    tokenizer.save_pretrained(folder)
+    with opened(folder) as service:
+        with pytest.raises(InvalidRequestError, match="zzcustomzz"):
+            together(lambda: service.predict([("a zzcustomzz", None)]))
+        assert len(together(lambda: service.predict(TEXTS[:1])).outputs) == 1
+
+
+def test_failing_text_ends_only_its_own_request(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Engine.run
+
+    def fails_on_long(self: Engine, inputs: Any) -> Any:
+        if inputs["input_ids"].shape[1] == 32:
+            raise RuntimeError("no memory")
+        return original(self, inputs)
+
+    with opened(run) as service:
+        monkeypatch.setattr(Engine, "run", fails_on_long)
+
+        async def main() -> None:
+            gate.close()
+            tasks = [asyncio.create_task(service.predict(TEXTS[:1]))]
+            await until(gate.reached.is_set)
+            long = (" ".join(WORDS * 5), None)
+            tasks += [asyncio.create_task(service.predict([text, TEXTS[1]])) for text in (TEXTS[2], long, TEXTS[3])]
+            await until(lambda: service.snapshot().queued == 6)
+            gate.is_open.set()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(results.pop(2), InferenceError)
+            assert [len(result.outputs) for result in results] == [1, 2, 2]
+
+        together(main)
+        assert service.ready
+
+
+def test_drain_completes_requests_in_progress(run: Path, gate: Gate) -> None:
     with opened(run) as service:
 
         async def main() -> None:
@@ -267,17 +354,17 @@ def test_draining_finishes_what_is_under_way(run: Path, gate: Gate) -> None:
             await until(lambda: service.snapshot().running == 3 and gate.reached.is_set())
             draining = asyncio.create_task(service.drain(20))
             await until(lambda: not service.ready)
-            with pytest.raises(UnavailableError, match="shut down"):
+            with pytest.raises(UnavailableError, match="shutting down"):
                 await service.predict(TEXTS[:1])
             gate.is_open.set()
-            assert [len(answers.outputs) for answers in await asyncio.gather(*tasks)] == [2, 2, 2]
+            assert [len(output.outputs) for output in await asyncio.gather(*tasks)] == [2, 2, 2]
             await draining
 
         together(main)
         assert service.healthy
 
 
-def test_a_start_in_a_busy_moment_is_not_believed_for_ever(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latencies_of_a_busy_start_are_corrected(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limbert.serve.queue._PROBE_INTERVAL", 0.0)
     monkeypatch.setattr(
         ModelRunner, "calibrate", lambda self, **_: dict.fromkeys(self._engines, LatencyModel(60.0, 0.001))
@@ -288,23 +375,23 @@ def test_a_start_in_a_busy_moment_is_not_believed_for_ever(run: Path, monkeypatc
             refused = 0
             while True:
                 try:
-                    await service.predict(TEXTS[:1], options=RequestOptions(latency_budget=30.0))
+                    await service.predict(TEXTS[:1], options=RequestOptions(latency_budget_ms=30_000))
                 except OverloadedError:
                     refused += 1
                 else:
                     return refused
-                await until(lambda: service._queue is not None and service._queue.inspect(lambda one: one.idle))
+                await until(lambda: service._started is not None and service._started.queue.state().idle)
 
         assert 3 < together(main) < 500
-        assert service.snapshot().answered == 1
+        assert service.snapshot().completed == 1
 
 
-def test_draining_does_not_wait_for_ever(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drain_stops_after_its_timeout(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(run) as service:
-        closing = service._queue.close
+        original = service._started.queue.close
 
-        def close(error: UnavailableError) -> None:
-            closing(error)
+        def close(reason: str) -> None:
+            original(reason)
             gate.is_open.set()
 
         async def main() -> None:
@@ -313,7 +400,7 @@ def test_draining_does_not_wait_for_ever(run: Path, gate: Gate, monkeypatch: pyt
             await until(gate.reached.is_set)
             waiting = asyncio.create_task(service.predict(TEXTS[:1]))
             await until(lambda: service.snapshot().queued == 1)
-            monkeypatch.setattr(service._queue, "close", close)
+            monkeypatch.setattr(service._started.queue, "close", close)
             await service.drain(0.05)
             with pytest.raises(UnavailableError):
                 await waiting
@@ -323,9 +410,7 @@ def test_draining_does_not_wait_for_ever(run: Path, gate: Gate, monkeypatch: pyt
         together(main)
 
 
-def test_a_late_request_is_refused_and_not_answered_late(
-    run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_expired_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = 0.0
     monkeypatch.setattr(queue, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead))
     with opened(run) as service:
@@ -335,21 +420,21 @@ def test_a_late_request_is_refused_and_not_answered_late(
             gate.close()
             running = asyncio.create_task(service.predict(TEXTS[:1]))
             await until(gate.reached.is_set)
-            hurried = asyncio.create_task(service.predict(TEXTS[:1], options=RequestOptions(latency_budget=30.0)))
+            urgent = asyncio.create_task(service.predict(TEXTS[:1], options=RequestOptions(latency_budget_ms=30_000)))
             await until(lambda: service.snapshot().queued == 1)
             ahead = 60.0
             gate.is_open.set()
-            with pytest.raises(OverloadedError, match="waited too long"):
-                await hurried
+            with pytest.raises(OverloadedError, match="deadline"):
+                await urgent
             assert len((await running).outputs) == 1
 
         together(main)
 
 
-def test_who_is_told_the_address_may_connect_at_once(run: Path) -> None:
+def test_address_is_announced_when_connections_succeed(run: Path) -> None:
     connected = []
 
-    def ready(address: str) -> None:
+    def on_ready(address: str) -> None:
         host, _, port = address.removeprefix("http://").partition(":")
         try:
             with socket.create_connection((host, int(port))):
@@ -357,27 +442,27 @@ def test_who_is_told_the_address_may_connect_at_once(run: Path) -> None:
         finally:
             signal.raise_signal(signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # the server hands it on when it has ended
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # raised again after the server has stopped
     try:
-        serve(run, settings(port=0), on_ready=ready)
+        serve(run, settings(port=0), on_ready=on_ready)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert connected
 
 
-def test_what_goes_wrong_at_the_start_reaches_the_caller(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_at_start_reach_the_caller(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise CheckpointError("the weights are gone")
 
     monkeypatch.setattr(ModelRunner, "calibrate", fail)
-    with pytest.raises(CheckpointError, match="the weights are gone"):
+    with pytest.raises(CheckpointError):
         serve(run, ServeSettings(port=0, threads=1), on_ready=lambda address: None)
 
 
-def test_bad_settings_are_refused_by_name(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"policy is 'late'; it must be one of adaptive, static:1x1.*, early"):
+def test_bad_settings_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="early"):
         Service.load(run, ServeSettings(policy="late"))
-    with pytest.raises(ConfigError, match="maximum length is 1000; the model takes 64"):
+    with pytest.raises(ConfigError, match="64"):
         Service.load(run, ServeSettings(max_length=1000))
     with pytest.raises(CheckpointError):
         Service.load(tmp_path / "none", ServeSettings())

@@ -1,49 +1,63 @@
-"""One optimizer step is what the formulas say: against a loop that shares nothing."""
+"""One optimizer step is what the formulas say, whatever is shared; and what users bring to a Trainer works."""
 
 import copy
-import types
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from tests.factories.networks import make_inputs, make_network
+from tests.factories.networks import CONFIGS, make_inputs, make_network, most_different
+from tests.factories.phases import make_arguments, make_examples, make_model, make_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 
-from limbert import ElasticModel, Space, Subnet
-from limbert.core.config import PhaseConfig
+from limbert import ElasticModel, ElasticTrainer, LimbertError, Space, Subnet
+from limbert.errors import ConfigError, DivergedError
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
-from limbert.train.trainer import Trainer
+from limbert.train.data import LossScale
 
 LABELS = torch.tensor([0, 2, 1])
+WHOLE = LossScale(tokens=1.0, labels=1.0, batch_size=3)
 
 
-def make_trainer(config: PhaseConfig, *, rule: str = "spread", teacher: bool = True, name: str = "depth") -> Trainer:
+def step_trainer(folder: Path, *, rule: str = "spread", teacher: bool = True, **settings: Any) -> ElasticTrainer:
+    """A trainer that is ready for single steps, with an optimizer and a loader made."""
     model = ElasticModel(make_network("bert"), space=Space(layers=rule))
     taught_by = ElasticModel(make_network("bert", initializer_range=0.3)) if teacher else None
-    return Trainer(
-        name,
-        model=model,
-        teacher=taught_by,
-        subnets=tuple(model.subnets().values()),
-        config=config,
-        task_type="classification",
-        context=types.SimpleNamespace(accelerator=Accelerator(), seed=5),
-    )
+    trainer = make_trainer(folder, model, teacher=taught_by, phase="depth", learning_rate=1e-3, **settings)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def gradients(trainer: ElasticTrainer, *, step: int = 0) -> torch.Tensor:
+    """Of one step, without the optimizer's; the loss."""
+    trainer.state.global_step = step
+    trainer.model.zero_grad()
+    return trainer.training_step(trainer.model, make_inputs() | {"labels": LABELS, "loss_scale": WHOLE})
 
 
 @pytest.mark.parametrize("teacher_width", ["full", "matched"])
 @pytest.mark.parametrize("rule", ["first", "spread"])
-def test_a_step_equals_the_textbook_loop(rule: str, teacher_width: str) -> None:
-    config = PhaseConfig(
-        label_weight=0.3, logit_weight=0.7, hidden_weight=0.2, teacher_width=teacher_width, full_weight=2.0
-    )
-    trainer = make_trainer(config, rule=rule)
+def test_gradients_equal_the_textbook_loop(rule: str, teacher_width: str, tmp_path: Path) -> None:
+    weights = {"label_weight": 0.3, "logit_weight": 0.7, "hidden_weight": 0.2, "full_weight": 2.0}
+    trainer = step_trainer(tmp_path, rule=rule, teacher_width=teacher_width, **weights)
     inputs = make_inputs()
-    reference = copy.deepcopy(trainer.model.network)
+    reference = copy.deepcopy(trainer.model)
     plain = ElasticModel(reference)
-    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.0)
     total = torch.zeros(())
-    for subnet in trainer.subnets:
+    for subnet in trainer.subnets.values():
         width = subnet.heads[0] / plain.shape.heads if teacher_width == "matched" else 1.0
         with torch.no_grad(), trainer.teacher.at(Subnet.uniform(plain.shape, width=width)) as network:
             target = network(**inputs, output_hidden_states=True)
@@ -56,21 +70,10 @@ def test_a_step_equals_the_textbook_loop(rule: str, teacher_width: str) -> None:
             loss = loss * (2.0 if subnet == plain.full else 1.0)
             loss.backward()
         total += loss.detach()
-    torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
-    weights = [parameter.detach().clone() for parameter in reference.parameters()]
-    optimizer.step()
-
-    trainer.model.network.eval()
-    loss = trainer.step(inputs | {"labels": LABELS}, step_index=0, learning_rate=1e-3)
-
-    torch.testing.assert_close(loss, total / 12)
-    # AdamW turns the sign of a gradient that is 0 but for rounding (a key's bias) into a whole step, so compare what it
-    # remembers of the clipped gradients instead of the weights.
-    for (name, ours), theirs in zip(trainer.model.network.named_parameters(), reference.parameters(), strict=True):
-        remembered = trainer.optimizer.state[ours]["exp_avg"], optimizer.state[theirs]["exp_avg"]
-        torch.testing.assert_close(*remembered, atol=1e-6, rtol=1e-4, msg=name)
-    moved = [not torch.equal(*pair) for pair in zip(weights, trainer.model.network.parameters(), strict=True)]
-    assert all(moved)
+    torch.testing.assert_close(gradients(trainer), total / 12)
+    largest = max(float(weight.grad.abs().max()) for weight in reference.parameters())
+    for (name, ours), theirs in zip(trainer.model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad / largest, theirs.grad / largest, atol=1e-5, rtol=1e-4, msg=name)
 
 
 class HostReads(TorchDispatchMode):
@@ -85,56 +88,396 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class ReadsPerStep(TrainerCallback):
+    """Counts host reads between the ends of two steps."""
+
+    def __init__(self) -> None:
+        self.mode, self.counts = HostReads(), []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.mode.count = 0
+        self.mode.__enter__()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.mode.__exit__(None, None, None)
+        self.counts.append(self.mode.count)
+
+
 @pytest.mark.parametrize("rule", ["first", "spread"])
-def test_a_step_reads_no_value_from_the_device(rule: str) -> None:
-    trainer = make_trainer(PhaseConfig(logit_weight=1.0, hidden_weight=1.0, teacher_width="matched"), rule=rule)
-    trainer.model.network.train()
-    batch = make_inputs() | {"labels": LABELS}
-    trainer.step(batch, step_index=0, learning_rate=1e-3)
-    with HostReads() as reads:
-        loss = trainer.step(batch, step_index=1, learning_rate=1e-3)
-        assert reads.count == 0
-        loss.item()
-    assert reads.count == 1
+def test_a_step_reads_no_value_from_the_device(rule: str, tmp_path: Path) -> None:
+    reads = ReadsPerStep()
+    model, teacher = (ElasticModel(make_network("bert"), space=Space(layers=rule)) for _ in range(2))
+    settings = {"teacher_width": "matched", "max_steps": 4, "save_strategy": "no"}
+    make_trainer(tmp_path, model, teacher=teacher, callbacks=[reads], **settings).train()
+    assert reads.counts[1:] == [0, 0, 0]
 
 
-def test_without_a_teacher_only_labels_count() -> None:
-    trainer = make_trainer(PhaseConfig(label_weight=1.0, logit_weight=9.0, hidden_weight=9.0), teacher=False)
-    trainer.model.network.eval()
+def test_without_a_teacher_only_labels_count(tmp_path: Path) -> None:
+    trainer = step_trainer(tmp_path, teacher=False, logit_weight=9.0, hidden_weight=9.0)
     with torch.no_grad():
         losses = [
-            label_loss(trainer.model.view(subnet)(**make_inputs()).logits, LABELS, task_type="classification")
-            for subnet in trainer.subnets
+            label_loss(trainer.elastic.view(subnet)(**make_inputs()).logits, LABELS, task_type="classification")
+            for subnet in trainer.subnets.values()
         ]
-    loss = trainer.step(make_inputs() | {"labels": LABELS}, step_index=0, learning_rate=0.0)
-    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    torch.testing.assert_close(gradients(trainer), torch.stack(losses).mean())
 
 
-def test_sampling_keeps_both_ends_and_follows_the_step_number() -> None:
-    trainer = make_trainer(PhaseConfig(label_weight=1.0, sampled=4), teacher=False)
-    chosen = [trainer._sample_subnets(number) for number in range(40)]
-    assert all(len(subnets) == 4 for subnets in chosen)
-    assert all(subnets[0] == trainer.subnets[0] and subnets[-1] == trainer.subnets[-1] for subnets in chosen)
-    assert {subnet for subnets in chosen for subnet in subnets} == {*trainer.subnets}
-    assert trainer._sample_subnets(7) == chosen[7]
-    everything = make_trainer(PhaseConfig(label_weight=1.0), teacher=False)
-    assert everything._sample_subnets(0) == everything.subnets
+def test_sampling_keeps_both_ends(tmp_path: Path) -> None:
+    trainer = step_trainer(tmp_path, teacher=False, sampled_subnets=4)
+    subnets = tuple(trainer.subnets.values())
+    chosen = [trainer.choose_subnets(step) for step in range(40)]
+    assert all(len(found) == 4 for found in chosen)
+    assert all(found[0] == subnets[0] and found[-1] == subnets[-1] for found in chosen)
+    assert {subnet for found in chosen for subnet in found} == {*subnets}
+    assert trainer.choose_subnets(7) == chosen[7]
+    assert step_trainer(tmp_path, teacher=False).choose_subnets(0) == subnets
 
 
-def test_learning_rate_rises_and_falls_linearly() -> None:
-    trainer = make_trainer(PhaseConfig(label_weight=1.0, learning_rate=0.1, warmup=0.2), teacher=False)
-    rates = [trainer._learning_rate(step, 10) for step in range(10)]
-    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.0875, 0.075, 0.0625, 0.05, 0.0375, 0.025, 0.0125])
+def test_learning_rate_rises_and_falls_linearly(tmp_path: Path) -> None:
+    trainer = step_trainer(tmp_path, teacher=False, warmup_steps=0.2)
+    scheduler = trainer.create_scheduler(num_training_steps=10)
+    rates = []
+    for _ in range(10):
+        rates += scheduler.get_last_lr()[:1]
+        trainer.optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([1e-3 * part for part in (0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)])
 
 
-def test_dropout_follows_the_step_number_alone() -> None:
+def test_dropout_follows_the_step_alone(tmp_path: Path) -> None:
     losses = []
     for junk in (1, 2):
-        trainer = make_trainer(PhaseConfig(label_weight=1.0), teacher=False)
-        for module in trainer.model.network.modules():
+        trainer = step_trainer(tmp_path, teacher=False)
+        for module in trainer.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.5
-        trainer.model.network.train()
         torch.manual_seed(junk)
-        losses.append(trainer.step(make_inputs() | {"labels": LABELS}, step_index=3, learning_rate=0.0))
+        losses.append(gradients(trainer, step=3))
     assert torch.equal(*losses)
+
+
+# -- what users bring
+
+
+def rows_of(count: int, *, seed: int) -> datasets.Dataset:
+    """Tokenised random texts."""
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(5, 90, size=int(rng.integers(3, 12))).tolist() for _ in range(count)]
+    return datasets.Dataset.from_dict(
+        {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "label": rng.integers(3, size=count).tolist()}
+    )
+
+
+class Padding:
+    """Pads to the longest text, as a tokenizer's collator does."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        padded = {
+            name: torch.tensor([row[name] + [0] * (longest - len(row[name])) for row in rows])
+            for name in ("input_ids", "attention_mask")
+        }
+        return padded | {"labels": torch.tensor([row["label"] for row in rows])}
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def test_evaluate_reports_every_subnetwork(tmp_path: Path) -> None:
+    rows = rows_of(30, seed=2)
+    trainer = make_trainer(tmp_path, train_dataset=rows_of(8, seed=1), eval_dataset=rows, data_collator=Padding(),
+                           compute_metrics=accuracy)  # fmt: skip
+    metrics = trainer.evaluate()
+    batch = Padding()([*rows])
+    found = []
+    for name, subnet in trainer.elastic.subnets().items():
+        with torch.no_grad():
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+            right = trainer.elastic.view(subnet)(**inputs).logits.argmax(-1) == batch["labels"]
+        found.append(float(right.float().mean()))
+        assert metrics[f"eval_{name}/accuracy"] == pytest.approx(found[-1])
+    assert metrics["eval_accuracy"] == pytest.approx(np.mean(found))
+    assert metrics["eval_loss"] > 0
+
+
+def test_predict_keeps_the_order_of_examples(tmp_path: Path) -> None:
+    rows = rows_of(30, seed=2)
+    trainer = make_trainer(tmp_path, data_collator=Padding())
+    logits = trainer.predict(rows).predictions
+    for index in (0, 7, 29):
+        inputs = {key: torch.tensor([rows[index][key]]) for key in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            expected = trainer.elastic.view(trainer.elastic.full)(**inputs).logits[0]
+        torch.testing.assert_close(torch.from_numpy(logits[0][index]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_metrics_see_the_order_of_the_dataset(tmp_path: Path) -> None:
+    rows, seen = rows_of(20, seed=2), []
+    make_trainer(tmp_path, eval_dataset=rows, data_collator=Padding(),
+                 compute_metrics=lambda prediction: seen.append(prediction.label_ids) or {"a": 0.0}).evaluate()  # fmt: skip
+    assert all(labels.tolist() == rows["label"][:] for labels in seen)
+
+
+def test_text_columns_are_tokenised(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = {"sentence": ["where is my card", "a", "charged twice again"], "label": ["a", "b", "c"], "idx": [0, 1, 2]}
+    labels = {"id2label": dict(enumerate("abc")), "label2id": {name: index for index, name in enumerate("abc")}}
+    model = make_model(vocab_size=len(tokenizer), **labels)
+    data = datasets.DatasetDict(train=datasets.Dataset.from_dict(texts), validation=datasets.Dataset.from_dict(texts))
+    settings = {"max_steps": 1, "save_strategy": "no", "eval_dataset": None}
+    trainer = make_trainer(tmp_path, model, train_dataset=data, processing_class=tokenizer, **settings)
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] >= 0
+    pairs = datasets.Dataset.from_dict({"premise": ["a"], "hypothesis": ["b"], "label": ["a"]})
+    both = make_trainer(tmp_path, model, train_dataset=pairs, processing_class=tokenizer).train_dataset
+    assert both["input_ids"][0] == tokenizer("a", "b")["input_ids"]
+    with pytest.raises(LimbertError, match="'d'"):
+        make_trainer(tmp_path, model, train_dataset=datasets.Dataset.from_dict({"text": ["a"], "label": ["d"]}),
+                     processing_class=tokenizer)  # fmt: skip
+
+
+def test_torch_datasets_are_trained_on(tmp_path: Path) -> None:
+    rows = rows_of(8, seed=1)
+    trainer = make_trainer(tmp_path, train_dataset=torch.utils.data.Subset([*rows], range(8)), data_collator=Padding(),
+                           max_steps=2, save_strategy="no")  # fmt: skip
+    assert trainer.train().global_step == 2
+
+
+def test_gradients_accumulate_to_those_of_one_batch(tmp_path: Path) -> None:
+    weights = []
+    for size, parts in ((8, 1), (4, 2), (2, 4)):
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts, "max_steps": 3}
+        trainer = make_trainer(tmp_path, make_model("bert"), **settings, optim="sgd", save_strategy="no")
+        trainer.elastic.network.double()
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    for other in weights[1:]:
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(other[name], tensor, atol=1e-8, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adafactor", "adamw_torch", "rmsprop"])
+def test_other_optimizers_resume_with_equal_weights(optim: str, tmp_path: Path) -> None:
+    settings = {"optim": optim, "max_steps": 6, "save_steps": 2, "lr_scheduler_type": "cosine", "learning_rate": 1e-4}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    half = make_trainer(tmp_path / "half", **settings)
+    half.add_callback(StopAt(4))
+    half.train()
+    resumed = make_trainer(tmp_path / "half", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+class StopAt(TrainerCallback):
+    """Ends a training after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop |= state.global_step == self.step
+
+
+def test_early_stopping_ends_and_continues_its_count(tmp_path: Path) -> None:
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "best", "max_steps": 20,
+                "load_best_model_at_end": True, "metric_for_best_model": "m", "learning_rate": 1e-9}  # fmt: skip
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+
+    def falling(model: ElasticModel, subnets: dict[str, Subnet]) -> dict[str, dict[str, float]]:
+        score = next(scores)
+        return {name: {"m": score} for name in subnets}
+
+    first = make_trainer(tmp_path, evaluate_subnets=falling, callbacks=[EarlyStoppingCallback(3)], **settings)
+    first.stop.requested = False
+    first.add_callback(RequestStop(first, 5))
+    with pytest.raises(Exception, match="Interrupted"):
+        first.train()
+    second = make_trainer(tmp_path, evaluate_subnets=falling, callbacks=[EarlyStoppingCallback(3)], **settings)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 8  # best at 2; worse at 4 (before the interruption), 6 and 8
+    assert second.state.best_global_step == 2
+
+
+class RequestStop(TrainerCallback):
+    """Asks for a graceful stop after a step."""
+
+    def __init__(self, trainer: ElasticTrainer, step: int) -> None:
+        self.trainer, self.step = trainer, step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step - 1:
+            self.trainer.stop.requested = True
+
+
+def test_of_equal_metrics_the_lower_loss_is_best(tmp_path: Path) -> None:
+    scores = iter([(0.5, 1.0), (0.5, 0.8), (0.5, 0.9), (0.4, 0.1), (0.5, 0.8)])
+
+    def scored(model: ElasticModel, subnets: dict[str, Subnet]) -> dict[str, dict[str, float]]:
+        metric, loss = next(scores)
+        return {name: {"m": metric, "loss": loss} for name in subnets}
+
+    best = []
+
+    class Notes(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            best.append(state.best_global_step)
+
+    trainer = make_trainer(tmp_path, evaluate_subnets=scored, eval_strategy="steps", eval_steps=1, max_steps=5,
+                           save_strategy="best", load_best_model_at_end=True, metric_for_best_model="m",
+                           callbacks=[Notes()])  # fmt: skip
+    trainer.train()
+    assert best == [None, 1, 2, 2, 2]
+    assert trainer.state.best_global_step == 5
+    assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-5"
+
+
+def test_class_weights_and_smoothing_reach_the_loss(tmp_path: Path) -> None:
+    rows = rows_of(12, seed=1)
+    trainer = make_trainer(tmp_path, train_dataset=rows, data_collator=Padding(), class_weights="balanced",
+                           label_smoothing_factor=0.1)  # fmt: skip
+    trainer.get_train_dataloader()
+    counts = torch.bincount(torch.tensor(rows["label"][:]), minlength=3)
+    expected = torch.nn.CrossEntropyLoss(weight=12 / (3 * counts), label_smoothing=0.1)
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
+    torch.testing.assert_close(trainer.label_loss(logits, labels, None), expected(logits, labels))
+    with pytest.raises(ConfigError, match="class_weights"):
+        make_trainer(tmp_path, class_weights=[1.0]).get_train_dataloader()
+
+
+def test_tensorboard_shows_every_subnetwork(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"report_to": "tensorboard", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 1}
+    make_trainer(tmp_path, **settings, save_strategy="no").train()
+    (log,) = tmp_path.rglob("*tfevents*")
+    events = EventAccumulator(str(log))
+    events.Reload()
+    assert {"train/loss", "eval/accuracy", "eval/0.5x0.75/accuracy"} <= {*events.Tags()["scalars"]}
+
+
+def test_own_losses_override_one_method(tmp_path: Path) -> None:
+    class Mine(ElasticTrainer):
+        def subnet_loss(self, subnet, outputs, teacher_outputs, batch, loss_scale):
+            return outputs.logits.square().mean()
+
+    trainer = Mine(make_model(), make_arguments(tmp_path, max_steps=20, learning_rate=1e-2, save_strategy="no"),
+                   train_dataset=make_examples(24, seed=1))  # fmt: skip
+    before = trainer.predict(make_examples(8, seed=3)).predictions[0]
+    trainer.train()
+    assert np.square(trainer.predict(make_examples(8, seed=3)).predictions[0]).mean() < np.square(before).mean() / 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"torch_compile": True}, {"auto_find_batch_size": True}, {"fp16": True}, {"deepspeed": {"a": 1}},
+        {"fsdp": "full_shard"}, {"save_total_limit": 1}, {"batch_eval_metrics": True}, {"sampled_subnets": 1},
+        {"teacher_width": "half"}, {"train_sampling_strategy": "sequential"}, {"task_type": "poetry"},
+    ],
+)  # fmt: skip
+def test_options_that_would_be_ignored_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))) as error:
+        make_arguments(tmp_path, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_data_is_refused(tmp_path: Path) -> None:
+    unlabelled = make_examples(8, seed=1)
+    unlabelled = type(unlabelled)(unlabelled.tokens, None, 0, 0)
+    with pytest.raises(ConfigError, match="labels"):
+        make_trainer(tmp_path, train_dataset=unlabelled, save_strategy="no").train()
+    with pytest.raises(ConfigError, match="subnet_loss"):
+        ElasticTrainer(make_model(), make_arguments(tmp_path), compute_loss_func=lambda *_: None)
+    with pytest.raises(ConfigError, match="processing_class"):
+        make_trainer(tmp_path, train_dataset=datasets.Dataset.from_dict({"text": ["a"], "label": [0]}))
+    with pytest.raises(ConfigError, match="IterableDataset"):
+        rows = rows_of(8, seed=1).to_iterable_dataset()
+        make_trainer(tmp_path, train_dataset=rows, max_steps=1).train()
+
+
+def test_a_loss_that_is_no_number_ends_training(tmp_path: Path) -> None:
+    model = make_model()
+    torch.nn.init.constant_(model.network.classifier.weight, float("nan"))
+    with pytest.raises(DivergedError, match="nan"):
+        make_trainer(tmp_path, model, max_steps=3, logging_steps=1, save_strategy="no").train()
+
+
+@pytest.mark.parametrize("case", most_different(CONFIGS))
+def test_every_family_trains_and_resumes(case: str, tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-3}
+    losses = []
+    for folder in ("whole", "half"):
+        trainer = make_trainer(tmp_path / folder, make_model(case), teacher=make_model(case), **settings)
+        if folder == "half":
+            trainer.add_callback(StopAt(2))
+            trainer.train()
+            trainer = make_trainer(tmp_path / folder, make_model(case), teacher=make_model(case), **settings)
+        trainer.train(resume_from_checkpoint=True)
+        losses.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+
+
+def test_activation_checkpointing_gives_equal_gradients(tmp_path: Path) -> None:
+    weights = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(tmp_path, teacher=make_model(), max_steps=2, save_strategy="no",
+                               activation_checkpointing=checkpointing)  # fmt: skip
+        trainer.train()
+        weights.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_tags_and_answers_train_from_datasets(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = rows_of(8, seed=1).to_dict()
+    tags = datasets.Dataset.from_dict(
+        {name: rows[name] for name in ("input_ids", "attention_mask")}
+        | {"labels": [[index % 3 for index in row] for row in rows["input_ids"]]}
+    )
+    model = ElasticModel(make_network("bert", AutoModelForTokenClassification))
+    collator = DataCollatorForTokenClassification(tokenizer)
+    trainer = make_trainer(tmp_path, model, train_dataset=tags, eval_dataset=tags, data_collator=collator,
+                           teacher=ElasticModel(make_network("bert", AutoModelForTokenClassification)),
+                           max_steps=2, save_strategy="no", class_weights="balanced")  # fmt: skip
+    assert trainer.task_type == "token-classification"
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+
+    class Spans(Padding):
+        def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            batch = super().__call__([row | {"label": 0} for row in rows])
+            del batch["labels"]
+            return batch | {name: torch.ones(len(rows), dtype=torch.long) for name in ("start_positions", "end_positions")}
+
+    model = ElasticModel(make_network("bert", AutoModelForQuestionAnswering, num_labels=2))
+    trainer = make_trainer(tmp_path, model, train_dataset=tags, eval_dataset=tags, data_collator=Spans(), max_steps=2,
+                           save_strategy="no")  # fmt: skip
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_the_hub_gets_the_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import trainer as stock
+
+    uploads = []
+
+    class Hub:
+        def create_repo(self, name: str, **_: Any) -> SimpleNamespace:
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, *, folder_path: str, **_: Any) -> None:
+            uploads.append({path.name for path in Path(folder_path).iterdir()})
+
+    monkeypatch.setattr(stock, "hf_api", Hub)
+    trainer = make_trainer(tmp_path / "out", max_steps=1, save_strategy="no", compute_metrics=None)
+    trainer.train()
+    trainer.evaluate()
+    trainer.push_to_hub()
+    assert {"config.json", "model.safetensors", "limbert.json", "README.md"} <= uploads[0]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| 0.5x0.75 |" in card
+    assert "accuracy" in card
+    assert json.loads((tmp_path / "out" / "limbert.json").read_text())["space"]

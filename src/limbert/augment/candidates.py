@@ -1,12 +1,11 @@
-"""What a masked language model would write in the place of each word of a text, many words at a time.
+"""Candidate words for each word of a text: a masked language model's predictions, or neighbours among word vectors.
 
-Every word is masked alone, in its own copy of the text, and the model's head runs at the masked place only. Words of
-several pieces, which one mask cannot stand for, get their neighbours among word vectors instead.
+Each word is masked alone, in its own copy of the text, and the model's head runs at the mask only. A word of several
+tokens cannot be predicted at one mask; its candidates are its nearest neighbours among word vectors.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,115 +15,109 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbert.augment.sampling import ReplaceableWord
-from limbert.augment.words import find_replaceable_words, is_word
+from limbert.augment.words import ReplaceableWord, find_replaceable_words, is_word
 from limbert.core.config import Precision
 from limbert.data.tokenize import evaluation_batches
-from limbert.errors import CheckpointError, DataError
+from limbert.errors import CheckpointError, DataError, first_line
 from limbert.model.checkpoint import check_checkpoint_path, load_tokenizer
 from limbert.model.families import FAMILIES, max_input_length
+from limbert.model.inference_mode import autocast
 from limbert.model.sparse_prediction import enable_sparse_prediction
+
+MAX_WORDS = 100_000  # read from a file of word vectors; these files begin with the frequent words
+_BATCH_SIZE, _MAX_BATCH_TOKENS = 64, 2048  # part of the result: other batches may round differently
 
 
 @dataclass(frozen=True)
 class WholeWordVocabulary:
-    """Words of one piece by their entry; the same words in both tables where the tokenizer tells spaces apart."""
+    """The vocabulary's entries that are whole words, by token id; both tables agree unless tokens mark spaces."""
 
     after_space: dict[int, str]
-    without_space: dict[int, str]  # at the start of a text, or after a bracket
+    without_space: dict[int, str]  # at the start of a text or after a bracket
 
     def compatible_words(self, token_id: int) -> dict[int, str]:
-        """The table with the entries that can stand in the place of this one."""
-        return (
-            self.after_space
-            if token_id in self.after_space or token_id not in self.without_space
-            else self.without_space
-        )
+        """The table of the entries that can replace this token."""
+        only_without_space = token_id in self.without_space and token_id not in self.after_space
+        return self.without_space if only_without_space else self.after_space
 
     @cached_property
     def words(self) -> dict[str, int]:
-        """Every word once, with its entry after a space."""
-        return {word: entry for entry, word in self.after_space.items()}
+        """Every word once, with its token id after a space."""
+        return {word: token_id for token_id, word in self.after_space.items()}
 
 
 def find_whole_words(tokenizer: PreTrainedTokenizerBase) -> WholeWordVocabulary:
-    """Ask a fast tokenizer for the words that are one piece."""
+    """Find the words that a fast tokenizer encodes as one token."""
     special = {*tokenizer.all_special_ids}
-    entries = [entry for entry in range(len(tokenizer)) if entry not in special]
-    words = [text.strip() for text in tokenizer.backend_tokenizer.decode_batch([[entry] for entry in entries])]
-    kept = [(entry, word) for entry, word in zip(entries, words, strict=True) if is_word(word)]
-    texts = [word for _, word in kept]
-    spaced = _encode(tokenizer, [f" {text}" for text in texts])
-    alone = _encode(tokenizer, texts)
-    after_space = {entry: word for (entry, word), found in zip(kept, spaced, strict=True) if found == [entry]}
-    known = {*after_space.values()}  # an ending such as "ness" is one piece alone, but no word after a space
-    bare = {entry: word for (entry, word), found in zip(kept, alone, strict=True) if found == [entry] and word in known}
-    return WholeWordVocabulary(after_space, bare)
+    token_ids = [token_id for token_id in range(len(tokenizer)) if token_id not in special]
+    decoded = tokenizer.backend_tokenizer.decode_batch([[token_id] for token_id in token_ids])
+    words = [(token_id, text.strip()) for token_id, text in zip(token_ids, decoded, strict=True)]
+    words = [(token_id, word) for token_id, word in words if is_word(word)]
 
+    def single_tokens(prefix: str) -> dict[int, str]:
+        texts = [prefix + word for _, word in words]
+        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return {token_id: word for (token_id, word), ids in zip(words, encoded, strict=True) if ids == [token_id]}
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return encoded
-
-
-MAX_WORDS = 100_000  # read from a file: the frequent ones stand first
+    after_space = single_tokens(" ")
+    known = {*after_space.values()}  # an ending such as "ness" is one token alone, but not a word after a space
+    return WholeWordVocabulary(after_space, {key: word for key, word in single_tokens("").items() if word in known})
 
 
 class WordVectors:
-    """Words with their vectors, asked for those nearest by cosine.
+    """Nearest words by cosine similarity.
 
     Args:
-        words: as they are written.
-        vectors: ``(words, size)``, of any length; a vector of zeros is near to nothing.
+        words: in any case.
+        vectors: ``(words, dimensions)``, of any norm; a zero vector is similar to nothing.
     """
 
     def __init__(self, words: Sequence[str], vectors: np.ndarray) -> None:
         self._words = tuple(words)
         self._vectors = _normalize(vectors.astype(np.float32))
-        self._index_of = {word: place for place, word in reversed(list(enumerate(self._words)))}
+        self._index_of = {word: index for index, word in reversed(list(enumerate(self._words)))}
 
     def nearest_to_word(self, word: str, count: int) -> tuple[str, ...]:
-        """The nearest other words, nearest first; none where the word, as it is or in small letters, has no vector."""
-        place = self._index_of.get(word, self._index_of.get(word.lower()))
-        return () if place is None else self.nearest_to_vector(self._vectors[place], count, exclude=word)
+        """The nearest other words, nearest first; empty if neither the word nor its lower case has a vector."""
+        index = self._index_of.get(word, self._index_of.get(word.lower()))
+        return () if index is None else self.nearest_to_vector(self._vectors[index], count, exclude=word)
 
     def nearest_to_vector(self, vector: np.ndarray, count: int, *, exclude: str) -> tuple[str, ...]:
-        """The words nearest to a vector ``(size,)``, nearest first, each in one case only and without ``besides``."""
-        nearness = self._vectors @ _normalize(vector.astype(np.float32))  # (words,)
-        many = min(len(nearness), 4 * (count + 1))  # among so many, enough differ in more than their case
-        found: dict[str, str] = {}
-        for place in np.argsort(-nearness, kind="stable")[:many].tolist():
-            found.setdefault(self._words[place].lower(), self._words[place])
-        found.pop(exclude.lower(), None)
-        return tuple(found.values())[:count]
+        """The words nearest to a vector ``(dimensions,)``, nearest first, each in one case and without ``exclude``."""
+        similarity = self._vectors @ _normalize(vector.astype(np.float32))  # (words,)
+        searched = min(len(similarity), 4 * (count + 1))  # enough of them differ in more than their case
+        nearest: dict[str, str] = {}
+        for index in np.argsort(-similarity, kind="stable")[:searched].tolist():
+            nearest.setdefault(self._words[index].lower(), self._words[index])
+        nearest.pop(exclude.lower(), None)
+        return tuple(nearest.values())[:count]
 
 
 def read_word_vectors(path: str | Path, *, max_words: int = MAX_WORDS) -> WordVectors:
-    """The first words of a text file ``WORD NUMBER NUMBER ...``, with or without word2vec's first line of two counts.
+    """Read the first words of a text file ``WORD NUMBER NUMBER ...`` (GloVe; word2vec with its first line of counts).
 
-    Words that are not letters only are read over, since they replace nothing.
+    Entries that do not consist of letters are skipped, as they replace nothing.
 
     Raises:
-        DataError: if it cannot be read (``FILE:LINE: what, expected``), or holds no word.
+        DataError: if the file cannot be read (``FILE:LINE: what, expected``) or contains no word.
     """
     words: list[str] = []
     vectors: list[np.ndarray] = []
-    size = 0
+    dimensions = 0
     try:
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 parts = line.rstrip().split(" ")
                 if number == 1 and len(parts) == 2 and all(part.isdecimal() for part in parts):
                     continue
-                size = size or len(parts) - 1
-                if len(parts) < 2 or len(parts) <= size:
-                    raise DataError(f"{path}:{number}: {len(parts) - 1} numbers, expected a word and {size or 'some'}")
-                word = " ".join(parts[:-size])  # a few words of large files hold spaces
+                dimensions = dimensions or len(parts) - 1
+                if len(parts) < 2 or len(parts) <= dimensions:
+                    expected = f"a word and {dimensions or 'some'}"
+                    raise DataError(f"{path}:{number}: {len(parts) - 1} numbers, expected {expected}")
+                word = " ".join(parts[:-dimensions])  # a few entries of large files contain spaces
                 if is_word(word):
                     words.append(word)
-                    vectors.append(_parse_vector(parts[-size:], f"{path}:{number}"))
+                    vectors.append(_parse_vector(parts[-dimensions:], f"{path}:{number}"))
                 if len(words) == max_words:
                     break
     except UnicodeDecodeError:
@@ -138,23 +131,20 @@ def read_word_vectors(path: str | Path, *, max_words: int = MAX_WORDS) -> WordVe
 
 def _parse_vector(parts: list[str], location: str) -> np.ndarray:
     try:
-        with np.errstate(over="ignore"):  # what is too large is refused below
+        with np.errstate(over="ignore"):  # overflow is refused below
             numbers = np.array(parts, dtype=np.float32)
-    except ValueError:
-        raise DataError(f"{location}: {parts[0]!r} or another is no number, expected a word and its vector") from None
+    except ValueError as error:
+        raise DataError(f"{location}: {first_line(error)}; expected a word and its vector") from None
     if not np.isfinite(numbers).all():
         bad = parts[int(np.flatnonzero(~np.isfinite(numbers))[0])]
-        raise DataError(f"{location}: {bad!r} is no finite number, expected a word and its vector")
+        raise DataError(f"{location}: {bad!r} is not a finite number; expected a word and its vector")
     return numbers
 
 
 def _normalize(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    unit: np.ndarray = vectors / np.where(lengths > 0, lengths, 1.0)
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    unit: np.ndarray = vectors / np.where(norms > 0, norms, 1.0)
     return unit
-
-
-_BATCH_SIZE, _MAX_BATCH_TOKENS = 64, 2048  # part of the result: other batches may round otherwise
 
 
 @dataclass(frozen=True)
@@ -162,10 +152,10 @@ class MaskedText:
     """A text with one word masked.
 
     Attributes:
-        ids: the tokens that the model sees, special ones included.
-        position: of the mask among them.
-        entry: the vocabulary entry that stood there.
-        word: as the text has it.
+        input_ids: the model's input, special tokens included.
+        mask_index: index of the mask in ``input_ids``.
+        token_id: the token that was masked.
+        word: the masked word as written in the text.
     """
 
     input_ids: tuple[int, ...]
@@ -175,10 +165,11 @@ class MaskedText:
 
 
 def load_masked_lm(path_or_hub_id: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A masked language model that can answer at ``positions``, of any family of Transformers, and its tokenizer.
+    """Load a masked language model of any family, with sparse prediction enabled, and its tokenizer.
 
     Raises:
-        CheckpointError: if there is none, it has no trained head for masks, or no fast tokenizer with a mask.
+        CheckpointError: if the model cannot be loaded, has no pretrained language-model head, or its tokenizer is
+            not a fast one with a mask token.
     """
     check_checkpoint_path(path_or_hub_id)
     try:
@@ -186,28 +177,27 @@ def load_masked_lm(path_or_hub_id: str) -> tuple[PreTrainedModel, PreTrainedToke
             path_or_hub_id, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"cannot load the masked language model {path_or_hub_id}: {reason}") from error
+        raise CheckpointError(f"cannot load masked language model {path_or_hub_id}: {first_line(error)}") from error
     tokenizer = load_tokenizer(path_or_hub_id)
     if info["missing_keys"]:
-        lacking = ", ".join(sorted(info["missing_keys"])[:3])
-        raise CheckpointError(f"{path_or_hub_id} is no masked language model: it lacks the weights {lacking}")
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise CheckpointError(f"{path_or_hub_id} is not a masked language model: missing weights {missing}")
     if not tokenizer.is_fast or tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
-        raise CheckpointError(f"the tokenizer of {path_or_hub_id} must be a fast one with a mask and a padding token")
+        raise CheckpointError(f"tokenizer of {path_or_hub_id} must be a fast one with a mask and a padding token")
     enable_sparse_prediction(network)
     network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return network, tokenizer
 
 
 class WordCandidateGenerator:
-    """Candidates for every word of a text that may be replaced.
+    """Finds candidates for every replaceable word of a text.
 
     Args:
-        network, tokenizer: from ``open_masked_lm``.
-        neighbours: for words of several pieces; None takes the network's own input embeddings.
-        keep: words in small letters that stay.
-        count: candidates a word.
-        context: most tokens around a mask, special ones included.
+        network, tokenizer: from ``load_masked_lm``.
+        neighbours: vectors for words of several tokens; None uses the network's own input embeddings.
+        stop_words: words in lower case that are never replaced.
+        num_candidates: candidates per word.
+        max_tokens: longest input of the model, special tokens included.
         precision: ``"bf16"`` runs under autocast.
     """
 
@@ -222,141 +212,122 @@ class WordCandidateGenerator:
         max_tokens: int,
         precision: Precision = "fp32",
     ) -> None:
-        self._network, self._tokenizer, self._stop_words, self._num_candidates = (
-            network,
-            tokenizer,
-            stop_words,
-            num_candidates,
-        )
+        self._network, self._tokenizer, self._stop_words = network, tokenizer, stop_words
+        self._num_candidates, self._precision = num_candidates, precision
         self._max_tokens = min(max_tokens, _max_length(network))
-        self._precision = precision
-        self._whole_words = find_whole_words(tokenizer)
+        self._vocabulary = find_whole_words(tokenizer)
         weights: Tensor = network.get_input_embeddings().weight  # type: ignore[assignment,union-attr]
         embeddings = weights.detach().float().cpu().numpy()  # (vocabulary, hidden)
         self._embeddings: np.ndarray | None = None if neighbours else embeddings
-        words = self._whole_words.words
+        words = self._vocabulary.words
         self._neighbours = neighbours or WordVectors([*words], embeddings[[*words.values()]])
-        self._allowed_ids = {
-            id(table): _vocabulary_mask(table, len(embeddings), network.device)
-            for table in (self._whole_words.after_space, self._whole_words.without_space)
+        self._allowed = {
+            id(table): torch.from_numpy(np.isin(np.arange(len(embeddings)), [*table])).to(network.device)
+            for table in (self._vocabulary.after_space, self._vocabulary.without_space)
         }
 
-    def generate(self, texts: Sequence[str]) -> tuple[list[list[ReplaceableWord]], int]:
-        """The choices of each text, from left to right, and how many words were masked for them."""
-        found: list[list[ReplaceableWord]] = [[] for _ in texts]
-        masks: list[MaskedText] = []
-        targets: list[tuple[int, int]] = []  # (text, place among its choices) of each mask
+    def generate(self, texts: Sequence[str]) -> tuple[list[list[ReplaceableWord]], list[int]]:
+        """The replaceable words of each text, from left to right, and the number of masked ones in each text."""
+        words: list[list[ReplaceableWord]] = []
+        masks: dict[tuple[int, int], MaskedText] = {}  # by text and word
         for index, text in enumerate(texts):
-            for choice in self._candidates(text):
-                if isinstance(choice, tuple):
-                    span, mask = choice
-                    targets.append((index, len(found[index])))
-                    masks.append(mask)
-                    found[index].append(ReplaceableWord(*span, ()))
+            words.append([])
+            for (start, end), tokens, encoded in self._words_with_tokens(text):
+                candidates: tuple[str, ...] = ()
+                if len(tokens) == 1 and tokens[0][1:] == (start, end):
+                    masks[index, len(words[-1])] = self._mask_token(encoded, tokens[0][0], text[start:end])
                 else:
-                    found[index].append(choice)
-        for (index, place), words in zip(targets, self._predict(masks), strict=True):
-            old = found[index][place]
-            found[index][place] = ReplaceableWord(old.start, old.end, words)
-        return found, len(masks)
+                    token_ids = [encoded["input_ids"][token] for token, _, _ in tokens]
+                    candidates = self._nearest_words(text[start:end], token_ids)
+                words[-1].append(ReplaceableWord(start, end, candidates))
+        for (index, word), candidates in zip(masks, self._predict([*masks.values()]), strict=True):
+            words[index][word] = replace(words[index][word], candidates=candidates)
+        return words, np.bincount([index for index, _ in masks], minlength=len(texts)).tolist()
 
-    def _candidates(self, text: str) -> Iterator[ReplaceableWord | tuple[tuple[int, int], MaskedText]]:
-        """Each word with its neighbours, or as a mask."""
+    def _words_with_tokens(
+        self, text: str
+    ) -> list[tuple[tuple[int, int], list[tuple[int, int, int]], dict[str, list[int]]]]:
+        """The span of each replaceable word, its tokens ``(index, start, end)`` and the encoded text."""
         spans = find_replaceable_words(text, stop_words=self._stop_words)
         if not spans:
-            return
+            return []
         encoded = self._tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-        ids: list[int] = encoded["input_ids"]
-        special: list[int] = encoded["special_tokens_mask"]
-        pieces = [
-            (place, *_trim_whitespace(text, *offsets))
-            for place, offsets in enumerate(encoded["offset_mapping"])
-            if not special[place] and offsets[0] < offsets[1]
+        tokens = [
+            (index, *_trim_whitespace(text, *offsets))
+            for index, offsets in enumerate(encoded["offset_mapping"])
+            if not encoded["special_tokens_mask"][index] and offsets[0] < offsets[1]
         ]
-        first = 0
+        found, first = [], 0
         for start, end in spans:
-            while first < len(pieces) and pieces[first][2] <= start:
+            while first < len(tokens) and tokens[first][2] <= start:
                 first += 1
             last = first
-            while last < len(pieces) and pieces[last][1] < end:
+            while last < len(tokens) and tokens[last][1] < end:
                 last += 1
-            mine, word = pieces[first:last], text[start:end]
-            if len(mine) == 1 and mine[0][1:] == (start, end):
-                yield (start, end), self._mask_word(ids, special, mine[0][0], word)
-            else:
-                yield ReplaceableWord(start, end, self._neighbour_words(word, [ids[place] for place, _, _ in mine]))
+            found.append(((start, end), tokens[first:last], encoded))
+        return found
 
-    def _mask_word(self, ids: list[int], special: list[int], position: int, word: str) -> MaskedText:
-        """The tokens around a position with the mask there; a long text is cut on both sides."""
-        before = next(place for place, flag in enumerate(special) if not flag)
-        after = next(place for place, flag in enumerate(reversed(special)) if not flag)
-        room = self._max_tokens - before - after
+    def _mask_token(self, encoded: dict[str, list[int]], index: int, word: str) -> MaskedText:
+        """Replace a token by the mask; a long text is cut on both sides of it."""
+        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+        before, after = special.index(0), special[::-1].index(0)
+        window = self._max_tokens - before - after
         body = ids[before : len(ids) - after]
-        start = max(0, min(position - before - room // 2, len(body) - room))
-        seen = [*ids[:before], *body[start : start + room], *ids[len(ids) - after :]]
-        seen[position - start] = int(self._tokenizer.mask_token_id)
-        return MaskedText(tuple(seen), position - start, ids[position], word)
+        start = max(0, min(index - before - window // 2, len(body) - window))
+        shown = [*ids[:before], *body[start : start + window], *ids[len(ids) - after :]]
+        shown[index - start] = int(self._tokenizer.mask_token_id)
+        return MaskedText(tuple(shown), index - start, ids[index], word)
 
-    def _neighbour_words(self, word: str, token_ids: list[int]) -> tuple[str, ...]:
+    def _nearest_words(self, word: str, token_ids: list[int]) -> tuple[str, ...]:
         if self._embeddings is None:
             return self._neighbours.nearest_to_word(word, self._num_candidates)
         if not token_ids:
             return ()
-        return self._neighbours.nearest_to_vector(
-            self._embeddings[token_ids].mean(axis=0), self._num_candidates, exclude=word
-        )
+        mean = self._embeddings[token_ids].mean(axis=0)
+        return self._neighbours.nearest_to_vector(mean, self._num_candidates, exclude=word)
 
     @torch.inference_mode()
     def _predict(self, masks: list[MaskedText]) -> list[tuple[str, ...]]:
-        """The most probable whole words in the place of each mask, without the word that stood there."""
-        answers: list[tuple[str, ...]] = [()] * len(masks)
-        device = self._network.device
-        autocast = torch.autocast(device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()
+        """The most probable whole words at each mask, without the masked word itself."""
+        candidates: list[tuple[str, ...]] = [()] * len(masks)
         lengths = np.array([len(mask.input_ids) for mask in masks], dtype=np.int64)
         for batch in evaluation_batches(lengths, batch_size=_BATCH_SIZE, max_tokens=_MAX_BATCH_TOKENS):
-            chosen = [masks[index] for index in batch]
-            tables = [self._whole_words.compatible_words(mask.token_id) for mask in chosen]
-            with autocast:
-                logits = mask_logits(self._network, chosen, pad_id=int(self._tokenizer.pad_token_id)).float()
-            allowed = torch.stack([self._allowed_ids[id(table)] for table in tables])  # (batch, vocabulary)
-            most = min(self._num_candidates + 1, allowed.shape[-1])
-            best = logits.masked_fill(~allowed, -torch.inf).topk(most, dim=-1).indices.tolist()
-            for index, mask, table, entries in zip(batch, chosen, tables, best, strict=True):
-                words = (table[entry] for entry in entries if entry in table)  # a small table has fewer
-                answers[index] = tuple(word for word in words if word.lower() != mask.word.lower())[
-                    : self._num_candidates
-                ]
-        return answers
+            with autocast(self._network.device, self._precision):
+                logits = mask_logits(
+                    self._network, [masks[index] for index in batch], pad_id=int(self._tokenizer.pad_token_id)
+                )
+            tables = [self._vocabulary.compatible_words(masks[index].token_id) for index in batch]
+            allowed = torch.stack([self._allowed[id(table)] for table in tables])  # (batch, vocabulary)
+            most = min(self._num_candidates + 1, logits.shape[-1])
+            best = logits.float().masked_fill(~allowed, -torch.inf).topk(most, dim=-1).indices.tolist()
+            for index, table, token_ids in zip(batch, tables, best, strict=True):
+                words = [table[token_id] for token_id in token_ids if token_id in table]  # small tables have fewer
+                others = [word for word in words if word.lower() != masks[index].word.lower()]
+                candidates[index] = tuple(others[: self._num_candidates])
+        return candidates
 
 
 def mask_logits(network: PreTrainedModel, masks: Sequence[MaskedText], *, pad_id: int) -> Tensor:
-    """The logits at each mask, ``(batch, vocabulary)``, in one padded batch; the network is from ``open_masked_lm``."""
+    """The logits at each mask, ``(batch, vocabulary)``, in one padded batch; the network is from ``load_masked_lm``."""
     longest = max(len(mask.input_ids) for mask in masks)
     ids = torch.tensor([[*mask.input_ids, *[pad_id] * (longest - len(mask.input_ids))] for mask in masks])
     lengths = torch.tensor([[len(mask.input_ids)] for mask in masks])
-    seen = (torch.arange(longest) < lengths).long()
+    attention_mask = (torch.arange(longest) < lengths).long()
     positions = torch.tensor([row * longest + mask.mask_index for row, mask in enumerate(masks)])
-    device = network.device
-    answer = network(input_ids=ids.to(device), attention_mask=seen.to(device), positions=positions.to(device))
-    logits: Tensor = answer.logits
+    inputs = {"input_ids": ids, "attention_mask": attention_mask, "positions": positions}
+    logits: Tensor = network(**{name: tensor.to(network.device) for name, tensor in inputs.items()}).logits
     return logits
 
 
-def _vocabulary_mask(words: dict[int, str], size: int, device: torch.device) -> Tensor:
-    mask = torch.zeros(size, dtype=torch.bool, device=device)
-    mask[torch.tensor([*words], dtype=torch.long, device=device)] = True
-    return mask
-
-
 def _trim_whitespace(text: str, start: int, end: int) -> tuple[int, int]:
-    """A piece without the white space that some tokenizers count to it."""
+    """A token's span without the white space that some tokenizers include."""
     while start < end and text[start].isspace():
         start += 1
     return start, end
 
 
 def _max_length(network: PreTrainedModel) -> int:
-    """Tokens that the network has positions for; two fewer in a family where some may go to padding."""
+    """The longest input in tokens; two fewer than positions in unknown families, which may reserve two for padding."""
     if network.config.model_type in FAMILIES:
         return max_input_length(network.config)
     return int(getattr(network.config, "max_position_embeddings", None) or 512) - 2

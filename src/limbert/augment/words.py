@@ -1,18 +1,21 @@
-"""The words of a text that augmentation may replace, where they stand, and how another is written in their place.
+"""Which words of a text augmentation may replace, and how texts with replaced words are sampled.
 
-A word is what stands between white space and punctuation, as in BERT's basic tokenisation. It may be replaced if it
-has letters only and is no function word; all else in a text stays as it is, to the last space.
+A word is what stands between white space and punctuation, as in BERT's basic tokenisation. It is replaceable if it
+consists of letters and is not a stop word; everything else in a text, spaces included, stays as it is.
 """
 
 import functools
 import itertools
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from limbert.errors import DataError
 
-# English function words by kind; the last row is what a contraction leaves on either side of its apostrophe.
+# English function words by class; the last two lines are the parts of contractions around the apostrophe.
 _ENGLISH_FUNCTION_WORDS = """
     i me my myself mine we us our ours ourselves you your yours yourself yourselves he him his himself she her hers
     herself it its itself they them their theirs themselves
@@ -29,51 +32,95 @@ _ENGLISH_FUNCTION_WORDS = """
     weren won wouldn
 """
 FUNCTION_WORDS = frozenset(_ENGLISH_FUNCTION_WORDS.split())
+_ATTEMPTS_PER_EXAMPLE = 4  # for each requested example: short texts have few different variants
+
+
+@dataclass(frozen=True)
+class ReplaceableWord:
+    """A word of a text, ``text[start:end]``, and the words that can replace it."""
+
+    start: int
+    end: int
+    candidates: tuple[str, ...]
 
 
 def find_replaceable_words(text: str, *, stop_words: Collection[str] = FUNCTION_WORDS) -> list[tuple[int, int]]:
-    """Where the words that may be replaced stand, as ``text[start:end]``, from left to right.
-
-    Args:
-        text: any.
-        keep: words in small letters that stay.
-    """
-    found = []
-    for breaks, group in itertools.groupby(range(len(text)), key=lambda place: _is_separator(text[place])):
-        places = list(group)
-        word = text[places[0] : places[-1] + 1]
-        if not breaks and is_word(word) and word.lower() not in stop_words:
-            found.append((places[0], places[-1] + 1))
-    return found
+    """The spans ``(start, end)`` of the replaceable words, from left to right; ``stop_words`` are in lower case."""
+    spans = []
+    for separator, group in itertools.groupby(range(len(text)), key=lambda index: _is_separator(text[index])):
+        indices = list(group)
+        word = text[indices[0] : indices[-1] + 1]
+        if not separator and is_word(word) and word.lower() not in stop_words:
+            spans.append((indices[0], indices[-1] + 1))
+    return spans
 
 
 def is_word(text: str) -> bool:
-    """Whether a text is letters only, accents that stand on their own included."""
+    """Whether a text consists of letters, with combining accents among them."""
     return any(_category(character) == "L" for character in text) and all(
         _category(character) in "LM" for character in text
     )
 
 
 def match_case(word: str, original: str) -> str:
-    """The word in the case of the one it replaces: ALL capitals, a Capital first; else as it is."""
+    """The word in the case of the original: ALL CAPITALS or Capitalised; otherwise unchanged."""
     if len(original) > 1 and original.isupper():
         return word.upper()
     return word[0].upper() + word[1:] if original[0].isupper() else word
 
 
 def read_stop_words(path: str | Path) -> frozenset[str]:
-    """Words in small letters from a file with one a line.
+    """Stop words, in lower case, from a text file with one word a line.
 
     Raises:
-        DataError: if it cannot be read, or has no words.
+        DataError: if the file cannot be read or contains no word.
     """
     try:
         words = frozenset(line.strip().lower() for line in Path(path).read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
     if not words - {""}:
-        raise DataError(f"{path}: no words; expected one a line")
+        raise DataError(f"{path}: no words; expected one word a line")
     return words - {""}
+
+
+def sample_augmented_texts(
+    texts: Sequence[str],
+    replaceable_words: Sequence[Sequence[ReplaceableWord]],
+    *,
+    count: int,
+    probability: float,
+    generator: np.random.Generator,
+) -> list[tuple[str, ...]]:
+    """Different variants of one example, in each of which words are replaced at random.
+
+    The sampling of TinyBERT's augmentation (arXiv 1909.10351, algorithm 1), over all texts of an example at once.
+
+    Args:
+        texts: the example's one or two texts.
+        replaceable_words: of each text, from left to right.
+        count: variants to return; fewer are returned for an example that is too short.
+        probability: probability of replacing a word.
+        generator: source of all randomness.
+    """
+    words = [(index, word) for index, part in enumerate(replaceable_words) for word in part if word.candidates]
+    num_candidates = np.array([len(word.candidates) for _, word in words], dtype=np.int64)
+    seen = {tuple(texts)}
+    variants: list[tuple[str, ...]] = []
+    for _ in range(_ATTEMPTS_PER_EXAMPLE * count if words else 0):
+        replaced = generator.random(len(words)) < probability
+        picks = generator.integers(num_candidates)
+        variant = list(texts)
+        for number in np.flatnonzero(replaced)[::-1].tolist():  # from the right, so that spans to the left stay valid
+            index, word = words[number]
+            new = match_case(word.candidates[picks[number]], texts[index][word.start : word.end])
+            variant[index] = variant[index][: word.start] + new + variant[index][word.end :]
+        if tuple(variant) not in seen:
+            seen.add(tuple(variant))
+            variants.append(tuple(variant))
+            if len(variants) == count:
+                break
+    return variants
 
 
 @functools.lru_cache(100_000)
@@ -83,7 +130,5 @@ def _category(character: str) -> str:
 
 @functools.lru_cache(100_000)
 def _is_separator(character: str) -> bool:
-    """White space, punctuation, control characters and separators; of ASCII all that is neither letter nor digit."""
-    if character.isascii():
-        return not character.isalnum()
-    return _category(character) in "PZC"
+    """White space, punctuation, control characters; in ASCII everything but letters and digits."""
+    return not character.isalnum() if character.isascii() else _category(character) in "PZC"

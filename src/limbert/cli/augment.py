@@ -1,4 +1,4 @@
-"""``limbert augment``: more training rows for distillation, made by replacing words."""
+"""``limbert augment``: more training examples for distillation, made by replacing words."""
 
 import os
 from typing import Annotated
@@ -22,9 +22,7 @@ def augment(
     label_names: opt.LabelNames = None,
     label_separator: opt.LabelSeparator = None,
     skip_bad_rows: opt.SkipBadRows = False,
-    max_length: Annotated[
-        int | None, typer.Option(help="longest input of the teacher in tokens (default: 128)")
-    ] = None,
+    max_length: Annotated[int, typer.Option(help="longest input of the teacher in tokens")] = DataConfig.max_length,
     neighbours: Annotated[str, typer.Option(help=field_help(AugmentConfig, "neighbours"))] = "embeddings",
     copies: Annotated[int | None, typer.Option(help=field_help(AugmentConfig, "copies"), show_default=False)] = None,
     candidates: Annotated[int, typer.Option(help=field_help(AugmentConfig, "candidates"))] = 15,
@@ -39,47 +37,21 @@ def augment(
     seed: opt.Seed = 42,
     precision: opt.RunPrecision = "fp32",
     workers: Annotated[
-        int | None, typer.Option(help="processes of one thread each (default: one a core, or one with a GPU)", min=1)
+        int | None, typer.Option(help="processes of one thread each (default: one per core; one with a GPU)", min=1)
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace a result with other settings in the output")] = False,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Write copies of the training rows with words replaced by what a masked language model, or word vectors, suggest.
+    """Write augmented training examples: words are replaced by candidates of a masked language model or word vectors.
 
-    Killed or stopped, the same command goes on where it was.
+    If interrupted, run the same command again to resume.
 
     Example: limbert augment --task mrpc --data glue/MRPC --lm bert-base-uncased --output augmented/mrpc
 
     Example: limbert train --task mrpc --data glue/MRPC --model ENCODER --augmented augmented/mrpc/train_aug.tsv \
         --output runs/mrpc
     """
-    config = AugmentConfig(
-        lm=lm,
-        output=output,
-        neighbours=neighbours,
-        copies=copies,
-        candidates=candidates,
-        probability=probability,
-        stop_words=stop_words,
-        context=context,
-        with_logits=with_logits,
-        seed=seed,
-        precision=precision,  # type: ignore[arg-type]  # checked by the dataclass
-    )
-    data_config = DataConfig(
-        task=task,
-        data=data,
-        train=train,
-        text_column=text_column,
-        pair_column=pair_column,
-        label_column=label_column,
-        task_type=task_type,  # type: ignore[arg-type]
-        label_names=opt.split_commas(label_names),
-        label_separator=label_separator,
-        skip_bad_rows=skip_bad_rows,
-        max_length=DataConfig.max_length if max_length is None else max_length,
-    )
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the worker processes are to be as quiet as this one
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # inherited by worker processes
     opt.prepare_libraries(None)
     import torch
 
@@ -88,19 +60,40 @@ def augment(
     from limbert.inference.load import usable_cores
 
     with show.titled_progress_bar() as advance:
-        made = run_augmentation(
-            config,
-            data_config,
+        result = run_augmentation(
+            lm=lm,
+            output=output,
+            neighbours=neighbours,
+            copies=copies,
+            candidates=candidates,
+            probability=probability,
+            stop_words=stop_words,
+            context=context,
+            with_logits=with_logits,
+            seed=seed,
+            precision=precision,
+            task=task,
+            data=data,
+            train=train,
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+            task_type=task_type,
+            label_names=opt.split_commas(label_names),
+            label_separator=label_separator,
+            skip_bad_rows=skip_bad_rows,
+            max_length=max_length,
             workers=workers or (1 if torch.cuda.is_available() else usable_cores()),
             overwrite=overwrite,
             progress=advance,
         )
     if as_json:
-        show.print_json(made.to_dict())
+        show.print_json(result.to_dict())
         return
-    rate = f", {made.masks_per_minute} a minute" if made.masks_per_minute else ""
+    rate = f", {result.masks_per_minute} per minute" if result.masks_per_minute else ""
     show.stdout.print(
-        f"{made.num_augmented} copies of {made.num_examples} rows in {made.path} ({made.num_masked_words} words masked{rate})",
+        f"Saved {result.num_augmented} augmented examples of {result.num_examples} training examples to {result.path} "
+        f"({result.num_masked_words} masked words{rate}). Next: limbert train --augmented {result.path}",
         highlight=False,
         soft_wrap=True,
     )

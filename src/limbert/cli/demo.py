@@ -1,4 +1,4 @@
-"""``limbert demo``: the whole story in some minutes, on a real encoder and real bundled data."""
+"""``limbert demo``: train, measure and predict in a few minutes, on a real encoder and real bundled data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,9 +26,9 @@ def demo(
     overwrite: Annotated[bool, typer.Option(help="train again even if the folder holds a trained model")] = False,
     threads: opt.Threads = None,
 ) -> None:
-    """Turn a small real encoder into twelve sub-networks, measure them, and let three of them answer.
+    """Train a small real encoder, measure its twelve sub-networks, and predict with three of them.
 
-    Trains all-MiniLM-L6-v2 to sort banking questions (a part of Banking77) in a few minutes on two cores.
+    Trains all-MiniLM-L6-v2 to classify banking questions (a part of Banking77) in a few minutes on two cores.
 
     Example: limbert demo
     """
@@ -45,13 +45,13 @@ def demo(
 
 
 def _is_main_process() -> bool:
-    from limbert.train.distributed import init_distributed
+    from limbert.train.distributed import is_main_process
 
-    return init_distributed().is_main_process
+    return is_main_process()
 
 
 def _base_model_path() -> str:
-    """Where the package with the encoder keeps it; the package itself is not imported."""
+    """The encoder's folder in its package, which is not imported."""
     from importlib.util import find_spec
 
     spec = find_spec(BASE_MODEL_PACKAGE)
@@ -68,38 +68,37 @@ def _train(config: TrainConfig, data_config: DataConfig, *, overwrite: bool) -> 
     if overwrite or not Path(config.output).exists():
         show.stderr.print(
             "Training all-MiniLM-L6-v2 (22.7 M parameters) on banking questions: "
-            "first the whole model, then its widths, then widths and depths.",
+            "first the whole model, then all widths, then all widths and depths.",
             soft_wrap=True,
         )
     train_with_progress(config, load_recipe(config.recipe), data_config, overwrite=overwrite)
 
 
 def _print_results(output: str, data_config: DataConfig) -> None:
-    """The measured table, the answers at three sizes, and what to do next."""
+    """The measured table, the predictions of three sub-networks, and what to do next."""
     from limbert.cli import show
     from limbert.data.load import load_evaluation_data
     from limbert.evaluation.results import read_results
     from limbert.inference.load import load_checkpoint
 
-    opened = load_checkpoint(output)
+    checkpoint = load_checkpoint(output)
     results = read_results(output)
-    assert opened.task is not None
-    rows = sum(len(examples) for examples in load_evaluation_data(data_config, opened.task).values())
-    latency = _measure_latency(opened)
+    assert checkpoint.task is not None
+    count = sum(len(examples) for examples in load_evaluation_data(data_config, checkpoint.task).values())
+    latency = _measure_latency(checkpoint)
     show.stdout.print()
     show.stdout.print(
-        f"Twelve sub-networks of one model, on {rows} questions of {len(opened.task.labels)} kinds not seen in "
-        "training. Latency: one question, median, on this machine.",
+        f"Twelve sub-networks of one model, on {count} held-out questions in {len(checkpoint.task.labels)} classes. "
+        "Latency: one question, median, on this machine.",
         soft_wrap=True,
     )
     show.stdout.print(show.results_table(results, latency))
     for sentence in EXAMPLE_TEXTS:
         show.stdout.print(f"\n[italic]{sentence}[/italic]")
         for name in DEMO_SUBNETS:
-            answer = _predict_label(opened, sentence, name)
-            show.stdout.print(f"  {name:9} {answer}", highlight=False)
+            show.stdout.print(f"  {name:9} {_predict_label(checkpoint, sentence, name)}", highlight=False)
     show.stdout.print(
-        f"\nThe model is in [bold]{output}[/bold]: plain Transformers loads it at full size, Limbert at any size.\n"
+        f"\nSaved elastic model to [bold]{output}[/bold]: plain Transformers loads it at full size, Limbert at any.\n"
         "Next:\n"
         f'  limbert predict {output} --subnet 0.25x0.5 --text "Why was my transfer declined?"\n'
         f"  limbert evaluate {output} --subnet 0.5x0.75\n"
@@ -109,22 +108,22 @@ def _print_results(output: str, data_config: DataConfig) -> None:
     )
 
 
-def _measure_latency(opened: "LoadedCheckpoint") -> dict[str, float]:
+def _measure_latency(checkpoint: "LoadedCheckpoint") -> dict[str, float]:
     from limbert.cli import show
     from limbert.evaluation.benchmark import median_latency
 
-    inputs = dict(opened.tokenizer(EXAMPLE_TEXTS[0], return_tensors="pt"))
-    networks = {name: opened.model.view(subnet) for name, subnet in opened.model.subnets().items()}
+    inputs = dict(checkpoint.tokenizer(EXAMPLE_TEXTS[0], return_tensors="pt"))
+    networks = {name: checkpoint.model.view(subnet) for name, subnet in checkpoint.model.subnets().items()}
     with show.progress_bar("measuring") as advance:
         return median_latency(networks, inputs, progress=advance)
 
 
-def _predict_label(opened: "LoadedCheckpoint", text: str, subnet_name: str) -> str:
+def _predict_label(checkpoint: "LoadedCheckpoint", text: str, subnet_name: str) -> str:
     from limbert.data.readers import Examples
     from limbert.inference.policy import Policy
     from limbert.inference.predict import predict
 
-    assert opened.task is not None
-    tokens = opened.tokenize(Examples((text,), None, None), cache=False)
-    (prediction,) = predict(opened.model, tokens, task=opened.task, policy=Policy(subnet=subnet_name))
+    assert checkpoint.task is not None
+    tokens = checkpoint.tokenize(Examples((text,), None, None), cache=False)
+    (prediction,) = predict(checkpoint.model, tokens, task=checkpoint.task, policy=Policy(subnet=subnet_name))
     return f"{prediction.label} ({prediction.score:.2f})"

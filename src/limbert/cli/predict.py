@@ -10,7 +10,7 @@ from limbert.cli import options as opt
 from limbert.cli import predict_on_ray as on_ray
 from limbert.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths
 from limbert.cli.predict_server import RemotePredictor, check_server_options
-from limbert.data.readers import find_lone_surrogate
+from limbert.data.table import find_lone_surrogate
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def predict(
     if chosen.subnet is not None:
         warn_if_untrained(model, chosen.subnet)
     if engine == "ray":
-    
         on_ray.predict_on_ray(
             checkpoint.path,
             checkpoint,

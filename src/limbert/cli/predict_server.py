@@ -1,4 +1,4 @@
-"""``limbert predict --server``: the same answers, from a server instead of a model on this machine."""
+"""``limbert predict --server``: predictions from a server instead of a model on this machine."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
     from limbert.client import Client, ServerPrediction
     from limbert.data.readers import Examples
 
-_MULTI_LABEL_THRESHOLD = 0.5  # a label of a multi-label task holds where its probability is over this
 _LOCAL_ONLY_OPTIONS = (
     *("widths", "exit_threshold", "exit_rule", "batch_size", "precision", "threads", "device"),
     *("engine", "workers", "keep", "shard_rows", "skip_bad_rows"),
@@ -21,7 +21,7 @@ _LOCAL_ONLY_OPTIONS = (
 
 
 def check_server_options(context: typer.Context) -> None:
-    """Refuse options that say both, or neither, of a model on this machine and a server.
+    """Require either RUN or ``--server``, and refuse options of the other.
 
     Raises:
         ConfigError: naming the option.
@@ -33,9 +33,9 @@ def check_server_options(context: typer.Context) -> None:
 
     if given("run") == given("server"):
         both = "not both" if given("run") else "none is given"
-        raise ConfigError(f"give either RUN, a model on this machine, or --server URL; {both}")
+        raise ConfigError(f"provide either RUN, a model on this machine, or --server URL; {both}")
     if given("run") and given("api_key"):
-        raise ConfigError("--api-key is for --server; a model on this machine asks for none")
+        raise ConfigError("--api-key is for --server; a model on this machine needs none")
     for name in _LOCAL_ONLY_OPTIONS if given("server") else ():
         if given(name):
             raise ConfigError(f"--{name.replace('_', '-')} is for a model on this machine; the server has its own")
@@ -43,10 +43,10 @@ def check_server_options(context: typer.Context) -> None:
 
 @dataclass(frozen=True)
 class RemotePredictor:
-    """Who is asked, and for which size; without subnet and policy the server chooses.
+    """A server and the variant to request; without subnet and policy the server's policy decides.
 
     Raises:
-        ConfigError: for a URL that is none.
+        ConfigError: for an invalid URL.
     """
 
     url: str
@@ -55,11 +55,11 @@ class RemotePredictor:
     policy: str | None
 
     def __post_init__(self) -> None:
-        assert self.client  # refuses a bad URL before any file is read
+        assert self.client  # an invalid URL is refused before any file is read
 
     @cached_property
     def client(self) -> "Client":
-        """Open connections are its own."""
+        """The client, which keeps connections open."""
         from limbert.client import Client
 
         return Client(self.url, api_key=self.api_key)
@@ -73,7 +73,7 @@ class RemotePredictor:
         text_column: str | None,
         pair_column: str | None,
     ) -> "Examples":
-        """The texts of the command line, or of a file; its first column of text where no column is named.
+        """Texts of the command line or of a file (by default of its first column of text).
 
         Raises:
             DataError: for a file that cannot be read.
@@ -86,37 +86,33 @@ class RemotePredictor:
         return read_texts(Path(path).expanduser(), DataConfig(text_column=text_column, pair_column=pair_column))
 
     def predict(self, examples: "Examples") -> list[dict[str, Any]]:
-        """The answer to each, as ``limbert predict`` writes it; with the size where it is known.
+        """Predictions as ``limbert predict`` writes them, with the variant as ``size`` where it is known.
 
         Raises:
-            RemoteError: if the server does not answer.
+            RemoteError: if the server cannot be reached or refuses.
         """
         from limbert.cli import show
 
-        part = 16 * self.client.max_batch_size
-        answers: list[dict[str, Any]] = []
-        with show.progress_bar("answering") as advance, self.client as client:
-            for start in range(0, len(examples), part):
-                pairs = None if examples.pairs is None else examples.pairs[start : start + part]
-                texts = examples.texts[start : start + part]
-                for answer in client.predict(texts, pairs=pairs, subnet=self.subnet, policy=self.policy):
-                    row = _prediction_json(answer, client.task_type)
-                    answers.append(row | {"size": answer.subnet} if answer.subnet else row)
-                advance(len(answers), len(examples))
-        return answers
+        chunk_size = 16 * self.client.max_batch_size
+        rows: list[dict[str, Any]] = []
+        with show.progress_bar("predicting") as advance, self.client as client:
+            for start in range(0, len(examples), chunk_size):
+                pairs = None if examples.pairs is None else examples.pairs[start : start + chunk_size]
+                texts = examples.texts[start : start + chunk_size]
+                for prediction in client.predict(texts, pairs=pairs, subnet=self.subnet, policy=self.policy):
+                    row = _prediction_json(prediction, client.task_type)
+                    rows.append(row | {"size": prediction.subnet} if prediction.subnet else row)
+                advance(len(rows), len(examples))
+        return rows
 
 
 def _prediction_json(prediction: "ServerPrediction", task_type: str) -> dict[str, Any]:
-    """As a prediction without a server is written."""
     if task_type == "multi-label":
-        held = [
+        applying = [
             {"label": label, "score": score}
             for label, score in prediction.scores.items()
-            if score > _MULTI_LABEL_THRESHOLD
+            if score > MULTI_LABEL_THRESHOLD
         ]
-        return {"labels": held}
-    return (
-        {"score": prediction.score}
-        if prediction.label is None
-        else {"label": prediction.label, "score": prediction.score}
-    )
+        return {"labels": applying}
+    score = {"score": prediction.score}
+    return score if prediction.label is None else {"label": prediction.label, **score}

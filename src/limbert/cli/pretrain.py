@@ -1,4 +1,4 @@
-"""``limbert pretrain``: from an encoder and plain text to an elastic encoder that any task can start from."""
+"""``limbert pretrain``: an elastic encoder, to be fine-tuned on any task, from an encoder and plain text."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.terminal_run import build_recipe, finished_results, run_with_terminal_progress
 from limbert.core.config import CorpusConfig, TrainConfig, field_help
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from limbert.evaluation.results import SubnetResult
-    from limbert.train.recipes import Recipe
 
 
 def pretrain(
@@ -21,7 +19,7 @@ def pretrain(
     model: Annotated[
         str,
         typer.Option(
-            help="masked-language model, encoder, or folder with a config and tokenizer but no weights (random ones)",
+            help="masked language model, encoder, or folder with config and tokenizer but no weights (random ones)",
             show_default=False,
         ),
     ],
@@ -48,7 +46,7 @@ def pretrain(
     seed: opt.Seed = 42,
     precision: opt.RunPrecision = "fp32",
     validation: Annotated[
-        float, typer.Option(help="share of the sequences kept back to choose and score, and as many to report on")
+        float, typer.Option(help="fraction of the sequences held out to choose checkpoints, and as many to report on")
     ] = 0.05,
     checkpoint_every: Annotated[float, typer.Option(help=field_help(TrainConfig, "checkpoint_every"))] = 120.0,
     tensorboard: Annotated[bool, typer.Option(help=field_help(TrainConfig, "tensorboard"))] = False,
@@ -56,9 +54,9 @@ def pretrain(
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Pre-train an elastic encoder on hidden words. Killed or stopped, the same command goes on where it was.
+    """Pre-train an elastic encoder on masked words. If interrupted, run the same command again to resume.
 
-    The result is a masked-language model that plain Transformers loads at full size, and a start for any task:
+    The result is a masked language model that plain Transformers loads at full size, and a base model for any task:
     limbert train --model OUTPUT.
 
     Example: limbert pretrain --corpus "texts/*.txt" --model bert-base-uncased --output runs/elastic-bert
@@ -106,57 +104,39 @@ def _pretrain(
     config: TrainConfig, corpus: CorpusConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
 ) -> None:
     from limbert.cli import show
+    from limbert.cli.terminal_run import build_recipe, run_in_terminal
     from limbert.data.mlm.corpus import corpus_files
     from limbert.train.distributed import init_distributed
+    from limbert.train.pretrain import pretrain_corpus
 
-    init_distributed()  # before anything can be wrong, so that an error of any of several is heard
+    init_distributed()  # first, so that an error of any process is reported once
     recipe = build_recipe(config, overrides)
     corpus_files(corpus.corpus, exclude=corpus_files(corpus.dev))
-    results = _pretrain_with_progress(config, recipe, corpus, overwrite=overwrite)
+    results = run_in_terminal(
+        lambda progress: pretrain_corpus(
+            config, recipe, corpus, callbacks=[progress], progress=progress.prepare, overwrite=overwrite
+        )
+    )
     if as_json:
         show.print_json([result.to_dict() for result in results])
     else:
         show.stdout.print(mlm_results_table(results))
-        show.stdout.print(f"elastic encoder in {config.output}", highlight=False, soft_wrap=True)
-
-
-def _pretrain_with_progress(
-    config: TrainConfig, recipe: "Recipe", corpus: CorpusConfig, *, overwrite: bool
-) -> "list[SubnetResult]":
-    """Run in the terminal, or read the results of a run that is finished already."""
-    from limbert.train.distributed import init_distributed
-    from limbert.train.fingerprint import corpus_fingerprints, run_settings
-    from limbert.train.pretrain import PretrainingRun
-
-    recipe = recipe.with_world_size(init_distributed().world_size)
-    content = corpus_fingerprints(corpus, config.model)
-    results = finished_results(
-        config.output, run_settings(config, recipe.to_dict(), corpus, content), overwrite=overwrite
-    )
-    if results is not None:
-        return results
-    return run_with_terminal_progress(
-        lambda monitor, should_stop: PretrainingRun(
-            config,
-            recipe,
-            corpus=corpus,
-            fingerprints=content,
-            callback=monitor,
-            should_stop=should_stop,
-            overwrite=overwrite,
+        show.stdout.print(
+            f"Saved elastic encoder to {config.output}. Next: limbert train --model {config.output}",
+            highlight=False,
+            soft_wrap=True,
         )
-    )
 
 
 def mlm_results_table(results: "Sequence[SubnetResult]") -> "Table":
-    """Sub-networks with what they cost and how well they find hidden words."""
+    """A table of sub-networks with their cost and masked-token metrics."""
     from rich.table import Table
 
     from limbert.cli.show import format_count
 
     table = Table(header_style="bold", row_styles=["", "dim"])
     table.add_column("sub-network")
-    for name in ("parameters", "FLOPs in layers", "hidden words found", "loss", "perplexity"):
+    for name in ("parameters", "FLOPs in layers", "masked-token accuracy", "loss", "perplexity"):
         table.add_column(name, justify="right")
     for result in results:
         metrics = result.metrics

@@ -16,8 +16,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from limbert.train.progress import TrainingCallback, TrainingProgress
-
 if TYPE_CHECKING:
     from limbert.data.readers import Examples
     from limbert.evaluation.results import PolicyResult, SubnetResult
@@ -155,52 +153,3 @@ class TitledProgressBar:
 def titled_progress_bar() -> TitledProgressBar:
     """A new `TitledProgressBar`."""
     return TitledProgressBar()
-
-
-class TerminalProgressCallback(TrainingCallback):
-    """Shows a training run: one bar a phase with loss and rate, one line a validation."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("[bold]{task.description:9}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=stderr,
-            disable=not stderr.is_terminal,  # the monitor then prints lines instead
-        )
-        self._task: Any = None
-
-    def __enter__(self) -> "TerminalProgressCallback":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def on_phase_begin(self, phase: str, *, step: int, steps: int) -> None:
-        self._task = self._progress.add_task(phase, total=steps, completed=step, state="")
-        if not stderr.is_terminal:
-            stderr.print(f"{phase}: {steps} steps" + (f", going on from step {step}" if step else ""))
-
-    def on_prepare(self, phase: str, description: str, done: int, total: int) -> None:
-        if self._task is None or self._progress.tasks[-1].description != description:
-            self._task = self._progress.add_task(description, state="")
-            if not stderr.is_terminal:
-                stderr.print(f"{phase}: {description}")
-        self._progress.update(self._task, completed=done + 1, total=total)
-
-    def on_log(self, progress: TrainingProgress) -> None:
-        state = f"loss {progress.loss:.4f}  {progress.examples_per_second:.0f} examples/s"
-        self._progress.update(self._task, completed=progress.step, state=state)
-        if not stderr.is_terminal and (progress.step % 100 == 0 or progress.step == progress.steps):
-            stderr.print(f"{progress.phase}: step {progress.step} of {progress.steps}, {state}")
-
-    def on_evaluate(self, phase: str, *, step: int, score: float, is_best: bool) -> None:
-        mark = ", the best so far" if is_best else ""
-        self._progress.console.print(f"{phase}: validation after step {step}: mean {100 * score:.1f}{mark}")
-
-    def on_message(self, text: str) -> None:
-        self._progress.console.print(text, style="dim", highlight=False)

@@ -1,101 +1,144 @@
-"""What ``train`` and ``pretrain`` share: a recipe out of options, and a run that a terminal can stop."""
+"""What ``train`` and ``pretrain`` share: a recipe from options, and a training shown in the terminal."""
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
 
-from limbert.cli import together
+from limbert.cli.show import stderr
 from limbert.core.config import TrainConfig
+from limbert.errors import TrainingInterrupted
 
 if TYPE_CHECKING:
     from limbert.evaluation.results import SubnetResult
-    from limbert.train.progress import TrainingCallback
     from limbert.train.recipes import Recipe
 
-
-class TrainableRun(Protocol):
-    """A training that is ready to start."""
-
-    def run(self) -> "list[SubnetResult]": ...
+_LINES_EVERY = 100  # steps, where the output is no terminal
 
 
 def build_recipe(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
-    """The recipe with the options' overrides; without any for sizes, an elastic model goes on with its own.
+    """The recipe with the options' overrides; without any for the space, that of an elastic base model.
 
     Raises:
         ConfigError: if the recipe or an override is wrong.
         CheckpointError: if the model's folder is missing.
     """
-    from limbert.cli import show
-    from limbert.inference.base_model import trained_space
     from limbert.model.checkpoint import check_checkpoint_path
     from limbert.train.recipes import load_recipe, override_recipe
+    from limbert.train.run import with_trained_space
 
     recipe = override_recipe(load_recipe(config.recipe), **overrides)
     check_checkpoint_path(config.model)
-    space = trained_space(config.model)
-    if space is None or space == recipe.space or any(overrides["space"].values()):
-        return recipe
-    shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
-    show.stderr.print(f"going on with what {config.model} was trained for: {shown}", soft_wrap=True)
-    return replace(recipe, space=space)
+    return recipe if any(overrides["space"].values()) else with_trained_space(recipe, config.model)
 
 
-def finished_results(output: str, settings: dict[str, Any], *, overwrite: bool) -> "list[SubnetResult] | None":
-    """The results of a run with these settings that is finished already; None where there is something to do."""
-    from limbert.cli import show
-    from limbert.evaluation.results import read_results
-    from limbert.train.run_folder import is_run_finished
-
-    if not is_run_finished(output, settings, overwrite=overwrite):
-        return None
-    note = f"{output} is finished already, with these settings (--overwrite trains it again)"
-    show.stderr.print(note, soft_wrap=True)
-    return read_results(output)
-
-
-def run_with_terminal_progress(
-    create_run: "Callable[[TrainingCallback, Callable[[], bool]], TrainableRun]",
-) -> "list[SubnetResult]":
-    """Run what ``prepare(monitor, should_stop)`` returns, with its progress shown.
+def run_in_terminal(run: "Callable[[TerminalProgress], list[SubnetResult]]") -> "list[SubnetResult]":
+    """Call a training with its progress shown.
 
     Raises:
-        typer.Exit: when stopped by Ctrl-C or SIGTERM, after saving the state.
+        typer.Exit: when interrupted by Ctrl-C or SIGTERM; what is finished is saved.
     """
-    from limbert.cli import show
-    from limbert.errors import TrainingInterrupted
-
-    with show.TerminalProgressCallback() as monitor, interrupt_on_signal() as should_stop:
-        run = create_run(monitor, should_stop)
+    with TerminalProgress() as progress, _interrupted_by_sigterm():
         try:
-            return run.run()
+            return run(progress)
         except TrainingInterrupted as interrupted:
-            show.stderr.print(f"{interrupted}; the same command goes on from there")
-            raise typer.Exit(130) from None
+            stderr.print(f"{interrupted} Run the same command to resume.", highlight=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            stderr.print("Interrupted. Run the same command to resume.")
+    raise typer.Exit(130)
 
 
 @contextmanager
-def interrupt_on_signal() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM asks the run to stop after its step; a second one ends it at once.
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM acts as Ctrl-C, also between the phases."""
 
-    Not where a launcher started the process: it passes on a Ctrl-C that the terminal sends to all of them anyway, and
-    itself ends those that do not stop.
-    """
-    asked = False
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
 
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        if not together.is_distributed_launch():
-            signal.signal(number, previous[signal.Signals(number)])
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield lambda: asked
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, previous)
+
+
+class TerminalProgress(TrainerCallback):
+    """Shows a training: a bar for each phase with loss and speed, a line for each validation, and log messages."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description:9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=stderr,
+            disable=not stderr.is_terminal,  # lines are printed instead
+        )
+        self._task: Any = None
+        self._messages = _PrintedMessages(self._progress)
+
+    def __enter__(self) -> "TerminalProgress":
+        logger = logging.getLogger("limbert")
+        self._level = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self._messages)
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        logger = logging.getLogger("limbert")
+        logger.removeHandler(self._messages)
+        logger.setLevel(self._level)
+
+    def prepare(self, description: str, done: int, total: int) -> None:
+        """Show something that is computed before the first step of a phase."""
+        if self._task is None or self._progress.tasks[-1].description != description:
+            self._task = self._progress.add_task(description, state="")
+            if not stderr.is_terminal:
+                stderr.print(description)
+        self._progress.update(self._task, completed=done + 1, total=total)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step, steps = state.global_step, state.max_steps
+        self._task = self._progress.add_task(args.phase, total=steps, completed=step, state="")
+        if not stderr.is_terminal:
+            stderr.print(f"{args.phase}: {steps} steps" + (f", resuming from step {step}" if step else ""))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        shown = f"loss {logs['loss']:.4f}  {logs['examples_per_second']:.0f} examples/s"
+        self._progress.update(self._task, completed=state.global_step, state=shown)
+        last = state.global_step == state.max_steps
+        if not stderr.is_terminal and (state.global_step % _LINES_EVERY == 0 or last):
+            stderr.print(f"{args.phase}: step {state.global_step} of {state.max_steps}, {shown}")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        name = args.metric_for_best_model
+        if name is None:
+            return
+        value, count = metrics[f"eval_{name}"], sum(key.endswith(f"/{name}") for key in metrics)
+        best = state.best_metric is None or (value > state.best_metric) == bool(args.greater_is_better)
+        self._progress.console.print(
+            f"{args.phase}, step {state.global_step}: validation {name} {100 * value:.1f} "
+            f"(mean of {count} sub-network{'s' * (count != 1)}){', best so far' * best}"
+        )
+
+
+class _PrintedMessages(logging.Handler):
+    """Prints log messages above the progress bars."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.console.print(record.getMessage(), style="dim", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The command where torchrun or accelerate launch started it several times: one voice, one error."""
+"""The command under torchrun or accelerate launch: only rank 0 prints, and an error is reported once."""
 
 import os
 import sys
@@ -17,17 +17,17 @@ def is_distributed_launch() -> bool:
 
 @contextmanager
 def mute_other_ranks(arguments: Sequence[str]) -> Iterator[None]:
-    """Let only the first of several processes write to the terminal; the others' errors are raised all the same.
+    """Let only rank 0 write to the terminal; errors of the others are raised all the same.
 
     Raises:
-        ConfigError: for a verb that several processes would do several times.
+        ConfigError: for a command that runs in one process.
     """
     if not is_distributed_launch():
         yield
         return
     if arguments and not arguments[0].startswith("-") and arguments[0] not in DISTRIBUTED_COMMANDS:
         raise ConfigError(
-            f"limbert {arguments[0]} runs in one process; several can do: {', '.join(DISTRIBUTED_COMMANDS)}"
+            f"limbert {arguments[0]} runs in one process; these run in several: {', '.join(DISTRIBUTED_COMMANDS)}"
         )
     if int(os.environ.get("RANK", "0")) == 0:
         yield
@@ -37,7 +37,7 @@ def mute_other_ranks(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def exit_if_error_already_reported() -> None:
-    """Exit with status 1 where another process has said already why the run ends."""
+    """Exit with status 1 if another process has reported the error of this run already."""
     if not is_distributed_launch():
         return
     from limbert.train.distributed import is_first_failed_process

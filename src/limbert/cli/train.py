@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.terminal_run import build_recipe, finished_results, run_with_terminal_progress
 from limbert.core.config import DataConfig, TrainConfig, field_help
 
 if TYPE_CHECKING:
     from limbert.evaluation.results import SubnetResult
     from limbert.train.recipes import Recipe
 
-
-_LARGE_REGRESSION_LABEL = 100  # from here on, labels of a regression are too large for the learning rates of an encoder
+_LARGE_REGRESSION_LABEL = 100  # above it, labels are too large for the learning rates of an encoder
 
 
 def train(
@@ -34,6 +32,8 @@ def train(
     max_length: opt.MaxLength = None,
     held_out: opt.HeldOut = None,
     label_separator: opt.LabelSeparator = None,
+    label_columns: opt.LabelColumns = None,
+    metric: opt.Metric = None,
     stride: opt.Stride = None,
     recipe: Annotated[str, typer.Option(help=field_help(TrainConfig, "recipe"))] = "limbert",
     phases: Annotated[str | None, typer.Option(help=field_help(TrainConfig, "phases"), show_default=False)] = None,
@@ -57,7 +57,7 @@ def train(
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Train an elastic model. Killed or stopped, the same command goes on where it was.
+    """Train an elastic model. If interrupted, run the same command again to resume from the last checkpoint.
 
     Example: limbert train --task mrpc --data glue/MRPC --model bert-base-uncased --output runs/mrpc
 
@@ -83,6 +83,8 @@ def train(
         max_length=DataConfig.max_length if max_length is None else max_length,
         held_out=held_out,
         label_separator=label_separator,
+        label_columns=opt.split_commas(label_columns),
+        metric=metric,
         stride=stride,
     )
     opt.require_tensorboard(tensorboard)
@@ -117,16 +119,21 @@ def _train(
     config: TrainConfig, data_config: DataConfig, overrides: dict[str, Any], *, overwrite: bool, as_json: bool
 ) -> None:
     from limbert.cli import show
+    from limbert.cli.terminal_run import build_recipe
     from limbert.train.distributed import init_distributed
 
-    init_distributed()  # before anything can be wrong, so that an error of any of several is heard
+    init_distributed()  # first, so that an error of any process is reported once
     recipe = build_recipe(config, overrides)
     results = train_with_progress(config, recipe, data_config, overwrite=overwrite)
     if as_json:
         show.print_json([result.to_dict() for result in results])
     else:
         show.stdout.print(show.results_table(results))
-        show.stdout.print(f"elastic model in {config.output}", highlight=False, soft_wrap=True)
+        show.stdout.print(
+            f"Saved elastic model to {config.output}. Next: limbert evaluate {config.output}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def train_with_progress(
@@ -135,40 +142,34 @@ def train_with_progress(
     """Run the training in the terminal, or read the results of a run that is finished already.
 
     Raises:
-        typer.Exit: when stopped by Ctrl-C or SIGTERM, after saving the state.
+        typer.Exit: when interrupted by Ctrl-C or SIGTERM.
     """
     from limbert.cli import show
+    from limbert.cli.terminal_run import run_in_terminal
     from limbert.data.load import load_task_data
-    from limbert.train.distributed import init_distributed
-    from limbert.train.fingerprint import run_settings, task_fingerprints
-    from limbert.train.run import TrainingRun
+    from limbert.train.run import train_task
 
-    recipe = recipe.with_world_size(init_distributed().world_size)
     data = load_task_data(data_config, seed=config.seed)
-    content = task_fingerprints(data, config.model)
-    settings = run_settings(config, recipe.to_dict(), data_config, content)
-    results = finished_results(config.output, settings, overwrite=overwrite)
-    if results is not None:
-        return results
+    data_config = data.config
+    for line in data.description:
+        show.stderr.print(line, markup=False, highlight=False, soft_wrap=True)
     show.print_skipped_rows({"train": data.train} | data.dev)
-    if (
-        data.task.task_type == "regression"
-        and (largest := max(abs(float(one)) for one in data.train.labels or ())) > _LARGE_REGRESSION_LABEL
-    ):
-        show.stderr.print(
-            f"labels reach {largest:g}: a head learns numbers of about 0 to 10 quickest; scale them first",
-            highlight=False,
-            soft_wrap=True,
-        )
-    return run_with_terminal_progress(
-        lambda monitor, should_stop: TrainingRun(
+    if data.task.task_type == "regression":
+        largest = max(abs(float(label)) for label in data.train.labels or (0.0,))
+        if largest > _LARGE_REGRESSION_LABEL:
+            show.stderr.print(
+                f"labels reach {largest:g}; a regression head learns values of about 0 to 10 fastest: scale them first",
+                highlight=False,
+                soft_wrap=True,
+            )
+    return run_in_terminal(
+        lambda progress: train_task(
             config,
             recipe,
-            data_config=data_config,
+            data_config,
             data=data,
-            fingerprints=content,
-            callback=monitor,
-            should_stop=should_stop,
+            callbacks=[progress],
+            progress=progress.prepare,
             overwrite=overwrite,
         )
     )

@@ -7,6 +7,7 @@ import typer
 
 from limbert.cli import options as opt
 from limbert.cli.policies import ExitRuleOption
+from limbert.errors import import_optional
 
 if TYPE_CHECKING:
     from limbert.evaluation.tune import PolicyCandidate, TuneResult
@@ -53,10 +54,10 @@ def tune(
     """
     opt.prepare_libraries(threads)
     from limbert.cli import show
-    from limbert.cli.tradeoff import plot_tradeoff, require_matplotlib
     from limbert.evaluation import tune as tuning
+    from limbert.report.sections import search_picture
 
-    require_matplotlib()
+    import_optional("matplotlib", extra="report")  # before the long work
     with show.titled_progress_bar() as progress:
         result = tuning.tune(
             run,
@@ -73,21 +74,19 @@ def tune(
             dev=dev,
         )
     folder = Path(run).expanduser()
-    title = f"{folder.name}: {result.num_examples} validation examples"
-    plot_tradeoff(
-        folder / TUNE_PLOT_NAME, result.candidates, result.operating_points, metric=result.metric, title=title
-    )
+    rows = [candidate.to_dict() for candidate in result.candidates]
+    points = {name: point.to_dict() for name, point in result.operating_points.items()}
+    search_picture(rows, points, result.metric, result.num_examples).save_png(folder / TUNE_PLOT_NAME)
     front = tuning.pareto_policies(result.candidates)
     if as_json:
-        points = {name: point.to_dict() for name, point in result.operating_points.items()}
         show.print_json({"operating_points": points, "front": [candidate.to_dict() for candidate in front]})
         return
-    rows, names = _table_rows(front, result)
+    shown, names = _table_rows(front, result)
     show.stdout.print(
         f"Pareto front of {len(result.candidates)} policies on {result.num_examples} examples of the validation split:",
         highlight=False,
     )
-    show.stdout.print(show.candidates_table(rows, names, result.metric))
+    show.stdout.print(show.candidates_table(shown, names, result.metric))
     show.stdout.print(
         f"Saved the operating points in {run}/limbert.json and the plot in {run}/{TUNE_PLOT_NAME}.\n"
         f"On the development set: limbert evaluate {run} --policy balanced",

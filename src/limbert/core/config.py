@@ -1,6 +1,8 @@
 """Settings of a run as frozen dataclasses, one per concern; the ``help`` of a field is the text of ``--help``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from limbert.errors import ConfigError
@@ -26,6 +28,21 @@ def config_field(default: Any, help: str, **option: Any) -> Any:
 def field_help(config: type, name: str) -> str:
     """The help text of one field of a config dataclass."""
     return next(item.metadata["help"] for item in fields(config) if item.name == name)
+
+
+def configs_from_options(options: Mapping[str, Any], *classes: type) -> tuple[Any, ...]:
+    """One config of each class from options with the names of their fields.
+
+    Raises:
+        ConfigError: for an option that is no field of any class.
+    """
+    names = [{item.name for item in fields(config)} for config in classes]
+    for name in options.keys() - set().union(*names):
+        raise ConfigError(f"unknown option {name!r}; options: {', '.join(sorted(set().union(*names)))}")
+    return tuple(
+        config(**{name: value for name, value in options.items() if name in own})
+        for config, own in zip(classes, names, strict=True)
+    )
 
 
 def require_seed(seed: int) -> None:
@@ -90,6 +107,15 @@ class DataConfig:
         None, "fraction of the training data to hold out as development data if there is none (SQuAD: whole articles)"
     )
     label_separator: str | None = config_field(None, "multi-label: separator between the labels in a cell (default: ,)")
+    label_columns: tuple[str, ...] | None = config_field(
+        None, "multi-label: columns of 0 and 1, one per label, such as toxic,insult (instead of --label-column)"
+    )
+    metric: str | None = config_field(
+        None, "metric that chooses checkpoints, such as macro_f1 for rare classes (default: the task's first)"
+    )
+    fingerprints: dict[str, str] | None = config_field(
+        None, "fingerprints of the examples read in training, by train and dev; other examples are refused"
+    )
     stride: int | None = config_field(
         None, "question answering: overlap of consecutive windows in tokens (default: a quarter of the maximum length)"
     )
@@ -105,6 +131,16 @@ class DataConfig:
         require(self.max_length >= 4, "maximum length", self.max_length, "at least 4 tokens")
         require(self.held_out is None or 0 < self.held_out < 1, "held-out fraction", self.held_out, "between 0 and 1")
         require(self.label_separator != "", "label separator", self.label_separator, "at least one character")
+        require(
+            self.label_columns is None or (self.label_column is None and self.label_names is None),
+            "label columns",
+            self.label_columns,
+            "given without label column, label names",
+        )
+        for name in ("data", "train", "dev", "augmented"):  # absolute, so that a saved setting keeps its meaning
+            path = Path(getattr(self, name) or "").expanduser()
+            if getattr(self, name) and path.exists():
+                object.__setattr__(self, name, str(path.absolute()))
         max_stride = self.max_length // 3
         require(
             self.stride is None or 0 < self.stride <= max_stride,

@@ -7,6 +7,7 @@ from typing import Any
 from limbert.core.config import TaskType
 
 IGNORE_INDEX = -100  # label of tokens that have none: padding, special tokens, all but the first token of a word
+MULTI_LABEL_THRESHOLD = 0.5  # a label of a multi-label task is predicted if its probability is above this
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Layer 3, data: from files and Hub data sets to batches of tokens, and from logits to the task's metrics."""
+"""From files and Hub data sets to examples, batches of tokens, and metrics."""

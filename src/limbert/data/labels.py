@@ -1,4 +1,4 @@
-"""From the labels as they stand in a file to class ids or scores: the task follows from the training labels."""
+"""From labels as written in a file to class ids or scores; the task follows from the training labels."""
 
 import math
 import re
@@ -11,18 +11,19 @@ from limbert.data.tasks import Task, custom_task, requested_task_type
 from limbert.errors import ConfigError, DataError
 
 _INTEGER = re.compile(r"[+-]?\d+")
-_MAX_ABS_SCORE = 1e15  # of a score: sums of its square are still numbers of 32 bits
-_MIN_ROWS_TO_CHECK_CLASSES = 20  # from here on, more than one class for two rows is taken for a wrong label column
+_MAX_ABS_SCORE = 1e15  # its square is still a finite float32
+_MIN_ROWS_TO_CHECK_CLASSES = 20  # with more rows, over one class per two rows means a wrong label column
 _MAX_SHOWN_LABELS = 8  # label names listed in a message
 DEFAULT_LABEL_SEPARATOR = ","  # between several labels in one cell
 
 
 @dataclass(frozen=True)
 class LabelParser:
-    """Reads one label as the task understands it.
+    """Converts one label to the task's form.
 
-    A class is written by its name. Where ``accept_ids`` is set and no name is itself a whole number, by its id too.
-    Several classes are a list, or one text with ``separator`` between them.
+    A class is written by its name, or as an equal number (``1`` for ``1.0``) if all names are numbers. With
+    ``accept_ids``, if no name is a whole number, by its id too. Several classes are a list, or one text with
+    ``separator`` between them.
     """
 
     task: Task
@@ -33,14 +34,21 @@ class LabelParser:
     def _name_to_id(self) -> dict[str, int]:
         ids = {name: index for index, name in enumerate(self.task.labels)}
         if self.accept_ids and not any(_INTEGER.fullmatch(name) for name in ids):
-            ids |= {str(index): index for index in range(len(self.task.labels))}
+            ids |= {str(index): index for index in range(len(self.task.labels)) if str(index) not in ids}
         return ids
 
+    @cached_property
+    def _number_to_id(self) -> dict[float, int]:
+        numbers = {_parse_float(name): index for index, name in enumerate(self.task.labels)}
+        if None in numbers or len(numbers) < len(self.task.labels):
+            return {}
+        return {number: index for number, index in numbers.items() if number is not None}
+
     def parse(self, value: object) -> int | float | tuple[int, ...]:
-        """The class id or the score; of a multi-label task the ids of all its classes, rising.
+        """The class id or the score; of a multi-label task the ids of all its classes, in rising order.
 
         Raises:
-            ValueError: the value is none; the message says what is expected instead.
+            ValueError: the value is no label of the task; the message says what is expected.
         """
         if self.task.task_type == "multi-label":
             return tuple(sorted({self._class_id(part) for part in split_labels(value, self.separator)}))
@@ -57,18 +65,22 @@ class LabelParser:
         return self._class_id(text)
 
     def _class_id(self, text: str) -> int:
-        if text not in self._name_to_id:
+        index = self._name_to_id.get(text)
+        if index is None:
+            number = _parse_float(text)
+            index = None if number is None else self._number_to_id.get(number)
+        if index is None:
             raise ValueError(f"label {text!r} is unknown, expected one of {_format_labels(self.task.labels)}")
-        return self._name_to_id[text]
+        return index
 
 
 def label_text(value: object) -> str:
-    """A label of any type as text: as in the file, true and false in small letters."""
+    """A label of any type as text: as in the file, booleans in lower case."""
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
 def split_labels(value: object, separator: str) -> list[str]:
-    """The labels in a cell that may hold several: a list of them, or a text with the separator between."""
+    """The labels in a cell that may hold several: a tuple of them, or a text with the separator between."""
     parts = [label_text(part) for part in value] if isinstance(value, tuple) else label_text(value).split(separator)
     return [part.strip() for part in parts if part.strip()]
 
@@ -76,74 +88,88 @@ def split_labels(value: object, separator: str) -> list[str]:
 def infer_task(
     values: Sequence[object], config: DataConfig, *, class_names: tuple[str, ...] | None, source: str
 ) -> Task:
-    """The task on own data that the training labels mean.
+    """The task that the training labels of own data mean.
 
-    What the config says is taken. Else lists are a multi-label task; all whole numbers are a classification; numbers,
-    some with a point, are a regression (also if fewer than half of the labels are something else: those rows are then
-    malformed); anything else is a classification. The class names are those that the data set itself brings, or the
-    labels sorted: numbers by value, text by its letters, digits within it by value.
+    The config decides if it names a task type. Else lists, or a column per label, are a multi-label task. Numbers of
+    which some have a decimal point are a regression, even if fewer than half of the labels are something else (those
+    rows are malformed), but two whole values such as 0.0 and 1.0 are two classes. Anything else is a classification.
+    Class names come from the data set, or are the sorted labels: numbers by value, text with digits by value.
 
     Args:
-        values: the training labels as they stand in the file.
-        config: ``task_type`` and ``label_names``.
-        class_names: the names that the data set brings (Hub, Parquet written by ``datasets``), or None.
+        values: the training labels as in the file.
+        config: ``task_type``, ``label_names`` and ``label_columns``.
+        class_names: the names that the data set brings (Hub, Parquet written by `datasets`), or None.
         source: the training file, for messages.
 
     Raises:
         ConfigError: label names for a regression.
-        DataError: a single class or value, about a class a row, or lists for a task with one label a row.
+        DataError: a single class or value, nearly one class per row, or lists for a task with one label per row.
     """
-    kind, lists = requested_task_type(config), any(isinstance(value, tuple) for value in values)
-    if lists and kind not in (None, "multi-label"):
-        raise DataError(f"{source}: labels are lists; a {kind} has one label a row (several are multi-label)")
-    if kind == "multi-label" or lists:
-        parts = {
-            part for value in values for part in split_labels(value, config.label_separator or DEFAULT_LABEL_SEPARATOR)
-        }
-        return custom_task(
-            "multi-label", config.label_names or class_names or tuple(sorted(parts, key=natural_sort_key))
-        )
+    task_type, lists = requested_task_type(config), any(isinstance(value, tuple) for value in values)
+    if lists and task_type not in (None, "multi-label"):
+        raise DataError(f"{source}: labels are lists; a {task_type} has one label per row (several are multi-label)")
+    if task_type == "multi-label" or lists:
+        names = config.label_columns or config.label_names or class_names
+        if names is None:
+            separator = config.label_separator or DEFAULT_LABEL_SEPARATOR
+            parts = {part for value in values for part in split_labels(value, separator)}
+            names = tuple(sorted(parts, key=natural_sort_key))
+        return custom_task("multi-label", names)
     if config.label_names is not None:
-        if config.task_type == "regression":
+        if task_type == "regression":
             raise ConfigError(f"label names are {list(config.label_names)} for a regression; it has none")
         return custom_task("classification", config.label_names)
     texts = [label_text(value) for value in values]
-    distinct = set(texts)
-    if config.task_type == "regression" or (config.task_type is None and class_names is None and _are_scores(texts)):
+    if task_type == "regression" or (task_type is None and class_names is None and are_scores(texts)):
         if len({_parse_float(text) for text in texts}) < 2:
             raise DataError(f"{source}: every label is {texts[0]!r}; a regression needs at least two values")
         return custom_task("regression", ())
+    distinct = _distinct_classes(texts)
     if len(distinct) < 2:
         raise DataError(f"{source}: every label is {texts[0]!r}; a classification needs at least two classes")
     if len(distinct) == len(texts) or (len(texts) > _MIN_ROWS_TO_CHECK_CLASSES and 2 * len(distinct) > len(texts)):
         raise DataError(
             f"{source}: {len(distinct)} different labels in {len(texts)} rows; a classification needs "
-            "several rows a class (is it the right label column, or a regression?)"
+            "several rows per class (is it the right label column, or a regression?)"
         )
     return custom_task("classification", class_names or tuple(sorted(distinct, key=natural_sort_key)))
 
 
-def _are_scores(texts: Sequence[str]) -> bool:
+def are_scores(texts: Sequence[str]) -> bool:
+    """Whether labels are numbers with a decimal point, and not just two whole values."""
     numbers = sum(_parse_float(text) is not None for text in texts)
     integers = sum(_INTEGER.fullmatch(text) is not None for text in texts)
-    return numbers > integers and 2 * numbers > len(texts)
+    return numbers > integers and 2 * numbers > len(texts) and not are_two_whole_values(texts)
+
+
+def are_two_whole_values(texts: Sequence[str]) -> bool:
+    """Whether labels are two whole numbers of which some are written with a decimal point, such as 0.0 and 1.0."""
+    values = {_parse_float(text) for text in texts}
+    whole = all(value is not None and value.is_integer() for value in values)
+    return len(values) == 2 and whole and not all(_INTEGER.fullmatch(text) for text in texts)
+
+
+def _distinct_classes(texts: Sequence[str]) -> set[str]:
+    if are_two_whole_values(texts):
+        return {*{_parse_float(text): text for text in sorted({*texts})}.values()}  # "1" and "1.0" are one class
+    return {*texts}
 
 
 def _parse_float(text: str) -> float | None:
     """The finite number that the text writes, or None."""
     try:
-        number = float(text) if "_" not in text else math.nan  # Python's own way to write 1000
+        number = float(text) if "_" not in text else math.nan  # Python alone reads 1_000
     except ValueError:
         return None
     return number if math.isfinite(number) else None
 
 
 def natural_sort_key(text: str) -> tuple[int, float, list[str | int]]:
-    """The natural order of class names: numbers by value, before text by its letters, digits within it by value."""
+    """Order of class names: numbers by value, then text by its letters, with digits inside by value."""
     number = _parse_float(text)
     if number is not None:
         return 0, number, [text]
-    return 1, 0.0, [int(part[:4000]) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", text))]
+    return 1, 0.0, [int(part[:4000]) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
 
 
 def _format_labels(labels: Sequence[str]) -> str:

@@ -1,46 +1,60 @@
-"""From the data settings to the task and its examples: the one door through which the rest of Limbert gets data."""
+"""From the data settings to the task and its examples; everything above the data layer loads data with these."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from limbert.core.config import DataConfig, TaskType
 from limbert.data.augmented import AugmentedExamples, load_augmented_examples
-from limbert.data.labels import DEFAULT_LABEL_SEPARATOR, LabelParser, infer_task
-from limbert.data.readers import (
-    DataSources,
-    Examples,
-    RawExamples,
-    Table,
-    check_columns,
-    choose_columns,
-    find_sources,
-    parse_labels,
-    read_raw_examples,
-    read_texts,
+from limbert.data.columns import TableOpener, check_columns, choose_columns
+from limbert.data.labels import (
+    DEFAULT_LABEL_SEPARATOR,
+    LabelParser,
+    are_scores,
+    are_two_whole_values,
+    infer_task,
+    label_text,
 )
+from limbert.data.metrics import label_counts
+from limbert.data.readers import Examples, RawExamples, parse_labels, read_raw_examples, read_texts
+from limbert.data.sources import DataSources, find_sources
 from limbert.data.split import split_by_group
+from limbert.data.table import Table
 from limbert.data.task_registry import TaskFileReader, file_reader_for
 from limbert.data.tasks import Columns, GlueTask, Task, glue_task, requested_task_type
 from limbert.errors import ConfigError, DataError
+from limbert.files import json_fingerprint
 
-_DEV_SPLIT_SEED = 0
+LabelledReader = Callable[[TableOpener], Examples]
+
+_HELD_OUT_SEED = 0  # the same development examples in every run
+_MAX_SHOWN_CLASSES = 20  # classes with their counts in the description of the data
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its examples. ``dev`` is only ever reported on: ``{"dev": ...}``, or MNLI's two parts."""
+    """A task with its examples. ``dev`` is only ever reported on: ``{"dev": ...}``, or MNLI's two parts.
+
+    Attributes:
+        augmented: augmented training examples, if the settings name a file of them.
+        config: the settings with fingerprints of what was read, to be saved with a trained model.
+        description: lines that say what was read: files, columns, task type and why, classes with counts.
+    """
 
     task: Task
     train: Examples
     dev: dict[str, Examples]
-    augmented: AugmentedExamples | None = None  # copies of training rows, where the settings name a file of them
+    augmented: AugmentedExamples | None = None
+    config: DataConfig = field(default_factory=DataConfig, compare=False)
+    description: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
 class TrainTable:
-    """The training rows as they stand in their table, and what they say about the task."""
+    """The training rows of a task whose labels are in columns, and what they say about the task."""
 
     task: Task
     glue_task: GlueTask | None
@@ -51,191 +65,216 @@ class TrainTable:
     label_parser: LabelParser
 
 
-def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
+def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] | None = None) -> TaskData:
     """Load the training and development examples that the settings point to.
 
-    The task and the label names are GLUE's, or follow from the *whole* training data (see ``labels.infer_task``),
-    before ``train_limit`` rows of it are chosen.
+    The task and the label names are GLUE's, or follow from *all* training examples (see `infer_task`), before
+    ``train_limit`` of them are chosen.
 
     Args:
         config: where the data is and how to read it.
-        seed: chooses the rows under ``train_limit``.
+        seed: chooses the examples under ``train_limit``.
+        splits: ``datasets.Dataset`` by split name (a ``DatasetDict``), in place of the files that the config names.
 
     Raises:
-        ConfigError: settings that contradict each other or an unknown task.
-        DataError: a missing or unusable file, column or row.
+        ConfigError: settings that contradict each other, or an unknown task.
+        DataError: a missing or unusable file, column or row, or other examples than the config's fingerprints say.
     """
-    reader_of_kind = file_reader_for(requested_task_type(config))
-    if reader_of_kind is not None:
-        if config.augmented is not None:
-            raise ConfigError(f"augmented rows are given for {requested_task_type(config)}; it has no such copies")
-        return _load_with_reader(reader_of_kind, config, seed=seed)
-    found = read_train_table(config)
-    task, reader = found.task, found.label_parser
-    train = parse_labels(found.raw_examples, reader, skip_bad_rows=config.skip_bad_rows)
-    if task.task_type == "classification" and len(set(train.labels or ())) < 2:
-        raise DataError(
-            f"{found.table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
-            "a classification needs at least two classes"
-        )
+    task, train, sources, read, training = _read_training(config, splits)
     if config.held_out is not None:
-        _check_single_dev_source(found.sources, config)
-        train, dev = _split_dev(train, config.held_out)
+        if sources.dev:
+            raise ConfigError(f"held-out share is {config.held_out} beside development data; give one of them")
+        train, dev = _hold_out(train, config.held_out)
     else:
-        dev = _load_dev(found.sources, found.columns, config, glue=found.glue_task, label_parser=reader)
+        dev = _read_dev(sources, read, config)
+    task = replace(task, has_pairs=train.pairs is not None)
+    if config.metric is not None:
+        task = task.with_primary_metric(config.metric)
+    fingerprints = {"train": examples_fingerprint(task, {"train": train}), "dev": examples_fingerprint(task, dev)}
+    _check_fingerprint(config, fingerprints, "train")
     augmented = None
-    if config.augmented is not None:
+    if training is not None and config.augmented is not None:
         augmented = load_augmented_examples(
             config.augmented,
-            train_table=found.table,
-            columns=found.columns,
-            raw_train=found.raw_examples,
-            label_parser=reader,
+            train_table=training.table,
+            columns=training.columns,
+            raw_train=training.raw_examples,
+            label_parser=training.label_parser,
             skip_bad_rows=config.skip_bad_rows,
         )
-    return _task_data(task, _subsample(train, config.train_limit, seed=seed), dev, augmented)
+    return TaskData(
+        task,
+        _subsample(train, config.train_limit, seed=seed),
+        dev,
+        augmented,
+        config=replace(config, fingerprints=fingerprints),
+        description=_describe(config, task, train, dev, training),
+    )
 
 
-def read_train_table(config: DataConfig) -> TrainTable:
-    """Find and read the training rows of a task whose labels stand in a column; they are not turned into ids yet.
+def _read_training(
+    config: DataConfig, splits: Mapping[str, Any] | None
+) -> tuple[Task, Examples, DataSources, LabelledReader, TrainTable | None]:
+    """The task, all its training examples, where the data is, and how development tables are read."""
+    file_reader = file_reader_for(requested_task_type(config))
+    if file_reader is not None:
+        if config.augmented is not None:
+            raise ConfigError(f"augmented examples are given; {requested_task_type(config)} cannot use them")
+        sources = _find_task_files(config, file_reader, splits)
+        task, train = file_reader.read_labelled(_open_training(sources, config)(True), config, None)
+        return task, train, sources, _labelled_reader(config, task, None, None, None), None
+    training = read_train_table(config, splits=splits)
+    task, parser = training.task, training.label_parser
+    train = parse_labels(training.raw_examples, parser, skip_bad_rows=config.skip_bad_rows)
+    if task.task_type == "classification" and len(set(train.labels or ())) < 2:
+        raise DataError(
+            f"{training.table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
+            "a classification needs at least two classes"
+        )
+    read = _labelled_reader(config, task, training.glue_task, training.columns, parser)
+    return task, train, training.sources, read, training
+
+
+def read_train_table(config: DataConfig, *, splits: Mapping[str, Any] | None = None) -> TrainTable:
+    """Find and read the training rows of a task whose labels are in columns; labels are not converted to ids yet.
 
     Raises:
-        ConfigError: settings that contradict each other or an unknown task.
+        ConfigError: settings that contradict each other, or an unknown task.
         DataError: a missing or unusable file, column or row.
     """
     glue = glue_task(config.task) if config.task is not None else None
-    sources = find_sources(config, glue)
-    if sources.train is None:
-        raise DataError(_no_train_message(config))
-    table, columns = choose_columns(sources.train, config, glue, labelled=True)
+    sources = find_sources(config, glue, splits=splits)
+    table, columns = choose_columns(_open_training(sources, config), config, glue, labelled=True)
     raw = _read_raw_examples(table, columns, config, glue, multi_label=requested_task_type(config) == "multi-label")
-    task = _glue_task_with_config(glue, config) if glue else _infer_custom_task(raw, table, columns, config)
-    # Where the names come from the labels themselves, an id in their place is a mistake and not another spelling.
-    given = glue is not None or config.label_names is not None
-    reader = LabelParser(task, accept_ids=given, separator=config.label_separator or DEFAULT_LABEL_SEPARATOR)
-    return TrainTable(task, glue, sources, table, columns, raw, reader)
+    if glue is not None:
+        task = _glue_task_with_config(glue, config)
+    else:
+        class_names = table.class_names.get(columns.label or "")
+        task = infer_task(raw.labels or (), config, class_names=class_names, source=table.name)
+    # If the names come from the labels themselves, an id in place of a name is a mistake.
+    accept_ids = glue is not None or config.label_names is not None
+    parser = LabelParser(task, accept_ids=accept_ids, separator=config.label_separator or DEFAULT_LABEL_SEPARATOR)
+    return TrainTable(task, glue, sources, table, columns, raw, parser)
 
 
 def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
-    """Load the development examples only, for a task that is already known (from a checkpoint).
+    """Load only the development examples, for a task that is known from a checkpoint.
 
-    Label ids follow ``task.labels``; a label may be written as a name or, where no name is a number, as its id.
-    A GLUE task is read as laid out by GLUE, whether the config names it or the checkpoint.
+    Label ids follow ``task.labels``; a label may be written as a name or, if no name is a number, as its id.
+    GLUE tasks have GLUE's layout, whether the config or the checkpoint names the task.
 
     Raises:
-        ConfigError: settings that contradict each other or an unknown task.
-        DataError: a missing or unusable file, column or row.
+        ConfigError: settings that contradict each other, or an unknown task.
+        DataError: a missing or unusable file, column or row, or other examples than the config's fingerprints say.
     """
-    reader_of_kind = file_reader_for(task.task_type)
-    if reader_of_kind is not None:
-        return _load_dev_with_reader(reader_of_kind, config, task)
+    file_reader = file_reader_for(task.task_type)
     name = config.task or task.name
-    glue = glue_task(name) if name is not None else None
-    sources = find_sources(config, glue)
-    reader = LabelParser(task, accept_ids=True, separator=config.label_separator or DEFAULT_LABEL_SEPARATOR)
-    if not sources.dev and config.held_out is not None and sources.train is not None:
-        table, columns = choose_columns(sources.train, config, glue, labelled=True)
-        raw = _read_raw_examples(table, columns, config, glue, multi_label=task.task_type == "multi-label")
-        return _split_dev(parse_labels(raw, reader, skip_bad_rows=config.skip_bad_rows), config.held_out)[1]
-    if not sources.dev:
+    glue = glue_task(name) if name is not None and file_reader is None else None
+    sources = find_sources(config, glue) if file_reader is None else _find_task_files(config, file_reader, None)
+    opener = next(iter(sources.dev.values()), sources.train if config.held_out is not None else None)
+    if opener is None:
         raise DataError(_no_dev_message(config))
-    _, columns = choose_columns(next(iter(sources.dev.values())), config, glue, labelled=True)
-    return _load_dev(sources, columns, config, glue=glue, label_parser=reader)
+    parser = columns = None
+    if file_reader is None:
+        _, columns = choose_columns(opener, config, glue, labelled=True)
+        parser = LabelParser(task, accept_ids=True, separator=config.label_separator or DEFAULT_LABEL_SEPARATOR)
+    read = _labelled_reader(config, task, glue, columns, parser)
+    if sources.dev:
+        dev = _read_dev(sources, read, config)
+    else:
+        assert config.held_out is not None
+        dev = _hold_out(read(opener), config.held_out)[1]
+    _check_fingerprint(config, {"dev": examples_fingerprint(task, dev)}, "dev")
+    return dev
 
 
 def load_texts(path: str | Path, config: DataConfig, *, task_type: TaskType | None = None) -> Examples:
     """Load texts, or pairs of texts, without labels: for prediction.
 
-    A ``.txt`` file holds one text a line. Any other is read as training files are, with the same columns; a label
-    column may be there or not.
-
-    Args:
-        path: the file.
-        config: names the columns.
-        kind: of the task, where it has files of its own.
+    A ``.txt`` file holds one text per line. Any other file is read as training files are, with the same columns, with
+    or without a label column.
 
     Raises:
         DataError: a missing or unusable file, column or row.
     """
     path = Path(path).expanduser()
     reader = file_reader_for(task_type)
-    if reader is not None:
-        return reader.read_unlabelled(path, config)
-    return read_texts(path, config)
+    return read_texts(path, config) if reader is None else reader.read_unlabelled(path, config)
 
 
-def _split_dev(train: Examples, fraction: float) -> tuple[Examples, dict[str, Examples]]:
-    """The same cut for every run: its seed sets nothing aside."""
-    rest, dev = split_by_group(train, fraction=fraction, seed=_DEV_SPLIT_SEED)
+def examples_fingerprint(task: Task, parts: Mapping[str, Examples]) -> str:
+    """A digest of texts and labels; labels count by name, so that the order of ids does not matter."""
+    return json_fingerprint(
+        [
+            [name, part.texts, part.pairs, [_named_label(task, label) for label in part.labels or ()]]
+            for name, part in sorted(parts.items())
+        ]
+    )
+
+
+def _named_label(task: Task, label: Any) -> Any:
+    if not task.labels:
+        return label
+    if isinstance(label, tuple):
+        names = [task.labels[index] for index in label]
+        return sorted(names) if task.task_type == "multi-label" else names
+    return task.labels[int(label)]
+
+
+def _check_fingerprint(config: DataConfig, found: Mapping[str, str], part: str) -> None:
+    expected = (config.fingerprints or {}).get(part)
+    if expected is not None and expected != found[part]:
+        what = "training" if part == "train" else "development"
+        raise DataError(
+            f"{_data_location(config)}: other {what} data than the model was trained with; "
+            "restore it, or name the data with --data (or --train and --dev)"
+        )
+
+
+def _hold_out(train: Examples, fraction: float) -> tuple[Examples, dict[str, Examples]]:
+    rest, dev = split_by_group(train, fraction=fraction, seed=_HELD_OUT_SEED)
     return rest, {"dev": dev}
 
 
-def _check_single_dev_source(sources: DataSources, config: DataConfig) -> None:
-    if sources.dev:
-        raise ConfigError(f"held-out share is {config.held_out} beside development data; it must be one or the other")
-
-
-def _load_with_reader(file_reader: TaskFileReader, config: DataConfig, *, seed: int) -> TaskData:
-    """Data of a kind with files of its own."""
-    sources = find_sources(config, None, formats=file_reader.formats, open_file=file_reader.open_table)
+def _open_training(sources: DataSources, config: DataConfig) -> TableOpener:
     if sources.train is None:
-        raise DataError(_no_train_message(config))
-    task, train = file_reader.read_labelled(sources.train(True), config, None)
-    if config.held_out is not None:
-        _check_single_dev_source(sources, config)
-        train, dev = _split_dev(train, config.held_out)
-    elif sources.dev:
-        dev = {part: file_reader.read_labelled(opener(True), config, task)[1] for part, opener in sources.dev.items()}
-    else:
-        raise DataError(_no_dev_message(config))
-    return _task_data(task, _subsample(train, config.train_limit, seed=seed), dev)
-
-
-def _task_data(
-    task: Task, train: Examples, dev: dict[str, Examples], augmented: AugmentedExamples | None = None
-) -> TaskData:
-    return TaskData(replace(task, has_pairs=train.pairs is not None), train, dev, augmented)
-
-
-def _load_dev_with_reader(file_reader: TaskFileReader, config: DataConfig, task: Task) -> dict[str, Examples]:
-    sources = find_sources(config, None, formats=file_reader.formats, open_file=file_reader.open_table)
-    if sources.dev:
-        return {part: file_reader.read_labelled(opener(True), config, task)[1] for part, opener in sources.dev.items()}
-    if config.held_out is None or sources.train is None:
-        raise DataError(_no_dev_message(config))
-    return _split_dev(file_reader.read_labelled(sources.train(True), config, task)[1], config.held_out)[1]
-
-
-def _infer_custom_task(raw: RawExamples, table: Table, columns: Columns, config: DataConfig) -> Task:
-    class_names = table.class_names.get(columns.label or "")
-    return infer_task(raw.labels or (), config, class_names=class_names, source=table.name)
-
-
-def _glue_task_with_config(glue: GlueTask, config: DataConfig) -> Task:
-    """The GLUE task, with other label names (in their order) where the config gives as many."""
-    if config.task_type not in (None, glue.task.task_type):
-        raise ConfigError(f"task type is {config.task_type}; it must be {glue.task.task_type} for {glue.task.name}")
-    if config.label_names is None:
-        return glue.task
-    if len(config.label_names) != len(glue.task.labels):
-        raise ConfigError(
-            f"label names are {list(config.label_names)}; they must be {len(glue.task.labels)} for {glue.task.name}"
+        raise DataError(
+            f"{_data_location(config)}: no training data; expected train.* in the folder, or a training file"
         )
-    return replace(glue.task, labels=config.label_names)
+    return sources.train
 
 
-def _load_dev(
-    sources: DataSources, columns: Columns, config: DataConfig, *, glue: GlueTask | None, label_parser: LabelParser
-) -> dict[str, Examples]:
-    if not sources.dev:
-        raise DataError(_no_dev_message(config))
-    dev = {}
-    for part, opener in sources.dev.items():
+def _find_task_files(config: DataConfig, file_reader: TaskFileReader, splits: Mapping[str, Any] | None) -> DataSources:
+    return find_sources(config, None, formats=file_reader.formats, open_file=file_reader.open_table, splits=splits)
+
+
+def _labelled_reader(
+    config: DataConfig,
+    task: Task,
+    glue: GlueTask | None,
+    columns: Columns | None,
+    label_parser: LabelParser | None,
+) -> LabelledReader:
+    """How a table of labelled rows becomes examples of a known task."""
+    file_reader = file_reader_for(task.task_type)
+
+    def read(opener: TableOpener) -> Examples:
+        if file_reader is not None:
+            return file_reader.read_labelled(opener(True), config, task)[1]
+        assert columns is not None
+        assert label_parser is not None
         table = opener(not columns.are_positions)
         check_columns(table, columns)
-        raw = _read_raw_examples(table, columns, config, glue, multi_label=label_parser.task.task_type == "multi-label")
-        dev[part] = parse_labels(raw, label_parser, skip_bad_rows=config.skip_bad_rows)
-    return dev
+        raw = _read_raw_examples(table, columns, config, glue, multi_label=task.task_type == "multi-label")
+        return parse_labels(raw, label_parser, skip_bad_rows=config.skip_bad_rows)
+
+    return read
+
+
+def _read_dev(sources: DataSources, read: LabelledReader, config: DataConfig) -> dict[str, Examples]:
+    if not sources.dev:
+        raise DataError(_no_dev_message(config))
+    return {part: read(opener) for part, opener in sources.dev.items()}
 
 
 def _read_raw_examples(
@@ -250,11 +289,57 @@ def _read_raw_examples(
     )
 
 
+def _glue_task_with_config(glue: GlueTask, config: DataConfig) -> Task:
+    """The GLUE task, with other label names (in their order) if the config gives as many."""
+    if config.task_type not in (None, glue.task.task_type):
+        raise ConfigError(f"task type is {config.task_type}; it must be {glue.task.task_type} for {glue.task.name}")
+    if config.label_names is None:
+        return glue.task
+    if len(config.label_names) != len(glue.task.labels):
+        raise ConfigError(
+            f"label names are {list(config.label_names)}; they must be {len(glue.task.labels)} for {glue.task.name}"
+        )
+    return replace(glue.task, labels=config.label_names)
+
+
 def _subsample(examples: Examples, limit: int | None, *, seed: int) -> Examples:
     if limit is None or limit >= len(examples):
         return examples
     chosen = np.random.default_rng(seed).choice(len(examples), size=limit, replace=False)
     return examples.select(np.sort(chosen).tolist())
+
+
+def _describe(
+    config: DataConfig, task: Task, train: Examples, dev: Mapping[str, Examples], training: TrainTable | None
+) -> tuple[str, ...]:
+    sizes = ", ".join(f"{len(part)} {name}" for name, part in {"train": train, **dev}.items())
+    lines = [f"data: {training.table.name if training else _data_location(config)}: {sizes} examples"]
+    if training is not None:
+        columns = training.columns
+        roles = [("text", columns.text), ("pair", columns.pair), ("label", columns.label)]
+        roles += [("label", name) for name in columns.label_columns]
+        shown = [f"{role} {name!r}" + " (guessed)" * (name in columns.guessed) for role, name in roles if name]
+        lines.append("columns: " + ", ".join(shown))
+    lines.append(f"task: {task.name or task.task_type} ({_task_type_reason(config, task, training)})")
+    if task.labels:
+        counts = label_counts(task, train)
+        classes = [f"{name} = {index} ({counts[index]})" for index, name in enumerate(task.labels[:_MAX_SHOWN_CLASSES])]
+        more = f", ... ({len(task.labels)} in all)" if len(task.labels) > _MAX_SHOWN_CLASSES else ""
+        lines.append(f"labels, ids and counts: {', '.join(classes)}{more}")
+    return tuple(lines)
+
+
+def _task_type_reason(config: DataConfig, task: Task, training: TrainTable | None) -> str:
+    if task.name is not None or requested_task_type(config) is not None or training is None:
+        return "as given"
+    if task.task_type == "multi-label":
+        return "labels are lists"
+    texts = [label_text(value) for value in training.raw_examples.labels or ()]
+    if are_scores(texts):
+        return "labels are numbers with a decimal point; --task-type classification makes them classes"
+    if are_two_whole_values(texts):
+        return "labels are two whole numbers; --task-type regression makes them scores"
+    return "from the labels"
 
 
 def _data_location(config: DataConfig) -> str:
@@ -263,10 +348,6 @@ def _data_location(config: DataConfig) -> str:
 
 def _no_dev_message(config: DataConfig) -> str:
     return (
-        f"{_data_location(config)}: no development data; expected dev.* in the folder, a development file, or a held-out share "
-        "of the training data (--held-out 0.1)"
+        f"{_data_location(config)}: no development data; expected dev.* in the folder, a development file, or a "
+        "held-out share of the training data (--held-out 0.1)"
     )
-
-
-def _no_train_message(config: DataConfig) -> str:
-    return f"{_data_location(config)}: no training data; expected train.* in the folder, or a training file"

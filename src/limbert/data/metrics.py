@@ -1,20 +1,23 @@
-"""The metrics of tasks with one answer a text, GLUE's among them: from logits and labels to numbers."""
+"""Text-level tasks (classification, regression, multi-label): predictions, metrics, baseline and class weights."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from limbert.core.task_types import MULTI_LABEL_THRESHOLD
+from limbert.data.readers import Examples
 from limbert.data.tasks import Task
+from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import DataError
 
 
 def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """The answers that logits ``(examples, outputs)`` mean.
+    """The predictions for logits ``(examples, outputs)``.
 
     Returns:
-        Class ids or scores ``(examples,)``; of a multi-label task which classes hold, ``(examples, classes)``, 0 or 1.
+        Class ids or scores ``(examples,)``; of a multi-label task 0 or 1 for each class, ``(examples, classes)``.
 
     Raises:
         DataError: the logits have another number of outputs than the task.
@@ -22,14 +25,15 @@ def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
     if logits.ndim != 2 or logits.shape[1] != task.num_outputs:
         raise DataError(f"logits have shape {logits.shape}; expected (examples, {task.num_outputs})")
     if task.task_type == "multi-label":
-        return (logits > 0).astype(np.float32)  # a probability over 0.5
+        threshold = np.log(MULTI_LABEL_THRESHOLD / (1 - MULTI_LABEL_THRESHOLD))  # of the probability, as a logit
+        return (logits > threshold).astype(np.float32)
     return np.asarray(logits.argmax(axis=1) if task.task_type == "classification" else logits[:, 0])
 
 
 def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The task's metrics by name, in the order of ``task.metrics``; higher is better for all of them.
 
-    Predictions that are all the same have no correlation: the value is 0.0, not NaN.
+    The correlation of constant predictions is 0.0, not NaN.
 
     Args:
         task: says which metrics.
@@ -45,6 +49,12 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     return {name: METRICS[name](predicted, labels) for name in task.metrics}
 
 
+def text_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
+    """`compute_metrics` of labelled examples."""
+    assert examples.labels is not None
+    return compute_metrics(task, logits, examples.labels.numpy())
+
+
 def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float((predicted == labels).mean())
 
@@ -57,10 +67,9 @@ def _f1(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews' correlation; 0 where predictions or labels are all the same."""
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(labels, predicted))
+    return float(matthews_corrcoef(labels, predicted))  # 0 where predictions or labels are all the same
 
 
 def _pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -79,37 +88,40 @@ def _correlation(coefficient: Callable[..., Any], predicted: np.ndarray, labels:
     """SciPy's coefficient; 0 where it is undefined, because one side is constant or not finite."""
     x, y = predicted.astype(np.float64), labels.astype(np.float64)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # SciPy warns where one side is constant, or so nearly that rounding decides
+        warnings.simplefilter("error")  # SciPy warns of constant input, and of input that is constant but for rounding
         try:
             value = float(coefficient(x, y).statistic)
-        except (ValueError, RuntimeWarning):  # ConstantInputWarning and NearConstantInputWarning are RuntimeWarnings
+        except (ValueError, RuntimeWarning):
             return 0.0
     return value if np.isfinite(value) else 0.0
 
 
-def _micro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """F1 over all decisions, whichever class they are about; 0 where no label is there and none is predicted."""
-    right, claimed_and_there = _class_counts(predicted, labels)
-    return float(2 * right.sum() / max(claimed_and_there.sum(), 1))
-
-
 def _macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of the classes' F1; a class that is neither there nor predicted counts 0."""
-    right, claimed_and_there = _class_counts(predicted, labels)
-    return float((2 * right / np.maximum(claimed_and_there, 1)).mean())
+    """The mean of the classes' F1: all classes of a multi-label task, else those in predictions or labels."""
+    if predicted.ndim == 1:
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(labels, predicted, average="macro", zero_division=0.0))
+    correct, total = _class_counts(predicted, labels)
+    return float((2 * correct / np.maximum(total, 1)).mean())
+
+
+def _micro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """F1 over all pairs of example and class; 0 if no class applies and none is predicted."""
+    correct, total = _class_counts(predicted, labels)
+    return float(2 * correct.sum() / max(total.sum(), 1))
 
 
 def _class_counts(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each class ``(classes,)``: texts where it is found rightly; those where it is predicted plus those with it.
+    """For each class ``(classes,)``: correct positive predictions; positive predictions plus positive labels.
 
-    Not scikit-learn's, which takes one class alone for two, yes and no, and counts a right no as found.
+    scikit-learn reads one column as two classes, and counts a correct negative as found.
     """
-    claimed, there = predicted > 0, labels > 0
-    return (claimed & there).sum(axis=0), claimed.sum(axis=0) + there.sum(axis=0)
+    positive, actual = predicted > 0, labels > 0
+    return (positive & actual).sum(axis=0), positive.sum(axis=0) + actual.sum(axis=0)
 
 
 def _subset_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the texts of which every class is decided rightly."""
     return float((predicted == labels).all(axis=1).mean())
 
 
@@ -123,3 +135,88 @@ METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "macro_f1": _macro_f1,
     "subset_accuracy": _subset_accuracy,
 }
+
+
+def baseline_logits(task: Task, train: Examples) -> np.ndarray:
+    """Constant logits ``(outputs,)`` of the best guess without looking at the text, from the training labels.
+
+    Classification and token classification: the most frequent class; multi-label: the classes of most examples;
+    regression: the mean score.
+
+    Raises:
+        DataError: question answering, which has no such guess.
+    """
+    assert train.labels is not None
+    if task.task_type == "question-answering":
+        raise DataError("question answering has no majority-class baseline")
+    if task.task_type == "regression":
+        return np.asarray([np.mean(train.labels)], dtype=np.float32)
+    counts = label_counts(task, train)
+    if task.task_type == "multi-label":
+        return np.where(counts > MULTI_LABEL_THRESHOLD * len(train), 1.0, -1.0).astype(np.float32)
+    return np.eye(len(counts), dtype=np.float32)[counts.argmax()]
+
+
+def label_counts(task: Task, examples: Examples) -> np.ndarray:
+    """How often each class occurs in the labels, ``(classes,)``."""
+    ids = [np.atleast_1d(np.asarray(label, dtype=np.int64)) for label in examples.labels or ()]
+    return np.bincount(np.concatenate([*ids, np.empty(0, dtype=np.int64)]), minlength=len(task.labels))
+
+
+def balanced_class_weights(task: Task, examples: Examples) -> np.ndarray:
+    """Loss weights ``(classes,)``, float32, that are inversely proportional to how often a class occurs.
+
+    Classification: ``examples / (classes * count)``, as scikit-learn's ``balanced``. Multi-label: the weight of a
+    positive label against a negative one, ``(examples - count) / count`` (``pos_weight`` of the BCE loss).
+    """
+    counts = label_counts(task, examples)
+    if task.task_type == "multi-label":
+        return ((len(examples) - counts) / np.maximum(counts, 1)).astype(np.float32)
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def multi_hot(examples: Examples, num_classes: int) -> np.ndarray | None:
+    """``(examples, classes)``, float32, 1 for each label; None without labels."""
+    if examples.labels is None:
+        return None
+    labels = np.zeros((len(examples), num_classes), dtype=np.float32)
+    for row, ids in enumerate(examples.labels):
+        labels[row, list(ids)] = 1
+    return labels
+
+
+def text_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
+    """Texts, or pairs of texts."""
+    return Examples(tuple(texts), tuple(pairs) if pairs else None, None)
+
+
+def classification_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+    """``label`` and ``score``, its probability."""
+    from scipy.special import softmax
+
+    probabilities = softmax(logits, axis=-1)  # (examples, classes)
+    return [
+        {"label": task.labels[index], "score": float(score)}
+        for index, score in zip(probabilities.argmax(axis=-1), probabilities.max(axis=-1), strict=True)
+    ]
+
+
+def regression_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+    """``score``, the predicted value."""
+    return [{"score": float(score)} for score in logits[:, 0]]
+
+
+def multi_label_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+    """``labels``: those with a probability over the threshold, the most probable first, with their scores."""
+    from scipy.special import expit
+
+    return [
+        {
+            "labels": [
+                {"label": task.labels[index], "score": float(row[index])}
+                for index in np.argsort(-row, kind="stable")
+                if row[index] > MULTI_LABEL_THRESHOLD
+            ]
+        }
+        for row in expit(logits.astype(np.float64))
+    ]

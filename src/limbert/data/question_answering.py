@@ -1,4 +1,4 @@
-"""Question answering: reading questions with their contexts and answers, as SQuAD lays them out or as columns."""
+"""Extractive question answering: reading SQuAD files, context windows, the best answer spans, SQuAD metrics."""
 
 import json
 import re
@@ -13,36 +13,44 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import (
-    Examples,
-    ReferenceAnswers,
-    Table,
-    TableRow,
-    check_readable,
-    find_lone_surrogate,
-    open_table,
-)
-from limbert.data.tasks import Task, custom_task
-from limbert.data.tokenize import RaggedTokens, TokenAlignment, TokenizedExamples, check_tokenizer
+from limbert.data.columns import check_columns
+from limbert.data.readers import Examples, ReferenceAnswers, check_text, skip_or_raise
+from limbert.data.table import Table, TableRow, check_readable, file_format, find_lone_surrogate, open_table
+from limbert.data.tasks import Columns, Task, custom_task
+from limbert.data.tokenize import RaggedTokens, TokenAlignment, TokenizedExamples, check_tokenizer, concatenate_rows
 from limbert.errors import ConfigError, DataError
 
 FORMATS = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
+MAX_ANSWER_TOKENS = 30  # of an answer
+N_BEST_SIZE = 20  # candidate spans of a window, and of a question
+_CHUNK = 256  # questions given to the tokenizer at a time
+_MIN_WINDOW_TOKENS = 16  # a shorter window has no room for a context
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = {ord(letter): None for letter in string.punctuation}
+
+
+class AnswerSpan(NamedTuple):
+    """A span of a context: its logit, its first character and the one after its last."""
+
+    logit: float
+    start: int
+    end: int
 
 
 def open_questions(path: Path) -> Table:
     """A SQuAD file as a table of ``title, context, question, answers, is_impossible``; other formats as they are.
 
     Raises:
-        DataError: the file is missing, unreadable or empty, or of a format that is not read.
+        DataError: the file is missing, unreadable, empty or of an unknown format.
     """
-    if check_readable(path).suffix.lower() != ".json":
+    if file_format(check_readable(path)) != ".json" or path.suffix.lower() == ".gz":
         return open_table(path)
     try:
-        whole = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError):  # an object a line
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):  # one object per line
         return open_table(path)
-    articles = whole.get("data") if isinstance(whole, dict) else None
-    return open_table(path) if not isinstance(articles, list) else _squad_table(str(path), articles)
+    articles = content.get("data") if isinstance(content, dict) else None
+    return _squad_table(str(path), articles) if isinstance(articles, list) else open_table(path)
 
 
 def _squad_table(name: str, articles: list[Any]) -> Table:
@@ -53,31 +61,29 @@ def _squad_table(name: str, articles: list[Any]) -> Table:
         for article in articles:
             try:
                 for paragraph in article["paragraphs"]:
-                    for asked in paragraph["qas"]:
+                    for question in paragraph["qas"]:
                         number += 1
-                        found = {**asked, "title": article.get("title"), "context": paragraph["context"]}
-                        broken = find_lone_surrogate({column: found.get(column) for column in columns})
-                        problem = broken and f"half a character in {broken!r}, expected whole ones"
-                        yield TableRow(number, [found.get(column) for column in columns], problem)
+                        values = {**question, "title": article.get("title"), "context": paragraph["context"]}
+                        invalid = find_lone_surrogate({column: values.get(column) for column in columns})
+                        problem = invalid and f"invalid Unicode (half of a surrogate pair) in {invalid!r}"
+                        yield TableRow(number, [values.get(column) for column in columns], problem)
             except (KeyError, TypeError, AttributeError) as error:
-                yield TableRow(
-                    number + 1, (), f"no SQuAD ({error!r}), expected articles with paragraphs, each with qas"
-                )
+                problem = f"not SQuAD's layout ({error!r}), expected articles with paragraphs, each with qas"
+                yield TableRow(number + 1, (), problem)
 
     return Table(name, columns, rows)
 
 
 def read_questions(table: Table, config: DataConfig, task: Task | None) -> tuple[Task, Examples]:
-    """The questions with their contexts and answers; rows are named by the number of the question, from 1.
+    """The questions with their contexts and answers; a row is named by the number of its question, from 1.
 
     Raises:
         ConfigError: label names.
-        DataError: a missing column, or a row (``FILE:NUMBER: what, expected``), one without an answer among them.
+        DataError: a missing column, or a bad row (``FILE:NUMBER: what, expected``), such as one without an answer.
     """
     if config.label_names is not None:
         raise ConfigError(f"label names are {list(config.label_names)}; question answering has none")
-    found = _read_examples(table, config, labelled=True)
-    return task or custom_task("question-answering", ()), found
+    return task or custom_task("question-answering", ()), _read_examples(table, config, labelled=True)
 
 
 def read_unlabelled_questions(path: Path, config: DataConfig) -> Examples:
@@ -101,75 +107,65 @@ def question_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Exam
 
 
 def _read_examples(table: Table, config: DataConfig, *, labelled: bool) -> Examples:
-    names = [config.text_column or "question", config.pair_column or "context"]
-    names += [config.label_column or "answers"] if labelled else []
-    for name in names:
-        if name not in table.columns:
-            raise DataError(f"{table.name}: no column {name!r}; it has {', '.join(map(repr, table.columns))}")
-    questions, contexts, labels, groups, bad_rows = [], [], [], [], 0
+    question_column, context_column = config.text_column or "question", config.pair_column or "context"
+    answer_column = (config.label_column or "answers") if labelled else None
+    check_columns(table, Columns(question_column, context_column, answer_column))
+    questions, contexts, answers, groups, bad_rows = [], [], [], [], 0
     for row in table.rows():
         try:
             if row.problem is not None:
                 raise ValueError(row.problem)
             cells = dict(zip(table.columns, row.cells, strict=True))
-            question, context = (_check_text(cells[name], name) for name in names[:2])
-            if labelled:
-                labels.append(_parse_answers(cells[names[2]], context, impossible=bool(cells.get("is_impossible"))))
+            question = check_text(cells[question_column], question_column)
+            context = check_text(cells[context_column], context_column)
+            if answer_column is not None:
+                answers.append(
+                    _parse_answers(cells[answer_column], context, impossible=bool(cells.get("is_impossible")))
+                )
         except ValueError as error:
-            if not config.skip_bad_rows:
-                raise DataError(f"{table.name}:{row.line_number}: {error}") from None
-            bad_rows += 1
+            bad_rows += skip_or_raise(table, row.line_number, error, skip=config.skip_bad_rows)
             continue
         questions.append(question)
         contexts.append(context)
         groups.append(str(cells.get("title") or context))
     if not questions:
         raise DataError(f"{table.name}: no question that can be used; expected at least one")
-    answers = tuple(labels) if labelled else None
-    return Examples(tuple(questions), tuple(contexts), answers, bad_rows, groups=tuple(groups))
-
-
-def _check_text(value: object, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"no text in column {name!r}, expected some")
-    return value
+    labels = tuple(answers) if labelled else None
+    return Examples(tuple(questions), tuple(contexts), labels, bad_rows, groups=tuple(groups))
 
 
 def _parse_answers(value: object, context: str, *, impossible: bool) -> ReferenceAnswers:
     """Answers as SQuAD writes them (a list of objects) or as the Hub does (an object of lists)."""
+    unreadable = "answers that cannot be read, expected objects with text and answer_start"
     try:
         if isinstance(value, dict):
             pairs = list(zip(value["text"], value["answer_start"], strict=True))
         else:
-            pairs = [(one["text"], one["answer_start"]) for one in value]  # type: ignore[attr-defined]  # see below
+            pairs = [(answer["text"], answer["answer_start"]) for answer in value]  # type: ignore[attr-defined]
     except (KeyError, TypeError, ValueError):
-        raise ValueError("answers that cannot be read, expected objects with text and answer_start") from None
+        raise ValueError(unreadable) from None
     if impossible or not pairs:
         raise ValueError("a question without an answer (SQuAD 2), expected one with an answer in its context")
     for text, start in pairs:
         if not isinstance(text, str) or type(start) is not int or not text.strip():
-            raise ValueError("answers that cannot be read, expected objects with text and answer_start")
+            raise ValueError(unreadable)
         if start < 0 or context[start : start + len(text)] != text:
-            raise ValueError(f"answer {text!r} does not stand at character {start} of its context, expected it there")
+            raise ValueError(f"answer {text!r} is not at character {start} of its context, expected it there")
     return ReferenceAnswers(tuple(text for text, _ in pairs), tuple(start for _, start in pairs))
-
-
-_CHUNK = 256  # questions given to the tokenizer at a time
-_MIN_WINDOW_TOKENS = 16  # tokens of a window: less leaves no room for a context
 
 
 def tokenize_windows(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int, stride: int | None
 ) -> TokenizedExamples:
-    """Questions, each with a window of its context; a long context has several, and as many rows.
+    """Questions, each with a window of its context; a long context has several windows, one row each.
 
-    The label of a window is the first and the last token of the question's first answer; where that is not whole in the
-    window, twice the first token, which is a special one. A question longer than half a window is cut.
+    The label of a window is the first and the last token of the question's first answer; if the window does not hold
+    it whole, twice the first token, which is a special one. A question longer than half a window is truncated.
 
     Args:
         examples: questions, with contexts as their pairs.
         tokenizer: a fast one.
-        max_length: tokens of a window, special ones and the question included.
+        max_length: tokens of a window, special tokens and the question included.
         stride: tokens that a window shares with the one before; at most a third of the window.
 
     Raises:
@@ -181,15 +177,12 @@ def tokenize_windows(
             f"longest input is {max_length} tokens; for question answering it must be at least {_MIN_WINDOW_TOKENS}"
         )
     assert examples.pairs is not None
-    rows: dict[str, list[np.ndarray]] = {"ids": [], "types": [], "starts": [], "ends": []}
-    example_of, labels = [], []
+    max_question = max_length // 2 - 4
+    ids, types, example_of, starts, ends, labels = [], [], [], [], [], []
     for begin in range(0, len(examples), _CHUNK):
         part = slice(begin, begin + _CHUNK)
         encoded = tokenizer(
-            [
-                _truncate_question(question, tokenizer, max_tokens=max_length // 2 - 4)
-                for question in examples.texts[part]
-            ],
+            [_truncate_question(question, tokenizer, max_tokens=max_question) for question in examples.texts[part]],
             list(examples.pairs[part]),
             truncation="only_second",
             max_length=max_length,
@@ -199,25 +192,21 @@ def tokenize_windows(
             return_offsets_mapping=True,
             return_attention_mask=False,
         )
-        for row, ids in enumerate(encoded["input_ids"]):
-            number = begin + encoded["overflow_to_sample_mapping"][row]
-            starts, ends = _context_offsets(encoded, row)
-            example_of.append(number)
-            rows["ids"].append(np.asarray(ids, dtype=np.int32))
-            rows["starts"].append(starts)
-            rows["ends"].append(ends)
-            if "token_type_ids" in encoded:
-                rows["types"].append(np.asarray(encoded["token_type_ids"][row], dtype=np.int32))
+        ids += encoded["input_ids"]
+        types += encoded.get("token_type_ids", [])
+        for row, sample in enumerate(encoded["overflow_to_sample_mapping"]):
+            example_of.append(begin + sample)
+            first, last = _context_offsets(encoded, row)
+            starts.append(first)
+            ends.append(last)
             if examples.labels is not None:
-                labels.append(_answer_token_span(examples.labels[number], starts, ends))
-    offsets = np.cumsum([0, *(len(ids) for ids in rows["ids"])], dtype=np.int64)
-    flat = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
+                labels.append(_answer_token_span(examples.labels[begin + sample], first, last))
     return TokenizedExamples(
-        RaggedTokens(flat["ids"], flat.get("types"), offsets),
+        RaggedTokens.from_rows(ids, types),
         torch.tensor(labels, dtype=torch.long) if examples.labels is not None else None,
         pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # checked above
         pad_token_type_id=int(tokenizer.pad_token_type_id),
-        alignment=TokenAlignment(examples, np.asarray(example_of), flat["starts"], flat["ends"]),
+        alignment=TokenAlignment(examples, np.asarray(example_of), concatenate_rows(starts), concatenate_rows(ends)),
     )
 
 
@@ -231,8 +220,8 @@ def _truncate_question(question: str, tokenizer: PreTrainedTokenizerBase, *, max
 def _context_offsets(encoded: Any, row: int) -> tuple[np.ndarray, np.ndarray]:
     """First character and the one after the last of each token of the context; -1 for all other tokens."""
     spans = np.asarray(encoded["offset_mapping"][row], dtype=np.int32)
-    inside = np.asarray([which == 1 for which in encoded.sequence_ids(row)]) & (spans[:, 1] > spans[:, 0])
-    return np.where(inside, spans[:, 0], -1).astype(np.int32), np.where(inside, spans[:, 1], -1).astype(np.int32)
+    inside = np.asarray([part == 1 for part in encoded.sequence_ids(row)]) & (spans[:, 1] > spans[:, 0])
+    return np.where(inside, spans[:, 0], -1), np.where(inside, spans[:, 1], -1)
 
 
 def _answer_token_span(answers: ReferenceAnswers, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
@@ -243,65 +232,50 @@ def _answer_token_span(answers: ReferenceAnswers, starts: np.ndarray, ends: np.n
     return (int(first[0]), int(last[-1])) if len(first) and len(last) else (0, 0)
 
 
-MAX_ANSWER_TOKENS = 30  # of an answer
-N_BEST_SIZE = 20  # spans of a window, and of a question, that are weighed against each other
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = {ord(letter): None for letter in string.punctuation}
-
-
-class AnswerSpan(NamedTuple):
-    """A span of a context: its logit, its first character and the one after its last."""
-
-    logit: float
-    start: int
-    end: int
-
-
 def best_spans(
     logits: np.ndarray, examples: TokenizedExamples, *, n_best_size: int = N_BEST_SIZE
 ) -> list[list[AnswerSpan]]:
-    """For each question the best spans over all windows of its context, the best first.
+    """For each question the best distinct spans over all windows of its context, the best first.
 
-    A span begins and ends with tokens of the context, does not end before it begins, and has at most ``MOST_TOKENS``.
+    A span begins and ends with tokens of the context, in this order, and has at most ``MAX_ANSWER_TOKENS``.
 
     Args:
-        logits: ``(all tokens, 2)``: of being the first, and the last.
+        logits: ``(all tokens, 2)``: of the first token, and of the last.
         examples: from `tokenize_windows`.
-        count: spans a question.
+        n_best_size: spans per question.
     """
-    places = examples.alignment
-    assert places is not None
-    found: list[list[AnswerSpan]] = [[] for _ in places.examples.texts]
+    alignment = examples.alignment
+    assert alignment is not None
+    spans: list[list[AnswerSpan]] = [[] for _ in alignment.examples.texts]
     for row, (begin, stop) in enumerate(zip(examples.tokens.offsets[:-1], examples.tokens.offsets[1:], strict=True)):
-        tokens = begin + np.flatnonzero(places.char_starts[begin:stop] >= 0)
+        tokens = begin + np.flatnonzero(alignment.char_starts[begin:stop] >= 0)
         for logit, first, last in _best_window_spans(logits[tokens], n_best_size):
-            found[places.example_index[row]].append(
-                AnswerSpan(logit, int(places.char_starts[tokens[first]]), int(places.char_ends[tokens[last]]))
+            spans[alignment.example_index[row]].append(
+                AnswerSpan(logit, int(alignment.char_starts[tokens[first]]), int(alignment.char_ends[tokens[last]]))
             )
-    return [_deduplicate(sorted(spans, key=lambda one: -one.logit), n_best_size) for spans in found]
+    best = []
+    for candidates in spans:
+        distinct: dict[tuple[int, int], AnswerSpan] = {}  # overlapping windows find the same span
+        for span in sorted(candidates, key=lambda span: -span.logit):
+            distinct.setdefault((span.start, span.end), span)
+        best.append(list(distinct.values())[:n_best_size])
+    return best
 
 
 def _best_window_spans(logits: np.ndarray, n_best_size: int) -> list[tuple[float, int, int]]:
     """Logit, first and last token of the best spans of one window's context, ``(tokens, 2)``."""
     if not len(logits):
-        return []  # the tokenizer finds nothing in this context
+        return []  # the context has no token
     padded = np.concatenate([logits[:, 1], np.full(MAX_ANSWER_TOKENS - 1, -np.inf, dtype=logits.dtype)])
     spans = logits[:, :1] + np.lib.stride_tricks.sliding_window_view(padded, MAX_ANSWER_TOKENS)  # (tokens, lengths)
     flat = spans.ravel()
     best = np.argpartition(flat, -n_best_size)[-n_best_size:] if len(flat) > n_best_size else np.arange(len(flat))
+    firsts, lengths = np.divmod(best, MAX_ANSWER_TOKENS)
     return [
-        (float(flat[at]), int(at) // MAX_ANSWER_TOKENS, int(at) // MAX_ANSWER_TOKENS + int(at) % MAX_ANSWER_TOKENS)
-        for at in best
-        if np.isfinite(flat[at])
+        (float(flat[index]), int(first), int(first + length))
+        for index, first, length in zip(best, firsts, lengths, strict=True)
+        if np.isfinite(flat[index])
     ]
-
-
-def _deduplicate(spans: Sequence[AnswerSpan], count: int) -> list[AnswerSpan]:
-    """The first so many that differ: windows overlap, and find the same."""
-    kept: dict[tuple[int, int], AnswerSpan] = {}
-    for span in spans:
-        kept.setdefault((span.start, span.end), span)
-    return list(kept.values())[:count]
 
 
 def squad_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
@@ -328,6 +302,8 @@ def squad_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -
 
 def answer_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
     """For each question ``answer``, its ``score`` (probability among the best spans), ``start`` and ``end``."""
+    from scipy.special import softmax
+
     assert examples.alignment is not None
     contexts = examples.alignment.examples.pairs
     assert contexts is not None
@@ -336,22 +312,22 @@ def answer_predictions(task: Task, logits: np.ndarray, examples: TokenizedExampl
         if not spans:
             rows.append({"answer": "", "score": 0.0, "start": 0, "end": 0})
             continue
-        share = 1 / sum(np.exp(span.logit - spans[0].logit) for span in spans)
+        score = softmax([span.logit for span in spans])[0]
         start, end = spans[0].start, spans[0].end
         start += len(context[start:end]) - len(context[start:end].lstrip())  # some tokens hold the space before a word
-        rows.append({"answer": context[start:end], "score": float(share), "start": start, "end": end})
+        rows.append({"answer": context[start:end], "score": float(score), "start": start, "end": end})
     return rows
 
 
 def normalize_answer(text: str) -> str:
-    """The answer without what does not matter: case, punctuation, articles, extra white space."""
+    """The answer without case, punctuation, articles and extra white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """F1 of the words that two answers share."""
-    ours, theirs = normalize_answer(prediction).split(), normalize_answer(reference).split()
-    shared = sum((Counter(ours) & Counter(theirs)).values())
-    if not shared:
-        return float(ours == theirs)
-    return 2 * shared / (len(ours) + len(theirs))
+    """F1 of the words that two answers have in common."""
+    predicted, expected = normalize_answer(prediction).split(), normalize_answer(reference).split()
+    common = sum((Counter(predicted) & Counter(expected)).values())
+    if not common:
+        return float(predicted == expected)
+    return 2 * common / (len(predicted) + len(expected))

@@ -1,4 +1,4 @@
-"""The kinds of tasks as a table: a kind is added with a row here, one in ``core.kinds`` and its losses."""
+"""What each task type does with data, as a table: tokenise, measure, decode, and read files of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,23 +10,22 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig, TaskType
-from limbert.data import classification, question_answering, token_classification
-from limbert.data.question_answering import tokenize_windows
-from limbert.data.readers import Examples, Table
+from limbert.data import conll, metrics, question_answering, token_classification
+from limbert.data.readers import Examples
+from limbert.data.table import Table
 from limbert.data.tasks import Task
-from limbert.data.token_classification import tokenize_words
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 
 
 @dataclass(frozen=True)
 class TaskFileReader:
-    """How a kind with files of its own reads them.
+    """How a task type with file formats of its own reads them.
 
     Attributes:
-        formats: ends of file names.
-        open: a file as a table.
-        read: the labelled rows of a table, and the task, which follows from them where it is not given.
-        read_unlabelled: a file to be answered.
+        formats: suffixes of files.
+        open_table: a file as a table.
+        read_labelled: the labelled rows of a table, and the task, inferred if it is not given.
+        read_unlabelled: a file to predict.
     """
 
     formats: tuple[str, ...]
@@ -37,7 +36,7 @@ class TaskFileReader:
 
 @dataclass(frozen=True)
 class TokenizationOptions:
-    """How long inputs may be, and whether their tokens are cached: see `prepared`."""
+    """The arguments of `tokenize_for_task`."""
 
     max_length: int
     stride: int | None
@@ -46,14 +45,14 @@ class TokenizationOptions:
 
 @dataclass(frozen=True)
 class TaskHandler:
-    """What a kind of task does with data.
+    """What a task type does with data.
 
     Attributes:
-        prepare: examples as tokens with what the model is taught.
-        typed: examples of texts, and second texts, that somebody typed.
-        score: metrics by name, the primary one first, from logits in the order of the examples.
-        answers: plain values for people and JSON, one an example.
-        reader: None for tables of texts and labels.
+        tokenize: examples as tokens with labels.
+        make_examples: examples of texts and second texts.
+        compute_metrics: metrics by name, the primary one first, from logits in the order of the examples.
+        decode_predictions: plain values for people and JSON, one per example.
+        file_reader: None for tables of texts and labels.
     """
 
     tokenize: Callable[[Examples, Task, PreTrainedTokenizerBase, TokenizationOptions], TokenizedExamples]
@@ -73,55 +72,36 @@ def _tokenize_multi_label(
     examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions
 ) -> TokenizedExamples:
     tokens = _tokenize_texts(replace(examples, labels=None), task, tokenizer, options)
-    hot = classification.multi_hot(examples, len(task.labels))
-    return replace(tokens, labels=None if hot is None else torch.from_numpy(hot))
+    labels = metrics.multi_hot(examples, len(task.labels))
+    return replace(tokens, labels=None if labels is None else torch.from_numpy(labels))
 
 
-def _tokenize_words(
-    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions
-) -> TokenizedExamples:
-    return tokenize_words(examples, tokenizer, max_length=options.max_length)
-
-
-def _tokenize_windows(
-    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions
-) -> TokenizedExamples:
-    return tokenize_windows(examples, tokenizer, max_length=options.max_length, stride=options.stride)
+def _text_handler(tokenize: Any, decode_predictions: Any) -> TaskHandler:
+    return TaskHandler(tokenize, metrics.text_examples, metrics.text_metrics, decode_predictions)
 
 
 TASK_HANDLERS: Mapping[TaskType, TaskHandler] = {
-    "classification": TaskHandler(
-        _tokenize_texts,
-        classification.text_examples,
-        classification.text_metrics,
-        classification.classification_predictions,
-    ),
-    "regression": TaskHandler(
-        _tokenize_texts,
-        classification.text_examples,
-        classification.text_metrics,
-        classification.regression_predictions,
-    ),
-    "multi-label": TaskHandler(
-        _tokenize_multi_label,
-        classification.text_examples,
-        classification.text_metrics,
-        classification.multi_label_predictions,
-    ),
+    "classification": _text_handler(_tokenize_texts, metrics.classification_predictions),
+    "regression": _text_handler(_tokenize_texts, metrics.regression_predictions),
+    "multi-label": _text_handler(_tokenize_multi_label, metrics.multi_label_predictions),
     "token-classification": TaskHandler(
-        _tokenize_words,
+        lambda examples, task, tokenizer, options: token_classification.tokenize_words(
+            examples, tokenizer, max_length=options.max_length
+        ),
         token_classification.word_examples,
         token_classification.tag_metrics,
         token_classification.tag_predictions,
         TaskFileReader(
             token_classification.FORMATS,
-            token_classification.open_tagged,
+            conll.open_tagged,
             token_classification.read_tagged,
             token_classification.read_untagged,
         ),
     ),
     "question-answering": TaskHandler(
-        _tokenize_windows,
+        lambda examples, task, tokenizer, options: question_answering.tokenize_windows(
+            examples, tokenizer, max_length=options.max_length, stride=options.stride
+        ),
         question_answering.question_examples,
         question_answering.squad_metrics,
         question_answering.answer_predictions,
@@ -136,7 +116,7 @@ TASK_HANDLERS: Mapping[TaskType, TaskHandler] = {
 
 
 def file_reader_for(task_type: TaskType | None) -> TaskFileReader | None:
-    """How a kind reads its own files; None for tables of texts and labels."""
+    """How a task type reads its own files; None for tables of texts and labels."""
     return None if task_type is None else TASK_HANDLERS[task_type].file_reader
 
 
@@ -149,22 +129,21 @@ def tokenize_for_task(
     stride: int | None = None,
     use_cache: bool = True,
 ) -> TokenizedExamples:
-    """Examples of a task as tokens with what its model is taught.
+    """Examples of a task as tokens with labels.
 
     Args:
-        examples: read or typed for the task.
+        examples: of the task.
         task: what is predicted.
         tokenizer: a fast one with a padding token.
-        max_length: longest input in tokens, special ones included.
-        stride: of question answering: tokens that windows share; None is a quarter of the longest input.
-        cache: whether to look for tokens of earlier runs and to keep these, where the kind has a cache.
+        max_length: longest input in tokens, special tokens included.
+        stride: question answering: tokens that windows share; None is a quarter of the longest input.
+        use_cache: read and write the token cache, if the task type has one.
 
     Raises:
-        ConfigError: the tokenizer or the length cannot serve.
+        ConfigError: the tokenizer or the length cannot be used.
     """
-    return TASK_HANDLERS[task.task_type].tokenize(
-        examples, task, tokenizer, TokenizationOptions(max_length, stride, use_cache)
-    )
+    options = TokenizationOptions(max_length, stride, use_cache)
+    return TASK_HANDLERS[task.task_type].tokenize(examples, task, tokenizer, options)
 
 
 def compute_task_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
@@ -172,7 +151,7 @@ def compute_task_metrics(task: Task, logits: np.ndarray, examples: TokenizedExam
 
     Args:
         task: says which metrics.
-        logits: ``(examples, outputs)``; of tasks at tokens ``(all tokens, outputs)``.
+        logits: ``(examples, outputs)``; of token-level tasks ``(all tokens, outputs)``.
         examples: labelled.
 
     Raises:
@@ -181,12 +160,16 @@ def compute_task_metrics(task: Task, logits: np.ndarray, examples: TokenizedExam
     return TASK_HANDLERS[task.task_type].compute_metrics(task, logits, examples)
 
 
-def decode_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
-    """What the logits say, in plain values, one an example.
+def baseline_metrics(task: Task, train: Examples, examples: TokenizedExamples) -> dict[str, float]:
+    """The task's metrics on ``examples`` of the majority class (or mean score) of the training labels.
 
-    Args:
-        task: what the outputs mean.
-        logits: ``(examples, outputs)``; of tasks at tokens ``(all tokens, outputs)``.
-        examples: need no labels.
+    Raises:
+        DataError: question answering, which has no such baseline.
     """
+    count = len(examples.tokens.ids) if task.task_type == "token-classification" else len(examples)
+    return compute_task_metrics(task, np.tile(metrics.baseline_logits(task, train), (count, 1)), examples)
+
+
+def decode_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
+    """Predictions as plain values, one per example, from logits shaped as for `compute_task_metrics`."""
     return TASK_HANDLERS[task.task_type].decode_predictions(task, logits, examples)

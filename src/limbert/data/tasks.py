@@ -1,8 +1,8 @@
-"""What a model is asked to predict, and the nine GLUE tasks as a table: a new task is a row, not code."""
+"""What a model predicts, from which columns, and the nine GLUE tasks as a table."""
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from limbert.core.config import DataConfig, TaskType
@@ -11,29 +11,24 @@ from limbert.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted, and from what: the kind of label, the class names by id, the metrics to report.
+    """What is predicted from what: the task type, the class names by id, the metrics to report.
 
     Raises:
-        DataError: fewer names than the kind needs, repeated ones, or names for a kind that has none.
+        DataError: fewer names than the task type needs, repeated names, or names for a task type without classes.
     """
 
     name: str | None  # canonical GLUE name such as "mrpc"; None for own data
     task_type: TaskType
     labels: tuple[str, ...]  # class names by id; () for regression and question answering
     metrics: tuple[str, ...]  # the first is the primary one
-    has_pairs: bool | None = None  # whether a text comes with a second one; None: not known
+    has_pairs: bool | None = None  # whether a text comes with a second one; None: unknown
 
     def __post_init__(self) -> None:
-        fewest = _MIN_LABELS[self.task_type]
-        if fewest == 0 and self.labels:
-            raise DataError(
-                f"label names {', '.join(self.labels)} given for a {_describe_task_type(self.task_type)}; it has none"
-            )
-        if len(self.labels) < fewest:
-            few = "two" if fewest == 2 else "one"
-            raise DataError(
-                f"label names are {list(self.labels)}; a {_describe_task_type(self.task_type)} needs at least {few}"
-            )
+        minimum = _MIN_LABELS[self.task_type]
+        if minimum == 0 and self.labels:
+            raise DataError(f"label names {', '.join(self.labels)} given for {self.task_type}; it has none")
+        if len(self.labels) < minimum:
+            raise DataError(f"label names are {list(self.labels)}; {self.task_type} needs at least {minimum}")
         if len(set(self.labels)) < len(self.labels):
             raise DataError(f"label names are {list(self.labels)}; each may occur once")
 
@@ -44,17 +39,25 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """The number of model outputs: one a class, one score, or two (question answering): start and end."""
+        """Model outputs: one per class, one score, or two (question answering): start and end."""
         return len(self.labels) or (2 if self.task_type == "question-answering" else 1)
 
-    def check_inputs(self, *, has_pairs: bool) -> None:
-        """Refuse single texts where the model was trained on pairs, and pairs where it was trained on single texts.
-
-        Args:
-            pairs: whether those that are to be answered are pairs.
+    def with_primary_metric(self, metric: str) -> "Task":
+        """The task with this metric first.
 
         Raises:
-            DataError: if so; it says what is missing or too much.
+            ConfigError: the task type has no such metric.
+        """
+        allowed = dict.fromkeys((*self.metrics, *_MORE_METRICS.get(self.task_type, ())))
+        if metric not in allowed:
+            raise ConfigError(f"metric is {metric!r}; it must be one of {', '.join(allowed)} for {self.task_type}")
+        return replace(self, metrics=tuple(dict.fromkeys((metric, *self.metrics))))
+
+    def check_inputs(self, *, has_pairs: bool) -> None:
+        """Refuse single texts if the model was trained on pairs, and pairs if it was trained on single texts.
+
+        Raises:
+            DataError: the message says what is missing or too much.
         """
         if self.has_pairs is True and not has_pairs:
             raise DataError("the model was trained on pairs of texts; the second text is missing")
@@ -71,10 +74,8 @@ class Task:
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
         """The task that ``to_dict`` wrote."""
         labels, metrics = tuple(values["labels"]), tuple(values["metrics"])
-        known = (
-            GLUE[values["name"]].task.has_pairs if values["name"] in GLUE else None
-        )  # older checkpoints do not say it
-        return cls(values["name"], values["kind"], labels, metrics, values.get("pairs", known))
+        default = GLUE[values["name"]].task.has_pairs if values["name"] in GLUE else None  # in older checkpoints
+        return cls(values["name"], values["kind"], labels, metrics, values.get("pairs", default))
 
 
 _MIN_LABELS: Mapping[TaskType, int] = {
@@ -91,92 +92,103 @@ _DEFAULT_METRICS: Mapping[TaskType, tuple[str, ...]] = {
     "token-classification": ("entity_f1", "entity_precision", "entity_recall"),
     "question-answering": ("f1", "exact_match"),
 }
+_MORE_METRICS: Mapping[TaskType, tuple[str, ...]] = {"classification": ("macro_f1", "matthews")}  # on request
 _ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+", re.DOTALL)  # BIO, BIOES, BILOU, BMES
 _CERTAIN_ENTITY_TAG = re.compile(r"[BI]-.+", re.DOTALL)
 
 
 def custom_task(task_type: TaskType, labels: tuple[str, ...], *, has_pairs: bool | None = None) -> Task:
-    """A task on the user's own data, with the metrics that suit its kind.
+    """A task on own data, with the default metrics of its type.
 
-    Tags of words that are not all ``O`` or ``B-TYPE``, ``I-TYPE`` and the like mark no entities: the metric is then
-    the accuracy of the words.
+    If word tags are not all ``O``, ``B-TYPE``, ``I-TYPE`` and the like, they mark no entities: the metric is then the
+    accuracy of words.
 
     Raises:
         DataError: some tags are ``B-TYPE`` or ``I-TYPE`` and others of no such form, or see `Task`.
     """
     plain = False
     if task_type == "token-classification":
-        fitting = entity_tags(labels)
-        plain = not fitting
-        if fitting and len(fitting) < len(labels):
-            odd = next(label for label in labels if label not in fitting)
-            raise DataError(f"tag {odd!r} stands among tags of entities; expected O or B-, I-, E-, S- and a type")
+        entities = entity_tags(labels)
+        plain = not entities
+        if entities and len(entities) < len(labels):
+            odd = next(label for label in labels if label not in entities)
+            raise DataError(f"tag {odd!r} is among entity tags; expected O or B-, I-, E-, S- and a type")
     return Task(None, task_type, labels, ("accuracy",) if plain else _DEFAULT_METRICS[task_type], has_pairs)
 
 
 def entity_tags(tags: Iterable[str]) -> frozenset[str]:
-    """Those of the tags that mark entities; none where they mean something else, such as parts of speech.
+    """Those of the tags that mark entities; none if tags mean something else, such as parts of speech.
 
-    ``B-TYPE`` and ``I-TYPE`` say that entities are marked, so that a tag of another form beside them is a mistake and
-    not another kind of tag.
+    ``B-TYPE`` and ``I-TYPE`` say that entities are marked, so a tag of another form beside them is a mistake.
     """
     all_tags = frozenset(tags)
-    fitting = frozenset(tag for tag in all_tags if _ENTITY_TAG.fullmatch(tag))
-    certain = any(_CERTAIN_ENTITY_TAG.fullmatch(tag) for tag in fitting)
-    return fitting if certain or fitting == all_tags else frozenset()
+    matching = frozenset(tag for tag in all_tags if _ENTITY_TAG.fullmatch(tag))
+    certain = any(_CERTAIN_ENTITY_TAG.fullmatch(tag) for tag in matching)
+    return matching if certain or matching == all_tags else frozenset()
 
 
 _TASK_TYPE_ALIASES: Mapping[str, TaskType] = {"ner": "token-classification", "squad": "question-answering"}
 
 
 def requested_task_type(config: DataConfig) -> TaskType | None:
-    """The kind of task that the settings name, by ``task_type``, a task such as ``ner``, or a separator of labels.
+    """The task type that the settings name: ``task_type``, a task such as ``ner``, or a multi-label setting.
 
     Returns:
-        None where they name none.
+        None if they name none.
 
     Raises:
         ConfigError: two that contradict each other.
     """
-    kind = _TASK_TYPE_ALIASES.get(_normalize_name(config.task)) if config.task is not None else None
-    if kind is not None and config.task_type not in (None, kind):
-        raise ConfigError(f"task type is {config.task_type}; it must be {kind} for task {config.task}")
-    kind = kind or config.task_type
-    if config.label_separator is None:
-        return kind
-    if config.task is not None or kind not in (None, "multi-label"):
-        what = f"task {config.task}" if config.task is not None else f"task type {kind}"
-        raise ConfigError(f"label separator is {config.label_separator!r}; it is for multi-label, not for {what}")
-    return "multi-label"
+    task_type = _TASK_TYPE_ALIASES.get(_normalize_name(config.task)) if config.task is not None else None
+    if task_type is not None and config.task_type not in (None, task_type):
+        raise ConfigError(f"task type is {config.task_type}; it must be {task_type} for task {config.task}")
+    task_type = task_type or config.task_type
+    for name in ("label_separator", "label_columns"):
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if config.task is not None or task_type not in (None, "multi-label"):
+            what = f"task {config.task}" if config.task is not None else f"task type {task_type}"
+            raise ConfigError(f"{name.replace('_', ' ')} is {value!r}; it is for multi-label, not for {what}")
+        task_type = "multi-label"
+    return task_type
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that hold an example; all digits are positions in a file without header, counted from 0."""
+    """The columns that hold an example; digits are indices in a file without header, counted from 0."""
 
     text: str | None
     pair: str | None
     label: str | None
+    label_columns: tuple[str, ...] = ()  # instead of ``label``: a column of 0 and 1 for each label
+    guessed: tuple[str, ...] = field(default=(), compare=False)  # columns that no setting named
+    guessed_from: str | None = field(default=None, compare=False)  # the table in which they were found
 
     @property
     def names(self) -> tuple[str, ...]:
         """Those that are set."""
-        return tuple(name for name in (self.text, self.pair, self.label) if name is not None)
+        return tuple(name for name in (self.text, self.pair, self.label, *self.label_columns) if name is not None)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels are read."""
+        return self.label is not None or bool(self.label_columns)
 
     @property
     def are_positions(self) -> bool:
-        """True where every column that is set is a position, so that the file has no header."""
+        """Whether every column that is set is an index, so that the file has no header."""
         return self.text is not None and all(name.isdecimal() for name in self.names)
 
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One GLUE task: what it predicts, and how its files and its Hub data set are laid out."""
+    """One GLUE task: what it predicts, and the layout of its files and of its Hub data set."""
 
     task: Task
-    column_layouts: tuple[Columns, ...]  # columns it is found in: tried in this order
+    column_layouts: tuple[Columns, ...]  # tried in this order
     dev_files: tuple[tuple[str, str], ...] = (("dev", "dev"),)  # (name of the part, stem of its file)
-    excluded_labels: tuple[str, ...] = ()  # labels that mean "the annotators did not agree": such rows are left out
+    excluded_labels: tuple[str, ...] = ()  # "the annotators did not agree": such rows are left out
 
 
 GLUE_HUB_NAME = "nyu-mll/glue"  # the Hub data set; its configurations are named as the tasks here
@@ -226,7 +238,7 @@ GLUE: Mapping[str, GlueTask] = {
 
 
 def glue_task(name: str) -> GlueTask:
-    """The row of the GLUE table for a name in any common spelling, such as ``SST-2`` or ``sst2``.
+    """The GLUE task of a name in any common spelling, such as ``SST-2`` or ``sst2``.
 
     Raises:
         ConfigError: no GLUE task has this name.
@@ -239,7 +251,3 @@ def glue_task(name: str) -> GlueTask:
 
 def _normalize_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _describe_task_type(task_type: TaskType) -> str:
-    return task_type if task_type in ("classification", "regression") else f"task of kind {task_type}"

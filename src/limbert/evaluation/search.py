@@ -6,7 +6,8 @@ Trials are kept in optuna's journal storage in the run, so that an interrupted s
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from limbert.evaluation.benchmark import median_latency
 from limbert.evaluation.encoding import SubnetEncoding
 from limbert.evaluation.evaluate import Progress, evaluate_subnets, no_progress, primary_metric
 from limbert.evaluation.results import RESULTS_NAME, SubnetResult, replace_json_lines, require_writable_run
+from limbert.files import try_lock
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, load_validation_split, override_data_config
 from limbert.inference.onnx_graph import quiet_loggers
 from limbert.inference.predict import predict_subnet_logits
@@ -44,9 +46,10 @@ if TYPE_CHECKING:
 Objective = Literal["flops", "latency"]
 OBJECTIVES: tuple[Objective, ...] = ("flops", "latency")
 JOURNAL_NAME = "search-journal.jsonl"  # optuna's journal storage
+_DIRECTIONS: tuple[Literal["minimize", "maximize"], ...] = ("maximize", "minimize")  # metric, cost
 _MIN_POPULATION = 24  # sub-networks per generation; twice the number of uniform ones if that is more
 _CROSSOVER_PROBABILITY = 0.5  # otherwise one parent, mutated
-_PATIENCE_GENERATIONS = 10  # generations without a new sub-network after which the search ends
+_PATIENCE_GENERATIONS = 50  # generations without a new sub-network after which the search ends
 
 _logger = logging.getLogger(__name__)
 
@@ -227,17 +230,25 @@ def search_subnets(
     """
     optuna = import_optional("optuna", extra="search")
     generation = max(_MIN_POPULATION, 2 * len({*grid, *encoding.uniform_subnets}))
-    with quiet_loggers("optuna"):
+    with quiet_loggers("optuna"), _exclusive(journal):
         try:
-            study = _open_study(journal, study_name, population_size=generation, seed=seed)
-            for parameters in encoding.warm_start(grid, count=generation, seed=seed):
-                study.enqueue_trial(parameters, skip_if_exists=True)
+            saved = _open_study(journal, study_name)
             finished: dict[Subnet, TrialResult] = {}
-            for old in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
+            for old in saved.get_trials():
                 subnet = encoding.decode(old.params)
                 finished[subnet] = TrialResult(subnet, *old.values)
             if finished:
                 _logger.warning("%d sub-networks were evaluated before (%s)", len(finished), journal)
+            # The sampler works in memory; only finished trials are written, each with one line.
+            study = optuna.create_study(directions=_DIRECTIONS)
+            study.sampler = optuna.samplers.NSGAIISampler(
+                population_size=generation,
+                crossover_prob=_CROSSOVER_PROBABILITY,
+                seed=(seed + len(finished)) % 2**32,  # a resumed search draws other numbers
+            )
+            study.add_trials(saved.get_trials())
+            for parameters in encoding.warm_start(grid, count=generation, seed=seed):
+                study.enqueue_trial(parameters, skip_if_exists=True)
             repeated = 0
             while len(finished) < trials and repeated < _PATIENCE_GENERATIONS * generation:
                 progress(len(finished), trials)
@@ -251,40 +262,55 @@ def search_subnets(
                     continue
                 repeated = 0
                 finished[subnet] = evaluate(subnet)
-                study.tell(trial, [finished[subnet].metric_value, finished[subnet].relative_cost])
+                saved.add_trial(study.tell(trial, [finished[subnet].metric_value, finished[subnet].relative_cost]))
         except OSError as error:
             raise StorageError(f"cannot write {journal}: {error.strerror or error}") from error
     progress(len(finished), len(finished))
     return list(finished.values())
 
 
-def _open_study(journal: Path, name: str, *, population_size: int, seed: int) -> "optuna.Study":
-    """The study in the journal, or a new one; trials that an interruption left unfinished are queued again."""
+@contextmanager
+def _exclusive(journal: Path) -> Iterator[None]:
+    """Refuse a second search with the same journal; the system releases the lock when a process is killed.
+
+    Raises:
+        ConfigError: if another search is running.
+        StorageError: if the lock file cannot be made.
+    """
+    lock = journal.with_name(f".{journal.name}.running")
+    try:
+        descriptor = try_lock(lock)
+    except BlockingIOError as error:
+        raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {lock}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _open_study(journal: Path, name: str) -> "optuna.Study":
+    """The study in optuna's journal file, or a new one.
+
+    Raises:
+        CheckpointError: if the journal cannot be read.
+    """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)  # optuna's, left by a killed search
     logged = journal.read_bytes() if journal.exists() else b""
-    if not logged.endswith(b"\n") and logged:  # the last line was cut short
+    if logged and not logged.endswith(b"\n"):  # the last line was cut short
         os.truncate(journal, logged.rfind(b"\n") + 1)
     try:
-        study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(journal))),
-            study_name=name,
-            load_if_exists=True,
-            directions=["maximize", "minimize"],
-        )
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        return optuna.create_study(storage=storage, study_name=name, load_if_exists=True, directions=_DIRECTIONS)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{journal} cannot be read; delete it to start the search anew") from error
-    study.sampler = optuna.samplers.NSGAIISampler(
-        population_size=population_size,
-        crossover_prob=_CROSSOVER_PROBABILITY,
-        seed=(seed + len(study.trials)) % 2**32,  # a search that goes on draws other numbers
-    )
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.system_attrs.get("fixed_params", trial.params))
-    return study
 
 
 class SubnetEvaluator:

@@ -62,6 +62,8 @@ def override_data_config(saved: DataConfig, **overrides: Any) -> DataConfig:
     }
     if given.keys() & {"data", "train", "dev"}:  # the files given now replace all of the training's files
         saved = replace(saved, data=None, train=None, dev=None, skip_bad_rows=False)
+    if given:  # other examples than in training, or read in another way
+        saved = replace(saved, fingerprints=None)
     return replace(saved, **given)
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import (
+from limbert.data.columns import choose_columns
+from limbert.data.readers import Examples, check_text
+from limbert.data.table import (
     INVALID_UNICODE,
-    Examples,
     Table,
     TableRow,
     check_readable,
-    check_text,
-    choose_columns,
     class_names_from_schema,
     column_values,
     lines_table,

@@ -20,7 +20,6 @@ from limbert.errors import SubnetError
 from limbert.model import card, checkpoint
 from limbert.model.families import (
     Family,
-    LayerParts,
     family_of,
     head_size,
     layer_parts,
@@ -31,7 +30,7 @@ from limbert.model.families import (
 )
 from limbert.model.inference_mode import evaluation_mode
 from limbert.model.layerwise import PreparedBatch, layers_bypassed, record_layer_calls, recorded_states
-from limbert.model.sliced_linear import SlicedLinear, make_sliced
+from limbert.model.sliced_linear import layer_widths, make_sliced, set_widths
 from limbert.model.views import ViewFactory
 from limbert.model.width_gates import GATES_FILENAME, WidthGates, read_gates, save_gates
 
@@ -142,7 +141,15 @@ class ElasticModel:
             ) as folder:
                 if self.gates is not None:
                     save_gates(self.gates, folder)
-                (folder / "README.md").write_text(self._card(Path(directory).name), encoding="utf-8")
+                text = card.model_card(
+                    Path(directory).name,
+                    network=self.network,
+                    shape=self.shape,
+                    subnets=self.space.named_subnets(self.shape),
+                    record=self.record,
+                    has_gates=self.gates is not None,
+                )
+                (folder / "README.md").write_text(text, encoding="utf-8")
                 add_files(folder)
 
     def push_to_hub(
@@ -185,16 +192,6 @@ class ElasticModel:
                 create_pr=create_pr,
             )
         return str(commit.commit_url)
-
-    def _card(self, name: str) -> str:
-        return card.model_card(
-            name,
-            network=self.network,
-            shape=self.shape,
-            subnets=self.space.named_subnets(self.shape),
-            record=self.record,
-            has_gates=self.gates is not None,
-        )
 
     def __repr__(self) -> str:
         shape, space = self.shape, self.space
@@ -299,16 +296,16 @@ class ElasticModel:
         self.check(subnet)
         with self._lock:
             stack = stack_of(self.network, self.family)
-            before = [_widths(parts) for parts in self._layer_parts]
+            before = [layer_widths(parts) for parts in self._layer_parts]
             try:
                 for index, (heads, neurons) in subnet.layer_widths().items():
-                    _set_widths(self._layer_parts[index], (heads, heads * self.head_size, neurons))
+                    set_widths(self._layer_parts[index], (heads, heads * self.head_size, neurons))
                 set_stack(self.network, self.family, nn.ModuleList(self._layers[index] for index in subnet.layers))
                 yield self.network
             finally:
                 set_stack(self.network, self.family, stack)
                 for parts, widths in zip(self._layer_parts, before, strict=True):
-                    _set_widths(parts, widths)
+                    set_widths(parts, widths)
 
     def view(self, subnet: Subnet) -> PreTrainedModel:
         """The sub-network as a separate module that shares the weights of the network, for serving and measuring.
@@ -413,27 +410,6 @@ class ElasticModel:
     longest_input = RenamedAttribute("max_input_length")
     found = RenamedAttribute("searched_subnets")
     read_out = RenamedAttribute("apply_head")
-
-
-LayerWidths = tuple[int | None, int | None, int | None]  # heads, attention channels, neurons; None: all of them
-
-
-def _widths(parts: LayerParts) -> LayerWidths:
-    first, mlp_in = parts.attention_in[0], parts.mlp_in
-    assert isinstance(first, SlicedLinear)
-    assert isinstance(mlp_in, SlicedLinear)
-    heads = getattr(*parts.head_count) if parts.head_count is not None else None
-    return heads, first.width, mlp_in.width
-
-
-def _set_widths(parts: LayerParts, widths: LayerWidths) -> None:
-    """Set the widths of one layer; only this function does. The output Linears follow their input."""
-    heads, channels, neurons = widths
-    for linear in (*parts.attention_in, parts.mlp_in):
-        assert isinstance(linear, SlicedLinear)
-        linear.width = neurons if linear is parts.mlp_in else channels
-    if parts.head_count is not None:
-        setattr(*parts.head_count, heads)
 
 
 def _install_state_hooks(network: PreTrainedModel) -> None:

@@ -1,7 +1,9 @@
-"""SlicedLinear: a Linear that can run with only the first rows of its weight."""
+"""SlicedLinear: a Linear that can run with only the first rows of its weight; and the widths of a layer of them."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from limbert.model.families import LayerParts
 
 
 class SlicedLinear(nn.Linear):
@@ -11,7 +13,7 @@ class SlicedLinear(nn.Linear):
     is the only state. Made by `make_sliced`, which keeps parameter names and weights.
     """
 
-    width: int | None  # rows of each block that are used; None: all. Set by `ElasticModel.at` only
+    width: int | None  # rows of each block that are used; None: all. Set by `set_widths` only
     blocks: int  # parts stacked in one weight: 3 for a fused query-key-value, 2 for a gated unit
 
     def sliced_parameters(self, columns: int) -> tuple[Tensor, Tensor | None]:
@@ -44,3 +46,25 @@ def slice_linear(linear: nn.Linear, *, rows: int | None, columns: int, blocks: i
 def _narrow(tensor: Tensor, count: int | None, *, dim: int) -> Tensor:
     """The first ``count`` along a dimension. A slice of everything would cost a copy in the backward pass."""
     return tensor if count is None or count == tensor.shape[dim] else tensor.narrow(dim, 0, count)
+
+
+LayerWidths = tuple[int | None, int | None, int | None]  # heads, attention channels, neurons; None: all of them
+
+
+def layer_widths(parts: LayerParts) -> LayerWidths:
+    """The current widths of one layer."""
+    first, mlp_in = parts.attention_in[0], parts.mlp_in
+    assert isinstance(first, SlicedLinear)
+    assert isinstance(mlp_in, SlicedLinear)
+    heads = getattr(*parts.head_count) if parts.head_count is not None else None
+    return heads, first.width, mlp_in.width
+
+
+def set_widths(parts: LayerParts, widths: LayerWidths) -> None:
+    """Set the widths of one layer; only this function does. The output Linears follow their input."""
+    heads, channels, neurons = widths
+    for linear in (*parts.attention_in, parts.mlp_in):
+        assert isinstance(linear, SlicedLinear)
+        linear.width = neurons if linear is parts.mlp_in else channels
+    if parts.head_count is not None:
+        setattr(*parts.head_count, heads)

@@ -1,1 +1,1 @@
-"""The server: one model over HTTP, at the size that each request asks for and the load allows."""
+"""HTTP server that runs one elastic model at the variant that each request and the load call for."""

@@ -1,78 +1,113 @@
-"""Puts waiting texts into batches and says when each would be finished, if all ran at one level of quality.
+"""Groups queued texts into batches and predicts when each batch ends, with all texts at one quality level.
 
-A plan takes texts in the order in which they are due. A text joins the batch that it lengthens least, as long as nobody
-is late for it and it is no slower than running by itself; else it begins a new one at the end. Adding one text costs a
-look at each batch, and the first batch of a plan can be taken off without changing the rest.
+A plan takes texts by planned deadline. A text joins the batch that it lengthens least, as long as no text becomes late
+and it is no slower than a batch of its own; otherwise it opens a new batch at the end. Adding a text looks at each
+batch once; the first batch can be removed without changing the others.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, sqrt
+from typing import TYPE_CHECKING
 
 from limbert.serve.latency_model import LatencyModel, VariantsByLevel
 
-_MAX_OPEN_BATCHES = 32  # batches that a text may join
-_LENGTH_SORTING_SCALE = 6  # waiting texts among which batches begin to be sorted by length
+if TYPE_CHECKING:
+    from limbert.serve.errors import ServeError
+    from limbert.serve.runner import RequestOutput, TextOutput
+    from limbert.serve.tokenizer import TokenizedText
+
+_MAX_OPEN_BATCHES = 32  # only the first batches of a plan take more texts
+_LENGTH_SORTING_SCALE = 6  # queued texts from which on batches are increasingly sorted by length
 
 
-@dataclass(slots=True)
-class QueuedText:
-    """One waiting text.
+@dataclass(slots=True, eq=False)
+class PendingRequest:
+    """A request from its arrival to its response. Times are seconds of one monotonic clock.
+
+    The scheduler reads the first four fields and sets the ``..._by_level`` and ``..._deadline`` fields.
 
     Attributes:
-        due: when it should be finished.
-        soon: when it should be finished as things stand when it comes; later ones may delay it up to due.
-        order: in which it came, among those due at the same time.
-        request: that it belongs to.
-        place: in the request.
-        tokens: of it.
-        choices: the size that it runs at, by level.
-        hard: whether it must not be finished later than due.
-        comfort: when it should be finished so that nobody needs to hurry.
-        deadline: when its answer is worth nothing any more.
+        lengths: tokens of each text.
+        variants: names of the variants that may run it, best first.
+        arrival: when it arrived.
+        deadline: latest completion; infinity: none.
+        texts: the tokenised texts.
+        on_done: called once, from any thread, with the output or the error.
+        tokenization_seconds: time for tokenisation.
+        queued_at: when it entered the queue.
+        started_at: when its last batch began.
+        outputs: of the texts, by index; None: not run yet.
+        remaining: texts without output.
+        cancelled: whether it was cancelled before it entered the queue.
+        variants_by_level: the variant that it runs at, by quality level.
+        planned_deadline: when it should be complete: before the deadline, to leave time for what a plan cannot know.
+        admission_deadline: when it must be complete as planned on arrival; later requests may delay it up to
+            ``planned_deadline``.
+        downgrade_deadline: when it must be complete for the plan to stay at its quality level.
     """
 
-    planned_deadline: float
-    admission_deadline: float
-    order: int
-    request_id: int
+    lengths: Sequence[int]
+    variants: tuple[str, ...]
+    arrival: float
+    deadline: float = inf
+    texts: Sequence["TokenizedText"] = ()
+    on_done: Callable[["RequestOutput | ServeError"], None] = lambda result: None
+    tokenization_seconds: float = 0.0
+    queued_at: float = 0.0
+    started_at: float = 0.0
+    outputs: list["TextOutput | None"] = field(default_factory=list)
+    remaining: int = 0
+    cancelled: bool = False
+    variants_by_level: VariantsByLevel = ()
+    planned_deadline: float = 0.0
+    admission_deadline: float = 0.0
+    downgrade_deadline: float = 0.0
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether it may be late."""
+        return self.deadline < inf
+
+
+@dataclass(slots=True, eq=False)
+class QueuedText:
+    """One text of a request: its index there, its tokens, and its order of arrival."""
+
+    request: PendingRequest
     index: int
     tokens: int
-    variants_by_level: VariantsByLevel
-    has_deadline: bool
-    downgrade_deadline: float
-    deadline: float
+    order: int
 
     def __lt__(self, other: "QueuedText") -> bool:
-        return (self.planned_deadline, self.order) < (other.planned_deadline, other.order)
+        return (self.request.planned_deadline, self.order) < (other.request.planned_deadline, other.order)
 
 
 @dataclass(slots=True)
 class PlannedBatch:
-    """Texts that would run together: the size, padded tokens and seconds, and the first times that matter in it."""
+    """A batch to run: texts of one variant, tokens with padding, predicted seconds, and its earliest deadlines."""
 
     variant: str
     texts: list[QueuedText]
     max_length: int
     tokens: int
     seconds: float
-    planned_deadline: float
-    downgrade_deadline: float
+    planned_deadline: float = inf
+    downgrade_deadline: float = inf
 
 
 @dataclass(slots=True)
 class BatchPlan:
-    """Batches in the order in which they would run.
+    """Batches in the order in which they will run.
 
     Attributes:
-        level: that all run at.
-        start: when the first begins.
-        line: what a size takes.
-        max_tokens: a batch, padding included.
-        max_seconds: a batch; a text that takes longer runs alone.
-        batches: so far.
-        seconds: that they take.
-        rows: texts in them.
+        level: quality level of all texts.
+        start: when the first batch begins.
+        latency_of: latency model by variant name.
+        max_batch_tokens: tokens of a batch at most, padding included; a longer text runs alone.
+        max_batch_seconds: seconds of a batch at most; a slower text runs alone.
+        seconds: of all batches.
+        num_texts: in all batches.
     """
 
     level: int
@@ -86,83 +121,76 @@ class BatchPlan:
     _latency_models: dict[str, LatencyModel] = field(default_factory=dict)
 
     def add(self, text: QueuedText, *, allow_late: bool = False) -> bool:
-        """Put in a text that is due after all others, unless somebody would be late for it, itself included.
+        """Add a text whose planned deadline is not before any other's.
 
         Args:
-            row: the text.
-            late: put it in even if it will be late.
+            text: the text.
+            allow_late: add it even if it will be late itself.
 
         Returns:
-            Whether it is in.
+            Whether it was added; False where a text would be late.
         """
-        size = text.variants_by_level[self.level]
-        line = self._latency_models.get(size)
-        if line is None:
-            line = self._latency_models[size] = self.latency_of(size)
-        alone = line.fixed + line.per_token * text.tokens
-        # The more waits, the more company a batch of its own will get, and the less padding its fixed cost is worth.
-        best, least = None, line.per_token * text.tokens + line.fixed / sqrt(1 + self.num_texts / _LENGTH_SORTING_SCALE)
-        slack = inf  # of this batch and those behind it
-        time = self.end
-        for place in range(len(self.batches) - 1, -1, -1):
-            batch = self.batches[place]
-            if batch.planned_deadline - time < slack:
-                slack = batch.planned_deadline - time
-            if place < _MAX_OPEN_BATCHES and batch.variant == size:
-                longest = text.tokens if text.tokens > batch.max_length else batch.max_length
-                tokens = longest * (len(batch.texts) + 1)
-                extra = line.per_token * (tokens - batch.tokens)
+        request, length = text.request, text.tokens
+        variant = request.variants_by_level[self.level]
+        model = self._latency_models.get(variant)
+        if model is None:
+            model = self._latency_models[variant] = self.latency_of(variant)
+        planned, has_deadline = request.planned_deadline, request.has_deadline
+        # The longer the queue, the fuller a batch of its own will become, and the less padding its fixed cost is worth.
+        best, least = None, model.per_token * length + model.fixed / sqrt(1 + self.num_texts / _LENGTH_SORTING_SCALE)
+        slack, end = inf, self.end  # slack of this batch and all behind it
+        for index in range(len(self.batches) - 1, -1, -1):
+            batch = self.batches[index]
+            if batch.planned_deadline - end < slack:
+                slack = batch.planned_deadline - end
+            if index < _MAX_OPEN_BATCHES and batch.variant == variant:
+                tokens = max(length, batch.max_length) * (len(batch.texts) + 1)
+                extra = model.per_token * (tokens - batch.tokens)
                 if (
                     extra <= least
                     and tokens <= self.max_batch_tokens
                     and batch.seconds + extra <= self.max_batch_seconds
                     and extra <= slack + 1e-12
-                    and (not text.has_deadline or time + extra <= text.planned_deadline)
+                    and (not has_deadline or end + extra <= planned)
                 ):
                     best, least = batch, extra
-            time -= batch.seconds
-        due, comfort = (text.planned_deadline, text.downgrade_deadline) if text.has_deadline else (inf, inf)
+            end -= batch.seconds
         if best is None:
-            if (
-                text.has_deadline
-                and not allow_late
-                and self.end + alone > (text.admission_deadline if self.batches else text.planned_deadline)
-            ):
+            least = model.seconds(length)
+            limit = request.admission_deadline if self.batches else planned
+            if has_deadline and not allow_late and self.end + least > limit:
                 return False
-            self.num_texts += 1
-            self.seconds += alone
-            self.batches.append(PlannedBatch(size, [text], text.tokens, text.tokens, alone, due, comfort))
-            return True
-        self.num_texts += 1
-        self.seconds += least
+            best = PlannedBatch(variant, [], 0, 0, 0.0)
+            self.batches.append(best)
         best.texts.append(text)
-        best.max_length = max(best.max_length, text.tokens)
+        best.max_length = max(best.max_length, length)
         best.tokens = best.max_length * len(best.texts)
         best.seconds += least
-        best.planned_deadline, best.downgrade_deadline = (
-            min(best.planned_deadline, due),
-            min(best.downgrade_deadline, comfort),
-        )
+        if has_deadline:
+            best.planned_deadline = min(best.planned_deadline, planned)
+            best.downgrade_deadline = min(best.downgrade_deadline, request.downgrade_deadline)
+        self.num_texts += 1
+        self.seconds += least
         return True
 
     @property
     def end(self) -> float:
-        """When the last batch would be finished."""
+        """When the last batch ends."""
         return self.start + self.seconds
 
     def extended(self, texts: Sequence[QueuedText]) -> "BatchPlan | None":
-        """The plan with these texts, which are due after all others; None where somebody would be late for them.
+        """The plan with these texts, whose planned deadlines are the last; None where a text would be late.
 
-        One text is put into this very plan.
+        A single text is added in place.
         """
         plan = self
         if len(texts) > 1:
             batches = [replace(batch, texts=list(batch.texts)) for batch in self.batches]
             plan = replace(self, batches=batches, _latency_models=dict(self._latency_models))
-        return plan if all(plan.add(row) for row in texts) else None
+        return plan if all(plan.add(text) for text in texts) else None
 
     def pop_first(self) -> PlannedBatch:
-        """The first batch, to be run; the others stay as they are planned."""
+        """Remove the first batch, to run it; the others stay as planned."""
         batch = self.batches.pop(0)
         self.start += batch.seconds
         self.seconds -= batch.seconds
@@ -170,25 +198,20 @@ class BatchPlan:
         return batch
 
     def lateness(self, unplanned: Sequence[QueuedText] = ()) -> tuple[float, float]:
-        """By how much the worst misses its due time and its comfort; below 0 where nobody does.
+        """Seconds by which the worst text misses its planned and its downgrade deadline; negative: all are met.
 
         Args:
-            behind: texts behind the plan, taken to go at its pace.
+            unplanned: texts behind the plan, assumed to run at its pace.
         """
-        time, late, uncomfortable = self.start, -inf, -inf
+        end, late, downgrade = self.start, -inf, -inf
         for batch in self.batches:
-            time += batch.seconds
-            late, uncomfortable = (
-                max(late, time - batch.planned_deadline),
-                max(uncomfortable, time - batch.downgrade_deadline),
-            )
-        if unplanned:
-            pace = self.seconds / max(1, self.num_texts)
-            for row in unplanned:
-                time += pace
-                if row.has_deadline:
-                    late, uncomfortable = (
-                        max(late, time - row.planned_deadline),
-                        max(uncomfortable, time - row.downgrade_deadline),
-                    )
-        return late, uncomfortable
+            end += batch.seconds
+            late = max(late, end - batch.planned_deadline)
+            downgrade = max(downgrade, end - batch.downgrade_deadline)
+        pace = self.seconds / max(1, self.num_texts)
+        for text in unplanned:
+            end += pace
+            if text.request.has_deadline:
+                late = max(late, end - text.request.planned_deadline)
+                downgrade = max(downgrade, end - text.request.downgrade_deadline)
+        return late, downgrade

@@ -1,192 +1,98 @@
-"""What Prometheus reads. Each application counts for itself: nothing is global, so that two can live in one process.
+"""Prometheus metrics of one application, in a registry of its own.
 
-With several workers each process counts for itself, and a scrape reaches one of them, whose ``limbert_worker_info``
-says which: add up over ``pid`` what was scraped, or run one worker a port where exact sums matter.
+Each worker process counts for itself and a scrape reaches one of them, named by ``limbert_worker_info``: sum over
+``pid``, or run one worker per port where exact sums matter.
 """
 
-import asyncio
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from starlette.requests import Request
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.responses import Response
-from starlette.types import Receive
 
-from limbert.serve.selection import RequestOptions
-from limbert.serve.service import RequestOutput, Service, TextInput
+from limbert.serve.runner import RequestOutput
+from limbert.serve.service import Service
 
-_LATENCY_BUCKETS = (
+_BUCKETS = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
     *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-)
+)  # seconds
 
 
 class ServerMetrics:
-    """The counters of one application.
-
-    Args:
-        service: its state is read at each scrape.
-    """
-
-    content_type = CONTENT_TYPE_PLAIN_0_0_4
+    """Counters of requests and texts, and gauges that read a service at each scrape."""
 
     def __init__(self, service: Service) -> None:
-        self.registry = CollectorRegistry()
-        at, spent = self.registry, "Time that the slowest text of a request spent"
-        self._requests = Counter("limbert_requests", "Requests answered.", ["protocol", "status"], registry=at)
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter("limbert_requests", "HTTP requests.", ["protocol", "status"], registry=registry)
         self._duration = Histogram(
             "limbert_request_duration_seconds", "From the first byte read to the last byte written.", ["protocol"],
-            registry=at, buckets=_LATENCY_BUCKETS,
+            registry=registry, buckets=_BUCKETS,
         )  # fmt: skip
-        self._texts = Counter("limbert_rows", "Texts answered, by the size that ran.", ["size"], registry=at)
-        self._tokens = Counter("limbert_tokens", "Tokens of the texts answered.", registry=at)
-        self._flops = Counter("limbert_flops", "Floating-point operations spent on answers.", registry=at)
-        self._truncated = Counter("limbert_truncated_rows", "Texts that were cut to the longest input.", registry=at)
-        self._queue, self._tokenization, self._inference = (
-            Histogram(f"limbert_{name}_seconds", f"{spent} {text}.", registry=at, buckets=_LATENCY_BUCKETS)
-            for name, text in (
-                ("queue", "waiting"),
-                ("tokenization", "being tokenised"),
-                ("inference", "being computed, with its batch"),
+        self._texts = Counter("limbert_rows", "Texts completed, by variant.", ["size"], registry=registry)
+        self._tokens = Counter("limbert_tokens", "Tokens of the completed texts.", registry=registry)
+        self._flops = Counter("limbert_flops", "Floating-point operations for the completed texts.", registry=registry)
+        self._truncated = Counter("limbert_truncated_rows", "Texts truncated to the maximum length.", registry=registry)
+        self._stages = {
+            stage: Histogram(f"limbert_{stage}_seconds", text, registry=registry, buckets=_BUCKETS)
+            for stage, text in (
+                ("queue", "Time in the queue of a request's last text."),
+                ("tokenization", "Time for tokenisation of a request."),
+                ("inference", "Time for the last batch of a request."),
             )
-        )
-        at.register(_ServiceCollector(service))
-        ProcessCollector(registry=at)
+        }
+        registry.register(_ServiceCollector(service))
+        ProcessCollector(registry=registry)
 
     def observe_output(self, output: RequestOutput) -> None:
-        """Note what a request took."""
-        timing = output.timing
-        self._queue.observe(timing.queue)
-        self._tokenization.observe(timing.tokenization)
-        self._inference.observe(timing.inference)
-        for row in output.outputs:
-            self._texts.labels(row.variant).inc()
-            self._truncated.inc(row.truncated)
-        self._tokens.inc(sum(row.tokens for row in output.outputs))
-        self._flops.inc(sum(row.flops for row in output.outputs))
+        """Count a completed request."""
+        for stage, histogram in self._stages.items():
+            histogram.observe(getattr(output.timing, stage))
+        for text in output.outputs:
+            self._texts.labels(text.variant).inc()
+            self._truncated.inc(text.truncated)
+        self._tokens.inc(sum(text.tokens for text in output.outputs))
+        self._flops.inc(sum(text.flops for text in output.outputs))
 
     def observe_request(self, protocol: str, *, status: int, seconds: float) -> None:
-        """Note that a request has ended; status 499 where its client did not wait."""
+        """Count an HTTP request; status 499: the client disconnected."""
         self._requests.labels(protocol, str(status)).inc()
         self._duration.labels(protocol).observe(seconds)
 
-    def exposition(self) -> bytes:
-        """All counters in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def response(self) -> Response:
+        """All metrics in the text format."""
+        return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
-class _ServiceCollector:
-    """The service's state as gauges, read when they are asked for."""
+class _ServiceCollector(Collector):
+    """State of the service, read once per scrape."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def describe(self) -> Iterator[Metric]:
-        """None: so registering asks for nothing."""
+        """Nothing: registering does not read the service."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges now."""
+        """The metrics now."""
         service, now = self._service, self._service.snapshot()
         for name, text, value in (
-            ("healthy", "1 while the compute thread lives.", service.healthy),
-            ("ready", "1 while requests are taken.", service.ready),
-            ("queued_rows", "Texts that wait.", now.queued),
-            ("queued_tokens", "Tokens of the texts that wait.", now.queued_tokens),
-            ("running_requests", "Requests under way, waiting ones included.", now.running),
+            ("healthy", "1 unless inference has failed.", service.healthy),
+            ("ready", "1 while requests are accepted.", service.ready),
+            ("queued_rows", "Queued texts.", now.queued),
+            ("queued_tokens", "Tokens of the queued texts.", now.queued_tokens),
+            ("running_requests", "Requests in progress, queued ones included.", now.running),
             ("uptime_seconds", "Seconds since the start.", now.uptime),
         ):
             yield GaugeMetricFamily(f"limbert_{name}", text, value=float(value))
-        size = GaugeMetricFamily(
-            "limbert_size_in_use", "1 for the size that the server's policy uses.", labels=["size"]
-        )
-        for item in service.variants.variants:
-            size.add_metric([item.name], float(item.name == now.variant))
-        yield size
-        refused = Counter("limbert_refused_requests", "Requests refused: no room, or no time.", registry=None)
-        refused.inc(now.refused)
-        yield from refused.collect()
-        changes = Counter("limbert_size_changes", "How often the size in use changed.", registry=None)
-        changes.inc(now.level_changes)
-        yield from changes.collect()
-        yield InfoMetricFamily("limbert_worker", "The process that counted.", value={"pid": str(os.getpid())})
-
-
-REQUEST_OPTIONS = ("latency_budget_ms", "min_quality", "subnet", "policy")
-CLIENT_CLOSED_REQUEST = 499  # the status in the log of a client that did not wait; nobody receives it
-
-
-class ClientDisconnectedError(Exception):
-    """The client has closed the connection; its rows are out of the queue."""
-
-
-@dataclass(frozen=True)
-class RequestHandler:
-    """What a protocol needs of the server: the service that answers, and the counters."""
-
-    service: Service
-    metrics: ServerMetrics
-
-    async def predict(
-        self, request: Request, texts: Sequence[TextInput], *, options: RequestOptions, truncate: bool
-    ) -> RequestOutput:
-        """The service's answers, while the client waits for them.
-
-        Raises:
-            ServeError: as `Service.answer`.
-            ClientGone: if the client has hung up; then nothing is computed for it any more.
-        """
-        answering = asyncio.ensure_future(self.service.predict(texts, options=options, truncate=truncate))
-        gone = asyncio.ensure_future(_wait_for_disconnect(request.receive))
-        try:
-            await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
-                raise ClientDisconnectedError
-            answers = answering.result()
-        finally:
-            answering.cancel()
-            gone.cancel()
-        self.metrics.observe_output(answers)
-        return answers
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def json_response(value: Any, output: RequestOutput) -> Response:
-    """The value as JSON, with the headers of `spent`."""
-    return Response(to_json(value), headers=usage_headers(output), media_type="application/json")
-
-
-def to_json(value: Any) -> bytes:
-    """Compact JSON in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def usage_headers(output: RequestOutput) -> Mapping[str, str]:
-    """The headers that say what answered, what it took and where the time went."""
-    timing, rows = output.timing, output.outputs
-    headers = {
-        "x-limbert-size": variant_names(output),
-        "x-limbert-queue-ms": f"{timing.queue * 1000:.3f}",
-        "x-limbert-tokenization-ms": f"{timing.tokenization * 1000:.3f}",
-        "x-limbert-inference-ms": f"{timing.inference * 1000:.3f}",
-        "x-limbert-flops": str(sum(row.flops for row in rows)),
-        "x-limbert-tokens": str(sum(row.tokens for row in rows)),
-    }
-    cut = sum(row.truncated for row in rows)
-    return headers | {"x-limbert-truncated": str(cut)} if cut else headers
-
-
-def variant_names(output: RequestOutput) -> str:
-    """The names of the sizes that answered, each once, as a header can carry them."""
-    return ",".join(quote(name, safe="+:;=@ ") for name in dict.fromkeys(row.variant for row in output.outputs))
+        in_use = GaugeMetricFamily("limbert_size_in_use", "1 for the variant in use by the policy.", labels=["size"])
+        for name in service.variants.by_name:
+            in_use.add_metric([name], float(name == now.variant))
+        yield in_use
+        yield CounterMetricFamily("limbert_refused_requests", "Requests refused by admission control.", now.refused)
+        yield CounterMetricFamily("limbert_size_changes", "Changes of the variant in use.", now.level_changes)
+        yield InfoMetricFamily("limbert_worker", "The worker process.", value={"pid": str(os.getpid())})

@@ -1,18 +1,21 @@
-"""Puts the application behind a port: one process or several, ended by SIGTERM once what is under way is answered."""
+"""Runs the application on a port, in one or several processes, until SIGTERM; requests in progress are completed."""
 
 import asyncio
 import logging
 import math
 import multiprocessing
+import os
+import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbert.errors import ConfigError, LimbertError
+from limbert.errors import ConfigError, import_optional
 from limbert.serve.service import Service
 from limbert.serve.settings import ServeSettings
 
@@ -21,27 +24,32 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-_WORKER_START_TIMEOUT = 120  # seconds that a process may take to load
+_WORKER_START_TIMEOUT = 120  # seconds that a worker may take to load
+_LOADING = b'{"error":"not ready yet: the server is loading the model","error_type":"Unhealthy"}'
+_BACKLOG = 2048
 
 
 def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends at once.
+    """Serve until SIGTERM or SIGINT; a second SIGINT stops without waiting for requests in progress.
+
+    While the model loads, requests get 503.
 
     Args:
-        run: a trained model.
-        settings: how.
-        ready: called with the address once requests are answered; with several processes, once one of them does.
+        run_dir: a trained model.
+        settings: of the server.
+        on_ready: called with the address once requests are accepted; with several processes, by one of them.
 
     Raises:
-        LimbertError: if uvicorn or FastAPI is missing, the model cannot be loaded, or the port cannot be used.
+        LimbertError: if a library is missing, the model cannot be loaded, or the port cannot be used.
     """
     uvicorn = import_uvicorn()
-    with bind_socket(settings) as listener:
+    with bind_socket(settings) as listener, ExitStack() as loading:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        loading.enter_context(refuse_while_loading(listener))
 
         def announce() -> None:
-            listener.listen()  # uvicorn does so only after the start: who is told the address may connect at once
+            loading.close()
             on_ready(address)
 
         common: dict[str, Any] = {
@@ -52,13 +60,13 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             "lifespan": "on",
             "timeout_graceful_shutdown": math.ceil(settings.drain),
         }
+        service = Service.load(run_dir, settings)  # before any worker, so that errors are raised here
         if settings.workers == 1:
-            service = Service.load(run_dir, settings)
-            service.start()  # here, where an error ends in one line
+            service.start()
             app = create_serving_app(service, settings, announce)
             uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listener])
             return
-        Service.load(run_dir, settings)  # refuses here what every process would refuse
+        del service
         started = multiprocessing.get_context("spawn").Event()
         threading.Thread(target=_announce_when_started, args=(started, announce), daemon=True).start()
         config = uvicorn.Config(
@@ -71,64 +79,108 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
         uvicorn.supervisors.Multiprocess(config, sockets=[listener]).run()
 
 
-def _announce_when_started(started: "Event", on_ready: Callable[[], None]) -> None:
+def _announce_when_started(started: "Event", announce: Callable[[], None]) -> None:
     started.wait()
-    on_ready()
+    announce()
 
 
 def _worker_app(run_dir: str, settings: ServeSettings, started: "Event") -> "FastAPI":
     """The application of one of several processes, in that process."""
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     return create_serving_app(Service.load(run_dir, settings), settings, started.set)
 
 
-def create_serving_app(service: Service, settings: ServeSettings, on_ready: Callable[[], None]) -> "FastAPI":
-    """The application that starts its service with itself and drains it at the end."""
+def _stop_with_parent() -> None:
+    """Shut this worker down when its parent has been killed, which would leave it on the port."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def create_serving_app(service: Service, settings: ServeSettings, on_started: Callable[[], None]) -> "FastAPI":
+    """The application that starts its service with itself and drains it at shutdown."""
     from limbert.serve.app import create_app
 
     @asynccontextmanager
     async def lifespan(_: "FastAPI") -> AsyncIterator[None]:
         await asyncio.to_thread(service.start)
-        on_ready()
+        on_started()
         yield
         await service.drain(settings.drain)
 
     app = create_app(service)
-    context: Callable[[Any], AbstractAsyncContextManager[None]] = lifespan
-    app.router.lifespan_context = context
+    app.router.lifespan_context = lifespan
     return app
+
+
+@contextmanager
+def refuse_while_loading(listener: socket.socket) -> Iterator[None]:
+    """Answer each request on a listening socket with 503, in a thread, inside the context."""
+
+    class Refuse(BaseHTTPRequestHandler):
+        timeout = 2  # seconds that a client may take to send its request
+
+        def do_GET(self) -> None:
+            length = self.headers.get("content-length", "0")
+            self.rfile.read(
+                min(int(length), 2**20) if length.isdecimal() else 0
+            )  # else the client may miss the response
+            self.send_response(503)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(_LOADING)))
+            self.send_header("retry-after", "1")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(_LOADING)
+
+        do_POST = do_HEAD = do_GET
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *args: Any) -> None:
+            pass  # a client that disconnects
+
+    server = Server(("", 0), Refuse, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener.dup()  # closed with the server
+    listener.listen(_BACKLOG)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def bind_socket(settings: ServeSettings) -> socket.socket:
     """A socket bound to the address, not yet listening.
 
     Raises:
-        ConfigError: if it cannot be used.
+        ConfigError: if the address cannot be used.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
     except OSError as error:
         listener.close()
-        raise ConfigError(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}"
-        ) from error
+        reason = error.strerror or error
+        raise ConfigError(f"cannot listen on {settings.host} port {settings.port}: {reason}") from error
     listener.set_inheritable(True)
     return listener
 
 
 def import_uvicorn() -> Any:
-    """The library, with its supervisors.
+    """The uvicorn library with its supervisors.
 
     Raises:
-        LimbertError: if something that serving needs is missing.
+        ConfigError: if a library of the extra ``serve`` is missing.
     """
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn
-        import uvicorn.supervisors
-    except ImportError as error:
-        raise LimbertError(f"serving needs {error.name}; pip install 'limbert[serve]'") from error
-    return uvicorn
+    for name in ("fastapi", "prometheus_client", "uvicorn.supervisors"):
+        import_optional(name, extra="serve")
+    return import_optional("uvicorn", extra="serve")

@@ -1,265 +1,201 @@
-"""Where requests wait: the scheduler behind a lock, and who waits for which answer.
+"""Thread-safe request queue between the event loop and the compute thread, and that thread."""
 
-Event loops put requests in (by way of the tokenising threads) and get answers out; the compute thread takes batches.
-"""
-
-import asyncio
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
 
-from limbert.serve.errors import OverloadedError, ServeError, UnavailableError
-from limbert.serve.runner import RequestOutput, RequestTiming, TextOutput
-from limbert.serve.scheduler import ScheduledBatch, Scheduler, SchedulingRequest
+from limbert.serve.batching import PendingRequest, PlannedBatch, QueuedText
+from limbert.serve.errors import InferenceError, OverloadedError, ServeError, UnavailableError
+from limbert.serve.runner import ModelRunner, RequestOutput, RequestTiming, TextOutput
+from limbert.serve.scheduler import Scheduler
 from limbert.serve.tokenizer import TokenizedText
 
-
-@dataclass(slots=True, eq=False)
-class PendingRequest:
-    """One request under way; times are those of ``time.perf_counter``.
-
-    Attributes:
-        id: unlike any other.
-        arrival: when it came.
-        sizes: that may answer, best first.
-        budget: seconds from arrival to answer; None: no deadline.
-        loop: that waits for it.
-        future: what it waits for.
-        texts: tokenised.
-        tokenised: when that was done.
-        rows: answers so far.
-        left: texts without one.
-        begun: when its last batch began.
-    """
-
-    id: int
-    arrival: float
-    variants: tuple[str, ...]
-    latency_budget: float | None
-    loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[RequestOutput]"
-    texts: Sequence[TokenizedText] = ()
-    tokenized_at: float = 0.0
-    tokenization_started_at: float = 0.0
-    outputs: list[TextOutput | None] = field(default_factory=list)
-    remaining: int = 0
-    started_at: float = 0.0
-
-
+logger = logging.getLogger(__name__)
 _PROBE_INTERVAL = 1.0  # seconds
-_T = TypeVar("_T")
-Outcome = tuple[PendingRequest, RequestOutput | ServeError]
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """The scheduler at one moment: best variant in use, queued texts and tokens, level changes, whether it idles."""
+
+    variant: str
+    queued: int
+    queued_tokens: int
+    level_changes: int
+    idle: bool
 
 
 class RequestQueue:
-    """The one place where the threads meet.
-
-    Args:
-        scheduler: touched under this desk's lock only.
-    """
+    """Requests from `submit` to `complete`; the scheduler is only used under this queue's lock."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._pending: dict[int, PendingRequest] = {}
+        self._pending: dict[PendingRequest, None] = {}
         self._condition = threading.Condition()
-        self._close_error: ServeError | None = None
-        self._probe: tuple[ScheduledBatch, list[TokenizedText]] | None = None
-        self._last_probe_at = -math.inf  # when the last trial was asked for
+        self._closed: str | None = None  # why
+        self._probe: PlannedBatch | None = None
+        self._last_probe_at = -math.inf
 
-    def submit(self, pending: PendingRequest, texts: Sequence[TokenizedText]) -> None:
-        """Offer a tokenised request; a refusal goes straight back."""
-        pending.texts, pending.tokenized_at = texts, time.perf_counter()
-        pending.outputs, pending.remaining = [None] * len(texts), len(texts)
-        deadline = None if pending.latency_budget is None else pending.arrival + pending.latency_budget
-        request = SchedulingRequest(
-            pending.id, tuple(len(text.input_ids) for text in texts), pending.variants, pending.arrival, deadline
-        )
+    def submit(self, request: PendingRequest) -> None:
+        """Queue a tokenised request; if it is refused, it is done at once."""
+        request.queued_at = now = time.perf_counter()
+        request.outputs, request.remaining = [None] * len(request.texts), len(request.texts)
         with self._condition:
-            if pending.future.done():  # nobody waits any more
+            if request.cancelled:
                 return
-            if self._close_error is not None:
-                error: ServeError = self._close_error
+            if self._closed is not None:
+                error: ServeError = UnavailableError(self._closed)
             else:
-                refusal = self._scheduler.admit(request, pending.tokenized_at)
+                refusal = self._scheduler.admit(request, now)
                 if refusal is None:
-                    self._pending[pending.id] = pending
+                    self._pending[request] = None
                     self._condition.notify()
                     return
-                self._schedule_probe(request, texts, now=pending.tokenized_at)
+                self._schedule_probe(request, now=now)
                 error = OverloadedError(refusal.reason, retry_after=refusal.retry_after)
-        deliver([(pending, error)])
+        request.on_done(error)
 
-    def _schedule_probe(self, request: SchedulingRequest, texts: Sequence[TokenizedText], *, now: float) -> None:
-        """Have a text of a refused request run for nobody, where nothing else is to do and at most once a second.
+    def _schedule_probe(self, request: PendingRequest, *, now: float) -> None:
+        """Run a text of a refused request on an idle server, once per second at most, and drop its output.
 
-        Speeds are learned from what runs: after a start in a busy moment everything might be refused for ever.
+        Latency models learn from batches only: after a start on a busy machine all requests might be refused forever.
         """
         if self._scheduler.idle and now - self._last_probe_at >= _PROBE_INTERVAL:
             self._last_probe_at = now
-            self._probe = ScheduledBatch(request.variants[-1], (), request.lengths[0], 0.0), [texts[0]]
+            probe = PendingRequest(request.lengths, request.variants, now, texts=request.texts)
+            tokens = request.lengths[0]
+            self._probe = PlannedBatch(request.variants[-1], [QueuedText(probe, 0, tokens, 0)], tokens, tokens, 0.0)
             self._condition.notify()
 
-    def next_batch(self) -> tuple[ScheduledBatch, list[TokenizedText]] | None:
-        """Wait for a batch; None once the desk is closed. A batch without rows is a trial: nobody waits for it."""
+    def next_batch(self) -> PlannedBatch | None:
+        """Wait for the next batch; None once the queue is closed."""
         while True:
             with self._condition:
-                while self._close_error is None and not self._scheduler.queued and self._probe is None:
+                while self._closed is None and not self._scheduler.queued and self._probe is None:
                     self._condition.wait()
-                if self._close_error is not None:
+                if self._closed is not None:
                     return None
-                trial, self._probe = self._probe, None
-                if trial is not None and not self._scheduler.queued:
-                    return trial
+                probe, self._probe = self._probe, None
+                if probe is not None and not self._scheduler.queued:
+                    return probe
                 now = time.perf_counter()
-                late = [self._pending.pop(one) for one in self._scheduler.expire(now)]
+                expired = self._scheduler.expire(now)
+                for request in expired:
+                    del self._pending[request]
                 batch = self._scheduler.next_batch(now)
-                texts = []
-                for request, place in batch.texts if batch else ():
-                    job = self._pending[request]
-                    job.started_at = now
-                    texts.append(job.texts[place])
-            error = OverloadedError("waited too long: it could no longer be answered in time", retry_after=1.0)
-            deliver([(job, error) for job in late])
+                for text in batch.texts if batch else ():
+                    text.request.started_at = now
+            for request in expired:
+                request.on_done(OverloadedError("its deadline passed in the queue", retry_after=1.0))
             if batch is not None:
-                return batch, texts
+                return batch
 
-    def complete(self, batch: ScheduledBatch, outputs: Sequence[TextOutput], seconds: float) -> None:
-        """Hand out the answers to a batch, of requests that somebody still waits for."""
-        if not batch.texts:
-            return
-        finished = []
+    def complete(self, batch: PlannedBatch, outputs: Sequence[TextOutput | InferenceError], *, seconds: float) -> None:
+        """Store the outputs of a batch; a request is done when all its texts have one, or one has failed."""
+        results: dict[PendingRequest, RequestOutput | ServeError] = {}
         with self._condition:
             self._scheduler.complete_batch()
-            for (request, place), row in zip(batch.texts, outputs, strict=True):
-                job = self._pending.get(request)
-                if job is None:
+            for text, output in zip(batch.texts, outputs, strict=True):
+                request = text.request
+                if request not in self._pending:  # cancelled, or failed by another text
                     continue
-                job.outputs[place] = row
-                job.remaining -= 1
-                if not job.remaining:
-                    del self._pending[request]
-                    finished.append(job)
-        deliver([(job, _request_output(job, seconds)) for job in finished])
+                if isinstance(output, InferenceError):
+                    self._scheduler.cancel(request)
+                    results[request] = output
+                else:
+                    request.outputs[text.index] = output
+                    request.remaining -= 1
+                    if request.remaining:
+                        continue
+                    results[request] = _request_output(request, seconds)
+                del self._pending[request]
+        for request, result in results.items():
+            request.on_done(result)
 
-    def cancel(self, pending: PendingRequest) -> None:
-        """Nobody waits for this request any more: what has not begun of it is taken out."""
+    def cancel(self, request: PendingRequest) -> None:
+        """Drop a request; texts of it that have not started do not run."""
         with self._condition:
-            if self._pending.pop(pending.id, None) is not None:
-                self._scheduler.cancel(pending.id)
+            request.cancelled = True
+            if request in self._pending:
+                del self._pending[request]
+                self._scheduler.cancel(request)
 
-    def close(self, error: ServeError) -> None:
-        """Take nothing any more, and answer all that wait with an error."""
+    def close(self, reason: str) -> None:
+        """Accept nothing any more, and end all pending requests with `UnavailableError`."""
         with self._condition:
-            if self._close_error is None:
-                self._close_error = error
-            waiting, self._pending = list(self._pending.values()), {}
-            for job in waiting:
-                self._scheduler.cancel(job.id)
+            self._closed = self._closed or reason
+            pending, self._pending = list(self._pending), {}
+            for request in pending:
+                self._scheduler.cancel(request)
             self._condition.notify_all()
-        deliver([(job, error) for job in waiting])
+        for request in pending:
+            request.on_done(UnavailableError(reason))
 
-    def inspect(self, read: Callable[[Scheduler], _T]) -> _T:
-        """What a function says of the scheduler, under the lock."""
+    def state(self) -> QueueState:
+        """The scheduler at this moment."""
         with self._condition:
-            return read(self._scheduler)
+            scheduler = self._scheduler
+            return QueueState(
+                scheduler.variant, scheduler.queued, scheduler.queued_tokens, scheduler.level_changes, scheduler.idle
+            )
 
 
-def deliver(outcomes: Sequence[Outcome]) -> None:
-    """Hand outcomes to the event loops that wait for them, one call a loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_loop.setdefault(outcome[0].loop, []).append(outcome)
-    for loop, mine in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_resolve_futures, mine)
-        except RuntimeError:  # the loop is closed, and with it all that waited
-            continue
+def _request_output(request: PendingRequest, inference_seconds: float) -> RequestOutput:
+    timing = RequestTiming(request.tokenization_seconds, request.started_at - request.queued_at, inference_seconds)
+    return RequestOutput(tuple(output for output in request.outputs if output is not None), timing)
 
 
-def _resolve_futures(outcomes: Sequence[Outcome]) -> None:
-    for job, result in outcomes:
-        if job.future.done():
-            continue
-        if isinstance(result, ServeError):
-            job.future.set_exception(_copy_error(result))
-        else:
-            job.future.set_result(result)
-
-
-def _copy_error(error: ServeError) -> ServeError:
-    """An exception of one's own: raised in several tasks, one object would gather all their tracebacks."""
-    if isinstance(error, OverloadedError):
-        return OverloadedError(str(error), retry_after=error.retry_after)
-    return type(error)(str(error))
-
-
-def _request_output(pending: PendingRequest, inference_seconds: float) -> RequestOutput:
-    rows = tuple(row for row in pending.outputs if row is not None)
-    return RequestOutput(
-        rows,
-        RequestTiming(
-            pending.tokenized_at - pending.tokenization_started_at,
-            pending.started_at - pending.tokenized_at,
-            inference_seconds,
-        ),
-    )
-
-
-logger = logging.getLogger(__name__)
-
-
-class InferenceThread:
-    """Runs until the desk is closed.
+class InferenceThread(threading.Thread):
+    """Runs batches until the queue is closed. An error in a batch ends only the requests whose texts cause it.
 
     Args:
-        desk: where batches come from.
-        run: answers a batch: size and texts to rows.
-        measured: told of every batch: size, tokens with padding, seconds.
+        queue: where batches come from.
+        runner: runs them.
+        observe_latency: called after every batch with its variant, tokens (padding included) and seconds.
     """
 
     def __init__(
-        self,
-        queue: RequestQueue,
-        run_batch: Callable[[str, Sequence[TokenizedText]], list[TextOutput]],
-        observe_latency: Callable[[str, int, float], None],
+        self, queue: RequestQueue, runner: ModelRunner, observe_latency: Callable[[str, int, float], None]
     ) -> None:
-        self._queue, self._run_batch, self._observe_latency = queue, run_batch, observe_latency
-        self._thread = threading.Thread(target=self._run_loop, name="limbert-compute", daemon=True)
-        self._error: BaseException | None = None
-
-    def start(self) -> None:
-        """Begin to work."""
-        self._thread.start()
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait for its end, seconds at most."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
+        super().__init__(name="limbert-compute", daemon=True)
+        self._queue, self._runner, self._observe_latency = queue, runner, observe_latency
+        self.error: BaseException | None = None  # what ended the thread; None: no error
 
     @property
-    def error(self) -> BaseException | None:
-        """What ended it; None while all is well."""
-        return self._error
+    def working(self) -> bool:
+        """Whether it runs batches."""
+        return self.error is None and self.is_alive()
 
-    @property
-    def alive(self) -> bool:
-        """Whether it works, or has not begun."""
-        return self._error is None and (self._thread.ident is None or self._thread.is_alive())
-
-    def _run_loop(self) -> None:
+    def run(self) -> None:
+        """Thread body."""
         try:
-            while (taken := self._queue.next_batch()) is not None:
-                batch, texts = taken
+            while (batch := self._queue.next_batch()) is not None:
                 start = time.perf_counter()
-                rows = self._run_batch(batch.variant, texts)
+                outputs = self._run_batch(batch)
                 seconds = time.perf_counter() - start
+                self._queue.complete(batch, outputs, seconds=seconds)
                 self._observe_latency(batch.variant, batch.tokens, seconds)
-                self._queue.complete(batch, rows, seconds)
         except BaseException as error:
-            self._error = error
-            logger.exception("the compute thread has died")
-            self._queue.close(UnavailableError(f"the compute has failed: {type(error).__name__}"))
+            self.error = error
+            logger.exception("the compute thread has failed")
+            self._queue.close(f"inference has failed ({type(error).__name__}); restart the server")
+
+    def _run_batch(self, batch: PlannedBatch) -> Sequence[TextOutput | InferenceError]:
+        texts = [text.request.texts[text.index] for text in batch.texts]
+        try:
+            return self._runner.run(batch.variant, texts)
+        except Exception:
+            logger.exception("a batch of %d texts has failed; its texts run one by one", len(texts))
+        outputs = [self._run_text(batch.variant, text) for text in texts]
+        if all(isinstance(output, InferenceError) for output in outputs):
+            self._runner.check()  # not the texts but the model or the device may be the cause
+        return outputs
+
+    def _run_text(self, variant: str, text: TokenizedText) -> TextOutput | InferenceError:
+        try:
+            return self._runner.run(variant, [text])[0]
+        except Exception as error:
+            return InferenceError(f"the model fails on this text: {type(error).__name__}")

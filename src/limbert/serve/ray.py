@@ -1,4 +1,4 @@
-"""The same application on Ray Serve: replicas behind one port, as many as the load asks for."""
+"""The application on Ray Serve: replicas behind one port that scale with the load."""
 
 import logging
 import signal
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _HEALTH_CHECK_PERIOD = 5.0  # seconds
-_UPSCALE_DELAY, _DOWNSCALE_DELAY = 5.0, 120.0  # seconds that the load must last
+_UPSCALE_DELAY, _DOWNSCALE_DELAY = 5.0, 120.0  # seconds for which the load must last
+_LOGGING_CONFIG = {"log_level": "ERROR", "enable_access_log": False}
 
 
 @dataclass(frozen=True)
 class ReplicaConfig:
-    """How many copies of the model answer.
+    """Number of replicas.
 
     Attributes:
-        fewest: that there always are.
-        most: that the load may call for.
-        requests: under way in each that the number of replicas is held to; more call for another replica.
+        min_replicas: at least.
+        max_replicas: at most.
+        target_ongoing_requests: requests in progress per replica that autoscaling aims at.
     """
 
     min_replicas: int = 1
@@ -37,14 +38,11 @@ class ReplicaConfig:
     target_ongoing_requests: float = 8.0
 
     def __post_init__(self) -> None:
-        require(self.min_replicas > 0, "replicas", self.min_replicas, "at least 1")
-        require(
-            self.max_replicas >= self.min_replicas,
-            "replicas at most",
-            self.max_replicas,
-            f"at least {self.min_replicas}",
-        )
-        require(self.target_ongoing_requests > 0, "requests a replica", self.target_ongoing_requests, "more than 0")
+        low, high = self.min_replicas, self.max_replicas
+        require(low > 0, "replicas", low, "at least 1")
+        require(high >= low, "maximum of replicas", high, f"at least {low}")
+        target = self.target_ongoing_requests
+        require(target > 0, "requests per replica", target, "more than 0")
 
     @classmethod
     def parse(cls, text: str, *, target_ongoing_requests: float) -> "ReplicaConfig":
@@ -53,24 +51,24 @@ class ReplicaConfig:
         Raises:
             ConfigError: for anything else.
         """
-        fewest, colon, most = text.partition(":")
-        if not (fewest.isdecimal() and (most.isdecimal() or not colon)):
-            raise ConfigError(f"--replicas {text!r} is neither a number such as 3 nor a range such as 1:8")
-        return cls(int(fewest), int(most or fewest), target_ongoing_requests)
+        low, colon, high = text.partition(":")
+        if not (low.isdecimal() and (high.isdecimal() or not colon)):
+            raise ConfigError(f"--replicas is {text!r}; it must be a number such as 3 or a range such as 1:8")
+        return cls(int(low), int(high or low), target_ongoing_requests)
 
 
 def serve_on_ray(
     run_dir: str, settings: ServeSettings, replicas: ReplicaConfig, *, on_ready: Callable[[str], None]
 ) -> None:
-    """Serve on the Ray of ``RAY_ADDRESS``, or on one that is started here, until SIGTERM or SIGINT.
+    """Serve on the cluster of ``RAY_ADDRESS``, or on one started here, until SIGTERM or SIGINT.
 
     The model's files travel through Ray's object store: machines of the cluster need Limbert, not the run.
 
     Args:
-        run: a trained model.
-        settings: of each replica; ``threads`` are 1 where none are given, and are what a replica reserves.
-        replicas: how many there are.
-        ready: called with the address once requests are answered.
+        run_dir: a trained model.
+        settings: of each replica; ``threads`` (default 1) is also the number of CPUs that a replica reserves.
+        replicas: their number.
+        on_ready: called with the address once requests are accepted.
 
     Raises:
         LimbertError: if a library is missing, the model cannot be loaded, or the port cannot be used.
@@ -79,45 +77,41 @@ def serve_on_ray(
     import_optional("ray", extra="scale")
     threads = settings.threads or 1
     settings = replace(settings, threads=threads, workers=1)
-    named = Service.load(run_dir, settings).model_name  # refuses here what every replica would refuse
+    name = Service.load(run_dir, settings).model_name  # errors are raised here instead of in every replica
     packed = pack_checkpoint(run_dir)
-    with bind_socket(settings) as probe:  # a port that is taken is found here, and 0 becomes a free one
-        settings = replace(settings, port=probe.getsockname()[1], name=named)
-    end = threading.Event()
-    size = sum(content.nbytes for content in packed.values())
-    with ray_session(cpus=replicas.max_replicas * threads, model_bytes=size) as ray, _set_on_signal(end):
+    with bind_socket(settings) as listener:  # finds a port in use, and a free one for port 0
+        settings = replace(settings, port=listener.getsockname()[1], name=name)
+    stop = threading.Event()
+    model_bytes = sum(content.nbytes for content in packed.values())
+    with ray_session(cpus=replicas.max_replicas * threads, model_bytes=model_bytes) as ray, _set_on_signal(stop):
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=_LOGGING_CONFIG)
         try:
-            deployed = _deployment(settings, replicas, ray.put(packed)).bind()
-            serve.run(deployed, name=named, route_prefix="/", logging_config=_LOGGING_CONFIG)
+            application = _deployment(settings, replicas, ray.put(packed)).bind()
+            serve.run(application, name=name, route_prefix="/", logging_config=_LOGGING_CONFIG)
         except RuntimeError as error:
             raise ConfigError(f"the replicas do not start: {str(error).strip().splitlines()[-1]}") from error
         try:
             on_ready(f"http://{settings.host}:{settings.port}")
-            end.wait()
+            stop.wait()
         finally:
-            serve.delete(named)  # drains
+            serve.delete(name)  # drains
 
 
 @contextmanager
 def _set_on_signal(event: threading.Event) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set the event."""
-    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-_LOGGING_CONFIG = {"log_level": "ERROR", "enable_access_log": False}
-
-
 def _deployment(settings: ServeSettings, replicas: ReplicaConfig, packed_run_ref: Any) -> Any:
-    """The application as a deployment; each replica builds its own, with its own service."""
+    """The application as a deployment; each replica builds its own service."""
     from ray import serve
 
     def build() -> "FastAPI":
@@ -129,16 +123,16 @@ def _deployment(settings: ServeSettings, replicas: ReplicaConfig, packed_run_ref
         return app
 
     class Limbert:
-        app: "FastAPI"  # what build made; Ray Serve sets it
+        app: "FastAPI"  # set by Ray Serve
 
         def check_health(self) -> None:
             if not self.app.state.service.healthy:
-                raise RuntimeError("the compute has died")  # Ray Serve then replaces the replica
+                raise RuntimeError("inference has failed")  # Ray Serve replaces the replica
 
     return serve.deployment(
         serve.ingress(build)(Limbert),
         name="limbert",
-        max_ongoing_requests=settings.max_queue,  # the service itself refuses what cannot be answered in time
+        max_ongoing_requests=settings.max_queue,  # admission control is the service's
         graceful_shutdown_timeout_s=settings.drain,
         health_check_period_s=_HEALTH_CHECK_PERIOD,
         ray_actor_options={"num_cpus": settings.threads},

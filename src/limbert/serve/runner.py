@@ -1,4 +1,4 @@
-"""Runs texts through the engines, one a size, all on the weights of one model. Owned by one thread."""
+"""Runs batches of tokenised texts at any variant of one model, and measures their latency. Used by one thread."""
 
 import time
 from collections.abc import Sequence
@@ -15,19 +15,22 @@ from limbert.serve.latency_model import LatencyModel
 from limbert.serve.tokenizer import FastTokenizer, TokenizedText
 from limbert.serve.variants import ModelVariants
 
+_SMALL_BATCH, _LARGE_BATCH = (1, 16), (8, 32)  # (texts, tokens) measured at start
+_CALIBRATION_ROUNDS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class TextOutput:
-    """The answer to one text.
+    """The output for one text.
 
     Attributes:
         logits: ``(outputs,)``.
-        size: name of the size that answered.
-        tokens: that the text became.
-        truncated: whether it was cut.
-        flops: floating-point operations that it took.
-        layers: that ran.
-        widths: ``(layers of the full model,)``, the width that each ran at, 0.0 where it did not.
+        variant: name of the variant that ran.
+        tokens: number of input tokens.
+        truncated: whether the text was truncated.
+        flops: floating-point operations.
+        layers: number of layers that ran.
+        widths: ``(layers of the full model,)``, the width at which each ran; 0.0: it did not run.
     """
 
     logits: tuple[float, ...]
@@ -41,7 +44,7 @@ class TextOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestTiming:
-    """Where the time went, in seconds, of the request's slowest text."""
+    """Seconds that a request spent in each stage; queue and inference of its last text."""
 
     tokenization: float
     queue: float
@@ -50,28 +53,24 @@ class RequestTiming:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """The answers to a request, in the order of its texts."""
+    """The outputs of a request, in the order of its texts."""
 
     outputs: tuple[TextOutput, ...]
     timing: RequestTiming
 
 
-_SMALL_BATCH, _LARGE_BATCH = (1, 16), (8, 32)  # (texts, tokens) that are measured at the start
-_CALIBRATION_ROUNDS = 4
-
-
 class ModelRunner:
-    """All sizes of a menu, ready to run.
+    """An engine for each variant, all on the weights of one model.
 
     Args:
-        model: in evaluation mode; its weights are shared.
-        menu: what it can run as.
-        encoder: says how to pad.
-        kind: what the outputs mean.
+        model: in evaluation mode.
+        variants: the variants to run.
+        tokenizer: says how to pad.
+        task_type: the model's task type.
         precision: ``"bf16"`` runs under autocast.
 
     Raises:
-        UnsupportedModelError: if the task head is none for sequence classification.
+        UnsupportedModelError: if the task head is not one for sequence classification.
     """
 
     def __init__(
@@ -86,63 +85,64 @@ class ModelRunner:
         self._tokenizer, self._cost = tokenizer, CostModel(model)
         self._device, self._model = model.network.device, model
         self._engines = {
-            size.name: Engine(model, size.policy, task_type=task_type, precision=precision)
-            for size in variants.variants
+            variant.name: Engine(model, variant.policy, task_type=task_type, precision=precision)
+            for variant in variants.variants
         }
-        self._static_subnets = {
-            size.name: _StaticSubnet(self._engines[size.name], model, size.policy.subnet)
-            for size in variants.variants
-            if size.policy.subnet is not None
+        self._static_subnets = {  # layers and widths of the variants that run the same sub-network for every text
+            variant.name: _static_layers(self._engines[variant.name], variant.policy.subnet, model.shape.layers)
+            for variant in variants.variants
+            if variant.policy.subnet is not None
         }
-        self._nominal_flops = {size.name: size.flops for size in variants.variants}
+        self._nominal_flops = {variant.name: variant.flops for variant in variants.variants}
         self._flops: dict[tuple[str, int], int] = {}  # by sub-network and tokens
 
     def run(self, variant: str, texts: Sequence[TokenizedText]) -> list[TextOutput]:
-        """Answer a batch, in order, each text as it would be answered alone."""
-        answer = self._engines[variant].run(self._collate(texts))
-        logits = answer.logits.tolist()  # waits for the device
+        """The outputs of a batch, in order; each text gets what it gets alone."""
+        output = self._engines[variant].run(self._collate(texts))
+        logits = output.logits.tolist()  # waits for the device
         static = self._static_subnets.get(variant)
         if static is not None:
-            return [
-                TextOutput(
-                    tuple(row), variant, len(text.input_ids), text.truncated, self._subnet_flops(static.subnet, len(text.input_ids)),
-                    static.layers, static.widths,
-                )
-                for row, text in zip(logits, texts, strict=True)
-            ]  # fmt: skip
-        trace = answer.trace
-        spent = zip(trace.flops.tolist(), trace.layers_run.tolist(), trace.widths.tolist(), strict=True)
+            subnet, layers, widths = static
+            costs = [(self._subnet_flops(subnet, len(text.input_ids)), layers, widths) for text in texts]
+        else:
+            trace = output.trace
+            columns = zip(trace.flops.tolist(), trace.layers_run.tolist(), trace.widths.tolist(), strict=True)
+            costs = [(int(flops), layers, tuple(widths)) for flops, layers, widths in columns]
         return [
-            TextOutput(tuple(row), variant, len(text.input_ids), text.truncated, int(flops), layers, tuple(widths))
-            for row, text, (flops, layers, widths) in zip(logits, texts, spent, strict=True)
+            TextOutput(tuple(row), variant, len(text.input_ids), text.truncated, *cost)
+            for row, text, cost in zip(logits, texts, costs, strict=True)
         ]
 
-    def calibrate(self, *, max_length: int, time_budget: float) -> dict[str, LatencyModel]:
-        """Measure how long batches take at each size.
+    def check(self) -> None:
+        """Run a small batch of the first variant: raises what the model or the device raises."""
+        self.run(next(iter(self._engines)), self._random_batch(*_SMALL_BATCH, max_length=_SMALL_BATCH[1]))
 
-        The sizes take turns, and the quickest round counts: whatever else the machine does meanwhile shows in the
-        speeds that are followed later. Where the time does not suffice, FLOPs say the rest.
+    def calibrate(self, *, max_length: int, time_budget: float) -> dict[str, LatencyModel]:
+        """Measure the latency of all variants.
+
+        Variants take turns and the fastest round counts, since slow ones are due to other programs. Variants that do
+        not fit into the time get the latency of the first, scaled by their FLOPs.
 
         Args:
-            max_tokens: longest input.
-            seconds: for all of it; the largest size is measured in any case.
+            max_length: longest input in tokens.
+            time_budget: seconds for all variants; the first is measured in any case.
         """
         end = time.perf_counter() + time_budget
         batches = [self._random_batch(*shape, max_length=max_length) for shape in (_SMALL_BATCH, _LARGE_BATCH)]
         best: dict[str, list[float]] = {}
         for _ in range(_CALIBRATION_ROUNDS):
-            for size in self._engines:
+            for variant in self._engines:
                 if best and time.perf_counter() > end:
                     break
-                taken = [self._measure(size, batch) for batch in batches]
-                best[size] = [min(pair) for pair in zip(best.get(size, taken), taken, strict=True)]
+                measured = [self._measure(variant, batch) for batch in batches]
+                best[variant] = [min(pair) for pair in zip(best.get(variant, measured), measured, strict=True)]
         few, many = (sum(len(text.input_ids) for text in batch) for batch in batches)
-        lines = {size: LatencyModel.fit((few, short), (many, long)) for size, (short, long) in best.items()}
-        known, line = next(iter(lines.items()))
-        for size in self._engines.keys() - lines.keys():
-            share = self._nominal_flops[size] / self._nominal_flops[known]
-            lines[size] = LatencyModel(line.fixed, line.per_token * share)
-        return lines
+        models = {variant: LatencyModel.fit((few, short), (many, long)) for variant, (short, long) in best.items()}
+        first, model = next(iter(models.items()))
+        for variant in self._engines.keys() - models.keys():
+            ratio = self._nominal_flops[variant] / self._nominal_flops[first]
+            models[variant] = LatencyModel(model.fixed, model.per_token * ratio)
+        return models
 
     def _measure(self, variant: str, batch: Sequence[TokenizedText]) -> float:
         start = time.perf_counter()
@@ -150,15 +150,13 @@ class ModelRunner:
         return time.perf_counter() - start
 
     def _random_batch(self, batch_size: int, sequence_length: int, *, max_length: int) -> list[TokenizedText]:
-        """A batch of random tokens, which runs as long as a real one."""
         shape = (batch_size, min(sequence_length, max_length))
-        ids = np.random.default_rng(0).integers(0, self._model.network.config.vocab_size, shape)
-        return [
-            TokenizedText(row, np.zeros_like(row) if self._tokenizer.uses_token_types else None, False) for row in ids
-        ]
+        ids = np.random.default_rng(0).integers(0, self._tokenizer.vocab_size, shape)
+        types = np.zeros_like(ids[0]) if self._tokenizer.uses_token_types else None
+        return [TokenizedText(row, types, False) for row in ids]
 
     def _collate(self, texts: Sequence[TokenizedText]) -> dict[str, torch.Tensor]:
-        """The batch ``(texts, tokens)``, padded on the right to its longest."""
+        """The batch, each tensor ``(texts, tokens)``, padded on the right."""
         lengths = np.array([len(text.input_ids) for text in texts])
         mask = np.arange(lengths.max()) < lengths[:, None]
         batch = {"input_ids": _pad([text.input_ids for text in texts], mask, fill=self._tokenizer.pad_token_id)}
@@ -175,21 +173,16 @@ class ModelRunner:
         return self._flops[key]
 
 
-class _StaticSubnet:
-    """What runs at a static size, the same for every text: a sub-network, or an operating point that is one."""
-
-    def __init__(self, engine: Engine, model: ElasticModel, subnet: str) -> None:
-        self.subnet = subnet
-        plan = engine.plan
-        self.layers = len(plan.layers)
-        self.widths = tuple(
-            float(plan.options[plan.static_options[layer]].width) if layer in plan.static_options else 0.0
-            for layer in range(model.shape.layers)
-        )
+def _static_layers(engine: Engine, subnet: str, num_layers: int) -> tuple[str, int, tuple[float, ...]]:
+    plan = engine.plan
+    widths = (
+        float(plan.options[plan.static_options[layer]].width) if layer in plan.static_options else 0.0
+        for layer in range(num_layers)
+    )
+    return subnet, len(plan.layers), tuple(widths)
 
 
 def _pad(sequences: Sequence[np.ndarray], mask: np.ndarray, *, fill: int) -> np.ndarray:
-    """The rows laid where the mask is true, ``fill`` elsewhere."""
     values = np.full(mask.shape, fill, dtype=np.int64)
     values[mask] = np.concatenate(sequences)
     return values

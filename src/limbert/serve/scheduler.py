@@ -1,12 +1,12 @@
-"""Which texts run next, at which size, and which requests are refused: a state machine without clock, threads or torch.
+"""Admission control and choice of the next batch: a state machine without clock, threads, asyncio or torch.
 
-Time comes in as an argument, in seconds. Requests wait in the order of when they are due, and are planned ahead as the
-batches that they would run in (`plan.py`). A request is taken only if there is a plan in which it and all that were
-taken before are answered in time, and every batch runs at the best size at which this stays so.
+Queued texts are ordered by planned deadline and planned ahead as the batches in which they will run (`batching`). A
+request is accepted only if a plan exists in which it and all accepted before meet their deadlines; each batch runs at
+the best variants for which this stays true.
 
-There are two reasons to run below the best size. The *level* follows the load over about a second, down at once, up
-one step at a time and only when there is room for a while. And a single batch *dips* below the level where the queue of
-that moment would otherwise come close to its deadlines.
+Two mechanisms run below the best variants. The *quality level* follows the load over about one second: down at once,
+up one level at a time and only after some time with headroom. And a single batch is *downgraded* below the level where
+the current queue would otherwise come close to its deadlines.
 """
 
 from bisect import insort
@@ -14,75 +14,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from limbert.serve.batching import BatchPlan, QueuedText
+from limbert.serve.batching import BatchPlan, PendingRequest, PlannedBatch, QueuedText
 from limbert.serve.latency_model import LatencyModel, OfferedLoad, VariantsByLevel
 
-_MAX_TEXTS_WITHOUT_DEADLINE = 64  # waiting texts that the next batch is put together from where nobody has a deadline
-_MAX_PLANNED_TEXTS = 256  # waiting texts that are planned one by one; those behind are taken to go at the same pace
-
-
-@dataclass(frozen=True)
-class SchedulingRequest:
-    """What waits.
-
-    Attributes:
-        id: unlike any other.
-        lengths: tokens of each text.
-        sizes: that may answer, best first; those but the only one are on the scheduler's ladder.
-        arrival: when it came.
-        deadline: when it must be answered; None: it is only refused when the queue is full.
-    """
-
-    id: int
-    lengths: tuple[int, ...]
-    variants: tuple[str, ...]
-    arrival: float
-    deadline: float | None = None
+_MAX_TEXTS_WITHOUT_DEADLINE = 64  # queued texts that the next batch is chosen from where no deadline waits
+_MAX_PLANNED_TEXTS = 256  # queued texts that are planned one by one; those behind are assumed to run at the same pace
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request was not taken, and in how many seconds it probably would be."""
+    """Why a request was refused, and after how many seconds it would probably be accepted."""
 
     reason: str
     retry_after: float
 
 
 @dataclass(frozen=True)
-class ScheduledBatch:
-    """What runs together.
-
-    Attributes:
-        size: at which.
-        rows: ``(request, place of the text in it)``.
-        tokens: padding included.
-        seconds: that it will probably take.
-    """
-
-    variant: str
-    texts: tuple[tuple[int, int], ...]
-    tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class SchedulerConfig:
-    """What the scheduler holds to.
+    """Settings of the scheduler; the ``fraction`` fields are fractions of the time from arrival to deadline.
 
     Attributes:
-        slo: seconds from arrival to answer, of requests that name none; also how soon those without deadline are due.
-        max_batch_tokens: a batch, padding included; a longer text runs alone.
-        max_queue: texts that may wait.
-        adaptive: whether the level follows the load; else it stays at the best.
-        planned: share of the time to a deadline after which a request is planned to be finished: the rest is for the
-            way back and for what the plan does not know.
-        taken: share of it within which a request must fit behind what waits to be taken; up to ``planned`` it may be
-            delayed by later ones that join the batches before its own, which is what keeps batches large.
-        comfortable: share of it beyond which a batch dips.
-        batch_share: share of the SLO that a batch may take where deadlines wait.
-        down: utilisation above which the level falls.
-        up: utilisation of the next better level below which it may rise.
-        patience: seconds for which that must hold; doubled, up to 16 times, whenever a rise did not last that long.
+        slo: seconds from arrival to response; also orders requests without a deadline.
+        max_batch_tokens: tokens of a batch at most, padding included; a longer text runs alone.
+        max_queue: queued texts at most.
+        adaptive: whether the quality level follows the load; otherwise it stays at the best.
+        planned_fraction: within which a request must be complete; the rest is for the response and the unknown.
+        admission_fraction: within which a request must be complete behind the queue to be accepted; later requests
+            that join earlier batches may delay it up to ``planned_fraction``, which keeps batches large.
+        downgrade_fraction: within which all must be complete for the plan to stay at the quality level.
+        max_batch_fraction: fraction of the SLO that a batch may take while deadlines wait.
+        downgrade_utilization: utilisation above which the level falls.
+        upgrade_utilization: utilisation of the next better level below which it may rise.
+        upgrade_delay: seconds for which that must hold; doubled, up to 16 times, after a rise that did not last.
     """
 
     slo: float
@@ -100,7 +63,7 @@ class SchedulerConfig:
 
 @dataclass(slots=True)
 class _QualityLevel:
-    """Where the quality stands, and what is needed to raise it."""
+    """Index of the level's best variant, and what decides when it rises."""
 
     index: int = 0
     headroom_since: float | None = None
@@ -110,112 +73,122 @@ class _QualityLevel:
 
 
 class Scheduler:
-    """The queue of one compute.
+    """The queue of one model.
 
     Args:
-        ladder: names of the sizes that levels go through, best first.
-        line: what a size takes now.
-        rules: what to hold to.
+        variants: names of the variants that define the quality levels, best first.
+        latency_of: current latency model by variant name.
+        config: settings.
     """
 
     def __init__(
         self, variants: Sequence[str], latency_of: Callable[[str], LatencyModel], config: SchedulerConfig
     ) -> None:
         self._variants, self._latency_of, self._config = tuple(variants), latency_of, config
-        self._rank = {name: place for place, name in enumerate(self._variants)}
+        self._rank = {name: index for index, name in enumerate(self._variants)}
         self._lowest_level = len(self._variants) - 1
-        self._queue: list[QueuedText] = []  # in the order in which they are due
-        self._num_with_deadline = 0  # those with a deadline
+        self._queue: list[QueuedText] = []  # by planned deadline
+        self._num_with_deadline = 0
         self._next_order = 0
-        self._busy_until: float | None = None  # when the running batch will probably be finished; None: nothing runs
-        self._plan: BatchPlan | None = None  # of all that waits; None: not made yet
-        self._seconds_per_text = 0.0  # seconds a text, of the last batch
+        self._busy_until: float | None = None  # predicted end of the running batch; None: nothing runs
+        self._plan: BatchPlan | None = None  # of the whole queue; None: not made yet
+        self._seconds_per_text = 0.0  # of the last batch
         self._load = OfferedLoad()
         self._level = _QualityLevel()
 
     @property
     def queued(self) -> int:
-        """Texts that wait."""
+        """Queued texts."""
         return len(self._queue)
 
     @property
+    def queued_tokens(self) -> int:
+        """Tokens of the queued texts."""
+        return sum(text.tokens for text in self._queue)
+
+    @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing runs."""
+        """Whether nothing is queued and nothing runs."""
         return not self._queue and self._busy_until is None
 
     @property
-    def queued_tokens(self) -> int:
-        """Their tokens."""
-        return sum(row.tokens for row in self._queue)
-
-    @property
     def variant(self) -> str:
-        """The best size that answers requests without wishes at the moment."""
+        """The best variant for requests without options at the current quality level."""
         return self._variants[self._level.index]
 
     @property
     def level_changes(self) -> int:
-        """How often the level went up or down so far."""
+        """Changes of the quality level so far."""
         return self._level.changes
 
-    def admit(self, request: SchedulingRequest, now: float) -> Refusal | None:
-        """Take a request, or say why not. One that is refused leaves no trace but the load that it would have been."""
-        choices = self._variants_by_level(request.variants)
-        self._load.record(choices, num_texts=len(request.lengths), tokens=sum(request.lengths), now=now)
-        if len(self._queue) + len(request.lengths) > self._config.max_queue:
-            reason = f"{len(self._queue)} texts are waiting, at most {self._config.max_queue} may"
+    def admit(self, request: PendingRequest, now: float) -> Refusal | None:
+        """Queue a request, or say why not. A refused request leaves no trace but its part of the offered load."""
+        self._set_deadlines(request)
+        num_texts, tokens = len(request.lengths), sum(request.lengths)
+        self._load.record(request.variants_by_level, num_texts=num_texts, tokens=tokens, now=now)
+        if len(self._queue) + num_texts > self._config.max_queue:
+            reason = f"the queue holds {len(self._queue)} texts; at most {self._config.max_queue} may wait"
             return Refusal(reason, self._next_free_time(now) - now + self._seconds_per_text * len(self._queue))
-        fresh = self._queued_texts(request, choices)
-        if not self._num_with_deadline and request.deadline is None:
+        first, self._next_order = self._next_order, self._next_order + num_texts
+        new_texts = [QueuedText(request, index, tokens, first + index) for index, tokens in enumerate(request.lengths)]
+        if not self._num_with_deadline and not request.has_deadline:
             self._plan = None
-        elif (refusal := self._admit_to_plan(fresh, now)) is not None:
+        elif (refusal := self._admit_to_plan(request, new_texts, now)) is not None:
             return refusal
-        for row in fresh:
-            insort(self._queue, row)
-        self._num_with_deadline += len(fresh) if request.deadline is not None else 0
+        for text in new_texts:
+            insort(self._queue, text)
+        self._num_with_deadline += num_texts if request.has_deadline else 0
         return None
 
-    def next_batch(self, now: float) -> ScheduledBatch | None:
-        """What to run now; None where nothing waits. The caller says when it is finished: `done`."""
+    def next_batch(self, now: float) -> PlannedBatch | None:
+        """The batch to run now, removed from the queue; None if the queue is empty. Then call `complete_batch`."""
         self._update_level(now)
         if not self._queue:
             return None
         plan = self._best_plan(now)
         batch = plan.pop_first()
-        gone = {id(row) for row in batch.texts}
-        self._queue = [row for row in self._queue if id(row) not in gone]
-        self._num_with_deadline -= sum(row.has_deadline for row in batch.texts)
+        removed = {id(text) for text in batch.texts}
+        self._queue = [text for text in self._queue if id(text) not in removed]
+        self._num_with_deadline -= sum(text.request.has_deadline for text in batch.texts)
         self._busy_until, self._seconds_per_text = now + batch.seconds, batch.seconds / len(batch.texts)
         self._plan = plan if self._num_with_deadline and len(self._queue) <= _MAX_PLANNED_TEXTS else None
-        rows = tuple((row.request_id, row.index) for row in batch.texts)
-        return ScheduledBatch(batch.variant, rows, batch.tokens, batch.seconds)
+        return batch
 
     def complete_batch(self) -> None:
-        """The batch that was running is finished."""
+        """The running batch has ended."""
         self._busy_until = None
 
-    def cancel(self, request_id: int) -> int:
-        """Nobody waits for this request any more. Returns how many of its texts had not begun."""
+    def cancel(self, request: PendingRequest) -> int:
+        """Remove a request; returns the number of its texts that were still queued."""
         before = len(self._queue)
-        self._queue = [row for row in self._queue if row.request_id != request_id]
-        self._num_with_deadline, self._plan = sum(row.has_deadline for row in self._queue), None
+        self._queue = [text for text in self._queue if text.request is not request]
+        self._num_with_deadline = sum(text.request.has_deadline for text in self._queue)
+        self._plan = None
         return before - len(self._queue)
 
-    def expire(self, now: float) -> list[int]:
-        """Take out the requests that can no longer be answered in time, and say which they were."""
+    def expire(self, now: float) -> list[PendingRequest]:
+        """Remove and return the requests that can no longer meet their deadline."""
         if not self._num_with_deadline:
             return []
         late = {
-            row.request_id: None
-            for row in self._queue
-            if row.has_deadline and now + self._latency_of(row.variants_by_level[-1]).seconds(row.tokens) > row.deadline
+            text.request: None
+            for text in self._queue
+            if now + self._latency_of(text.request.variants_by_level[-1]).seconds(text.tokens) > text.request.deadline
         }
         for request in late:
             self.cancel(request)
         return list(late)
 
+    def _set_deadlines(self, request: PendingRequest) -> None:
+        config = self._config
+        budget = request.deadline - request.arrival if request.has_deadline else config.slo
+        request.planned_deadline = request.arrival + config.planned_fraction * budget
+        request.admission_deadline = request.arrival + config.admission_fraction * budget
+        request.downgrade_deadline = request.arrival + config.downgrade_fraction * budget
+        request.variants_by_level = self._variants_by_level(request.variants)
+
     def _variants_by_level(self, variants: tuple[str, ...]) -> VariantsByLevel:
-        """The size that a request runs at, by level: the best that it allows and the level has, else its cheapest."""
+        """By level: the best allowed variant that the level has, else the cheapest allowed."""
         if len(variants) == 1:
             return variants * len(self._variants)
         return tuple(
@@ -223,78 +196,67 @@ class Scheduler:
             for level in range(len(self._variants))
         )
 
-    def _queued_texts(self, request: SchedulingRequest, variants_by_level: VariantsByLevel) -> list[QueuedText]:
-        rules, hard = self._config, request.deadline is not None
-        time = rules.slo if request.deadline is None else request.deadline - request.arrival
-        shares = (rules.planned_fraction, rules.admission_fraction, rules.downgrade_fraction)
-        due, soon, comfort = (request.arrival + share * time for share in shares)
-        deadline = inf if request.deadline is None else request.deadline
-        first, self._next_order = self._next_order, self._next_order + len(request.lengths)
-        return [
-            QueuedText(due, soon, first + place, request.id, place, tokens, variants_by_level, hard, comfort, deadline)
-            for place, tokens in enumerate(request.lengths)
-        ]
-
-    def _admit_to_plan(self, new_texts: Sequence[QueuedText], now: float) -> Refusal | None:
-        """Put new texts into the plan, or say why somebody would be answered late."""
-        start, due_last = (
-            self._next_free_time(now),
-            not self._queue or new_texts[0].planned_deadline >= self._queue[-1].planned_deadline,
-        )
-        if due_last and len(self._queue) >= _MAX_PLANNED_TEXTS:  # too many to plan, and nobody is behind these
+    def _admit_to_plan(self, request: PendingRequest, new_texts: Sequence[QueuedText], now: float) -> Refusal | None:
+        """Add a request to the plan, or say why a text would be late."""
+        start = self._next_free_time(now)
+        is_last = not self._queue or request.planned_deadline >= self._queue[-1].request.planned_deadline
+        if is_last and len(self._queue) >= _MAX_PLANNED_TEXTS:  # too many to plan, and none is delayed
             end = start + self._seconds_per_text * (len(self._queue) + len(new_texts))
-            if new_texts[0].has_deadline and end > new_texts[0].admission_deadline:
-                return self._refusal(new_texts, now, late_by=end - new_texts[0].admission_deadline)
+            if request.has_deadline and end > request.admission_deadline:
+                return self._refusal(request, new_texts, now, late_by=end - request.admission_deadline)
             self._plan = None
             return None
-        if self._plan is None or not self._queue:  # an empty plan may be of older speeds
+        if self._plan is None or not self._queue:  # an empty plan may hold outdated latency models
             self._plan = self._make_plan(self._queue, self._lowest_level, start=start)
         plan = self._plan
         plan.start = start
-        late = max(0.0, plan.lateness()[0])  # a hiccup may have come between
-        if due_last and len(self._queue) + len(new_texts) <= _MAX_PLANNED_TEXTS:
+        late = max(0.0, plan.lateness()[0])  # a slow batch may have made the plan late already
+        if is_last and len(self._queue) + len(new_texts) <= _MAX_PLANNED_TEXTS:
             grown = plan.extended(new_texts)
             if grown is None and plan.level != self._lowest_level:
                 cheaper = self._make_plan(self._queue, self._lowest_level, start=start)
                 grown = cheaper.extended(new_texts) if cheaper.lateness()[0] <= late else None
             if grown is None:
-                return self._refusal(
-                    new_texts, now, late_by=plan.end + self._seconds_alone(new_texts) - new_texts[0].planned_deadline
-                )
+                late_by = plan.end + self._seconds_alone(new_texts) - request.planned_deadline
+                return self._refusal(request, new_texts, now, late_by=late_by)
             self._plan = grown
             return None
         together = sorted([*self._queue, *new_texts])
-        plan, behind = self._make_plan(together, self._lowest_level, start=start), together[_MAX_PLANNED_TEXTS:]
-        excess = plan.lateness(behind)[0]
-        if excess > late:
-            return self._refusal(new_texts, now, late_by=excess)
-        self._plan = None if behind else plan
+        plan, unplanned = self._make_plan(together, self._lowest_level, start=start), together[_MAX_PLANNED_TEXTS:]
+        late_by = plan.lateness(unplanned)[0]
+        if late_by > late:
+            return self._refusal(request, new_texts, now, late_by=late_by)
+        self._plan = None if unplanned else plan
         return None
 
-    def _refusal(self, new_texts: Sequence[QueuedText], now: float, *, late_by: float) -> Refusal:
-        need = self._seconds_alone(new_texts)
-        if not new_texts[0].has_deadline:
-            return Refusal("others that must be answered in time would be late", max(late_by, need))
-        if now + need > new_texts[0].planned_deadline:
-            shown = f"would take about {1000 * need:.0f} ms even if nothing else were waiting"
-            return Refusal(shown, now + need - new_texts[0].planned_deadline)
-        return Refusal("cannot be answered in time behind what is waiting", max(late_by, need))
+    def _refusal(
+        self, request: PendingRequest, new_texts: Sequence[QueuedText], now: float, *, late_by: float
+    ) -> Refusal:
+        seconds = self._seconds_alone(new_texts)
+        if not request.has_deadline:
+            return Refusal("it would make requests with a deadline late", max(late_by, seconds))
+        if now + seconds > request.planned_deadline:
+            reason = f"it takes about {1000 * seconds:.0f} ms even on an idle server, more than its latency budget"
+            return Refusal(reason, now + seconds - request.planned_deadline)
+        return Refusal("the queue is too long to meet the latency budget", max(late_by, seconds))
 
-    def _seconds_alone(self, new_texts: Sequence[QueuedText]) -> float:
-        """Seconds for these if nothing else ran."""
-        return self._make_plan(new_texts, self._lowest_level, start=0.0).end * max(
-            1.0, len(new_texts) / _MAX_PLANNED_TEXTS
-        )
+    def _seconds_alone(self, texts: Sequence[QueuedText]) -> float:
+        """Seconds for these texts on an idle server."""
+        planned = self._make_plan(texts, self._lowest_level, start=0.0).seconds
+        return planned * max(1.0, len(texts) / _MAX_PLANNED_TEXTS)
 
     def _best_plan(self, now: float) -> BatchPlan:
-        """The best level, not above that of the load, at which everybody is answered comfortably; else just in time."""
+        """The plan of the best level, from the quality level down, that meets all downgrade deadlines.
+
+        If there is none: the lowest level that is in time, else the plan made on admission, else the lowest level.
+        """
         if not self._num_with_deadline:
             return self._make_plan(self._queue[:_MAX_TEXTS_WITHOUT_DEADLINE], self._level.index, start=now)
-        behind, in_time = self._queue[_MAX_PLANNED_TEXTS:], None
+        unplanned, in_time = self._queue[_MAX_PLANNED_TEXTS:], None
         for level in range(self._level.index, self._lowest_level + 1):
             plan = self._make_plan(self._queue, level, start=now)
-            late, uncomfortable = plan.lateness(behind)
-            if uncomfortable <= 0:
+            late, downgrade = plan.lateness(unplanned)
+            if downgrade <= 0:
                 return plan
             if late <= 0:
                 in_time = plan
@@ -304,45 +266,42 @@ class Scheduler:
         return in_time or plan
 
     def _make_plan(self, texts: Sequence[QueuedText], level: int, *, start: float) -> BatchPlan:
-        """A plan of the first of the rows."""
-        hurry = self._num_with_deadline or (texts and texts[0].has_deadline)
-        longest = self._config.max_batch_fraction * self._config.slo if hurry else inf
-        plan = BatchPlan(
-            level, start, self._latency_of, max_batch_tokens=self._config.max_batch_tokens, max_batch_seconds=longest
-        )
-        for row in texts[:_MAX_PLANNED_TEXTS]:
-            plan.add(row, allow_late=True)
+        """A plan of the first `_MAX_PLANNED_TEXTS` texts."""
+        urgent = self._num_with_deadline or (texts and texts[0].request.has_deadline)
+        max_batch_seconds = self._config.max_batch_fraction * self._config.slo if urgent else inf
+        plan = BatchPlan(level, start, self._latency_of, self._config.max_batch_tokens, max_batch_seconds)
+        for text in texts[:_MAX_PLANNED_TEXTS]:
+            plan.add(text, allow_late=True)
         return plan
 
     def _next_free_time(self, now: float) -> float:
-        """When the compute is free; a batch that takes longer than planned is taken to end any moment."""
+        """When the model is free; a batch slower than predicted is assumed to end now."""
         return now if self._busy_until is None else max(now, self._busy_until)
 
     def _update_level(self, now: float) -> None:
-        """Let the level follow the load."""
-        if not self._config.adaptive or len(self._variants) == 1:
+        """Let the quality level follow the load."""
+        if not self._config.adaptive or not self._lowest_level:
             return
-        level, rules = self._level, self._config
-        if self._utilization(level.index, now) > rules.downgrade_utilization and level.index < len(self._variants) - 1:
+        level, config = self._level, self._config
+        if level.index < self._lowest_level and self._utilization(level.index, now) > config.downgrade_utilization:
             lower = range(level.index + 1, len(self._variants))
-            fitting = (one for one in lower if self._utilization(one, now) <= rules.downgrade_utilization)
-            if level.raised_at is not None and now - level.raised_at < rules.upgrade_delay * level.backoff:
+            fitting = (index for index in lower if self._utilization(index, now) <= config.downgrade_utilization)
+            if level.raised_at is not None and now - level.raised_at < config.upgrade_delay * level.backoff:
                 level.backoff = min(16, 2 * level.backoff)
-            level.index, level.headroom_since = next(fitting, lower[-1]), None
+            level.index, level.headroom_since = next(fitting, self._lowest_level), None
             level.changes += 1
-        elif level.index > 0 and self._utilization(level.index - 1, now) < rules.upgrade_utilization:
+        elif level.index > 0 and self._utilization(level.index - 1, now) < config.upgrade_utilization:
             if level.headroom_since is None:
                 level.headroom_since = now
-            elif now - level.headroom_since >= rules.upgrade_delay * level.backoff:
+            elif now - level.headroom_since >= config.upgrade_delay * level.backoff:
                 level.index, level.headroom_since, level.raised_at = level.index - 1, None, now
                 level.changes += 1
         else:
             level.headroom_since = None
-            if level.raised_at is not None and now - level.raised_at > 4 * rules.upgrade_delay * level.backoff:
+            if level.raised_at is not None and now - level.raised_at > 4 * config.upgrade_delay * level.backoff:
                 level.backoff = max(1, level.backoff // 2)
                 level.raised_at = now
 
     def _utilization(self, level: int, now: float) -> float:
-        return self._load.utilization(
-            level, self._latency_of, batch_seconds=self._config.max_batch_fraction * self._config.slo, now=now
-        )
+        batch_seconds = self._config.max_batch_fraction * self._config.slo
+        return self._load.utilization(level, self._latency_of, batch_seconds=batch_seconds, now=now)

@@ -1,161 +1,120 @@
-"""From a wish to the sizes that may answer it and the time it has: what the server's policy means for each request."""
+"""What a request may ask for, and the variants that may run it under the server's policy."""
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field, model_validator
 
 from limbert.serve.errors import InvalidRequestError
+from limbert.serve.schemas import RequestModel, refusal, suggestion
 from limbert.serve.variants import ModelVariants, Variant
 
+_NOT_BOTH: dict[str, Any] = {
+    "not": {
+        "required": ["subnet", "policy"],
+        "properties": {"subnet": {"type": "string"}, "policy": {"type": "string"}},
+    }
+}
 
-@dataclass(frozen=True)
-class RequestOptions:
-    """What one request may cost; all None: the server's own policy decides.
+
+class RequestOptions(RequestModel):
+    """What a request may ask for; without any, the server's policy decides.
 
     Attributes:
-        subnet: the sub-network that must answer, such as ``0.5x0.75`` or a found one.
-        policy: an operating point such as ``balanced``, or ``static:WIDTHxDEPTH``.
-        latency_budget: seconds from arrival to answer; the request is refused at once where they do not suffice.
-        min_quality: in the metric's own unit (accuracy from 0 to 1); no size below it answers.
-
-    Raises:
-        BadRequest: for a contradiction or a number out of range.
+        subnet: the sub-network to run, such as ``0.5x0.75`` or one found by search.
+        policy: the operating point to run, such as ``balanced``, or ``static:WIDTHxDEPTH``.
+        latency_budget_ms: milliseconds from arrival to response; a request that cannot meet it is refused at once.
+        min_quality: in the unit of the metric (accuracy from 0 to 1); no variant below it runs.
     """
 
-    subnet: str | None = None
-    policy: str | None = None
-    latency_budget: float | None = None
-    min_quality: float | None = None
+    model_config = ConfigDict(json_schema_extra=_NOT_BOTH)
 
-    def __post_init__(self) -> None:
+    subnet: Annotated[str | None, Field(description="sub-network to run; not together with policy")] = None
+    policy: Annotated[str | None, Field(description="operating point to run")] = None
+    latency_budget_ms: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="milliseconds from arrival to response")
+    ] = None
+    min_quality: Annotated[
+        float | None, Field(allow_inf_nan=False, description="no variant below this quality runs")
+    ] = None
+
+    @model_validator(mode="after")
+    def _check_contradiction(self) -> Self:
         if self.subnet is not None and self.policy is not None:
-            raise InvalidRequestError(
-                f"subnet {self.subnet!r} and policy {self.policy!r} contradict each other; give one"
+            raise refusal(
+                f"has subnet {self.subnet!r} and policy {self.policy!r}, which contradict each other; give one"
             )
-        if self.latency_budget is not None and not 0 < self.latency_budget < math.inf:
-            raise InvalidRequestError(f"latency_budget_ms is {1000 * self.latency_budget:g}; it must be more than 0")
-        if self.min_quality is not None and not math.isfinite(self.min_quality):
-            raise InvalidRequestError(f"min_quality is {self.min_quality}; it must be a finite number")
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
-        """Read ``subnet``, ``policy``, ``latency_budget_ms`` and ``min_quality``; null is absent, others are ignored.
-
-        Raises:
-            BadRequest: for a value of another type, a number out of range, or a contradiction.
-        """
-        budget = _read_number(parameters, "latency_budget_ms")
-        return cls(
-            subnet=_read_name(parameters, "subnet"),
-            policy=_read_name(parameters, "policy"),
-            latency_budget=None if budget is None else budget / 1000,
-            min_quality=_read_number(parameters, "min_quality"),
-        )
-
-
-def _read_name(parameters: Mapping[str, Any], key: str) -> str | None:
-    value = parameters.get(key)
-    if value is None or (isinstance(value, str) and value):
-        return value
-    raise InvalidRequestError(f"{key} is {value!r}; it must be a name")
-
-
-def _read_number(parameters: Mapping[str, Any], key: str) -> float | None:
-    value = parameters.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidRequestError(f"{key} is {value!r}; it must be a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise InvalidRequestError(f"{key} has {len(str(value))} digits; it must be a finite number") from None
+        return self
 
 
 class VariantSelector:
-    """What a server gives to whom.
+    """Chooses the variants that may run a request, and its latency budget.
 
-    With ``adaptive`` every request may run at any size of the front and has the SLO as its deadline, or its own budget
-    in the SLO's place, shorter or longer. A server with a fixed policy runs everything at that, and only requests that
-    name a budget have a deadline; those may run below. Without a deadline a request is refused only where the queue is
-    full.
+    Under the policy ``adaptive`` every request may run at any variant of the Pareto front, within the SLO or its own
+    latency budget, shorter or longer. Under a fixed policy all run at that variant; only a request with a latency
+    budget has a deadline, and may run at faster variants.
 
     Args:
-        menu: all sizes.
-        policy: the server's own, known to the menu or ``adaptive``.
+        variants: all variants.
+        policy: the server's policy: ``adaptive`` or the name of a variant.
         slo: seconds.
-        seconds: what a size takes here.
+        latency_of: seconds of a usual batch, by variant.
     """
 
     def __init__(
         self, variants: ModelVariants, *, policy: str, slo: float, latency_of: Callable[[Variant], float]
     ) -> None:
-        self._variants, self._slo, self._policy = variants, slo, policy
-        self._latency_of = latency_of
-        front = variants.pareto_front(latency_of)
+        self._variants, self._slo, self._policy, self._latency_of = variants, slo, policy, latency_of
         self.adaptive = policy == "adaptive"
+        front = variants.pareto_front(latency_of)
         fixed = variants.full if self.adaptive else variants.find(policy)
         assert fixed is not None
-        below = tuple(size for size in front if size != fixed and latency_of(size) < latency_of(fixed))
-        #: sizes that levels go through, best first
-        self.ranked_variants: tuple[Variant, ...] = front if self.adaptive else (fixed, *below)
+        faster = tuple(variant for variant in front if latency_of(variant) < latency_of(fixed))
+        #: variants of the quality levels, best first
+        self.ranked_variants: tuple[Variant, ...] = front if self.adaptive else (fixed, *faster)
 
     def select(self, options: RequestOptions) -> tuple[tuple[str, ...], float | None]:
-        """Names of the sizes that may answer, best first, and the seconds from arrival to answer (None: no deadline).
+        """Names of the variants that may run, best first, and the seconds from arrival to deadline (None: no deadline).
 
         Raises:
-            BadRequest: for a size or quality that there is not.
+            InvalidRequestError: for an unknown variant, or a quality that none reaches.
         """
-        budget = options.latency_budget
-        if budget is None and self.adaptive:
-            budget = self._slo
+        has_budget = options.latency_budget_ms is not None
+        budget = (options.latency_budget_ms or 0.0) / 1000 if has_budget else self._slo if self.adaptive else None
         named = self._requested_variant(options)
         if named is not None:
-            self._check_quality(named, options.min_quality)
+            if options.min_quality is not None and not self._reaches(named, options.min_quality):
+                quality = self._variants.comparable_quality(named)
+                known = "was not measured" if quality is None else f"is {quality:.4g}"
+                raise InvalidRequestError(
+                    f"min_quality is {options.min_quality:g}; the {named.metric} of {named.name} {known}"
+                )
             return (named.name,), budget
-        allowed = (
-            self.ranked_variants if self.adaptive or options.latency_budget is not None else self.ranked_variants[:1]
-        )
+        allowed = self.ranked_variants if self.adaptive or has_budget else self.ranked_variants[:1]
         if options.min_quality is not None:
-            allowed = tuple(size for size in allowed if self._reaches_quality(size, options.min_quality))
-            if not allowed:
-                allowed = (self._fastest_variant(options.min_quality),)
-        return tuple(size.name for size in allowed), budget
+            reaching = [variant for variant in allowed if self._reaches(variant, options.min_quality)]
+            allowed = tuple(reaching) or (self._fastest_variant(options.min_quality),)
+        return tuple(variant.name for variant in allowed), budget
 
     def _requested_variant(self, options: RequestOptions) -> Variant | None:
-        """The size that a wish names; None where it names none, or the server's own policy."""
-        if options.subnet is None and (options.policy is None or options.policy == self._policy == "adaptive"):
-            return None
         kind, name = ("subnet", options.subnet) if options.subnet is not None else ("policy", options.policy)
-        assert name is not None
-        size = self._variants.find(name)
-        if size is None or (kind == "subnet" and size.kind != "subnet"):
-            known = [one.name for one in self._variants.variants if kind == "policy" or one.kind == "subnet"]
-            raise InvalidRequestError(f"no {kind} {name!r}; there are {', '.join(known)}")
-        return size
+        if name is None or (kind == "policy" and name == self._policy == "adaptive"):
+            return None
+        variant = self._variants.find(name)
+        if variant is None or (kind == "subnet" and variant.kind != "subnet"):
+            known = self._variants.names("subnet") + (self._variants.names("policy") if kind == "policy" else [])
+            raise InvalidRequestError(f"{kind} {name[:100]!r} is unknown{suggestion(name, known)}")
+        return variant
 
-    def _check_quality(self, variant: Variant, min_quality: float | None) -> None:
-        if min_quality is not None and not self._reaches_quality(variant, min_quality):
-            quality = self._variants.comparable_quality(variant)
-            known = "was not measured" if quality is None else f"reaches {quality:.4g}"
-            raise InvalidRequestError(
-                f"{variant.name} {known} ({variant.metric}); min_quality {min_quality:g} contradicts it"
-            )
-
-    def _reaches_quality(self, variant: Variant, min_quality: float) -> bool:
+    def _reaches(self, variant: Variant, min_quality: float) -> bool:
         quality = self._variants.comparable_quality(variant)
         return quality is not None and quality >= min_quality
 
     def _fastest_variant(self, min_quality: float) -> Variant:
-        """The quickest size that reaches a quality."""
-        reaching = [size for size in self._variants.variants if self._reaches_quality(size, min_quality)]
+        """The fastest variant of at least this quality."""
+        reaching = [variant for variant in self._variants.variants if self._reaches(variant, min_quality)]
         if not reaching:
-            known = [
-                value
-                for size in self._variants.variants
-                if (value := self._variants.comparable_quality(size)) is not None
-            ]
-            best = f"the best reaches {max(known):.4g}" if known else "none was measured"
+            qualities = [self._variants.comparable_quality(variant) or 0.0 for variant in self._variants.variants]
+            best = f"the best variant has {max(qualities):.4g}" if any(qualities) else "no variant was measured"
             raise InvalidRequestError(f"min_quality is {min_quality:g} ({self._variants.full.metric}); {best}")
         return min(reaching, key=self._latency_of)

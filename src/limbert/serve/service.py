@@ -1,12 +1,13 @@
-"""The async front of the server: every protocol asks this, and nothing else."""
+"""The model behind all protocols: validates, tokenises and queues requests, and keeps counts."""
 
 import asyncio
-import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +16,7 @@ import torch
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError
 from limbert.inference.load import load_checkpoint, usable_cores
+from limbert.serve.batching import PendingRequest
 from limbert.serve.errors import (
     InvalidRequestError,
     OverloadedError,
@@ -23,35 +25,40 @@ from limbert.serve.errors import (
     UnavailableError,
 )
 from limbert.serve.latency_model import LatencyTracker
-from limbert.serve.queue import InferenceThread, PendingRequest, RequestQueue, deliver
-from limbert.serve.runner import ModelRunner, RequestOutput, RequestTiming, TextOutput
+from limbert.serve.queue import InferenceThread, RequestQueue
+from limbert.serve.runner import ModelRunner, RequestOutput
 from limbert.serve.scheduler import Scheduler, SchedulerConfig
 from limbert.serve.selection import RequestOptions, VariantSelector
 from limbert.serve.settings import ServeSettings
-from limbert.serve.tokenizer import FastTokenizer, TextInput, WorkerThreads
+from limbert.serve.tokenizer import FastTokenizer, TextInput
 from limbert.serve.variants import ModelVariants
 
-_WINDOW_SECONDS = 10.0  # seconds
-_MAX_LATENCIES = 20000  # latencies kept
+_WINDOW = 10.0  # seconds that rate and percentiles cover
+_MAX_LATENCIES = 20_000
+_SERVED_TASK_TYPES = ("classification", "multi-label", "regression")
+_CALIBRATION_SECONDS = 3.0
+_TOKENIZER_THREADS = 2
+_DEFAULT_OPTIONS = RequestOptions()
+_SHUTTING_DOWN = "the server is shutting down"
 
 
 @dataclass(frozen=True)
 class ServerSnapshot:
-    """The server at one moment.
+    """The server at one moment; counts are since the start.
 
     Attributes:
-        size: the best size that requests without wishes get now.
-        queued: texts that wait.
+        variant: best variant that requests without options get now.
+        queued: queued texts.
         queued_tokens: their tokens.
-        running: requests under way, waiting ones included.
-        requests_per_second: answered, over the last ten seconds.
-        p50: median seconds from arrival to answer of those; None where there were none.
+        running: requests in progress, queued ones included.
+        requests_per_second: over the last ten seconds.
+        p50: median latency of those in seconds; None: there were none.
         p99: 99th percentile of the same.
-        refused: requests refused since the start.
-        answered: requests answered since the start.
-        cancelled: requests whose client went away since the start.
-        sizes: texts answered since the start, by the size's name.
-        level_changes: how often the size in use changed since the start.
+        refused: requests refused.
+        completed: requests completed.
+        cancelled: requests whose client disconnected.
+        texts_by_variant: completed texts, by variant name.
+        level_changes: changes of the quality level.
         uptime: seconds.
     """
 
@@ -63,113 +70,84 @@ class ServerSnapshot:
     p50: float | None
     p99: float | None
     refused: int
-    answered: int
+    completed: int
     cancelled: int
     texts_by_variant: dict[str, int]
     level_changes: int
     uptime: float
 
 
-class ServerStats:
-    """Counts; written to from the event loop alone."""
+@dataclass
+class _Counts:
+    """Counts since the start; only the event loop writes them."""
 
-    def __init__(self) -> None:
-        self.refused = 0
-        self.answered = 0
-        self.cancelled = 0
-        self.running = 0
-        self.texts_by_variant: Counter[str] = Counter()
-        self.started_at = time.monotonic()
-        self._latencies: deque[tuple[float, float]] = deque(maxlen=_MAX_LATENCIES)  # (when, seconds)
+    refused: int = 0
+    completed: int = 0
+    cancelled: int = 0
+    running: int = 0
+    texts_by_variant: Counter[str] = field(default_factory=Counter)
+    started_at: float = field(default_factory=time.monotonic)
+    latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_MAX_LATENCIES))  # (at, seconds)
 
-    def record_latency(self, seconds: float) -> None:
-        """A request was answered."""
-        self.answered += 1
-        self._latencies.append((time.monotonic(), seconds))
-
-    def recent_rate_and_latency(self) -> tuple[float, float | None, float | None]:
-        """Requests a second, median and 99th percentile of their seconds, over the last ten seconds."""
+    def rate_and_percentiles(self) -> tuple[float, float | None, float | None]:
+        """Requests per second, median and 99th percentile of their latency, over the last ten seconds."""
         now = time.monotonic()
-        while self._latencies and self._latencies[0][0] < now - _WINDOW_SECONDS:
-            self._latencies.popleft()
-        if not self._latencies:
+        while self.latencies and self.latencies[0][0] < now - _WINDOW:
+            self.latencies.popleft()
+        if not self.latencies:
             return 0.0, None, None
-        seconds = sorted(one for _, one in self._latencies)
-        span = (
-            now - self._latencies[0][0]
-            if len(seconds) == _MAX_LATENCIES
-            else min(_WINDOW_SECONDS, now - self.started_at)
-        )
-        return len(seconds) / max(span, 1e-3), _quantile(seconds, 0.5), _quantile(seconds, 0.99)
+        seconds = sorted(latency for _, latency in self.latencies)
+        is_full = len(seconds) == _MAX_LATENCIES
+        span = now - self.latencies[0][0] if is_full else min(_WINDOW, now - self.started_at)
+        p50, p99 = (seconds[min(len(seconds) - 1, int(q * len(seconds)))] for q in (0.5, 0.99))
+        return len(seconds) / max(span, 1e-3), p50, p99
 
 
-def _quantile(values: list[float], q: float) -> float:
-    """The value that this share of the others is not above."""
-    return values[min(len(values) - 1, int(q * len(values)))]
+@dataclass(frozen=True)
+class _Started:
+    """What exists once the latency of the variants is measured."""
 
-
-__all__ = ["RequestOutput", "RequestTiming", "ServerSnapshot", "Service", "TextInput", "TextOutput"]
-
-_SERVED_TASK_TYPES = ("classification", "multi-label", "regression")
-_CALIBRATION_SECONDS = 3.0  # seconds
-_TOKENIZER_THREADS = 2  # threads
-_DEFAULT_OPTIONS = RequestOptions()
+    selector: VariantSelector
+    queue: RequestQueue
+    inference_thread: InferenceThread
+    tokenizer_threads: ThreadPoolExecutor
 
 
 class Service:
-    """One model, one compute thread, and the requests that wait for it.
-
-    `open` makes one, `start` sets it to work; both take seconds and belong outside the event loop, or at its start.
+    """One model, one compute thread, and a queue. `load` makes it, `start` begins to serve; both take seconds.
 
     Attributes:
-        name: the model's id.
-        task: kind and label names.
-        menu: the sizes that can answer.
-        settings: how it runs.
-        max_tokens: longest input in tokens.
-
-    Args:
-        name: the model's id.
-        task: what it answers.
-        menu: the sizes that can answer.
-        settings: how it runs.
-        encoder: tokenises.
-        max_tokens: longest input in tokens.
-        runner: runs batches.
+        model_name: the model's id.
+        task: its task.
+        variants: what it can run as.
+        settings: of the server.
+        max_length: longest input in tokens.
+        on_output: called with the output of every completed request.
 
     Raises:
-        ConfigError: if the settings name a policy that is not on the menu.
+        ConfigError: if the settings name an unknown policy.
     """
 
     def __init__(
         self,
-        name: str,
+        model_name: str,
         *,
         task: Task,
-        menu: ModelVariants,
+        variants: ModelVariants,
         settings: ServeSettings,
         tokenizer: FastTokenizer,
-        max_tokens: int,
+        max_length: int,
         runner: ModelRunner,
     ) -> None:
-        self.model_name, self.task, self.variants, self.settings, self.max_length = (
-            name,
-            task,
-            menu,
-            settings,
-            max_tokens,
-        )
-        self._tokenizer, self._runner, self._stats = tokenizer, runner, ServerStats()
-        self._request_ids = itertools.count()
+        self.model_name, self.task, self.variants = model_name, task, variants
+        self.settings, self.max_length = settings, max_length
+        self.on_output: Callable[[RequestOutput], None] = lambda output: None
+        self._tokenizer, self._runner, self._counts = tokenizer, runner, _Counts()
+        self._started: _Started | None = None
         self._draining = False
-        if settings.policy != "adaptive" and menu.find(settings.policy) is None:
-            known = ", ".join(["adaptive", *(f"static:{one.name}" for one in menu.variants if one.kind == "subnet")])
-            points = "".join(f", {one.name}" for one in menu.variants if one.kind == "policy")
-            raise ConfigError(f"policy is {settings.policy!r}; it must be one of {known}{points}")
-        self._selector: VariantSelector | None = None
-        self._queue: RequestQueue | None = None
-        self._inference_thread: InferenceThread | None = None
-        self._tokenizer_threads: WorkerThreads | None = None
+        if settings.policy != "adaptive" and variants.find(settings.policy) is None:
+            known = ["adaptive", *(f"static:{name}" for name in variants.names("subnet")), *variants.names("policy")]
+            raise ConfigError(f"policy is {settings.policy!r}; it must be one of {', '.join(known)}")
 
     @classmethod
     def load(cls, run_dir: str | Path, settings: ServeSettings) -> Self:
@@ -177,204 +155,224 @@ class Service:
 
         Raises:
             CheckpointError: if the run is missing or broken, or was not trained by Limbert.
-            ConfigError: if the settings name a policy that the model does not have, or a length that it has not.
-            UnsupportedModelError: if the model does not classify or score texts.
+            ConfigError: if the settings name an unknown policy, or a length that the model does not support.
+            UnsupportedModelError: if the model does not classify or score whole texts.
         """
-        opened = load_checkpoint(run_dir, device=settings.device)
-        if opened.task is None:
+        checkpoint = load_checkpoint(run_dir, device=settings.device)
+        model, task = checkpoint.model, checkpoint.task
+        if task is None:
             raise CheckpointError(f"{run_dir} has no limbert.json; train it with limbert train first")
-        if opened.task.task_type not in _SERVED_TASK_TYPES:
+        if task.task_type not in _SERVED_TASK_TYPES:
             raise UnsupportedModelError(
-                f"{run_dir} answers a task of kind {opened.task.task_type}; served are {', '.join(_SERVED_TASK_TYPES)}"
+                f"the task type of {run_dir} is {task.task_type}; the server supports {', '.join(_SERVED_TASK_TYPES)}"
             )
-        longest = opened.model.max_input_length
-        if settings.max_length is not None and settings.max_length > longest:
-            raise ConfigError(f"maximum length is {settings.max_length}; the model takes {longest} tokens at most")
+        if settings.max_length is not None and settings.max_length > model.max_input_length:
+            raise ConfigError(
+                f"maximum length is {settings.max_length}; the model supports at most {model.max_input_length} tokens"
+            )
         torch.set_num_threads(settings.threads or default_threads(settings.workers))
-        max_tokens = settings.max_length or opened.max_length
-        menu = ModelVariants.from_run(run_dir, opened.model, task=opened.task)
-        encoder = FastTokenizer(opened.tokenizer, max_length=max_tokens)
-        runner = ModelRunner(opened.model, menu, encoder, task_type=opened.task.task_type, precision=settings.precision)
+        max_length = settings.max_length or checkpoint.max_length
+        variants = ModelVariants.from_run(run_dir, model, task=task)
+        vocab_size = model.network.config.vocab_size
+        tokenizer = FastTokenizer(checkpoint.tokenizer, max_length=max_length, vocab_size=vocab_size)
+        runner = ModelRunner(model, variants, tokenizer, task_type=task.task_type, precision=settings.precision)
         return cls(
             settings.name or Path(run_dir).resolve().name,
-            task=opened.task,
-            menu=menu,
+            task=task,
+            variants=variants,
             settings=settings,
-            tokenizer=encoder,
-            max_tokens=max_tokens,
+            tokenizer=tokenizer,
+            max_length=max_length,
             runner=runner,
         )
 
     def start(self) -> None:
-        """Measure the sizes (some seconds), and begin to answer. Once; a second call does nothing."""
-        if self._queue is not None:
+        """Measure the latency of the variants (some seconds) and begin to serve; a second call does nothing."""
+        if self._started is not None:
             return
-        lines = self._runner.calibrate(max_length=self.max_length, time_budget=_CALIBRATION_SECONDS)
-        speeds = LatencyTracker(lines)
-        usual = 8 * min(32, self.max_length)
-        self._selector = VariantSelector(
+        settings = self.settings
+        models = self._runner.calibrate(max_length=self.max_length, time_budget=_CALIBRATION_SECONDS)
+        tracker = LatencyTracker(models)
+        usual_tokens = 8 * min(32, self.max_length)
+        selector = VariantSelector(
             self.variants,
-            policy=self.settings.policy,
-            slo=self.settings.slo,
-            latency_of=lambda one: lines[one.name].seconds(usual),
+            policy=settings.policy,
+            slo=settings.slo,
+            latency_of=lambda variant: models[variant.name].seconds(usual_tokens),
         )
-        rules = SchedulerConfig(
-            slo=self.settings.slo,
-            max_batch_tokens=self.settings.max_batch_tokens,
-            max_queue=self.settings.max_queue,
-            adaptive=self._selector.adaptive,
+        config = SchedulerConfig(
+            slo=settings.slo,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_queue=settings.max_queue,
+            adaptive=selector.adaptive,
         )
-        self._queue = RequestQueue(
-            Scheduler([size.name for size in self._selector.ranked_variants], speeds.latency_model, rules)
+        queue = RequestQueue(
+            Scheduler([variant.name for variant in selector.ranked_variants], tracker.latency_model, config)
         )
-        self._inference_thread = InferenceThread(
-            self._queue,
-            self._runner.run,
-            lambda size, tokens, seconds: speeds.observe(size, tokens=tokens, seconds=seconds),
+        thread = InferenceThread(
+            queue, self._runner, lambda name, tokens, seconds: tracker.observe(name, tokens=tokens, seconds=seconds)
         )
-        self._tokenizer_threads = WorkerThreads(_TOKENIZER_THREADS, name="limbert-tokenise")
-        self._stats = ServerStats()
-        self._inference_thread.start()
+        self._counts = _Counts()
+        self._started = _Started(selector, queue, thread, ThreadPoolExecutor(_TOKENIZER_THREADS, "limbert-tokenize"))
+        thread.start()
 
     async def predict(
         self, texts: Sequence[TextInput], *, options: RequestOptions = _DEFAULT_OPTIONS, truncate: bool = True
     ) -> RequestOutput:
-        """Answer texts, each as it would be answered alone. A cancelled task takes its texts out of the queue.
+        """The output of each text, equal to what it gets alone. Cancelling removes the texts from the queue.
 
         Args:
-            texts: with their pairs.
-            wish: what this request may cost.
-            truncate: cut texts that are too long, instead of refusing them.
+            texts: each with its second text, or None.
+            options: what the request asks for.
+            truncate: truncate long texts instead of refusing them.
 
         Raises:
-            BadRequest: for no texts, single texts where the training had pairs or the other way round, or a wish for
-                what there is not.
-            TooLong: for too many texts, or with ``truncate=False`` too long ones.
-            Refused: if it cannot be answered in time, or too much is waiting already.
-            Down: if the compute has died, or the server is being shut down.
+            InvalidRequestError: for no texts, single texts for a model of pairs or vice versa, or options that cannot
+                be met.
+            RequestTooLargeError: for too many texts, or without ``truncate`` too long ones.
+            InferenceError: if the model fails on a text.
+            OverloadedError: if the deadline cannot be met, or the queue is full.
+            UnavailableError: if the server is starting or shutting down, or inference has failed.
         """
         arrival = time.perf_counter()
-        desk, tokenisers, sizes, budget = self._validate(texts, options)
+        started = self._check_available()
+        self._check_texts(texts)
+        variants, budget = started.selector.select(options)
         loop = asyncio.get_running_loop()
-        job = PendingRequest(next(self._request_ids), arrival, sizes, budget, loop, loop.create_future())
-        self._stats.running += 1
+        future: asyncio.Future[RequestOutput] = loop.create_future()
+        deadline = inf if budget is None else arrival + budget
+        request = PendingRequest((), variants, arrival, deadline, on_done=partial(_set_result, loop, future))
+        counts = self._counts
+        counts.running += 1
         try:
-            tokenisers.submit(partial(self._tokenize, desk, job, texts, truncate))
-            answers = await job.future
+            started.tokenizer_threads.submit(self._tokenize, started.queue, request, texts, truncate)
+            output = await future
         except asyncio.CancelledError:
-            self._stats.cancelled += 1
-            desk.cancel(job)
+            counts.cancelled += 1
+            started.queue.cancel(request)
             raise
         except OverloadedError:
-            self._stats.refused += 1
+            counts.refused += 1
             raise
         finally:
-            self._stats.running -= 1
-        self._stats.record_latency(time.perf_counter() - arrival)
-        for row in answers.outputs:
-            self._stats.texts_by_variant[row.variant] += 1
-        return answers
+            counts.running -= 1
+        counts.completed += 1
+        counts.latencies.append((time.monotonic(), time.perf_counter() - arrival))
+        for text in output.outputs:
+            counts.texts_by_variant[text.variant] += 1
+        self.on_output(output)
+        return output
 
     def snapshot(self) -> ServerSnapshot:
         """The server at this moment."""
-        size, queued, tokens, changes = self.settings.policy, 0, 0, 0
-        if self._queue is not None:
-            size, queued, tokens, changes = self._queue.inspect(
-                lambda one: (one.variant, one.queued, one.queued_tokens, one.level_changes)
-            )
-        watch = self._stats
-        rate, p50, p99 = watch.recent_rate_and_latency()
+        state, counts = self._started and self._started.queue.state(), self._counts
+        rate, p50, p99 = counts.rate_and_percentiles()
         return ServerSnapshot(
-            variant=size,
-            queued=queued,
-            queued_tokens=tokens,
-            running=watch.running,
+            variant=state.variant if state else self.settings.policy,
+            queued=state.queued if state else 0,
+            queued_tokens=state.queued_tokens if state else 0,
+            running=counts.running,
             requests_per_second=rate,
             p50=p50,
             p99=p99,
-            refused=watch.refused,
-            answered=watch.answered,
-            cancelled=watch.cancelled,
-            texts_by_variant=dict(watch.texts_by_variant),
-            level_changes=changes,
-            uptime=time.monotonic() - watch.started_at,
+            refused=counts.refused,
+            completed=counts.completed,
+            cancelled=counts.cancelled,
+            texts_by_variant=dict(counts.texts_by_variant),
+            level_changes=state.level_changes if state else 0,
+            uptime=time.monotonic() - counts.started_at,
         )
 
     @property
     def healthy(self) -> bool:
-        """False once the compute thread has died."""
-        return self._inference_thread is None or self._inference_thread.error is None
+        """False once inference has failed for good."""
+        return self._started is None or self._started.inference_thread.error is None
 
     @property
     def ready(self) -> bool:
-        """Loaded, measured, and not being shut down."""
-        return self._inference_thread is not None and self._inference_thread.alive and not self._draining
+        """Started, healthy and not shutting down."""
+        return self._started is not None and self._started.inference_thread.working and not self._draining
 
     async def drain(self, timeout: float) -> None:
-        """Take no requests any more and wait for those under way, seconds at most; then `close`."""
+        """Accept no more requests, wait for those in progress (seconds at most), then `close`."""
         self._draining = True
         end = time.monotonic() + timeout
-        while self._stats.running and time.monotonic() < end:
+        while self._counts.running and time.monotonic() < end:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """Stop at once: what waits is answered with `Down`."""
+        """Stop now: requests in progress end with `UnavailableError`."""
         self._draining = True
-        if self._queue is None or self._inference_thread is None or self._tokenizer_threads is None:
-            return
-        self._queue.close(UnavailableError("the server is being shut down"))
-        self._inference_thread.join(timeout=10)
-        self._tokenizer_threads.close()
+        if self._started is not None:
+            self._started.queue.close(_SHUTTING_DOWN)
+            self._started.inference_thread.join(timeout=10)
+            self._started.tokenizer_threads.shutdown()
 
-    def _validate(
-        self, texts: Sequence[TextInput], options: RequestOptions
-    ) -> tuple[RequestQueue, WorkerThreads, tuple[str, ...], float | None]:
-        """Everything that can be refused before any work."""
+    def _check_available(self) -> _Started:
         if self._draining:
-            raise UnavailableError("the server is being shut down")
-        if (
-            self._queue is None
-            or self._tokenizer_threads is None
-            or self._selector is None
-            or self._inference_thread is None
-        ):
-            raise UnavailableError("the server has not started yet")
-        if not self._inference_thread.alive:
-            raise UnavailableError(f"the compute has failed: {type(self._inference_thread.error).__name__}")
+            raise UnavailableError(_SHUTTING_DOWN)
+        if self._started is None:
+            raise UnavailableError("not ready yet: the server is starting")
+        if not self._started.inference_thread.working:
+            error = type(self._started.inference_thread.error).__name__
+            raise UnavailableError(f"inference has failed ({error}); restart the server")
+        return self._started
+
+    def _check_texts(self, texts: Sequence[TextInput]) -> None:
+        limit = min(self.settings.max_texts, self.settings.max_queue)
         if not texts:
-            raise InvalidRequestError("no texts; expected at least one")
-        most = min(self.settings.max_texts, self.settings.max_queue)
-        if len(texts) > most:
-            raise RequestTooLargeError(f"{len(texts)} texts in one request; at most {most} are taken")
-        for pairs in {pair is not None for _, pair in texts}:
+            raise InvalidRequestError("inputs has no texts; it must have at least one")
+        if len(texts) > limit:
+            raise RequestTooLargeError(f"the request has {len(texts)} texts; at most {limit} are allowed")
+        for has_pairs in {pair is not None for _, pair in texts}:
             try:
-                self.task.check_inputs(has_pairs=pairs)
+                self.task.check_inputs(has_pairs=has_pairs)
             except DataError as error:
                 raise InvalidRequestError(str(error)) from None
-        return self._queue, self._tokenizer_threads, *self._selector.select(options)
 
     def _tokenize(
-        self, queue: RequestQueue, pending: PendingRequest, texts: Sequence[TextInput], truncate: bool
+        self, queue: RequestQueue, request: PendingRequest, texts: Sequence[TextInput], truncate: bool
     ) -> None:
-        """In a tokenising thread: from texts to the queue; what goes wrong goes back."""
-        if pending.future.done():
+        """Tokenise and queue a request, in a thread; every error ends the request."""
+        if request.cancelled:
             return
-        pending.tokenization_started_at = time.perf_counter()
+        start = time.perf_counter()
         try:
-            encoded = self._tokenizer.tokenize(texts)
-            cut = [place for place, one in enumerate(encoded) if one.truncated]
-            if cut and not truncate:
+            request.texts = self._tokenizer.tokenize(texts)
+            truncated = [index for index, text in enumerate(request.texts) if text.truncated]
+            if truncated and not truncate:
                 raise RequestTooLargeError(
-                    f"text {cut[0]} is longer than {self.max_length} tokens, and cutting was not allowed"
+                    f"text {truncated[0]} is longer than {self.max_length} tokens, and truncation is off"
                 )
-            queue.submit(pending, encoded)
+            request.lengths = [len(text.input_ids) for text in request.texts]
+            request.tokenization_seconds = time.perf_counter() - start
+            queue.submit(request)
         except ServeError as error:
-            deliver([(pending, error)])
-        except Exception as error:
-            deliver([(pending, InvalidRequestError(f"the text cannot be tokenised: {type(error).__name__}"))])
+            request.on_done(error)
+        except BaseException as error:  # a panic of the tokenizers library is not an Exception
+            request.on_done(InvalidRequestError(f"a text cannot be tokenised: {type(error).__name__}"))
+
+
+def _set_result(
+    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[RequestOutput]", result: RequestOutput | ServeError
+) -> None:
+    """Complete a future of another thread's event loop."""
+
+    def complete() -> None:
+        if future.done():  # cancelled
+            return
+        if isinstance(result, ServeError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    try:
+        loop.call_soon_threadsafe(complete)
+    except RuntimeError:  # the loop is closed, and its futures with it
+        return
 
 
 def default_threads(workers: int) -> int:
-    """CPU threads of the model in one process: all cores but one, which the network gets, shared out."""
+    """CPU threads of the model in one process: all cores but one, which the network gets, divided by the workers."""
     return max(1, (usable_cores() - 1) // workers)

@@ -1,4 +1,4 @@
-"""How a server runs; the ``help`` of a field is the command's help."""
+"""Settings of a server; the ``help`` of a field is the help of its command-line option."""
 
 from dataclasses import dataclass
 
@@ -7,29 +7,32 @@ from limbert.core.config import Precision, config_field, require
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Where the server listens, what it may cost to answer, and how much may wait."""
+    """Address, policy, limits and resources of a server."""
 
     host: str = config_field("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
-    port: int = config_field(8080, "port to listen on; 0 takes a free one")
-    slo: float = config_field(0.05, "time to answer within, such as 50ms; adaptive holds it at the 99th percentile")
+    port: int = config_field(8080, "port to listen on; 0: a free port")
+    slo: float = config_field(0.05, "latency target, such as 50ms; adaptive keeps the 99th percentile below it")
     policy: str = config_field(
-        "adaptive", "adaptive, static:WIDTHxDEPTH, or an operating point such as balanced: what answers by default"
+        "adaptive", "adaptive, static:WIDTHxDEPTH, or an operating point such as balanced: what runs by default"
     )
-    max_batch_tokens: int = config_field(2048, "tokens a batch at most, padding included")
-    max_queue: int = config_field(1024, "texts that may wait; more are refused with 429")
-    max_texts: int = config_field(512, "texts a request at most")
-    max_body: int = config_field(2_000_000, "bytes of a request's body at most")
-    body_timeout: float = config_field(10.0, "seconds that a client has for sending a body")
-    max_length: int | None = config_field(None, "longest input in tokens (default: as in training)")
-    api_key: str | None = config_field(None, "key that requests must bring (default: none is needed)")
-    workers: int = config_field(1, "processes behind the port, each with its own model and a share of the threads")
+    max_batch_tokens: int = config_field(2048, "maximum tokens per batch, padding included")
+    max_queue: int = config_field(1024, "maximum queued texts; more are refused with 429")
+    max_texts: int = config_field(512, "maximum texts per request")
+    max_body: int = config_field(2_000_000, "maximum size of a request's body")
+    body_timeout: float = config_field(10.0, "seconds within which a body must arrive")
+    max_length: int | None = config_field(None, "maximum input length in tokens (default: as in training)")
+    api_key: str | None = config_field(None, "key that requests must send (default: no key)")
+    cors_origins: tuple[str, ...] = config_field(
+        (), "origin whose pages may call the server, such as https://example.com, or * for all; repeat for several"
+    )
+    workers: int = config_field(1, "processes on the port, each with its own model and queue; they divide the threads")
     threads: int | None = config_field(
-        None, "CPU threads of a process's model (default: all cores but one, shared out)"
+        None, "CPU threads of a process's model (default: all cores but one, divided by the workers)"
     )
-    device: str = config_field("auto", "auto (a GPU, where torch finds one), cpu, cuda or cuda:1: where the model runs")
+    device: str = config_field("auto", "auto (a GPU if there is one), cpu, cuda or cuda:1: where the model runs")
     precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
     name: str | None = config_field(None, "model id in URLs (default: the name of the run's folder)")
-    drain: float = config_field(30.0, "seconds that requests under way get to finish when the server is told to end")
+    drain: float = config_field(30.0, "time for requests in progress to finish when the server shuts down")
 
     def __post_init__(self) -> None:
         require(bool(self.host), "host", self.host, "an address")
@@ -41,6 +44,9 @@ class ServeSettings:
         require(self.max_length is None or self.max_length >= 4, "maximum length", self.max_length, "at least 4 tokens")
         require(self.threads is None or self.threads > 0, "threads", self.threads, "at least 1")
         require(self.api_key is None or bool(self.api_key), "API key", self.api_key, "not empty")
+        for origin in self.cors_origins:
+            is_origin = origin == "*" or ("://" in origin and not origin.endswith("/"))
+            require(is_origin, "CORS origin", origin, "* or scheme://host[:port], without a path")
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         require(self.max_body > 0, "body limit", self.max_body, "at least 1 byte")
         require(self.body_timeout > 0, "body timeout", self.body_timeout, "more than 0 seconds")

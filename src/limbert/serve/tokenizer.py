@@ -1,29 +1,21 @@
-"""Texts to token ids, in threads of their own so that the event loop never waits for long texts."""
+"""Texts to token ids, with the tokenizer of the run called directly so that several threads can share it."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from limbert.errors import ConfigError
+from limbert.data.tokenize import check_tokenizer
 from limbert.serve.errors import InvalidRequestError
 
-TextInput = tuple[str, str | None]  # a text and its pair
+TextInput = tuple[str, str | None]  # a text and, for pairs, the second text
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """One text, or pair of texts, as the model takes it.
-
-    Attributes:
-        ids: ``(tokens,)`` int64.
-        types: ``(tokens,)`` int64, which text of a pair; None where the model takes no such thing.
-        truncated: whether something was cut.
-    """
+    """One text or pair: ids ``(tokens,)`` and, for models that use them, token types ``(tokens,)``, both int64."""
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray | None
@@ -31,76 +23,45 @@ class TokenizedText:
 
 
 class FastTokenizer:
-    """The run's tokenizer without the Python around it. Safe for many threads.
+    """Tokenises without padding; thread-safe.
 
     Args:
-        tokenizer: a fast one with a padding token.
-        max_tokens: longest input, special tokens included; of a pair that is longer the longer text is cut.
+        tokenizer: a fast tokenizer with a padding token.
+        max_length: longest input in tokens, special tokens included; of a longer pair the longer text is truncated.
+        vocab_size: rows of the model's embedding.
 
     Raises:
-        ConfigError: if the tokenizer is another one.
+        ConfigError: for a slow tokenizer, or one without a padding token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
-        if not tokenizer.is_fast:
-            raise ConfigError(f"tokenizer is {type(tokenizer).__name__}; it must be a fast one (with a tokenizer.json)")
-        if tokenizer.pad_token_id is None:
-            raise ConfigError(f"padding token of {type(tokenizer).__name__} is not set; it must be, to form batches")
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, vocab_size: int) -> None:
+        check_tokenizer(tokenizer)
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
+        self.vocab_size = vocab_size
         self.uses_token_types = "token_type_ids" in tokenizer.model_input_names
         self.pad_token_id, self.pad_token_type_id = int(tokenizer.pad_token_id), int(tokenizer.pad_token_type_id)
 
     def tokenize(self, texts: Sequence[TextInput]) -> list[TokenizedText]:
-        """Tokenise, in order.
+        """Tokenise texts, in order.
 
         Raises:
-            BadRequest: for a text that is not Unicode (lone surrogates).
+            InvalidRequestError: for invalid Unicode (lone surrogates), or a token that the model has no embedding for.
         """
         inputs = [text if pair is None else (text, pair) for text, pair in texts]
         try:
             encodings = self._backend.encode_batch_fast(inputs)
         except (UnicodeEncodeError, TypeError) as error:
-            raise InvalidRequestError("a text holds characters that are no Unicode") from error
-        return [
-            TokenizedText(
-                np.array(one.ids, dtype=np.int64),
-                np.array(one.type_ids, dtype=np.int64) if self.uses_token_types else None,
-                bool(one.overflowing),
-            )
-            for one in encodings
-        ]
-
-
-class WorkerThreads:
-    """A few threads that work off calls in the order of their coming.
-
-    Args:
-        count: of threads.
-        name: of the threads, for debuggers.
-    """
-
-    def __init__(self, num_threads: int, *, name: str) -> None:
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._run_loop, name=f"{name}-{number}", daemon=True)
-            for number in range(num_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, function: Callable[[], None]) -> None:
-        """Have a function called; it must not raise."""
-        self._calls.put(function)
-
-    def close(self) -> None:
-        """End the threads after what has been asked of them."""
-        for _ in self._threads:
-            self._calls.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _run_loop(self) -> None:
-        while (function := self._calls.get()) is not None:
-            function()
+            raise InvalidRequestError("a text is invalid Unicode (it has a lone surrogate)") from error
+        tokenized = []
+        for index, encoding in enumerate(encodings):
+            ids = np.array(encoding.ids, dtype=np.int64)
+            if ids.size and ids.max() >= self.vocab_size:
+                token = self._backend.id_to_token(int(ids.max()))
+                raise InvalidRequestError(
+                    f"text {index} has token {token!r} (id {ids.max()}); the model embeds ids below {self.vocab_size}"
+                )
+            types = np.array(encoding.type_ids, dtype=np.int64) if self.uses_token_types else None
+            tokenized.append(TokenizedText(ids, types, bool(encoding.overflowing)))
+        return tokenized

@@ -1,12 +1,9 @@
-"""What a model can run as: its sub-networks and operating points, each with what it reaches and computes.
-
-It knows neither requests nor time. Qualities are compared only where they were measured on the same data.
-"""
+"""The sub-networks and operating points that a model can run as, each with its quality and FLOPs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from limbert.core.config import TaskType
 from limbert.core.pareto import pareto_front
@@ -19,22 +16,22 @@ from limbert.inference.policy import Policy, operating_points, resolve_policy
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 
-FLOPS_SEQUENCE_LENGTH = 32  # FLOPs of a size are stated for an input of this many tokens
+FLOPS_SEQUENCE_LENGTH = 32  # tokens of the input that FLOPs are stated for
 EvalSplit = Literal["development", "validation"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing that the model can run as.
+    """A sub-network or an operating point.
 
     Attributes:
-        name: ``0.5x0.75``, that of a found sub-network, or of an operating point.
+        name: ``0.5x0.75``, or the name of a sub-network found by search, or of an operating point.
         kind: ``subnet`` or ``policy``.
-        policy: what the engine executes.
-        quality: the task's first metric; None where it was not measured.
-        metric: its name.
-        data: what it was measured on; an operating point without a development row has its validation value.
-        flops: of an input of `MENU_TOKENS` tokens; of an operating point the mean over the validation slice.
+        policy: what the engine runs.
+        quality: value of the task's primary metric; None: not measured.
+        metric: name of that metric.
+        eval_split: data that the quality was measured on; qualities on different data are not compared.
+        flops: of an input of `FLOPS_SEQUENCE_LENGTH` tokens; of an operating point the mean over validation examples.
     """
 
     name: str
@@ -48,95 +45,77 @@ class Variant:
 
 @dataclass(frozen=True)
 class ModelVariants:
-    """All sizes of one model, those with the most FLOPs first."""
+    """All variants of one model, those with the most FLOPs first."""
 
     variants: tuple[Variant, ...]
     by_name: Mapping[str, Variant] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "by_name", {size.name: size for size in self.variants})
+        object.__setattr__(self, "by_name", {variant.name: variant for variant in self.variants})
 
     @classmethod
     def from_run(cls, run_dir: str | Path, model: ElasticModel, *, task: Task) -> Self:
-        """What a run's model can run as.
-
-        Args:
-            run: its folder; results and rows of policies are read from it where they are.
-            model: the model itself.
-            task: what it answers.
+        """The variants of a trained model, with the qualities in its run directory.
 
         Raises:
             CheckpointError: if a file of the run is broken.
         """
-        reached = _development_qualities(Path(run_dir), task)
-        cost, full = CostModel(model), model.full
-        most = cost.flops(full, FLOPS_SEQUENCE_LENGTH)
-        sizes = [
-            Variant(
-                name,
-                "subnet",
-                Policy(subnet=name),
-                *_measured_quality(reached, name, task),
-                cost.flops(subnet, FLOPS_SEQUENCE_LENGTH),
-            )
-            for name, subnet in {**model.subnets(), **model.searched_subnets()}.items()
-        ]
-        rows = _policy_results(Path(run_dir), task)
+        cost, variants = CostModel(model), []
+        qualities = _subnet_qualities(Path(run_dir), task)
+        for name, subnet in {**model.subnets(), **model.searched_subnets()}.items():
+            quality = qualities.get(name)
+            split: EvalSplit | None = None if quality is None else "development"
+            flops = cost.flops(subnet, FLOPS_SEQUENCE_LENGTH)
+            variants.append(Variant(name, "subnet", Policy(subnet=name), quality, task.primary_metric, split, flops))
+        full_flops = cost.flops(model.full, FLOPS_SEQUENCE_LENGTH)
         for name, point in operating_points(model.record).items():
             if not _can_run(point.policy, model, task_type=task.task_type):
                 continue
-            value = next((value for settings, value in rows.get(name, ()) if settings == point.policy.to_dict()), None)
-            quality: tuple[float, str, EvalSplit] = (
-                (point.value, point.metric, "validation")
-                if value is None
-                else (value, task.primary_metric, "development")
+            quality = _policy_quality(Path(run_dir), name, point.policy, task)
+            metric, split = (
+                (task.primary_metric, "development") if quality is not None else (point.metric, "validation")
             )
-            sizes.append(Variant(name, "policy", point.policy, *quality, round(point.flops_share * most)))
-        return cls(tuple(sorted(sizes, key=lambda size: -size.flops)))
+            value = point.value if quality is None else quality
+            flops = round(point.flops_share * full_flops)
+            variants.append(Variant(name, "policy", point.policy, value, metric, split, flops))
+        return cls(tuple(sorted(variants, key=lambda variant: -variant.flops)))
+
+    def names(self, kind: Literal["subnet", "policy"]) -> list[str]:
+        """Names of the sub-networks, or of the operating points."""
+        return [variant.name for variant in self.variants if variant.kind == kind]
 
     @property
     def full(self) -> Variant:
-        """The whole model, or what comes nearest."""
-        return max((size for size in self.variants if size.kind == "subnet"), key=lambda size: size.flops)
-
-    @property
-    def eval_split(self) -> EvalSplit | None:
-        """What those qualities that are compared were measured on; None where none was measured."""
-        known = {size.eval_split for size in self.variants}
-        return "development" if "development" in known else "validation" if "validation" in known else None
+        """The sub-network with the most FLOPs."""
+        return next(variant for variant in self.variants if variant.kind == "subnet")
 
     def find(self, name: str) -> Variant | None:
-        """The size of a name in any of its spellings: ``0.5x1.0`` and ``static:0.5x1`` are ``0.5x1``."""
+        """A variant by name in any spelling: ``0.5x1.0`` and ``static:0.5x1`` are ``0.5x1``."""
         plain = name.removeprefix("static:")
         if is_width_depth_name(plain):
             plain = width_depth_name(*parse_width_depth(plain))
         return self.by_name.get(plain)
 
     def comparable_quality(self, variant: Variant) -> float | None:
-        """The size's quality where it was measured on the data that counts here."""
-        return variant.quality if variant.eval_split == self.eval_split else None
+        """The quality, if it was measured on the data that counts: development if any was, otherwise validation."""
+        splits = {other.eval_split for other in self.variants}
+        return (
+            variant.quality
+            if variant.eval_split == ("development" if "development" in splits else "validation")
+            else None
+        )
 
     def pareto_front(self, latency_of: Callable[[Variant], float]) -> tuple[Variant, ...]:
-        """The sizes that nothing as quick beats, best first. Without measured qualities FLOPs stand for them.
-
-        Args:
-            seconds: what a size takes here.
-        """
-        known = [size for size in self.variants if self.comparable_quality(size) is not None]
-        value: Callable[[Variant], float] = lambda size: size.quality or 0.0  # noqa: E731 - both are one-liners
-        if not known:
-            known, value = [size for size in self.variants if size.kind == "subnet"], lambda size: float(size.flops)
-        return tuple(reversed(pareto_front(known, cost=latency_of, value=value)))
+        """The variants that no faster one beats in quality, best first; by FLOPs where no quality is known."""
+        measured = {name: self.comparable_quality(variant) for name, variant in self.by_name.items()}
+        known = {name: quality for name, quality in measured.items() if quality is not None}
+        value = known or {name: float(self.by_name[name].flops) for name in self.names("subnet")}
+        candidates = [variant for variant in self.variants if variant.name in value]
+        return tuple(reversed(pareto_front(candidates, cost=latency_of, value=lambda variant: value[variant.name])))
 
 
-def _measured_quality(
-    qualities: Mapping[str, float], name: str, task: Task
-) -> tuple[float | None, str, EvalSplit | None]:
-    return qualities.get(name), task.primary_metric, "development" if name in qualities else None
-
-
-def _development_qualities(run_dir: Path, task: Task) -> dict[str, float]:
-    """The first metric by sub-network, from the run's results; empty where it has none."""
+def _subnet_qualities(run_dir: Path, task: Task) -> dict[str, float]:
+    """The primary metric by sub-network, from the run's results."""
     if not (run_dir / RESULTS_NAME).is_file():
         return {}
     return {
@@ -146,21 +125,21 @@ def _development_qualities(run_dir: Path, task: Task) -> dict[str, float]:
     }
 
 
-def _policy_results(run_dir: Path, task: Task) -> dict[str, list[tuple[object, float]]]:
-    """What operating points reached on the development set, with their settings then, by name."""
+def _policy_quality(run_dir: Path, name: str, policy: Policy, task: Task) -> float | None:
+    """The primary metric of an operating point on the development set, with its present settings."""
     path = run_dir / POLICIES_NAME
-    found: dict[str, list[tuple[object, float]]] = {}
-    if not path.is_file():
-        return found
-    for row in read_json_lines(path, required_keys={"name": str, "data": str, "settings": dict, "metrics": dict}):
-        values = [value for name, value in row["metrics"].items() if name.rpartition("/")[2] == task.primary_metric]
-        if row["data"] == "development" and values:
-            found.setdefault(row["name"], []).append((row["settings"], sum(values) / len(values)))
-    return found
+    keys: dict[str, type] = {"name": str, "data": str, "settings": dict, "metrics": dict}
+    rows: list[dict[str, Any]] = read_json_lines(path, required_keys=keys) if path.is_file() else []
+    for row in rows:
+        if (row["name"], row["data"], row["settings"]) == (name, "development", policy.to_dict()):
+            values = [value for key, value in row["metrics"].items() if key.rpartition("/")[2] == task.primary_metric]
+            if values:
+                return sum(values) / len(values)
+    return None
 
 
 def _can_run(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> bool:
-    """Whether the model can still run a saved point: its gates may be gone since."""
+    """Whether the model can run a saved operating point: its gates may have been removed since."""
     try:
         resolve_policy(policy, model, task_type=task_type)
     except LimbertError:

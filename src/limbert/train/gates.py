@@ -1,165 +1,148 @@
-"""The phase that trains width gates on a frozen encoder.
+"""Training of width gates on a frozen encoder: its outputs are computed once and cached, then a small Trainer runs.
 
-The encoder is frozen and runs without dropout, so one static pass a width over the training rows is all that it is
-needed for; what the gates read and aim at is kept, and the epochs run on that alone, in seconds. Several processes
-share the static passes; the main one alone trains.
+The encoder is frozen and runs without dropout, so one pass of each width over the training examples is all that is
+needed of it. The cache is written in shards, so that a killed run loses one shard; several processes share the passes and
+then all train the same gates.
 """
 
+import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from limbert.core.config import GatesConfig, Precision, TaskType
-from limbert.core.space import parse_width_depth
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
-from limbert.data.tokenize import TokenizedExamples, evaluation_batches
-from limbert.errors import ConfigError, StorageError, TrainingInterrupted
+from limbert.data.tokenize import evaluation_batches
+from limbert.errors import ConfigError, StorageError
 from limbert.method.gate_targets import balanced_class_weights, gate_loss, is_correct, lowest_cost, narrowest_correct
 from limbert.model.elastic import ElasticModel
+from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
-from limbert.train.context import Phase, TaskPhaseSetup, step_seed
-from limbert.train.distributed import SINGLE_PROCESS, DistributedContext
-from limbert.train.progress import TrainingProgress
+from limbert.train.arguments import ElasticTrainingArguments
+from limbert.train.callbacks import BroadcastWeights, LogLastStep
+from limbert.train.data import IndexDataset, pop_labels
+from limbert.train.distributed import all_gather_object, rank, world_size
+from limbert.train.trainer import UnwrappedTrainer, step_seed
+
+logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 64  # examples a pass
-_BATCHES_PER_SHARD = 32  # batches a file
+_BATCHES_PER_SHARD = 32
+_MAX_GATES = 4  # default number, if it divides the layers
+_LOGS_PER_PHASE = 20
+
+Progress = Callable[[str, int, int], None]  # called with a description, batches done, and in all
 
 
 @dataclass(frozen=True)
-class CachedFeatures:
-    """Answers of several sub-networks without dropout, on the CPU.
+class GateFeatures:
+    """Outputs of several sub-networks without dropout, on the CPU.
 
     Attributes:
         logits: ``(examples, subnets, outputs)``.
-        first_tokens: ``(examples, subnets, places, hidden)``, the first token's state at each place.
+        first_tokens: ``(examples, subnets, gates, hidden)``: the first token's state that each gate reads.
+        labels: ``(examples,)`` or ``(examples, classes)``.
     """
 
     logits: Tensor
     first_tokens: Tensor
-
-
-@dataclass(frozen=True)
-class FeatureCache:
-    """Where finished parts are kept, so that an interrupted computation goes on.
-
-    Attributes:
-        folder: of the running phase.
-        name: of the parts, ``NAME-part-3.safetensors``; the same name must mean the same model and examples.
-        should_stop: asked after every batch.
-        progress: called with batches done and in all.
-        processes: those that compute missing parts together; the main one keeps them.
-    """
-
-    cache_dir: Path
-    name: str
-    should_stop: Callable[[], bool] = lambda: False
-    progress: Callable[[int, int], None] = lambda done, total: None
-    distributed: DistributedContext = SINGLE_PROCESS
+    labels: Tensor
 
 
 def cached_features(
     model: ElasticModel,
-    examples: TokenizedExamples,
+    dataset: IndexDataset,
     *,
     subnets: Sequence[Subnet],
     layer_indices: Sequence[int],
     precision: Precision,
-    cache: FeatureCache,
-) -> CachedFeatures | None:
-    """Run every example through every sub-network, one pass each.
+    cache_dir: Path,
+    name: str,
+    progress: Progress = lambda description, done, total: None,
+) -> GateFeatures:
+    """Collective: run every example through every sub-network, or read the shards that an earlier call wrote.
 
     Args:
         model: runs without dropout; its mode is restored.
-        examples: in any order.
-        subnets: each with as many layers as the places ask for.
-        places: after how many layers the first token's state is kept; 0 is the embedding output.
+        dataset: in any order; the result keeps it.
+        subnets: each with all layers.
+        layer_indices: after how many layers the first token's state is kept; 0 is the embedding output.
         precision: ``"bf16"`` runs under autocast.
-        keeping: where parts are kept and looked for.
-
-    Returns:
-        The answers in the main process; None in the others.
+        cache_dir: where shards are written; the same folder and name must mean the same model and examples.
+        name: of the shards.
+        progress: told of every batch.
 
     Raises:
-        TrainingInterrupted: when asked to stop; finished parts are kept.
-        StorageError: if a part cannot be written.
+        StorageError: if a shard cannot be written.
     """
-    processes = cache.distributed
-    batches = evaluation_batches(examples.lengths, batch_size=_BATCH_SIZE)
-    parts = []
-    for start in range(0, len(batches), _BATCHES_PER_SHARD):
-        path = cache.cache_dir / f"{cache.name}-part-{start // _BATCHES_PER_SHARD}.safetensors"
-        part = _read_shard(path) if processes.is_main_process else None
-        if not processes.all_gather_object(part is not None)[0]:
-            numbers = range(start, min(start + _BATCHES_PER_SHARD, len(batches)))
-            done = {}
-            for number in numbers[processes.rank :: processes.world_size]:
-                cache.progress(number, len(batches))
-                if cache.should_stop():
-                    break
-                done[number] = _compute_batch(
-                    model, examples, batches[number], subnets=subnets, layer_indices=layer_indices, precision=precision
-                )
-            found = {
-                number: batch for process in processes.all_gather_object(done) for number, batch in process.items()
-            }
-            if len(found) < len(numbers):
-                raise TrainingInterrupted(
-                    f"stopped in {cache.name} after {start} of {len(batches)} batches of static passes"
-                )
-            part = {name: torch.cat([found[number][name] for number in numbers]) for name in found[start]}
-            if processes.is_main_process:
-                _write_shard(path, part)
-        if part is not None and processes.is_main_process:
-            parts.append(part)
-    if not processes.is_main_process:
-        return None
-    order = torch.tensor([index for batch in batches for index in batch])
-    back = order.argsort()
-    return CachedFeatures(**{name: torch.cat([part[name] for part in parts])[back] for name in parts[0]})
+    batches = evaluation_batches(dataset.lengths, batch_size=_BATCH_SIZE)
+    starts = range(0, len(batches), _BATCHES_PER_SHARD)
+    paths = [cache_dir / f"{name}-shard-{number}.safetensors" for number in range(len(starts))]
+
+    def compute(start: int) -> dict[str, Tensor]:
+        parts = []
+        for number in range(start, min(start + _BATCHES_PER_SHARD, len(batches))):
+            progress(f"frozen features, {name}", number, len(batches))
+            batch = dataset.prepare_inputs(dataset.collate(batches[number]))
+            parts.append(_features_of_batch(model, batch, subnets, layer_indices=layer_indices, precision=precision))
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    for start, path in [*zip(starts, paths, strict=True)][rank() :: world_size()]:
+        if _read_shard(path) is None:
+            _write_shard(path, compute(start))
+    all_gather_object(None)  # all shards are written
+    shards = []
+    for start, path in zip(starts, paths, strict=True):
+        shard = _read_shard(path)
+        shards.append(compute(start) if shard is None else shard)  # None: written on another machine's disk
+    back = torch.tensor([index for batch in batches for index in batch]).argsort()
+    return GateFeatures(**{key: torch.cat([shard[key] for shard in shards])[back] for key in shards[0]})
 
 
-@torch.no_grad()
-def _compute_batch(
+def _features_of_batch(
     model: ElasticModel,
-    examples: TokenizedExamples,
-    indices: Sequence[int],
-    *,
+    batch: dict[str, Tensor],
     subnets: Sequence[Subnet],
+    *,
     layer_indices: Sequence[int],
     precision: Precision,
 ) -> dict[str, Tensor]:
-    network, device = model.network, model.network.device
-    inputs = {name: tensor.to(device) for name, tensor in examples.collate(indices).items() if name != "labels"}
-    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-    training = network.training
-    network.eval()
+    network = model.network
+    labels = pop_labels(batch)
+    assert labels is not None
+    inputs = {key: tensor.to(network.device) for key, tensor in batch.items()}
     logits, first_tokens = [], []
-    try:
+    with evaluation_mode(network):
         for subnet in subnets:
-            with model.at(subnet), autocast:
-                answer = run_shared_forward(model, SharedForward((subnet,)), inputs, output_hidden_states=True)[subnet]
-            logits.append(answer.logits.float())
-            first_tokens.append(
-                torch.stack([answer.hidden_states[place][:, 0].float() for place in layer_indices], dim=1)
-            )
-    finally:
-        network.train(training)
-    return {"logits": torch.stack(logits, dim=1).cpu(), "first_tokens": torch.stack(first_tokens, dim=1).cpu()}
+            with model.at(subnet), autocast(network.device, precision):
+                shared = SharedForward((subnet,))
+                outputs = run_shared_forward(model, shared, inputs, output_hidden_states=True)[subnet]
+            logits.append(outputs.logits.float())
+            states = [outputs.hidden_states[index][:, 0].float() for index in layer_indices]  # (batch, hidden)
+            first_tokens.append(torch.stack(states, dim=1))
+    return {
+        "logits": torch.stack(logits, dim=1).cpu(),
+        "first_tokens": torch.stack(first_tokens, dim=1).cpu(),
+        "labels": labels,
+    }
 
 
 def _read_shard(path: Path) -> dict[str, Tensor] | None:
-    """A finished part; None where there is none or it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError):
@@ -167,7 +150,6 @@ def _read_shard(path: Path) -> dict[str, Tensor] | None:
 
 
 def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
-    """Whole or not at all."""
     fresh = path.with_suffix(".new")
     try:
         save_file(shard, fresh)
@@ -177,230 +159,288 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
         raise StorageError(f"cannot write {path}: {error}") from error
 
 
-DEFAULT_MAX_GATES = 4
-LOGS_PER_PHASE = 20  # in the whole phase
-
-
 @dataclass(frozen=True)
-class GateDataset:
-    """What gates learn from: what they read, and where they should point.
+class GateDataset(Dataset[int]):
+    """What gates read, and the choice that each should make.
 
     Attributes:
-        first_tokens: ``(examples, widths, gates, hidden)``: what each gate reads where the layers below it ran at
-            each width.
-        targets: ``(examples,)``, the index of the width that each example should get.
+        first_tokens: ``(examples, widths, gates, hidden)``: what each gate reads where the layers below ran at a width.
+        targets: ``(examples,)``, the index of the width that each example should run at.
     """
 
     first_tokens: Tensor
     targets: Tensor
 
+    def __len__(self) -> int:
+        return len(self.targets)
 
-@dataclass(frozen=True)
-class GatePhase(Phase):
-    """Trains ``model.gates``; the encoder stays as it is."""
+    def __getitem__(self, index: int) -> int:
+        return index
 
-    @property
-    def config_class(self) -> type[GatesConfig]:
-        return GatesConfig
 
-    def check(self, model: ElasticModel, config: GatesConfig) -> None:
-        network = type(model.network).__name__
-        if not network.endswith(TASK_TYPE_SPECS["classification"].class_suffix):
-            raise ConfigError(
-                f"phase gates trains gates that give each text a width for its one answer; {network} "
-                "answers at every token: leave the phase out (--phases finetune,width,depth)"
-            )
-        gate_layer_indices(_gate_count(config, model), model.shape.layers)
-        _subnets_by_width(model)
+class _EpochPermutations(Sampler[list[int]]):
+    """Batches of a permutation of all examples that follows from seed and epoch."""
 
-    def train(self, setup: TaskPhaseSetup, config: GatesConfig) -> None:
-        model = setup.model
-        count = _gate_count(config, model)
-        places = gate_layer_indices(count, model.shape.layers)
-        subnets = _subnets_by_width(model)
-        train = _subsample(setup.train_dataset, config.max_rows, seed=setup.context.seed)
-        lessons, held_out = (
-            _gate_dataset(setup, config, examples, subnets=subnets, layer_indices=places, split=part)
-            for examples, part in ((train, "train"), (setup.eval_dataset, "validation"))
+    def __init__(self, size: int, *, batch_size: int, seed: int) -> None:
+        self._size, self._batch_size, self._seed, self._epoch = size, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self._size / self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._size)
+        yield from (
+            order[start : start + self._batch_size].tolist() for start in range(0, self._size, self._batch_size)
         )
 
-        def learn() -> WidthGates:
-            assert lessons is not None
-            assert held_out is not None
-            _report_target_counts(setup, lessons, [*subnets])
-            torch.manual_seed(step_seed(setup.context.seed, setup.name, 0))
-            gates = WidthGates(num_gates=count, hidden_size=lessons.first_tokens.shape[-1], widths=tuple(subnets))
-            return _train_gates(gates.to(model.network.device), lessons, held_out, setup=setup, config=config).cpu()
 
-        model.gates = _distributed_context(setup).run_on_main(learn).to(model.network.device)
+class GateTrainer(UnwrappedTrainer):
+    """Trains width gates on cached features; every process trains the same gates on whole batches.
+
+    Args:
+        gates: trained in place.
+        args: number of epochs, batch size, learning rate, seed, phase.
+        config: the temperatures.
+        options: of `transformers.Trainer`; datasets are `GateDataset`.
+    """
+
+    def __init__(self, gates: WidthGates, args: ElasticTrainingArguments, *, config: GatesConfig, **options: Any):
+        super().__init__(gates, args, **options)
+        self.config = config
+        assert isinstance(self.train_dataset, GateDataset)
+        self._weights = balanced_class_weights(self.train_dataset.targets, len(gates.widths)).to(args.device)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        data = self.train_dataset
+        assert isinstance(data, GateDataset)
+        sampler = _EpochPermutations(len(data), batch_size=self.args.per_device_train_batch_size, seed=self.args.seed)
+        loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda indices: {"indices": torch.tensor(indices)})
+        return prepare_data_loader(loader, num_processes=1, process_index=0)  # tells the sampler its epoch
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Tensor:
+        """Loss of one batch: for each example the layers below ran at a random width."""
+        data, step, steps = self.train_dataset, self.state.global_step, self.state.max_steps
+        assert isinstance(data, GateDataset)
+        indices = inputs["indices"].cpu()
+        self.examples_seen += len(indices)
+        generator = torch.Generator().manual_seed(step_seed(self.args.seed, self.args.phase + " step", step))
+        low, high = self.config.end_temperature, self.config.start_temperature
+        temperature = high + step / max(1, steps - 1) * (low - high)
+        widths = torch.randint(data.first_tokens.shape[1], (len(indices),), generator=generator)
+        logits = model(data.first_tokens[indices, widths].to(self.args.device))
+        targets = data.targets[indices].to(self.args.device)
+        return gate_loss(logits, targets, weights=self._weights, temperature=temperature, generator=generator)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Class-balanced negative log-likelihood without noise, mean over all widths that the layers below may have."""
+        data, device = self.eval_dataset if eval_dataset is None else eval_dataset, self.args.device
+        targets = data.targets.to(device)
+        weights = balanced_class_weights(data.targets, len(self.model.widths)).to(device)
+        losses = [
+            gate_loss(self.model(states.to(device)), targets, weights=weights, temperature=1.0, generator=None)
+            for states in data.first_tokens.unbind(dim=1)
+        ]
+        metrics = {f"{metric_key_prefix}_loss": torch.stack(losses).mean().item()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
-def _distributed_context(setup: TaskPhaseSetup) -> DistributedContext:
-    return DistributedContext.from_accelerator(setup.context.accelerator)
+class _KeepBest(TrainerCallback):
+    """Keeps the weights with the lowest validation loss in memory."""
+
+    def __init__(self) -> None:
+        self.loss, self.weights = math.inf, {}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any = None,
+        model: Any = None,
+        **_: Any,
+    ) -> None:
+        if metrics["eval_loss"] < self.loss:
+            self.loss = metrics["eval_loss"]
+            self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def check_gates(model: ElasticModel, config: GatesConfig) -> None:
+    """Refuse gates that this model cannot have.
+
+    Raises:
+        ConfigError: for a head with an output for every token, a number of gates that does not divide the layers, or a
+            space of one width.
+    """
+    network = type(model.network).__name__
+    if not network.endswith(TASK_TYPE_SPECS["classification"].class_suffix):
+        raise ConfigError(
+            f"phase gates trains gates that choose widths for a text with one output; {network} has an output for "
+            "every token: leave the phase out (--phases finetune,width,depth)"
+        )
+    gate_layer_indices(_gate_count(config, model), model.shape.layers)
+    _subnets_by_width(model)
+
+
+def train_gates(
+    model: ElasticModel,
+    config: GatesConfig,
+    *,
+    train_dataset: IndexDataset,
+    eval_dataset: IndexDataset,
+    task_type: TaskType,
+    args: ElasticTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Progress = lambda description, done, total: None,
+) -> list[dict[str, float]]:
+    """Train ``model.gates``; the encoder stays as it is. The gates with the lowest validation loss are kept.
+
+    Args:
+        model: with at least two widths in its space.
+        config: the phase's settings.
+        train_dataset, eval_dataset: labelled.
+        task_type: what the outputs mean.
+        args: the phase's folder (of the cache), name, seed and precision; the rest follows from ``config``.
+        callbacks: of the Trainer.
+        progress: told of the passes of the encoder.
+
+    Returns:
+        The Trainer's log.
+    """
+    subnets, name = _subnets_by_width(model), args.phase
+    count = _gate_count(config, model)
+    make = partial(
+        _gate_dataset,
+        model,
+        config,
+        subnets=subnets,
+        num_gates=count,
+        task_type=task_type,
+        args=args,
+        progress=progress,
+    )
+    train = make(_subsample(train_dataset, config.max_rows, seed=args.seed), name=f"{name}-train")
+    held_out = make(eval_dataset, name=f"{name}-validation")
+    _log_targets(train, [*subnets])
+    torch.manual_seed(step_seed(args.seed, name, 0))
+    gates = WidthGates(num_gates=count, hidden_size=train.first_tokens.shape[-1], widths=tuple(subnets))
+    best = _KeepBest()
+    steps = math.ceil(config.epochs * math.ceil(len(train) / config.batch_size))
+    trainer = GateTrainer(
+        gates,
+        _gate_arguments(args, config, steps=steps),
+        config=config,
+        train_dataset=train,
+        eval_dataset=held_out,
+        callbacks=[best, BroadcastWeights(), LogLastStep(), *callbacks],
+    )
+    trainer.train()
+    gates.load_state_dict(best.weights)
+    logger.info("gates: validation loss %.3f (chance: %.3f)", best.loss, math.log(len(subnets)))
+    model.gates = gates.requires_grad_(False).eval().to(model.network.device)
+    return trainer.state.log_history
+
+
+def _gate_arguments(args: ElasticTrainingArguments, config: GatesConfig, *, steps: int) -> ElasticTrainingArguments:
+    return ElasticTrainingArguments(
+        args.output_dir,
+        phase=args.phase,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        optim="adamw_torch_fused",
+        max_grad_norm=0.0,
+        logging_steps=max(1, steps // _LOGS_PER_PHASE),
+        logging_nan_inf_filter=False,
+        eval_strategy="epoch",
+        save_strategy="no",
+        remove_unused_columns=False,
+        seed=args.seed,
+        use_cpu=args.use_cpu,
+        disable_tqdm=args.disable_tqdm,
+        report_to=args.report_to,
+    )
 
 
 def _gate_count(config: GatesConfig, model: ElasticModel) -> int:
     layers = model.shape.layers
-    return config.count or max(n for n in range(1, DEFAULT_MAX_GATES + 1) if layers % n == 0)
+    return config.count or max(number for number in range(1, _MAX_GATES + 1) if layers % number == 0)
 
 
 def _subnets_by_width(model: ElasticModel) -> dict[float, Subnet]:
     """The full-depth sub-networks of the model's space by width, narrowest first."""
-    found = {parse_width_depth(name)[0]: subnet for name, subnet in model.subnets().items()}
-    deep = {width: Subnet.uniform(model.shape, width=width) for width in sorted(found)}
-    if len(deep) < 2:
-        raise ConfigError(f"gates choose among widths, and this model has {len(deep)}; train it with two or more")
-    return deep
+    widths = sorted({item.width for item in model.space.named_subnets(model.shape)})
+    if len(widths) < 2:
+        raise ConfigError(f"gates choose among widths, and this model has {len(widths)}; train it with two or more")
+    return {width: Subnet.uniform(model.shape, width=width) for width in widths}
 
 
-def _subsample(examples: TokenizedExamples, max_examples: int, *, seed: int) -> TokenizedExamples:
-    if len(examples) <= max_examples:
-        return examples
-    chosen = np.random.default_rng(seed).choice(len(examples), size=max_examples, replace=False)
-    return examples.select(np.sort(chosen))
+def _subsample(dataset: IndexDataset, max_examples: int, *, seed: int) -> IndexDataset:
+    if len(dataset) <= max_examples:
+        return dataset
+    chosen = np.random.default_rng(seed).choice(len(dataset), size=max_examples, replace=False)
+    return dataset.select(np.sort(chosen))
 
 
 def _gate_dataset(
-    setup: TaskPhaseSetup,
+    model: ElasticModel,
     config: GatesConfig,
-    examples: TokenizedExamples,
+    dataset: IndexDataset,
     *,
-    subnets: dict[float, Subnet],
-    layer_indices: list[int],
-    split: str,
-) -> GateDataset | None:
-    """What gates learn from one part of the data, in the main process, where they learn; None in the others."""
-    around = setup.context
-    answers = cached_features(
-        setup.model,
-        examples,
+    subnets: Mapping[float, Subnet],
+    num_gates: int,
+    task_type: TaskType,
+    args: ElasticTrainingArguments,
+    name: str,
+    progress: Progress,
+) -> GateDataset:
+    features = cached_features(
+        model,
+        dataset,
         subnets=list(subnets.values()),
-        layer_indices=layer_indices,
-        precision=setup.precision,
-        cache=FeatureCache(
-            cache_dir=around.run_dir.path,
-            name=f"{setup.name}-{split}",
-            should_stop=around.should_stop,
-            progress=lambda done, total: around.callback.on_prepare(setup.name, f"static passes, {split}", done, total),
-            distributed=_distributed_context(setup),
-        ),
+        layer_indices=gate_layer_indices(num_gates, model.shape.layers),
+        precision="bf16" if args.bf16 else "fp32",
+        cache_dir=Path(str(args.output_dir)),
+        name=name,
+        progress=progress,
     )
-    if answers is None:
-        return None
-    assert examples.labels is not None
-    targets = _gate_targets(answers, examples.labels, setup=setup, config=config, widths=[*subnets])
-    return GateDataset(answers.first_tokens, targets)
+    return GateDataset(features.first_tokens, gate_targets(features, config, task_type=task_type, widths=[*subnets]))
 
 
-def _gate_targets(
-    features: CachedFeatures, labels: Tensor, *, setup: TaskPhaseSetup, config: GatesConfig, widths: list[float]
+def gate_targets(
+    features: GateFeatures, config: GatesConfig, *, task_type: TaskType, widths: Sequence[float]
 ) -> Tensor:
-    """The index of the width that each example should get."""
-    kind, logits = setup.task.task_type, features.logits
-    full = logits[:, -1]  # the answers at full width
-    truth = labels if config.target == "label" else _predicted_labels(full, kind)
+    """The index of the width that each example should run at, ``(examples,)``."""
+    logits, labels = features.logits, features.labels
+    full = logits[:, -1]
+    truth = labels if config.target == "label" else _predicted_labels(full, task_type)
     if config.cost is None:
-        tolerance = config.tolerance * float(labels.float().std()) if kind == "regression" else 0.0
-        return narrowest_correct(is_correct(logits, truth, task_type=kind, tolerance=tolerance))
-    if config.target == "agreement" and kind != "regression":
-        truth = full.softmax(dim=-1) if kind == "classification" else full.sigmoid()
-    return lowest_cost(logits, truth, task_type=kind, cost=config.cost, relative_flops=torch.tensor(widths))
+        tolerance = config.tolerance * float(labels.float().std()) if task_type == "regression" else 0.0
+        return narrowest_correct(is_correct(logits, truth, task_type=task_type, tolerance=tolerance))
+    if config.target == "agreement" and task_type != "regression":
+        truth = full.softmax(dim=-1) if task_type == "classification" else full.sigmoid()
+    return lowest_cost(logits, truth, task_type=task_type, cost=config.cost, relative_flops=torch.tensor(widths))
 
 
 def _predicted_labels(logits: Tensor, task_type: TaskType) -> Tensor:
-    """What answers ``(examples, outputs)`` say, as labels say it."""
+    """Logits ``(examples, outputs)`` as labels."""
     if task_type == "regression":
         return logits[:, 0]
     return (logits > 0).float() if task_type == "multi-label" else logits.argmax(dim=-1)
 
 
-def _report_target_counts(setup: TaskPhaseSetup, dataset: GateDataset, widths: list[float]) -> None:
-    """Say how the targets fall, since gates cannot learn a choice that hardly occurs."""
+def _log_targets(dataset: GateDataset, widths: Sequence[float]) -> None:
+    """Log how often each width is the target: gates cannot learn a choice that hardly occurs."""
     counts = torch.bincount(dataset.targets, minlength=len(widths)).tolist()
-    shares = {width: count / sum(counts) for width, count in zip(widths, counts, strict=True)}
-    setup.context.callback.on_message(
-        "widths aimed at: " + ", ".join(f"{width:g} for {100 * share:.1f} %" for width, share in shares.items())
-    )
-    if max(shares.values()) > 0.98:
-        setup.context.callback.on_message(
-            "nearly all rows aim at one width: a gate cost tells them apart (--gate-cost)"
-        )
-
-
-def _train_gates(
-    gates: WidthGates,
-    train_dataset: GateDataset,
-    eval_dataset: GateDataset,
-    *,
-    setup: TaskPhaseSetup,
-    config: GatesConfig,
-) -> WidthGates:
-    """Train the gates; those with the least loss on the held-out lessons are returned."""
-    around, device = setup.context, setup.model.network.device
-    per_epoch = math.ceil(len(train_dataset.targets) / config.batch_size)
-    steps = math.ceil(config.epochs * per_epoch)
-    choices = len(gates.widths)
-    weights = balanced_class_weights(train_dataset.targets, choices).to(device)
-    optimizer = torch.optim.AdamW(gates.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    around.run_dir.truncate_log(setup.name, -1)
-    around.callback.on_phase_begin(setup.name, step=0, steps=steps)
-    best_loss, best = math.inf, gates.state_dict()
-    report_every, reported = max(1, steps // LOGS_PER_PHASE), time.monotonic()
-    for step, indices in enumerate(_batch_indices(len(train_dataset.targets), config, seed=around.seed, steps=steps)):
-        generator = torch.Generator().manual_seed(step_seed(around.seed, setup.name + " step", step))
-        done = step / max(1, steps - 1)
-        temperature = config.start_temperature + done * (config.end_temperature - config.start_temperature)
-        rate = config.learning_rate * (1 - step / steps)
-        paths = torch.randint(train_dataset.first_tokens.shape[1], (len(indices),), generator=generator)
-        logits = gates(train_dataset.first_tokens[indices, paths].to(device))
-        targets = train_dataset.targets[indices].to(device)
-        loss = gate_loss(logits, targets, weights=weights, temperature=temperature, generator=generator)
-        loss.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % report_every == 0 or step + 1 == steps:
-            now = time.monotonic()
-            speed = report_every * config.batch_size / max(now - reported, 1e-9)
-            reported = now
-            values = {"loss": loss.item(), "learning_rate": rate, "examples_per_second": speed}
-            around.run_dir.append_log({"phase": setup.name, "step": step + 1, **values})
-            around.callback.on_log(TrainingProgress(setup.name, step + 1, steps, **values))
-        if (step + 1) % per_epoch == 0 or step + 1 == steps:
-            held_loss = _validation_loss(gates, eval_dataset, choices)
-            around.run_dir.append_log({"phase": setup.name, "step": step + 1, "validation": -held_loss})
-            if held_loss < best_loss:
-                best_loss, best = held_loss, {name: tensor.clone() for name, tensor in gates.state_dict().items()}
-            if around.should_stop() and step + 1 < steps:
-                raise TrainingInterrupted(f"stopped in phase {setup.name}; its static passes are kept")
-    gates.load_state_dict(best)
-    around.callback.on_message(
-        f"gates: loss on the validation slice {best_loss:.3f} (guessing: {math.log(choices):.3f})"
-    )
-    return gates.requires_grad_(False).eval()
-
-
-def _batch_indices(num_examples: int, config: GatesConfig, *, seed: int, steps: int) -> Iterator[Tensor]:
-    """Indices of each step's rows, epoch after epoch."""
-    number, epoch = 0, 0
-    while number < steps:
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_examples))
-        for indices in order.split(config.batch_size)[: steps - number]:
-            yield indices
-            number += 1
-        epoch += 1
-
-
-@torch.no_grad()
-def _validation_loss(gates: WidthGates, dataset: GateDataset, num_widths: int) -> float:
-    """Class-balanced negative log-likelihood, without noise, over all widths that the layers below may have run at."""
-    device = next(gates.parameters()).device
-    weights = balanced_class_weights(dataset.targets, num_widths).to(device)
-    losses = [
-        gate_loss(
-            gates(first_tokens.to(device)), dataset.targets.to(device), weights=weights, temperature=1.0, generator=None
-        )
-        for first_tokens in dataset.first_tokens.unbind(dim=1)
-    ]
-    return torch.stack(losses).mean().item()
+    fractions = [count / sum(counts) for count in counts]
+    parts = (f"{width:g} for {100 * part:.1f} %" for width, part in zip(widths, fractions, strict=True))
+    logger.info("target widths: %s", ", ".join(parts))
+    if max(fractions) > 0.98:
+        logger.info("nearly all examples have the same target width; a gate cost tells them apart (--gate-cost)")

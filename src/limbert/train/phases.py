@@ -1,94 +1,67 @@
-"""The training phases by name. Adding one adds an entry here; nothing else lists them."""
+"""The training phases, and the function that runs several of them one after the other, interrupted and resumed at will."""
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from limbert.core.config import PhaseConfig
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from limbert.core.config import AnyPhaseConfig, GatesConfig, PhaseConfig
 from limbert.core.subnet import Subnet
+from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.data.tasks import custom_task
 from limbert.errors import ConfigError
-from limbert.method.grafting import graft
-from limbert.method.importance import WeightedMicroBatch, importance_from_micro_batches
+from limbert.evaluation.results import LOG_NAME
+from limbert.method.importance import importance_from_micro_batches
 from limbert.method.rewiring import rewire
 from limbert.model.elastic import ElasticModel
-from limbert.model.shared_forward import plan_shared_forwards
-from limbert.train.context import Phase, PhaseSetup, Supervision
-from limbert.train.distributed import DistributedContext
-from limbert.train.gates import GatePhase
-from limbert.train.trainer import Trainer
+from limbert.train.arguments import ElasticTrainingArguments
+from limbert.train.distributed import all_gather_object, broadcast_weights, check_equal, is_main_process
+from limbert.train.gates import Progress, check_gates, train_gates
+from limbert.train.trainer import ElasticTrainer, EvaluateSubnets, task_type_of
+
+logger = logging.getLogger(__name__)
+
+Supervision = Literal["labels", "text"]
+_FINAL = "final"  # folder of a finished phase's model
+LOGGING_STEPS = 10  # each log waits for the device once
 
 
 @dataclass(frozen=True)
-class SubnetPhase(Phase):
-    """A phase that trains sub-networks of the encoder. Gates that the model had are dropped: they fit old weights.
+class Phase:
+    """One stage of training.
 
     Attributes:
-        subnets: the sub-networks that it trains, by name, largest first.
-        distils: whether it learns from a teacher: the model as it was when the phase began.
-        prepare: how heads and neurons are put in order before the first step, with labelled batches of the validation
-            slice, in pieces.
+        name: of its folder, its seeds and its messages.
+        help: one line for people.
+        select_subnets: the sub-networks that it trains, by name, largest first.
+        uses_teacher: whether it learns from a teacher, the model as it was when the phase began.
+        rewires: whether heads and neurons are first sorted by importance.
+        trains_gates: whether it trains width gates and leaves the encoder as it is.
+        defaults: settings where a recipe says nothing: fields of `PhaseConfig` or `GatesConfig`.
+        supervision: what it can learn from: ``labels`` of a task, or masked ``text``.
     """
 
-    select_subnets: Callable[[ElasticModel], dict[str, Subnet]] = field(default=lambda model: model.subnets())
+    name: str
+    help: str = ""
+    select_subnets: Callable[[ElasticModel], dict[str, Subnet]] = ElasticModel.subnets
     uses_teacher: bool = False
-    prepare: Callable[[ElasticModel, Iterable[Iterable[WeightedMicroBatch]]], None] = field(
-        default=lambda model, batches: None
-    )
+    rewires: bool = False
+    trains_gates: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=lambda: {"label_weight": 1.0})
+    supervision: frozenset[Supervision] = frozenset({"labels"})
 
     @property
-    def config_class(self) -> type[PhaseConfig]:
-        return PhaseConfig
-
-    def train(self, setup: PhaseSetup, config: PhaseConfig) -> None:
-        model = setup.model
-        model.gates = None
-        processes = DistributedContext.from_accelerator(setup.context.accelerator)
-        if not setup.is_rewired:
-            processes.run_on_main(lambda: self.prepare(model, setup.importance_batches(config.batch_size)))
-        processes.broadcast_weights(model.network)
-        teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval()) if self.uses_teacher else None
-        subnets = self.select_subnets(model)
-        trainer = Trainer(
-            setup.name,
-            model=model,
-            teacher=teacher,
-            subnets=tuple(subnets.values()),
-            config=config,
-            task_type=setup.task_type,
-            context=setup.context,
-        )
-
-        def graft_on_main() -> None:
-            scores = importance_from_micro_batches(model, setup.importance_batches(config.batch_size))
-            graft(model, scores, rate=config.graft_rate, weak_fraction=config.graft_share)
-
-        def graft_now() -> None:
-            processes.run_on_main(graft_on_main)
-            processes.broadcast_weights(model.network)
-
-        trainer.fit(setup.train_dataset, lambda: _mean_validation_score(setup, subnets, processes), graft=graft_now)
-
-
-def subnets_of_rank(subnets: dict[str, Subnet], distributed: DistributedContext) -> dict[str, Subnet]:
-    """The sub-networks that this process measures.
-
-    Those that share layer runs stay together, unless there are more processes than such groups. Large groups go with
-    small ones. What is measured of a sub-network is so the very number that one process alone finds.
-    """
-    groups = [shared.subnets for shared in plan_shared_forwards(subnets.values())]
-    if len(groups) < distributed.world_size:
-        groups = [(subnet,) for subnet in subnets.values()]
-    count, rank = distributed.world_size, distributed.rank
-    dealt = groups[rank :: 2 * count] + groups[2 * count - 1 - rank :: 2 * count]
-    mine = {subnet for group in dealt for subnet in group}
-    return {name: subnet for name, subnet in subnets.items() if subnet in mine}
-
-
-def _mean_validation_score(setup: PhaseSetup, subnets: dict[str, Subnet], distributed: DistributedContext) -> float:
-    """How good the sub-networks are on what was kept back, on average."""
-    scores = setup.validation_scores(subnets_of_rank(subnets, distributed))
-    found = {name: score for part in distributed.all_gather_object(scores) for name, score in part.items()}
-    return sum(found[name] for name in subnets) / len(subnets)
+    def config_class(self) -> type[AnyPhaseConfig]:
+        """The settings that it has."""
+        return GatesConfig if self.trains_gates else PhaseConfig
 
 
 def _full_subnet(model: ElasticModel) -> dict[str, Subnet]:
@@ -99,55 +72,294 @@ def _full_depth_subnets(model: ElasticModel) -> dict[str, Subnet]:
     return {name: subnet for name, subnet in model.subnets().items() if len(subnet.layers) == model.shape.layers}
 
 
-def _rewire(model: ElasticModel, batches: Iterable[Iterable[WeightedMicroBatch]]) -> None:
-    rewire(model, importance_from_micro_batches(model, batches))
-
-
 _LABELS_OR_TEXT: frozenset[Supervision] = frozenset({"labels", "text"})
-
-PHASES: dict[str, Phase] = {
-    "finetune": SubnetPhase(
-        help="the whole model on the task's labels: the teacher",
-        defaults={"label_weight": 1.0},
-        select_subnets=_full_subnet,
-    ),
-    "width": SubnetPhase(
-        help="rewire once, then all widths at full depth, taught by the model as it was",
-        supervision=_LABELS_OR_TEXT,
+_PHASES = (
+    Phase("finetune", "the whole model on the task's labels: the teacher", _full_subnet),
+    Phase(
+        "width",
+        "rewire once, then all widths at full depth, taught by the model as it was",
+        _full_depth_subnets,
+        uses_teacher=True,
+        rewires=True,
         defaults={"logit_weight": 1.0, "hidden_weight": 0.1},
-        select_subnets=_full_depth_subnets,
-        uses_teacher=True,
-        prepare=_rewire,
-    ),
-    "depth": SubnetPhase(
-        help="all widths at all depths, taught by the result of the width phase",
         supervision=_LABELS_OR_TEXT,
+    ),
+    Phase(
+        "depth",
+        "all widths at all depths, taught by the result of the width phase",
+        uses_teacher=True,
         defaults={"logit_weight": 1.0, "hidden_weight": 1.0, "teacher_width": "matched"},
-        uses_teacher=True,
-    ),
-    "final": SubnetPhase(
-        help="all widths at all depths on the true labels, without a teacher",
         supervision=_LABELS_OR_TEXT,
-        defaults={"label_weight": 1.0},
     ),
-    "gates": GatePhase(help="gates that choose each input's widths, with the encoder frozen", defaults={}),
-    "mlm": SubnetPhase(
-        help="the whole model on the hidden words of a text: the teacher of pre-training",
-        defaults={"label_weight": 1.0},
+    Phase("final", "all widths at all depths on the true labels, without a teacher", supervision=_LABELS_OR_TEXT),
+    Phase("gates", "gates that choose each input's widths, with the encoder frozen", trains_gates=True, defaults={}),
+    Phase(
+        "mlm",
+        "the whole model on the masked words of a text: the teacher of pre-training",
+        _full_subnet,
         supervision=frozenset({"text"}),
-        select_subnets=_full_subnet,
     ),
-}
+)
+PHASES: dict[str, Phase] = {phase.name: phase for phase in _PHASES}
 
 
 def check_supervision(phases: Iterable[str], supervision: Supervision) -> None:
-    """Refuse phases that cannot learn from what a run has.
+    """Refuse phases that cannot learn from the data of a run.
 
     Raises:
         ConfigError: naming the first, and those that can.
     """
     for name in phases:
-        if supervision not in PHASES[name].supervision:
+        if name in PHASES and supervision not in PHASES[name].supervision:
             able = ", ".join(other for other, phase in PHASES.items() if supervision in phase.supervision)
             verb = {"labels": "train", "text": "pretrain"}[supervision]
             raise ConfigError(f"phase {name!r} cannot learn from {supervision}; limbert {verb} has phases {able}")
+
+
+def train_phases(
+    model: ElasticModel,
+    phases: Sequence[tuple[Phase, AnyPhaseConfig]],
+    *,
+    args: ElasticTrainingArguments,
+    train_dataset: Any,
+    eval_dataset: Any,
+    distill_dataset: Any = None,
+    is_rewired: bool = False,
+    evaluate_subnets: EvaluateSubnets | None = None,
+    metric: str | None = None,
+    compute_metrics: Any = None,
+    processing_class: Any = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    load: Callable[[Path], ElasticModel] = ElasticModel.from_pretrained,
+    make_record: Callable[[list[str]], dict[str, Any]] = lambda phases: {},
+    progress: Progress = lambda description, done, total: None,
+    **trainer_options: Any,
+) -> ElasticModel:
+    """Run phases in order; the result of each is in ``output_dir/PHASE/final``. The same call resumes an interrupted one.
+
+    Args:
+        model: the base model, changed in place.
+        phases: with their settings; a setting of ``args`` that differs from its default is used instead, in every
+            phase that trains the encoder.
+        args: for all phases.
+        train_dataset: as `ElasticTrainer` takes it, or a function of the phase's name.
+        eval_dataset: chooses checkpoints and scores importance.
+        distill_dataset: instead of ``train_dataset`` in phases with a teacher.
+        is_rewired: whether the base model's heads and neurons are sorted already, so that their order must stay.
+        evaluate_subnets, compute_metrics, processing_class, trainer_options: as `ElasticTrainer` takes them.
+        metric: that chooses checkpoints; default: the first of the task's, else the loss.
+        callbacks: those with a state of their own (early stopping) see only phases that train the encoder.
+        load: the model of a finished phase.
+        make_record: what else ``limbert.json`` says after these phases.
+        progress: told of preparations.
+
+    Raises:
+        ConfigError: for settings that this model or data cannot have.
+        TrainingInterrupted, DivergedError, StorageError, ProcessError: as `ElasticTrainer.train`.
+    """
+    root, names = Path(str(args.output_dir)), [phase.name for phase, _ in phases]
+    done = _last_finished(root, names)
+    check_equal(done, description=f"in {root} as the number of finished phases")
+    for phase, config in phases[done:]:
+        if isinstance(config, GatesConfig):
+            check_gates(model, config)
+    if done:
+        model = load(root / names[done - 1] / _FINAL)
+        logger.info("resuming after phase %s from %s", names[done - 1], root / names[done - 1] / _FINAL)
+    data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
+    for number, (phase, config) in enumerate(phases[done:], start=done):
+        chosen_dataset = distill_dataset if phase.uses_teacher and distill_dataset is not None else train_dataset
+        data["train_dataset"] = chosen_dataset(phase.name) if callable(chosen_dataset) else chosen_dataset
+        phase_args, loggers = _phase_arguments(args, phase.name)
+        chosen = metric or args.metric_for_best_model or default_metric(model, args, compute_metrics)
+        trainer_args = phase_args
+        if isinstance(config, PhaseConfig):
+            trainer_args = encoder_arguments(phase_args, config, examples=len(_train_part(data)), metric=chosen)
+        trainer = ElasticTrainer(
+            model,
+            trainer_args,
+            subnets=phase.select_subnets(model),
+            evaluate_subnets=evaluate_subnets,
+            compute_metrics=compute_metrics,
+            callbacks=[*callbacks, *loggers],
+            **data,
+            **trainer_options,
+        )
+        if isinstance(config, GatesConfig):
+            stateless = [callback for callback in callbacks if not isinstance(callback, ExportableState)]
+            history = train_gates(
+                model,
+                config,
+                train_dataset=trainer.indexed("train"),
+                eval_dataset=trainer.indexed("eval"),
+                task_type=trainer.task_type,
+                args=phase_args,
+                callbacks=[*stateless, *loggers],
+                progress=progress,
+            )
+            rows = log_rows(phase.name, history, validation="loss", sign=-1)
+        else:
+            model.gates = None  # they fitted the weights before
+            if phase.rewires and not is_rewired:
+                rewire(model, importance_from_micro_batches(model, trainer.importance_batches()))
+                broadcast_weights(model.network)
+            if phase.uses_teacher:
+                trainer.teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval())
+            trainer.train(resume_from_checkpoint=True)
+            rows = log_rows(phase.name, trainer.state.log_history, validation=chosen)
+        model.record |= make_record(names[: number + 1])
+        _finish_phase(model, root, names[: number + 1], tokenizer=processing_class, rows=rows)
+    return model
+
+
+def _train_part(data: Mapping[str, Any]) -> Any:
+    dataset = data["train_dataset"]
+    return dataset["train"] if isinstance(dataset, dict) else dataset
+
+
+def _last_finished(root: Path, names: Sequence[str]) -> int:
+    return max((number for number, name in enumerate(names, start=1) if (root / name / _FINAL).is_dir()), default=0)
+
+
+def _finish_phase(
+    model: ElasticModel, root: Path, names: Sequence[str], *, tokenizer: Any, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the model and the log so far in one renaming, then delete what is not needed any more."""
+    if is_main_process():
+        folder = root / names[-1]
+        earlier = [root / name for name in names[:-1]]
+        before = next((path / _FINAL / LOG_NAME for path in reversed(earlier) if (path / _FINAL).is_dir()), None)
+
+        def add_log(target: Path) -> None:
+            text = before.read_text(encoding="utf-8") if before is not None and before.exists() else ""
+            text += "".join(json.dumps(row) + "\n" for row in rows)
+            (target / LOG_NAME).write_text(text, encoding="utf-8")
+
+        model.save_pretrained(folder / _FINAL, tokenizer=tokenizer, add_files=add_log)
+        for path in folder.iterdir():
+            if path.name != _FINAL:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in earlier:
+            shutil.rmtree(path, ignore_errors=True)
+    all_gather_object(None)  # the others wait for the result
+
+
+def log_rows(
+    phase: str, history: Iterable[Mapping[str, float]], *, validation: str, sign: int = 1
+) -> list[dict[str, Any]]:
+    """The rows of ``log.jsonl`` of a phase: losses, and ``validation``, higher is better.
+
+    Args:
+        phase: its name.
+        history: of a Trainer.
+        validation: the metric.
+        sign: -1 for a metric of which lower is better.
+    """
+    rows: list[dict[str, Any]] = []
+    for record in history:
+        head = {"phase": phase, "step": record["step"]}
+        if "loss" in record:
+            rows.append(head | {key: record[key] for key in ("loss", "learning_rate", "examples_per_second")})
+        elif f"eval_{validation}" in record:
+            rows.append(head | {"validation": sign * record[f"eval_{validation}"]})
+    return rows
+
+
+def default_metric(model: ElasticModel, args: ElasticTrainingArguments, compute_metrics: Any) -> str:
+    """The metric that chooses checkpoints: the task's first where it is computed by default, else the loss."""
+    task_type = args.task_type or task_type_of(model.network)
+    if compute_metrics is not None or TASK_TYPE_SPECS[task_type].token_level:
+        return "loss"
+    labels = tuple(map(str, model.network.config.id2label.values())) if task_type != "regression" else ()
+    return custom_task(task_type, labels).primary_metric
+
+
+def _phase_arguments(
+    args: ElasticTrainingArguments, name: str
+) -> tuple[ElasticTrainingArguments, list[TrainerCallback]]:
+    """The arguments of a phase's folder; TensorBoard's log is kept beside the phases, one run a phase."""
+    loggers: list[TrainerCallback] = []
+    if "tensorboard" in args.report_to:
+        from transformers.integrations import TensorBoardCallback
+
+        board = TensorBoardCallback()
+        board.logging_dir = str(Path(str(args.output_dir)) / "tensorboard" / name)
+        loggers.append(board)
+    own = replace(
+        args,
+        output_dir=str(Path(str(args.output_dir)) / name),
+        phase=name,
+        report_to=[tracker for tracker in args.report_to if tracker != "tensorboard"],
+        push_to_hub=False,
+        logging_steps=_own(args, "logging_steps", LOGGING_STEPS),
+        save_seconds=args.save_seconds or 120.0,
+    )
+    return own, loggers
+
+
+_CONFIG_FIELDS = {  # of ElasticTrainingArguments: the field of PhaseConfig
+    "learning_rate": "learning_rate",
+    "warmup_steps": "warmup",
+    "weight_decay": "weight_decay",
+    "adam_epsilon": "adam_epsilon",
+    "max_grad_norm": "max_grad_norm",
+    "label_weight": "label_weight",
+    "logit_weight": "logit_weight",
+    "hidden_weight": "hidden_weight",
+    "teacher_width": "teacher_width",
+    "full_weight": "full_weight",
+    "sampled_subnets": "sampled",
+    "grafts_per_epoch": "grafts",
+    "graft_rate": "graft_rate",
+    "graft_fraction": "graft_share",
+}
+_DEFAULTS = {item.name: item.default for item in fields(ElasticTrainingArguments)}
+
+
+def _own(args: ElasticTrainingArguments, name: str, value: Any) -> Any:
+    """The argument where it differs from its default, else the value."""
+    given = getattr(args, name)
+    return value if given == _DEFAULTS[name] else given
+
+
+def encoder_arguments(
+    args: ElasticTrainingArguments, config: PhaseConfig, *, examples: int, metric: str
+) -> ElasticTrainingArguments:
+    """The arguments of one phase that trains the encoder.
+
+    Args:
+        args: of its folder; what differs from its default is kept.
+        config: the phase's settings; ``batch_size`` is that of a step over all processes.
+        examples: in the training data.
+        metric: that chooses the checkpoint.
+
+    Raises:
+        ConfigError: if the processes cannot share the batch evenly.
+    """
+    shares = args.world_size * args.gradient_accumulation_steps
+    default_batch = _DEFAULTS["per_device_train_batch_size"]
+    per_device = args.per_device_train_batch_size if args.per_device_train_batch_size != default_batch else None
+    if per_device is None:
+        per_device, rest = divmod(config.batch_size, shares)
+        if rest:
+            raise ConfigError(
+                f"batch size is {config.batch_size} over all processes; it must be a multiple of {shares}: "
+                f"{args.world_size} processes x {args.gradient_accumulation_steps} accumulated steps"
+            )
+    steps_per_epoch = math.ceil(examples / (per_device * shares))
+    steps = math.ceil(_own(args, "num_train_epochs", config.epochs) * steps_per_epoch)
+    limit = args.max_steps if args.max_steps > 0 else config.max_steps
+    own_evaluation = args.eval_strategy != "no"
+    return replace(
+        args,
+        **{name: _own(args, name, getattr(config, source)) for name, source in _CONFIG_FIELDS.items()},
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=_own(args, "per_device_eval_batch_size", 64),
+        max_steps=min(steps, limit or steps),
+        eval_strategy=args.eval_strategy if own_evaluation else "steps",
+        eval_steps=args.eval_steps if own_evaluation else math.ceil(steps_per_epoch / config.evaluations),
+        save_strategy="best",
+        load_best_model_at_end=True,
+        metric_for_best_model=metric,
+        greater_is_better=args.greater_is_better if args.metric_for_best_model else not metric.endswith("loss"),
+    )

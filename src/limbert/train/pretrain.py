@@ -1,156 +1,193 @@
-"""Elastic pre-training: the phases of a run on the hidden words of a text instead of a task's labels."""
+"""Elastic pre-training: the phases of a run on the masked words of a text instead of a task's labels."""
 
+import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from limbert.core.config import CorpusConfig, Precision, TaskType, TrainConfig
+from limbert.core.config import CorpusConfig, Precision, TrainConfig, configs_from_options
 from limbert.core.space import Space
 from limbert.core.subnet import Subnet
 from limbert.data.mlm.corpus import corpus_files
-from limbert.data.mlm.masking import MaskedSequences, TokenMasking, sample_sequences, split_validation_sequences
-from limbert.data.mlm.packing import PackedSequences, load_token_stream, pack_sequences
+from limbert.data.mlm.masking import (
+    CounterMaskingCollator,
+    MaskedSequences,
+    sample_sequences,
+    split_validation_sequences,
+)
+from limbert.data.mlm.packing import pack_corpus
 from limbert.errors import DataError
 from limbert.evaluation.evaluate import count_parameters
 from limbert.evaluation.results import SubnetResult
-from limbert.method.importance import WeightedMicroBatch
+from limbert.files import json_fingerprint
 from limbert.model import checkpoint
 from limbert.model.elastic import ElasticModel
 from limbert.model.families import max_input_length
 from limbert.model.flops import CostModel
+from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 from limbert.model.sparse_prediction import enable_sparse_prediction
-from limbert.train.context import TrainingContext, step_seed
-from limbert.train.distributed import DistributedContext
-from limbert.train.fingerprint import Fingerprints, corpus_fingerprints, sequences_fingerprint
+from limbert.train.distributed import init_distributed, local_main_process_first
+from limbert.train.gates import Progress
 from limbert.train.phases import check_supervision
-from limbert.train.recipes import Recipe
-from limbert.train.run import PhasedRun
+from limbert.train.recipes import Recipe, load_recipe, override_recipe
+from limbert.train.run import RunData, run_phases, with_trained_space
+from limbert.train.run_folder import run_settings
+from limbert.train.trainer import step_seed
+
+logger = logging.getLogger(__name__)
+
+MIN_SEQUENCES = 10  # of a corpus, before a validation split is taken
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
-@dataclass(frozen=True)
-class MlmScores:
-    """What one sub-network reaches on hidden words.
+def pretrain(
+    model: str,
+    *,
+    corpus: str | Sequence[str],
+    output: str | Path,
+    recipe: str | Recipe = "pretrain",
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Progress = lambda description, done, total: None,
+    overwrite: bool = False,
+    **options: Any,
+) -> list[SubnetResult]:
+    """Pre-train an elastic encoder on a corpus, as ``limbert pretrain`` does.
 
-    Attributes:
-        loss: mean cross-entropy in nats a hidden token.
-        accuracy: share of the hidden tokens that it ranks first.
+    Args:
+        model: a masked language model, an encoder, or a folder with a config and a tokenizer but no weights.
+        corpus: files, folders and globs.
+        output: folder of the result, for ``limbert.train`` or `ElasticModel.from_pretrained`.
+        recipe: a bundled one by name, a TOML file, or a `Recipe`.
+        callbacks: of the Trainer.
+        progress: called with the current step of the preparations, and its finished and all parts.
+        overwrite: replace a run with other settings.
+        options: other fields of `CorpusConfig` and `TrainConfig`.
+
+    Returns:
+        Parameters, FLOPs and metrics of all sub-networks on held-out sequences.
+
+    Raises:
+        TrainingInterrupted: after a signal; the same call resumes.
+        LimbertError: in one line for everything else.
     """
+    options |= {
+        "model": model,
+        "corpus": (corpus,) if isinstance(corpus, str) else tuple(corpus),
+        "output": str(output),
+    }
+    if isinstance(recipe, str):
+        options["recipe"] = recipe
+    config, corpus_config = configs_from_options(options, TrainConfig, CorpusConfig)
+    if isinstance(recipe, str):
+        recipe = with_trained_space(override_recipe(load_recipe(recipe), phases=config.phases), model)
+    return pretrain_corpus(config, recipe, corpus_config, callbacks=callbacks, progress=progress, overwrite=overwrite)
 
-    loss: float
-    accuracy: float
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """By name; perplexity is ``exp(loss)``."""
-        return {"accuracy": self.accuracy, "loss": self.loss, "perplexity": math.exp(min(self.loss, 700.0))}
+def pretrain_corpus(
+    config: TrainConfig,
+    recipe: Recipe,
+    corpus: CorpusConfig,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Progress = lambda description, done, total: None,
+    overwrite: bool = False,
+) -> list[SubnetResult]:
+    """`pretrain` with its settings as config objects; the recipe has the batch sizes of one process."""
+    check_supervision(recipe.phases, "text")
+    recipe = recipe.with_world_size(init_distributed())
+    with local_main_process_first():
+        data = _load_run_data(config, recipe, corpus, progress=progress)
+    return run_phases(
+        config,
+        recipe,
+        settings=run_settings(
+            config, recipe.to_dict(), corpus, fingerprint=json_fingerprint([*data.fingerprints.values()])
+        ),
+        load_data=lambda: data,
+        callbacks=callbacks,
+        progress=progress,
+        overwrite=overwrite,
+    )
 
 
-@torch.no_grad()
-def mlm_scores(
+def mlm_metrics(
     model: ElasticModel,
-    dataset: MaskedSequences,
+    sequences: MaskedSequences,
     *,
     subnets: Mapping[str, Subnet],
     batch_size: int = 32,
     precision: Precision = "fp32",
-) -> dict[str, MlmScores]:
-    """Scores of sub-networks, all on the same hidden words.
+) -> dict[str, dict[str, float]]:
+    """Metrics of sub-networks on the same masked tokens: ``accuracy``, ``loss`` (nats per token) and ``perplexity``.
 
     Args:
-        model: takes ``positions``; evaluated without dropout, its mode is restored.
-        rows: what is asked.
+        model: with sparse prediction.
+        sequences: evaluated in order, with the masks of epoch 0.
         subnets: by name.
-        batch_size: sequences a batch.
+        batch_size: sequences in a batch.
         precision: ``"bf16"`` runs under autocast.
     """
-    network, device = model.network, model.network.device
-    training = network.training
-    network.eval()
-    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    device = model.network.device
     sums = {subnet: torch.zeros(2, dtype=torch.float64, device=device) for subnet in subnets.values()}
-    asked = 0
-    try:
-        for indices in dataset.sequential_batches(batch_size=batch_size):
-            batch = {
-                name: tensor.to(device) for name, tensor in dataset.prepare_inputs(dataset.collate(indices)).items()
-            }
+    num_masked = 0
+    with evaluation_mode(model.network):
+        for indices in sequences.sequential_batches(batch_size=batch_size):
+            inputs = sequences.prepare_inputs(sequences.collate(indices))
+            batch = {name: tensor.to(device) for name, tensor in inputs.items()}
             labels = batch.pop("labels")
-            asked += len(labels)
+            num_masked += len(labels)
             for shared in plan_shared_forwards(sums):
-                with model.at(shared.merged_subnet), autocast:
-                    answers = run_shared_forward(model, shared, batch)
-                for subnet, answer in answers.items():
-                    logits = answer.logits.float()  # (hidden, vocabulary)
-                    right = (logits.argmax(-1) == labels).sum()
-                    sums[subnet] += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), right.float()])
-    finally:
-        network.train(training)
-    found = {subnet: (total / asked).tolist() for subnet, total in sums.items()}
-    return {name: MlmScores(*found[subnet]) for name, subnet in subnets.items()}
+                with model.at(shared.merged_subnet), autocast(device, precision):
+                    outputs = run_shared_forward(model, shared, batch)
+                for subnet, output in outputs.items():
+                    logits = output.logits.float()  # (masked, vocabulary)
+                    correct = (logits.argmax(-1) == labels).sum()
+                    sums[subnet] += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), correct.float()])
+    metrics = {}
+    for name, subnet in subnets.items():
+        loss, accuracy = (sums[subnet] / num_masked).tolist()
+        metrics[name] = {"accuracy": accuracy, "loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    return metrics
 
 
 def evaluate_mlm(
-    model: ElasticModel, dataset: MaskedSequences, *, subnets: Mapping[str, Subnet], precision: Precision = "fp32"
+    model: ElasticModel, sequences: MaskedSequences, *, subnets: Mapping[str, Subnet], precision: Precision = "fp32"
 ) -> list[SubnetResult]:
-    """Results of the named sub-networks. FLOPs are those of the layers for a full sequence, without the vocabulary."""
-    scores = mlm_scores(model, dataset, subnets=subnets, precision=precision)
-    cost, tokens = CostModel(model), dataset.packed.sequence_length
+    """Results of sub-networks by name. FLOPs are those of the layers for a full sequence, without the vocabulary."""
+    metrics = mlm_metrics(model, sequences, subnets=subnets, precision=precision)
+    cost, tokens = CostModel(model), int(sequences.lengths.max())
 
     def flops(subnet: Subnet) -> int:
         widths = subnet.layer_widths().values()
         return sum(cost.layer_flops(heads=heads, neurons=neurons, tokens=tokens) for heads, neurons in widths)
 
     return [
-        SubnetResult(name, count_parameters(model, subnet), flops(subnet), scores[name].metrics)
+        SubnetResult(name, count_parameters(model, subnet), flops(subnet), metrics[name])
         for name, subnet in subnets.items()
     ]
 
 
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
-
-
-@dataclass(frozen=True)
-class MlmBaseCheckpoint:
-    """A start that is loaded.
-
-    Attributes:
-        network: the masked-language model; what the checkpoint lacks is random, by the run's seed.
-        tokenizer: the model's.
-        lacking: what is random: ``"weights"`` (all of them), ``"head"`` or ``"nothing"``.
-        phases: phases of earlier runs that it has behind it.
-    """
+class MlmBaseCheckpoint(NamedTuple):
+    """A base model for pre-training."""
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    missing: str
-    completed_phases: tuple[str, ...]
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that it has positions for."""
-        return max_input_length(self.network.config)
-
-    def load_model(self, space: Space) -> ElasticModel:
-        """The start as an elastic model that takes ``positions``."""
-        return _to_elastic(self.network, space)
+    missing: Literal["weights", "head", "nothing"]  # what the checkpoint lacks and is random
+    completed_phases: tuple[str, ...]  # of earlier runs
 
 
 def load_mlm_base(config: TrainConfig) -> MlmBaseCheckpoint:
-    """Load the model that pre-training begins from.
-
-    A folder with a config and a tokenizer but no weights is a start from random weights.
+    """Load the base model of a run; without weights in its folder they are random, by the run's seed.
 
     Raises:
-        CheckpointError: if the config, the tokenizer or the weights cannot be read.
+        CheckpointError: if config, tokenizer or weights cannot be read.
         UnsupportedModelError: for a family that is not supported.
     """
     model_config, tokenizer = checkpoint.load_config_and_tokenizer(config.model)
@@ -160,172 +197,91 @@ def load_mlm_base(config: TrainConfig) -> MlmBaseCheckpoint:
         network = AutoModelForMaskedLM.from_config(model_config, dtype=torch.float32)
         return MlmBaseCheckpoint(network, tokenizer, "weights", ())
     loaded = checkpoint.load_network(config.model, head="masked-lm", new_head=True)
-    lacking = "head" if loaded.new_parameters else "nothing"
-    return MlmBaseCheckpoint(loaded.network, tokenizer, lacking, tuple(loaded.record.get("phases", ())))
+    completed = tuple(loaded.record.get("phases", ()))
+    return MlmBaseCheckpoint(loaded.network, tokenizer, "head" if loaded.new_parameters else "nothing", completed)
 
 
-def load_mlm_model(folder: Path, space: Space) -> ElasticModel:
-    """The result of a finished phase, as an elastic model that takes ``positions``."""
-    return _to_elastic(checkpoint.load_network(folder, head="masked-lm").network, space)
-
-
-def _to_elastic(network: PreTrainedModel, space: Space) -> ElasticModel:
+def to_elastic_mlm(network: PreTrainedModel, space: Space) -> ElasticModel:
+    """A masked language model as an elastic model with sparse prediction."""
     model = ElasticModel(network, space=space)
     enable_sparse_prediction(network)
     return model
 
 
-MIN_SEQUENCES = 10  # of a corpus, before some are kept back
+def _load_run_data(config: TrainConfig, recipe: Recipe, corpus: CorpusConfig, *, progress: Progress) -> RunData:
+    base = load_mlm_base(config)
+    train, validation, dev = _load_splits(config, corpus, base, progress=progress)
+    return RunData(
+        tokenizer=base.tokenizer,
+        load_base=lambda: to_elastic_mlm(base.network, recipe.space),
+        load_phase=lambda folder: to_elastic_mlm(checkpoint.load_network(folder, head="masked-lm").network, recipe.space),
+        train_dataset=lambda phase: train.with_seed(step_seed(config.seed, phase, 0)),
+        distill_dataset=None,
+        eval_dataset=validation,
+        evaluate_subnets=lambda model, subnets: mlm_metrics(
+            model, validation, subnets=subnets, precision=config.precision
+        ),
+        evaluate_dev=lambda model, subnets: evaluate_mlm(model, dev, subnets=subnets, precision=config.precision),
+        metric="accuracy",
+        record={"objective": "masked-lm"},
+        completed_phases=base.completed_phases,
+        skipped_phase=_skipped_phase(config, recipe, base),
+        fingerprints={
+            "training sequences": train.fingerprint,
+            "validation sequences": validation.fingerprint,
+            "development sequences": dev.fingerprint,
+        },
+        task_type="classification",
+    )
 
 
-@dataclass(frozen=True)
-class MlmPhaseSetup:
-    """What one phase works on. The answers that it trains are those for hidden tokens: a classification each.
+def _load_splits(
+    config: TrainConfig, corpus: CorpusConfig, base: MlmBaseCheckpoint, *, progress: Progress
+) -> tuple[MaskedSequences, MaskedSequences, MaskedSequences]:
+    """Sequences to train on, to choose checkpoints by, and to report on."""
+    max_length = min(corpus.max_length, max_input_length(base.network.config))
+    dev_files = corpus_files(corpus.dev)
 
-    Attributes:
-        name: the phase's, for reports and saved states.
-        model: trained in place; takes ``positions``.
-        train: sequences to learn from.
-        validation: sequences kept back from training; they choose and score.
-        precision: of the passes that need no gradients.
-        surroundings: device, seed, workspace and monitor.
-        keeps_order: whether heads and neurons are in an order that was trained already, so that it must stay.
-    """
-
-    name: str
-    model: ElasticModel
-    train_dataset: MaskedSequences
-    eval_dataset: MaskedSequences
-    precision: Precision
-    context: TrainingContext
-    is_rewired: bool
-    task_type: TaskType = "classification"
-
-    def importance_batches(self, batch_size: int) -> Iterator[Iterable[WeightedMicroBatch]]:
-        """Batches of the validation slice with their hidden tokens as labels, in pieces on the model's device."""
-        processes = DistributedContext.from_accelerator(self.context.accelerator)
-        for indices in self.eval_dataset.sequential_batches(batch_size=batch_size):
-            parts = processes.all_shards(self.eval_dataset.collate(indices))
-            yield ((self._to_device(self.eval_dataset.prepare_inputs(part)), share.labels) for part, share in parts)
-
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        device = self.context.accelerator.device
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-
-    def validation_scores(self, subnets: Mapping[str, Subnet]) -> dict[str, float]:
-        """The share of hidden tokens that sub-networks find, by name."""
-        found = mlm_scores(self.model, self.eval_dataset, subnets=subnets, precision=self.precision)
-        return {name: one.accuracy for name, one in found.items()}
-
-
-@dataclass(frozen=True)
-class MlmRunData:
-    """What the phases of one run work on: sequences to learn from, to choose by and to report on."""
-
-    base: MlmBaseCheckpoint
-    train_dataset: MaskedSequences
-    eval_dataset: MaskedSequences
-    dev_dataset: MaskedSequences
-
-
-class PretrainingRun(PhasedRun[MlmRunData]):
-    """Pre-training on a corpus; for the arguments see `PhasedRun`.
-
-    Args:
-        config, recipe, others: as there.
-        corpus: the text, and how it is read and masked.
-        content: of `corpus_content`, where it is known already.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        recipe: Recipe,
-        *,
-        corpus: CorpusConfig,
-        fingerprints: Fingerprints | None = None,
-        **kwargs: Any,
-    ) -> None:
-        check_supervision(recipe.phases, "text")
-        fingerprints = fingerprints or corpus_fingerprints(corpus, config.model)
-        super().__init__(config, recipe, data_config=corpus, fingerprints=fingerprints, **kwargs)
-        self.corpus = corpus
-
-    def _load_data(self) -> MlmRunData:
-        start = load_mlm_base(self.config)
-        corpus, config = self.corpus, self.config
-        masking = TokenMasking.from_tokenizer(
-            start.tokenizer, mask_fraction=corpus.mask_share, whole_word=corpus.whole_word
+    def pack(patterns: tuple[str, ...], *, exclude: tuple[Path, ...] = ()) -> MaskedSequences:
+        packed = pack_corpus(
+            patterns,
+            corpus,
+            base.tokenizer,
+            max_length=max_length,
+            exclude=exclude,
+            progress=lambda done, total: progress("tokenising (MB)", done, total),
         )
-        reported = corpus_files(corpus.dev)
-        packed = self._pack_corpus(corpus.corpus, start, exclude=reported)
-        if len(packed) < MIN_SEQUENCES:
-            raise DataError(
-                f"corpus {', '.join(corpus.corpus)}: {len(packed.stream.ids)} tokens fill {len(packed)} sequences of "
-                f"{packed.sequence_length}; at least {MIN_SEQUENCES} are needed"
-            )
-        left_out = len(corpus_files(corpus.corpus)) - len(corpus_files(corpus.corpus, exclude=reported))
-        if left_out:
-            files = "1 file" if left_out == 1 else f"{left_out} files"
-            self.callback.on_message(f"{files} of the corpus, being development text, will only be reported on")
-        share, limit = config.validation, config.validation_limit
-        if corpus.dev:
-            train, (validation,) = split_validation_sequences(
-                packed, masking, num_splits=1, fraction=share, max_sequences=limit, seed=config.seed
-            )
-            dev = sample_sequences(self._pack_corpus(corpus.dev, start), masking, max_sequences=limit, seed=config.seed)
-        else:
-            train, (validation, dev) = split_validation_sequences(
-                packed, masking, num_splits=2, fraction=share, max_sequences=limit, seed=config.seed
-            )
-        return MlmRunData(start, train, validation, dev)
-
-    def _pack_corpus(
-        self, paths: tuple[str, ...], base: MlmBaseCheckpoint, *, exclude: tuple[Path, ...] = ()
-    ) -> PackedSequences:
-        def progress(done: int, total: int) -> None:
-            self.callback.on_prepare("corpus", "tokenising (MB)", done, total)
-
-        stream = load_token_stream(paths, self.corpus, base.tokenizer, exclude=exclude, progress=progress)
-        return pack_sequences(stream, base.tokenizer, max_length=min(self.corpus.max_length, base.max_length))
-
-    def _dataset_fingerprints(self, data: MlmRunData) -> dict[str, str]:
-        parts = {"training": data.train_dataset, "validation": data.eval_dataset, "development": data.dev_dataset}
-        return {f"{name}_sequences": sequences_fingerprint(part) for name, part in parts.items()}
-
-    def _phases(self, data: MlmRunData) -> list[str]:
-        """The phases of this run: the plain one is left out where the start is a masked-language model already."""
-        phases, lacking = list(self.recipe.phases), data.base.missing
-        if lacking != "nothing":
-            what = "its weights" if lacking == "weights" else "its head for hidden words"
-            self.callback.on_message(f"{self.config.model} lacks {what}; random ones are taken")
-        elif self.config.phases is None and "mlm" in phases:
-            phases.remove("mlm")
-            self.callback.on_message(f"{self.config.model} is a masked-language model; phase mlm is skipped")
-        return phases
-
-    def _load_phase_result(self, folder: Path) -> ElasticModel:
-        return load_mlm_model(folder, self.recipe.space)
-
-    def _phase_setup(self, name: str, model: ElasticModel, data: MlmRunData) -> MlmPhaseSetup:
-        return MlmPhaseSetup(
-            name,
-            model=model,
-            train_dataset=data.train_dataset.with_seed(step_seed(self.config.seed, name, 0)),
-            eval_dataset=data.eval_dataset,
-            precision=self.config.precision,
-            context=self._training_context(),
-            is_rewired="width" in data.base.completed_phases,
+        collator = CounterMaskingCollator(
+            base.tokenizer, mlm_probability=corpus.mask_share, whole_words=corpus.whole_word, seed=config.seed
         )
+        return MaskedSequences(packed, collator)
 
-    def _evaluate_subnets(
-        self, model: ElasticModel, data: MlmRunData, subnets: dict[str, Subnet]
-    ) -> list[SubnetResult]:
-        return evaluate_mlm(model, data.dev_dataset, subnets=subnets, precision=self.config.precision)
+    sequences = pack(corpus.corpus, exclude=dev_files)
+    if len(sequences) < MIN_SEQUENCES:
+        raise DataError(
+            f"corpus {', '.join(corpus.corpus)}: {(sequences.lengths - 2).sum()} tokens fill {len(sequences)} "
+            f"sequences of {max_length}; at least {MIN_SEQUENCES} are needed"
+        )
+    excluded = len(corpus_files(corpus.corpus)) - len(corpus_files(corpus.corpus, exclude=dev_files))
+    if excluded:
+        files = "1 file" if excluded == 1 else f"{excluded} files"
+        logger.info("%s of the corpus are development text and will only be evaluated on", files)
+    limit, seed = config.validation_limit, config.seed
+    split = partial(split_validation_sequences, sequences, fraction=config.validation, max_sequences=limit, seed=seed)
+    if corpus.dev:
+        train, (validation,) = split(num_splits=1)
+        return train, validation, sample_sequences(pack(corpus.dev), max_sequences=limit, seed=seed)
+    train, (validation, dev) = split(num_splits=2)
+    return train, validation, dev
 
-    def _checkpoint_record(self, data: MlmRunData, phases: list[str]) -> dict[str, Any]:
-        return {
-            "objective": "masked-lm",
-            "phases": [*data.base.completed_phases, *phases],
-            "settings": self.settings,
-        }
+
+def _skipped_phase(config: TrainConfig, recipe: Recipe, base: MlmBaseCheckpoint) -> str | None:
+    """Phase mlm if the base is a masked language model already, unless it was asked for."""
+    if base.missing != "nothing":
+        what = "weights" if base.missing == "weights" else "language-model head"
+        logger.info("%s has no %s; it starts from random values", config.model, what)
+        return None
+    if config.phases is not None or "mlm" not in recipe.phases:
+        return None
+    logger.info("%s is a masked language model already; phase mlm is skipped", config.model)
+    return "mlm"

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from limbert.core.config import AnyPhaseConfig, GatesConfig, PhaseConfig
 from limbert.core.space import Space
 from limbert.errors import ConfigError
-from limbert.train.phases import PHASES
+from limbert.train.phases import PHASES, Phase
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,19 @@ class Recipe:
     phases: dict[str, AnyPhaseConfig]
 
     def with_world_size(self, world_size: int) -> "Recipe":
-        """The recipe with the batches that so many processes train on together, each with as many rows as it says.
-
-        Two runs with the same batches are the same run, however many processes share them.
-        """
+        """The recipe with the batch sizes of all processes together; runs with equal ones are the same run."""
         phases = {
             name: replace(config, batch_size=world_size * config.batch_size) for name, config in self.phases.items()
         }
         return replace(self, phases=phases)
+
+    def without(self, name: str) -> "Recipe":
+        """The recipe without one phase."""
+        return replace(self, phases={other: config for other, config in self.phases.items() if other != name})
+
+    def configured_phases(self) -> list[tuple[Phase, AnyPhaseConfig]]:
+        """The phases with their settings."""
+        return [(PHASES[name], config) for name, config in self.phases.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint's record."""
@@ -85,16 +90,17 @@ def override_recipe(
         every_phase: settings of all phases that train the encoder, by their name in PhaseConfig.
         gates: settings of the phases that train gates, by their name in GatesConfig.
         one_phase: ``"PHASE.SETTING=VALUE"``, as a person writes them.
-        phases: which phases run, in this order; one that the recipe lacks runs with the defaults of its kind.
+        phases: which phases run, in this order; one that the recipe lacks runs with its defaults.
 
     Raises:
         ConfigError: naming what is unknown or impossible.
     """
-    given = {name: value for name, value in (space or {}).items() if value is not None}
     names = list(phases) if phases is not None else list(recipe.phases)
     configs = {name: recipe.phases.get(name) or _phase_config(name, {}) for name in names}
-    shared = {name: value for name, value in (every_phase or {}).items() if value is not None}
-    of_gates = {name: value for name, value in (gates or {}).items() if value is not None}
+    shared, of_gates, of_space = (
+        {name: value for name, value in (given or {}).items() if value is not None}
+        for given in (every_phase, gates, space)
+    )
     if of_gates and not any(isinstance(config, GatesConfig) for config in configs.values()):
         raise ConfigError(
             f"gate settings ({', '.join(of_gates)}) need a phase that trains gates; phases: {', '.join(configs)}"
@@ -106,7 +112,7 @@ def override_recipe(
     for text in one_phase:
         phase, setting, value = _parse_setting(text, configs)
         configs[phase] = replace(configs[phase], **{setting: value})
-    return Recipe(Space.from_dict(recipe.space.to_dict() | given), configs)
+    return Recipe(Space.from_dict(recipe.space.to_dict() | of_space), configs)
 
 
 def _phase_config(phase: str, settings: Mapping[str, Any]) -> AnyPhaseConfig:

@@ -1,46 +1,522 @@
-"""A whole training run: phase after phase, interrupted and resumed at will, one checkpoint at the end."""
+"""Whole training runs: from data, base model and recipe to a finished folder; and the public function `train`."""
 
 import json
+import logging
 import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
-from limbert.core.space import Space
+from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.subnet import Subnet
+from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.augmented import AugmentedExamples
-from limbert.data.load import TaskData
+from limbert.data.load import TaskData, load_task_data
 from limbert.data.readers import Examples
 from limbert.data.split import train_validation_split
-from limbert.data.task_registry import tokenize_for_task as prepared_for
+from limbert.data.task_registry import compute_task_metrics, tokenize_for_task
+from limbert.data.tasks import Task, custom_task
 from limbert.data.tokenize import TokenizedExamples
-from limbert.errors import TrainingInterrupted
+from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import evaluate_subnets
-from limbert.evaluation.results import RESULTS_NAME, SubnetResult
-from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
-from limbert.model.checkpoint import library_versions
+from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, read_results
+from limbert.files import json_fingerprint
+from limbert.inference.base_model import load_base_checkpoint, trained_space
+from limbert.inference.predict import predict_subnet_logits
+from limbert.method.losses import label_loss
+from limbert.model.checkpoint import check_checkpoint_path, library_versions
 from limbert.model.elastic import ElasticModel
-from limbert.train.context import PhaseSetup, TaskPhaseSetup, TrainingContext
-from limbert.train.distributed import init_distributed
-from limbert.train.fingerprint import (
-    Fingerprints,
-    check_same_settings,
-    run_settings,
-    task_fingerprints,
-    tokens_fingerprint,
+from limbert.train.arguments import ElasticTrainingArguments
+from limbert.train.card import elastic_model_card
+from limbert.train.checkpoints import write_into
+from limbert.train.data import soft_labels
+from limbert.train.distributed import (
+    all_gather_object,
+    init_distributed,
+    is_main_process,
+    local_main_process_first,
+    run_on_main,
+    world_size,
 )
-from limbert.train.phases import PHASES, SubnetPhase, check_supervision, subnets_of_rank
-from limbert.train.progress import TrainingCallback
-from limbert.train.recipes import Recipe
-from limbert.train.run_folder import LOG_NAME, RunDirectory
+from limbert.train.gates import Progress
+from limbert.train.phases import Phase, check_supervision, train_phases
+from limbert.train.recipes import Recipe, load_recipe, override_recipe
+from limbert.train.run_folder import RunFolder, check_same_settings, is_run_finished, run_settings
+from limbert.train.trainer import EvaluateSubnets, SubnetMetrics, subnets_of_rank, task_type_of
+
+logger = logging.getLogger(__name__)
+
+
+def _no_progress(description: str, done: int, total: int) -> None:
+    pass
+
+
+def train(model: str | Path | ElasticModel, **options: Any) -> "list[SubnetResult] | ElasticModel":
+    """Train an elastic model: from files as the command does, or from datasets in memory.
+
+    ``train("bert-base-uncased", data="tickets", output="runs/tickets", recipe="limbert")`` does what ``limbert train``
+    does and returns the results of all sub-networks. ``data`` is a folder, a data set's name on the Hub or a `DataConfig`;
+    further keywords are the fields of `TrainConfig` (``phases``, ``seed``, ``precision``, ...), ``callbacks`` and
+    ``overwrite``.
+
+    ``train(elastic_model, args=, train_dataset=, eval_dataset=, recipe=)`` takes what `transformers.Trainer` takes and
+    returns the trained model, see `train_model`. Either call, repeated after an interruption, resumes.
+    """
+    return train_model(model, **options) if isinstance(model, ElasticModel) else _train_files(str(model), **options)
+
+
+def train_model(
+    model: ElasticModel,
+    *,
+    args: ElasticTrainingArguments,
+    train_dataset: Any,
+    eval_dataset: Any = None,
+    recipe: str | Recipe = "limbert",
+    phases: Sequence[str | Phase] | None = None,
+    processing_class: Any = None,
+    progress: Progress = _no_progress,
+    **options: Any,
+) -> ElasticModel:
+    """Run the phases of a recipe on datasets; the trained model is saved into ``args.output_dir``.
+
+    Args:
+        model: the base model; its space is the one that is trained.
+        args: for all phases; what differs from its default is used instead of the recipe's settings.
+        train_dataset: as `ElasticTrainer` takes it; a `DatasetDict` has ``train`` and ``validation``.
+        eval_dataset: chooses checkpoints and scores importance; default: a tenth of a `datasets.Dataset`.
+        recipe: a bundled one by name, a TOML file, or a `Recipe`.
+        phases: names of phases instead of all of the recipe's, or phases of your own.
+        processing_class: the tokenizer, saved along.
+        progress: told of preparations.
+        options: of `ElasticTrainer` and `train_phases`: ``compute_metrics``, ``callbacks``, ``data_collator``, ...
+
+    Raises:
+        ConfigError: for another run's folder, or settings that this model or data cannot have.
+        TrainingInterrupted: after a signal; the same call resumes.
+    """
+    world = init_distributed()
+    given = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    named = [phase for phase in phases or given.phases if isinstance(phase, str)]
+    given = override_recipe(given, phases=named).with_world_size(world)
+    known = {phase.name: (phase, config) for phase, config in given.configured_phases()}
+    own = [phase for phase in phases or () if isinstance(phase, Phase)]
+    for phase in own:
+        known[phase.name] = (phase, phase.config_class(**phase.defaults))
+    order = [phase.name if isinstance(phase, Phase) else phase for phase in phases or given.phases]
+    if isinstance(train_dataset, dict):
+        eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
+        train_dataset = train_dataset["train"]
+    fingerprint = json_fingerprint(
+        [getattr(part, "_fingerprint", len(part)) for part in (train_dataset, eval_dataset or ())]
+    )
+    if eval_dataset is None:
+        if not hasattr(train_dataset, "train_test_split"):
+            raise ConfigError("no eval_dataset is given; it chooses checkpoints and scores importance")
+        parts = train_dataset.train_test_split(0.1, seed=args.seed)
+        train_dataset, eval_dataset = parts["train"], parts["test"]
+    settings = {
+        "train": {"seed": args.seed, "model": model.network.config._name_or_path or None},
+        "args": _changed_arguments(args),
+        "recipe": replace(given, space=model.space).to_dict() | {"order": order},
+        "content": {"data": fingerprint},
+    }
+    settings = json.loads(json.dumps(settings, default=str))
+    folder = RunFolder(str(args.output_dir), settings)
+    tokenizer = processing_class
+    completed, task = list(model.record.get("phases", ())), model.record.get("task") or _task_of(model, args)
+    with folder.locked():
+        if (folder.path / "config.json").exists():
+            logger.info("%s is finished already, with these settings", folder.path)
+            return ElasticModel.from_pretrained(folder.path)
+        folder.create()
+        model = train_phases(
+            model,
+            [known[name] for name in order],
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            is_rewired="width" in completed,
+            processing_class=tokenizer,
+            make_record=lambda done: {"task": task, "phases": completed + done, "settings": settings},
+            progress=progress,
+            **options,
+        )
+        run_on_main(lambda: _publish_model(model, folder.path, last=order[-1], tokenizer=tokenizer, args=args))
+    return model
+
+
+def _publish_model(
+    model: ElasticModel, root: Path, *, last: str, tokenizer: Any, args: ElasticTrainingArguments
+) -> None:
+    """Put the result of the last phase into the output folder, and on the Hub if that is wanted."""
+
+    def save(folder: Path) -> None:
+        def add_files(target: Path) -> None:
+            shutil.copy(root / last / "final" / LOG_NAME, target / LOG_NAME)
+
+        model.save_pretrained(folder, tokenizer=tokenizer, add_files=add_files)
+
+    write_into(root, save)
+    shutil.rmtree(root / last)
+    if args.push_to_hub:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=args.hub_token)
+        name = args.hub_model_id or root.absolute().name
+        repo = api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo.repo_id, folder_path=str(root), ignore_patterns=["settings.json", "tensorboard/*"]
+        )
+
+
+def _task_of(model: ElasticModel, args: ElasticTrainingArguments) -> dict[str, Any] | None:
+    """The task of a network with labels in its config, as ``limbert.json`` says it."""
+    network = model.network
+    task_type = args.task_type or task_type_of(network)
+    if not type(network).__name__.endswith(TASK_TYPE_SPECS[task_type].class_suffix):
+        return None
+    names = task_type not in ("regression", "question-answering")
+    labels = tuple(str(network.config.id2label[index]) for index in range(network.config.num_labels)) if names else ()
+    return custom_task(task_type, labels).to_dict()
+
+
+def _changed_arguments(args: ElasticTrainingArguments) -> dict[str, Any]:
+    """Arguments that differ from their defaults and decide the result."""
+    ignored = {"output_dir", "report_to", "disable_tqdm", "run_name", "save_seconds", "logging_steps", "local_rank"}
+    ignored |= {name for name in vars(args) if name.startswith(("hub_", "push_to_", "dataloader_", "log_"))}
+    default = ElasticTrainingArguments("-").to_dict()
+    return {name: value for name, value in args.to_dict().items() if name not in ignored and value != default.get(name)}
+
+
+# -- runs of a task's files
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What the phases of one run train on, and how their result is measured and recorded.
+
+    Attributes:
+        tokenizer: saved with the model.
+        load_base: loads the base model.
+        load_phase: loads the result of a finished phase.
+        train_dataset, distill_dataset, eval_dataset: as `train_phases` takes them.
+        evaluate_subnets: on the validation split.
+        evaluate_dev: results on data that neither trained nor chose anything.
+        metric: that chooses checkpoints.
+        record: what ``limbert.json`` says beside phases and settings.
+        completed_phases: of earlier runs that trained the base model.
+        skipped_phase: of the recipe, that the base model makes unnecessary.
+        fingerprints: of the tokens, by name.
+        trainer_options: of `ElasticTrainer`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    load_base: Callable[[], ElasticModel]
+    load_phase: Callable[[Path], ElasticModel]
+    train_dataset: Any
+    distill_dataset: Any
+    eval_dataset: Any
+    evaluate_subnets: EvaluateSubnets
+    evaluate_dev: Callable[[ElasticModel, Mapping[str, Subnet]], list[SubnetResult]]
+    metric: str
+    record: dict[str, Any]
+    completed_phases: tuple[str, ...]
+    skipped_phase: str | None
+    fingerprints: dict[str, str]
+    task_type: str
+
+
+def run_phases(
+    config: TrainConfig,
+    recipe: Recipe,
+    *,
+    settings: dict[str, Any],
+    load_data: Callable[[], RunData],
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Progress = _no_progress,
+    overwrite: bool = False,
+) -> list[SubnetResult]:
+    """Train what is left to train, write the output folder, and return the results on held-out data.
+
+    Args:
+        config: base model, output, seed, precision.
+        recipe: with the batch sizes of all processes together.
+        settings: see `run_settings`; an unfinished run with others is refused.
+        load_data: reads and tokenises; called in one process of each machine first.
+        callbacks: of the Trainer, in the main process.
+        progress: told of preparations.
+        overwrite: replace a model or an unfinished run with other settings.
+
+    Raises:
+        TrainingInterrupted: after a signal; the same call resumes.
+        ConfigError, StorageError, CheckpointError, SubnetError, ProcessError, DivergedError: in one line each.
+    """
+    if is_run_finished(config.output, settings, overwrite=overwrite):
+        logger.info("%s is finished already, with these settings (--overwrite trains it again)", config.output)
+        return read_results(config.output)
+    output = Path(config.output)
+    folder = RunFolder(output.with_name(output.name + ".training"), settings, overwrite=overwrite)
+    with local_main_process_first():
+        data = load_data()
+    check_same_settings(settings, data.fingerprints)
+    names = [name for name in recipe.phases if name != data.skipped_phase]
+    model = data.load_base()
+    model.space = recipe.space
+    model.subnets()  # refuses a width or depth that keeps nothing
+    args = _run_arguments(config, folder.path, data)
+    with folder.locked():
+        folder.create()
+        model = train_phases(
+            model,
+            [(phase, phase_config) for phase, phase_config in recipe.configured_phases() if phase.name in names],
+            args=args,
+            train_dataset=data.train_dataset,
+            eval_dataset=data.eval_dataset,
+            distill_dataset=data.distill_dataset,
+            is_rewired="width" in data.completed_phases,
+            evaluate_subnets=data.evaluate_subnets,
+            metric=data.metric,
+            processing_class=data.tokenizer,
+            callbacks=callbacks if is_main_process() else (),
+            load=data.load_phase,
+            make_record=lambda done: data.record | {"phases": [*data.completed_phases, *done], "settings": settings},
+            progress=progress,
+        )
+        results = _evaluate_dev(model, data, args)
+        run_on_main(lambda: _save_output(model, output, folder.path / names[-1], data, results, args))
+    return results
+
+
+def _run_arguments(config: TrainConfig, folder: Path, data: RunData) -> ElasticTrainingArguments:
+    return ElasticTrainingArguments(
+        str(folder),
+        task_type=data.task_type,  # type: ignore[arg-type]
+        seed=config.seed,
+        bf16=config.precision == "bf16",
+        save_seconds=config.checkpoint_every,
+        report_to=["tensorboard"] if config.tensorboard else [],
+        disable_tqdm=True,
+        use_cpu=not torch.accelerator.is_available(),
+    )
+
+
+def _evaluate_dev(model: ElasticModel, data: RunData, args: ElasticTrainingArguments) -> list[SubnetResult]:
+    """The results of all sub-networks, each process measuring some of them."""
+    model.network.to(args.device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
+    subnets = model.subnets()
+    measured = data.evaluate_dev(model, subnets_of_rank(subnets, args))
+    found = {result.subnet: result for part in all_gather_object(measured) for result in part}
+    return [found[name] for name in subnets]
+
+
+def _save_output(
+    model: ElasticModel,
+    output: Path,
+    final: Path,
+    data: RunData,
+    results: Sequence[SubnetResult],
+    args: ElasticTrainingArguments,
+) -> None:
+    """Write the finished folder in one renaming, then delete the work folder."""
+    stamp = {
+        "seed": args.seed,
+        "device": args.device.type,
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+        "versions": library_versions(),
+    }
+    model.record |= {"metrics": {result.subnet: result.metrics for result in results}}
+
+    def add_files(folder: Path) -> None:
+        rows = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]
+        (folder / RESULTS_NAME).write_text("".join(rows), encoding="utf-8")
+        shutil.copy(final / "final" / LOG_NAME, folder / LOG_NAME)
+        elastic_model_card(model, results, name=output.name).save(folder / "README.md")
+        if (final.parent / "tensorboard").is_dir():
+            shutil.copytree(final.parent / "tensorboard", folder / "tensorboard")
+
+    model.save_pretrained(output, tokenizer=data.tokenizer, add_files=add_files)
+    shutil.rmtree(final.parent, ignore_errors=True)
+
+
+def train_task(
+    config: TrainConfig,
+    recipe: Recipe,
+    data_config: DataConfig,
+    *,
+    data: TaskData | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Progress = _no_progress,
+    overwrite: bool = False,
+) -> list[SubnetResult]:
+    """Train on a task's files, as ``limbert train`` does.
+
+    Args:
+        config: base model, output, seed, precision.
+        recipe: with the batch sizes of one process.
+        data_config: where the data is.
+        data: the examples that it names, if they are read already.
+        callbacks: of the Trainer.
+        progress: told of preparations.
+        overwrite: replace a run with other settings.
+
+    Returns:
+        The results of all sub-networks on the development data.
+
+    Raises:
+        LimbertError: see `run_phases`.
+    """
+    check_supervision(recipe.phases, "labels")
+    recipe = recipe.with_world_size(init_distributed())
+    loaded = data or load_task_data(data_config, seed=config.seed)
+    return run_phases(
+        config,
+        recipe,
+        settings=run_settings(config, recipe.to_dict(), data_config, fingerprint=task_fingerprint(loaded)),
+        load_data=lambda: load_run_data(config, recipe, data_config, loaded),
+        callbacks=callbacks,
+        progress=progress,
+        overwrite=overwrite,
+    )
+
+
+def _train_files(
+    model: str,
+    *,
+    data: str | Path | DataConfig,
+    output: str | Path,
+    recipe: str | Recipe = "limbert",
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Progress = _no_progress,
+    overwrite: bool = False,
+    **settings: Any,
+) -> list[SubnetResult]:
+    """`train_task` with a recipe by name and the fields of `TrainConfig` as keywords."""
+    name = {"recipe": recipe} if isinstance(recipe, str) else {}
+    config = TrainConfig(model=model, output=str(output), **name, **settings)
+    if isinstance(recipe, str):
+        recipe = with_trained_space(override_recipe(load_recipe(recipe), phases=config.phases), model)
+    data_config = data if isinstance(data, DataConfig) else DataConfig(data=str(data))
+    return train_task(config, recipe, data_config, callbacks=callbacks, progress=progress, overwrite=overwrite)
+
+
+def with_trained_space(recipe: Recipe, model: str) -> Recipe:
+    """The recipe with the space that a base model was trained for, if any.
+
+    Raises:
+        CheckpointError: if the model's folder is missing.
+    """
+    check_checkpoint_path(model)
+    space = trained_space(model)
+    if space is None or space == recipe.space:
+        return recipe
+    shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
+    logger.info("training the sub-networks that %s was trained for: %s", model, shown)
+    return replace(recipe, space=space)
+
+
+def task_fingerprint(data: TaskData) -> str:
+    """Of the task and its examples; files and columns do not count."""
+
+    def columns(examples: Examples) -> list[object]:
+        return [examples.texts, examples.pairs, examples.labels, examples.word_spans, examples.groups]
+
+    augmented = data.augmented
+    copies = None
+    if augmented is not None:
+        logits = None if augmented.logits is None else augmented.logits.tolist()
+        copies = [columns(augmented.examples), augmented.source_ids, logits]
+    dev = [[name, columns(part)] for name, part in data.dev.items()]
+    return json_fingerprint([data.task.task_type, data.task.labels, columns(data.train), dev, copies])
+
+
+def load_run_data(config: TrainConfig, recipe: Recipe, data_config: DataConfig, data: TaskData) -> RunData:
+    """Split and tokenise a task's examples for a base model."""
+    base = load_base_checkpoint(config, data.task)
+    task, max_length = base.task, min(data_config.max_length, base.max_length)
+
+    def tokenize(part: Examples) -> TokenizedExamples:
+        return tokenize_for_task(part, task, base.tokenizer, max_length=max_length, stride=data_config.stride)
+
+    examples = base.map_labels(data.train, data.task)
+    train_part, validation_part = train_validation_split(examples, task, config)
+    train_dataset, eval_dataset, distill_dataset = tokenize(train_part), tokenize(validation_part), None
+    if data.augmented is not None:
+        augmented = base.map_augmented_labels(data.augmented, data.task)
+        distill_dataset = with_augmented(
+            train_dataset,
+            augmented,
+            tokenize(augmented.examples),
+            train_examples=train_part,
+            validation_examples=validation_part,
+        )
+    dev = {name: tokenize(base.map_labels(part, data.task)) for name, part in data.dev.items()}
+    skipped = "finetune" if base.is_finetuned and config.phases is None and "finetune" in recipe.phases else None
+    if skipped:
+        logger.info("%s is fine-tuned for these labels; phase finetune is skipped", config.model)
+    parts = {"training tokens": train_dataset, "validation tokens": eval_dataset, "augmented tokens": distill_dataset}
+    parts |= {f"development tokens of {name}": part for name, part in dev.items()}
+    return RunData(
+        tokenizer=base.tokenizer,
+        load_base=lambda: base.load_model(recipe.space),
+        load_phase=lambda folder: ElasticModel.from_pretrained(folder, space=recipe.space),
+        train_dataset=train_dataset,
+        distill_dataset=distill_dataset,
+        eval_dataset=eval_dataset,
+        evaluate_subnets=lambda model, subnets: validation_metrics(
+            model, subnets, eval_dataset, task=task, precision=config.precision
+        ),
+        evaluate_dev=lambda model, subnets: evaluate_subnets(
+            model, dev, task=task, subnets=subnets, precision=config.precision
+        ),
+        metric=task.primary_metric,
+        record={"task": task.to_dict()},
+        completed_phases=base.completed_phases,
+        skipped_phase=skipped,
+        fingerprints={name: _tokens_fingerprint(part) for name, part in parts.items() if part is not None}
+        if world_size() > 1
+        else {},
+        task_type=task.task_type,
+    )
+
+
+def validation_metrics(
+    model: ElasticModel, subnets: Mapping[str, Subnet], dataset: TokenizedExamples, *, task: Task, precision: Any
+) -> SubnetMetrics:
+    """The primary metric and the loss of sub-networks on labelled examples, by name."""
+    outputs = predict_subnet_logits(model, dataset, subnets=subnets, batch_size=64, precision=precision)
+    primary = task.primary_metric
+    return {
+        name: {
+            primary: compute_task_metrics(task, logits, dataset)[primary],
+            "loss": _validation_loss(torch.from_numpy(logits), dataset, task),
+        }
+        for name, logits in outputs.items()
+    }
+
+
+def _validation_loss(logits: Tensor, dataset: TokenizedExamples, task: Task) -> float:
+    """The mean label loss; logits ``(examples, outputs)``, or ``(all tokens, outputs)`` of tasks at tokens."""
+    labels, mask = dataset.labels, None
+    assert labels is not None
+    if task.task_type == "token-classification":
+        logits, labels = logits[None], labels[None]
+    elif task.task_type == "question-answering":
+        logits = pad_sequence(list(logits.split(dataset.lengths.tolist())), batch_first=True)
+        mask = (torch.arange(logits.shape[1]) < torch.from_numpy(dataset.lengths)[:, None]).long()
+    return float(label_loss(logits, labels, task_type=task.task_type, mask=mask))
+
+
+def _tokens_fingerprint(dataset: TokenizedExamples) -> str:
+    arrays = dataset.tokens.to_arrays().items()
+    labels = None if dataset.labels is None else dataset.labels.tolist()
+    return json_fingerprint([[(name, array.tolist()) for name, array in arrays], labels])
 
 
 def with_augmented(
@@ -50,337 +526,33 @@ def with_augmented(
     *,
     train_examples: Examples,
     validation_examples: Examples,
-    callback: TrainingCallback,
 ) -> TokenizedExamples:
-    """The training rows, then the copies of them; copies of rows that validate, or do not train, are left out.
+    """The training examples, then their augmented ones; those made of validation examples are left out.
 
-    Where the copies come with a teacher's logits, these stand for the copies' labels: the label loss of a phase, if it
-    has a weight, is then taken to their softmax (with several labels, to their sigmoid; in a regression, to the
-    value). The loss on logits is still taken to the phase's own teacher, which sees each copy.
+    A teacher's logits that come with them take the place of their labels: the label loss of a phase, if it has a weight,
+    is then taken to the softmax (with several labels the sigmoid, in a regression the value).
 
     Args:
-        rows: the training rows.
-        copies: all of them, with the class ids of the model.
-        tokens: of these copies, with their labels.
-        train, validation: the rows that train and that validate.
-        monitor: told how many copies there are.
+        train_dataset: the training examples.
+        augmented: all augmented examples, with the class ids of the model.
+        augmented_dataset: the same, tokenised.
+        train_examples, validation_examples: the two parts of the training data.
 
     Raises:
-        DataError: if no copy is left.
+        DataError: if no augmented example is left.
     """
-    places = augmented.trainable_indices(train=train_examples, validation=validation_examples)
-    left_out = len(augmented) - len(places)
-    callback.on_message(
-        f"{len(places)} augmented rows in the phases that distil"
-        + (f"; {left_out} left out: copies of rows that validate or do not train" if left_out else "")
-    )
-    chosen = augmented_dataset.select(places)
+    indices = augmented.trainable_indices(train=train_examples, validation=validation_examples)
+    left_out = len(augmented) - len(indices)
+    note = f"; {left_out} left out: made of validation examples or unknown ones" if left_out else ""
+    logger.info("%d augmented examples in the phases with a teacher%s", len(indices), note)
+    chosen = augmented_dataset.select(indices)
     if augmented.logits is None:
         return train_dataset.concatenate(chosen)
     assert train_dataset.labels is not None
-    logits = torch.from_numpy(augmented.logits[places])  # (copies, outputs)
+    logits = torch.from_numpy(augmented.logits[indices])  # (examples, outputs)
     if train_dataset.labels.ndim > 1:  # several labels
         return train_dataset.concatenate(chosen.with_labels(logits.sigmoid()))
     if train_dataset.labels.is_floating_point():
         return train_dataset.concatenate(chosen.with_labels(logits[:, 0]))
-    certain = F.one_hot(train_dataset.labels, logits.shape[-1]).float()
-    return train_dataset.with_labels(certain).concatenate(chosen.with_labels(logits.softmax(dim=-1)))
-
-
-class BaseCheckpoint(Protocol):
-    """What a run begins from."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's."""
-
-    @property
-    def completed_phases(self) -> tuple[str, ...]:
-        """Phases of earlier runs that the model has behind it."""
-
-    def load_model(self, space: Space) -> ElasticModel:
-        """Load it."""
-
-
-class RunData(Protocol):
-    """What the phases of one run work on."""
-
-    @property
-    def base(self) -> BaseCheckpoint:
-        """What the run begins from."""
-
-
-RunDataT = TypeVar("RunDataT", bound=RunData)
-
-
-class PhasedRun(ABC, Generic[RunDataT]):
-    """Everything between the settings and the finished folder, whatever is learned.
-
-    Args:
-        config: where from, where to.
-        recipe: what is trained, phase by phase, with the batches of all processes together (`Recipe.over`).
-        data_config: recorded in the checkpoint.
-        monitor: told how it goes.
-        should_stop: asked after every step; a True stops the run with its state saved.
-        overwrite: discard an unfinished run with other settings.
-        content: digests of what the settings name, see `content`.
-
-    Raises:
-        ConfigError: if an unfinished run with other settings is there.
-        StorageError: if its settings cannot be read.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        recipe: Recipe,
-        *,
-        data_config: DataConfig | CorpusConfig,
-        callback: TrainingCallback | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        overwrite: bool = False,
-        fingerprints: Fingerprints | None = None,
-    ) -> None:
-        self.config, self.recipe = config, recipe
-        self.distributed = init_distributed()
-        self.callback = callback if callback is not None and self.distributed.is_main_process else TrainingCallback()
-        self.settings = run_settings(config, recipe.to_dict(), data_config, fingerprints)
-        self.run_dir = RunDirectory(
-            config.output, self.settings, overwrite=overwrite, can_write=self.distributed.is_main_process
-        )
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
-            log_with="tensorboard" if config.tensorboard else None,
-            project_dir=str(self.run_dir.path),
-        )
-        self._should_stop = should_stop
-
-    def run(self) -> list[SubnetResult]:
-        """Train what is left to train, write the output folder, and return the results on held-out data.
-
-        Raises:
-            TrainingInterrupted: when asked to stop; the same call goes on from there.
-            StorageError: for a full disk; the last saved state stays.
-            CheckpointError, UnsupportedModelError: for the model.
-            SubnetError: if a width or depth keeps nothing of it.
-            ProcessError: if another process of the run has ended.
-            ConfigError: if another process of the run has other settings or data, or another run writes here.
-        """
-        try:
-            self.distributed.run_on_main(self.run_dir.lock)
-            return self._run()
-        finally:
-            self.run_dir.unlock()
-
-    def _run(self) -> list[SubnetResult]:
-        """The run, while no other one writes into its output."""
-        with self.distributed.local_main_process_first():
-            materials = self._load_data()
-        if self.distributed.world_size > 1:
-            check_same_settings(self.distributed, self.settings, self._dataset_fingerprints(materials))
-        start = materials.base
-        phases = self._phases(materials)
-        model, done = self._resume(start, phases)
-        model.space = self.recipe.space
-        model.subnets()  # refuses a width or depth that keeps nothing
-        for name in phases[done:]:
-            PHASES[name].check(model, self.recipe.phases[name])
-        self.run_dir.create()  # only now: bad input leaves nothing behind
-        self.distributed.run_on_main(self.run_dir.lock)
-        if self.config.tensorboard:
-            self.accelerator.init_trackers("tensorboard")
-        try:
-            for name in phases[done:]:
-                PHASES[name].train(self._phase_setup(name, model, materials), self.recipe.phases[name])
-                model.record = self._checkpoint_record(materials, phases[: phases.index(name) + 1])
-                if self.distributed.is_main_process:
-                    model.save_pretrained(self.run_dir.phase_dir(name), tokenizer=start.tokenizer)
-                self.run_dir.delete_obsolete(name, phases)
-            results = self._evaluate(model, materials)
-        except TrainingInterrupted:
-            self.accelerator.end_training()
-            raise
-        self.accelerator.end_training()
-        if self.distributed.is_main_process:
-            self._save_output(model, start, results)
-        return results
-
-    @abstractmethod
-    def _load_data(self) -> RunDataT:
-        """Read and tokenise what the phases work on."""
-
-    @abstractmethod
-    def _dataset_fingerprints(self, data: RunDataT) -> dict[str, str]:
-        """Of the tokens that the phases work on, by name: all processes must have the same."""
-
-    @abstractmethod
-    def _phases(self, data: RunDataT) -> list[str]:
-        """The phases of this run, in order."""
-
-    @abstractmethod
-    def _load_phase_result(self, folder: Path) -> ElasticModel:
-        """The result of a finished phase."""
-
-    @abstractmethod
-    def _phase_setup(self, name: str, model: ElasticModel, data: RunDataT) -> PhaseSetup:
-        """What one phase is given."""
-
-    @abstractmethod
-    def _evaluate_subnets(self, model: ElasticModel, data: RunDataT, subnets: dict[str, Subnet]) -> list[SubnetResult]:
-        """Sub-networks on data that neither trained nor chose anything."""
-
-    @abstractmethod
-    def _checkpoint_record(self, data: RunDataT, phases: list[str]) -> dict[str, Any]:
-        """What ``limbert.json`` says after these phases."""
-
-    def _resume(self, base: BaseCheckpoint, phases: list[str]) -> tuple[ElasticModel, int]:
-        """The model to go on with, and how many phases are behind it."""
-        last = self.run_dir.last_finished_phase(phases)
-        self.distributed.check_equal(last, description=f"in {self.run_dir.path} as its last finished phase")
-        if last is not None:
-            folder = self.run_dir.phase_dir(last)
-            self.callback.on_message(f"going on after phase {last} from {folder}")
-            model, done = self._load_phase_result(folder), phases.index(last) + 1
-        else:
-            model, done = base.load_model(self.recipe.space), 0
-        model.network.to(self.accelerator.device)
-        return model, done
-
-    def _training_context(self) -> TrainingContext:
-        return TrainingContext(
-            accelerator=self.accelerator,
-            seed=self.config.seed,
-            run_dir=self.run_dir,
-            checkpoint_every=self.config.checkpoint_every,
-            callback=self.callback,
-            should_stop=self._should_stop,
-        )
-
-    def _evaluate(self, model: ElasticModel, data: RunDataT) -> list[SubnetResult]:
-        """The results of all sub-networks, each process measuring some of them."""
-        subnets = model.subnets()
-        measured = self._evaluate_subnets(model, data, subnets_of_rank(subnets, self.distributed))
-        found = {result.subnet: result for part in self.distributed.all_gather_object(measured) for result in part}
-        return [found[name] for name in subnets]
-
-    def _save_output(self, model: ElasticModel, base: BaseCheckpoint, results: list[SubnetResult]) -> None:
-        """The finished folder, in one renaming; then the work folder goes."""
-        stamp = {
-            "seed": self.config.seed,
-            "device": self.accelerator.device.type,
-            "threads": torch.get_num_threads(),
-            "processes": self.distributed.world_size,
-            "versions": library_versions(),
-        }
-
-        def add_results(folder: Path) -> None:
-            lines = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]
-            (folder / RESULTS_NAME).write_text("".join(lines), encoding="utf-8")
-            shutil.copy(self.run_dir.path / LOG_NAME, folder / LOG_NAME)
-            if (self.run_dir.path / "tensorboard").is_dir():
-                shutil.copytree(self.run_dir.path / "tensorboard", folder / "tensorboard")
-
-        model.record = model.record | {"metrics": {result.subnet: result.metrics for result in results}}
-        model.save_pretrained(self.config.output, tokenizer=base.tokenizer, add_files=add_results)
-        self.run_dir.remove()
-
-
-@dataclass(frozen=True)
-class TaskRunData:
-    """What the phases of one run work on, tokenised."""
-
-    base: TaskBaseCheckpoint
-    train_dataset: TokenizedExamples
-    augmented_dataset: TokenizedExamples | None  # these and their copies, for the phases that distil
-    eval_dataset: TokenizedExamples
-    dev_datasets: dict[str, TokenizedExamples]
-
-
-class TrainingRun(PhasedRun[TaskRunData]):
-    """Training on a task; for the arguments see `PhasedRun`.
-
-    Args:
-        config, recipe, others: as there.
-        data_config: where evaluation finds the columns.
-        data: the examples that it names.
-        content: of `task_content`, where it is known already.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        recipe: Recipe,
-        *,
-        data_config: DataConfig,
-        data: TaskData,
-        fingerprints: Fingerprints | None = None,
-        **kwargs: Any,
-    ) -> None:
-        check_supervision(recipe.phases, "labels")
-        fingerprints = fingerprints or task_fingerprints(data, config.model)
-        super().__init__(config, recipe, data_config=data_config, fingerprints=fingerprints, **kwargs)
-        self.data_config, self.data = data_config, data
-
-    def _load_data(self) -> TaskRunData:
-        start = load_base_checkpoint(self.config, self.data.task)
-        examples = start.map_labels(self.data.train, self.data.task)
-        train, validation = train_validation_split(examples, start.task, self.config)
-
-        def prepared(part: Examples) -> TokenizedExamples:
-            longest = min(self.data_config.max_length, start.max_length)
-            return prepared_for(part, start.task, start.tokenizer, max_length=longest, stride=self.data_config.stride)
-
-        rows, augmented = prepared(train), None
-        if self.data.augmented is not None:
-            copies = start.map_augmented_labels(self.data.augmented, self.data.task)
-            tokens = prepared(copies.examples)  # all of them, so that they are found again whatever rows validate
-            augmented = with_augmented(
-                rows, copies, tokens, train_examples=train, validation_examples=validation, callback=self.callback
-            )
-        dev = {name: start.map_labels(part, self.data.task) for name, part in self.data.dev.items()}
-        return TaskRunData(
-            start, rows, augmented, prepared(validation), {name: prepared(part) for name, part in dev.items()}
-        )
-
-    def _dataset_fingerprints(self, data: TaskRunData) -> dict[str, str]:
-        parts = {"training_tokens": data.train_dataset, "validation_tokens": data.eval_dataset}
-        parts |= {f"development_tokens of {name}": part for name, part in data.dev_datasets.items()}
-        if data.augmented_dataset is not None:
-            parts["augmented_tokens"] = data.augmented_dataset
-        return {name: tokens_fingerprint(part) for name, part in parts.items()}
-
-    def _phases(self, data: TaskRunData) -> list[str]:
-        """The phases of this run: fine-tuning is left out where the start has it behind it and nobody asked for it."""
-        phases = list(self.recipe.phases)
-        if data.base.is_finetuned and self.config.phases is None and "finetune" in phases:
-            phases.remove("finetune")
-            self.callback.on_message(f"{self.config.model} is fine-tuned for these labels; phase finetune is skipped")
-        return phases
-
-    def _load_phase_result(self, folder: Path) -> ElasticModel:
-        return ElasticModel.from_pretrained(folder, space=self.recipe.space)
-
-    def _phase_setup(self, name: str, model: ElasticModel, data: TaskRunData) -> TaskPhaseSetup:
-        phase, rows = PHASES[name], data.train_dataset
-        if data.augmented_dataset is not None and isinstance(phase, SubnetPhase) and phase.uses_teacher:
-            rows = data.augmented_dataset
-        return TaskPhaseSetup(
-            name,
-            model=model,
-            task=data.base.task,
-            train_dataset=rows,
-            eval_dataset=data.eval_dataset,
-            precision=self.config.precision,
-            context=self._training_context(),
-            is_rewired="width" in data.base.completed_phases,
-        )
-
-    def _evaluate_subnets(
-        self, model: ElasticModel, data: TaskRunData, subnets: dict[str, Subnet]
-    ) -> list[SubnetResult]:
-        task, precision = data.base.task, self.config.precision
-        return evaluate_subnets(model, data.dev_datasets, task=task, subnets=subnets, precision=precision)
-
-    def _checkpoint_record(self, data: TaskRunData, phases: list[str]) -> dict[str, Any]:
-        start = data.base
-        return {"task": start.task.to_dict(), "phases": [*start.completed_phases, *phases], "settings": self.settings}
+    certain = train_dataset.with_labels(soft_labels(train_dataset.labels, logits.shape[-1]))
+    return certain.concatenate(chosen.with_labels(logits.softmax(dim=-1)))

@@ -1,34 +1,91 @@
-"""The folder of a run that is not finished: its settings, its log, its finished phases, its running state.
-
-It is ``OUTPUT.training`` beside the output, which itself appears only when all is done.
-"""
+"""The folder of an unfinished run: its settings, which another run must not have, and its lock."""
 
 import json
 import os
 import shutil
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from limbert.errors import CheckpointError, ConfigError, StorageError
-from limbert.files import atomic_folder, try_lock
+from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
+from limbert.errors import ConfigError, StorageError
+from limbert.files import try_lock
 from limbert.model.checkpoint import read_record, write_json
-from limbert.train.fingerprint import describe_differences
+from limbert.train.distributed import all_gather_object, is_main_process, run_on_main
 
-if TYPE_CHECKING:
-    pass
-
-LOG_NAME = "log.jsonl"
 _SETTINGS_NAME = "settings.json"
+_IGNORED = ("output", "checkpoint_every", "tensorboard")  # settings that do not change the result
+_LOCATIONS = ("data", "train", "dev", "augmented", "corpus")  # do not count where the data itself is known to be equal
 
 
-def is_run_finished(output: str | Path, settings: dict[str, Any], *, overwrite: bool = False) -> bool:
-    """Whether the output holds this very run.
+def run_settings(
+    config: TrainConfig, recipe: Mapping[str, Any], data_config: DataConfig | CorpusConfig, *, fingerprint: str | None = None
+) -> dict[str, Any]:
+    """Everything that decides a run's result, as JSON values; see `describe_differences`.
+
+    Args:
+        config, recipe, data_config: as the run has them.
+        fingerprint: of the data; None where it is not known.
+    """
+    train = {name: value for name, value in asdict(config).items() if name not in _IGNORED}
+    source = "data" if isinstance(data_config, DataConfig) else "corpus"
+    values = {"train": train, "recipe": dict(recipe), source: asdict(data_config), "content": {"data": fingerprint}}
+    parsed: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
+    return parsed
+
+
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """How the settings of two runs differ, ``train.seed 1 -> 2, ...``; empty for the same run.
+
+    Where the fingerprints of the data are known and equal, its location does not count; nor does the name of a recipe
+    with equal values. A setting that one of them lacks is None.
+    """
+    before, after = _flat(old), _flat(new)
+    known = (before.pop("content.data", None), after.pop("content.data", None))
+    same_data = None not in known and known[0] == known[1]
+    skipped = {f"{part}.{name}" for part in ("data", "corpus") for name in _LOCATIONS} if same_data else set()
+    if old.get("recipe") == new.get("recipe"):
+        skipped.add("train.recipe")
+    names = [name for name in {**before, **after} if name not in skipped and not name.startswith("content.")]
+    changed = [name for name in names if before.get(name) != after.get(name)]
+    if not changed and None not in known and not same_data:
+        return "other data"
+    return ", ".join(f"{name} {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}" for name in changed)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def check_same_settings(settings: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
+    """Collective: make sure that all processes train the same run on the same tokens.
+
+    Raises:
+        ConfigError: if one has other settings or data, naming them; in all processes.
+    """
+    first, *others = all_gather_object({"settings": dict(settings), "tokens": dict(fingerprints)})
+    for index, other in enumerate(others, start=1):
+        changed = describe_differences(first["settings"], other["settings"])
+        if not changed and first["tokens"] != other["tokens"]:
+            names = [name for name, value in first["tokens"].items() if other["tokens"].get(name) != value]
+            changed = f"other {', '.join(names)}"
+        if changed:
+            raise ConfigError(
+                f"process {index} has other settings or data than process 0 ({changed}); "
+                "start all processes of a run with the same command and the same data"
+            )
+
+
+def is_run_finished(output: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
+    """Whether the output holds the result of a run with these settings.
 
     Raises:
         ConfigError: if it holds something else, unless ``overwrite`` allows another trained model to be replaced.
@@ -42,232 +99,89 @@ def is_run_finished(output: str | Path, settings: dict[str, Any], *, overwrite: 
     if overwrite:
         return False
     changed = describe_differences(record.get("settings", {}), settings)
-    if not changed:  # a setting that is younger than the run is None in both
+    if not changed:
         return True
     raise ConfigError(f"output {output} has other settings ({changed}); choose another folder or --overwrite")
 
 
-class RunDirectory:
-    """Keeps a run's unfinished business. Making one looks at what is there and writes nothing; `create` does.
+class RunFolder:
+    """The work folder of a run. Creating one reads what is there and writes nothing; `create` does.
 
     Args:
-        output: the folder that the run will produce.
-        settings: from `settings_of`; a work folder with other settings is refused.
-        overwrite: let `create` discard a work folder with other settings instead.
-        writes: whether this process changes anything on the disk; of several only the main one does.
+        path: the folder.
+        settings: of the run.
+        overwrite: let `create` delete an unfinished run with other settings instead of refusing it.
 
     Raises:
         ConfigError: if an unfinished run with other settings is there.
-        StorageError: if it cannot be read.
+        StorageError: if its settings cannot be read.
     """
 
-    def __init__(
-        self, output: str | Path, settings: dict[str, Any], *, overwrite: bool = False, can_write: bool = True
-    ) -> None:
-        output = Path(output)
-        self._can_write, self._output = can_write, output
-        self._lock_descriptor: int | None = None  # descriptor of the locked file
-        self.path = output.with_name(output.name + ".training")
-        self._lock_path = output.with_name(output.name + ".training.lock")  # beside it: the folder comes and goes
-        self._settings = settings
-        path = self.path / _SETTINGS_NAME
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path, self._settings = Path(path), settings
+        file = self.path / _SETTINGS_NAME
         try:
-            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         except (OSError, ValueError) as error:
-            raise StorageError(f"cannot read {path}: {error}") from error
+            raise StorageError(f"cannot read {file}: {error}") from error
         changed = "" if found is None else describe_differences(found, settings)
         self._stale = bool(changed)
-        if self._stale and not overwrite:
+        if changed and not overwrite:
             raise ConfigError(
                 f"{self.path} holds an unfinished run with other settings ({changed}); finish it with its own "
                 "command and data, delete the folder, choose another output, or use --overwrite"
             )
 
-    def lock(self) -> None:
-        """Keep other runs from writing here until `release`, or until this process ends, in whatever way.
-
-        Nothing is held where nothing could be written yet (the folder around the output is missing), or on a file
-        system without locks.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Collective: keep other runs from writing here, until the block or this process ends, in whatever way.
 
         Raises:
             ConfigError: if another run is writing here.
-            StorageError: if the file to lock cannot be made.
+            StorageError: if the lock file cannot be created.
         """
-        if not self._can_write or self._lock_descriptor is not None or not self._lock_path.parent.is_dir():
-            return
+        descriptor = run_on_main(self._lock)
         try:
-            self._lock_descriptor = try_lock(self._lock_path)
+            yield
+        finally:
+            if descriptor is not None and is_main_process():
+                with suppress(OSError):  # a file that stays is locked by no process
+                    self._lock_path.unlink()
+                os.close(descriptor)
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path.with_name(self.path.name + ".lock")  # beside it: the folder comes and goes
+
+    def _lock(self) -> int | None:
+        try:
+            self._lock_path.parent.mkdir(parents=True, exist_ok=True)
+            return try_lock(self._lock_path)
         except BlockingIOError:
             raise ConfigError(
-                f"another run is writing to {self._output}; wait until it ends, or choose another output"
+                f"another run is writing to {self.path}; wait until it ends, or choose another output"
             ) from None
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
 
-    def unlock(self) -> None:
-        """Let other runs write here."""
-        if self._lock_descriptor is not None:
-            with suppress(OSError):  # a file that stays is locked by nobody
-                self._lock_path.unlink()
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = None
-
     def create(self) -> None:
-        """Make the folder, with the settings in it.
+        """Collective: create the folder with the settings in it, and delete what a killed run left half-written.
 
         Raises:
             StorageError: if it cannot be written.
         """
-        if not self._can_write:
-            return
-        path = self.path / _SETTINGS_NAME
+        run_on_main(self._create)
+
+    def _create(self) -> None:
+        file = self.path / _SETTINGS_NAME
         try:
             if self._stale:
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                write_json(path.with_suffix(".new"), self._settings)
-                path.with_suffix(".new").rename(path)
+            for half_written in [*self.path.glob("*/.*.new-*"), *self.path.glob("*/.*.old-*")]:
+                shutil.rmtree(half_written, ignore_errors=True)
+            if not file.exists():
+                write_json(file.with_suffix(".new"), self._settings)
+                file.with_suffix(".new").rename(file)
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
-
-    def last_finished_phase(self, phases: list[str]) -> str | None:
-        """The last of these phases whose result is here, of a run with these settings."""
-        finished = [phase for phase in phases if self.phase_dir(phase).is_dir()]
-        return finished[-1] if finished and not self._stale else None
-
-    def phase_dir(self, phase: str) -> Path:
-        """Where the result of a finished phase is."""
-        return self.path / f"{phase}-done"
-
-    def delete_obsolete(self, phase: str, phases: list[str]) -> None:
-        """Delete what a finished phase makes useless: its own states, and the phases before it."""
-        if not self._can_write:
-            return
-        for state in self.path.glob(f"{phase}-step-*"):
-            shutil.rmtree(state, ignore_errors=True)
-        for part in self.path.glob(f"{phase}-*-part-*"):
-            part.unlink(missing_ok=True)
-        for earlier in phases[: phases.index(phase)]:
-            shutil.rmtree(self.phase_dir(earlier), ignore_errors=True)
-
-    def append_log(self, record: dict[str, object]) -> None:
-        """Append one line to the log.
-
-        Raises:
-            StorageError: if it cannot be written.
-        """
-        if not self._can_write:
-            return
-        try:
-            with (self.path / LOG_NAME).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise StorageError(f"cannot write {self.path / LOG_NAME}: {error.strerror}") from error
-
-    def truncate_log(self, phase: str, step: int) -> None:
-        """Drop what the log says of a phase after a step: those steps are done again."""
-        path = self.path / LOG_NAME
-        if not self._can_write or not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # the half of a line that a killed process wrote
-            if record.get("phase") != phase or record["step"] <= step:
-                kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
-
-    def remove(self) -> None:
-        """Delete the folder: the run is finished."""
-        if self._can_write:
-            shutil.rmtree(self.path, ignore_errors=True)
-
-
-_OPTIMIZER_TENSORS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
-
-
-@dataclass
-class TrainingState:
-    """Where a phase stands.
-
-    Attributes:
-        phase: its name.
-        step: optimizer steps done.
-        best_score: the highest validation score so far.
-        best: the weights that reached it.
-    """
-
-    phase: str
-    step: int = 0
-    best_score: float | None = None
-    best_weights: dict[str, Tensor] | None = None
-
-
-def save_state(folder: Path, state: TrainingState, *, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write the state beside earlier ones, whole or not at all, then delete the earlier ones.
-
-    Raises:
-        StorageError: if it cannot be written; earlier states stay.
-    """
-    target = folder / f"{state.phase}-step-{state.step}"
-    with atomic_folder(target) as fresh:
-        save_file(_cloned(network.state_dict()), fresh / "model.safetensors")
-        save_file(_optimizer_tensors(network, optimizer), fresh / "optimizer.safetensors")
-        if state.best_weights is not None:
-            save_file(_cloned(state.best_weights), fresh / "best.safetensors")
-        write_json(fresh / "state.json", {"phase": state.phase, "step": state.step, "best_score": state.best_score})
-    for earlier in _state_dirs(folder, state.phase):
-        if earlier != target:
-            shutil.rmtree(earlier, ignore_errors=True)
-
-
-def restore_latest_state(
-    folder: Path, phase: str, *, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> TrainingState | None:
-    """Restore the newest state of a phase into the network and the optimizer; None where there is none.
-
-    Raises:
-        CheckpointError: if the state cannot be read.
-    """
-    states = _state_dirs(folder, phase)
-    if not states:
-        return None
-    newest = states[-1]
-    try:
-        values = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        network.load_state_dict(load_file(newest / "model.safetensors"))
-        _restore_optimizer(load_file(newest / "optimizer.safetensors"), network, optimizer)
-        best = load_file(newest / "best.safetensors") if values["best_score"] is not None else None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"the saved state {newest} cannot be read; delete it to begin the phase anew") from error
-    return TrainingState(phase, step=values["step"], best_score=values["best_score"], best_weights=best)
-
-
-def _state_dirs(folder: Path, phase: str) -> list[Path]:
-    """Complete states, oldest first: a folder has this name only once it is whole."""
-    found = folder.glob(f"{phase}-step-*")
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def _cloned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no storage, as the file format wants them (tied weights do)."""
-    return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def _optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    found = {}
-    for name, parameter in network.named_parameters():
-        for key, tensor in optimizer.state.get(parameter, {}).items():
-            found[f"{key}/{name}"] = tensor
-    return _cloned(found)
-
-
-def _restore_optimizer(tensors: dict[str, Tensor], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for name, parameter in network.named_parameters():
-        if f"step/{name}" in tensors:
-            optimizer.state[parameter] = {
-                key: tensors[f"{key}/{name}"].to(parameter.device) for key in _OPTIMIZER_TENSORS
-            }

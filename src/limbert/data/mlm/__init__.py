@@ -1,1 +1,1 @@
-"""Masked language modelling: corpus, packed sequences, masks."""
+"""Masked language modelling data: corpus, packed sequences, masks."""

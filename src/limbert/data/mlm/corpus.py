@@ -1,4 +1,4 @@
-"""Text of any size as a stream of documents: from plain text or files with a column of it, never held as a whole."""
+"""Stream the documents of a text corpus from plain text or a column of tables, without holding a file in memory."""
 
 import codecs
 import glob
@@ -7,70 +7,74 @@ from itertools import chain
 from pathlib import Path
 
 from limbert.core.config import CorpusConfig, DataConfig
-from limbert.data.readers import FORMATS, INVALID_UNICODE, Table, check_readable, choose_columns, open_table
+from limbert.data.columns import choose_columns
+from limbert.data.table import FORMATS, INVALID_UNICODE, check_readable, open_table
 from limbert.errors import ConfigError, DataError
 
-_MAX_PIECE_CHARS = 1 << 16  # characters of a piece of text: a tokenizer takes about 170 bytes for each
+_MAX_PIECE_CHARS = 1 << 16  # a tokenizer takes about 170 bytes of memory per character
 
 
 def corpus_files(patterns: Iterable[str], *, exclude: Iterable[Path] = ()) -> tuple[Path, ...]:
-    """The files that names point to, each once however named: a file, a folder (its files but hidden ones), or
-    a glob; in order.
+    """The files that patterns match, in order, each once, even if reached by several paths.
 
     Args:
-        names: of files, folders and globs.
-        apart_from: files that folders and globs are taken without: those that a model is only reported on.
+        patterns: files, folders (all their files that are not hidden) and globs.
+        exclude: files that folders and globs leave out: those that models are only evaluated on.
 
     Raises:
-        ConfigError: a name is one of the files that must stay apart.
-        DataError: a name that nothing answers to.
+        ConfigError: a pattern names an excluded file.
+        DataError: a pattern matches nothing.
     """
-    apart = {path.resolve() for path in exclude}
-    found: dict[Path, Path] = {}
-    for name in patterns:
-        if not name.strip():
-            raise DataError(f"corpus is {name!r}; it must be a file, a folder or a glob")
-        path = Path(name).expanduser()
+    excluded = {path.resolve() for path in exclude}
+    files: dict[Path, Path] = {}
+    for pattern in patterns:
+        if not pattern.strip():
+            raise DataError(f"corpus is {pattern!r}; it must be a file, a folder or a glob")
+        path = Path(pattern).expanduser()
         if path.is_dir():
-            paths = sorted(
-                part for part in path.rglob("*") if part.is_file() and not _is_hidden(part.relative_to(path))
-            )
+            paths = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path))
         elif path.exists():
-            if path.resolve() in apart:
-                raise ConfigError(f"corpus {name} is development text too; it must be one or the other")
+            if path.resolve() in excluded:
+                raise ConfigError(f"corpus {pattern} is development text too; it must be one or the other")
             paths = [path]
         else:
-            paths = sorted(Path(part) for part in glob.glob(str(path), recursive=True) if Path(part).is_file())
+            paths = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
         if not paths:
-            raise DataError(f"corpus {name}: no such file, and no folder or glob with files in it")
-        for part in paths:
-            if (whole := part.resolve()) not in apart:
-                found.setdefault(whole, part)
-    return tuple(found.values())
+            raise DataError(f"corpus {pattern}: no such file, and no folder or glob with files in it")
+        for file in paths:
+            if (resolved := file.resolve()) not in excluded:
+                files.setdefault(resolved, file)
+    return tuple(files.values())
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def stream_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
-    """The text of one file piece by piece; None ends a document.
+    """The text of a file in pieces; None marks the end of a document.
 
-    A row of a table is a document. In plain text a line is one, or everything up to a blank line, as
-    ``config.documents`` says; lines are handed on one by one in either case. A text of more than 65,536 characters
-    comes in pieces that end before white space or, where there is none, anywhere. An empty file holds nothing.
+    A document is a table row, or in plain text a line or a paragraph (``config.documents``); a paragraph is yielded
+    line by line. Texts of more than 65,536 characters are split before white space or, without any, anywhere. An
+    empty file has no documents.
 
     Raises:
-        DataError: a file or row that cannot be read (``FILE:LINE: what``), unless ``config.skip_bad_rows``.
+        DataError: for an unreadable file or row (``FILE:LINE: what``), unless ``config.skip_bad_rows``.
     """
     if path.exists() and not path.stat().st_size:
-        return  # one such file among thousands is no mistake
+        return
     yield from _stream_rows(path, config) if path.suffix.lower() in FORMATS else _stream_lines(path, config)
     yield None
 
 
 def _stream_rows(path: Path, config: CorpusConfig) -> Iterator[str | None]:
-    table, column = _open_text_column(path, config)
+    table, columns = choose_columns(
+        lambda header: open_table(path, header=header),
+        DataConfig(text_column=config.text_column),
+        None,
+        labelled=False,
+    )
+    column = table.columns.index(str(columns.text))
     for row in table.rows():
         text = row.cells[column] if row.problem is None else None
         if isinstance(text, str) and text.strip():
@@ -82,32 +86,33 @@ def _stream_rows(path: Path, config: CorpusConfig) -> Iterator[str | None]:
 
 
 def _stream_lines(path: Path, config: CorpusConfig) -> Iterator[str | None]:
-    """Lines without the white space around them; of a long one no more is held than a piece."""
-    rest, said, bad = "", False, False  # of this line: what was not handed on, whether some was, or could not be read
+    """Lines without surrounding white space; of a long line only one piece is in memory."""
+    rest, has_text, is_bad = "", False, False  # of the current line
     for number, text, ends in _decode_line_chunks(path):
         if text is None and not config.skip_bad_rows:
             raise DataError(f"{path}:{number}: {INVALID_UNICODE}")
-        bad = bad or text is None
+        is_bad = is_bad or text is None
         rest += text or ""
         *pieces, rest = _split_pieces(rest.rstrip() if ends else rest)
         for piece in [*pieces, rest] if ends else pieces:
-            shown = piece if said else piece.lstrip()
-            if shown:
-                yield shown
-                said = True
+            stripped = piece if has_text else piece.lstrip()
+            if stripped:
+                yield stripped
+                has_text = True
         if ends:
-            if (said and config.documents == "line") or not (said or bad):
-                yield None  # a line that is a document, or a blank one
-            rest, said, bad = "", False, False
+            is_blank = not (has_text or is_bad)
+            if is_blank or (has_text and config.documents == "line"):
+                yield None
+            rest, has_text, is_bad = "", False, False
 
 
 def _decode_line_chunks(path: Path) -> Iterator[tuple[int, str | None, bool]]:
-    """Parts of lines with the line's number and whether it ends there; None for bytes that are not UTF-8."""
+    """Parts of lines, with the line number and whether the line ends; None for bytes that are not UTF-8."""
     with check_readable(path).open("rb") as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
         number, ends = 1, True
-        decoder = codecs.getincrementaldecoder("utf-8")()  # keeps half a character for the next part
+        decoder = codecs.getincrementaldecoder("utf-8")()  # keeps an incomplete character for the next part
         for raw in chain(iter(lambda: file.readline(_MAX_PIECE_CHARS), b""), [b""]):
             if not raw and ends:
                 break
@@ -122,7 +127,7 @@ def _decode_line_chunks(path: Path) -> Iterator[tuple[int, str | None, bool]]:
 
 
 def _split_pieces(text: str) -> list[str]:
-    """A text in pieces of at most so many characters, each but the first with the white space before it."""
+    """Pieces of limited length, each but the first beginning with the white space before it."""
     pieces, start = [], 0
     while len(text) - start > _MAX_PIECE_CHARS:
         parts = text[start : start + _MAX_PIECE_CHARS].rsplit(None, 1)
@@ -130,10 +135,3 @@ def _split_pieces(text: str) -> list[str]:
         pieces.append(text[start:end])
         start = end
     return [*pieces, text[start:]]
-
-
-def _open_text_column(path: Path, config: CorpusConfig) -> tuple[Table, int]:
-    reading = DataConfig(text_column=config.text_column)
-    table, columns = choose_columns(lambda header: open_table(path, header=header), reading, None, labelled=False)
-    assert columns.text is not None
-    return table, table.columns.index(columns.text)

@@ -1,1 +1,1 @@
-"""The page at `/playground`: a text, a size, the answer and what it cost, and the server at work."""
+"""The web page at ``/playground``: try texts at any variant, compare variants, watch the server."""

@@ -1,117 +1,136 @@
-// Puts the page together: asks for the menu, then for answers.
+// Loads the model's description, then connects the form with the predictions.
 
-import { AllSizes } from "./all.js";
-import { showAnswer } from "./answer.js";
-import { by, showProblem, whole } from "./draw.js";
-import { Live } from "./live.js";
-import { call, useKey } from "./server.js";
-import { SizeChoice } from "./size.js";
+import { Comparison } from "./comparison.js";
+import { byId, make, showError, whole } from "./elements.js";
+import { showPrediction } from "./prediction.js";
+import { call, setKey } from "./server.js";
+import { Status } from "./status.js";
+import { VariantChoice } from "./variants.js";
 
-const PAUSE = 200; // ms without a change before a changed size is asked for
+const DEBOUNCE = 200; // ms without a change of the variant before it is requested
+const EXAMPLES = [
+  ["The staff was friendly and quick.", "Nobody helped us."],
+  ["I am still waiting for my new card.", "The card has not arrived."],
+  ["Two hours too long, and the ending makes no sense.", "A short and clever film."],
+];
 
-let menu, choice, all, waiting, pause, live;
+let model, choice, comparison, pending, timer, status;
 
-async function begin() {
+async function start() {
   try {
-    menu = await call("menu");
-  } catch (problem) {
-    askForKey(problem);
+    model = await call("model");
+  } catch (error) {
+    askForKey(error);
     return;
   }
-  showProblem(by("problem"), null);
-  by("key-form").hidden = true;
-  if (choice) { live.plan(0); return; }
+  showError(byId("problem"), null);
+  byId("key-form").hidden = true;
+  if (choice) { status.schedule(0); return; }
   showModel();
-  choice = new SizeChoice(menu, () => {
-    clearTimeout(pause);
-    if (!by("result").hidden || waiting) { pause = setTimeout(answer, PAUSE); }
+  choice = new VariantChoice(model, () => {
+    clearTimeout(timer);
+    if (!byId("result").hidden || pending) { timer = setTimeout(predict, DEBOUNCE); }
   });
-  all = new AllSizes(menu);
-  live = new Live(menu);
-  by("text").focus();
+  comparison = new Comparison(model);
+  status = new Status(model);
+  byId("text").focus();
 }
+
+const plural = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 function showModel() {
-  const { task } = menu;
-  document.title = `${menu.name}: Limbert playground`;
-  by("name").textContent = menu.name;
-  const subnets = menu.sizes.filter((size) => size.kind === "subnet").length;
-  const points = menu.sizes.length - subnets;
-  by("about").textContent = `${task.name || "own data"}, ${task.kind}` +
-    `${task.labels.length ? ` with ${whole(task.labels.length)} labels` : ""}: one model at ${subnets} sizes` +
-    `${points ? ` and ${points} operating points that choose for each text` : ""}`;
-  by("pair-field").hidden = menu.pair === "none";
-  by("pair").required = menu.pair === "needed";
-  if (menu.pair === "needed") { by("text-label").textContent = "First text"; }
-  if (menu.pair === "optional") { by("pair-label").textContent = "Second text, if the task has pairs"; }
-  by("work").hidden = false;
-  by("sizes").hidden = false;
+  const { task } = model;
+  document.title = `${model.name}: Limbert playground`;
+  byId("name").textContent = model.name;
+  const subnets = model.variants.filter((variant) => variant.kind === "subnet").length;
+  const points = model.variants.length - subnets;
+  byId("about").textContent = `${task.name || "custom data"}, ${task.task_type}` +
+    `${task.labels.length ? ` with ${plural(task.labels.length, "label")}` : ""}: one model with ` +
+    plural(subnets, "sub-network") + (points ? ` and ${plural(points, "operating point")}` : "");
+  byId("pair-field").hidden = model.pair === "none";
+  byId("pair").required = model.pair === "required";
+  if (model.pair === "required") { byId("text-label").textContent = "First text"; }
+  if (model.pair === "optional") { byId("pair-label").textContent = "Second text, for pairs"; }
+  byId("examples").append(...EXAMPLES.map(([text, pair]) => {
+    const button = make("button", { type: "button", text });
+    button.addEventListener("click", () => {
+      byId("text").value = text;
+      if (model.pair === "required") { byId("pair").value = pair; }
+      comparison.clear();
+      predict();
+    });
+    return button;
+  }));
+  byId("work").hidden = false;
+  byId("comparison").hidden = false;
 }
 
-function askForKey(problem) {
-  const refused = problem.status === 401 || problem.status === 403;
-  by("key-form").hidden = !refused;
-  showProblem(by("problem"), refused && !by("key").value ? null : problem);
-  if (refused) { by("key").focus(); }
-  if (problem.status === 0 || problem.status === 503) { setTimeout(begin, 2000); }
+function askForKey(error) {
+  byId("key-form").hidden = !error.needsKey;
+  showError(byId("problem"), error.needsKey && !byId("key").value ? null : error);
+  if (error.needsKey) { byId("key").focus(); }
+  if (error.status === 0 || error.status === 503) { setTimeout(start, 2000); }
 }
 
-function question() {
-  return { text: by("text").value, pair: menu.pair === "none" ? null : by("pair").value || null };
+function input() {
+  return { text: byId("text").value, pair: model.pair === "none" ? null : byId("pair").value || null };
 }
 
-async function answer() {
-  clearTimeout(pause);
-  if (!by("ask").reportValidity()) { return; }
-  if (waiting) { waiting.abort(); }
-  const mine = new AbortController();
-  waiting = mine;
-  by("result").classList.add("waiting");
-  const began = performance.now();
+async function predict() {
+  clearTimeout(timer);
+  if (!byId("form").reportValidity()) { return; }
+  if (pending) { pending.abort(); }
+  const controller = new AbortController();
+  pending = controller;
+  byId("result").classList.add("waiting");
+  const start = performance.now();
   try {
-    const found = await call("answer", { body: { ...question(), parameters: choice.parameters }, signal: mine.signal });
-    showProblem(by("answer-problem"), null);
-    showAnswer(found, menu, performance.now() - began);
-  } catch (problem) {
-    if (problem.name === "AbortError") { return; }
-    showProblem(by("answer-problem"), problem);
-    if (problem.status === 401 || problem.status === 403) { askForKey(problem); }
+    const body = { ...input(), parameters: choice.parameters };
+    const prediction = await call("predict", { body, signal: controller.signal });
+    showError(byId("prediction-problem"), null);
+    showPrediction(prediction, model, performance.now() - start);
+    choice.follow(prediction.variant);
+  } catch (error) {
+    if (error.name === "AbortError") { return; }
+    showError(byId("prediction-problem"), error);
+    if (error.needsKey) { askForKey(error); }
   } finally {
-    if (waiting === mine) {
-      waiting = null;
-      by("result").classList.remove("waiting");
+    if (pending === controller) {
+      pending = null;
+      byId("result").classList.remove("waiting");
     }
   }
 }
 
-by("ask").addEventListener("submit", (event) => { event.preventDefault(); answer(); });
+byId("form").addEventListener("submit", (event) => { event.preventDefault(); predict(); });
 for (const id of ["text", "pair"]) {
-  by(id).addEventListener("keydown", (event) => {
+  byId(id).addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
-      answer();
+      predict();
     }
   });
-  by(id).addEventListener("input", () => all.clear());
+  byId(id).addEventListener("input", () => comparison.clear());
 }
-by("all").addEventListener("click", () => { if (by("ask").reportValidity()) { all.run(question()); } });
-by("key-form").addEventListener("submit", (event) => {
+byId("compare").addEventListener("click", () => { if (byId("form").reportValidity()) { comparison.run(input()); } });
+byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(by("key").value);
-  begin();
+  setKey(byId("key").value);
+  start();
 });
 
-const THEMES = { "": "as the system", light: "light", dark: "dark" };
+const THEMES = { "": "system", light: "light", dark: "dark" };
 let theme = "";
 try { theme = localStorage.getItem("limbert-theme") || ""; } catch { /* private windows have no storage */ }
-function paint() {
-  if (theme in THEMES && theme) { document.documentElement.dataset.theme = theme; } else { delete document.documentElement.dataset.theme; theme = ""; }
-  by("theme").textContent = `Theme: ${THEMES[theme]}`;
+function showTheme() {
+  if (!(theme in THEMES)) { theme = ""; }
+  if (theme) { document.documentElement.dataset.theme = theme; } else { delete document.documentElement.dataset.theme; }
+  byId("theme").textContent = `Theme: ${THEMES[theme]}`;
 }
-by("theme").addEventListener("click", () => {
+byId("theme").addEventListener("click", () => {
   theme = { "": "dark", dark: "light", light: "" }[theme];
-  try { localStorage.setItem("limbert-theme", theme); } catch { /* then it holds for this visit */ }
-  paint();
+  try { localStorage.setItem("limbert-theme", theme); } catch { /* valid until the page is closed */ }
+  showTheme();
 });
-paint();
-begin();
+showTheme();
+start();

@@ -1,27 +1,25 @@
-"""The playground's routes: the page with its parts, and the JSON that the page asks for."""
+"""Routes of the playground: the page with its files, and the JSON that its scripts request."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from limbert.core.palette import palette_colours
 from limbert.errors import LimbertError
 from limbert.serve.errors import ApiError
-from limbert.serve.http_body import optional_object, parse_json_object, read_body, require_string
-from limbert.serve.metrics import REQUEST_OPTIONS, RequestHandler, to_json
-from limbert.serve.playground.answers import compare_with_full, model_json, prediction_json, status_json
+from limbert.serve.playground.predictions import compare_with_full, model_json, prediction_json, status_json
+from limbert.serve.responses import to_json
+from limbert.serve.schemas import RequestModel
 from limbert.serve.selection import RequestOptions
-from limbert.serve.service import TextInput
-from limbert.serve.variants import Variant
+from limbert.serve.service import Service
+from limbert.serve.tokenizer import TextInput
 
-_PAGE_PATH = "/playground"
-_ASSETS_PATH = f"{_PAGE_PATH}/assets"
-_SCRIPTS = ("main.js", "server.js", "draw.js", "size.js", "answer.js", "all.js", "live.js")
-_HEADERS = {
+_PAGE = "/playground"
+_SCRIPTS = ("main.js", "server.js", "elements.js", "variants.js", "prediction.js", "comparison.js", "status.js")
+_PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -30,95 +28,92 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-PUBLIC_PATHS = frozenset((_PAGE_PATH, *(f"{_ASSETS_PATH}/{name}" for name in ("page.css", "colours.css", *_SCRIPTS))))
-"""The page and its parts hold nothing of the model: a server with an API key shows them without it."""
+_JSON_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+PUBLIC_PATHS = frozenset((_PAGE, *(f"{_PAGE}/assets/{name}" for name in ("page.css", "colours.css", *_SCRIPTS))))
+"""Files that tell nothing about the model: they need no API key."""
 
 
-def create_router(handler: RequestHandler) -> APIRouter:
-    """``/playground``, and what the page asks for below it."""
-    service, routes, parts = handler.service, APIRouter(include_in_schema=False), _page_files()
+class PlaygroundRequest(RequestModel):
+    """A text with its second text and request options."""
 
-    @routes.get(_PAGE_PATH)
+    text: str
+    pair: str | None = None
+    parameters: RequestOptions | None = None
+
+    @property
+    def input(self) -> TextInput:
+        """The text and its second text."""
+        return self.text, self.pair
+
+
+def create_router(service: Service) -> APIRouter:
+    """``/playground`` and the paths below it."""
+    routes, page_files = APIRouter(include_in_schema=False), _page_files()
+
+    @routes.get(_PAGE)
     async def page() -> Response:
-        return Response(parts["page.html"], headers=_HEADERS, media_type="text/html")
+        return Response(page_files["page.html"], headers=_PAGE_HEADERS, media_type="text/html")
 
-    @routes.get(_ASSETS_PATH + "/{name}")
+    @routes.get(_PAGE + "/assets/{name}")
     async def asset(name: str) -> Response:
-        if name not in parts or name == "page.html":
-            raise ApiError(404, f"the playground has no part {name[:100]!r}")
-        kind = "text/css" if name.endswith(".css") else "text/javascript"
-        return Response(parts[name], headers=_HEADERS, media_type=kind)
+        if name not in page_files or name == "page.html":
+            raise ApiError(404, f"the playground has no file {name[:100]!r}")
+        media_type = "text/css" if name.endswith(".css") else "text/javascript"
+        return Response(page_files[name], headers=_PAGE_HEADERS, media_type=media_type)
 
-    @routes.get(f"{_PAGE_PATH}/menu")
-    async def menu() -> Response:
+    @routes.get(f"{_PAGE}/model")
+    async def model() -> Response:
         return _json(model_json(service))
 
-    @routes.get(f"{_PAGE_PATH}/live")
-    async def live() -> Response:
+    @routes.get(f"{_PAGE}/status")
+    async def status() -> Response:
         return _json(status_json(service))
 
-    @routes.post(f"{_PAGE_PATH}/answer")
-    async def answer(request: Request) -> Response:
-        content = parse_json_object(await read_body(request, max_body=service.settings.max_body))
-        wish = RequestOptions.from_parameters(optional_object(content, "parameters", allowed=REQUEST_OPTIONS))
-        answers = await handler.predict(request, [_parse_text(content)], options=wish, truncate=True)
-        return _json(prediction_json(service.task, answers))
+    @routes.post(f"{_PAGE}/predict")
+    async def predict(body: PlaygroundRequest) -> Response:
+        output = await service.predict([body.input], options=body.parameters or RequestOptions())
+        return _json(prediction_json(service.task, output))
 
-    @routes.post(f"{_PAGE_PATH}/sizes")
-    async def sizes(request: Request) -> Response:
-        """A JSON line a size, the full model first; one after the other, so that others' requests come between."""
-        text = _parse_text(parse_json_object(await read_body(request, max_body=service.settings.max_body)))
-        return StreamingResponse(
-            _predict_all_variants(handler, text), headers=_HEADERS, media_type="application/x-ndjson"
-        )
+    @routes.post(f"{_PAGE}/compare")
+    async def compare(body: PlaygroundRequest) -> Response:
+        """A JSON line per variant, the full model first; one at a time, so that other requests run in between."""
+        lines = _predict_all_variants(service, body.input)
+        return StreamingResponse(lines, headers=_PAGE_HEADERS, media_type="application/x-ndjson")
 
     return routes
 
 
-def _parse_text(content: Mapping[str, Any]) -> TextInput:
-    pair = content.get("pair")
-    return require_string(content.get("text"), "text"), None if pair is None else require_string(pair, "pair")
-
-
-async def _predict_all_variants(handler: RequestHandler, text: TextInput) -> AsyncIterator[bytes]:
-    """Cancelled by the server when the client hangs up: what it waits for leaves the queue."""
-    service, menu = handler.service, handler.service.variants
-    first = menu.full
+async def _predict_all_variants(service: Service, text: TextInput) -> AsyncIterator[bytes]:
     full: dict[str, Any] | None = None
-    for size in (first, *(size for size in menu.variants if size is not first)):
-        line: dict[str, Any] = {"name": size.name}
+    first = service.variants.full
+    for variant in (first, *(variant for variant in service.variants.variants if variant is not first)):
+        line: dict[str, Any] = {"name": variant.name}
         try:
-            answers = await service.predict([text], options=_options_for(size))
+            output = await service.predict([text], options=RequestOptions.model_validate({variant.kind: variant.name}))
+            prediction = prediction_json(service.task, output)
         except LimbertError as error:
-            line |= {"error": str(error)}
+            line["error"] = str(error)
         else:
-            handler.metrics.observe_output(answers)
-            values = prediction_json(service.task, answers)
-            full = values if size is first else full
-            line |= {"answer": values} | compare_with_full(values, full)
+            full = prediction if variant is first else full
+            line |= {"prediction": prediction} | compare_with_full(prediction, full)
         yield to_json(line) + b"\n"
 
 
-def _options_for(variant: Variant) -> RequestOptions:
-    return RequestOptions(policy=variant.name) if variant.kind == "policy" else RequestOptions(subnet=variant.name)
-
-
 def _json(value: Any) -> Response:
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return Response(to_json(value), headers=headers, media_type="application/json")
+    return Response(to_json(value), headers=_JSON_HEADERS, media_type="application/json")
 
 
 def _page_files() -> dict[str, bytes]:
-    """The page's files by name, read once; the colours are the report's."""
+    """The page's files by name; its colours are the report's."""
     folder = files("limbert.serve.playground")
-    parts = {name: (folder / name).read_bytes() for name in ("page.html", "page.css", *_SCRIPTS)}
-    return parts | {"colours.css": _color_css().encode()}
+    contents = {name: (folder / name).read_bytes() for name in ("page.html", "page.css", *_SCRIPTS)}
+    return contents | {"colours.css": _color_css().encode()}
 
 
 def _color_css() -> str:
     light, dark = (
-        "".join(f"--{name}:{pair[place]};" for name, pair in palette_colours().items()) + f"color-scheme:{scheme};"
-        for place, scheme in enumerate(("light", "dark"))
+        "".join(f"--{name}:{pair[index]};" for name, pair in palette_colours().items()) + f"color-scheme:{scheme};"
+        for index, scheme in enumerate(("light", "dark"))
     )
     return (
         f":root {{{light}}}\n"

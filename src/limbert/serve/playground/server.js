@@ -1,47 +1,50 @@
-// Talks to the server the page came from: JSON in, JSON out, every refusal as a Problem in plain words.
+// Requests to the server that the page came from: JSON in, JSON out; every refusal becomes a ServerError.
 
 const STORED = "limbert-key";
 let key = "";
 try { key = sessionStorage.getItem(STORED) || ""; } catch { /* private windows have no storage */ }
 
-export function useKey(value) {
+export function setKey(value) {
   key = value;
-  try { sessionStorage.setItem(STORED, value); } catch { /* then it holds for this visit */ }
+  try { sessionStorage.setItem(STORED, value); } catch { /* valid until the page is closed */ }
 }
 
-export class Problem extends Error {
-  constructor(status, plain, detail) {
-    super(plain);
+export class ServerError extends Error {
+  constructor(status, message, detail) {
+    super(message);
     this.status = status;
     this.detail = detail;
   }
+
+  get needsKey() { return this.status === 401 || this.status === 403; }
 }
 
-const WORDS = {
-  401: "This server asks for a key, and this is not one that it knows.",
-  403: "This server asks for a key, and this is not one that it knows.",
-  413: "This is too long for the server.",
-  422: "The server cannot do this.",
-  429: "The server is too busy to answer this in time.",
-  503: "The server does not answer now: it is starting, stopping or out of order.",
+const MESSAGES = {
+  401: "The API key is missing or wrong.",
+  403: "The API key is missing or wrong.",
+  413: "The text is too long for the server.",
+  422: "The request is invalid.",
+  424: "The model fails on this text.",
+  429: "The server is too busy to meet the deadline.",
+  503: "The server is not available: it is starting, shutting down, or inference has failed.",
 };
 
-async function problemOf(response) {
+async function errorOf(response) {
   let detail = "";
   try {
     const value = await response.json();
-    const found = value.error ?? value.detail ?? "";
-    detail = typeof found === "string" ? found : JSON.stringify(found);
-  } catch { /* an answer without JSON says nothing more */ }
-  let plain = WORDS[response.status] || `The server answered with an error (${response.status}).`;
+    const error = value.error ?? value.detail ?? "";
+    detail = typeof error === "string" ? error : JSON.stringify(error);
+  } catch { /* no JSON: no details */ }
+  let message = MESSAGES[response.status] || `The server responded with an error (${response.status}).`;
   const wait = Number(response.headers.get("Retry-After"));
-  if (response.status === 429 && wait > 0) { plain += ` Try again in ${wait} second${wait === 1 ? "" : "s"}.`; }
-  return new Problem(response.status, plain, detail);
+  if (response.status === 429 && wait > 0) { message += ` Try again in ${wait} second${wait === 1 ? "" : "s"}.`; }
+  return new ServerError(response.status, message, detail);
 }
 
 async function request(path, { body, signal } = {}) {
   const headers = {};
-  if (key) { headers["X-API-Key"] = String.fromCharCode(...new TextEncoder().encode(key)); } // headers carry bytes
+  if (key) { headers["X-API-Key"] = String.fromCharCode(...new TextEncoder().encode(key)); } // headers are bytes
   if (body !== undefined) { headers["Content-Type"] = "application/json"; }
   let response;
   try {
@@ -54,9 +57,9 @@ async function request(path, { body, signal } = {}) {
     });
   } catch (error) {
     if (error.name === "AbortError") { throw error; }
-    throw new Problem(0, "The server cannot be reached.", "");
+    throw new ServerError(0, "The server cannot be reached.", "");
   }
-  if (!response.ok) { throw await problemOf(response); }
+  if (!response.ok) { throw await errorOf(response); }
   return response;
 }
 
@@ -64,21 +67,21 @@ export async function call(path, options) {
   return (await request(path, options)).json();
 }
 
-// Calls `take` with each line of an answer that comes line by line.
-export async function lines(path, options, take) {
+// Calls `handle` with each line of a streamed response.
+export async function lines(path, options, handle) {
   const reader = (await request(path, options)).body.pipeThrough(new TextDecoderStream()).getReader();
-  let kept = "";
+  let rest = "";
   for (;;) {
-    let part;
+    let chunk;
     try {
-      part = await reader.read();
+      chunk = await reader.read();
     } catch (error) {
       if (error.name === "AbortError") { throw error; }
-      throw new Problem(0, "The connection to the server broke.", "");
+      throw new ServerError(0, "The connection to the server was lost.", "");
     }
-    if (part.done) { return; }
-    const whole = (kept + part.value).split("\n");
-    kept = whole.pop();
-    whole.filter(Boolean).forEach((line) => take(JSON.parse(line)));
+    if (chunk.done) { return; }
+    const parts = (rest + chunk.value).split("\n");
+    rest = parts.pop();
+    parts.filter(Boolean).forEach((line) => handle(JSON.parse(line)));
   }
 }

@@ -1,1 +1,1 @@
-"""The protocols that the server speaks, each on its own path."""
+"""HTTP protocols, one router per file."""

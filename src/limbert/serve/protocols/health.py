@@ -1,98 +1,124 @@
-"""Whether the server lives, what it serves, and its counters: for probes, people and Prometheus."""
+"""Health probes, what is served, and metrics."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from limbert.serve.errors import ApiError
-from limbert.serve.metrics import RequestHandler
-from limbert.serve.protocols import schemas
-from limbert.serve.scores import label_names
+from limbert.serve.errors import UnavailableError
+from limbert.serve.metrics import ServerMetrics
+from limbert.serve.responses import label_names
+from limbert.serve.schemas import error_responses
 from limbert.serve.service import Service
 
-PUBLIC_PATHS = frozenset(("/health", "/v2/health/live", "/v2/health/ready"))  # answered without the API key
+PUBLIC_PATHS = frozenset(("/health", "/v2/health/live", "/v2/health/ready"))  # need no API key
+_Count = Annotated[int, Field(ge=0)]
 
 
-def create_router(handler: RequestHandler) -> APIRouter:
+class VariantInfo(BaseModel):
+    """A sub-network or operating point; qualities on different ``data`` are not compared."""
+
+    name: str
+    kind: Literal["subnet", "policy"]
+    quality: float | None
+    metric: str
+    data: Literal["development", "validation"] | None
+    flops: _Count
+
+
+class ServerInfo(BaseModel):
+    """TEI's fields, the task type, and the variants."""
+
+    model_id: str
+    model_sha: str | None = None
+    model_dtype: str
+    model_type: dict[Literal["classifier"], dict[Literal["id2label", "label2id"], dict[str, Any]]]
+    max_concurrent_requests: _Count
+    max_input_length: _Count
+    max_batch_tokens: _Count
+    max_batch_requests: int | None = None
+    max_client_batch_size: _Count
+    auto_truncate: bool = False
+    tokenization_workers: int = 1
+    version: str
+    sha: str | None = None
+    docker_label: str | None = None
+    task: str
+    sizes: list[VariantInfo]
+
+
+def create_router(service: Service, metrics: ServerMetrics) -> APIRouter:
     """``/health``, ``/v2/health/live``, ``/v2/health/ready``, ``/info`` and ``/metrics``."""
-    service, routes = handler.service, APIRouter(tags=["Health"])
+    routes = APIRouter(tags=["Health"])
 
-    @routes.get("/health", summary="Health", operation_id="health", **schemas.get_route(schemas.STATUS, 503))
-    async def health() -> Any:
-        """200 while the server can compute, 503 once it cannot any more and should be replaced."""
+    @routes.get("/health", summary="Health", operation_id="health", responses=error_responses(503))
+    async def health() -> dict[str, str]:
+        """200 until inference fails for good; then 503: restart the server."""
         _check_health(service)
         return {"status": "healthy"}
 
-    @routes.get("/v2/health/live", summary="Live", operation_id="oip_live", **schemas.get_route(schemas.LIVE, 503))
-    async def live() -> Any:
-        """As /health: a server that cannot compute any more should be restarted."""
+    @routes.get("/v2/health/live", summary="Live", operation_id="oip_live", responses=error_responses(503))
+    async def live() -> dict[str, bool]:
+        """The same as /health."""
         _check_health(service)
         return {"live": True}
 
-    @routes.get("/v2/health/ready", summary="Ready", operation_id="oip_ready", **schemas.get_route(schemas.READY, 503))
-    async def ready() -> Any:
-        """200 while requests are taken; 503 during start and while the server drains."""
+    @routes.get("/v2/health/ready", summary="Ready", operation_id="oip_ready", responses=error_responses(503))
+    async def ready() -> dict[str, bool]:
+        """200 while requests are accepted; 503 during start and shutdown."""
         _check_health(service)
         if not service.ready:
-            raise ApiError(503, "the server is starting, or drains before its end")
+            raise UnavailableError("not ready: the server is starting or shutting down")
         return {"ready": True}
 
-    @routes.get("/info", summary="What is served", operation_id="info", **schemas.get_route(schemas.INFO, 401))
-    async def info() -> Any:
-        """The model, its labels, its limits, and the sizes that it can run as."""
-        return server_info(service)
+    @routes.get("/info", summary="Model", operation_id="info", responses=error_responses(401))
+    async def info() -> ServerInfo:
+        """The model, its labels, its limits, and its variants."""
+        return _server_info(service)
 
     @routes.get(
         "/metrics", summary="Prometheus metrics", operation_id="metrics", response_class=Response,
-        responses=schemas.text_responses(401),
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **error_responses(401)},
     )  # fmt: skip
-    async def metrics(request: Request) -> Response:
-        """Counters of this process since its start."""
-        return Response(handler.metrics.exposition(), headers={"content-type": handler.metrics.content_type})
+    async def read_metrics() -> Response:
+        """Metrics of this process since its start."""
+        return metrics.response()
 
     return routes
 
 
 def _check_health(service: Service) -> None:
     if not service.healthy:
-        raise ApiError(503, "the compute thread has died; this server must be restarted")
+        raise UnavailableError("inference has failed; restart the server")
 
 
-def server_info(service: Service) -> dict[str, Any]:
-    """What ``/info`` says: TEI's fields, and Limbert's."""
+def _server_info(service: Service) -> ServerInfo:
     labels, settings = label_names(service.task), service.settings
-    names = {
+    names: Any = {
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
     }
-    return {
-        "model_id": service.model_name,
-        "model_sha": None,
-        "model_dtype": "bfloat16" if settings.precision == "bf16" else "float32",
-        "model_type": {"classifier": names},
-        "max_concurrent_requests": settings.max_queue,
-        "max_input_length": service.max_length,
-        "max_batch_tokens": settings.max_batch_tokens,
-        "max_batch_requests": None,
-        "max_client_batch_size": settings.max_texts,
-        "auto_truncate": False,
-        "tokenization_workers": 1,
-        "version": version("limbert"),
-        "sha": None,
-        "docker_label": None,
-        "task": service.task.task_type,
-        "sizes": [
-            {
-                "name": size.name,
-                "kind": size.kind,
-                "quality": size.quality,
-                "metric": size.metric,
-                "data": size.eval_split,
-                "flops": size.flops,
-            }
-            for size in service.variants.variants
+    return ServerInfo(
+        model_id=service.model_name,
+        model_dtype="bfloat16" if settings.precision == "bf16" else "float32",
+        model_type={"classifier": names},
+        max_concurrent_requests=settings.max_queue,
+        max_input_length=service.max_length,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_client_batch_size=settings.max_texts,
+        version=version("limbert"),
+        task=service.task.task_type,
+        sizes=[
+            VariantInfo(
+                name=variant.name,
+                kind=variant.kind,
+                quality=variant.quality,
+                metric=variant.metric,
+                data=variant.eval_split,
+                flops=variant.flops,
+            )
+            for variant in service.variants.variants
         ],
-    }
+    )

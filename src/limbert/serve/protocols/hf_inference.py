@@ -1,121 +1,102 @@
-"""Hugging Face inference: what ``InferenceClient.text_classification`` posts, answered as its pipeline would."""
+"""Hugging Face inference: what ``InferenceClient.text_classification`` posts; responses equal its pipeline's."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
-from starlette.requests import Request
+from pydantic import BaseModel, BeforeValidator, Field, Tag
 from starlette.responses import Response
 
 from limbert.serve.errors import ApiError
-from limbert.serve.http_body import (
-    check_batch_size,
-    json_type_name,
-    optional_object,
-    parse_json_object,
-    read_body,
-    require_string,
+from limbert.serve.responses import (
+    SCORE_FUNCTIONS,
+    json_response,
+    label_names,
+    ranked_scores,
+    score_function,
 )
-from limbert.serve.metrics import REQUEST_OPTIONS, RequestHandler, json_response
-from limbert.serve.protocols import schemas
-from limbert.serve.scores import SCORE_FUNCTIONS, ScoreFunction, label_names, ranked_scores, score_function
+from limbert.serve.schemas import RequestModel, by_json_type, prediction_responses
 from limbert.serve.selection import RequestOptions
-from limbert.serve.service import TextInput
+from limbert.serve.service import Service
+from limbert.serve.tokenizer import TextInput
 
-PARAMETER_NAMES = ("top_k", "function_to_apply", "truncation", *REQUEST_OPTIONS)
-_TRUNCATION_VALUES = {True: True, "longest_first": True, False: False, "do_not_truncate": False}
+_INPUT = 'must be a string or {"text", "text_pair"}'
 
 
-def create_router(handler: RequestHandler) -> APIRouter:
+class TextPair(RequestModel):
+    """A text with an optional second text."""
+
+    text: str
+    text_pair: str | None = None
+
+
+_Text = Annotated[str, Tag("#str")]
+_Pair = Annotated[TextPair, Tag("#dict")]
+_Batch = Annotated[list[Annotated[_Text | _Pair, by_json_type(_INPUT)]], Field(min_length=1), Tag("#list")]
+
+
+_Truncation = Annotated[
+    Annotated[bool, Tag("#bool")] | Annotated[Literal["longest_first", "do_not_truncate"], Tag("#str")],
+    by_json_type("must be true, false, longest_first or do_not_truncate"),
+]
+
+
+class Parameters(RequestOptions):
+    """Parameters of the pipeline, and the request options."""
+
+    top_k: Annotated[
+        int | None,
+        Field(ge=1, description="best scores to return; null: all"),
+        BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
+    ] = None
+    function_to_apply: Annotated[
+        Literal["softmax", "sigmoid", "none"] | None, Field(description="null: by task type")
+    ] = None
+    truncation: _Truncation | None = None
+
+
+class ClassifyRequest(RequestModel):
+    """A text, a pair, or a batch of these; ``options`` of the former inference API are ignored."""
+
+    inputs: Annotated[_Text | _Pair | _Batch, by_json_type(f"{_INPUT}, or a list of these")]
+    parameters: Parameters | None = None
+    options: dict[str, Any] | None = None
+
+    @property
+    def texts(self) -> list[TextInput]:
+        """The texts with their pairs."""
+        inputs = self.inputs if isinstance(self.inputs, list) else [self.inputs]
+        return [(item, None) if isinstance(item, str) else (item.text, item.text_pair) for item in inputs]
+
+
+class LabelScore(BaseModel):
+    """A label and its score."""
+
+    label: str
+    score: float
+
+
+def create_router(service: Service) -> APIRouter:
     """``POST /`` and ``POST /models/{model_id}``."""
-    service, routes = handler.service, APIRouter(tags=["Hugging Face inference"])
+    routes = APIRouter(tags=["Hugging Face inference"])
     Model = Annotated[str, Path(json_schema_extra={"enum": [service.model_name]})]
-    described: dict[str, Any] = {
-        "responses": schemas.responses(schemas.nested_scores(service), 400, 401, 408, 413, 415, 422, 424, 429, 503),
-        "openapi_extra": schemas.request_body(schemas.huggingface_request(service)),
-        "response_class": Response,
-    }
+    described: Any = {"responses": prediction_responses(list[list[LabelScore]]), "response_class": Response}
 
-    async def classify(request: Request) -> Response:
-        """Classify a text, a pair of texts, or a list of these; all scores of each, highest first."""
-        return await _classify(handler, request)
+    @routes.post("/", summary="Classify", operation_id="hf_classify", **described)
+    async def classify(body: ClassifyRequest) -> Response:
+        """Classify a text, a pair, or a batch of these; for each all scores, highest first."""
+        parameters = body.parameters or Parameters()
+        truncate = parameters.truncation not in (False, "do_not_truncate")
+        output = await service.predict(body.texts, options=parameters, truncate=truncate)
+        name, labels = parameters.function_to_apply, label_names(service.task)
+        function = score_function(service.task) if name is None else SCORE_FUNCTIONS[name]
+        scores = [ranked_scores(text.logits, labels, function, top_k=parameters.top_k) for text in output.outputs]
+        return json_response(scores, output)
 
-    async def classify_model(request: Request, model_id: Model) -> Response:
-        """The same under the model's name, as the Hugging Face inference API has it."""
+    @routes.post("/models/{model_id:path}", summary="Classify by model name", operation_id="hf_model", **described)
+    async def classify_by_name(body: ClassifyRequest, model_id: Model) -> Response:
+        """The same under the model's name."""
         if model_id != service.model_name:
             raise ApiError(404, f"model is {model_id[:200]!r}; this server has {service.model_name!r}")
-        return await _classify(handler, request)
+        return await classify(body)
 
-    routes.post("/", summary="Classify", operation_id="hf_classify", **described)(classify)
-    described["responses"] = described["responses"] | schemas.error_responses(404)
-    routes.post("/models/{model_id:path}", summary="Classify by name", operation_id="hf_model", **described)(
-        classify_model
-    )
     return routes
-
-
-async def _classify(handler: RequestHandler, request: Request) -> Response:
-    service = handler.service
-    content = parse_json_object(await read_body(request, max_body=service.settings.max_body))
-    texts = read_inputs(content.get("inputs"), max_texts=service.settings.max_texts)
-    parameters = optional_object(content, "parameters", allowed=PARAMETER_NAMES)
-    top, function = _parse_top_k(parameters.get("top_k")), _parse_function(parameters.get("function_to_apply"))
-    truncate, wish = _parse_truncation(parameters.get("truncation")), RequestOptions.from_parameters(parameters)
-    answers = await handler.predict(request, texts, options=wish, truncate=truncate)
-    labels, function = label_names(service.task), function or score_function(service.task)
-    return json_response([ranked_scores(row.logits, labels, function, top_k=top) for row in answers.outputs], answers)
-
-
-def read_inputs(inputs: Any, *, max_texts: int) -> list[TextInput]:
-    """The texts of ``inputs``: a string, ``{"text", "text_pair"}``, or a list of these.
-
-    Raises:
-        Fault: 413 or 422.
-    """
-    if not isinstance(inputs, list):
-        return [_parse_text(inputs, "inputs")]
-    check_batch_size(len(inputs), max_texts=max_texts)
-    return [_parse_text(item, f"inputs[{index}]") for index, item in enumerate(inputs)]
-
-
-def _parse_text(value: Any, where: str) -> TextInput:
-    if not isinstance(value, dict):
-        if not isinstance(value, str):
-            raise ApiError(422, f'{where} is {json_type_name(value)}; it must be a string or {{"text", "text_pair"}}')
-        return require_string(value, where), None
-    for key in value:
-        if key not in ("text", "text_pair"):
-            raise ApiError(422, f"{where} has {key[:100]!r}; it may have text and text_pair")
-    pair = value.get("text_pair")
-    return require_string(value.get("text"), f"{where}.text"), None if pair is None else require_string(
-        pair, f"{where}.text_pair"
-    )
-
-
-def _parse_top_k(value: Any) -> int | None:
-    if value is None:
-        return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or value < 1 or (isinstance(value, float) and not value.is_integer()):  # 2.0 is a whole number
-        raise ApiError(
-            422,
-            f"top_k is {value if number else json_type_name(value)}; it must be a whole number from 1, or null for all",
-        )
-    return int(value)
-
-
-def _parse_function(value: Any) -> ScoreFunction | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or value not in SCORE_FUNCTIONS:
-        given = repr(value[:100]) if isinstance(value, str) else json_type_name(value)
-        raise ApiError(422, f"function_to_apply is {given}; it must be one of {', '.join(SCORE_FUNCTIONS)}")
-    return SCORE_FUNCTIONS[value]
-
-
-def _parse_truncation(value: Any) -> bool:
-    if value is None:
-        return True
-    if not isinstance(value, bool | str) or value not in _TRUNCATION_VALUES:
-        given = repr(value[:100]) if isinstance(value, str) else json_type_name(value)
-        raise ApiError(422, f"truncation is {given}; it must be true, false, longest_first or do_not_truncate")
-    return _TRUNCATION_VALUES[value]

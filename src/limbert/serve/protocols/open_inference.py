@@ -1,221 +1,332 @@
-"""The Open Inference Protocol, version 2, with its binary tensor and classification extensions."""
+"""Open Inference Protocol, version 2, with its binary tensor and classification extensions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from limbert.data.tasks import Task
-from limbert.serve.errors import ApiError, InvalidRequestError
-from limbert.serve.http_body import json_type_name, optional_bool, optional_object, parse_json_object, read_body
-from limbert.serve.metrics import REQUEST_OPTIONS, RequestHandler, json_response, to_json, usage_headers, variant_names
-from limbert.serve.protocols import schemas
-from limbert.serve.protocols.tensors import OutputTensor, read_strings, split_body
-from limbert.serve.scores import check_finite, label_names, score_function
+from limbert.serve.errors import ApiError, InvalidRequestError, RequestTooLargeError, UnavailableError
+from limbert.serve.responses import (
+    check_finite,
+    json_response,
+    label_names,
+    score_function,
+    to_json,
+    usage_headers,
+    variant_names,
+)
+from limbert.serve.runner import RequestOutput
+from limbert.serve.schemas import (
+    RequestModel,
+    by_json_type,
+    error_responses,
+    prediction_responses,
+    suggestion,
+    validation_error,
+)
 from limbert.serve.selection import RequestOptions
-from limbert.serve.service import RequestOutput, Service, TextInput
+from limbert.serve.service import Service
+from limbert.serve.tokenizer import TextInput
 
-_JSON_LENGTH_HEADER = "inference-header-content-length"
-_IGNORED_PARAMETERS = (  # what clients and other servers of this protocol send along, without meaning here
-    "sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "content_type",
-)  # fmt: skip
-PARAMETER_NAMES = (*REQUEST_OPTIONS, "truncate", "binary_data_output", *_IGNORED_PARAMETERS)
+_JSON_LENGTH = "inference-header-content-length"
+_STRING_LENGTH = struct.Struct("<I")  # before each string of a binary tensor
 
 
-def input_tensors() -> list[dict[str, Any]]:
-    """The tensors that a model takes."""
-    return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("TEXT", "TEXT_PAIR")]
+class ServerMetadata(BaseModel):
+    """The server and its extensions."""
+
+    name: str = "limbert"
+    version: str = version("limbert")
+    extensions: list[str] = ["binary_tensor_data", "classification"]
 
 
-def output_tensors(task: Task) -> list[dict[str, Any]]:
-    """The tensors that a model answers with; LABEL only where exactly one of the labels holds."""
-    numbers = [
-        {"name": name, "datatype": "FP32", "shape": [-1, len(label_names(task))]} for name in ("SCORES", "LOGITS")
-    ]
-    label = {"name": "LABEL", "datatype": "BYTES", "shape": [-1]}
-    return [label, *numbers] if task.task_type == "classification" else numbers
-
-
-@dataclass(frozen=True)
-class _RequestedOutput:
-    """One output as requested."""
+class TensorMetadata(BaseModel):
+    """Name, datatype and shape; -1: any size."""
 
     name: str
-    binary: bool
-    top_classes: int  # > 0: the best of them as strings, instead of numbers
+    datatype: str
+    shape: list[int]
 
 
-def create_router(handler: RequestHandler) -> APIRouter:
-    """All under ``/v2`` but the server's health."""
-    service, routes = handler.service, APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+class ModelMetadata(BaseModel):
+    """The model's inputs and outputs."""
+
+    name: str
+    platform: str = "limbert"
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ModelReady(BaseModel):
+    """The model accepts requests."""
+
+    name: str
+    ready: Literal[True] = True
+
+
+class InferParameters(RequestOptions):
+    """Request options and parameters of the protocol; those from ``sequence_id`` on have no effect here."""
+
+    truncate: bool | None = None
+    binary_data_output: bool | None = None
+    sequence_id: Any = None
+    sequence_start: Any = None
+    sequence_end: Any = None
+    priority: Any = None
+    timeout: Any = None
+    headers: Any = None
+    content_type: Any = None
+
+
+class TensorParameters(RequestModel):
+    """Parameters of a tensor; those that the protocol does not define have no effect."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    binary_data_size: Annotated[int | None, Field(ge=0)] = None
+    binary_data: bool | None = None
+    classification: Annotated[int | None, Field(ge=0)] = None
+    shared_memory_region: None = None
+
+
+_Item = Annotated[
+    Annotated[str, Tag("#str")] | Annotated[list[str], Tag("#list")], by_json_type("must be a string")
+]  # data of shape [n, 1] may be nested
+
+
+class InputTensor(RequestModel):
+    """Texts: ``TEXT``, and ``TEXT_PAIR`` for pairs, of shape ``[n]`` or ``[n, 1]``, in JSON or as binary data."""
+
+    name: Literal["TEXT", "TEXT_PAIR"]
+    datatype: Literal["BYTES"]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=2)]
+    parameters: TensorParameters | None = None
+    data: list[_Item] | None = None
+
+
+class RequestedOutput(RequestModel):
+    """An output tensor to return."""
+
+    name: str
+    parameters: TensorParameters = TensorParameters()
+
+
+class InferRequest(RequestModel):
+    """Texts, and the outputs to return (default: all)."""
+
+    id: str | None = None
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=2)]
+    outputs: list[RequestedOutput] | None = None
+    parameters: InferParameters | None = None
+
+
+class OutputTensor(TensorMetadata):
+    """An output; its data may follow the JSON as binary data."""
+
+    parameters: dict[str, Any] | None = None
+    data: list[str] | list[float] | None = None
+
+    def to_bytes(self) -> bytes:
+        """The data of the binary tensor extension: little-endian float32, or strings after their length."""
+        if self.datatype == "BYTES":
+            strings = [str(item).encode() for item in self.data or ()]
+            return b"".join(_STRING_LENGTH.pack(len(item)) + item for item in strings)
+        return struct.pack(f"<{len(self.data or ())}f", *(self.data or ()))
+
+
+class InferResponse(BaseModel):
+    """Output tensors; ``parameters`` name the variants that ran and the milliseconds by stage."""
+
+    model_name: str
+    id: str | None = None
+    parameters: dict[str, Any]
+    outputs: list[OutputTensor]
+
+
+def create_router(service: Service) -> APIRouter:
+    """All paths under ``/v2`` but the server's health."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     Model = Annotated[str, Path(json_schema_extra={"enum": [service.model_name]})]
+    binary: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
-    @routes.get("", summary="Server metadata", operation_id="oip_server", **schemas.get_route(schemas.OIP_SERVER, 401))
-    async def server() -> Any:
-        """What this server is and can."""
-        extensions = ["binary_tensor_data", "classification"]
-        return {"name": "limbert", "version": version("limbert"), "extensions": extensions}
+    def check_model(name: str) -> None:
+        if name != service.model_name:
+            raise ApiError(404, f"model is {name[:200]!r}; this server has {service.model_name!r}")
 
-    @routes.get("/models/{model}", summary="Model metadata", operation_id="oip_model",
-                **schemas.get_route(schemas.OIP_MODEL, 401, 404))  # fmt: skip
-    async def model_metadata(model: Model) -> Any:
+    @routes.get("", summary="Server", operation_id="oip_server", responses=error_responses(401))
+    async def server() -> ServerMetadata:
+        """The server and its extensions."""
+        return ServerMetadata()
+
+    @routes.get("/models/{model}", summary="Model", operation_id="oip_model", responses=error_responses(401, 404, 422))
+    async def model_metadata(model: Model) -> ModelMetadata:
         """The model's inputs and outputs."""
-        _check_model(model, service)
-        tensors = {"inputs": input_tensors(), "outputs": output_tensors(service.task)}
-        return {"name": service.model_name, "platform": "limbert", **tensors}
+        check_model(model)
+        inputs = [TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in ("TEXT", "TEXT_PAIR")]
+        return ModelMetadata(name=service.model_name, inputs=inputs, outputs=output_tensors(service.task))
 
     @routes.get("/models/{model}/ready", summary="Model ready", operation_id="oip_model_ready",
-                **schemas.get_route(schemas.OIP_MODEL_READY, 401, 404, 503))  # fmt: skip
-    async def model_ready(model: Model) -> Any:
-        """Whether the model answers."""
-        _check_model(model, service)
+                responses=error_responses(401, 404, 422, 503))  # fmt: skip
+    async def model_ready(model: Model) -> ModelReady:
+        """Whether the model accepts requests."""
+        check_model(model)
         if not (service.ready and service.healthy):
-            raise ApiError(503, f"model {service.model_name} is not ready")
-        return {"name": service.model_name, "ready": True}
+            raise UnavailableError(f"model {service.model_name} is not ready")
+        return ModelReady(name=service.model_name)
 
-    @routes.post("/models/{model}/infer", summary="Infer", operation_id="oip_infer", response_class=Response,
-                 responses=schemas.infer_responses(service), openapi_extra=schemas.infer_body(service))  # fmt: skip
+    @routes.post(
+        "/models/{model}/infer",
+        summary="Infer",
+        operation_id="oip_infer",
+        response_class=Response,
+        responses=prediction_responses(InferResponse, content=binary),
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}} | binary,
+            }
+        },
+    )
     async def infer(request: Request, model: Model) -> Response:
-        """Answer a batch of texts: BYTES in, labels, scores and logits out, in JSON or binary."""
-        _check_model(model, service)
-        return await _infer(handler, request)
+        """Labels, scores and logits of texts; tensors in JSON or binary."""
+        check_model(model)
+        try:
+            return await _infer(service, await request.body(), request.headers.get(_JSON_LENGTH))
+        except ValidationError as error:
+            raise ApiError(400, str(validation_error(error.errors(include_url=False)))) from None
+        except InvalidRequestError as error:  # this protocol has no 422
+            raise ApiError(400, str(error)) from None
 
     return routes
 
 
-def _check_model(model: str, service: Service) -> None:
-    if model != service.model_name:
-        raise ApiError(404, f"model is {model[:200]!r}; this server has {service.model_name!r}")
+async def _infer(service: Service, body: bytes, json_length: str | None) -> Response:
+    length = len(body)
+    if json_length is not None:
+        if not (json_length.isascii() and json_length.isdecimal() and len(json_length) < 16):
+            raise InvalidRequestError(f"Inference-Header-Content-Length is {json_length[:40]!r}; it must be a number")
+        length = int(json_length)
+        if length > len(body):
+            raise InvalidRequestError(f"Inference-Header-Content-Length is {length}; the body has {len(body)} bytes")
+    content = InferRequest.model_validate_json(body[:length])
+    parameters = content.parameters or InferParameters()
+    texts = _read_texts(content.inputs, memoryview(body)[length:], max_texts=service.settings.max_texts)
+    available = {tensor.name: tensor for tensor in output_tensors(service.task)}
+    requested = content.outputs or [RequestedOutput(name=name) for name in available]
+    for index, item in enumerate(requested):
+        if item.name not in available or item.name in [other.name for other in requested[:index]]:
+            raise InvalidRequestError(
+                f"outputs[{index}] {item.name[:100]!r} is unknown or repeated{suggestion(item.name, list(available))}"
+            )
+        top, count = item.parameters.classification or 0, available[item.name].shape[-1]
+        if top > max(count, 0):
+            raise InvalidRequestError(f"classification of {item.name} is {top}; it must be at most {max(count, 0)}")
+    output = await service.predict(texts, options=parameters, truncate=parameters.truncate is not False)
+    response = _infer_response(service, content.id, output, requested)
+    blobs = []
+    for tensor, item in zip(response.outputs, requested, strict=True):
+        is_binary = item.parameters.binary_data
+        if parameters.binary_data_output if is_binary is None else is_binary:
+            blobs.append(tensor.to_bytes())
+            tensor.data, tensor.parameters = None, {"binary_data_size": len(blobs[-1])}
+    head = response.model_dump(exclude_none=True)
+    if not blobs:
+        return json_response(head, output)
+    json_part = to_json(head)
+    headers = {**usage_headers(output), _JSON_LENGTH: str(len(json_part))}
+    return Response(b"".join([json_part, *blobs]), headers=headers, media_type="application/octet-stream")
 
 
-async def _infer(handler: RequestHandler, request: Request) -> Response:
-    service = handler.service
-    types = ("application/json", "application/octet-stream")
-    body = await read_body(request, max_body=service.settings.max_body, media_types=types)
-    try:
-        head, binary = split_body(body, request.headers.get(_JSON_LENGTH_HEADER))
-        content = parse_json_object(head)
-        parameters = optional_object(content, "parameters", allowed=PARAMETER_NAMES)
-        identity = content.get("id")
-        if identity is not None and not isinstance(identity, str):
-            raise ApiError(400, f"id is {json_type_name(identity)}; it must be a string")
-        binary_output = optional_bool(parameters, "binary_data_output", default=False)
-        wanted = _parse_outputs(content.get("outputs"), output_tensors(service.task), binary=binary_output)
-        texts = _parse_texts(content.get("inputs"), binary, max_texts=service.settings.max_texts)
-        wish, truncate = RequestOptions.from_parameters(parameters), optional_bool(parameters, "truncate", default=True)
-        answers = await handler.predict(request, texts, options=wish, truncate=truncate)
-    except InvalidRequestError as error:
-        raise ApiError(400, str(error)) from error
-    except ApiError as fault:
-        if fault.status_code != 422:
-            raise
-        raise ApiError(400, fault.detail) from fault  # what is wrong with a request is 400 in this protocol
-    answer: dict[str, Any] = {"model_name": service.model_name}
-    if identity is not None:
-        answer["id"] = identity
-    timing = answers.timing
-    times = {"queue_ms": timing.queue, "tokenization_ms": timing.tokenization, "inference_ms": timing.inference}
-    answer["parameters"] = {"size": variant_names(answers)} | {
-        key: round(1e3 * value, 3) for key, value in times.items()
-    }
-    return _make_response(answer, _make_tensors(answers, service.task, wanted), wanted, answers)
-
-
-def _parse_texts(inputs: Any, binary: memoryview, *, max_texts: int) -> list[TextInput]:
-    if not isinstance(inputs, list) or not all(isinstance(tensor, dict) for tensor in inputs):
-        raise ApiError(400, "inputs must be a list of tensors")
+def _read_texts(inputs: Sequence[InputTensor], binary: memoryview, *, max_texts: int) -> list[TextInput]:
     columns: dict[str, list[str]] = {}
     for tensor in inputs:
-        name = tensor.get("name")
-        if not isinstance(name, str) or name not in ("TEXT", "TEXT_PAIR") or name in columns:
-            given = repr(name[:100]) if isinstance(name, str) else json_type_name(name)
-            raise ApiError(
-                400, f"the name of an input is {given}; inputs are TEXT and, for pairs, TEXT_PAIR, each once"
-            )
-        columns[name], binary = read_strings(tensor, binary, name)
-    if "TEXT" not in columns:
-        raise ApiError(400, "inputs lack TEXT")
+        name, size = tensor.name, tensor.parameters.binary_data_size if tensor.parameters else None
+        if name in columns:
+            raise InvalidRequestError(f"inputs has {name} twice")
+        if tensor.shape[1:] not in ([], [1]):
+            raise InvalidRequestError(f"the shape of {name} is {tensor.shape}; it must be [n] or [n, 1]")
+        if size is None:
+            columns[name] = list(_flatten(tensor.data or ()))
+        elif size > len(binary):
+            raise InvalidRequestError(f"binary_data_size of {name} is {size}; {len(binary)} bytes are left in the body")
+        else:
+            columns[name], binary = list(_decode_strings(binary[:size], name)), binary[size:]
+        if len(columns[name]) != tensor.shape[0]:
+            raise InvalidRequestError(f"{name} has {len(columns[name])} strings; its shape is {tensor.shape}")
     if len(binary):
-        raise ApiError(400, f"the body has {len(binary)} bytes more than its inputs take")
+        raise InvalidRequestError(f"the body has {len(binary)} bytes after its tensors")
+    if "TEXT" not in columns:
+        raise InvalidRequestError("inputs has no tensor TEXT")
     texts, pairs = columns["TEXT"], columns.get("TEXT_PAIR")
     if len(texts) > max_texts:
-        raise ApiError(413, f"TEXT has {len(texts)} rows; at most {max_texts} are allowed")
+        raise RequestTooLargeError(f"TEXT has {len(texts)} texts; at most {max_texts} are allowed")
     if pairs is None:
         return [(text, None) for text in texts]
     if len(pairs) != len(texts):
-        raise ApiError(400, f"TEXT_PAIR has {len(pairs)} rows; TEXT has {len(texts)}")
+        raise InvalidRequestError(f"TEXT_PAIR has {len(pairs)} texts; TEXT has {len(texts)}")
     return list(zip(texts, pairs, strict=True))
 
 
-def _parse_outputs(outputs: Any, available: Sequence[dict[str, Any]], *, binary: bool) -> list[_RequestedOutput]:
-    names = {tensor["name"]: tensor for tensor in available}
-    if outputs is None or outputs == []:
-        return [_RequestedOutput(name, binary, 0) for name in names]
-    if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
-        raise ApiError(400, "outputs must be a list of objects")
-    wanted: dict[str, _RequestedOutput] = {}
-    for output in outputs:
-        name = output.get("name")
-        if not isinstance(name, str) or name not in names or name in wanted:
-            given = repr(name[:100]) if isinstance(name, str) else json_type_name(name)
-            raise ApiError(400, f"the name of an output is {given}; outputs are {', '.join(names)}, each once")
-        parameters = optional_object(output, "parameters")
-        if "shared_memory_region" in parameters:
-            raise ApiError(400, f"output {name} is asked for in shared memory, which this server does not write")
-        classes = parameters.get("classification", 0)
-        width = names[name]["shape"][-1]
-        if not isinstance(classes, int) or isinstance(classes, bool) or not 0 <= classes <= max(width, 0):
-            raise ApiError(400, f"classification of output {name} must be a whole number, at most {max(width, 0)}")
-        wanted[name] = _RequestedOutput(name, optional_bool(parameters, "binary_data", default=binary), classes)
-    return list(wanted.values())
+def _flatten(data: Sequence[str | list[str]]) -> Iterator[str]:
+    for item in data:
+        yield from [item] if isinstance(item, str) else item
 
 
-def _make_tensors(output: RequestOutput, task: Task, requested: Sequence[_RequestedOutput]) -> list[OutputTensor]:
-    function, labels = score_function(task), label_names(task)
-    for row in output.outputs:
-        check_finite(row.logits)
-    logits = [list(row.logits) for row in output.outputs]  # (rows, outputs)
-    scores = [function(row) for row in logits]  # (rows, outputs)
+def _decode_strings(binary: memoryview, name: str) -> Iterator[str]:
+    while len(binary):
+        if len(binary) < _STRING_LENGTH.size:
+            raise InvalidRequestError(f"the binary data of {name} ends within a length")
+        end = _STRING_LENGTH.size + _STRING_LENGTH.unpack_from(binary)[0]
+        if end > len(binary):
+            raise InvalidRequestError(f"the binary data of {name} ends within a string")
+        try:
+            yield str(binary[_STRING_LENGTH.size : end], "utf-8")
+        except UnicodeDecodeError:
+            raise InvalidRequestError(f"the binary data of {name} has a string that is not UTF-8") from None
+        binary = binary[end:]
+
+
+def output_tensors(task: Task) -> list[TensorMetadata]:
+    """The model's outputs; LABEL only where exactly one label applies."""
+    count = len(label_names(task))
+    numbers = [TensorMetadata(name=name, datatype="FP32", shape=[-1, count]) for name in ("SCORES", "LOGITS")]
+    label = TensorMetadata(name="LABEL", datatype="BYTES", shape=[-1])
+    return [label, *numbers] if task.task_type == "classification" else numbers
+
+
+def _infer_response(
+    service: Service, request_id: str | None, output: RequestOutput, requested: Sequence[RequestedOutput]
+) -> InferResponse:
+    function, labels = score_function(service.task), label_names(service.task)
+    for text in output.outputs:
+        check_finite(text.logits)
+    logits = [list(text.logits) for text in output.outputs]  # (texts, outputs)
     tensors = []
     for item in requested:
-        values = logits if item.name == "LOGITS" else scores
+        top = item.parameters.classification or 0
+        values = logits if item.name == "LOGITS" else [function(row) for row in logits]
+        data: list[str] | list[float]
         if item.name == "LABEL":
-            best = [labels[max(range(len(row)), key=row.__getitem__)] for row in logits]
-            tensors.append(OutputTensor("LABEL", "BYTES", (len(best),), best))
-        elif item.top_classes:
-            best = [text for row in values for text in _top_classes(row, labels, item.top_classes)]
-            tensors.append(OutputTensor(item.name, "BYTES", (len(values), item.top_classes), best))
+            shape, data = [len(values)], [labels[row.index(max(row))] for row in logits]
+        elif top:
+            shape, data = [len(values), top], [entry for row in values for entry in _top_classes(row, labels, top)]
         else:
-            flat = [value for row in values for value in row]
-            tensors.append(OutputTensor(item.name, "FP32", (len(values), len(labels)), flat))
-    return tensors
+            shape, data = [len(values), len(labels)], [value for row in values for value in row]
+        datatype = "BYTES" if item.name == "LABEL" or top else "FP32"
+        tensors.append(OutputTensor(name=item.name, datatype=datatype, shape=shape, data=data))
+    timing = output.timing
+    stages = {"queue_ms": timing.queue, "tokenization_ms": timing.tokenization, "inference_ms": timing.inference}
+    parameters = {"size": variant_names(output), **{name: round(1e3 * value, 3) for name, value in stages.items()}}
+    return InferResponse(model_name=service.model_name, id=request_id, parameters=parameters, outputs=tensors)
 
 
 def _top_classes(values: Sequence[float], labels: Sequence[str], count: int) -> list[str]:
+    """``value:index:label`` of the best classes, as the classification extension writes them."""
     order = sorted(range(len(values)), key=lambda index: -values[index])[:count]
     return [f"{values[index]:.6f}:{index}:{labels[index]}" for index in order]
-
-
-def _make_response(
-    content: dict[str, Any],
-    tensors: Sequence[OutputTensor],
-    requested: Sequence[_RequestedOutput],
-    output: RequestOutput,
-) -> Response:
-    described, parts = [], []
-    for tensor, item in zip(tensors, requested, strict=True):
-        if item.binary:
-            parts.append(tensor.to_bytes())
-            described.append(tensor.metadata() | {"parameters": {"binary_data_size": len(parts[-1])}})
-        else:
-            described.append(tensor.metadata() | {"data": list(tensor.data)})
-    content["outputs"] = described
-    if not any(item.binary for item in requested):
-        return json_response(content, output)
-    head = to_json(content)
-    headers = {**usage_headers(output), _JSON_LENGTH_HEADER: str(len(head))}
-    return Response(b"".join([head, *parts]), headers=headers, media_type="application/octet-stream")

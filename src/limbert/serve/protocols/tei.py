@@ -1,86 +1,93 @@
-"""Text Embeddings Inference: its ``POST /predict``, where ``["a", "b"]`` is one pair."""
+"""Text Embeddings Inference: ``POST /predict``, where ``["a", "b"]`` is one pair."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from limbert.serve.errors import ApiError
-from limbert.serve.http_body import (
-    check_batch_size,
-    json_type_name,
-    optional_bool,
-    optional_object,
-    parse_json_object,
-    read_body,
-    require_string,
+from limbert.serve.protocols.hf_inference import LabelScore
+from limbert.serve.responses import (
+    SCORE_FUNCTIONS,
+    json_response,
+    label_names,
+    ranked_scores,
+    score_function,
 )
-from limbert.serve.metrics import REQUEST_OPTIONS, RequestHandler, json_response
-from limbert.serve.protocols import schemas
-from limbert.serve.scores import identity, label_names, ranked_scores, score_function
+from limbert.serve.schemas import RequestModel, prediction_responses
 from limbert.serve.selection import RequestOptions
-from limbert.serve.service import TextInput
+from limbert.serve.service import Service
+from limbert.serve.tokenizer import TextInput
 
-_INPUTS_ALLOWED = 'it must be a string, a pair ["a", "b"], or a batch [["a"], ["b", "c"]]'
+_NOT_EMPTY: dict[str, Any] = {"contains": {"type": "string", "minLength": 1}}  # one text of a pair may be empty
 
 
-def create_router(handler: RequestHandler) -> APIRouter:
+def _input_type(value: Any) -> str:
+    if isinstance(value, list):
+        return "#pair" if value and isinstance(value[0], str) else "#batch"
+    return f"#{type(value).__name__}"
+
+
+_Pair = Annotated[list[str], Field(min_length=1, max_length=2, json_schema_extra=_NOT_EMPTY)]
+_Inputs = Annotated[
+    Annotated[str, Field(json_schema_extra={"minLength": 1}), Tag("#str")]
+    | Annotated[_Pair, Tag("#pair")]
+    | Annotated[list[_Pair], Field(min_length=1), Tag("#batch")],
+    Discriminator(
+        _input_type,
+        custom_error_type="refused",
+        custom_error_message='must be a string, a pair ["a", "b"], or a batch [["a"], ["b", "c"]]',
+    ),
+]
+
+
+class PredictRequest(RequestModel):
+    """A text, a pair, or a batch of texts and pairs; ``parameters`` is an extension of this server."""
+
+    inputs: _Inputs
+    truncate: bool | None = None
+    truncation_direction: Annotated[Literal["Right", "right"] | None, Field(description="texts lose their end")] = None
+    raw_scores: Annotated[bool | None, Field(description="logits instead of scores")] = None
+    parameters: RequestOptions | None = None
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether scores are nested."""
+        return isinstance(self.inputs, list) and isinstance(self.inputs[0], list)
+
+    @property
+    def texts(self) -> list[TextInput]:
+        """The texts with their pairs.
+
+        Raises:
+            ApiError: for an empty text.
+        """
+        pairs: Any = self.inputs if self.is_batch else [[self.inputs] if isinstance(self.inputs, str) else self.inputs]
+        for index, pair in enumerate(pairs):
+            if not any(pair):
+                name = f"inputs[{index}]" if self.is_batch else "inputs"
+                raise ApiError(400, f"{name} is empty; it must have text", error_type="Empty")
+        return [(pair[0], pair[1] if len(pair) == 2 else None) for pair in pairs]
+
+
+def create_router(service: Service) -> APIRouter:
     """``POST /predict``."""
-    service, routes = handler.service, APIRouter(tags=["Text Embeddings Inference"])
+    routes = APIRouter(tags=["Text Embeddings Inference"])
 
     @routes.post(
         "/predict",
         summary="Predict",
         operation_id="tei_predict",
-        responses=schemas.responses(schemas.tei_predictions(service), 400, 401, 408, 413, 415, 422, 424, 429, 503),
-        openapi_extra=schemas.request_body(schemas.tei_request(service)),
+        responses=prediction_responses(list[LabelScore] | list[list[LabelScore]]),
         response_class=Response,
     )
-    async def predict(request: Request) -> Response:
-        """Scores of a text or of one pair (flat), or of each in a batch (nested), highest first."""
-        content = parse_json_object(await read_body(request, max_body=service.settings.max_body))
-        texts, batch = read_inputs(content.get("inputs"), max_texts=service.settings.max_texts)
-        truncate = optional_bool(content, "truncate", default=False)
-        _check_truncation_direction(content.get("truncation_direction"))
-        raw = optional_bool(content, "raw_scores", default=False)
-        wish = RequestOptions.from_parameters(optional_object(content, "parameters", allowed=REQUEST_OPTIONS))
-        answers = await handler.predict(request, texts, options=wish, truncate=truncate)
-        labels, function = label_names(service.task), identity if raw else score_function(service.task)
-        scored = [ranked_scores(row.logits, labels, function) for row in answers.outputs]
-        return json_response(scored if batch else scored[0], answers)
+    async def predict(body: PredictRequest) -> Response:
+        """Scores of a text or a pair, highest first; of a batch a list of these."""
+        options = body.parameters or RequestOptions()
+        output = await service.predict(body.texts, options=options, truncate=bool(body.truncate))
+        function = SCORE_FUNCTIONS["none"] if body.raw_scores else score_function(service.task)
+        scores = [ranked_scores(text.logits, label_names(service.task), function) for text in output.outputs]
+        return json_response(scores if body.is_batch else scores[0], output)
 
     return routes
-
-
-def read_inputs(inputs: Any, *, max_texts: int) -> tuple[list[TextInput], bool]:
-    """The texts, and whether they came as a batch.
-
-    Raises:
-        Fault: 400 for an empty text, 413 or 422.
-    """
-    if isinstance(inputs, str):
-        return [_parse_text([inputs], "inputs")], False
-    if not isinstance(inputs, list):
-        raise ApiError(422, f"inputs is {json_type_name(inputs)}; {_INPUTS_ALLOWED}")
-    if inputs and isinstance(inputs[0], str):
-        return [_parse_text(inputs, "inputs")], False
-    check_batch_size(len(inputs), max_texts=max_texts)
-    return [_parse_text(item, f"inputs[{index}]") for index, item in enumerate(inputs)], True
-
-
-def _parse_text(value: Any, where: str) -> TextInput:
-    if not isinstance(value, list):
-        raise ApiError(422, f"{where} is {json_type_name(value)}; {_INPUTS_ALLOWED}")
-    if len(value) not in (1, 2):
-        raise ApiError(422, f"{where} has {len(value)} strings; it must have one, or two for a pair")
-    parts = [require_string(part, f"{where}[{index}]") for index, part in enumerate(value)]
-    if not any(parts):
-        raise ApiError(400, f"{where} is empty; it must have text", error_type="Empty")
-    return parts[0], parts[1] if len(parts) == 2 else None
-
-
-def _check_truncation_direction(value: Any) -> None:
-    if value is not None and (not isinstance(value, str) or value not in ("Right", "right")):
-        given = repr(value[:100]) if isinstance(value, str) else json_type_name(value)
-        raise ApiError(422, f"truncation_direction is {given}; this server cuts at the end: Right")

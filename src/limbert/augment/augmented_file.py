@@ -1,0 +1,182 @@
+"""The file that `limbert augment` writes: its format, its record, and the check that a call continues the same work."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from datasets import Dataset
+
+from limbert.core.config import AugmentConfig, DataConfig
+from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN
+from limbert.data.load import TrainTable
+from limbert.data.table_format import FileSuffix, TableFormat, table_format_of
+from limbert.errors import ConfigError, StorageError
+from limbert.files import atomic_file, files_fingerprint, json_fingerprint
+from limbert.model.checkpoint import library_versions, to_json
+
+OUTPUT_NAME = "train_aug"
+_FILE_SETTINGS = ("lm", "with_logits", "neighbours", "stop_words")  # settings that name files
+
+
+@dataclass(frozen=True)
+class AugmentationResult:
+    """The result of an augmentation.
+
+    Attributes:
+        path: the file of augmented examples.
+        num_examples: training examples.
+        num_augmented: augmented examples in the file.
+        num_masked_words: words predicted by the language model.
+        masks_per_minute: of the call that finished it; None if all words were predicted by earlier calls.
+    """
+
+    path: Path
+    num_examples: int
+    num_augmented: int
+    num_masked_words: int
+    masks_per_minute: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the keys of ``train_aug.json``."""
+        counts = {"rows": self.num_examples, "copies": self.num_augmented, "masked_words": self.num_masked_words}
+        return {"file": str(self.path), **counts, "masks_per_minute": self.masks_per_minute}
+
+
+@dataclass(frozen=True)
+class AugmentedFile:
+    """A file of augmented examples in the format of the training file, with its record and its work folder."""
+
+    folder: Path
+    row_format: TableFormat
+    text_columns: tuple[int, ...]  # indices
+    settings: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls, config: AugmentConfig, data: DataConfig, training: TrainTable, *, rows: list[Sequence[object]]
+    ) -> "AugmentedFile":
+        """Look at the folder; nothing is written."""
+        folder, table, columns = Path(config.output), training.table, training.columns
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"output {folder} is a file; choose a folder, new or existing")
+        extra = (SOURCE_ID_COLUMN,) if config.with_logits is None else (SOURCE_ID_COLUMN, LOGITS_COLUMN)
+        return cls(
+            folder,
+            table_format_of(table, extra_columns=extra, has_header=not columns.are_positions),
+            tuple(table.columns.index(name) for name in (columns.text, columns.pair) if name is not None),
+            _settings(config, data, rows),
+        )
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / f"{OUTPUT_NAME}{self.row_format.suffix}"
+
+    @property
+    def record_path(self) -> Path:
+        """JSON with settings, counts and versions."""
+        return self.folder / f"{OUTPUT_NAME}.json"
+
+    @property
+    def work(self) -> Path:
+        """Folder of finished shards."""
+        return self.folder / f"{OUTPUT_NAME}.work"
+
+    def finished_result(self) -> AugmentationResult | None:
+        """The result of an earlier call with these settings; None if there is none, or an unfinished one.
+
+        Raises:
+            ConfigError: the folder holds a result with other settings, or a file that was not made here or changed.
+        """
+        for path in (self.work / "settings.json", self.record_path):
+            record = _read_json_object(path)
+            if record is not None and record.get("settings") != self.settings:
+                difference = _first_difference(record.get("settings"), self.settings)
+                raise ConfigError(f"{path} has other settings ({difference}); choose another folder or use --overwrite")
+        if not self.path.exists():
+            return None
+        if record is None:
+            raise ConfigError(f"{self.path} exists and was not made by limbert augment; choose another folder")
+        if record.get("bytes", 0) != self.path.stat().st_size:
+            raise ConfigError(f"{self.path} was changed since it was made; use --overwrite to make it again")
+        return AugmentationResult(
+            self.path, record["rows"], record["copies"], record["masked_words"], record["masks_per_minute"]
+        )
+
+    def create_work_folder(self, *, overwrite: bool) -> None:
+        """Create the folder of finished shards, with the settings in it."""
+        settings = self.work / "settings.json"
+        try:
+            if overwrite and _read_json_object(settings) != {"settings": self.settings}:
+                shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.work}: {error.strerror}") from error
+        with atomic_file(settings) as file:
+            file.write(to_json({"settings": self.settings}))
+
+    def texts_of(self, rows: list[Sequence[object]]) -> list[tuple[str, ...]]:
+        """The one or two texts of each row."""
+        return [tuple(str(row[column]) for column in self.text_columns) for row in rows]
+
+    def format_row(
+        self, row: Sequence[object], texts: tuple[str, ...], source_id: str, logits: Sequence[float] | None
+    ) -> str:
+        """One line of the file: a training row with other texts, its ``source_id`` and a teacher's logits."""
+        cells = list(row)
+        for column, text in zip(self.text_columns, texts, strict=True):
+            cells[column] = text
+        extra = [] if logits is None else [" ".join(f"{value:.4f}" for value in logits)]
+        return self.row_format.format_row([*cells, source_id, *extra])
+
+    def finish(self, lines: Dataset, result: AugmentationResult) -> None:
+        """Write the file, then its record; delete the work folder and files of other formats from earlier calls."""
+        try:
+            with atomic_file(self.path) as file:
+                file.write(self.row_format.header())
+                for batch in lines.iter(10_000):
+                    file.writelines(batch["line"])
+        except UnicodeEncodeError as error:
+            raise StorageError(f"cannot write {self.path}: {error}") from error
+        record = result.to_dict() | {"versions": library_versions(), "bytes": self.path.stat().st_size}
+        with atomic_file(self.record_path) as file:
+            file.write(to_json(record | {"settings": self.settings}))
+        for suffix in {*get_args(FileSuffix)} - {self.path.suffix}:
+            self.path.with_suffix(suffix).unlink(missing_ok=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _settings(config: AugmentConfig, data: DataConfig, rows: list[Sequence[object]]) -> dict[str, Any]:
+    """All settings that decide the output, with fingerprints of the data and the named files, as JSON values."""
+    named = {name: value for name, value in asdict(config).items() if name in _FILE_SETTINGS and value is not None}
+    values = {
+        "augment": {name: value for name, value in asdict(config).items() if name != "output"}
+        | {"copies": config.augmented_per_example(len(rows))},
+        "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
+        "rows": json_fingerprint(rows),
+        "content": {name: files_fingerprint(value) for name, value in named.items()},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
+    return plain
+
+
+def _read_json_object(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise StorageError(f"{path} holds {type(value).__name__}, not an object; delete it or choose another folder")
+    return value
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+        return _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    return f"{path} {json.dumps(old)} -> {json.dumps(new)}"

@@ -1,0 +1,100 @@
+"""Logits to labels with scores, and JSON responses with headers about their cost (plain floats beat arrays here)."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from limbert.data.tasks import Task
+from limbert.errors import UnsupportedModelError
+from limbert.serve.errors import InferenceError
+from limbert.serve.runner import RequestOutput
+
+ScoreFunction = Callable[[Sequence[float]], list[float]]
+
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    highest = max(logits)
+    weights = [math.exp(value - highest) for value in logits]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def _sigmoid(logits: Sequence[float]) -> list[float]:
+    return [1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value)) for value in logits]
+
+
+SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"softmax": _softmax, "sigmoid": _sigmoid, "none": list}
+_BY_TASK_TYPE = {"classification": "softmax", "multi-label": "sigmoid", "regression": "none"}
+
+
+def score_function(task: Task) -> ScoreFunction:
+    """Logits to scores for a task.
+
+    Raises:
+        UnsupportedModelError: for a task that does not score whole texts.
+    """
+    if task.task_type not in _BY_TASK_TYPE:
+        raise UnsupportedModelError(f"task type is {task.task_type}; the server supports {', '.join(_BY_TASK_TYPE)}")
+    return SCORE_FUNCTIONS[_BY_TASK_TYPE[task.task_type]]
+
+
+def label_names(task: Task) -> tuple[str, ...]:
+    """A name for each output; the one of a regression is ``score``."""
+    return task.labels or ("score",)
+
+
+def check_finite(logits: Sequence[float]) -> None:
+    """Refuse outputs that are not finite.
+
+    Raises:
+        InferenceError: if one is not.
+    """
+    if not all(map(math.isfinite, logits)):
+        raise InferenceError("the model's outputs for this text are not finite")
+
+
+def ranked_scores(
+    logits: Sequence[float], labels: Sequence[str], function: ScoreFunction, *, top_k: int | None = None
+) -> list[dict[str, str | float]]:
+    """``{"label", "score"}`` of each output, highest score first, at most ``top_k``.
+
+    Raises:
+        InferenceError: if an output is not finite.
+    """
+    check_finite(logits)
+    pairs = sorted(zip(function(logits), labels, strict=True), key=lambda pair: -pair[0])
+    return [{"label": label, "score": score} for score, label in pairs[:top_k]]
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def json_response(value: Any, output: RequestOutput) -> Response:
+    """The value as JSON, with `usage_headers`."""
+    return Response(to_json(value), headers=usage_headers(output), media_type="application/json")
+
+
+def usage_headers(output: RequestOutput) -> Mapping[str, str]:
+    """Headers that name the variants that ran, time by stage, FLOPs and tokens."""
+    timing, texts = output.timing, output.outputs
+    headers = {
+        "x-limbert-size": variant_names(output),
+        "x-limbert-queue-ms": f"{timing.queue * 1000:.3f}",
+        "x-limbert-tokenization-ms": f"{timing.tokenization * 1000:.3f}",
+        "x-limbert-inference-ms": f"{timing.inference * 1000:.3f}",
+        "x-limbert-flops": str(sum(text.flops for text in texts)),
+        "x-limbert-tokens": str(sum(text.tokens for text in texts)),
+    }
+    truncated = sum(text.truncated for text in texts)
+    return headers | {"x-limbert-truncated": str(truncated)} if truncated else headers
+
+
+def variant_names(output: RequestOutput) -> str:
+    """Names of the variants that ran, separated by commas, encoded for a header."""
+    return ",".join(quote(name, safe="+:;=@ ") for name in dict.fromkeys(text.variant for text in output.outputs))

@@ -1,0 +1,93 @@
+"""ElasticTrainingArguments: the settings of `transformers.TrainingArguments` plus those of elastic training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from limbert.core.config import TASK_TYPES, TaskType, config_field, require
+from limbert.errors import ConfigError
+
+
+@dataclass
+class ElasticTrainingArguments(TrainingArguments):
+    """Arguments of `ElasticTrainer`. All of `transformers.TrainingArguments`, and the fields below.
+
+    Some defaults differ: losses that are no number are not filtered but end the run, the newest and the best checkpoint
+    are kept, callbacks such as early stopping continue from their saved state. With the linear schedule the warm-up
+    starts above 0 and weight decay applies to all weights.
+
+    Raises:
+        ConfigError: for a value out of range, or an option that training several sub-networks cannot follow.
+    """
+
+    task_type: TaskType | None = config_field(None, "what the outputs mean (default: from the model's head and config)")
+    label_weight: float | None = config_field(
+        None, "weight of the loss on labels (default: 1 without a teacher, else 0)"
+    )
+    logit_weight: float = config_field(1.0, "weight of matching the teacher's logits")
+    hidden_weight: float = config_field(0.1, "weight of matching the teacher's hidden states")
+    teacher_width: Literal["full", "matched"] = config_field("full", "width of the teacher: full, or the student's")
+    full_weight: float = config_field(1.0, "weight of the largest sub-network's loss among the others'")
+    sampled_subnets: int = config_field(0, "sub-networks a step, the largest and the smallest always; 0 trains all")
+    grafts_per_epoch: int = config_field(0, "neural graftings an epoch, until the last epoch; 0 for none")
+    graft_rate: float = config_field(0.1, "fraction of the stronger head or neuron blended into the weaker")
+    graft_fraction: float = config_field(0.5, "fraction of the heads and neurons that counts as the weaker ones")
+    class_weights: Sequence[float] | str | None = config_field(
+        None, "weight of each class in the label loss, or 'balanced': inversely proportional to its frequency"
+    )
+    max_length: int = config_field(128, "longest input in tokens, for datasets with text columns")
+    text_columns: Sequence[str] | None = config_field(
+        None, "one or two columns with text (default: all columns of strings)"
+    )
+    save_seconds: float | None = config_field(None, "save a checkpoint each time this many seconds have passed")
+    phase: str = config_field("train", "name of the phase, for seeds and messages")
+
+    logging_nan_inf_filter: bool = config_field(False, "replace losses that are no number by the mean of the others")
+    save_total_limit: int | None = config_field(
+        2, "checkpoints that are kept, the newest and the best always among them"
+    )
+    restore_callback_states_from_checkpoint: bool = config_field(True, "continue callbacks from their saved state")
+    hub_strategy: HubStrategy | str = config_field("end", "when to push to the Hub")
+
+    def __post_init__(self) -> None:
+        for name, reason in _UNSUPPORTED.items():
+            if getattr(self, name):
+                raise ConfigError(f"{name} is set; ElasticTrainer does not support it: {reason}")
+        require(
+            self.save_total_limit != 1, "save_total_limit", 1, "None or at least 2: the newest and the best checkpoint"
+        )
+        require(
+            self.train_sampling_strategy in ("random", "group_by_length"),
+            "train_sampling_strategy",
+            self.train_sampling_strategy,
+            "random or group_by_length: batches are always random and of similar lengths",
+        )
+        require(
+            self.task_type is None or self.task_type in TASK_TYPES, "task_type", self.task_type, ", ".join(TASK_TYPES)
+        )
+        require(self.teacher_width in ("full", "matched"), "teacher_width", self.teacher_width, "full or matched")
+        require(
+            self.sampled_subnets == 0 or self.sampled_subnets >= 2, "sampled_subnets", self.sampled_subnets, "0 or >= 2"
+        )
+        require(0 < self.graft_rate < 1, "graft_rate", self.graft_rate, "between 0 and 1")
+        require(0 < self.graft_fraction <= 0.5, "graft_fraction", self.graft_fraction, "above 0 and at most 0.5")
+        for name in ("label_weight", "logit_weight", "hidden_weight", "full_weight", "grafts_per_epoch"):
+            require((getattr(self, name) or 0) >= 0, name, getattr(self, name), "0 or more")
+        super().__post_init__()
+
+
+_UNSUPPORTED = {  # options that would be ignored or fail late
+    "fsdp": "start several processes with torchrun, each holds the whole model",
+    "deepspeed": "start several processes with torchrun, each holds the whole model",
+    "parallelism_config": "only data parallelism, with torchrun",
+    "torch_compile": "the network changes with every sub-network",
+    "auto_find_batch_size": "choose per_device_train_batch_size, with gradient_accumulation_steps for the rest",
+    "fp16": "use bf16",
+    "batch_eval_metrics": "one function cannot collect the batches of several sub-networks; leave it out",
+    "dataloader_drop_last": "the last, smaller batch is trained on",
+    "use_liger_kernel": "its kernels replace the layers that sub-networks slice",
+    "neftune_noise_alpha": "its noise would not reach the embeddings that sub-networks share",
+}
