@@ -46,13 +46,11 @@ def report(
 
     require_libraries()
     opt.prepare_libraries(None)
-    from limbert.cli import show
+    from limbert.cli import console
 
     made = make_report(read_run(run))
     pictures = save_report(made, page)
     if as_json:
-        show.print_json({"page": str(page), "pictures": [str(path) for path in pictures]})
+        console.print_json({"page": str(page), "pictures": [str(path) for path in pictures]})
         return
-    show.stdout.print(
-        f"report in {page}; {len(pictures)} pictures in {pictures[0].parent}", highlight=False, soft_wrap=True
-    )
+    console.say(f"report in {page}; {len(pictures)} pictures in {pictures[0].parent}")

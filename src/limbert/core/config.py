@@ -20,14 +20,9 @@ def config_field(default: Any, help: str, **option: Any) -> Any:
         help: of the option.
         option: how the option differs from the field (see `limbert.cli.config_options`): ``option`` its name,
             ``aliases`` more flags, ``quantity`` its unit, ``repeats`` whether it may be given several times,
-            ``required``, ``envvar``.
+            ``required``, ``envvar``, ``minimum``, ``panel`` its heading in the help, ``hidden`` whether it is no option.
     """
     return field(default=default, metadata={"help": help, **option})
-
-
-def field_help(config: type, name: str) -> str:
-    """The help text of one field of a config dataclass."""
-    return next(item.metadata["help"] for item in fields(config) if item.name == name)
 
 
 def configs_from_options(options: Mapping[str, Any], *classes: type) -> tuple[Any, ...]:
@@ -62,62 +57,46 @@ class DataConfig:
 
     task: str | None = config_field(
         None,
-        "GLUE task (cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli), ner or squad; omit for "
-        "data in other formats",
+        "GLUE task (cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli), ner or squad; omit for other data",
     )
-    data: str | None = config_field(
-        None, "folder with train.* and dev.* (optionally test.*), or the name of a data set on the Hub"
-    )
-    train: str | None = config_field(None, "training file: CSV, TSV, JSONL or Parquet (instead of --data)")
-    dev: str | None = config_field(None, "development file, used for reporting only (instead of --data)")
+    data: str | None = config_field(None, "folder with train.*, dev.* and optionally test.*, or a data set on the Hub")
+    train: str | None = config_field(None, "training file: CSV, TSV, JSONL or Parquet, instead of --data")
+    dev: str | None = config_field(None, "development file, for reporting only, instead of --data")
     text_column: str | None = config_field(
-        None,
-        "column with the text (default: that of the task; else the first of text, sentence, content, message, review, "
-        "question, query; else the first with several words per cell)",
+        None, "column with the text (default: the task's, or found by name or content)"
     )
     pair_column: str | None = config_field(
-        None,
-        "column with the second text of a pair (default: that of the task; else sentence2, text2, question2 or "
-        "hypothesis if sentence1, text1, question1 or premise is there and no text column is given; else none)",
+        None, "column with the second text of a pair (default: the task's, or found by name)"
     )
-    label_column: str | None = config_field(
-        None,
-        "column with the label (default: that of the task; else the first of label, labels, category, class, target, "
-        "intent, score, gold_label)",
-    )
+    label_column: str | None = config_field(None, "column with the label (default: the task's, or found by name)")
     task_type: TaskType | None = config_field(
-        None, f"{', '.join(TASK_TYPES[:-1])} or {TASK_TYPES[-1]} (default: from the task or the labels)"
+        None, f"{', '.join(TASK_TYPES[:-1])} or {TASK_TYPES[-1]} (default: from task or labels)"
     )
-    label_names: tuple[str, ...] | None = config_field(
-        None, "label names in the order of their ids (default: from the data)"
-    )
-    train_limit: int | None = config_field(None, "use only this many training examples, chosen at random with the seed")
+    label_names: tuple[str, ...] | None = config_field(None, "labels in the order of their ids (default: the data's)")
+    train_limit: int | None = config_field(None, "use this many training examples, chosen with the seed")
     augmented: str | None = config_field(
         None,
-        "file of augmented training examples (limbert augment, or train_TASK_aug_with_logits.tsv), for phases with a "
-        "teacher",
+        "file of augmented examples (limbert augment, train_TASK_aug_with_logits.tsv), for phases with a teacher",
     )
-    skip_bad_rows: bool = config_field(
-        False, "skip malformed rows and report how many, instead of stopping at the first"
-    )
+    skip_bad_rows: bool = config_field(False, "skip malformed rows and print their number, instead of stopping")
     max_length: int = config_field(
-        128, "maximum input length in tokens; longer inputs are truncated (question answering: split into windows)"
+        128, "maximum tokens per input; longer ones are truncated (question answering: windows)"
     )
     held_out: float | None = config_field(
-        None, "fraction of the training data to hold out as development data if there is none (SQuAD: whole articles)"
+        None, "fraction of the training data to use as missing development data (SQuAD: articles)"
     )
-    label_separator: str | None = config_field(None, "multi-label: separator between the labels in a cell (default: ,)")
+    label_separator: str | None = config_field(None, "multi-label: separator of labels in a cell (default: ,)")
     label_columns: tuple[str, ...] | None = config_field(
-        None, "multi-label: columns of 0 and 1, one per label, such as toxic,insult (instead of --label-column)"
+        None, "multi-label: one column of 0 and 1 per label, instead of --label-column"
     )
     metric: str | None = config_field(
-        None, "metric that chooses checkpoints, such as macro_f1 for rare classes (default: the task's first)"
+        None, "metric that chooses checkpoints, such as macro_f1 (default: the task's first)"
     )
     fingerprints: dict[str, str] | None = config_field(
-        None, "fingerprints of the examples read in training, by train and dev; other examples are refused"
+        None, "fingerprints of the examples read in training, by train and dev; others are refused", hidden=True
     )
     stride: int | None = config_field(
-        None, "question answering: overlap of consecutive windows in tokens (default: a quarter of the maximum length)"
+        None, "question answering: overlap of windows in tokens (default: a quarter of the length)"
     )
 
     def __post_init__(self) -> None:
@@ -156,8 +135,8 @@ class PhaseConfig:
 
     epochs: float = config_field(3.0, "passes over the training examples")
     max_steps: int | None = config_field(None, "stop the phase after this many optimizer steps")
-    batch_size: int = config_field(32, "training examples per optimizer step and process")
-    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0")
+    batch_size: int = config_field(32, "training examples per step and process", aliases=("--bs",))
+    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0", aliases=("--lr",))
     warmup: float = config_field(0.0, "fraction of the steps in which the learning rate rises from 0")
     weight_decay: float = config_field(0.0, "decoupled weight decay of AdamW")
     adam_epsilon: float = config_field(1e-8, "AdamW's epsilon")
@@ -201,15 +180,17 @@ class GatesConfig:
     """Training of width gates: their number, their targets and the optimizer."""
 
     count: int | None = config_field(
-        None, "number of width gates, a divisor of the number of layers (default: the largest divisor up to 4)"
+        None, "number of gates, a divisor of the layers (default: the largest up to 4)", option="gates"
     )
     target: GateTarget = config_field(
-        "label", "a width is sufficient if its prediction equals the label, or (agreement) the full model's prediction"
+        "label",
+        "a width suffices if it predicts the label, or (agreement) what the full model predicts",
+        option="gate_target",
     )
     cost: float | None = config_field(
         None,
-        "target the width with the lowest loss + COST x its fraction of the full FLOPs (default: the narrowest correct "
-        "width)",
+        "target the width of least loss + COST x its fraction of FLOPs (default: the narrowest correct one)",
+        option="gate_cost",
     )
     tolerance: float = config_field(
         0.25, "regression: largest error that counts as correct, in standard deviations of the labels"
@@ -238,19 +219,20 @@ class GatesConfig:
 class TrainConfig:
     """A training run: base model, output, and the settings that all its phases share."""
 
-    model: str = config_field("", "pretrained encoder: a local folder or a name on the Hugging Face Hub")
-    output: str = config_field("", "folder for the trained elastic model")
-    recipe: str = config_field("limbert", "recipe: limbert, dynabert, flexible-bert, demo or a TOML file")
+    model: str = config_field("", "pretrained encoder: a folder, or a name on the Hub", required=True)
+    output: str = config_field("", "folder for the trained elastic model", required=True, panel="Output")
+    recipe: str = config_field("limbert", "limbert, dynabert, flexible-bert, demo or a TOML file")
     phases: tuple[str, ...] | None = config_field(None, "phases to run, in order (default: the recipe's)")
     seed: int = config_field(42, "random seed")
     precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
     validation: float = config_field(
         0.1,
-        "fraction of the training examples in the validation split, which chooses checkpoints and scores importance",
+        "fraction of the training examples that chooses checkpoints and scores importance",
     )
-    validation_limit: int = config_field(1000, "maximum size of the validation split")
-    checkpoint_every: float = config_field(120.0, "seconds between checkpoints of a running phase")
-    tensorboard: bool = config_field(False, "also write a TensorBoard log")
+    validation_limit: int = config_field(1000, "maximum size of the validation split", hidden=True)
+    checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
+    tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
+    device: str = config_field("auto", "auto (a GPU if there is one), cpu, cuda or cuda:1")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
@@ -276,9 +258,11 @@ class CorpusConfig:
         (),
         "text to train on: a file (.txt, .raw: plain text; .jsonl, .csv, .tsv, .parquet: one column), a folder, or a "
         "quoted glob; may be repeated",
+        required=True,
+        repeats=True,
     )
     dev: tuple[str, ...] = config_field(
-        (), "text used for reporting only, in the same formats (default: a validation split of the corpus)"
+        (), "text for reporting only, in the same formats (default: a split of the corpus)", repeats=True
     )
     text_column: str | None = config_field(
         None, "column with the text in tabular files (default: 'text', or the first column of text)"
@@ -306,8 +290,8 @@ SMALL_TASK_EXAMPLES = 10_000  # below this, more augmented examples are made per
 class AugmentConfig:
     """Augmentation of training examples by replacing words (TinyBERT, arXiv 1909.10351, algorithm 1)."""
 
-    lm: str = config_field("", "masked language model: a local folder or a name on the Hugging Face Hub")
-    output: str = config_field("", "output folder for train_aug.*, in the format of the training file")
+    lm: str = config_field("", "masked language model: a folder, or a name on the Hub", required=True)
+    output: str = config_field("", "folder for train_aug.*, in the format of the training file", required=True)
     neighbours: str = config_field(
         "embeddings",
         "word vectors for replacing words of several tokens: a GloVe or word2vec text file, or 'embeddings' for "
