@@ -33,14 +33,13 @@ import pyarrow.dataset
 import pyarrow.parquet
 import torch
 
-from limbert.cli.policies import policy_from_options
 from limbert.core.config import DataConfig
 from limbert.data.load import load_texts
 from limbert.data.readers import Examples
 from limbert.errors import LimbertError
 from limbert.evaluation.hardware import describe_this_machine
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint
-from limbert.inference.policy import Policy
+from limbert.inference.policy import Policy, named_policy
 from limbert.inference.predict import predict
 from limbert.inference.ray import (
     BatchPredictionConfig,
@@ -105,15 +104,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _policy(opened: LoadedCheckpoint, name: str) -> Policy:
-    assert opened.task is not None
-    return policy_from_options(
-        name,
-        record=opened.model.record,
-        task_type=opened.task.task_type,
-        widths=None,
-        exit_threshold=None,
-        exit_rule=None,
-    )
+    return named_policy(name, opened.model.record)
 
 
 def _load_texts(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> tuple[list[str], list[str] | None]:

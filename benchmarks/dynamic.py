@@ -20,21 +20,21 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from limbert.cli.evaluate import override_data_config
-from limbert.cli.policies import default_exit_rule, policy_from_options
+from limbert.cli.options import parse_floats
 from limbert.core.config import TaskType
 from limbert.data.load import load_evaluation_data
-from limbert.data.tokenize import TokenizedExamples, evaluation_batches, tokenize_texts
+from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 from limbert.errors import LimbertError
 from limbert.evaluation.hardware import describe_this_machine
 from limbert.inference.engine import Engine
-from limbert.inference.load import LoadedCheckpoint, load_checkpoint
-from limbert.inference.policy import Policy
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config
+from limbert.inference.policy import Policy, default_exit_rule, named_policy
+from limbert.inference.predict import inference_batches
 from limbert.method.early_exit import ExitRule
 from limbert.model.checkpoint import library_versions
 
 FULL, ENGINE = "stock full model", "engine, full size"
-GATES, RAMPS, BOTH = "gates, always full", "off-ramps, nobody leaves", "gates and off-ramps, always full"
+GATES, EXITS, BOTH = "gates, always full", "exits, never taken", "gates and exits, always full"
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _policies(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> dict[str, Policy]:
-    """What is measured beside the stock model, by name."""
+    """The policies that are compared with the stock model, by name."""
     model, task = opened.model, opened.task
     if task is None or model.gates is None:
         raise LimbertError(f"{arguments.run} is no elastic model with gates: limbert train --phases gates")
@@ -94,23 +94,22 @@ def _policies(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> dict[s
     policies = {
         ENGINE: Policy(subnet="1x1"),
         GATES: Policy(gates=True, widths=whole),
-        RAMPS: Policy(exits=never),
+        EXITS: Policy(exits=never),
         BOTH: Policy(gates=True, widths=whole, exits=never),
     }
     for name in arguments.policy or ["width"]:
-        policies[name] = policy_from_options(
+        policies[name] = named_policy(
             name,
-            record=model.record,
+            model.record,
             task_type=task.task_type,
-            widths=arguments.widths if name in ("width", "width+depth") else None,
+            widths=parse_floats(arguments.widths, "--widths") if name in ("width", "width+depth") else None,
             exit_threshold=arguments.exit_threshold if name in ("depth", "width+depth") else None,
-            exit_rule=None,
         )
     return policies
 
 
 def _never(kind: TaskType) -> ExitRule:
-    """A rule that asks at every off-ramp and lets nobody leave."""
+    """A rule that is evaluated at every exit and never true."""
     return ExitRule(default_exit_rule(kind), 0.0)
 
 
@@ -136,10 +135,7 @@ def _measure(
 
     In each round every contender runs through all batches before the next one does, as it would when it serves alone.
     """
-    batches = [
-        {name: tensor for name, tensor in examples.collate(indices).items() if name != "labels"}
-        for indices in evaluation_batches(examples.lengths, batch_size=batch_size)
-    ]
+    batches = [inputs for _, inputs in inference_batches(examples, batch_size=batch_size, device=torch.device("cpu"))]
     contenders: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
         FULL: lambda inputs: _run_stock(stock, inputs)
     }
@@ -170,7 +166,7 @@ def _measure(
         "tokens_mean": float(examples.lengths.mean()),
         "full_ms_per_example": 1000 * seconds[FULL] / len(examples),
         "policies": rows,
-        "own_cost": {name: (seconds[name] - seconds[ENGINE]) / seconds[FULL] for name in (GATES, RAMPS, BOTH)},
+        "own_cost": {name: (seconds[name] - seconds[ENGINE]) / seconds[FULL] for name in (GATES, EXITS, BOTH)},
     }
 
 
@@ -183,7 +179,7 @@ def _print(report: dict[str, object]) -> None:
     """A table in Markdown."""
     print(f"{report['run']}: {report['device']}")
     for name, policy in report["policies"].items():  # type: ignore[attr-defined]
-        if name not in (ENGINE, GATES, RAMPS, BOTH):
+        if name not in (ENGINE, GATES, EXITS, BOTH):
             print(f"- {name}: {policy}")
     for part in report["batches"]:  # type: ignore[attr-defined]
         print(

@@ -22,8 +22,6 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from limbert.cli.evaluate import override_data_config
-from limbert.cli.policies import policy_from_options
 from limbert.data.load import load_evaluation_data
 from limbert.data.metrics import compute_metrics
 from limbert.data.readers import Examples
@@ -32,8 +30,9 @@ from limbert.data.tokenize import evaluation_batches, tokenize_texts
 from limbert.errors import CheckpointError, LimbertError
 from limbert.evaluation.hardware import describe_this_machine
 from limbert.inference.engine import Engine
-from limbert.inference.load import LoadedCheckpoint, load_checkpoint
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config
 from limbert.inference.onnx_graph import write_onnx
+from limbert.inference.policy import named_policy
 from limbert.inference.predict import run_policy
 from limbert.inference.runtimes import Runtime, load_runtime
 from limbert.model.checkpoint import library_versions
@@ -136,14 +135,7 @@ def _policies(arguments: argparse.Namespace) -> dict[str, Answer]:
     assert opened.task is not None
     found = {}
     for name in arguments.policy:
-        policy = policy_from_options(
-            name,
-            record=opened.model.record,
-            task_type=opened.task.task_type,
-            widths=None,
-            exit_threshold=None,
-            exit_rule=None,
-        )
+        policy = named_policy(name, opened.model.record)
         found[f"{name} (engine: {policy})"] = _with_engine(
             opened, Engine(opened.model, policy, task_type=opened.task.task_type)
         )

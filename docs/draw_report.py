@@ -1,4 +1,4 @@
-"""Picture a report as a broad light and a narrow dark page: ``draw_report.py RUN PICTURE.png`` (needs Chromium)."""
+"""Draw a report as a wide light and a narrow dark page: ``draw_report.py RUN PICTURE.png`` (needs Chromium)."""
 
 import html
 import shutil
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from limbert.report.page import make_report, render_html
+from limbert.report.page import Report
 from limbert.report.read import read_run
 
 FRAMES = """<!DOCTYPE html><body style="margin:0;background:#cfd6dd">
@@ -16,11 +16,11 @@ FRAMES = """<!DOCTYPE html><body style="margin:0;background:#cfd6dd">
 
 
 def main(run: str, picture: Path) -> None:
-    page = html.escape(render_html(make_report(read_run(run)), pictures_dir="report-pictures"))
+    page = html.escape(Report(read_run(run)).html(pictures_folder="report-pictures"))
     frames = [
         f'<iframe id="{name}" scrolling="no" style="border:0;border-radius:16px;width:{width}px;height:1270px" '
         f'srcdoc="{page}"></iframe>'
-        for name, width in (("broad", 1240), ("narrow", 390))
+        for name, width in (("wide", 1240), ("narrow", 390))
     ]
     chromium = next(path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name)))
     with tempfile.TemporaryDirectory() as folder:

@@ -159,7 +159,7 @@ def test_stock_transformers_answers_the_same(limbert, trained):
             ["evaluate", "RUN", "--policy", "depth", "--exit-threshold", "0.1"],
             "policy depth chooses",
         ),
-        (["evaluate", "RUN", "--policy", "static:1x1"], "run one sub-network for all texts: --subnet"),
+        (["evaluate", "RUN", "--policy", "static:1x1"], "--subnet WIDTHxDEPTH"),
         (["predict", "RUN", "--policy", "width"], "policy width chooses"),
         (["train", "DATA", "--model", "RUN", "--phases", "gates", "--output", "x"], "phase gates"),
     ],

@@ -72,6 +72,19 @@ def test_every_family_predicts_bit_for_bit(case: str, subnet: Subnet, tmp_path: 
             AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=False)
 
 
+@pytest.mark.parametrize("subnet", [Subnet((0, 2), (6, 6), (60, 60)), FEWER_NEURONS, NARROW], ids=str)
+def test_saved_extract_loads_or_is_refused(subnet: Subnet, tmp_path: Path) -> None:
+    network = small("bert", subnet)
+    network.save_pretrained(tmp_path)
+    if subnet.neurons != (60, 60):
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        return
+    with torch.no_grad():
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()(**make_inputs()).logits
+        assert torch.equal(loaded, network(**make_inputs()).logits)
+
+
 @pytest.mark.parametrize("head", TASK_HEADS)
 @pytest.mark.parametrize("case", most_different(("bert", "modernbert", "deberta-v2"), quick=("bert",)))
 def test_every_head_predicts_bit_for_bit(case: str, head: str, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Small phases trained by one process or by two: `test_distributed.py` calls this, and runs it as each of the two."""
 
 import json
+import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -23,11 +25,10 @@ from limbert.errors import TrainingInterrupted
 from limbert.train.distributed import init_distributed, rank
 from limbert.train.phases import PHASES, train_phases
 
-ROWS, BATCH = 11, 5  # an epoch is 5, 5 and 1 rows: two processes have 3 and 2, and in the last step one has none
-GLOBAL_BATCH = 6  # what two processes of three rows take a step
-STEPS = 4
+ROWS, BATCH = 13, 6  # an epoch is 6, 6 and 1 rows: two processes have 3 each, and in the last step one has none
+STEPS = 6
 SETTINGS: dict[str, Any] = {  # AdamW's epsilon: else gradients that are 0 but for rounding become whole steps
-    "batch_size": GLOBAL_BATCH, "epochs": 2.0, "learning_rate": 1e-3, "adam_epsilon": 1e-5, "weight_decay": 0.01
+    "batch_size": BATCH, "epochs": 2.0, "learning_rate": 1e-3, "adam_epsilon": 1e-5, "weight_decay": 0.01
 }  # fmt: skip
 TOKENS = Task("tokens", "token-classification", ("O", "B-A", "B-B"), ("entity_f1",))
 VALUE = Task("value", "regression", (), ("pearson",))
@@ -77,11 +78,8 @@ class StopInRank(TrainerCallback):
     def __init__(self, step: int, of_rank: int) -> None:
         self.step, self.of_rank = step, of_rank
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step - 1 and rank() == self.of_rank:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""A run's folder without weights, with numbers from a seed, and what a browser would make of a page."""
+"""A run directory without weights, with numbers from a seed, and a parser of HTML pages."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def result_rows(seed: int = 0) -> list[dict[str, Any]]:
-    """A row a sub-network of the grid."""
+    """One row per sub-network of the grid."""
     rng = random.Random(seed)
     return [
         {
@@ -46,7 +46,7 @@ def result_rows(seed: int = 0) -> list[dict[str, Any]]:
 
 
 def profile_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Two backends at two batch sizes."""
+    """All sub-networks in two backends at two batch sizes."""
     return [
         {
             "subnet": row["subnet"],
@@ -75,8 +75,8 @@ def profile_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def policy_rows() -> list[dict[str, Any]]:
-    """What the points did on the development set."""
-    shares = [{"0.5": 0.6, "0.75": 0.4}, {"0.5": 1.0}, {"0": 0.3, "0.5": 0.7}, {"0": 0.3, "0.75": 0.7}]
+    """The operating points on the development set."""
+    widths = [{"0.5": 0.6, "0.75": 0.4}, {"0.5": 1.0}, {"0": 0.3, "0.5": 0.7}, {"0": 0.3, "0.75": 0.7}]
     return [
         {
             "name": name,
@@ -88,7 +88,7 @@ def policy_rows() -> list[dict[str, Any]]:
             "flops_mean": 4e8,
             "flops_full": 1e9,
             "time_per_example": 0.002,
-            "widths": shares,
+            "widths": widths,
             "exits": {"2": 0.3, "4": 0.7},
             "batch_size": 32,
         }
@@ -97,7 +97,7 @@ def policy_rows() -> list[dict[str, Any]]:
 
 
 def log_rows() -> list[dict[str, Any]]:
-    """Three phases, as training logs them."""
+    """The log of three phases."""
     rows: list[dict[str, Any]] = []
     for phase in ("width", "depth", "gates"):
         sign = -1 if phase == "gates" else 1
@@ -107,7 +107,7 @@ def log_rows() -> list[dict[str, Any]]:
 
 
 def make_run(folder: Path, *, full: bool = True) -> Path:
-    """The folder of a run; ``full``: with all that verbs other than train write."""
+    """A run directory; ``full`` adds the files of ``limbert tune``, ``evaluate --policy`` and ``profile``."""
     folder.mkdir(parents=True)
     recipe = override_recipe(load_recipe("flexible-bert"), phases=["width", "depth", "gates"])
     config = TrainConfig(model="runs/start", output="-", recipe="flexible-bert", phases=("width", "depth", "gates"))
@@ -120,8 +120,8 @@ def make_run(folder: Path, *, full: bool = True) -> Path:
     results = result_rows()
     write_lines(folder / "results.jsonl", results)
     if full:
-        reached = {"validation": {"accuracy": 0.8}, "flops_share": 0.4}
-        record["operating_points"] = {name: values | reached for name, values in POINTS.items()}
+        chosen_with = {"validation": {"accuracy": 0.8}, "flops_share": 0.4}
+        record["operating_points"] = {name: values | chosen_with for name, values in POINTS.items()}
         write_lines(folder / "profile.jsonl", profile_rows(results))
         write_lines(folder / "policies.jsonl", policy_rows())
         write_lines(folder / "log.jsonl", log_rows())
@@ -141,7 +141,7 @@ def make_run(folder: Path, *, full: bool = True) -> Path:
 
 
 class Page(HTMLParser):
-    """A page's tags, attributes and text; fails where tags do not close in order."""
+    """Tags, attributes and text of a page; fails where tags do not close in order."""
 
     VOID = ("meta", "link", "br", "input", "img")
 
@@ -170,7 +170,7 @@ class Page(HTMLParser):
             self.text.append(data)
 
     def attributes(self, name: str) -> list[str]:
-        """The values of an attribute, wherever it is."""
+        """All values of an attribute."""
         return [attributes[name] for _, attributes in self.tags if name in attributes]
 
     def all_text(self) -> str:

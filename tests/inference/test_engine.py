@@ -217,7 +217,7 @@ def test_gates_are_saved_with_the_model(tmp_path: Path) -> None:
     assert torch.equal(ours.trace.option_indices, theirs.trace.option_indices)
     whole = (tmp_path / "run" / GATES_FILENAME).read_bytes()
     (tmp_path / "run" / GATES_FILENAME).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="gates.safetensors"):
+    with pytest.raises(CheckpointError, match=r"gates\.safetensors"):
         ElasticModel.from_pretrained(tmp_path / "run")
 
 

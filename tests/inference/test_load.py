@@ -36,7 +36,7 @@ def test_cores_are_counted_without_affinity(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("path", ["runs/nope", "./nope", "~/nope"])
 def test_a_missing_folder_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/nonexistent")
-    with pytest.raises(CheckpointError, match="folder .*nope"):
+    with pytest.raises(CheckpointError, match=r"folder .*nope"):
         load_checkpoint(path)
 
 

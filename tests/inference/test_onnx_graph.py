@@ -126,7 +126,7 @@ def test_refusals_name_the_value(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_text("nothing")
     for name in RUNTIMES:
         pytest.importorskip(name)
-        with pytest.raises(CheckpointError, match="broken.onnx"):
+        with pytest.raises(CheckpointError, match=r"broken\.onnx"):
             load_runtime(name, tmp_path / "broken.onnx")
     network.config.model_type = "mpnet"
     with pytest.raises(UnsupportedModelError, match="mpnet"):

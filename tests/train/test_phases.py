@@ -149,8 +149,8 @@ def test_a_run_ends_in_a_loadable_checkpoint(whole: Path) -> None:
     assert model.gates is not None
     rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert list(dict.fromkeys(row["phase"] for row in rows)) == ["finetune", "width", "depth", "gates"]
-    assert {*rows[0]} == {"phase", "step", "loss", "learning_rate", "examples_per_second"}
-    assert {*rows[1]} == {"phase", "step", "validation"}
+    keys = [{"phase", "step", "loss", "learning_rate", "examples_per_second"}, {"phase", "step", "validation"}]
+    assert all({*row} in keys for row in rows)
     assert not [*whole.glob("*/checkpoint-*")]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tests.factories.networks import CONFIGS, make_inputs, make_network, most_different
@@ -223,7 +224,8 @@ def test_text_columns_are_tokenised(tmp_path: Path, tokenizer: PreTrainedTokeniz
     texts = {"sentence": ["where is my card", "a", "charged twice again"], "label": ["a", "b", "c"], "idx": [0, 1, 2]}
     labels = {"id2label": dict(enumerate("abc")), "label2id": {name: index for index, name in enumerate("abc")}}
     model = make_model(vocab_size=len(tokenizer), **labels)
-    data = datasets.DatasetDict(train=datasets.Dataset.from_dict(texts), validation=datasets.Dataset.from_dict(texts))
+    frame = datasets.Dataset.from_pandas(pd.DataFrame(texts))  # columns of large_string
+    data = datasets.DatasetDict(train=datasets.Dataset.from_dict(texts), validation=frame)
     settings = {"max_steps": 1, "save_strategy": "no", "eval_dataset": None}
     trainer = make_trainer(tmp_path, model, train_dataset=data, processing_class=tokenizer, **settings)
     trainer.train()

@@ -33,7 +33,14 @@ def build_recipe(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
 
     recipe = override_recipe(load_recipe(config.recipe), **overrides)
     check_checkpoint_path(config.model)
-    return recipe if overrides["space"] else with_trained_space(recipe, config.model)
+    if overrides["space"]:
+        return recipe
+    trained = with_trained_space(recipe, config.model)
+    if trained is not recipe:
+        space = trained.space
+        shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
+        note(f"training the sub-networks that {config.model} was trained for: {shown}")
+    return trained
 
 
 def run_in_terminal(run: "Callable[[TerminalProgress], list[SubnetResult]]") -> "list[SubnetResult]":

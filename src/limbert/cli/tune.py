@@ -9,6 +9,7 @@ import typer
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.core.config import config_field
+from limbert.errors import import_optional
 
 if TYPE_CHECKING:
     from limbert.evaluation.tune import PolicyCandidate, TuneResult
@@ -60,21 +61,19 @@ def tune(
     """
     opt.prepare_libraries(threads)
     from limbert.cli import console
-    from limbert.cli.tradeoff import plot_tradeoff, require_matplotlib
     from limbert.evaluation import tune as tuning
+    from limbert.report.sections import search_picture
 
-    require_matplotlib()
+    import_optional("matplotlib", extra="report")  # before the long work
     settings: dict[str, Any] = vars(options) | data
     with console.ProgressBar() as progress:
         result = tuning.tune(run, batch_size=batch_size, device=device, progress=progress, **settings)
     folder = Path(run).expanduser()
-    title = f"{folder.name}: {result.num_examples} validation examples"
-    plot_tradeoff(
-        folder / TUNE_PLOT_NAME, result.candidates, result.operating_points, metric=result.metric, title=title
-    )
+    candidates = [candidate.to_dict() for candidate in result.candidates]
+    points = {name: point.to_dict() for name, point in result.operating_points.items()}
+    search_picture(candidates, points, result.metric, result.num_examples).save_png(folder / TUNE_PLOT_NAME)
     front = tuning.pareto_policies(result.candidates)
     if as_json:
-        points = {name: point.to_dict() for name, point in result.operating_points.items()}
         console.print_json({"operating_points": points, "front": [candidate.to_dict() for candidate in front]})
         return
     console.say(

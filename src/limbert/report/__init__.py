@@ -1,1 +1,1 @@
-"""The report of a run: pictures and one HTML page, made from the JSON lines that the run keeps."""
+"""The HTML report of a training run, with its pictures, from the JSON files in the run directory."""

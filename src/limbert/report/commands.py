@@ -1,84 +1,79 @@
-"""Section: how the run was made, as the command line that makes it again, and what to do with it."""
+"""The command that trained a run, and commands to use and measure it."""
 
 import shlex
-from dataclasses import asdict, fields
+import tomllib
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from limbert.core.config import DataConfig, TrainConfig
-from limbert.errors import LimbertError
-from limbert.report.costs import cheapest_close_to_full
+from limbert.core.config import DataConfig, GatesConfig, PhaseConfig, TrainConfig
+from limbert.core.space import Space
 from limbert.report.read import RunData
-from limbert.train.recipes import Recipe, load_recipe, override_recipe
 
 
 def train_command(data: RunData) -> str | None:
-    """The command line with which the training ran; None where its settings were not kept or cannot be said so.
-
-    Running it again where it ran says that the run is finished already: the settings are the same.
-    """
+    """The command line that trained the run; None where ``limbert.json`` lacks settings, or the recipe file is gone."""
     settings = data.record.get("settings", {})
     try:
         train, recipe = settings["train"], settings["recipe"]
-        known = override_recipe(load_recipe(train["recipe"]), phases=train["phases"])
-        words = ["limbert", "train", *_data_options(settings["data"])]
-        words += ["--model", train["model"], "--output", data.path, *_train_options(train)]
-        words += _recipe_options(known, recipe)
-    except (LimbertError, KeyError, TypeError):
+        words = ["limbert", "train", *_changed_options(DataConfig, settings["data"])]
+        words += ["--model", train["model"], "--output", data.path]
+        words += _changed_options(TrainConfig, train, ("recipe", "phases", "seed", "precision", "validation"))
+        words += _recipe_options(train["recipe"], recipe)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return shlex.join(words)
 
 
-def usage_commands(data: RunData) -> list[tuple[str, str]]:
-    """``(what for, command line)`` for those who want to use or measure the run."""
+def usage_commands(data: RunData, export_subnet: str) -> list[tuple[str, str]]:
+    """``(purpose, command line)`` pairs for this run."""
     run = data.path
-    small = min(data.results, key=lambda row: row["flops"])["subnet"]
+    smallest = min(data.results, key=lambda row: row["flops"])["subnet"]
     point = "balanced" if "balanced" in data.operating_points else next(iter(data.operating_points), None)
-    found = [("all sub-networks on the development set", ["evaluate", run])]
-    found.append((f"an answer of sub-network {small}", ["predict", run, "--subnet", small, "--text", "..."]))
+    commands = [
+        ("Evaluate all sub-networks on the development set", ["evaluate", run]),
+        (f"Predict with sub-network {smallest}", ["predict", run, "--subnet", smallest, "--text", "..."]),
+    ]
     if point:
-        found.append((f"operating point {point} on the development set", ["evaluate", run, "--policy", point]))
-        found.append((f"an answer of operating point {point}", ["predict", run, "--policy", point, "--text", "..."]))
-    flops = {row["subnet"]: float(row["flops"]) for row in data.results}
-    good = cheapest_close_to_full(data, flops) or data.full_result
-    export = ["export", run, "--subnet", good["subnet"], "--format", "onnx", "--output", f"{run}-onnx"]
-    found.append((f"sub-network {good['subnet']} as a file that other programs run", export))
-    found.append(("time, memory and file size on this machine", ["profile", run]))
-    found.append(("this page again", ["report", run]))
-    return [(what, shlex.join(["limbert", *words])) for what, words in found]
+        commands += [
+            (f"Evaluate operating point {point} on the development set", ["evaluate", run, "--policy", point]),
+            (f"Predict with operating point {point}", ["predict", run, "--policy", point, "--text", "..."]),
+        ]
+    export = ["export", run, "--subnet", export_subnet, "--format", "onnx", "--output", f"{run}-onnx"]
+    commands += [
+        (f"Export sub-network {export_subnet} as a standalone folder", export),
+        ("Measure latency, memory and file size on this machine", ["profile", run]),
+        ("Write this page again", ["report", run]),
+    ]
+    return [(purpose, shlex.join(["limbert", *words])) for purpose, words in commands]
 
 
-def _data_options(saved: dict[str, Any]) -> list[str]:
+def _changed_options(config: type, saved: dict[str, Any], names: tuple[str, ...] = ()) -> list[str]:
     words: list[str] = []
-    default = asdict(DataConfig())
-    for field in fields(DataConfig):
-        value = saved.get(field.name, default[field.name])
-        if value == default[field.name]:
-            continue
-        option = "--" + field.name.replace("_", "-")
-        words += [option] if value is True else [option, ",".join(value) if isinstance(value, list) else str(value)]
+    for field in fields(config):
+        value = saved.get(field.name, field.default)
+        if value != field.default and (not names or field.name in names):
+            option = "--" + field.name.replace("_", "-")
+            text = ",".join(value) if isinstance(value, list) else str(value)
+            words += [option] if value is True else [option, text]
     return words
 
 
-def _train_options(saved: dict[str, Any]) -> list[str]:
+def _recipe_options(recipe: str, saved: dict[str, Any]) -> list[str]:
+    """Options for the settings in which the run differs from its recipe."""
+    bundled = files("limbert.train") / f"{recipe}.toml"
+    source = bundled if bundled.is_file() else Path(recipe)
+    base = tomllib.loads(source.read_text(encoding="utf-8"))
     words: list[str] = []
-    for name in ("recipe", "phases", "seed", "precision", "validation"):
-        default = next(field.default for field in fields(TrainConfig) if field.name == name)
-        value = saved[name]
-        if value != default:
-            words += ["--" + name, ",".join(value) if isinstance(value, list) else str(value)]
-    return words
-
-
-def _recipe_options(base_recipe: Recipe, saved: dict[str, Any]) -> list[str]:
-    """What the run had other than its recipe says."""
-    words: list[str] = []
-    space = base_recipe.to_dict()["space"]
-    for name in ("widths", "depths", "layers"):
+    for name, default in (Space().to_dict() | base.get("space", {})).items():
         value = saved["space"][name]
-        if list(value) != list(space[name]):
-            words += ["--" + name, value if name == "layers" else ",".join(f"{one:g}" for one in value)]
-    for phase, config in base_recipe.to_dict()["phases"].items():
-        for name, value in saved["phases"].get(phase, {}).items():
-            if value != config.get(name):
+        if value != (list(default) if isinstance(default, tuple) else default):
+            words += ["--" + name, value if name == "layers" else ",".join(f"{number:g}" for number in value)]
+    for phase, config in saved["phases"].items():
+        config_class = GatesConfig if "target" in config else PhaseConfig
+        defaults = {field.name: field.default for field in fields(config_class)} | base["phases"].get(phase, {})
+        for name, value in config.items():
+            if value != defaults.get(name):
                 words += ["--set", f"{phase}.{name}={value}"]
     return words

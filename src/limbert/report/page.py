@@ -1,151 +1,120 @@
-"""The page: sections from a run's data, put into the template; pictures as files beside it."""
+"""Write the report: an HTML page from the template, and its pictures as PNG files beside it."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from limbert.core.palette import palette_colours
-from limbert.errors import ConfigError
+from limbert.errors import ConfigError, import_optional
 from limbert.files import atomic_file, atomic_folder
+from limbert.report import sections
 from limbert.report.commands import train_command, usage_commands
-from limbert.report.costs import CostPanel, cost_panels
-from limbert.report.dynamic import (
-    LayerUsage,
-    layer_usages,
-    operating_point_rows,
-    operating_points_summary,
-    search_picture,
-    static_points_note,
-)
-from limbert.report.grid import heatmap_picture
-from limbert.report.learning import earlier_phases_note, training_pictures
-from limbert.report.measured import group_by_setting
+from limbert.report.noise import interval_method
 from limbert.report.picture import Picture
-from limbert.report.png import save_png
-from limbert.report.read import RunData
-from limbert.report.svg import to_svg
-from limbert.report.tables import measurement_environments, subnet_rows, summary_tiles
-from limbert.train.phases import PHASES
-
-_MISSING_LIBRARY_MESSAGE = "the report needs {}; install it with: pip install 'limbert[report]'"
+from limbert.report.read import RunData, describe_policy, group_by_setting
 
 
-@dataclass(frozen=True)
 class Report:
-    """All sections, ready for the template.
+    """All sections of the report of one run.
 
-    Attributes:
-        data: what was read.
-        panels: metric against cost.
-        grid: the heat map.
-        training: curves by phase.
-        search: what tune tried; None without.
-        spent: how the operating points spend their layers.
-    """
-
-    data: RunData
-    panels: list[CostPanel]
-    heatmap: Picture
-    training_curves: list[tuple[str, Picture]]
-    search_plot: Picture | None
-    layer_usages: list[LayerUsage]
-
-    def pictures(self) -> Iterator[Picture]:
-        """All pictures, in the order of the page."""
-        for panel in self.panels:
-            yield from panel.pictures
-        yield self.heatmap
-        if self.search_plot:
-            yield self.search_plot
-        for one in self.layer_usages:
-            yield from one.pictures
-        for _, picture in self.training_curves:
-            yield picture
-
-
-def require_libraries() -> None:
-    """Raise ConfigError where the libraries of the extra ``report`` are missing, before any work."""
-    for name in ("jinja2", "matplotlib"):
-        if find_spec(name) is None:
-            raise ConfigError(_MISSING_LIBRARY_MESSAGE.format(name))
-
-
-def make_report(data: RunData) -> Report:
-    """Work out all sections."""
-    return Report(
-        data,
-        cost_panels(data),
-        heatmap_picture(data),
-        training_pictures(data),
-        search_picture(data),
-        layer_usages(data),
-    )
-
-
-def save_report(report: Report, page_path: Path) -> list[Path]:
-    """Write the pictures into the folder ``PAGE-pictures`` and then the page, each whole or not at all.
-
-    Returns:
-        The files of the pictures.
+    Args:
+        data: the run.
 
     Raises:
-        ConfigError: if the folder of the pictures holds files that are none of a report.
-        StorageError: if something cannot be written.
+        ConfigError: if a library of the extra ``report`` is missing.
     """
-    folder = page_path.with_name(page_path.stem + "-pictures")
-    strange = [path.name for path in folder.iterdir() if path.suffix != ".png"] if folder.is_dir() else []
-    if strange or (folder.exists() and not folder.is_dir()):
-        raise ConfigError(
-            f"{folder} is for pictures but there is {', '.join(strange) or 'a file'}; choose another --output"
-        )
-    text = render_html(report, pictures_dir=folder.name)
-    names = [f"{picture.name}.png" for picture in report.pictures()]
-    with atomic_folder(folder) as fresh:
-        for picture in report.pictures():
-            save_png(picture.wide, fresh / f"{picture.name}.png")
-    with atomic_file(page_path) as file:
-        file.write(text)
-    return [folder / name for name in names]
 
+    def __init__(self, data: RunData) -> None:
+        for library in ("jinja2", "matplotlib"):
+            import_optional(library, extra="report")
+        self.data = data
+        self.choices = sections.choices(data)
+        self.heat_map = sections.heat_map_picture(data)
+        self.points = sections.point_results(data)
+        self.usages = sections.usage_pictures(data)
+        self.training = sections.training_pictures(data)
+        self.search: Picture | None = None
+        if data.policy_candidates:
+            counts = (row.get("examples") for row in data.policy_results if row["data"] == "validation")
+            self.search = sections.search_picture(
+                data.policy_candidates, data.operating_points, data.metric, next(counts, None)
+            )
 
-def render_html(report: Report, *, pictures_dir: str) -> str:
-    """The page as text; ``pictures``: the folder of the files, as the page names it."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
+    def pictures(self) -> list[Picture]:
+        """All pictures, in the order of the page."""
+        found = [choice.picture for choices in self.choices.values() for choice in choices]
+        found += [self.heat_map, *([self.search] if self.search else [])]
+        found += [picture for _, pictures in self.usages.values() for picture in pictures]
+        return [*found, *self.training.values()]
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    environment.filters["svg"] = lambda drawing: Markup(to_svg(drawing))
-    source = files("limbert.report") / "template.html"
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    text = template.render(_template_context(report), pictures=pictures_dir)
-    return re.sub(r"\n\s*\n+", "\n", text) + "\n"
+    def save(self, page_path: Path) -> list[Path]:
+        """Write the pictures into the folder ``PAGE-pictures``, then the page; each replaces an earlier one as a whole.
 
+        Returns:
+            The picture files.
 
-def _template_context(report: Report) -> dict[str, Any]:
-    data = report.data
-    settings = data.record.get("settings", {})
-    return {
-        "report": report,
-        "data": data,
-        "name": Path(data.path).resolve().name,
-        "tiles": summary_tiles(data),
-        "colours": palette_colours(),
-        "sizes": subnet_rows(data),
-        "measured": [str(setting) for setting in group_by_setting(data.profile)],
-        "points": operating_point_rows(data),
-        "points_sentence": operating_points_summary(data),
-        "static_sentence": static_points_note(data),
-        "earlier": earlier_phases_note(data),
-        "train_command": train_command(data),
-        "commands": usage_commands(data),
-        "settings": settings,
-        "phases": [(name, PHASES[name].help if name in PHASES else "") for name in data.record.get("phases", [])],
-        "phase_settings": settings.get("recipe", {}).get("phases", {}),
-        "machine": measurement_environments(data),
-        "exact": {"results": data.results, "operating_points": data.record.get("operating_points", {})},
-    }
+        Raises:
+            ConfigError: if the folder of the pictures holds other files.
+            StorageError: if something cannot be written.
+        """
+        folder = page_path.with_name(page_path.stem + "-pictures")
+        other = [path.name for path in folder.iterdir() if path.suffix != ".png"] if folder.is_dir() else []
+        if other or (folder.exists() and not folder.is_dir()):
+            raise ConfigError(
+                f"{folder} is for pictures but holds {', '.join(other) or 'a file'}; choose another --output"
+            )
+        text = self.html(pictures_folder=folder.name)
+        with atomic_folder(folder) as fresh:
+            for picture in self.pictures():
+                picture.save_png(fresh / f"{picture.name}.png")
+        with atomic_file(page_path) as file:
+            file.write(text)
+        return [folder / f"{picture.name}.png" for picture in self.pictures()]
+
+    def html(self, *, pictures_folder: str) -> str:
+        """The page; ``pictures_folder`` is the name of the folder beside it."""
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+        environment.filters |= {
+            "svg": lambda picture, size: Markup(picture.svg(size)),
+            "metric": sections.format_metric,
+            "count": sections.format_count,
+            "size": sections.format_size,
+            "ms": sections.format_ms,
+            "percent": sections.format_percent,
+            "policy": describe_policy,
+        }
+        template = environment.from_string((files("limbert.report") / "template.html").read_text(encoding="utf-8"))
+        return re.sub(r"\n\s*\n+", "\n", template.render(self._context(), pictures=pictures_folder)) + "\n"
+
+    def _context(self) -> dict[str, Any]:
+        data, settings = self.data, self.data.record.get("settings", {})
+        cost = next(iter(self.choices.values()))[0].cost
+        close = sections.cheapest_close_to_full(data, cost)
+        phases, own = data.record.get("phases", []), settings.get("recipe", {}).get("phases", {})
+        return {
+            "report": self,
+            "data": data,
+            "name": Path(data.path).resolve().name,
+            "colours": palette_colours(),
+            "method": interval_method(data.metric),
+            "interval": partial(sections.format_interval, data),
+            "cost": cost,
+            "close": close,
+            "dynamic_points": [n for n, p in data.operating_points.items() if not p["policy"].startswith("static:")],
+            "profile": sections.first_profile(data),
+            "first_setting": next(iter(group_by_setting(data.profile)), None),
+            "environments": list({repr((row.hardware, row.versions)): row for row in data.profile}.values()),
+            "phases": phases,
+            "earlier_phases": phases[: max(len(phases) - len(own), 0)],
+            "base_model": settings.get("train", {}).get("model"),
+            "phase_settings": own,
+            "train_command": train_command(data),
+            "commands": usage_commands(data, close["subnet"]),
+            "exact": {"results": data.results, "operating_points": data.operating_points},
+        }

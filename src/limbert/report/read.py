@@ -1,12 +1,15 @@
-"""What a report is made of: the files that a run keeps, read once and checked."""
+"""Read and check the files of a training run that a report is made of; imports neither torch nor the trainer."""
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from limbert.core.space import Space
+from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, LimbertError
 from limbert.evaluation.results import (
@@ -19,8 +22,10 @@ from limbert.evaluation.results import (
     read_profile,
 )
 from limbert.files import read_json_lines
-from limbert.inference.policy import OperatingPoint, Policy, operating_points
-from limbert.model.checkpoint import RECORD_FILENAME, read_record
+
+RECORD_NAME = "limbert.json"
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,123 +33,156 @@ class RunData:
     """The files of one run.
 
     Attributes:
-        path: its folder, as the user wrote it.
+        path: the run directory, as the user wrote it.
         record: ``limbert.json``.
-        task: what the model answers.
-        space: what it was trained for.
-        results: a row a sub-network, the largest first: metric, parameters, FLOPs on the development set.
-        profile: what was measured, a row a sub-network and setting; empty if nothing was.
-        tried: policies judged on the validation slice; empty if none were.
-        points: operating points by name.
-        spent: what they did on which data.
-        log: of the training.
+        task: the task the model was trained for.
+        space: the trained sub-networks.
+        results: one row per sub-network, measured on the development set; ``examples`` (their number) and ``baseline``
+            (metrics of the majority class) are optional.
+        profile: measured latency, size and memory; may be empty.
+        policy_candidates: policies that ``limbert tune`` tried on the validation split; may be empty.
+        policy_results: operating points, each measured on the development set or the validation split.
+        training_log: losses and validation scores by phase and step.
     """
 
     path: str
-    record: dict[str, Any]
+    record: Row
     task: Task
     space: Space
-    results: list[dict[str, Any]]
+    results: list[Row]
     profile: list[ProfileRow]
-    policy_candidates: list[dict[str, Any]]
-    operating_points: dict[str, OperatingPoint]
-    policy_results: list[dict[str, Any]]
-    training_log: list[dict[str, Any]]
+    policy_candidates: list[Row]
+    policy_results: list[Row]
+    training_log: list[Row]
 
     @property
     def metric(self) -> str:
-        """The metric that counts."""
+        """The task's primary metric."""
         return self.task.primary_metric
 
     @property
-    def grid_results(self) -> list[dict[str, Any]]:
-        """Rows of the sub-networks of a width and a depth; the others were found off the grid by a search."""
+    def operating_points(self) -> dict[str, Row]:
+        """By name: ``policy``, ``widths``, ``exits``; ``validation`` and ``flops_share``, on the validation split."""
+        points: dict[str, Row] = self.record.get("operating_points", {})
+        return points
+
+    @property
+    def grid_results(self) -> list[Row]:
+        """Rows of sub-networks with a width and a depth; a search finds others."""
         return [row for row in self.results if row.get("width") is not None and row.get("depth") is not None]
 
     @property
-    def full_result(self) -> dict[str, Any]:
+    def full_result(self) -> Row:
         """The row of the full model."""
         return max(self.grid_results, key=lambda row: (row["params"], row["flops"]))
 
-    def metric_value(self, row: dict[str, Any]) -> float:
-        """The metric that counts, of a row with ``metrics``; of several development sets the mean."""
-        return fmean(value for name, value in row["metrics"].items() if name.rpartition("/")[2] == self.metric)
+    @property
+    def baseline(self) -> float | None:
+        """The primary metric of the majority class; None where the results have no baseline."""
+        metrics = self.results[0].get("baseline")
+        return _mean_metric(metrics, self.metric) if metrics else None
 
-    def find_policy_result(self, point_name: str, dataset: str) -> dict[str, Any] | None:
-        """What an operating point, as it is now, did on ``development`` or ``validation`` data; None if not kept."""
+    @property
+    def num_examples(self) -> int | None:
+        """Development examples that the metric is a mean over; None where unknown, or where it is one over tokens."""
+        if TASK_TYPE_SPECS[self.task.task_type].token_level and self.metric != "exact_match":
+            return None
+        rows = [row for row in self.policy_results if row["data"] == "development" and self.is_comparable(row)]
+        counts = [row.get("examples") for row in [self.results[0], *rows]]
+        return next((count for count in counts if isinstance(count, int)), None)
+
+    def metric_value(self, row: Row) -> float:
+        """The primary metric of a row with ``metrics``; its mean where there are several development sets."""
+        return _mean_metric(row["metrics"], self.metric)
+
+    def is_comparable(self, policy_row: Row) -> bool:
+        """Whether a policy ran on the examples of ``results.jsonl``: the full model's mean FLOPs are the same."""
+        return abs(policy_row["flops_full"] / self.full_result["flops"] - 1) < 1e-3
+
+    def find_policy_result(self, point_name: str, split: str) -> Row | None:
+        """The row of an operating point's present policy on ``development`` or ``validation`` data."""
+        settings = {key: self.operating_points[point_name].get(key) for key in ("policy", "widths", "exits")}
         for row in self.policy_results:
-            if (row["name"], row["data"]) == (point_name, dataset) and row["settings"] == self.operating_points[
-                point_name
-            ].policy.to_dict():
+            if (row["name"], row["data"], row["settings"]) == (point_name, split, settings):
                 return row
         return None
 
 
+def group_by_setting(profile: list[ProfileRow]) -> dict[str, dict[str, ProfileRow]]:
+    """Rows by setting and sub-network, settings in the order of the file; of repeated measurements the last.
+
+    Only rows of one setting are comparable. It names the machine where there are several.
+    """
+    groups: dict[str, dict[str, ProfileRow]] = {}
+    several = len({json.dumps(row.hardware, sort_keys=True) for row in profile}) > 1
+    for row in profile:
+        machine = [f"{name} {value}" for name, value in row.hardware.items() if value is not None]
+        groups.setdefault(", ".join([str(row.setup), *(machine if several else [])]), {})[row.subnet] = row
+    return groups
+
+
+def describe_policy(settings: Mapping[str, Any]) -> str:
+    """Saved settings of a policy as text, such as ``width+depth; widths 0.5, 1; entropy 0.4``."""
+    parts = [str(settings["policy"])]
+    if widths := settings.get("widths"):
+        parts.append("widths " + ", ".join(f"{width:g}" for width in widths))
+    if exits := settings.get("exits"):
+        parts.append(f"{exits['rule']} {exits['threshold']:g}")
+    return "; ".join(parts)
+
+
 def read_run(path: str) -> RunData:
-    """Read a run's folder.
+    """Read a run directory.
 
     Raises:
-        CheckpointError: if it is missing, was not made by ``limbert train``, or a file in it is broken, naming file
+        CheckpointError: if it is missing, was not made by ``limbert train``, or a file in it is broken; names the file
             and line.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"no model folder at {path}")
-    record = read_record(folder)
-    if "task" not in record or "space" not in record:
-        raise CheckpointError(f"{path} has no {RECORD_FILENAME} of a training; make one with limbert train")
-    if not (folder / RESULTS_NAME).is_file():
-        raise CheckpointError(f"{path} has no {RESULTS_NAME}, which limbert train writes when it is finished")
+    for name in (RECORD_NAME, RESULTS_NAME):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{path} has no {name}; limbert train writes it when it finishes")
     try:
-        task, space, points = Task.from_dict(record["task"]), Space.from_dict(record["space"]), operating_points(record)
-    except (LimbertError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / RECORD_FILENAME} is broken: {error}") from error
+        record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        task, space = Task.from_dict(record["task"]), Space.from_dict(record["space"])
+        for point in record.get("operating_points", {}).values():
+            describe_policy(point)
+            [float(value) for value in (point["flops_share"], *point["validation"].values())]
+    except (LimbertError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / RECORD_NAME} is not the record of a training run: {error!r}") from error
     data = RunData(
         path=path,
         record=record,
         task=task,
         space=space,
-        results=_read_results(folder / RESULTS_NAME),
+        results=_read_rows(folder / RESULTS_NAME, subnet=str, params=float, flops=float, metrics=dict),
         profile=read_profile(folder / PROFILE_NAME) if (folder / PROFILE_NAME).is_file() else [],
-        policy_candidates=_read_policy_candidates(folder / TUNE_NAME),
-        operating_points=points,
-        policy_results=_read_optional(
-            folder / POLICIES_NAME,
-            {"name": str, "data": str, "settings": dict, "metrics": dict, "flops_mean": float, "flops_full": float,
-             "widths": list, "exits": dict},
+        policy_candidates=_read_rows(folder / TUNE_NAME, policy=str, value=float, flops_share=float),
+        policy_results=_read_rows(
+            folder / POLICIES_NAME, name=str, data=str, settings=dict, metrics=dict, flops_mean=float,
+            flops_full=float, widths=list, exits=dict,
         ),
-        training_log=_read_optional(folder / LOG_NAME, {"phase": str, "step": float}),
+        training_log=_read_rows(folder / LOG_NAME, phase=str, step=float),
     )  # fmt: skip
-    for row in [*data.results, *data.policy_results]:
-        name = row.get("subnet", row.get("name"))
-        try:
-            good = math.isfinite(data.metric_value(row))
-        except (TypeError, ValueError):
-            good = False
-        if not good:
-            raise CheckpointError(f"the results of {name} in {path} have no {data.metric}: {row['metrics']}")
     if not data.grid_results:
-        raise CheckpointError(f"{folder / RESULTS_NAME} has no sub-network of a width and a depth")
+        raise CheckpointError(f"{folder / RESULTS_NAME} has no sub-network with a width and a depth")
+    for row in [*data.results, *data.policy_results]:
+        try:
+            finite = math.isfinite(data.metric_value(row))
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            raise CheckpointError(
+                f"the results of {row.get('subnet', row.get('name'))} in {path} have no {data.metric}: {row['metrics']}"
+            )
     return data
 
 
-def _read_results(path: Path) -> list[dict[str, Any]]:
-    needs = {"subnet": str, "params": float, "flops": float, "metrics": dict}
-    rows = read_json_lines(path, required_keys=needs)
-    if not rows:
-        raise CheckpointError(f"{path} holds no results")
-    return rows
-
-
-def _read_optional(path: Path, required_keys: dict[str, type]) -> list[dict[str, Any]]:
+def _read_rows(path: Path, **required_keys: type) -> list[Row]:
     return read_json_lines(path, required_keys=required_keys) if path.is_file() else []
 
 
-def _read_policy_candidates(path: Path) -> list[dict[str, Any]]:
-    rows = _read_optional(path, {"policy": str, "value": float, "flops_share": float})
-    for number, row in enumerate(rows, start=1):
-        try:
-            row["shown"] = str(Policy.from_dict(row))
-        except LimbertError as error:
-            raise CheckpointError(f"{path}, row {number}: {error}") from error
-    return rows
+def _mean_metric(metrics: Mapping[str, float], metric: str) -> float:
+    return fmean(value for name, value in metrics.items() if name.rpartition("/")[2] == metric)

@@ -254,7 +254,7 @@ def tokenized(
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     label = next((name for name in ("labels", "label") if name in dataset.column_names), None)
-    if label is not None and getattr(dataset.features[label], "dtype", None) == "string":
+    if label is not None and _is_string(dataset.features[label]):
         unknown = {*dataset.unique(label)} - {*label2id}
         if unknown:
             raise DataError(
@@ -267,7 +267,7 @@ def tokenized(
         return dataset
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError("the dataset has no column input_ids; give a tokenizer as processing_class")
-    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) == "string"]
+    strings = [name for name, feature in dataset.features.items() if _is_string(feature)]
     columns = [*(text_columns or [name for name in strings if name not in ("label", "labels", "idx", "id")])]
     if not 1 <= len(columns) <= 2 or not {*columns} <= {*strings}:
         raise ConfigError(
@@ -278,6 +278,10 @@ def tokenized(
         return tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length)
 
     return dataset.map(encode, batched=True, remove_columns=strings, desc="tokenising")
+
+
+def _is_string(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")  # large: from a pandas DataFrame
 
 
 def soft_labels(hard: Tensor, num_outputs: int) -> Tensor:

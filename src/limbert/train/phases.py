@@ -116,6 +116,18 @@ def check_supervision(phases: Iterable[str], supervision: Supervision) -> None:
             raise ConfigError(f"phase {name!r} cannot learn from {supervision}; limbert {verb} has phases {able}")
 
 
+def check_phases(model: ElasticModel, phases: Iterable[tuple[Phase, AnyPhaseConfig]]) -> None:
+    """Refuse, before anything is written, sub-networks and gates that a model cannot have.
+
+    Raises:
+        SubnetError, ConfigError: naming the value.
+    """
+    model.subnets()  # refuses a width or depth that keeps nothing
+    for _, config in phases:
+        if isinstance(config, GatesConfig):
+            check_gates(model, config)
+
+
 def train_phases(
     model: ElasticModel,
     phases: Sequence[tuple[Phase, AnyPhaseConfig]],
@@ -160,9 +172,6 @@ def train_phases(
     root, names = Path(str(args.output_dir)), [phase.name for phase, _ in phases]
     done = _last_finished(root, names)
     check_equal(done, description=f"in {root} as the number of finished phases")
-    for phase, config in phases[done:]:
-        if isinstance(config, GatesConfig):
-            check_gates(model, config)
     if done:
         model = load(root / names[done - 1] / _FINAL)
         logger.info("resuming after phase %s from %s", names[done - 1], root / names[done - 1] / _FINAL)
@@ -207,7 +216,7 @@ def train_phases(
                 trainer.teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval())
             trainer.train(resume_from_checkpoint=True)
             rows = log_rows(phase.name, trainer.state.log_history, validation=chosen)
-        model.record |= make_record(names[: number + 1])
+        model.record = make_record(names[: number + 1])
         _finish_phase(model, root, names[: number + 1], tokenizer=processing_class, rows=rows)
     return model
 

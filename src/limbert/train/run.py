@@ -45,7 +45,7 @@ from limbert.train.distributed import (
     world_size,
 )
 from limbert.train.gates import Progress
-from limbert.train.phases import Phase, check_supervision, train_phases
+from limbert.train.phases import Phase, check_phases, check_supervision, train_phases
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
 from limbert.train.run_folder import RunFolder, check_same_settings, is_run_finished, run_settings
 from limbert.train.trainer import EvaluateSubnets, SubnetMetrics, subnets_of_rank, task_type_of
@@ -130,6 +130,7 @@ def train_model(
     folder = RunFolder(str(args.output_dir), settings)
     tokenizer = processing_class
     completed, task = list(model.record.get("phases", ())), model.record.get("task") or _task_of(model, args)
+    check_phases(model, [known[name] for name in order])
     with folder.locked():
         if (folder.path / "config.json").exists():
             logger.info("%s is finished already, with these settings", folder.path)
@@ -268,13 +269,14 @@ def run_phases(
     names = [name for name in recipe.phases if name != data.skipped_phase]
     model = data.load_base()
     model.space = recipe.space
-    model.subnets()  # refuses a width or depth that keeps nothing
-    args = _run_arguments(config, folder.path, data)
+    phases = [(phase, settled) for phase, settled in recipe.configured_phases() if phase.name in names]
+    check_phases(model, phases)
     with folder.locked():
+        args = _run_arguments(config, folder.path, data)  # resets accelerate's state: not while another run trains
         folder.create()
         model = train_phases(
             model,
-            [(phase, phase_config) for phase, phase_config in recipe.configured_phases() if phase.name in names],
+            phases,
             args=args,
             train_dataset=data.train_dataset,
             eval_dataset=data.eval_dataset,
@@ -414,11 +416,7 @@ def with_trained_space(recipe: Recipe, model: str) -> Recipe:
     """
     check_checkpoint_path(model)
     space = trained_space(model)
-    if space is None or space == recipe.space:
-        return recipe
-    shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
-    logger.info("training the sub-networks that %s was trained for: %s", model, shown)
-    return replace(recipe, space=space)
+    return recipe if space in (None, recipe.space) else replace(recipe, space=space)
 
 
 def task_fingerprint(data: TaskData) -> str:

@@ -39,18 +39,17 @@ def run_settings(
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """How the settings of two runs differ, ``train.seed 1 -> 2, ...``; empty for the same run.
 
-    Where the fingerprints of the data are known and equal, its location does not count; nor does the name of a recipe
-    with equal values. A setting that one of them lacks is None.
+    Where both fingerprints of the data are known they count instead of its location; the name of a recipe with equal
+    values does not count. A setting that one of them lacks is None.
     """
     before, after = _flat(old), _flat(new)
     known = (before.pop("content.data", None), after.pop("content.data", None))
-    same_data = None not in known and known[0] == known[1]
-    skipped = {f"{part}.{name}" for part in ("data", "corpus") for name in _LOCATIONS} if same_data else set()
-    if old.get("recipe") == new.get("recipe"):
-        skipped.add("train.recipe")
+    skipped = {"train.recipe"} if old.get("recipe") == new.get("recipe") else set()
+    if None not in known:
+        skipped |= {f"{part}.{name}" for part in ("data", "corpus") for name in _LOCATIONS}
     names = [name for name in {**before, **after} if name not in skipped and not name.startswith("content.")]
     changed = [name for name in names if before.get(name) != after.get(name)]
-    if not changed and None not in known and not same_data:
+    if not changed and known[0] != known[1] and None not in known:
         return "other data"
     return ", ".join(f"{name} {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}" for name in changed)
 

@@ -1,0 +1,282 @@
+"""A run resumes, or counts as finished, with the same settings and data; command and Python give the same weights."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.factories.networks import make_network
+from tests.factories.tokenizers import byte_level
+from transformers import AutoModelForSequenceClassification, TrainerCallback
+
+import limbert
+from limbert import ElasticModel
+from limbert.cli.main import app
+from limbert.core.config import DataConfig, TrainConfig
+from limbert.data.load import load_task_data
+from limbert.errors import ConfigError
+from limbert.train import run_folder
+from limbert.train.recipes import load_recipe, override_recipe
+from limbert.train.run import task_fingerprint, train_task
+from limbert.train.run_folder import (
+    RunFolder,
+    check_same_settings,
+    describe_differences,
+    is_run_finished,
+    run_settings,
+)
+
+SETTINGS = {
+    "train": {"model": "a", "seed": 1, "recipe": "x"},
+    "recipe": {"epochs": 3},
+    "data": {"data": "d", "train": None, "text_column": None},
+}
+MOVED = SETTINGS | {
+    "train": {"model": "a", "seed": 1, "recipe": "x.toml"},
+    "data": {"data": None, "train": "/d/t", "text_column": None},
+}
+OTHER = SETTINGS | {"train": {"model": "a", "seed": 2, "recipe": "x"}}
+
+
+def content(fingerprint: str | None) -> dict[str, Any]:
+    return {"content": {"data": fingerprint}}
+
+
+def test_equal_data_is_the_same_run_wherever_it_lies() -> None:
+    known = SETTINGS | content("1")
+    assert describe_differences(known, known) == ""
+    assert describe_differences(known, MOVED | content("1")) == ""
+    assert describe_differences(known, SETTINGS | content("2")) == "other data"
+    assert describe_differences(known, MOVED | content("2")) == "other data"
+    assert describe_differences(SETTINGS, MOVED) == 'data.data "d" -> null, data.train null -> "/d/t"'
+    assert describe_differences(known, OTHER | content("1")) == "train.seed 1 -> 2"
+    assert describe_differences(SETTINGS, known) == ""  # an older version knew no fingerprint
+    younger = known | {"train": known["train"] | {"new": None}}
+    assert describe_differences(known, younger) == ""
+
+
+# -- the work folder
+
+
+def test_a_folder_is_found_again_and_others_are_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", SETTINGS)
+    assert not folder.path.exists()
+    folder.create()
+    RunFolder(tmp_path / "run", SETTINGS)
+    with pytest.raises(ConfigError, match=r"train.seed 1 -> 2"):
+        RunFolder(tmp_path / "run", OTHER)
+    (folder.path / "finetune" / ".checkpoint-8.new-host-1").mkdir(parents=True)
+    (folder.path / "finetune" / "final").mkdir()
+    RunFolder(tmp_path / "run", SETTINGS).create()  # after a kill in the middle of a save
+    assert [path.name for path in (folder.path / "finetune").iterdir()] == ["final"]
+    fresh = RunFolder(tmp_path / "run", OTHER, overwrite=True)
+    assert (folder.path / "finetune").exists()
+    fresh.create()
+    assert not (folder.path / "finetune").exists()
+    RunFolder(tmp_path / "run", OTHER)
+
+
+def test_an_output_is_this_run_another_or_something_else(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert not is_run_finished(output, SETTINGS)
+    output.mkdir()
+    assert not is_run_finished(output, SETTINGS)
+    (output / "thesis.tex").write_text("")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="not a model"):
+            is_run_finished(output, SETTINGS, overwrite=overwrite)
+    (output / "limbert.json").write_text(json.dumps({"settings": SETTINGS}))
+    assert is_run_finished(output, SETTINGS)
+    with pytest.raises(ConfigError, match="train.seed 1 -> 2"):
+        is_run_finished(output, OTHER)
+    assert not is_run_finished(output, OTHER, overwrite=True)
+
+
+def test_one_run_at_a_time_writes_into_an_output(tmp_path: Path) -> None:
+    first, second = (RunFolder(tmp_path / "run", SETTINGS) for _ in range(2))
+    with first.locked():
+        with pytest.raises(ConfigError, match="another run"), second.locked():
+            pass
+        with RunFolder(tmp_path / "other", SETTINGS).locked():
+            pass
+    with second.locked():
+        pass
+    assert not [*tmp_path.glob("run*")]
+
+
+def test_a_killed_run_holds_no_lock(tmp_path: Path) -> None:
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with RunFolder(tmp_path / "run", SETTINGS).locked():
+            os.write(told, b"held")
+            time.sleep(60)
+        os._exit(0)
+    assert os.read(ready, 4) == b"held"
+    folder = RunFolder(tmp_path / "run", SETTINGS)
+    with pytest.raises(ConfigError, match="another run"), folder.locked():
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with folder.locked():
+        pass
+
+
+@pytest.mark.parametrize("missing", ["file system", "system"])
+def test_without_locks_runs_go_on(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    if missing == "system":
+        monkeypatch.setattr("limbert.files.fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", unsupported)
+    with RunFolder(tmp_path / "run", SETTINGS).locked(), RunFolder(tmp_path / "run", SETTINGS).locked():
+        pass
+    assert not [*tmp_path.iterdir()]
+
+
+def test_processes_of_one_run_have_equal_settings_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, tokens = SETTINGS | content("1"), {"training tokens": "7"}
+    for settings, fingerprints, what in (
+        (SETTINGS | content("2"), tokens, "other data"),
+        (OTHER | content("1"), tokens, "train.seed 1 -> 2"),
+        (mine, {"training tokens": "8"}, "other training tokens"),
+    ):
+        other = {"settings": settings, "tokens": fingerprints}
+        monkeypatch.setattr(run_folder, "all_gather_object", lambda value, other=other: [value, other])
+        with pytest.raises(ConfigError, match=f"process 1 .*{what}"):
+            check_same_settings(mine, tokens)
+    monkeypatch.setattr(run_folder, "all_gather_object", lambda value: [value, value])
+    check_same_settings(mine, tokens)
+
+
+# -- whole runs
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model and rows to train it on, named as they lie."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIMBERT_CACHE", str(tmp_path / "cache"))
+    tokenizer = byte_level(trim=True)
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
+    network = make_network(
+        "roberta", AutoModelForSequenceClassification, num_labels=2, hidden_dropout_prob=0.1, **sizes
+    )
+    network.save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    rows = [f"a {['dog', 'cat'][number % 2]} {number},{['no', 'yes'][number % 2]},{number}" for number in range(40)]
+    Path("data").mkdir()
+    for name in ("train", "dev"):
+        Path("data", f"{name}.csv").write_text("\n".join(["text,label,number", *rows]) + "\n")
+    return tmp_path
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C in the first step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def run(output: str = "run", *, data: str = "data", rate: float = 1e-4, callbacks: Any = ()) -> dict[str, Any]:
+    """A short run; its settings."""
+    config = TrainConfig(model="model", output=output, phases=("finetune",), validation=0.2)
+    steps = {"max_steps": 2, "batch_size": 8, "learning_rate": rate}
+    recipe = override_recipe(load_recipe("dynabert"), every_phase=steps, phases=config.phases)
+    data_config = DataConfig(data=data)
+    loaded = load_task_data(data_config, seed=config.seed)
+    train_task(config, recipe, data_config, data=loaded, callbacks=[*callbacks])
+    return run_settings(config, recipe.to_dict(), data_config, fingerprint=task_fingerprint(loaded))
+
+
+def edited(path: str, old: str, new: str) -> Callable[[], None]:
+    """Edits a file; the way back."""
+    text = Path(path).read_text()
+    assert old in text
+    Path(path).write_text(text.replace(old, new, 1))
+    return lambda: Path(path).write_text(text) and None
+
+
+def test_an_unfinished_run_resumes_with_its_own_data_only(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Interrupt()])
+    for path, old, new in (
+        ("data/train.csv", "a dog 8,no", "a dog 8,yes"),
+        ("data/dev.csv", "a dog 8", "a fox 8"),
+    ):
+        back = edited(path, old, new)
+        with pytest.raises(ConfigError, match="other data"):
+            run()
+        back()
+    with pytest.raises(ConfigError, match="learning_rate"):
+        run(rate=1e-3)
+    Path("data").rename("moved")
+    edited("moved/train.csv", "a cat 9,yes,9", "a cat 9,yes,-1")  # a column that is not read
+    settings = run(data="moved")
+    assert is_run_finished("run", settings)
+    before = Path("run/model.safetensors").stat().st_mtime_ns
+    run(data="moved")
+    assert Path("run/model.safetensors").stat().st_mtime_ns == before
+    edited("moved/train.csv", "a cat 11", "a cat 12")
+    with pytest.raises(ConfigError, match="other data"):
+        run(data="moved")
+
+
+def test_two_runs_do_not_write_into_one_output(folder: Path) -> None:
+    refused = []
+
+    class Another(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            with pytest.raises(ConfigError, match="another run"):
+                run()
+            refused.append(Path("run.training/settings.json").exists())
+
+    run(callbacks=[Another()])
+    assert refused == [True, True]
+    assert sorted(path.name for path in folder.glob("run*")) == ["run"]
+
+
+def test_the_order_of_rows_and_labels_counts(folder: Path) -> None:
+    data = load_task_data(DataConfig(data="data"), seed=0)
+    turned = replace(data, train=data.train.select(range(len(data.train))[::-1]))
+    relabelled = replace(data, task=replace(data.task, labels=("yes", "no")))
+    assert len({task_fingerprint(one) for one in (data, turned, relabelled)}) == 3
+
+
+def test_options_that_change_nothing_are_no_settings() -> None:
+    config = TrainConfig(model="model", output="a")
+    recipe, data = load_recipe("dynabert").to_dict(), DataConfig(data="data")
+    other = replace(config, output="b", checkpoint_every=1.0, tensorboard=True)
+    assert run_settings(config, recipe, data) == run_settings(other, recipe, data)
+
+
+def test_command_and_python_give_the_same_weights(folder: Path) -> None:
+    Path("mine.toml").write_text(
+        "[space]\nwidths = [0.5, 1.0]\ndepths = [0.5, 1.0]\nlayers = 'first'\n"
+        + "".join(f"[phases.{name}]\nmax_steps = 3\nbatch_size = 8\n" for name in ("finetune", "width", "depth"))
+        + "[phases.gates]\nepochs = 1\n"
+    )
+    options = ["--data", "data", "--model", "model", "--recipe", "mine.toml", "--validation", "0.2", "--seed", "3"]
+    phases = ("finetune", "width", "depth", "gates")
+    app(["train", *options, "--phases", ",".join(phases), "--output", "command"], standalone_mode=False)
+    results = limbert.train(
+        "model", data="data", output="python", recipe="mine.toml", validation=0.2, seed=3, phases=phases
+    )
+    for name in ("model.safetensors", "gates.safetensors", "config.json"):
+        assert Path("command", name).read_bytes() == Path("python", name).read_bytes()
+    assert [result.subnet for result in results] == ["1x1", "0.5x1", "1x0.5", "0.5x0.5"]
+    card = Path("command/README.md").read_text()
+    for part in ("base_model: model", "| 0.5x0.5 |", "pipeline_tag: text-classification", "recipe: mine.toml"):
+        assert part in card
+    assert ElasticModel.from_pretrained("python").record["phases"] == [*phases]
+    shutil.rmtree("python")
