@@ -1,31 +1,35 @@
 """``limbert choose``: the best sub-network within a budget, from measured costs and metrics."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.config_options import config_options
+from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.cli.profile import print_profile_table
+from limbert.core.config import config_field
 
 _EXPORT_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 
-@config_options(limits=opt.BUDGET)
+@dataclass(frozen=True)
+class _Measurements:
+    batch: int | None = config_field(None, "of the measurements (default: 1, or the smallest)")
+    tokens: int | None = config_field(None, "of the measurements (default: the most)")
+    backend: str | None = config_field(None, "of the measurements (default: where the full model is fastest)")
+    profile_path: str | None = config_field(
+        None,
+        "profile.jsonl from the machine to choose for (default: the run's own, this machine)",
+        option="device_profile",
+    )
+
+
+@config_options(limits=opt.BUDGET, measurements=ConfigOptions(_Measurements))
 def choose(
     run: Annotated[str, typer.Argument(help="elastic model with a profile", metavar="RUN")],
     limits: dict[str, Any],
-    batch: Annotated[
-        int | None, typer.Option(help="of the measurements (default: 1, or the smallest)", metavar="N")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(help="of the measurements (default: the most)", metavar="N")] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="of the measurements (default: where the full model is fastest)")
-    ] = None,
-    device_profile: Annotated[
-        str | None,
-        typer.Option(help="profile.jsonl from the machine to choose for (default: the run's own, this machine)"),
-    ] = None,
+    measurements: _Measurements,
     runners_up: Annotated[int, typer.Option(help="how many others are shown", min=0, metavar="N")] = 4,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -42,7 +46,7 @@ def choose(
     from limbert.evaluation import choose as choosing
     from limbert.evaluation.hardware import describe_hardware
 
-    choice = choosing.choose(run, **limits, backend=backend, batch=batch, tokens=tokens, profile_path=device_profile)
+    choice = choosing.choose(run, **limits, **vars(measurements))
     best, shown = choice.best, choice.ranked[: 1 + runners_up]
     if as_json:
         others = [subnet.to_dict() for subnet in shown[1:]]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from limbert.cli import options as opt
 from limbert.cli import predict_on_ray as on_ray
 from limbert.cli import predict_server as on_server
 from limbert.cli.config_options import ConfigOptions, config_options
+from limbert.core.config import DataConfig, config_field
 from limbert.data.table import find_lone_surrogate
 from limbert.errors import ConfigError
 
@@ -19,57 +20,63 @@ if TYPE_CHECKING:
     from limbert.data.readers import Examples
     from limbert.inference.load import LoadedCheckpoint
 
-_INPUT, _SERVER = "Input and output", "Server"
+
+@dataclass(frozen=True)
+class _Inputs:
+    text: tuple[str, ...] = config_field((), "text (or question); may be repeated", repeats=True)
+    pair: tuple[str, ...] = config_field((), "second text, or context of a question; one for each --text", repeats=True)
+    input: str | None = config_field(None, "file: CSV, TSV, JSONL, Parquet, plain lines, CoNLL or SQuAD")
+    output: str | None = config_field(None, "JSONL file for the predictions (default: the terminal)")
+
+    def __post_init__(self) -> None:
+        if bool(self.text) == bool(self.input):
+            raise ConfigError("Provide --text or --input")
+        if self.pair and len(self.pair) != len(self.text):
+            raise ConfigError(f"{len(self.pair)} --pair for {len(self.text)} --text; each text needs one")
+        for part in self.text + self.pair:
+            if find_lone_surrogate({"text": part}) is not None:
+                raise ConfigError(f"text {part!r} is invalid Unicode; write it in UTF-8")
+
+    def output_file(self) -> str | None:
+        """The output file with ``~`` expanded; refuses one that cannot be written."""
+        if not self.output:
+            return None
+        path = Path(self.output).expanduser()
+        if self.input and path.resolve() == Path(self.input).expanduser().resolve():
+            raise ConfigError(f"output {self.output} is the input; choose another file")
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"the folder of output {self.output} does not exist; make it first")
+        if path.is_dir():
+            raise ConfigError(f"output {self.output} is a folder; write the name of a file")
+        return str(path)
+
+
+@dataclass(frozen=True)
+class _Subnet:
+    subnet: str = config_field("1x1", "WIDTHxDEPTH, a searched or a measured name (default: 1x1)")
 
 
 @config_options(
+    inputs=ConfigOptions(_Inputs, "Input and output"),
+    columns=ConfigOptions(DataConfig, "Input and output", only=("text_column", "pair_column"), as_overrides=True),
+    subnet=ConfigOptions(_Subnet, "Sub-network or policy", as_overrides=True),
     policy=opt.POLICY,
-    columns=ConfigOptions(opt.DataConfig, _INPUT, only=("text_column", "pair_column"), as_overrides=True),
     ray=ConfigOptions(on_ray.RayOptions, "Ray", as_overrides=True),
+    server=ConfigOptions(on_server.ServerOptions, "Server"),
 )
 def predict(
     context: typer.Context,
-    policy: dict[str, Any],
+    inputs: _Inputs,
     columns: dict[str, Any],
+    subnet: dict[str, str],
+    policy: dict[str, Any],
     ray: dict[str, Any],
+    server: on_server.ServerOptions,
     run: Annotated[str | None, typer.Argument(help="elastic model; absent with --server", metavar="[RUN]")] = None,
-    subnet: Annotated[
-        str | None,
-        typer.Option(
-            help="WIDTHxDEPTH, a searched or a measured name (default: 1x1)", rich_help_panel="Sub-network or policy"
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="text (or question); may be repeated", rich_help_panel=_INPUT)
-    ] = None,
-    pair: Annotated[
-        list[str] | None,
-        typer.Option(help="second text, or context of a question; one for each --text", rich_help_panel=_INPUT),
-    ] = None,
-    input: Annotated[
-        str | None,
-        typer.Option(help="file: CSV, TSV, JSONL, Parquet, plain lines, CoNLL or SQuAD", rich_help_panel=_INPUT),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(help="JSONL file for the predictions (default: the terminal)", rich_help_panel=_INPUT),
-    ] = None,
     batch_size: opt.BatchSize = 64,
     precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
     device: opt.Device = "auto",
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="plain (this process) or ray (workers on this machine, or on $RAY_ADDRESS)", rich_help_panel="Ray"
-        ),
-    ] = "plain",
-    server: Annotated[
-        str | None, typer.Option(help="URL of a running limbert serve, instead of RUN", rich_help_panel=_SERVER)
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(help="API key of the server", envvar="LIMBERT_API_KEY", rich_help_panel=_SERVER)
-    ] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Predict texts from the command line or from a file, in order.
@@ -83,15 +90,13 @@ def predict(
     Example: limbert predict --server http://127.0.0.1:8080 --input texts.txt
     """
     on_server.check_server_options(context)
+    engine = ray.pop("engine", "plain")
     on_ray.check_engine_options(engine, device, ray)
-    if "policy" in policy and subnet:
-        raise ConfigError("provide either --subnet or --policy; one sub-network is also --policy static:WIDTHxDEPTH")
-    _check_texts(text, pair, input)
-    if engine == "plain":
-        output = _check_output(output, input)
+    opt.check_policy_options({} if run is None else policy, subnet)
+    output = inputs.output_file() if engine == "plain" else inputs.output
     if run is None:
         examples, rows = on_server.predict_on_server(
-            str(server), api_key, text, pair, input, columns, subnet=subnet, policy=policy.get("policy")
+            server, inputs.text, inputs.pair, inputs.input, columns, **subnet | policy
         )
         _print_predictions(examples, rows, output, as_json)
         return
@@ -106,7 +111,8 @@ def predict(
     checked_precision = check_precision(precision)
     checkpoint = load_checkpoint(run, device="cpu" if engine == "ray" else device)
     task, model = checkpoint.trained_task, checkpoint.model
-    name = policy.pop("policy", None) or f"static:{resolve_measured_names(checkpoint.path, [subnet or '1x1'])[0]}"
+    static = subnet.get("subnet", "1x1")
+    name = policy.pop("policy", None) or f"static:{resolve_measured_names(checkpoint.path, [static])[0]}"
     chosen = named_policy(name, model.record, task_type=task.task_type, **policy)
     resolve_policy(chosen, model, task_type=task.task_type)  # refuses it before the input is read
     if chosen.subnet is not None:
@@ -114,10 +120,10 @@ def predict(
     checkpoint = replace(checkpoint, data_config=replace(checkpoint.data_config, **columns))
     if engine == "ray":
         settings = {"policy": chosen, "precision": checked_precision, "batch_size": batch_size}
-        on_ray.predict_on_ray(checkpoint, input, output, ray, threads=threads, as_json=as_json, **settings)
+        on_ray.predict_on_ray(checkpoint, inputs.input, output, ray, threads=threads, as_json=as_json, **settings)
         return
-    examples = _load_inputs(checkpoint, text, pair, input)
-    tokens = checkpoint.tokenize(examples, cache=input is not None)
+    examples = _load_inputs(checkpoint, inputs)
+    tokens = checkpoint.tokenize(examples, cache=inputs.input is not None)
     with console.progress_bar("predicting") as progress:
         predictions = run_prediction(
             model,
@@ -133,41 +139,15 @@ def predict(
     _print_predictions(examples, rows, output, as_json)
 
 
-def _check_texts(text: list[str] | None, pair: list[str] | None, input: str | None) -> None:
-    if bool(text) == bool(input):
-        raise ConfigError("Provide --text or --input")
-    if pair and len(pair) != len(text or []):
-        raise ConfigError(f"{len(pair)} --pair for {len(text or [])} --text; each text needs one")
-    for part in [*(text or ()), *(pair or ())]:
-        if find_lone_surrogate({"text": part}) is not None:
-            raise ConfigError(f"text {part!r} is invalid Unicode; write it in UTF-8")
-
-
-def _check_output(output: str | None, input: str | None) -> str | None:
-    """The output file with ``~`` expanded; refuses one that cannot be written."""
-    if not output:
-        return output
-    path = Path(output).expanduser()
-    if input and path.resolve() == Path(input).expanduser().resolve():
-        raise ConfigError(f"output {output} is the input; choose another file")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"the folder of output {output} does not exist; make it first")
-    if path.is_dir():
-        raise ConfigError(f"output {output} is a folder; write the name of a file")
-    return str(path)
-
-
-def _load_inputs(
-    checkpoint: "LoadedCheckpoint", text: list[str] | None, pair: list[str] | None, path: str | None
-) -> "Examples":
+def _load_inputs(checkpoint: "LoadedCheckpoint", inputs: _Inputs) -> "Examples":
     from limbert.data.load import load_texts
     from limbert.data.task_registry import TASK_HANDLERS
 
     task_type = checkpoint.trained_task.task_type
-    if path is None:
-        return TASK_HANDLERS[task_type].make_examples(text or (), pair)
+    if inputs.input is None:
+        return TASK_HANDLERS[task_type].make_examples(inputs.text, inputs.pair or None)
     config = replace(checkpoint.data_config, skip_bad_rows=False)  # one prediction per row, or an error
-    return load_texts(path, config, task_type=task_type)
+    return load_texts(inputs.input, config, task_type=task_type)
 
 
 def _print_predictions(

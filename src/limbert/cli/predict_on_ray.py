@@ -16,8 +16,11 @@ DEFAULT_SHARD_ROWS = 5_000
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Options of ``limbert predict`` that need ``--engine ray``."""
+    """The engine of ``limbert predict``, and the options that need ``--engine ray``."""
 
+    engine: str | None = config_field(
+        None, "plain (this process, the default) or ray (workers on this machine, or on $RAY_ADDRESS)"
+    )
     workers: int | None = config_field(None, "workers (default: one for each --threads cores)", minimum=1)
     keep: tuple[str, ...] | None = config_field(None, "input columns to repeat in the output, A,B (default: all)")
     shard_rows: int | None = config_field(None, "most rows in an output file (default: 5000)", minimum=1)

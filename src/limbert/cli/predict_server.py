@@ -1,17 +1,28 @@
 """``limbert predict --server``: predictions from a server instead of a model on this machine."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from limbert.core.config import DataConfig
+from limbert.core.config import DataConfig, config_field
 from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
     from limbert.client import ServerPrediction
     from limbert.data.readers import Examples
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Options of ``limbert predict`` that name a server instead of a model on this machine."""
+
+    server: str | None = config_field(None, "URL of a running limbert serve, instead of RUN")
+    api_key: str | None = config_field(None, "API key of the server", envvar="LIMBERT_API_KEY")
+
 
 _SERVER_OPTIONS = {
     *("server", "api_key", "subnet", "policy", "as_json"),
@@ -38,15 +49,14 @@ def check_server_options(context: typer.Context) -> None:
 
 
 def predict_on_server(
-    url: str,
-    api_key: str | None,
-    text: list[str] | None,
-    pair: list[str] | None,
+    server: ServerOptions,
+    text: Sequence[str],
+    pair: Sequence[str],
     path: str | None,
     columns: dict[str, str],
     *,
-    subnet: str | None,
-    policy: str | None,
+    subnet: str | None = None,
+    policy: str | None = None,
 ) -> "tuple[Examples, list[dict[str, Any]]]":
     """Texts of the command line or of a file, and their predictions as ``limbert predict`` writes them.
 
@@ -61,9 +71,9 @@ def predict_on_server(
     from limbert.client import Client
     from limbert.data.readers import Examples, read_texts
 
-    client = Client(url, api_key=api_key)
+    client = Client(str(server.server), api_key=server.api_key)
     if path is None:
-        examples = Examples(tuple(text or ()), tuple(pair) if pair else None, None)
+        examples = Examples(tuple(text), tuple(pair) or None, None)
     else:
         examples = read_texts(Path(path).expanduser(), DataConfig(**columns))  # type: ignore[arg-type]
     rows: list[dict[str, Any]] = []

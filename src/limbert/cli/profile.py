@@ -1,13 +1,13 @@
 """``limbert profile``: measured costs of every sub-network on this machine, saved in the run."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from limbert.cli import options as opt
-from limbert.cli.config_options import config_options
+from limbert.cli.config_options import ConfigOptions, config_options
+from limbert.core.config import config_field
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,24 +15,42 @@ if TYPE_CHECKING:
     from limbert.evaluation.results import ProfileRow
 
 
-@config_options(limits=opt.COSTS)
+@dataclass(frozen=True)
+class _Measurements:
+    batch_sizes: str = config_field("1", "batch sizes, such as 1,32", option="batch")
+    lengths: str | None = config_field(
+        None, "tokens per example, such as 32,128 (default: 128, or the model's longest)", option="tokens"
+    )
+    backends: str = config_field("torch", "any of torch,onnxruntime,openvino", option="backend")
+    device: str = config_field("cpu", "cpu, or cuda for torch")
+    subnets: str = config_field("all", "all, or names such as 1x1,0.5x0.75")
+    rounds: int = config_field(50, "forward passes of each sub-network", minimum=5)
+    max_seconds: float = config_field(
+        20.0, "time for one batch size, length and backend; at least 5 rounds", option="seconds", minimum=0
+    )
+
+    def parsed(self) -> dict[str, Any]:
+        """The parameters of `limbert.benchmark`.
+
+        Raises:
+            ConfigError: for an option that cannot be parsed.
+        """
+        names = opt.split_commas(self.subnets)
+        if not names:
+            raise ConfigError(f"--subnets is {self.subnets!r}; write all, or names such as 1x1,0.5x0.75")
+        return vars(self) | {
+            "subnets": () if names == ("all",) else names,
+            "backends": opt.split_commas(self.backends),
+            "batch_sizes": _parse_positive_ints(self.batch_sizes, "--batch"),
+            "lengths": () if self.lengths is None else _parse_positive_ints(self.lengths, "--tokens"),
+        }
+
+
+@config_options(options=ConfigOptions(_Measurements), limits=opt.COSTS)
 def profile(
     run: opt.Run,
+    options: _Measurements,
     limits: dict[str, str],
-    batch: Annotated[str, typer.Option(help="batch sizes, such as 1,32")] = "1",
-    tokens: Annotated[
-        str | None, typer.Option(help="tokens per example, such as 32,128 (default: 128, or the model's longest)")
-    ] = None,
-    backend: Annotated[str, typer.Option(help="any of torch,onnxruntime,openvino")] = "torch",
-    device: Annotated[str, typer.Option(help="cpu, or cuda for torch")] = "cpu",
-    subnets: Annotated[str, typer.Option(help="all, or names such as 1x1,0.5x0.75")] = "all",
-    rounds: Annotated[int, typer.Option(help="forward passes of each sub-network", min=5, metavar="N")] = 50,
-    seconds: Annotated[
-        float,
-        typer.Option(
-            help="time for the passes of one batch size, length and backend; at least 5 rounds", min=0, metavar="X"
-        ),
-    ] = 20.0,
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -52,10 +70,8 @@ def profile(
     from limbert.evaluation.results import PROFILE_NAME
 
     constraints = parse_constraints({f"--{name.replace('_', '-')}": limit for name, limit in limits.items()})
-    names = opt.split_commas(subnets)
-    if not names:
-        raise ConfigError(f"--subnets is {subnets!r}; write all, or names such as 1x1,0.5x0.75")
-    everything, bar = names == ("all",), console.ProgressBar()
+    settings, bar = options.parsed(), console.ProgressBar()
+    has_preview = not as_json and (bool(limits) or not 0 < len(settings["subnets"]) <= 3)
 
     def print_preview(rows: "list[ProfileRow]") -> None:
         bar.pause()
@@ -69,19 +85,8 @@ def profile(
             _print_profile(run, rows)
 
     with bar:
-        rows = benchmark(
-            run,
-            subnets=() if everything else names,
-            backends=opt.split_commas(backend),
-            batch_sizes=_parse_positive_ints(batch, "--batch"),
-            lengths=() if tokens is None else _parse_positive_ints(tokens, "--tokens"),
-            device=device,
-            rounds=rounds,
-            max_seconds=seconds,
-            on_preview=None if as_json or (len(names) <= 3 and not everything and not limits) else print_preview,
-            on_setup=print_setup,
-            progress=bar,
-        )
+        previews: dict[str, Any] = {"on_preview": print_preview} if has_preview else {}
+        rows = benchmark(run, **settings, **previews, on_setup=print_setup, progress=bar)
     if as_json:
         console.print_json([row.to_dict() for row in rows])
         return

@@ -20,7 +20,7 @@ def config_field(default: Any, help: str, **option: Any) -> Any:
         help: of the option.
         option: how the option differs from the field (see `limbert.cli.config_options`): ``option`` its name,
             ``aliases`` more flags, ``quantity`` its unit, ``repeats`` whether it may be given several times,
-            ``required``, ``envvar``, ``minimum``, ``panel`` its heading in the help, ``hidden`` whether it is no option.
+            ``required``, ``envvar``, ``minimum``, ``panel`` its heading in the help, ``hidden`` if it is no option.
     """
     return field(default=default, metadata={"help": help, **option})
 
@@ -232,13 +232,15 @@ class TrainConfig:
     validation_limit: int = config_field(1000, "maximum size of the validation split", hidden=True)
     checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
     tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
-    device: str = config_field("auto", "auto (a GPU if there is one), cpu, cuda or cuda:1")
+    device: str = config_field("auto", "auto (a GPU if there is one), cpu or cuda")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
         require(bool(self.model), "model", self.model, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+        allowed = "auto, cpu or cuda; choose one of several GPUs with CUDA_VISIBLE_DEVICES"
+        require(self.device in ("auto", "cpu", "cuda"), "device", self.device, allowed)
         require(0 < self.validation < 1, "validation fraction", self.validation, "between 0 and 1")
         require(self.validation_limit > 1, "validation limit", self.validation_limit, "at least 2")
         require(self.checkpoint_every > 0, "checkpoint interval", self.checkpoint_every, "more than 0 seconds")
