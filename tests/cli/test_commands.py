@@ -388,7 +388,7 @@ def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
 
 
 def test_a_log_that_would_not_be_written_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbert.cli.options.find_spec", lambda name: None)
+    monkeypatch.setattr("limbert.cli.training.find_spec", lambda name: None)
     for verb in (["train", *DATA_OPTIONS], ["pretrain", "--corpus", "texts.txt"]):
         done = call(folder, *verb, "--model", "small", "--output", "logged", "--tensorboard")
         assert done.returncode == 1

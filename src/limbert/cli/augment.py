@@ -1,16 +1,23 @@
 """``limbert augment``: more training examples for distillation, made by replacing words."""
 
 import os
-from typing import Annotated, Any
-
-import typer
+from dataclasses import dataclass
+from typing import Any
 
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
-from limbert.core.config import AugmentConfig, DataConfig
+from limbert.core.config import AugmentConfig, DataConfig, config_field
 
 _DATA_FIELDS = ("task", "data", "train", "text_column", "pair_column", "label_column", "task_type", "label_names",
                 "label_separator", "skip_bad_rows", "max_length")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Process:
+    workers: int | None = config_field(
+        None, "processes of one thread each (default: one per core; one with a GPU)", minimum=1
+    )
+    overwrite: bool = config_field(False, "replace a result with other settings", panel="Output")
 
 
 @config_options(
@@ -18,15 +25,12 @@ _DATA_FIELDS = ("task", "data", "train", "text_column", "pair_column", "label_co
         DataConfig, "Data", only=_DATA_FIELDS, helps={"max_length": "longest input of the teacher in tokens"}
     ),
     config=ConfigOptions(AugmentConfig, "Augmentation"),
+    process=ConfigOptions(_Process, "Augmentation"),
 )
 def augment(
     data: DataConfig,
     config: AugmentConfig,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="processes of one thread each (default: one per core; one with a GPU)", min=1, metavar="N"),
-    ] = None,
-    overwrite: opt.Overwrite = False,
+    process: _Process,
     as_json: opt.AsJson = False,
 ) -> None:
     """Write augmented training examples: words are replaced by candidates of a masked language model or word vectors.
@@ -46,10 +50,10 @@ def augment(
     from limbert.cli import console
     from limbert.inference.load import usable_cores
 
-    processes = workers or (1 if torch.cuda.is_available() else usable_cores())
+    workers = process.workers or (1 if torch.cuda.is_available() else usable_cores())
     given: dict[str, Any] = vars(config) | {name: getattr(data, name) for name in _DATA_FIELDS}
     with console.ProgressBar() as progress:
-        result = run_augmentation(**given, workers=processes, overwrite=overwrite, progress=progress)
+        result = run_augmentation(**given, workers=workers, overwrite=process.overwrite, progress=progress)
     if as_json:
         console.print_json(result.to_dict())
         return

@@ -38,8 +38,8 @@ def choose(
     Costs are those that limbert profile measured, metrics those on the development set (results.jsonl). Nothing is run.
     Limits can be combined. The exit status is 1 if they cannot be met.
 
+    \b
     Example: limbert choose runs/mrpc --max-latency 5ms --max-size 80MB
-
     Example: limbert choose runs/mrpc --min-metric 0.77 --device-profile phone/profile.jsonl
     """
     from limbert.cli import console

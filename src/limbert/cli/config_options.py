@@ -71,6 +71,7 @@ class ConfigOptions:
             annotation, default, metavar = str | None, ",".join(map(str, default)) if default else None, f"{metavar},.."
         elif quantity := metadata.get("quantity"):
             annotation, default = str | None, None if default is None else _plain_quantity(default, quantity)
+            metavar = {"latency": "TIME", "size": "SIZE"}.get(quantity, "N")
         if metadata.get("required") and not default:
             default = inspect.Parameter.empty
         option = typer.Option(

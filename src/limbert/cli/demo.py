@@ -23,7 +23,7 @@ DEMO_SUBNETS = ("1x1", "0.5x0.75", "0.25x0.5")
 
 def demo(
     output: Annotated[str, typer.Option(help="folder for the trained model")] = "limbert-demo",
-    overwrite: opt.Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="train again")] = False,
     threads: opt.Threads = None,
 ) -> None:
     """Train a small real encoder, measure its twelve sub-networks, and predict with three of them.

@@ -37,8 +37,8 @@ def evaluate(
     Data and columns default to those of the training. A stock model is sliced as if it were elastic: the untrained
     control. The layer-by-layer result of an operating point is also saved in the run (policies.jsonl).
 
+    \b
     Example: limbert evaluate runs/mrpc --data glue/MRPC --subnet 0.5x0.75 --subnet 0.25x0.5
-
     Example: limbert evaluate runs/mrpc --policy width+depth --widths 0.5,0.75,0.75,0.75 --exit-threshold 0.15
     """
     opt.check_policy_options(policy, subnet)

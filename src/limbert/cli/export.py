@@ -41,8 +41,8 @@ def export(
     sentences. With --int8, metric and latency before and after are measured on the validation split of the training
     data, or on the development set of --data.
 
+    \b
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --output mrpc-onnx
-
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --int8 --max-drop 0.5 --output mrpc-int8
     """
     opt.prepare_libraries(threads)

@@ -4,7 +4,6 @@ import gc
 import logging
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -23,30 +22,27 @@ BatchSize = Annotated[
     typer.Option("--batch-size", "--bs", help="examples per batch; does not change the results", min=1, metavar="N"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table", rich_help_panel="Output")]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="replace a result with other settings", rich_help_panel="Output"),
-]
-PhaseOverrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="setting of one phase, PHASE.SETTING=VALUE, such as width.hidden_weight=0.5; may be repeated",
-        rich_help_panel="Model and training",
-    ),
-]
-TrainingThreads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", help="CPU threads (default: all)", min=1, metavar="N", rich_help_panel="Model and training"
-    ),
-]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Options of ``train`` and ``pretrain`` beside their configs."""
+
+    one_phase: tuple[str, ...] = config_field(
+        (),
+        "setting of a phase, such as width.hidden_weight=0.5; repeatable",
+        option="set",
+        repeats=True,
+    )
+    threads: int | None = config_field(None, "CPU threads (default: all)", minimum=1)
+    overwrite: bool = config_field(False, "replace a result with other settings", panel="Output")
+    json: bool = config_field(False, "print JSON instead of a table", panel="Output")
 
 
 @dataclass(frozen=True)
 class _Space:
-    widths: tuple[float, ...] | None = config_field(None, "widths, such as 0.25,0.5,0.75,1.0 (default: the recipe's)")
-    depths: tuple[float, ...] | None = config_field(None, "depths, such as 0.5,0.75,1.0 (default: the recipe's)")
+    widths: tuple[float, ...] | None = config_field(None, "such as 0.25,0.5,0.75,1.0 (default: the recipe's)")
+    depths: tuple[float, ...] | None = config_field(None, "such as 0.5,0.75,1.0 (default: the recipe's)")
     layers: str | None = config_field(None, "layers a depth keeps: first or spread (default: the recipe's)")
 
 
@@ -78,13 +74,12 @@ def data_options(*fields: str) -> ConfigOptions:
     return ConfigOptions(DataConfig, "Data", only=fields, as_overrides=True)
 
 
-SPACE = ConfigOptions(_Space, "Model and training", as_overrides=True)
-EVERY_PHASE = ConfigOptions(
-    PhaseConfig,
-    "Model and training",
-    only=("epochs", "max_steps", "batch_size", "learning_rate"),
-    as_overrides=True,
-)
+_TRAINING, _PHASE_FIELDS = "Model and training", ("epochs", "max_steps", "batch_size", "learning_rate")
+TRAINING = {
+    "space": ConfigOptions(_Space, _TRAINING, as_overrides=True),
+    "every_phase": ConfigOptions(PhaseConfig, _TRAINING, only=_PHASE_FIELDS, as_overrides=True),
+    "run": ConfigOptions(TrainingRun, _TRAINING),
+}
 POLICY = ConfigOptions(_Policy, "Sub-network or policy", as_overrides=True)
 EXIT_RULE = ConfigOptions(_Policy, only=("exit_rule",), as_overrides=True)
 COSTS = ConfigOptions(_Budget, "Budget", only=("max_latency", "max_params", "max_flops", "max_size"), as_overrides=True)
@@ -97,12 +92,6 @@ def check_policy_options(policy: dict[str, object], subnets: object) -> None:
         raise ConfigError("--widths, --exit-threshold and --exit-rule need a --policy")
     if policy and subnets:
         raise ConfigError("provide either --subnet or --policy; one sub-network is also --policy static:WIDTHxDEPTH")
-
-
-def require_tensorboard(requested: bool) -> None:
-    """Raise ConfigError for a log that would not be written: accelerate ignores a missing library."""
-    if requested and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
-        raise ConfigError("--tensorboard needs tensorboard; pip install tensorboard")
 
 
 def split_commas(text: str | None) -> tuple[str, ...]:

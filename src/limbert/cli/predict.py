@@ -72,7 +72,7 @@ def predict(
     policy: dict[str, Any],
     ray: dict[str, Any],
     server: on_server.ServerOptions,
-    run: Annotated[str | None, typer.Argument(help="elastic model; absent with --server", metavar="[RUN]")] = None,
+    run: Annotated[str | None, typer.Argument(help="elastic model; absent with --server", metavar="RUN")] = None,
     batch_size: opt.BatchSize = 64,
     precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
@@ -81,12 +81,10 @@ def predict(
 ) -> None:
     """Predict texts from the command line or from a file, in order.
 
+    \b
     Example: limbert predict runs/mrpc --subnet 0.25x0.5 --text "It rained." --pair "Rain fell."
-
     Example: limbert predict runs/mrpc --policy balanced --input pairs.tsv --output predictions.jsonl
-
     Example: limbert predict runs/mrpc --engine ray --input 's3://bucket/pairs/*.parquet' --output s3://bucket/predicted
-
     Example: limbert predict --server http://127.0.0.1:8080 --input texts.txt
     """
     on_server.check_server_options(context)

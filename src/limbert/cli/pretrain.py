@@ -20,30 +20,25 @@ _HELPS = {
     config=ConfigOptions(
         TrainConfig, "Model and training", defaults={"recipe": "pretrain", "validation": 0.05}, helps=_HELPS
     ),
-    space=opt.SPACE,
-    every_phase=opt.EVERY_PHASE,
+    **opt.TRAINING,
 )
 def pretrain(
     corpus: CorpusConfig,
     config: TrainConfig,
     space: dict[str, Any],
     every_phase: dict[str, Any],
-    phase_overrides: opt.PhaseOverrides = None,
-    threads: opt.TrainingThreads = None,
-    overwrite: opt.Overwrite = False,
-    as_json: opt.AsJson = False,
+    run: opt.TrainingRun,
 ) -> None:
     """Pre-train an elastic encoder on masked words. If interrupted, run the same command again to resume.
 
     The result is a masked language model that plain Transformers loads at full size, and a base model for any task:
     limbert train --model OUTPUT.
 
+    \b
     Example: limbert pretrain --corpus "texts/*.txt" --model bert-base-uncased --output runs/elastic-bert
-
     Example: limbert pretrain --corpus news.jsonl --model path/to/encoder --whole-word --output runs/elastic
     """
-    opt.require_tensorboard(config.tensorboard)
-    opt.prepare_libraries(threads)
+    opt.prepare_libraries(run.threads)
     from limbert.cli import console
     from limbert.cli.training import build_recipe, run_in_terminal
     from limbert.core.units import format_quantity
@@ -52,15 +47,15 @@ def pretrain(
     from limbert.train.pretrain import pretrain_corpus
 
     init_distributed()  # first, so that an error of any process is reported once
-    overrides = {"space": space, "every_phase": every_phase, "one_phase": phase_overrides or []}
+    overrides = {"space": space, "every_phase": every_phase, "one_phase": run.one_phase}
     recipe = build_recipe(config, overrides | {"phases": config.phases})
     corpus_files(corpus.corpus, exclude=corpus_files(corpus.dev))
     results = run_in_terminal(
         lambda progress: pretrain_corpus(
-            config, recipe, corpus, callbacks=[progress], progress=progress.prepare, overwrite=overwrite
+            config, recipe, corpus, callbacks=[progress], progress=progress.prepare, overwrite=run.overwrite
         )
     )
-    if as_json:
+    if run.json:
         console.print_json([result.to_dict() for result in results])
         return
     header = ["sub-network", "parameters", "FLOPs in layers", "masked-token accuracy", "loss", "perplexity"]

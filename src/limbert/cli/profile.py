@@ -59,8 +59,8 @@ def profile(
     First the smallest, a middle and the largest, which shows whether a budget can be met at all; then all, taking
     turns. The rows are saved in the run (profile.jsonl), in place of earlier ones of the same setup on this machine.
 
+    \b
     Example: limbert profile runs/mrpc --batch 1,32 --tokens 32,128 --backend torch,onnxruntime
-
     Example: limbert profile runs/mrpc --tokens 64 --max-latency 5ms
     """
     opt.prepare_libraries(threads)

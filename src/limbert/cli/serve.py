@@ -42,10 +42,9 @@ def serve(run: opt.Run, settings: ServeSettings, mode: _ServeMode, as_json: opt.
     With the policy adaptive, the best variant runs that keeps the latency within --slo under the present load. A
     request that cannot meet its deadline is refused at once. SIGTERM stops the server after requests in progress.
 
+    \b
     Example: limbert serve runs/mrpc --slo 50ms
-
     Example: limbert serve runs/mrpc --policy static:0.5x0.75 --port 8017 --workers 2
-
     Example: limbert serve runs/mrpc --ray --replicas 1:8 --threads 2 --host 0.0.0.0
     """
     mode.check(settings)

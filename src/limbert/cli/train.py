@@ -16,9 +16,8 @@ _LARGE_REGRESSION_LABEL = 100  # above it, labels are too large for the learning
 @config_options(
     data_config=ConfigOptions(DataConfig, "Data"),
     config=ConfigOptions(TrainConfig, "Model and training"),
-    space=opt.SPACE,
-    every_phase=opt.EVERY_PHASE,
     gates=ConfigOptions(GatesConfig, "Gates", only=("count", "target", "cost"), as_overrides=True),
+    **opt.TRAINING,
 )
 def train(
     data_config: DataConfig,
@@ -26,31 +25,19 @@ def train(
     space: dict[str, Any],
     every_phase: dict[str, Any],
     gates: dict[str, Any],
-    phase_overrides: opt.PhaseOverrides = None,
-    threads: opt.TrainingThreads = None,
-    overwrite: opt.Overwrite = False,
-    as_json: opt.AsJson = False,
+    run: opt.TrainingRun,
 ) -> None:
     """Train an elastic model. If interrupted, run the same command again to resume from the last checkpoint.
 
+    \b
     Example: limbert train --task mrpc --data glue/MRPC --model bert-base-uncased --output runs/mrpc
-
     Example: limbert train --task mrpc --data glue/MRPC --model runs/mrpc --phases gates --output runs/gates
-
     Example: limbert train --task ner --data WNUT17 --model bert-base-uncased --output runs/wnut17
-
     Example: torchrun --nproc-per-node 4 -m limbert train --data tickets --model ... --output ...
     """
-    opt.require_tensorboard(config.tensorboard)
-    overrides = {
-        "space": space,
-        "every_phase": every_phase,
-        "gates": gates,
-        "one_phase": phase_overrides or [],
-        "phases": config.phases,
-    }
-    opt.prepare_libraries(threads)
-    _train(config, data_config, overrides, overwrite=overwrite, as_json=as_json)
+    opt.prepare_libraries(run.threads)
+    overrides = {"space": space, "every_phase": every_phase, "gates": gates, "one_phase": run.one_phase}
+    _train(config, data_config, overrides | {"phases": config.phases}, overwrite=run.overwrite, as_json=run.json)
 
 
 def _train(

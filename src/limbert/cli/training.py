@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,7 +12,7 @@ from transformers import TrainerCallback
 from limbert.cli.console import note, stderr
 from limbert.cli.interrupt import sigterm_as_interrupt
 from limbert.core.config import TrainConfig
-from limbert.errors import TrainingInterrupted
+from limbert.errors import ConfigError, TrainingInterrupted
 
 if TYPE_CHECKING:
     from limbert.evaluation.results import SubnetResult
@@ -31,6 +32,8 @@ def build_recipe(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
     from limbert.train.recipes import load_recipe, override_recipe
     from limbert.train.run import with_trained_space
 
+    if config.tensorboard and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise ConfigError("--tensorboard needs tensorboard; pip install tensorboard")  # accelerate would ignore it
     recipe = override_recipe(load_recipe(config.recipe), **overrides)
     check_checkpoint_path(config.model)
     if overrides["space"]:

@@ -55,49 +55,31 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 class DataConfig:
     """Where the examples come from and how they are read."""
 
-    task: str | None = config_field(
-        None,
-        "GLUE task (cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli), ner or squad; omit for other data",
-    )
-    data: str | None = config_field(None, "folder with train.*, dev.* and optionally test.*, or a data set on the Hub")
+    task: str | None = config_field(None, "GLUE task such as mrpc, ner or squad; omit for other data")
+    data: str | None = config_field(None, "folder with train.*, dev.* (and test.*), or a data set on the Hub")
     train: str | None = config_field(None, "training file: CSV, TSV, JSONL or Parquet, instead of --data")
     dev: str | None = config_field(None, "development file, for reporting only, instead of --data")
-    text_column: str | None = config_field(
-        None, "column with the text (default: the task's, or found by name or content)"
-    )
-    pair_column: str | None = config_field(
-        None, "column with the second text of a pair (default: the task's, or found by name)"
-    )
+    text_column: str | None = config_field(None, "column with the text (default: the task's, or found by name)")
+    pair_column: str | None = config_field(None, "column with the second text (default: the task's, or found by name)")
     label_column: str | None = config_field(None, "column with the label (default: the task's, or found by name)")
     task_type: TaskType | None = config_field(
         None, f"{', '.join(TASK_TYPES[:-1])} or {TASK_TYPES[-1]} (default: from task or labels)"
     )
     label_names: tuple[str, ...] | None = config_field(None, "labels in the order of their ids (default: the data's)")
     train_limit: int | None = config_field(None, "use this many training examples, chosen with the seed")
-    augmented: str | None = config_field(
-        None,
-        "file of augmented examples (limbert augment, train_TASK_aug_with_logits.tsv), for phases with a teacher",
-    )
-    skip_bad_rows: bool = config_field(False, "skip malformed rows and print their number, instead of stopping")
-    max_length: int = config_field(
-        128, "maximum tokens per input; longer ones are truncated (question answering: windows)"
-    )
-    held_out: float | None = config_field(
-        None, "fraction of the training data to use as missing development data (SQuAD: articles)"
-    )
+    augmented: str | None = config_field(None, "augmented examples for phases with a teacher (limbert augment)")
+    skip_bad_rows: bool = config_field(False, "skip and count malformed rows, instead of stopping")
+    max_length: int = config_field(128, "truncate inputs to N tokens (question answering: windows)")
+    held_out: float | None = config_field(None, "fraction of the training data held out as missing dev data")
     label_separator: str | None = config_field(None, "multi-label: separator of labels in a cell (default: ,)")
     label_columns: tuple[str, ...] | None = config_field(
-        None, "multi-label: one column of 0 and 1 per label, instead of --label-column"
+        None, "multi-label: columns of 0 and 1, instead of --label-column"
     )
-    metric: str | None = config_field(
-        None, "metric that chooses checkpoints, such as macro_f1 (default: the task's first)"
-    )
+    metric: str | None = config_field(None, "metric that chooses checkpoints (default: the task's first)")
     fingerprints: dict[str, str] | None = config_field(
         None, "fingerprints of the examples read in training, by train and dev; others are refused", hidden=True
     )
-    stride: int | None = config_field(
-        None, "question answering: overlap of windows in tokens (default: a quarter of the length)"
-    )
+    stride: int | None = config_field(None, "question answering: tokens that windows overlap (default: a quarter)")
 
     def __post_init__(self) -> None:
         require(
@@ -180,7 +162,7 @@ class GatesConfig:
     """Training of width gates: their number, their targets and the optimizer."""
 
     count: int | None = config_field(
-        None, "number of gates, a divisor of the layers (default: the largest up to 4)", option="gates"
+        None, "number of gates, a divisor of the layers (default: up to 4)", option="gates"
     )
     target: GateTarget = config_field(
         "label",
@@ -219,7 +201,7 @@ class GatesConfig:
 class TrainConfig:
     """A training run: base model, output, and the settings that all its phases share."""
 
-    model: str = config_field("", "pretrained encoder: a folder, or a name on the Hub", required=True)
+    model: str = config_field("", "pretrained encoder: a folder or a Hub name", required=True)
     output: str = config_field("", "folder for the trained elastic model", required=True, panel="Output")
     recipe: str = config_field("limbert", "limbert, dynabert, flexible-bert, demo or a TOML file")
     phases: tuple[str, ...] | None = config_field(None, "phases to run, in order (default: the recipe's)")
@@ -227,12 +209,12 @@ class TrainConfig:
     precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
     validation: float = config_field(
         0.1,
-        "fraction of the training examples that chooses checkpoints and scores importance",
+        "fraction held out to choose checkpoints",
     )
     validation_limit: int = config_field(1000, "maximum size of the validation split", hidden=True)
     checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
     tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
-    device: str = config_field("auto", "auto (a GPU if there is one), cpu or cuda")
+    device: str = config_field("auto", "auto (a GPU if any), cpu or cuda")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
