@@ -116,6 +116,24 @@ def check_supervision(phases: Iterable[str], supervision: Supervision) -> None:
             raise ConfigError(f"phase {name!r} cannot learn from {supervision}; limbert {verb} has phases {able}")
 
 
+def warn_about_phases(phases: Iterable[str], *, completed: Iterable[str], is_finetuned: bool) -> None:
+    """Log a warning for phases without what they build on: trained widths, or a teacher of the task.
+
+    Args:
+        phases: of this run, in order.
+        completed: phases of earlier runs, which trained the base model.
+        is_finetuned: whether the base model is fine-tuned on the task.
+    """
+    widths_trained = bool({"width", "depth", "final"} & {*completed})
+    for name in phases:
+        if PHASES[name].trains_gates and not widths_trained:
+            logger.warning("phase %s chooses among widths that no phase has trained; run phase width before it", name)
+        if PHASES[name].uses_teacher and not is_finetuned:
+            logger.warning("phase %s has a teacher that is not fine-tuned; run phase finetune before it", name)
+        widths_trained |= name in ("width", "depth", "final")
+        is_finetuned |= name in ("finetune", "final")
+
+
 def check_phases(model: ElasticModel, phases: Iterable[tuple[Phase, AnyPhaseConfig]]) -> None:
     """Refuse, before anything is written, sub-networks and gates that a model cannot have.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from limbert.core.config import DataConfig, TrainConfig
+from limbert.core.config import DataConfig, TrainConfig, require
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.augmented import AugmentedExamples
@@ -28,6 +28,7 @@ from limbert.evaluation.evaluate import evaluate_subnets
 from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, read_results
 from limbert.files import json_fingerprint
 from limbert.inference.base_model import load_base_checkpoint, trained_space
+from limbert.inference.load import resolve_device
 from limbert.inference.predict import predict_subnet_logits
 from limbert.method.losses import label_loss
 from limbert.model.checkpoint import check_checkpoint_path, library_versions
@@ -45,7 +46,7 @@ from limbert.train.distributed import (
     world_size,
 )
 from limbert.train.gates import Progress
-from limbert.train.phases import Phase, check_phases, check_supervision, train_phases
+from limbert.train.phases import Phase, check_phases, check_supervision, train_phases, warn_about_phases
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
 from limbert.train.run_folder import RunFolder, check_same_settings, is_run_finished, run_settings
 from limbert.train.trainer import EvaluateSubnets, SubnetMetrics, subnets_of_rank, task_type_of
@@ -258,6 +259,8 @@ def run_phases(
         TrainingInterrupted: after a signal; the same call resumes.
         ConfigError, StorageError, CheckpointError, SubnetError, ProcessError, DivergedError: in one line each.
     """
+    resolve_device(config.device)
+    require(world_size() == 1 or config.device == "auto", "device", config.device, "auto with several processes")
     if is_run_finished(config.output, settings, overwrite=overwrite):
         logger.info("%s is finished already, with these settings (--overwrite trains it again)", config.output)
         return read_results(config.output)
@@ -304,7 +307,7 @@ def _run_arguments(config: TrainConfig, folder: Path, data: RunData) -> ElasticT
         save_seconds=config.checkpoint_every,
         report_to=["tensorboard"] if config.tensorboard else [],
         disable_tqdm=True,
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),
     )
 
 
@@ -458,6 +461,8 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data_config: DataConfig, 
     skipped = "finetune" if base.is_finetuned and config.phases is None and "finetune" in recipe.phases else None
     if skipped:
         logger.info("%s is fine-tuned for these labels; phase finetune is skipped", config.model)
+    phases = [name for name in recipe.phases if name != skipped]
+    warn_about_phases(phases, completed=base.completed_phases, is_finetuned=base.is_finetuned)
     parts = {"training tokens": train_dataset, "validation tokens": eval_dataset, "augmented tokens": distill_dataset}
     parts |= {f"development tokens of {name}": part for name, part in dev.items()}
     return RunData(
