@@ -214,7 +214,9 @@ def _load_run_data(config: TrainConfig, recipe: Recipe, corpus: CorpusConfig, *,
     return RunData(
         tokenizer=base.tokenizer,
         load_base=lambda: to_elastic_mlm(base.network, recipe.space),
-        load_phase=lambda folder: to_elastic_mlm(checkpoint.load_network(folder, head="masked-lm").network, recipe.space),
+        load_phase=lambda folder: to_elastic_mlm(
+            checkpoint.load_network(folder, head="masked-lm").network, recipe.space
+        ),
         train_dataset=lambda phase: train.with_seed(step_seed(config.seed, phase, 0)),
         distill_dataset=None,
         eval_dataset=validation,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from limbert.core.config import DataConfig, TrainConfig
+from limbert.core.config import DataConfig, TrainConfig, configs_from_options
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.augmented import AugmentedExamples
@@ -21,7 +21,7 @@ from limbert.data.load import TaskData, load_task_data
 from limbert.data.readers import Examples
 from limbert.data.split import train_validation_split
 from limbert.data.task_registry import compute_task_metrics, tokenize_for_task
-from limbert.data.tasks import Task, custom_task
+from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import evaluate_subnets
@@ -48,7 +48,7 @@ from limbert.train.gates import Progress
 from limbert.train.phases import Phase, check_phases, check_supervision, train_phases
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
 from limbert.train.run_folder import RunFolder, check_same_settings, is_run_finished, run_settings
-from limbert.train.trainer import EvaluateSubnets, SubnetMetrics, subnets_of_rank, task_type_of
+from limbert.train.trainer import EvaluateSubnets, SubnetMetrics, subnets_of_rank, task_of, task_type_of
 
 logger = logging.getLogger(__name__)
 
@@ -182,9 +182,7 @@ def _task_of(model: ElasticModel, args: ElasticTrainingArguments) -> dict[str, A
     task_type = args.task_type or task_type_of(network)
     if not type(network).__name__.endswith(TASK_TYPE_SPECS[task_type].class_suffix):
         return None
-    names = task_type not in ("regression", "question-answering")
-    labels = tuple(str(network.config.id2label[index]) for index in range(network.config.num_labels)) if names else ()
-    return custom_task(task_type, labels).to_dict()
+    return task_of(network, task_type).to_dict()
 
 
 def _changed_arguments(args: ElasticTrainingArguments) -> dict[str, Any]:
@@ -400,8 +398,8 @@ def _train_files(
     **settings: Any,
 ) -> list[SubnetResult]:
     """`train_task` with a recipe by name and the fields of `TrainConfig` as keywords."""
-    name = {"recipe": recipe} if isinstance(recipe, str) else {}
-    config = TrainConfig(model=model, output=str(output), **name, **settings)
+    settings |= {"model": model, "output": str(output)} | ({"recipe": recipe} if isinstance(recipe, str) else {})
+    (config,) = configs_from_options(settings, TrainConfig)
     if isinstance(recipe, str):
         recipe = with_trained_space(override_recipe(load_recipe(recipe), phases=config.phases), model)
     data_config = data if isinstance(data, DataConfig) else DataConfig(data=str(data))
