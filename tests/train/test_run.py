@@ -276,7 +276,7 @@ def test_command_and_python_give_the_same_weights(folder: Path) -> None:
         assert Path("command", name).read_bytes() == Path("python", name).read_bytes()
     assert [result.subnet for result in results] == ["1x1", "0.5x1", "1x0.5", "0.5x0.5"]
     card = Path("command/README.md").read_text()
-    for part in ("base_model: model", "| 0.5x0.5 |", "pipeline_tag: text-classification", "recipe: mine.toml"):
+    for part in ("# command", "Base model: model", "| 0.5x0.5 |", " M |", "text-classification", "Recipe: mine.toml"):
         assert part in card
     assert ElasticModel.from_pretrained("python").record["phases"] == [*phases]
     shutil.rmtree("python")

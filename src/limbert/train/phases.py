@@ -168,6 +168,7 @@ def train_phases(
         ConfigError: for settings that this model or data cannot have.
         TrainingInterrupted, DivergedError, StorageError, ProcessError: as `ElasticTrainer.train`.
     """
+    check_phases(model, phases)
     root, names = args.path, [phase.name for phase, _ in phases]
     done = _last_finished(root, names)
     check_equal(done, description=f"in {root} as the number of finished phases")

@@ -33,7 +33,6 @@ from limbert.method.losses import label_loss
 from limbert.model.checkpoint import check_checkpoint_path, library_versions
 from limbert.model.elastic import ElasticModel
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.card import elastic_model_card
 from limbert.train.checkpoints import write_into
 from limbert.train.data import soft_labels
 from limbert.train.distributed import (
@@ -48,7 +47,7 @@ from limbert.train.gates import Progress
 from limbert.train.phases import Phase, check_phases, check_supervision, train_phases
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
 from limbert.train.run_folder import RunFolder, check_same_settings, is_run_finished, run_settings
-from limbert.train.trainer import EvaluateSubnets, SubnetMetrics, subnets_of_rank, task_of, task_type_of
+from limbert.train.trainer import EvaluateSubnets, SubnetMetrics, result_record, subnets_of_rank, task_of, task_type_of
 
 logger = logging.getLogger(__name__)
 
@@ -331,13 +330,12 @@ def _save_output(
         "processes": world_size(),
         "versions": library_versions(),
     }
-    model.record |= {"metrics": {result.subnet: result.metrics for result in results}}
+    model.record |= result_record(results, device=args.device.type)
 
     def add_files(folder: Path) -> None:
         rows = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]
         (folder / RESULTS_NAME).write_text("".join(rows), encoding="utf-8")
         shutil.copy(final / "final" / LOG_NAME, folder / LOG_NAME)
-        elastic_model_card(model, results, name=output.name).save(folder / "README.md")
         if (final.parent / "tensorboard").is_dir():
             shutil.copytree(final.parent / "tensorboard", folder / "tensorboard")
 

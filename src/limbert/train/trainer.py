@@ -27,6 +27,7 @@ from limbert.data.tasks import Task, custom_task
 from limbert.data.tokenize import evaluation_batches
 from limbert.errors import ConfigError, TrainingInterrupted
 from limbert.evaluation.evaluate import count_parameters
+from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.results import SubnetResult
 from limbert.method.importance import WeightedMicroBatch
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
@@ -46,7 +47,6 @@ from limbert.model.shared_forward import (
 from limbert.model.width_gates import GATES_FILENAME
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.callbacks import BroadcastWeights, GracefulStop, Grafting, LogLastStep, StopOnDivergence
-from limbert.train.card import elastic_model_card
 from limbert.train.checkpoints import STATE_NAME, last_checkpoint, load_optimizer, save_optimizer, write_into
 from limbert.train.data import (
     Batch,
@@ -552,6 +552,8 @@ class ElasticTrainer(UnwrappedTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write an elastic checkpoint into a folder, beside what else is there."""
         if self.args.should_save:
+            if self._last_metrics:  # the model card shows them
+                self.elastic.record |= result_record(self.subnet_results(), device=self.args.device.type)
             write_into(output_dir or self.args.path, self._save_elastic)
 
     def _save_elastic(self, folder: Path, add_files: Callable[[Path], None] = lambda folder: None) -> None:
@@ -592,10 +594,7 @@ class ElasticTrainer(UnwrappedTrainer):
     # -- the Hub
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Write the elastic model's card into the output folder."""
-        if self.is_world_process_zero():
-            card = elastic_model_card(self.elastic, self.subnet_results(), name=self.args.path.name)
-            card.save(self.args.path / "README.md")
+        """Nothing: every saved elastic model has its card."""
 
     def subnet_results(self) -> list[SubnetResult]:
         """Parameters, FLOPs and the metrics of the last evaluation of every sub-network."""
@@ -615,6 +614,15 @@ class ElasticTrainer(UnwrappedTrainer):
             if self.args.should_save and (Path(checkpoint_folder) / name).exists():
                 shutil.copy(Path(checkpoint_folder) / name, self.args.path)
         super()._push_from_checkpoint(checkpoint_folder)
+
+
+def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, Any]:
+    """What ``limbert.json`` says about the results of sub-networks."""
+    return {
+        "metrics": {result.subnet: result.metrics for result in results},
+        "costs": {result.subnet: {"params": result.params, "flops": round(result.flops)} for result in results},
+        "hardware": describe_this_machine(device=device),
+    }
 
 
 _LABEL_NAMES = ("labels", "start_positions", "end_positions")
