@@ -20,12 +20,12 @@ from limbert.data.augmented import AugmentedExamples
 from limbert.data.load import TaskData, load_task_data
 from limbert.data.readers import Examples
 from limbert.data.split import train_validation_split
-from limbert.data.task_registry import compute_task_metrics, tokenize_for_task
+from limbert.data.task_registry import baseline_metrics, compute_task_metrics, tokenize_for_task
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import evaluate_subnets
-from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, read_results
+from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, mean_metric, read_results
 from limbert.files import json_fingerprint
 from limbert.inference.base_model import load_base_checkpoint, trained_space
 from limbert.inference.predict import predict_subnet_logits
@@ -207,6 +207,8 @@ class RunData:
         evaluate_subnets: on the validation split.
         evaluate_dev: results on data that neither trained nor chose anything.
         metric: that chooses checkpoints.
+        num_dev_examples: that ``evaluate_dev`` runs.
+        baseline: metrics of the best constant prediction on them; None where there is none.
         record: what ``limbert.json`` says beside phases and settings.
         completed_phases: of earlier runs that trained the base model.
         skipped_phase: of the recipe, that the base model makes unnecessary.
@@ -223,6 +225,8 @@ class RunData:
     evaluate_subnets: EvaluateSubnets
     evaluate_dev: Callable[[ElasticModel, Mapping[str, Subnet]], list[SubnetResult]]
     metric: str
+    num_dev_examples: int
+    baseline: dict[str, float] | None
     record: dict[str, Any]
     completed_phases: tuple[str, ...]
     skipped_phase: str | None
@@ -289,6 +293,8 @@ def run_phases(
         )
         results = _evaluate_dev(model, data, args)
         run_on_main(lambda: _save_output(model, output, folder.path / names[-1], data, results, args))
+    if data.baseline is not None and is_main_process():
+        _warn_if_not_above_baseline(results, data.baseline, metric=data.metric)
     return results
 
 
@@ -329,7 +335,10 @@ def _save_output(
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "versions": library_versions(),
+        "examples": data.num_dev_examples,
     }
+    if data.baseline is not None:
+        stamp["baseline"] = data.baseline
     model.record |= result_record(results, device=args.device.type)
 
     def add_files(folder: Path) -> None:
@@ -470,6 +479,8 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data_config: DataConfig, 
             model, dev, task=task, subnets=subnets, precision=config.precision
         ),
         metric=task.primary_metric,
+        num_dev_examples=sum(map(len, data.dev.values())),
+        baseline=_baseline(task, examples, dev),
         record={"task": task.to_dict()},
         completed_phases=base.completed_phases,
         skipped_phase=skipped,
@@ -478,6 +489,30 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data_config: DataConfig, 
         else {},
         task_type=task.task_type,
     )
+
+
+def _baseline(task: Task, train: Examples, dev: Mapping[str, TokenizedExamples]) -> dict[str, float] | None:
+    """Metrics of the best constant prediction, with several development sets by ``SET/METRIC``."""
+    if task.task_type == "question-answering":
+        return None
+    measured = {name: baseline_metrics(task, train, part) for name, part in dev.items()}
+    return {
+        metric if len(dev) == 1 else f"{name}/{metric}": value
+        for name, metrics in measured.items()
+        for metric, value in metrics.items()
+    }
+
+
+def _warn_if_not_above_baseline(results: Sequence[SubnetResult], baseline: Mapping[str, float], *, metric: str) -> None:
+    best, constant = max(result.mean_metric(metric) for result in results), mean_metric(baseline, metric)
+    if best <= constant:
+        logger.warning(
+            "no sub-network is better than always predicting the same: %s %.3f, baseline %.3f; "
+            "train for more steps (--epochs, --max-steps) or with a higher --learning-rate",
+            metric,
+            best,
+            constant,
+        )
 
 
 def validation_metrics(
