@@ -275,8 +275,12 @@ def test_command_and_python_give_the_same_weights(folder: Path) -> None:
     for name in ("model.safetensors", "gates.safetensors", "config.json"):
         assert Path("command", name).read_bytes() == Path("python", name).read_bytes()
     assert [result.subnet for result in results] == ["1x1", "0.5x1", "1x0.5", "0.5x0.5"]
+    rows = [json.loads(line) for line in Path("command/results.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert {row["examples"] for row in rows} == {sum(map(len, load_task_data(DataConfig(data="data"), seed=3).dev.values()))}
+    assert all({*row["baseline"]} == {*row["metrics"]} for row in rows)
     card = Path("command/README.md").read_text()
-    for part in ("base_model: model", "| 0.5x0.5 |", "pipeline_tag: text-classification", "recipe: mine.toml"):
+    for part in ("# command", "Base model: model", "| 0.5x0.5 |", " M |", "text-classification", "Recipe: mine.toml"):
         assert part in card
     assert ElasticModel.from_pretrained("python").record["phases"] == [*phases]
     shutil.rmtree("python")

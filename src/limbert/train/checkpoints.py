@@ -117,6 +117,7 @@ def write_into(directory: str | Path, save: Callable[[Path], None]) -> None:
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".new-") as fresh:
-        save(Path(fresh) / "model")
-        for path in sorted((Path(fresh) / "model").iterdir()):
+        folder = Path(fresh) / (target.absolute().name or "model")  # the name is in the model card
+        save(folder)
+        for path in sorted(folder.iterdir()):
             os.replace(path, target / path.name)

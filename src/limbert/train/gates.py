@@ -210,12 +210,10 @@ class GateTrainer(UnwrappedTrainer):
     def __init__(self, gates: WidthGates, args: ElasticTrainingArguments, *, config: GatesConfig, **options: Any):
         super().__init__(gates, args, **options)
         self.config = config
-        assert isinstance(self.train_dataset, GateDataset)
         self._weights = balanced_class_weights(self.train_dataset.targets, len(gates.widths)).to(args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        data = self.train_dataset
-        assert isinstance(data, GateDataset)
+        data: GateDataset = self.train_dataset
         sampler = _EpochPermutations(len(data), batch_size=self.args.per_device_train_batch_size, seed=self.args.seed)
         loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda indices: {"indices": torch.tensor(indices)})
         return prepare_data_loader(loader, num_processes=1, process_index=0)  # tells the sampler its epoch
@@ -223,7 +221,6 @@ class GateTrainer(UnwrappedTrainer):
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Tensor:
         """Loss of one batch: for each example the layers below ran at a random width."""
         data, step, steps = self.train_dataset, self.state.global_step, self.state.max_steps
-        assert isinstance(data, GateDataset)
         indices = inputs["indices"].cpu()
         self.examples_seen += len(indices)
         generator = torch.Generator().manual_seed(step_seed(self.args.seed, self.args.phase + " step", step))
@@ -256,7 +253,8 @@ class _KeepBest(TrainerCallback):
     """Keeps the weights with the lowest validation loss in memory."""
 
     def __init__(self) -> None:
-        self.loss, self.weights = math.inf, {}
+        self.loss = math.inf
+        self.weights: dict[str, Tensor] = {}
 
     def on_evaluate(
         self,
@@ -407,7 +405,7 @@ def _gate_dataset(
         subnets=list(subnets.values()),
         layer_indices=gate_layer_indices(num_gates, model.shape.layers),
         precision="bf16" if args.bf16 else "fp32",
-        cache_dir=Path(str(args.output_dir)),
+        cache_dir=args.path,
         name=name,
         progress=progress,
     )

@@ -16,7 +16,6 @@ from transformers.trainer_callback import ExportableState
 from limbert.core.config import AnyPhaseConfig, GatesConfig, PhaseConfig
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
-from limbert.data.tasks import custom_task
 from limbert.errors import ConfigError
 from limbert.evaluation.results import LOG_NAME
 from limbert.method.importance import importance_from_micro_batches
@@ -25,7 +24,7 @@ from limbert.model.elastic import ElasticModel
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.distributed import all_gather_object, broadcast_weights, check_equal, is_main_process
 from limbert.train.gates import Progress, check_gates, train_gates
-from limbert.train.trainer import ElasticTrainer, EvaluateSubnets, task_type_of
+from limbert.train.trainer import ElasticTrainer, EvaluateSubnets, task_of, task_type_of
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +186,8 @@ def train_phases(
         ConfigError: for settings that this model or data cannot have.
         TrainingInterrupted, DivergedError, StorageError, ProcessError: as `ElasticTrainer.train`.
     """
-    root, names = Path(str(args.output_dir)), [phase.name for phase, _ in phases]
+    check_phases(model, phases)
+    root, names = args.path, [phase.name for phase, _ in phases]
     done = _last_finished(root, names)
     check_equal(done, description=f"in {root} as the number of finished phases")
     if done:
@@ -297,8 +297,7 @@ def default_metric(model: ElasticModel, args: ElasticTrainingArguments, compute_
     task_type = args.task_type or task_type_of(model.network)
     if compute_metrics is not None or TASK_TYPE_SPECS[task_type].token_level:
         return "loss"
-    labels = tuple(map(str, model.network.config.id2label.values())) if task_type != "regression" else ()
-    return custom_task(task_type, labels).primary_metric
+    return task_of(model.network, task_type).primary_metric
 
 
 def _phase_arguments(
@@ -306,17 +305,18 @@ def _phase_arguments(
 ) -> tuple[ElasticTrainingArguments, list[TrainerCallback]]:
     """The arguments of a phase's folder; TensorBoard's log is kept beside the phases, one run a phase."""
     loggers: list[TrainerCallback] = []
-    if "tensorboard" in args.report_to:
-        from transformers.integrations import TensorBoardCallback
+    trackers = list(args.report_to or ())
+    if "tensorboard" in trackers:
+        from transformers.integrations.integration_utils import TensorBoardCallback
 
         board = TensorBoardCallback()
-        board.logging_dir = str(Path(str(args.output_dir)) / "tensorboard" / name)
+        board.logging_dir = str(args.path / "tensorboard" / name)
         loggers.append(board)
     own = replace(
         args,
-        output_dir=str(Path(str(args.output_dir)) / name),
+        output_dir=str(args.path / name),
         phase=name,
-        report_to=[tracker for tracker in args.report_to if tracker != "tensorboard"],
+        report_to=[tracker for tracker in trackers if tracker != "tensorboard"],
         push_to_hub=False,
         logging_steps=_own(args, "logging_steps", LOGGING_STEPS),
         save_seconds=args.save_seconds or 120.0,

@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from limbert.core.config import DataConfig, TrainConfig, require
+from limbert.core.config import DataConfig, TrainConfig, configs_from_options, require
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.augmented import AugmentedExamples
 from limbert.data.load import TaskData, load_task_data
 from limbert.data.readers import Examples
 from limbert.data.split import train_validation_split
-from limbert.data.task_registry import compute_task_metrics, tokenize_for_task
-from limbert.data.tasks import Task, custom_task
+from limbert.data.task_registry import baseline_metrics, compute_task_metrics, tokenize_for_task
+from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import evaluate_subnets
-from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, read_results
+from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, mean_metric, read_results
 from limbert.files import json_fingerprint
 from limbert.inference.base_model import load_base_checkpoint, trained_space
 from limbert.inference.load import resolve_device
@@ -34,7 +34,6 @@ from limbert.method.losses import label_loss
 from limbert.model.checkpoint import check_checkpoint_path, library_versions
 from limbert.model.elastic import ElasticModel
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.card import elastic_model_card
 from limbert.train.checkpoints import write_into
 from limbert.train.data import soft_labels
 from limbert.train.distributed import (
@@ -49,7 +48,7 @@ from limbert.train.gates import Progress
 from limbert.train.phases import Phase, check_phases, check_supervision, train_phases, warn_about_phases
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
 from limbert.train.run_folder import RunFolder, check_same_settings, is_run_finished, run_settings
-from limbert.train.trainer import EvaluateSubnets, SubnetMetrics, subnets_of_rank, task_type_of
+from limbert.train.trainer import EvaluateSubnets, SubnetMetrics, result_record, subnets_of_rank, task_of, task_type_of
 
 logger = logging.getLogger(__name__)
 
@@ -183,9 +182,7 @@ def _task_of(model: ElasticModel, args: ElasticTrainingArguments) -> dict[str, A
     task_type = args.task_type or task_type_of(network)
     if not type(network).__name__.endswith(TASK_TYPE_SPECS[task_type].class_suffix):
         return None
-    names = task_type not in ("regression", "question-answering")
-    labels = tuple(str(network.config.id2label[index]) for index in range(network.config.num_labels)) if names else ()
-    return custom_task(task_type, labels).to_dict()
+    return task_of(network, task_type).to_dict()
 
 
 def _changed_arguments(args: ElasticTrainingArguments) -> dict[str, Any]:
@@ -211,6 +208,8 @@ class RunData:
         evaluate_subnets: on the validation split.
         evaluate_dev: results on data that neither trained nor chose anything.
         metric: that chooses checkpoints.
+        num_dev_examples: that ``evaluate_dev`` runs.
+        baseline: metrics of the best constant prediction on them; None where there is none.
         record: what ``limbert.json`` says beside phases and settings.
         completed_phases: of earlier runs that trained the base model.
         skipped_phase: of the recipe, that the base model makes unnecessary.
@@ -227,6 +226,8 @@ class RunData:
     evaluate_subnets: EvaluateSubnets
     evaluate_dev: Callable[[ElasticModel, Mapping[str, Subnet]], list[SubnetResult]]
     metric: str
+    num_dev_examples: int
+    baseline: dict[str, float] | None
     record: dict[str, Any]
     completed_phases: tuple[str, ...]
     skipped_phase: str | None
@@ -295,6 +296,8 @@ def run_phases(
         )
         results = _evaluate_dev(model, data, args)
         run_on_main(lambda: _save_output(model, output, folder.path / names[-1], data, results, args))
+    if data.baseline is not None and is_main_process():
+        _warn_if_not_above_baseline(results, data.baseline, metric=data.metric)
     return results
 
 
@@ -335,14 +338,16 @@ def _save_output(
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "versions": library_versions(),
+        "examples": data.num_dev_examples,
     }
-    model.record |= {"metrics": {result.subnet: result.metrics for result in results}}
+    if data.baseline is not None:
+        stamp["baseline"] = data.baseline
+    model.record |= result_record(results, device=args.device.type)
 
     def add_files(folder: Path) -> None:
         rows = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]
         (folder / RESULTS_NAME).write_text("".join(rows), encoding="utf-8")
         shutil.copy(final / "final" / LOG_NAME, folder / LOG_NAME)
-        elastic_model_card(model, results, name=output.name).save(folder / "README.md")
         if (final.parent / "tensorboard").is_dir():
             shutil.copytree(final.parent / "tensorboard", folder / "tensorboard")
 
@@ -403,8 +408,8 @@ def _train_files(
     **settings: Any,
 ) -> list[SubnetResult]:
     """`train_task` with a recipe by name and the fields of `TrainConfig` as keywords."""
-    name = {"recipe": recipe} if isinstance(recipe, str) else {}
-    config = TrainConfig(model=model, output=str(output), **name, **settings)
+    settings |= {"model": model, "output": str(output)} | ({"recipe": recipe} if isinstance(recipe, str) else {})
+    (config,) = configs_from_options(settings, TrainConfig)
     if isinstance(recipe, str):
         recipe = with_trained_space(override_recipe(load_recipe(recipe), phases=config.phases), model)
     data_config = data if isinstance(data, DataConfig) else DataConfig(data=str(data))
@@ -479,6 +484,8 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data_config: DataConfig, 
             model, dev, task=task, subnets=subnets, precision=config.precision
         ),
         metric=task.primary_metric,
+        num_dev_examples=sum(map(len, data.dev.values())),
+        baseline=_baseline(task, examples, dev),
         record={"task": task.to_dict()},
         completed_phases=base.completed_phases,
         skipped_phase=skipped,
@@ -487,6 +494,30 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data_config: DataConfig, 
         else {},
         task_type=task.task_type,
     )
+
+
+def _baseline(task: Task, train: Examples, dev: Mapping[str, TokenizedExamples]) -> dict[str, float] | None:
+    """Metrics of the best constant prediction, with several development sets by ``SET/METRIC``."""
+    if task.task_type == "question-answering":
+        return None
+    measured = {name: baseline_metrics(task, train, part) for name, part in dev.items()}
+    return {
+        metric if len(dev) == 1 else f"{name}/{metric}": value
+        for name, metrics in measured.items()
+        for metric, value in metrics.items()
+    }
+
+
+def _warn_if_not_above_baseline(results: Sequence[SubnetResult], baseline: Mapping[str, float], *, metric: str) -> None:
+    best, constant = max(result.mean_metric(metric) for result in results), mean_metric(baseline, metric)
+    if best <= constant:
+        logger.warning(
+            "no sub-network is better than always predicting the same: %s %.3f, baseline %.3f; "
+            "train for more steps (--epochs, --max-steps) or with a higher --learning-rate",
+            metric,
+            best,
+            constant,
+        )
 
 
 def validation_metrics(

@@ -21,7 +21,11 @@ _LOCATIONS = ("data", "train", "dev", "augmented", "corpus")  # do not count whe
 
 
 def run_settings(
-    config: TrainConfig, recipe: Mapping[str, Any], data_config: DataConfig | CorpusConfig, *, fingerprint: str | None = None
+    config: TrainConfig,
+    recipe: Mapping[str, Any],
+    data_config: DataConfig | CorpusConfig,
+    *,
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """Everything that decides a run's result, as JSON values; see `describe_differences`.
 

@@ -23,10 +23,11 @@ from limbert.core.config import TaskType
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import IGNORE_INDEX, TASK_TYPE_SPECS
 from limbert.data.metrics import compute_metrics as compute_task_metrics
-from limbert.data.tasks import custom_task
+from limbert.data.tasks import Task, custom_task
 from limbert.data.tokenize import evaluation_batches
 from limbert.errors import ConfigError, TrainingInterrupted
 from limbert.evaluation.evaluate import count_parameters
+from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.results import SubnetResult
 from limbert.method.importance import WeightedMicroBatch
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
@@ -46,7 +47,6 @@ from limbert.model.shared_forward import (
 from limbert.model.width_gates import GATES_FILENAME
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.callbacks import BroadcastWeights, GracefulStop, Grafting, LogLastStep, StopOnDivergence
-from limbert.train.card import elastic_model_card
 from limbert.train.checkpoints import STATE_NAME, last_checkpoint, load_optimizer, save_optimizer, write_into
 from limbert.train.data import (
     Batch,
@@ -73,6 +73,11 @@ class UnwrappedTrainer(Trainer):
     The linear schedule starts above 0: with ``w`` warm-up steps, step ``s`` (from 0) has ``(s + 1) / w`` of the learning
     rate; weight decay applies to all weights.
     """
+
+    args: ElasticTrainingArguments
+    model: Any  # transformers' types allow None and dictionaries everywhere
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(self, model: torch.nn.Module, args: Any, **options: Any) -> None:
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
@@ -105,7 +110,8 @@ class UnwrappedTrainer(Trainer):
         if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.LINEAR:
             warmup = self.args.get_warmup_steps(num_training_steps)
             factor = partial(linear_schedule, warmup_steps=warmup, max_steps=num_training_steps)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, factor)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -144,8 +150,6 @@ class ElasticTrainer(UnwrappedTrainer):
         ConfigError: for an option that cannot be followed.
         UnsupportedModelError: for a family that is not supported.
     """
-
-    args: ElasticTrainingArguments
 
     def __init__(
         self,
@@ -360,7 +364,7 @@ class ElasticTrainer(UnwrappedTrainer):
         if self.train_dataset is None:
             raise ConfigError("training needs a train_dataset")
         args, dataset = self.args, self._indexed(self.train_dataset)
-        num_labels = self.elastic.network.config.num_labels
+        num_labels = self.elastic.network.config.num_labels or 0
         self._class_weights = class_weights_for(args.class_weights, dataset, num_labels=num_labels)
         sampler = StepBatches(
             dataset,
@@ -425,17 +429,18 @@ class ElasticTrainer(UnwrappedTrainer):
         return self._indexed(next(iter(dataset.values())) if isinstance(dataset, dict) else dataset)
 
     def _tokenized(self, args: ElasticTrainingArguments, options: Mapping[str, Any], dataset: Any) -> Any:
+        label2id: Any = self.elastic.network.config.label2id or {}
         return tokenized(
             dataset,
             options.get("processing_class"),
             max_length=min(args.max_length, self.elastic.max_input_length),
             text_columns=args.text_columns,
-            label2id=self.elastic.network.config.label2id or {},
+            label2id=label2id,
         )
 
     def _indexed(self, dataset: Any) -> IndexDataset:
         self._set_signature_columns_if_needed()
-        columns = [*self._signature_columns, "labels"] if self.args.remove_unused_columns else None
+        columns = [*(self._signature_columns or ()), "labels"] if self.args.remove_unused_columns else None
         return IndexDataset(dataset, collator=self.data_collator, columns=columns)
 
     def _prepared(self, dataset: IndexDataset) -> Callable[[Sequence[int]], Batch]:
@@ -471,7 +476,7 @@ class ElasticTrainer(UnwrappedTrainer):
         self.speed_since += time.monotonic() - started  # the speed in the log is that of training alone
         return metrics
 
-    def prediction_step(
+    def prediction_step(  # type: ignore[override]  # the stock loop takes nested logits, its type says one tensor
         self, model: torch.nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, tuple[Tensor, ...] | None, Tensor | None]:
         batch = self._prepare_inputs(inputs)
@@ -490,7 +495,8 @@ class ElasticTrainer(UnwrappedTrainer):
 
     def _metrics_of_subnets(self, prediction: EvalPrediction) -> dict[str, float]:
         assert self._user_metrics is not None
-        predictions, labels = prediction.predictions, prediction.label_ids
+        predictions: Any = prediction.predictions  # a tuple of ``(examples, outputs)``
+        labels: Any = prediction.label_ids
         if self._eval_order is not None and len(labels) == len(self._eval_order):
             back = np.argsort(self._eval_order)
             predictions, labels = tuple(logits[back] for logits in predictions), labels[back]
@@ -519,7 +525,9 @@ class ElasticTrainer(UnwrappedTrainer):
 
     # -- training, logs and checkpoints
 
-    def train(self, resume_from_checkpoint: Any = None, **options: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
+    ) -> TrainOutput:
         """Train, from a checkpoint if one is named or, with True, the newest whole one of the output folder if any.
 
         Raises:
@@ -529,11 +537,12 @@ class ElasticTrainer(UnwrappedTrainer):
             ProcessError: if another process has ended.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_checkpoint(self.args.path)
         name = None if resume_from_checkpoint is None else Path(resume_from_checkpoint).name
         check_equal(name, description=f"in {self.args.output_dir} as the newest checkpoint")
         with self.stop.handling_signals():
-            output = super().train(None if name is None else str(resume_from_checkpoint), **options)
+            checkpoint = None if name is None else str(resume_from_checkpoint)
+            output = super().train(checkpoint, trial, ignore_keys_for_eval)
         if self.stop.requested and self.state.global_step < self.state.max_steps:
             raise TrainingInterrupted(
                 f"Interrupted in phase {self.args.phase} at step {self.state.global_step} of {self.state.max_steps}."
@@ -543,19 +552,21 @@ class ElasticTrainer(UnwrappedTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write an elastic checkpoint into a folder, beside what else is there."""
         if self.args.should_save:
-            write_into(output_dir or self.args.output_dir, self._save_elastic)
+            if self._last_metrics:  # the model card shows them
+                self.elastic.record |= result_record(self.subnet_results(), device=self.args.device.type)
+            write_into(output_dir or self.args.path, self._save_elastic)
 
     def _save_elastic(self, folder: Path, add_files: Callable[[Path], None] = lambda folder: None) -> None:
         self.elastic.save_pretrained(folder, tokenizer=self.processing_class, add_files=add_files)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        started, state, root = time.monotonic(), self.state, Path(self.args.output_dir)
+        started, state, root = time.monotonic(), self.state, self.args.path
         folder = root / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.best_global_step:
             state.best_model_checkpoint = str(root / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
         if self.args.should_save:
             callbacks = [*self.callback_handler.callbacks, self.control]
-            exportable = [callback for callback in callbacks if isinstance(callback, ExportableState)]
+            exportable: list[Any] = [callback for callback in callbacks if isinstance(callback, ExportableState)]
             state.stateful_callbacks = TrainerState(stateful_callbacks=exportable).stateful_callbacks
             self._save_elastic(folder, self._add_training_state)
             rotate_checkpoints(str(root), self.args.save_total_limit, state.best_model_checkpoint)
@@ -583,10 +594,7 @@ class ElasticTrainer(UnwrappedTrainer):
     # -- the Hub
 
     def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Write the elastic model's card into the output folder."""
-        if self.is_world_process_zero():
-            card = elastic_model_card(self.elastic, self.subnet_results(), name=Path(self.args.output_dir).name)
-            card.save(Path(self.args.output_dir) / "README.md")
+        """Nothing: every saved elastic model has its card."""
 
     def subnet_results(self) -> list[SubnetResult]:
         """Parameters, FLOPs and the metrics of the last evaluation of every sub-network."""
@@ -604,8 +612,17 @@ class ElasticTrainer(UnwrappedTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         for name in (RECORD_FILENAME, GATES_FILENAME):  # the stock method copies configs and weights
             if self.args.should_save and (Path(checkpoint_folder) / name).exists():
-                shutil.copy(Path(checkpoint_folder) / name, self.args.output_dir)
+                shutil.copy(Path(checkpoint_folder) / name, self.args.path)
         super()._push_from_checkpoint(checkpoint_folder)
+
+
+def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, Any]:
+    """What ``limbert.json`` says about the results of sub-networks."""
+    return {
+        "metrics": {result.subnet: result.metrics for result in results},
+        "costs": {result.subnet: {"params": result.params, "flops": round(result.flops)} for result in results},
+        "hardware": describe_this_machine(device=device),
+    }
 
 
 _LABEL_NAMES = ("labels", "start_positions", "end_positions")
@@ -634,6 +651,14 @@ def task_type_of(network: PreTrainedModel) -> TaskType:
     raise ConfigError(f"the task of {name} is not known; set task_type of ElasticTrainingArguments")
 
 
+def task_of(network: PreTrainedModel, task_type: TaskType) -> Task:
+    """The task of a network with the label names of its config."""
+    config: Any = network.config
+    has_names = task_type not in ("regression", "question-answering")
+    names = tuple(str(config.id2label[index]) for index in range(config.num_labels)) if has_names else ()
+    return custom_task(task_type, names)
+
+
 def subnets_of_rank(subnets: Mapping[str, Subnet], args: Any) -> dict[str, Subnet]:
     """The sub-networks that one process evaluates.
 
@@ -660,9 +685,12 @@ def _default_metrics(
     """The metrics of a task with one label a text; None for others: only the loss is computed."""
     if TASK_TYPE_SPECS[task_type].token_level:
         return None
-    labels = tuple(network.config.id2label.values()) if task_type != "regression" else ()
-    task = custom_task(task_type, tuple(map(str, labels)))
-    return lambda prediction: compute_task_metrics(task, prediction.predictions, prediction.label_ids)
+    task = task_of(network, task_type)
+
+    def compute(prediction: Any) -> dict[str, float]:
+        return compute_task_metrics(task, prediction.predictions, prediction.label_ids)
+
+    return compute
 
 
 def _map_datasets(function: Callable[[Any], Any], dataset: Any) -> Any:
