@@ -327,7 +327,7 @@ BAD_LINES = [
     ),
     (["evaluate", "dynamic", "--policy", "depth", "--exit-rule", "entropy"], "--exit-threshold"),
     (["evaluate", "dynamic", "--policy", "static:0.5x1", "--widths", "0.5"], "static:0.5x1"),
-    (["evaluate", "dynamic", "--policy", "width", "--subnet", "1x1"], "give either --subnet or --policy"),
+    (["evaluate", "dynamic", "--policy", "width", "--subnet", "1x1"], "either --subnet or --policy"),
     (["evaluate", "dynamic", "--widths", "0.5"], "need a --policy"),
     (["predict", "dynamic", "--policy", "swift", "--text", "a"], "an operating point of this model: fast, balanced"),
     (

@@ -147,7 +147,7 @@ def test_api_key_is_sent(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--server", "http://host", "--policy", "width", "--widths", "1", "--text", "a"], "--widths is for"),
         (["run", "--api-key", "x", "--text", "a"], "--api-key is for --server"),
         (["--server", "host", "--text", "a"], "must be a URL"),
-        (["--server", "http://host", "--input", "a.csv", "--text", "a"], "either --text or --input"),
+        (["--server", "http://host", "--input", "a.csv", "--text", "a"], "--text or --input"),
     ],
 )
 def test_contradicting_options_are_refused(arguments: list[str], said: str) -> None:
