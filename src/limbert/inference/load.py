@@ -20,7 +20,7 @@ from limbert.data.task_registry import tokenize_for_task
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 from limbert.errors import CheckpointError, ConfigError
-from limbert.model.checkpoint import load_tokenizer
+from limbert.model.checkpoint import load_tokenizer, read_record
 from limbert.model.elastic import ElasticModel
 
 _logger = logging.getLogger(__name__)
@@ -141,6 +141,8 @@ def load_checkpoint(
     try:
         model = ElasticModel.from_pretrained(path, space=space, head=head)
     except CheckpointError as error:
+        if Path(path).is_dir() and not read_record(path):
+            raise CheckpointError(f"{path} has no limbert.json; train it with limbert train first ({error})") from error
         if Path(path).exists() or "no checkpoint folder" in str(error):
             raise
         raise CheckpointError(f"there is no folder {path}; as the name of a model on the Hub: {error}") from error
