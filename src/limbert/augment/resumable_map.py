@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, concatenate_datasets
 
-from limbert.data.progress_bars import hidden_progress_bars
+from limbert.data.token_cache import hidden_progress_bars
 from limbert.errors import LimbertError, StorageError
 
 BATCHES_PER_SHARD = 4

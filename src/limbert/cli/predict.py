@@ -10,7 +10,7 @@ from limbert.cli import options as opt
 from limbert.cli import predict_on_ray as on_ray
 from limbert.cli.policies import ExitRuleOption, ExitThreshold, PolicyName, Widths
 from limbert.cli.predict_server import RemotePredictor, check_server_options
-from limbert.data.table import find_lone_surrogate
+from limbert.data.text_rows import find_lone_surrogate
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
