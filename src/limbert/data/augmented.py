@@ -32,27 +32,17 @@ _MAX_DISAGREEMENT = 0.05  # fraction of unchanged examples whose other cells may
 
 @dataclass(frozen=True)
 class AugmentedExamples:
-    """Augmented training examples.
+    """Augmented training examples."""
 
-    Attributes:
-        examples: with the labels of their training examples (in files with logits only: the most likely class).
-        source_ids: of their training examples; None if unknown.
-        logits: ``(examples, outputs)`` of a teacher in the order of the task's labels; None if the file has none.
-    """
-
-    examples: Examples
-    source_ids: tuple[str | None, ...]
-    logits: np.ndarray | None
+    examples: Examples  # labelled as their training examples (in files with logits only: the most likely class)
+    source_ids: tuple[str | None, ...]  # of their training examples; None if unknown
+    logits: np.ndarray | None  # ``(examples, outputs)`` of a teacher, in the order of the task's labels
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def trainable_indices(self, *, train: Examples, validation: Examples) -> np.ndarray:
-        """Indices of the examples made from ``train``, without those of an example that is in ``validation`` too.
-
-        Raises:
-            DataError: if there are none.
-        """
+        """Indices of the examples made from ``train``, without those of an example that is in ``validation`` too."""
         allowed = {*_source_ids(train)} - {*_source_ids(validation)}
         indices = np.flatnonzero([source_id in allowed for source_id in self.source_ids])
         if not len(indices):
@@ -87,9 +77,6 @@ def _source_ids(examples: Examples) -> list[str]:
 def load_augmented_examples(path: str, training: TrainTable, *, skip_bad_rows: bool) -> AugmentedExamples:
     """Read a file of `limbert augment`, with source ids and perhaps logits in extra columns; or one with the columns
     of the training file alone, perhaps with logits instead of labels.
-
-    Raises:
-        DataError: a missing or unusable file, column or row, or unknown training examples.
     """
     columns, parser = training.columns, training.label_parser
     table = open_table(Path(path).expanduser(), header=not columns.are_positions)
@@ -97,11 +84,11 @@ def load_augmented_examples(path: str, training: TrainTable, *, skip_bad_rows: b
     is_multi_label = parser.task.task_type == "multi-label"
     raw = read_examples(table, columns, skip_bad_rows=skip_bad_rows, multi_label=is_multi_label)
     extra = _extra_columns(table, training.table, columns)
-    rows = zip(_rows_at_lines(table, raw.line_numbers), raw.examples.labels or (), strict=True)
+    rows = zip(table.rows_at(raw.line_numbers), raw.examples.labels or (), strict=True)
     raw = replace(raw, examples=replace(raw.examples, labels=tuple(rows)))
 
     def parse(row: Any) -> tuple[Sequence[object], Any, list[float] | None]:
-        return row[0], *_parse_label_and_logits(*row, extra, parser)
+        return row[0], *_parse_label_and_logits(row[0], row[1], extra, parser)
 
     parsed = raw.parse_labels(parse, skip_bad_rows=skip_bad_rows).examples
     cells, labels, logits = zip(*(parsed.labels or ()), strict=True)
@@ -112,7 +99,7 @@ def load_augmented_examples(path: str, training: TrainTable, *, skip_bad_rows: b
         source_ids: tuple[str | None, ...] = tuple(sys.intern(str(row[extra[SOURCE_ID_COLUMN]])) for row in cells)
     else:
         original = training.examples
-        train_rows = _rows_at_lines(training.table, original.line_numbers)
+        train_rows = training.table.rows_at(original.line_numbers)
         source_ids = _match_source_ids(
             [*zip(_source_ids(examples), _other_cells(cells, table, columns), strict=True)],
             [*zip(_source_ids(original.examples), _other_cells(train_rows, training.table, columns), strict=True)],
@@ -161,11 +148,6 @@ def _parse_logits(cell: object, num_outputs: int) -> list[float]:
     return numbers
 
 
-def _rows_at_lines(table: Table, line_numbers: Sequence[int]) -> list[Sequence[object]]:
-    wanted = {*line_numbers}
-    return [row.cells for row in table.rows() if row.line_number in wanted]
-
-
 def _other_cells(rows: Sequence[Sequence[object]], table: Table, columns: Columns) -> list[tuple[str, ...]]:
     """The cells of each row that augmentation does not change, such as the number of the row."""
     indices = [index for index, name in enumerate(table.columns) if name not in columns.names]
@@ -180,11 +162,7 @@ _Identity = tuple[str, tuple[str, ...]]  # of an example: `compute_source_id` of
 def _match_source_ids(
     augmented: Sequence[_Identity], train: Sequence[_Identity], *, file_name: str
 ) -> tuple[str | None, ...]:
-    """Find the training example of each augmented example, in the order of the file; None if unknown.
-
-    Raises:
-        DataError: if more than half remain unknown.
-    """
+    """Find the training example of each augmented example, in the order of the file; None if unknown."""
     matches = _match_by_cells(augmented, train)
     if matches is None or matches.count(None) > len(matches) / 2:
         matches = _match_by_order([source_id for source_id, _ in augmented], [source_id for source_id, _ in train])
@@ -237,11 +215,7 @@ def _match_by_order(augmented_ids: Sequence[str], train_ids: Sequence[str]) -> t
 
 
 def _longest_increasing_pairs(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """The longest sequence of pairs ``row -> position`` in which both increase.
-
-    Args:
-        pairs: by increasing row, and by decreasing position for the same row.
-    """
+    """The longest sequence ``row -> position`` in which both increase; pairs: by row, then by falling position."""
     lowest: list[int] = []  # lowest[n]: the lowest position that ends a sequence of n + 1 pairs
     ends: list[int] = []  # and the index of its pair
     previous: list[int] = []  # of each pair: the index of the pair before it

@@ -35,9 +35,6 @@ def choose_columns(
     - pair, if a text column is given: none.
 
     If all given columns are numbers, the file has no header and they count from 0.
-
-    Raises:
-        DataError: a column is missing; the message names it and the columns that exist.
     """
     label = config.label_column if labelled and config.label_columns is None else None
     given = Columns(config.text_column, config.pair_column, label, (config.label_columns or ()) if labelled else ())
@@ -57,11 +54,7 @@ def choose_columns(
 
 
 def check_columns(table: Table, columns: Columns) -> Columns:
-    """The columns, if the table has each of them once.
-
-    Raises:
-        DataError: the message names the missing or repeated column, where a guessed one was found, and all columns.
-    """
+    """The columns, if the table has each of them once."""
     for name in columns.names:
         if name not in table.columns:
             guess = ""

@@ -88,22 +88,12 @@ def split_labels(value: object, separator: str | None) -> list[str]:
 def infer_task(
     values: Sequence[object], config: DataConfig, *, class_names: tuple[str, ...] | None, source: str
 ) -> Task:
-    """The task that the training labels of own data mean.
+    """The task that the training labels of own data mean; ``source`` is the file, for messages.
 
     The config decides if it names a task type. Else lists, or a column per label, are a multi-label task. Numbers of
     which some have a decimal point are a regression, even if fewer than half of the labels are something else (those
     rows are malformed), but two whole values such as 0.0 and 1.0 are two classes. Anything else is a classification.
-    Class names come from the data set, or are the sorted labels: numbers by value, text with digits by value.
-
-    Args:
-        values: the training labels as in the file.
-        config: ``task_type``, ``label_names``, ``label_columns`` and ``label_separator``.
-        class_names: the names that the data set brings (Hub, Parquet written by `datasets`), or None.
-        source: the training file, for messages.
-
-    Raises:
-        ConfigError: label names for a regression.
-        DataError: a single class or value, nearly one class per row, or lists for a task with one label per row.
+    The ``class_names`` come from the data set, or are the sorted labels: numbers by value, text with digits by value.
     """
     task_type, lists = requested_task_type(config), any(isinstance(value, tuple) for value in values)
     if lists and task_type not in (None, "multi-label"):

@@ -29,20 +29,14 @@ _MAX_SHOWN_CLASSES = 20  # classes with their counts in the description of the d
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its examples. ``dev`` is only ever reported on: ``{"dev": ...}``, or MNLI's two parts.
-
-    Attributes:
-        augmented: augmented training examples, if the settings name a file of them.
-        config: the settings with fingerprints of what was read, to be saved with a trained model.
-        description: lines that say what was read: files, columns, task type and why, classes with counts.
-    """
+    """A task with its examples, and what was read."""
 
     task: Task
     train: Examples
-    dev: dict[str, Examples]
+    dev: dict[str, Examples]  # only ever reported on: ``{"dev": ...}``, or MNLI's two parts
     augmented: AugmentedExamples | None = None
-    config: DataConfig = field(default_factory=DataConfig, compare=False)
-    description: tuple[str, ...] = field(default=(), compare=False)
+    config: DataConfig = field(default_factory=DataConfig, compare=False)  # with fingerprints of what was read
+    description: tuple[str, ...] = field(default=(), compare=False)  # files, columns, task type and why, class counts
 
 
 def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] | None = None) -> TaskData:
@@ -80,7 +74,7 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
             )
         read = _table_labelled_reader(config, glue, training.columns, parser)
     if config.held_out is not None and sources.dev:
-        raise ConfigError(f"held-out share is {config.held_out} beside development data; give one of them")
+        raise ConfigError(f"held-out fraction is {config.held_out} beside development data; give one of them")
     dev = {part: read(opener) for part, opener in sources.dev.items()}
     if not dev:
         train, dev = _hold_out(train, config)
@@ -133,21 +127,13 @@ def load_texts(path: str | Path, config: DataConfig, *, task_type: TaskType | No
 
     A ``.txt`` file holds one text per line. Any other file is read as training files are, with the same columns, with
     or without a label column.
-
-    Raises:
-        DataError: a missing or unusable file, column or row.
     """
     reader = TASK_HANDLERS[task_type].file_reader if task_type else None
     return (reader.read_unlabelled if reader else read_texts)(Path(path).expanduser(), config)
 
 
 def read_train_table(config: DataConfig) -> TrainTable:
-    """Find and read the training rows of a task whose labels are in columns; labels are not converted to ids yet.
-
-    Raises:
-        ConfigError: settings that contradict each other, an unknown task, or one with file formats of its own.
-        DataError: a missing or unusable file, column or row.
-    """
+    """Find and read the training rows of a task whose labels are in columns; labels are not converted to ids yet."""
     file_reader, glue, sources = _locate(config, task_type := requested_task_type(config), config.task, None)
     if file_reader is not None:
         raise ConfigError(f"task is {task_type}; only texts and pairs of texts with labels in a column are augmented")
@@ -160,8 +146,8 @@ def _locate(
     """How the task type reads its own files (None for tables of texts and labels), the GLUE task, and the tables."""
     reader = TASK_HANDLERS[task_type].file_reader if task_type else None
     if reader is not None:
-        options = {"formats": reader.formats, "open_file": reader.open_table}
-        return reader, None, find_sources(config, None, **options, splits=splits)
+        sources = find_sources(config, None, formats=reader.formats, open_file=reader.open_table, splits=splits)
+        return reader, None, sources
     glue = glue_task(task_name) if task_name is not None else None
     return None, glue, find_sources(config, glue, splits=splits)
 
@@ -307,5 +293,5 @@ def _data_location(config: DataConfig) -> str:
 def _no_dev_message(config: DataConfig) -> str:
     return (
         f"{_data_location(config)}: no development data; expected dev.* in the folder, a development file, or a "
-        "held-out share of the training data (--held-out 0.1)"
+        "fraction of the training data to hold out (--held-out 0.1)"
     )

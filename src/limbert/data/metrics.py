@@ -15,13 +15,9 @@ from limbert.errors import DataError
 
 
 def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """The predictions for logits ``(examples, outputs)``.
+    """Predictions for logits ``(examples, outputs)``: class ids or scores ``(examples,)``.
 
-    Returns:
-        Class ids or scores ``(examples,)``; of a multi-label task 0 or 1 for each class, ``(examples, classes)``.
-
-    Raises:
-        DataError: the logits have another number of outputs than the task.
+    Of a multi-label task 0 or 1 for each class, ``(examples, classes)``.
     """
     if logits.ndim != 2 or logits.shape[1] != task.num_outputs:
         raise DataError(f"logits have shape {logits.shape}; expected (examples, {task.num_outputs})")
@@ -38,9 +34,6 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
         task: says which metrics.
         logits: ``(examples, outputs)``.
         labels: ``(examples,)``, class ids or scores; multi-label ``(examples, classes)``, 0 or 1.
-
-    Raises:
-        DataError: no example, or shapes that do not fit.
     """
     predicted = predictions(task, logits)
     if not len(labels) or predicted.shape != labels.shape:

@@ -32,11 +32,7 @@ class AnswerSpan(NamedTuple):
 
 
 def question_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
-    """Questions, and the context of each as its pair.
-
-    Raises:
-        ConfigError: no contexts.
-    """
+    """Questions, and the context of each as its pair."""
     if not pairs:
         raise ConfigError("question answering needs the context of each question: --text QUESTION --pair CONTEXT")
     return Examples(tuple(texts), tuple(pairs), None)
@@ -54,18 +50,8 @@ def tokenize_windows(
     """Questions, each with a window of its context; a long context has several windows, one row each.
 
     The label of a window is the first and the last token of the question's first answer; if the window does not hold
-    it whole, twice the first token, which is a special one. A question longer than half a window is truncated.
-
-    Args:
-        examples: questions, with contexts as their pairs.
-        task: question answering.
-        tokenizer: a fast one.
-        max_length: tokens of a window, special tokens and the question included.
-        stride: tokens that a window shares with the one before; at most a third of the window.
-        unused: options of other task types.
-
-    Raises:
-        ConfigError: the tokenizer is not a fast one or cannot pad, or windows are too short.
+    it whole, twice the first token, which is a special one. A question longer than half a window is truncated. Windows
+    share ``stride`` tokens, at most a third of their length.
     """
     if max_length < _MIN_WINDOW_TOKENS:
         raise ConfigError(

@@ -15,6 +15,7 @@ from limbert.errors import DataError
 
 CharSpan = tuple[int, int]  # of a text: index of its first character, and of the one after its last
 _FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}  # in a label's own column
+_COLUMNS = ("texts", "pairs", "labels", "word_spans", "groups")  # of `Examples`
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ class Examples:
 
     def select(self, indices: Sequence[int]) -> "Examples":
         """The examples at these indices, in this order."""
-        columns = {name: getattr(self, name) for name in ("texts", "pairs", "labels", "word_spans", "groups")}
+        columns: dict[str, Any] = {name: getattr(self, name) for name in _COLUMNS}
         known = {name: values for name, values in columns.items() if values is not None}
-        return replace(self, **{name: tuple(map(values.__getitem__, indices)) for name, values in known.items()})
+        chosen: dict[str, Any] = {name: tuple(map(values.__getitem__, indices)) for name, values in known.items()}
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True)
@@ -59,25 +61,16 @@ class TableExamples:
     examples: Examples
 
     def parse_labels(self, parse: Callable[[object], Any], *, skip_bad_rows: bool) -> "TableExamples":
-        """The examples whose labels ``parse`` accepts, with the values that it returns.
-
-        Raises:
-            DataError: a label that is not one of the task's (``FILE:LINE: what, expected``), or no usable row.
-        """
-        labels = enumerate(self.examples.labels or ())
-        rows = zip(self.line_numbers, labels, strict=True)
+        """The examples whose labels ``parse`` accepts, with the values that it returns."""
+        rows = zip(self.line_numbers, enumerate(self.examples.labels or ()), strict=True)
         lines, parsed, bad_rows = parse_rows(
             self.source, rows, lambda row: (row[0], parse(row[1])), skip_bad_rows=skip_bad_rows
         )
         if not parsed:
             raise DataError(f"{self.source}: no row has a label of the task; expected at least one")
         indices, values = zip(*parsed, strict=True)
-        examples = self.examples.select(indices)
-        return replace(
-            self,
-            line_numbers=lines,
-            examples=replace(examples, labels=values, bad_rows=examples.bad_rows + bad_rows),
-        )
+        examples = replace(self.examples.select(indices), labels=values, bad_rows=self.examples.bad_rows + bad_rows)
+        return replace(self, line_numbers=lines, examples=examples)
 
 
 @dataclass(frozen=True)
@@ -111,9 +104,6 @@ def read_examples(
         skip_bad_rows: count malformed rows instead of stopping at the first.
         excluded_labels: labels of rows that are left out without counting as malformed.
         multi_label: whether a row may have any number of labels, including none.
-
-    Raises:
-        DataError: a malformed row (``FILE:LINE: what, expected``), or no row at all.
     """
     text_columns = [(table.columns.index(name), name) for name in (columns.text, columns.pair) if name is not None]
 
@@ -146,11 +136,7 @@ def check_text(value: object, column: str) -> str:
 
 
 def read_texts(path: Path, config: DataConfig) -> Examples:
-    """Texts, or pairs of texts, for prediction: one per line of a ``.txt`` file, else as training files are read.
-
-    Raises:
-        DataError: a missing or unusable file, column or row.
-    """
+    """Texts, or pairs of texts, for prediction: one per line of a ``.txt`` file, else as training files are read."""
     glue = glue_task(config.task) if config.task is not None else None
     if file_format(path) == ".txt":
         table = lines_table(check_readable(path))

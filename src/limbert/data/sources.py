@@ -46,10 +46,6 @@ def find_sources(
         formats: suffixes of files in a folder.
         open_file: opens a file as a table; None for files of texts and labels.
         splits: ``datasets.Dataset`` by split name, in place of what the config names.
-
-    Raises:
-        ConfigError: settings that contradict each other, or none at all.
-        DataError: no data there.
     """
 
     parts = glue.dev_files if glue else ()

@@ -18,11 +18,7 @@ _COLUMNS = ("title", "context", "question", "answers", "is_impossible")
 
 
 def open_questions(path: Path) -> Table:
-    """A SQuAD file as a table of ``title, context, question, answers, is_impossible``; other formats as they are.
-
-    Raises:
-        DataError: the file is missing, unreadable, empty or of an unknown format.
-    """
+    """A SQuAD file as a table of ``title, context, question, answers, is_impossible``; other formats as they are."""
     if file_format(check_readable(path)) != ".json" or path.suffix.lower() == ".gz":
         return open_table(path)
     try:
@@ -53,23 +49,14 @@ def _squad_rows(articles: list[Any]) -> Iterator[TableRow]:
 
 
 def read_questions(table: Table, config: DataConfig, task: Task | None) -> tuple[Task, Examples]:
-    """The questions with their contexts and answers; a row is named by the number of its question, from 1.
-
-    Raises:
-        ConfigError: label names.
-        DataError: a missing column, or a bad row (``FILE:NUMBER: what, expected``), such as one without an answer.
-    """
+    """The questions with their contexts and answers; a row is named by the number of its question, from 1."""
     if config.label_names is not None:
         raise ConfigError(f"label names are {list(config.label_names)}; question answering has none")
     return task or custom_task("question-answering", ()), _read_examples(table, config, labelled=True)
 
 
 def read_unlabelled_questions(path: Path, config: DataConfig) -> Examples:
-    """Questions with their contexts.
-
-    Raises:
-        DataError: a missing or unusable file, column or row.
-    """
+    """Questions with their contexts."""
     return _read_examples(open_questions(path), config, labelled=False)
 
 

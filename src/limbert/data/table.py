@@ -83,12 +83,13 @@ class Table:
         rows = ((row.line_number, row) for row in self.rows())
         return parse_rows(self.name, rows, parse, skip_bad_rows=skip_bad_rows)
 
-    def index_of(self, *names: str) -> int:
-        """The index of the first of these columns that exists.
+    def rows_at(self, line_numbers: Iterable[int]) -> list[Sequence[object]]:
+        """The cells of the rows at these lines, in the order of the table."""
+        wanted = {*line_numbers}
+        return [row.cells for row in self.rows() if row.line_number in wanted]
 
-        Raises:
-            DataError: none exists; the message names the columns that do.
-        """
+    def index_of(self, *names: str) -> int:
+        """The index of the first of these columns that exists."""
         for name in names:
             if name in self.columns:
                 return self.columns.index(name)
@@ -124,9 +125,6 @@ def open_table(path: Path, *, header: bool = True, columns: tuple[str, ...] | No
         path: of the file.
         header: whether the first line of CSV and TSV names the columns; if not they are ``0``, ``1``, ...
         columns: those of JSON lines, if known; None takes the keys of the first objects.
-
-    Raises:
-        DataError: the file is missing, unreadable, empty or of an unknown format.
     """
     suffix = file_format(check_readable(path))
     if suffix == ".csv":
@@ -201,15 +199,7 @@ def _json_lines_table(path: Path, columns: tuple[str, ...] | None) -> Table:
 
 
 def parquet_table(path: Path, *, filesystem: Any = None) -> Table:
-    """The rows of a Parquet file, numbered from 1.
-
-    Args:
-        path: of the file.
-        filesystem: the ``pyarrow.fs`` file system that holds it; None is this machine's.
-
-    Raises:
-        DataError: the file is no readable Parquet.
-    """
+    """The rows of a Parquet file, numbered from 1, in a ``pyarrow.fs`` file system (None: this machine's)."""
     import pyarrow
     import pyarrow.parquet
 
@@ -228,11 +218,7 @@ def parquet_table(path: Path, *, filesystem: Any = None) -> Table:
 
 
 def dataset_tables(name: str, configuration: str | None = None) -> dict[str, Table]:
-    """The splits of a data set on the Hub, or in a local folder that `datasets` can load, by split name.
-
-    Raises:
-        DataError: there is no such data set or configuration, or it could not be fetched.
-    """
+    """The splits of a data set on the Hub, or in a local folder that `datasets` can load, by split name."""
     import datasets
     import pyarrow
 
@@ -284,9 +270,7 @@ def class_names_from_schema(schema: Any) -> dict[str, tuple[str, ...]]:
 def column_values(column: Any, class_names: tuple[str, ...] | None = None) -> tuple[list[object], set[int]]:
     """The values of an Arrow column, and the indices of those that are invalid Unicode; the value is None there.
 
-    Args:
-        column: an array, whole or in chunks.
-        class_names: for a column of class ids, which are returned as names.
+    Class ids are returned as their ``class_names``, if given.
     """
 
     def name_of(value: object) -> object:

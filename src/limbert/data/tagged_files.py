@@ -24,11 +24,7 @@ _COMMENT = re.compile(r"# +\S+ += ")
 
 
 def open_tagged(path: Path) -> Table:
-    """A CoNLL file as a table of ``tokens`` and ``tags``, one row per sentence; other formats as they are.
-
-    Raises:
-        DataError: the file is missing, unreadable, empty or of an unknown format.
-    """
+    """A CoNLL file as a table of ``tokens`` and ``tags``, one row per sentence; other formats as they are."""
     return _conll_table(check_readable(path)) if file_format(path) in _CONLL_FORMATS else open_table(path)
 
 
@@ -72,11 +68,8 @@ def _without_comments(lines: list[_ConllLine], *, num_columns: int) -> list[_Con
     """The lines of a sentence without the comments above it.
 
     A comment begins with ``#`` and a space, and either says ``KEY = VALUE`` or has another number of columns than the
-    other lines. In a file of two columns, ``# O`` is the word ``#``.
-
-    Args:
-        lines: of one sentence.
-        num_columns: of the sentence before, which decides if all lines look like comments; 0: there is none.
+    other lines (if all look like comments, than ``num_columns`` of the sentence before). In a file of two columns,
+    ``# O`` is the word ``#``.
     """
     words = [line for line in lines if not line.text.startswith("# ")]
     usual = len(words[-1].cells) if words else num_columns or _DEFAULT_COLUMNS
@@ -87,11 +80,7 @@ def _without_comments(lines: list[_ConllLine], *, num_columns: int) -> list[_Con
 
 
 def read_tagged(table: Table, config: DataConfig, task: Task | None) -> tuple[Task, Examples]:
-    """The sentences of a table with their tags, and the task, inferred from the tags if it is None.
-
-    Raises:
-        DataError: a missing column, or a bad row (``FILE:LINE: what, expected``).
-    """
+    """The sentences of a table with their tags, and the task, inferred from the tags if it is None."""
     word_column = table.index_of(*_one_or(config.text_column, WORD_COLUMN_NAMES))
     tag_column = table.index_of(*_one_or(config.label_column, TAG_COLUMN_NAMES))
     lines, sentences, bad_rows = table.parse(
@@ -117,11 +106,7 @@ def read_tagged(table: Table, config: DataConfig, task: Task | None) -> tuple[Ta
 
 
 def read_untagged(path: Path, config: DataConfig) -> Examples:
-    """Texts to tag: one text per line (``.txt``), words already split (CoNLL, or lists), or a column of texts.
-
-    Raises:
-        DataError: a missing or unusable file, column or row.
-    """
+    """Texts to tag: one text per line (``.txt``), words already split (CoNLL, or lists), or a column of texts."""
     table = lines_table(check_readable(path)) if file_format(path) == ".txt" else open_tagged(path)
     given = config.text_column if config.text_column in table.columns else None
     column = table.index_of(*_one_or(given, (*WORD_COLUMN_NAMES, "text", "sentence")))

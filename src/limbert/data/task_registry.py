@@ -21,38 +21,23 @@ from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 
 @dataclass(frozen=True)
 class TaskFileReader:
-    """How a task type with file formats of its own reads them.
+    """How a task type with file formats of its own reads them."""
 
-    Attributes:
-        formats: suffixes of files.
-        open_table: a file as a table.
-        read_labelled: the labelled rows of a table, and the task, inferred if it is not given.
-        read_unlabelled: a file to predict.
-    """
-
-    formats: tuple[str, ...]
+    formats: tuple[str, ...]  # suffixes
     open_table: Callable[[Path], Table]
-    read_labelled: Callable[[Table, DataConfig, Task | None], tuple[Task, Examples]]
+    read_labelled: Callable[[Table, DataConfig, Task | None], tuple[Task, Examples]]  # infers the task if it is None
     read_unlabelled: Callable[[Path, DataConfig], Examples]
 
 
 @dataclass(frozen=True)
 class TaskHandler:
-    """What a task type does with data.
+    """What a task type does with data."""
 
-    Attributes:
-        tokenize: examples as tokens with labels; takes the options of `tokenize_for_task`.
-        make_examples: examples of texts and second texts.
-        compute_metrics: metrics by name, the primary one first, from logits in the order of the examples.
-        decode_predictions: plain values for people and JSON, one per example.
-        file_reader: None for tables of texts and labels.
-    """
-
-    tokenize: Callable[..., TokenizedExamples]
-    make_examples: Callable[[Sequence[str], Sequence[str] | None], Examples]
+    tokenize: Callable[..., TokenizedExamples]  # takes the arguments of `tokenize_for_task`
+    make_examples: Callable[[Sequence[str], Sequence[str] | None], Examples]  # of texts and second texts
     compute_metrics: Callable[[Task, np.ndarray, TokenizedExamples], dict[str, float]]
     decode_predictions: Callable[[Task, np.ndarray, TokenizedExamples], list[dict[str, Any]]]
-    file_reader: TaskFileReader | None = None
+    file_reader: TaskFileReader | None = None  # None for tables of texts and labels
 
 
 def _tokenize_texts(
@@ -99,34 +84,22 @@ def tokenize_for_task(
     stride: int | None = None,
     use_cache: bool = True,
 ) -> TokenizedExamples:
-    """Examples of a task as tokens with labels.
+    """Examples of a task as tokens with labels, of at most ``max_length`` tokens, special ones included.
 
     Args:
         examples: of the task.
         task: what is predicted.
         tokenizer: a fast one with a padding token.
-        max_length: longest input in tokens, special tokens included.
+        max_length: longest input.
         stride: question answering: tokens that windows share; None is a quarter of the longest input.
         use_cache: read and write the token cache, if the task type has one.
-
-    Raises:
-        ConfigError: the tokenizer or the length cannot be used.
     """
     tokenize = TASK_HANDLERS[task.task_type].tokenize
     return tokenize(examples, task, tokenizer, max_length=max_length, stride=stride, use_cache=use_cache)
 
 
 def compute_task_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
-    """The task's metrics by name, in the order of ``task.metrics``; higher is better for all of them.
-
-    Args:
-        task: says which metrics.
-        logits: ``(examples, outputs)``; of token-level tasks ``(all tokens, outputs)``.
-        examples: labelled.
-
-    Raises:
-        DataError: no example, or shapes that do not fit.
-    """
+    """`metrics.compute_metrics` of labelled examples; logits of token-level tasks are ``(all tokens, outputs)``."""
     return TASK_HANDLERS[task.task_type].compute_metrics(task, logits, examples)
 
 

@@ -80,11 +80,7 @@ _CERTAIN_ENTITY_TAG = re.compile(r"[BI]-.+", re.DOTALL)
 
 
 def custom_task(task_type: TaskType, labels: tuple[str, ...], *, has_pairs: bool | None = None) -> Task:
-    """A task on own data, with the default metrics of its type; the accuracy of words if their tags mark no entities.
-
-    Raises:
-        DataError: some tags are ``B-TYPE`` or ``I-TYPE`` and others of no such form, or see `Task`.
-    """
+    """A task on own data, with the default metrics of its type; accuracy of words if their tags mark no entities."""
     metrics = _DEFAULT_METRICS[task_type]
     if task_type == "token-classification":
         entities = entity_tags(labels)
@@ -109,11 +105,7 @@ _TASK_TYPE_ALIASES: Mapping[str, TaskType] = {"ner": "token-classification", "sq
 
 
 def requested_task_type(config: DataConfig) -> TaskType | None:
-    """The task type that ``task_type``, a task such as ``ner``, or a multi-label setting names; None if none does.
-
-    Raises:
-        ConfigError: two that contradict each other.
-    """
+    """The task type that ``task_type``, a task such as ``ner``, or a multi-label setting names; None if none does."""
     task_type = _TASK_TYPE_ALIASES.get(_normalize_name(config.task)) if config.task is not None else None
     if task_type is not None and config.task_type not in (None, task_type):
         raise ConfigError(f"task type is {config.task_type}; it must be {task_type} for task {config.task}")
@@ -189,11 +181,7 @@ GLUE: Mapping[str, GlueTask] = dict(
         ),
         _glue_task("sst2", ("negative", "positive"), _ACCURACY, Columns("sentence", None, "label")),
         _glue_task(
-            "mrpc",
-            ("not_equivalent", "equivalent"),
-            _ACCURACY_F1,
-            Columns("#1 String", "#2 String", "Quality"),
-            _PAIR,
+            "mrpc", ("not_equivalent", "equivalent"), _ACCURACY_F1, Columns("#1 String", "#2 String", "Quality"), _PAIR
         ),
         _glue_task("stsb", (), ("pearson", "spearman"), Columns("sentence1", "sentence2", "score"), _PAIR),
         _glue_task(

@@ -45,9 +45,6 @@ def decode_lines(path: Path, *, max_chars: int = -1) -> Iterator[tuple[int, str 
     """Lines, or parts of at most ``max_chars``: the line number, the text, and whether the line ends here.
 
     The text is None if the bytes are not UTF-8. LF ends a line, or CR in a file without any LF.
-
-    Raises:
-        DataError: the file cannot be read, or is broken UTF-16.
     """
     encoding, number = "", 1
     try:

@@ -60,19 +60,10 @@ def map_with_cache(
     key: str,
     cache_dir: Path | None,
 ) -> dict[str, Any] | None:
-    """Encode texts, or pairs of texts, by ``Dataset.map`` with its cache file.
-
-    Args:
-        encode: a tokenizer.
-        texts: of all examples.
-        pairs: their second texts.
-        names: outputs of the tokenizer to keep.
-        batch_size: examples per call of ``encode``.
-        key: name of the cache file, from `tokenization_fingerprint`.
-        cache_dir: folder of the cache; None is `default_cache_dir`.
+    """Encode texts, or pairs of texts, by ``Dataset.map`` in batches, with its cache file named by ``key``.
 
     Returns:
-        An Arrow array of lists by name; None if the cache cannot be read or written.
+        An Arrow array of lists for each of the tokenizer's outputs in ``names``; None if the cache cannot be used.
     """
     import datasets
     import pyarrow

@@ -46,12 +46,7 @@ def extract_entities(tags: Sequence[str]) -> list[Entity]:
 
 
 def entity_metrics(references: Iterable[Sequence[str]], predictions: Iterable[Sequence[str]]) -> dict[str, float]:
-    """Micro-averaged F1, precision and recall of entities; 0 where a denominator is 0.
-
-    Args:
-        references: tags of the words, text by text.
-        predictions: the same.
-    """
+    """Micro-averaged F1, precision and recall of the entities in all texts; 0 where a denominator is 0."""
     correct = actual = predicted = 0
     for reference, prediction in zip(references, predictions, strict=True):
         wanted, found = {*extract_entities(reference)}, {*extract_entities(prediction)}
@@ -71,11 +66,7 @@ def split_words(text: str) -> tuple[CharSpan, ...]:
 
 
 def word_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
-    """Plain texts, split into words.
-
-    Raises:
-        ConfigError: pairs.
-    """
+    """Plain texts, split into words."""
     if pairs:
         raise ConfigError("token classification reads one text, not a pair")
     return Examples(tuple(texts), None, None, word_spans=tuple(split_words(text) for text in texts))
@@ -87,9 +78,6 @@ def tokenize_words(
     """Tokens of texts with known words; the label of a word is that of its first token.
 
     Words beyond the longest input, and the few without any token, get no prediction; metrics count them as missed.
-
-    Raises:
-        ConfigError: the tokenizer is not a fast one or cannot pad.
     """
 
     def align(number: int, encoded: Any, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,12 +92,7 @@ def tokenize_words(
 
 
 def _word_of_first_token(words: Sequence[CharSpan], offsets: Sequence[CharSpan]) -> np.ndarray:
-    """``(tokens,)``: for the first token of each word the word's index; -1 for all others.
-
-    Args:
-        words: in the order of the text.
-        offsets: the characters of each token; none for special tokens.
-    """
+    """``(tokens,)``: for the first token of each word the word's index; -1 for all others."""
     word_of = np.full(len(offsets), -1, dtype=np.int64)
     word = 0
     for token, (start, end) in enumerate(offsets):

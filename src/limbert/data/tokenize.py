@@ -162,14 +162,10 @@ def tokenize_texts(
 
     Args:
         examples: texts, or pairs of texts; of a pair that is too long the longer text is truncated.
-        tokenizer: a fast tokenizer with a padding token.
+        tokenizer: a fast one with a padding token.
         max_length: longest input in tokens, special tokens included.
-        cache_dir: folder of the cache; None is ``$LIMBERT_CACHE`` or ``~/.cache/limbert``.
+        cache_dir: folder of the cache; None is `default_cache_dir`.
         use_cache: read and write the cache.
-
-    Raises:
-        ConfigError: the tokenizer is not a fast one or cannot pad.
-        DataError: no examples.
     """
     check_tokenizer(tokenizer)
     if not len(examples):
@@ -200,10 +196,7 @@ def tokenize_texts(
         scores = any(isinstance(label, float) for label in examples.labels)
         labels = torch.tensor(examples.labels, dtype=torch.float32 if scores else torch.long)
     return TokenizedExamples(
-        tokens,
-        labels,
-        pad_token_id=int(tokenizer.pad_token_id),
-        pad_token_type_id=int(tokenizer.pad_token_type_id),
+        tokens, labels, pad_token_id=int(tokenizer.pad_token_id), pad_token_type_id=int(tokenizer.pad_token_type_id)
     )
 
 
@@ -224,11 +217,7 @@ def tokenize_aligned(
         align: called with the index of an example, the tokenizer's encodings, and the index of a row in them; returns
             the row's ``char_starts`` and ``char_ends`` (see `TokenAlignment`), and its labels if the examples have any.
         has_token_labels: whether a row has a label per token, or the first and the last token of an answer.
-        max_length: longest input in tokens, special tokens included.
         options: of the tokenizer.
-
-    Raises:
-        ConfigError: the tokenizer is not a fast one or cannot pad.
     """
     check_tokenizer(tokenizer)
     options |= {"max_length": max_length, "return_offsets_mapping": True}
@@ -277,14 +266,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[st
 def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """One epoch of batches, every example once, with similar lengths together so that little is padding.
 
-    The examples are shuffled, cut into pools of fifty batches, sorted by length within each pool and cut into
-    batches, and the batches are shuffled. The last partial batch is kept. The same seed and epoch give the same order.
-
-    Args:
-        lengths: tokens per example, ``(examples,)``.
-        batch_size: examples per batch.
-        seed: of the run.
-        epoch: number of the epoch, so that each has its own order.
+    The examples, of these ``lengths`` in tokens, are shuffled, cut into pools of fifty batches, sorted by length within
+    each pool and cut into batches, and the batches are shuffled. The last partial batch is kept. The same seed and epoch
+    give the same order.
     """
     sizes = np.asarray(lengths)
     generator = np.random.default_rng([seed, epoch])
@@ -300,10 +284,7 @@ def evaluation_batches(
 ) -> list[list[int]]:
     """Batches of similar length, the longest first, so that a lack of memory shows at once; the caller reorders.
 
-    Args:
-        lengths: tokens per example, ``(examples,)``.
-        batch_size: most examples per batch.
-        max_tokens: most tokens per batch, padding included (a single longer example is a batch); None is no limit.
+    With ``max_tokens``, a batch has at most so many tokens, padding included (a single longer example is a batch).
     """
     sizes = np.asarray(lengths)
     batches: list[list[int]] = []

@@ -16,13 +16,8 @@ _MAX_PIECE_CHARS = 1 << 16  # a tokenizer takes about 170 bytes of memory per ch
 def corpus_files(patterns: Iterable[str], *, exclude: Iterable[Path] = ()) -> tuple[Path, ...]:
     """The files that patterns match, in order, each once, even if reached by several paths.
 
-    Args:
-        patterns: files, folders (all their files that are not hidden) and globs.
-        exclude: files that folders and globs leave out: those that models are only evaluated on.
-
-    Raises:
-        ConfigError: a pattern names an excluded file.
-        DataError: a pattern matches nothing.
+    A pattern is a file, a folder (all its files that are not hidden) or a glob. Folders and globs leave out files to
+    ``exclude``, on which models are only evaluated.
     """
     excluded = {path.resolve() for path in exclude}
     files: dict[Path, Path] = {}
@@ -56,9 +51,6 @@ def stream_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
     A document is a table row, or in plain text a line or a paragraph (``config.documents``); a paragraph is yielded
     line by line. Texts of more than 65,536 characters are split before white space or, without any, anywhere. An
     empty file has no documents.
-
-    Raises:
-        DataError: for an unreadable file or row (``FILE:LINE: what``), unless ``config.skip_bad_rows``.
     """
     if path.exists() and not path.stat().st_size:
         return
