@@ -31,6 +31,11 @@ from limbert.inference.predict import predict_subnet_logits
 
 TEXTS_PER_BATCH, EXAMPLES_PER_BATCH = 32, 64  # part of the result: texts of a batch share model calls
 
+_INTEGERS = List(Value("int64"))
+_CANDIDATE_FEATURES = Features(
+    start=_INTEGERS, end=_INTEGERS, candidates=List(List(Value("string"))), masked=Value("int64")
+)
+
 ProgressCallback = Callable[[str, int, int], None]
 
 
@@ -73,12 +78,7 @@ def augment(
         output.work,
         name="candidates",
         batch_size=TEXTS_PER_BATCH,
-        features=Features(
-            start=List(Value("int64")),
-            end=List(Value("int64")),
-            candidates=List(List(Value("string"))),
-            masked=Value("int64"),
-        ),
+        features=_CANDIDATE_FEATURES,
         workers=workers,
         progress=functools.partial(progress, "choosing words"),
     )

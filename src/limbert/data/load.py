@@ -103,8 +103,7 @@ def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
     GLUE tasks have GLUE's layout, whether the config or the checkpoint names the task.
 
     Raises:
-        ConfigError: settings that contradict each other, or an unknown task.
-        DataError: a missing or unusable file, column or row, or other examples than the config's fingerprints say.
+        DataError: other examples than the config's fingerprints say.
     """
     file_reader, glue, sources = _locate(config, task.task_type, config.task or task.name, None)
     if not sources.dev and config.held_out is None:

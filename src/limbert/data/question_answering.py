@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.data.readers import Examples, ReferenceAnswers
 from limbert.data.tasks import Task
-from limbert.data.tokenize import TokenizedExamples, tokenize_aligned
+from limbert.data.tokenize import TokenizedExamples, check_tokenizer, tokenize_aligned
 from limbert.errors import ConfigError
 
 MAX_ANSWER_TOKENS = 30  # of an answer
@@ -53,6 +53,7 @@ def tokenize_windows(
     it whole, twice the first token, which is a special one. A question longer than half a window is truncated. Windows
     share ``stride`` tokens, at most a third of their length.
     """
+    check_tokenizer(tokenizer)
     if max_length < _MIN_WINDOW_TOKENS:
         raise ConfigError(
             f"longest input is {max_length} tokens; for question answering it must be at least {_MIN_WINDOW_TOKENS}"

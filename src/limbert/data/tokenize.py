@@ -267,8 +267,8 @@ def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, se
     """One epoch of batches, every example once, with similar lengths together so that little is padding.
 
     The examples, of these ``lengths`` in tokens, are shuffled, cut into pools of fifty batches, sorted by length within
-    each pool and cut into batches, and the batches are shuffled. The last partial batch is kept. The same seed and epoch
-    give the same order.
+    each pool and cut into batches, and the batches are shuffled. The last partial batch is kept. The same seed and
+    epoch give the same order.
     """
     sizes = np.asarray(lengths)
     generator = np.random.default_rng([seed, epoch])
@@ -284,7 +284,7 @@ def evaluation_batches(
 ) -> list[list[int]]:
     """Batches of similar length, the longest first, so that a lack of memory shows at once; the caller reorders.
 
-    With ``max_tokens``, a batch has at most so many tokens, padding included (a single longer example is a batch).
+    With ``max_tokens``, a batch has at most that many tokens, padding included; a single longer example is a batch.
     """
     sizes = np.asarray(lengths)
     batches: list[list[int]] = []

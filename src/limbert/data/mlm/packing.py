@@ -36,11 +36,10 @@ def pack_corpus(
     files' names, sizes and modification times.
 
     Args:
-        patterns: files, folders and globs.
-        config: how to read them.
+        patterns, exclude: see `corpus_files`.
+        config: how to read the files.
         tokenizer: a fast one.
         max_length: tokens of a sequence, special ones included.
-        exclude: files that folders and globs leave out.
         progress: called with megabytes read and in total.
 
     Returns:
@@ -48,8 +47,6 @@ def pack_corpus(
         at the end; ``length`` without padding; and ``row``, the sequence's number.
 
     Raises:
-        ConfigError: the tokenizer lacks a special token, or an excluded file is named.
-        DataError: a file that is missing or cannot be read, or no text at all.
         StorageError: the cache cannot be written.
     """
     _check_tokenizer(tokenizer)
