@@ -18,7 +18,7 @@ import torch
 from limbert.core.config import Precision, TaskType, require
 from limbert.data.readers import Examples
 from limbert.data.tasks import Task
-from limbert.data.tokenize import default_cache_dir
+from limbert.data.token_cache import default_cache_dir
 from limbert.errors import (
     CheckpointError,
     ConfigError,

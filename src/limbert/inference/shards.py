@@ -11,9 +11,7 @@ from limbert.core.config import DataConfig
 from limbert.data.columns import choose_columns
 from limbert.data.readers import Examples, check_text
 from limbert.data.table import (
-    INVALID_UNICODE,
     Table,
-    TableRow,
     check_readable,
     class_names_from_schema,
     column_values,
@@ -22,6 +20,7 @@ from limbert.data.table import (
     parquet_table,
 )
 from limbert.data.tasks import Columns, glue_task
+from limbert.data.text_rows import INVALID_UNICODE, TableRow
 from limbert.errors import ConfigError, DataError
 from limbert.inference.storage import Storage, raise_as
 
