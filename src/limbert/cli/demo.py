@@ -45,9 +45,9 @@ def demo(
 
 
 def _is_main_process() -> bool:
-    from limbert.train.distributed import is_main_process
+    from limbert.train.distributed import rank
 
-    return is_main_process()
+    return rank() == 0
 
 
 def _base_model_path() -> str:

@@ -1,9 +1,8 @@
 """What ``train`` and ``pretrain`` share: a recipe from options, and a training shown in the terminal."""
 
 import logging
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -29,8 +28,7 @@ def build_recipe(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
         CheckpointError: if the model's folder is missing.
     """
     from limbert.model.checkpoint import check_checkpoint_path
-    from limbert.train.recipes import load_recipe, override_recipe
-    from limbert.train.run import with_trained_space
+    from limbert.train.recipes import load_recipe, override_recipe, with_trained_space
 
     recipe = override_recipe(load_recipe(config.recipe), **overrides)
     check_checkpoint_path(config.model)
@@ -50,7 +48,9 @@ def run_in_terminal(run: "Callable[[TerminalProgress], list[SubnetResult]]") -> 
     Raises:
         typer.Exit: when interrupted by Ctrl-C or SIGTERM; what is finished is saved.
     """
-    with TerminalProgress() as progress, _interrupted_by_sigterm():
+    from limbert.train.callbacks import stop_on_signals
+
+    with stop_on_signals() as requested, TerminalProgress(requested) as progress:
         try:
             return run(progress)
         except TrainingInterrupted as interrupted:
@@ -60,24 +60,15 @@ def run_in_terminal(run: "Callable[[TerminalProgress], list[SubnetResult]]") -> 
     raise typer.Exit(130)
 
 
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM acts as Ctrl-C, also between the phases."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 class TerminalProgress(TrainerCallback):
-    """Shows a training: a bar for each phase with loss and speed, a line for each validation, and log messages."""
+    """Shows a training: a bar for each phase with loss and speed, a line for each validation, and log messages.
 
-    def __init__(self) -> None:
+    Args:
+        stop_requested: ends preparations, which no checkpoint is saved of.
+    """
+
+    def __init__(self, stop_requested: threading.Event) -> None:
+        self._stop_requested = stop_requested
         self._progress = Progress(
             TextColumn("[bold]{task.description:9}"),
             BarColumn(bar_width=24),
@@ -107,6 +98,8 @@ class TerminalProgress(TrainerCallback):
 
     def prepare(self, description: str, done: int, total: int) -> None:
         """Show something that is computed before the first step of a phase."""
+        if self._stop_requested.is_set():
+            raise KeyboardInterrupt
         if self._task is None or self._progress.tasks[-1].description != description:
             self._task = self._progress.add_task(description, state="")
             if not stderr.is_terminal:

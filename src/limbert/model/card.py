@@ -57,6 +57,11 @@ def model_card(
         facts.append(f"- Base model: {base_model if is_hub_name else Path(base_model).name}")
     if (task := record.get("task")) and task.get("labels"):
         facts.append("- Labels: " + ", ".join(map(str, task["labels"])))
+    source = record.get("settings", {}).get("data") or record.get("settings", {}).get("corpus") or {}
+    if names := [Path(str(source[key])).name for key in ("task", "data", "train") if source.get(key)]:
+        facts.append("- Data: " + ", ".join(names))
+    if record.get("phases"):
+        facts.append("- Phases: " + ", ".join(record["phases"]))
     if has_gates:
         facts.append("- Width gates: choose the width per input")
     return (
@@ -67,7 +72,7 @@ def model_card(
                 "An elastic model trained with Limbert: one set of weights that runs at several widths and depths. "
                 "Transformers loads this folder as the full model.",
                 "\n".join(facts),
-                *_metrics_table(subnets, record.get("metrics", {})),
+                *_metrics_table(subnets, record.get("metrics", {}), record.get("costs", {})),
                 "## Use",
                 f'```python\nfrom limbert import ElasticModel\n\nmodel = ElasticModel.from_pretrained("{name}")\n'
                 f'small = model.view(model.subnet("{subnets[-1].name}"))\n```',
@@ -77,17 +82,21 @@ def model_card(
     )
 
 
-def _metrics_table(subnets: Sequence[NamedSubnet], metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _metrics_table(
+    subnets: Sequence[NamedSubnet], metrics: Mapping[str, Mapping[str, float]], costs: Mapping[str, Mapping[str, int]]
+) -> list[str]:
     measured = [item for item in subnets if metrics.get(item.name)]
     if not measured:
         return []
     names = list(metrics[measured[0].name])
     lines = [
-        "| sub-network | layers | heads | neurons | " + " | ".join(names) + " |",
-        "|---|---:|---:|---:|" + "---:|" * len(names),
+        "| sub-network | layers | heads | neurons | parameters | FLOPs per example | " + " | ".join(names) + " |",
+        "|---|---:|---:|---:|---:|---:|" + "---:|" * len(names),
     ]
     for item in measured:
         subnet, values = item.subnet, metrics[item.name]
         scores = " | ".join(f"{values[key]:.4f}" if key in values else "" for key in names)
-        lines.append(f"| {item.name} | {len(subnet.layers)} | {subnet.heads[0]} | {subnet.neurons[0]} | {scores} |")
+        cost = [f"{costs[item.name][key] / 1e6:.1f} M" if item.name in costs else "" for key in ("params", "flops")]
+        size = f"{len(subnet.layers)} | {subnet.heads[0]} | {subnet.neurons[0]} | {cost[0]} | {cost[1]}"
+        lines.append(f"| {item.name} | {size} | {scores} |")
     return ["## Metrics on the development set", "\n".join(lines)]
