@@ -1,21 +1,19 @@
-"""Print runs side by side as a Markdown table: ``results_table.py METRIC NAME=RUN [NAME=RUN ...]``.
+"""Print the metric of all sub-networks of several runs as a Markdown table.
 
-Reads only the runs' ``results.jsonl``. One row a sub-network, one column a run, and their means.
+Usage: ``results_table.py METRIC NAME=RUN [NAME=RUN ...]``: one row per sub-network, one column per run, and the means.
 """
 
-import json
 import sys
-from pathlib import Path
 from statistics import mean
 
-
-def read(run: Path, metric: str) -> dict[str, float]:
-    rows = [json.loads(line) for line in (run / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {row["subnet"]: 100 * row["metrics"][metric] for row in rows}
+from limbert.evaluation.results import read_results
 
 
-def main(metric: str, runs: dict[str, Path]) -> None:
-    columns = {name: read(run, metric) for name, run in runs.items()}
+def main(metric: str, runs: dict[str, str]) -> None:
+    columns = {
+        name: {result.subnet: 100 * result.metrics[metric] for result in read_results(run)}
+        for name, run in runs.items()
+    }
     print("| sub-network | " + " | ".join(columns) + " |")
     print("|---|" + "---:|" * len(columns))
     for subnet in next(iter(columns.values())):
@@ -26,4 +24,4 @@ def main(metric: str, runs: dict[str, Path]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 3 or not all("=" in argument for argument in sys.argv[2:]):
         sys.exit("usage: results_table.py METRIC NAME=RUN [NAME=RUN ...]")
-    main(sys.argv[1], {name: Path(run) for name, run in (argument.split("=", 1) for argument in sys.argv[2:])})
+    main(sys.argv[1], dict(argument.split("=", 1) for argument in sys.argv[2:]))

@@ -388,7 +388,7 @@ def test_debug_shows_where_an_error_comes_from(folder: Path) -> None:
 
 
 def test_a_log_that_would_not_be_written_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbert.cli.options.find_spec", lambda name: None)
+    monkeypatch.setattr("limbert.cli.training.find_spec", lambda name: None)
     for verb in (["train", *DATA_OPTIONS], ["pretrain", "--corpus", "texts.txt"]):
         done = call(folder, *verb, "--model", "small", "--output", "logged", "--tensorboard")
         assert done.returncode == 1
@@ -409,25 +409,3 @@ def test_skipped_rows_are_counted(folder: Path) -> None:
     done = call(folder, "evaluate", "trained", "--dev", "gaps.csv", "--subnet", "1x1", "--skip-bad-rows", "--json")
     assert done.returncode == 0, done.stderr
     assert "1 malformed row of dev skipped" in done.stderr
-
-
-def test_help_is_quick_and_has_examples(folder: Path) -> None:
-    script = (
-        "import sys\nfrom limbert.cli.main import main\nsys.argv = ['limbert', '--help']\n"
-        "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment(folder), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    loaded = {*done.stderr.split()}
-    assert "typer" in loaded
-    assert not loaded & {"torch", "transformers", "numpy", "datasets", "accelerate", "fastapi"}  # they take seconds
-    for verb in ("demo", "train", "evaluate", "tune", "profile", "choose", "search", "predict", "export", "report"):
-        assert "Example: limbert" in call(folder, verb, "--help").stdout
-
-
-def test_wrong_options_exit_with_2(folder: Path) -> None:
-    assert run(folder, "train", "--wrong").returncode == 2
-    assert run(folder, "fly").returncode == 2
-    assert "limbert 0." in run(folder, "--version").stdout

@@ -1,4 +1,4 @@
-"""docs/deploy.md is a program: its commands, its Python and its service run, in order, in an empty folder."""
+"""Runs the commands, Python blocks and service of docs/deploy.md, in order, in an empty folder."""
 
 import shlex
 import subprocess
@@ -17,21 +17,21 @@ from tests.factories.runs import DATA_OPTIONS, call, environment, make_small_enc
 
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(library)
-PORT = str(free_port())  # in place of the page's
+PORT = str(free_port())  # instead of the page's
 PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8").replace("8017", PORT)
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[None]:
-    """``python serve.py &``, until it answers; ended afterwards."""
+    """Run ``python serve.py`` from when it accepts requests to the end of the block."""
     with subprocess.Popen([sys.executable, "serve.py"], cwd=folder, env=environment(folder)) as server:
         try:
             while True:
-                assert server.poll() is None, "the service ended"
+                assert server.poll() is None, "serve.py exited"
                 try:
                     urlopen(f"http://127.0.0.1:{PORT}", timeout=30)
                 except HTTPError:
-                    break  # it is there, and does not take GET
+                    break  # it runs and refuses GET
                 except OSError:
                     time.sleep(0.1)
             yield
@@ -39,49 +39,46 @@ def serving(folder: Path) -> Iterator[None]:
             server.kill()
 
 
-def python(text: str, folder: Path) -> str:
-    done = subprocess.run(
+def run_python(text: str, folder: Path) -> str:
+    process = subprocess.run(
         [sys.executable, "-c", text], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @needs_encoder
-def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
+def test_deploy_page_blocks_run(tmp_path: Path) -> None:
     make_small_encoder(tmp_path / "small")
     options = ["--model", "small", "--output", "runs/tickets", "--max-steps", "2", "--phases", "finetune"]
     trained = call(tmp_path, "train", *DATA_OPTIONS, *options)
     assert trained.returncode == 0, trained.stderr
     printed: list[str] = []
-    service = False
     for language, text in BLOCK.findall(PAGE):
         if text.startswith("# serve.py"):
             (tmp_path / "serve.py").write_text(text, encoding="utf-8")
         elif language == "python" and "urlopen" in text:
-            assert service
             with serving(tmp_path):
-                printed.append(python(text, tmp_path))
-                wrong = python(
+                printed.append(run_python(text, tmp_path))
+                status = run_python(
                     "from urllib.request import urlopen\nfrom urllib.error import HTTPError\n"
                     f"try:\n    urlopen('http://127.0.0.1:{PORT}', data=b'[]')\n"
                     "except HTTPError as error:\n    print(error.code)",
                     tmp_path,
                 )
-                assert wrong.strip() == "400"
+                assert status.strip() == "400"
         elif language == "python":
-            printed.append(python(text, tmp_path))
+            printed.append(run_python(text, tmp_path))
         for line in commands(text) if language == "console" else []:
             if line == "python serve.py &":
-                service = True
-                continue
+                continue  # started for the client's block
             words = shlex.split(line)
-            words += ["--max-drop", "100"] if "--int8" in words else []  # a model of two steps guesses
+            words += ["--max-drop", "100"] if "--int8" in words else []  # after two steps the metric is noise
             assert words[0] == "limbert"
-            done = call(tmp_path, *words[1:])
-            assert done.returncode == 0, (line, done.stderr)
-    onnx, openvino, served, pipe = printed
-    assert onnx == openvino  # the same sub-network answers the same in every runtime
+            exported = call(tmp_path, *words[1:])
+            assert exported.returncode == 0, (line, exported.stderr)
+    onnx, openvino, served, transformers = printed
+    assert onnx == openvino
     labels = onnx.strip("[]\n").replace("'", "").split(", ")
-    for answers in (served, pipe):
-        assert [part.partition("'")[0] for part in answers.split("'label': '")[1:]] == labels
+    for predictions in (served, transformers):
+        assert [part.partition("'")[0] for part in predictions.split("'label': '")[1:]] == labels

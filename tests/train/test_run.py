@@ -98,7 +98,7 @@ def test_an_output_is_this_run_another_or_something_else(tmp_path: Path) -> None
             is_run_finished(output, SETTINGS, overwrite=overwrite)
     (output / "limbert.json").write_text(json.dumps({"settings": SETTINGS}))
     assert is_run_finished(output, SETTINGS)
-    with pytest.raises(ConfigError, match="train.seed 1 -> 2"):
+    with pytest.raises(ConfigError, match=r"train\.seed 1 -> 2"):
         is_run_finished(output, OTHER)
     assert not is_run_finished(output, OTHER, overwrite=True)
 
@@ -151,7 +151,7 @@ def test_processes_of_one_run_have_equal_settings(tmp_path: Path, monkeypatch: p
     mine = SETTINGS | content("1")
     for other, what in ((SETTINGS | content("2"), "other data"), (OTHER | content("1"), "train.seed 1 -> 2")):
         monkeypatch.setattr(run_folder, "all_gather_object", lambda value, other=other: [value, other])
-        with pytest.raises(ConfigError, match=f"process 1 .*{what}"):
+        with pytest.raises(ConfigError, match=rf"process 1 .*{what}"):
             RunFolder(tmp_path / "run", mine)
     monkeypatch.setattr(run_folder, "all_gather_object", lambda value: [value, value])
     RunFolder(tmp_path / "run", mine)
@@ -274,8 +274,12 @@ def test_command_and_python_give_the_same_weights(folder: Path) -> None:
     for name in ("model.safetensors", "gates.safetensors", "config.json"):
         assert Path("command", name).read_bytes() == Path("python", name).read_bytes()
     assert [result.subnet for result in results] == ["1x1", "0.5x1", "1x0.5", "0.5x0.5"]
+    rows = [json.loads(line) for line in Path("command/results.jsonl").read_text().splitlines()]
+    count = sum(map(len, load_task_data(DataConfig(data="data"), seed=3).dev.values()))
+    assert [row["examples"] for row in rows] == [count] * 4
+    assert all({*row["baseline"]} == {*row["metrics"]} for row in rows)
     card = Path("command/README.md").read_text()
-    for part in ("Base model: model", "| 0.5x0.5 |", "pipeline_tag: text-classification", "Data: data", "FLOPs"):
+    for part in ("# command", "Base model: model", "| 0.5x0.5 |", " M |", "text-classification", "Recipe: mine.toml"):
         assert part in card
     assert ElasticModel.from_pretrained("python").record["phases"] == [*phases]
     shutil.rmtree("python")

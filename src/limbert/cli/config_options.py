@@ -1,13 +1,14 @@
-"""Command-line options generated from the config dataclasses: name, help, default and bounds stand there alone."""
+"""Command-line options generated from the fields of config dataclasses: name, help, default and bounds."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from functools import wraps
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from limbert.core.units import QuantityType, format_quantity, parse_quantity
 from limbert.errors import ConfigError
@@ -18,29 +19,25 @@ class ConfigOptions:
     """The options of one config dataclass.
 
     Attributes:
-        config: the dataclass; a field is an option if its metadata has a ``help``.
+        config: the dataclass; its fields with a ``help`` that are not ``hidden`` become options.
         panel: heading of the options in ``--help``.
         only: the fields to offer; all of them if empty.
-        exclude: fields that are not offered and keep their default.
         defaults: defaults that differ from the dataclass's, by field.
+        helps: help texts that differ from the dataclass's, by field.
         as_overrides: a verb receives a dict of the given values alone, instead of an instance of ``config``.
     """
 
     config: type
-    panel: str
+    panel: str = "Options"
     only: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    helps: Mapping[str, str] = field(default_factory=dict)
     as_overrides: bool = False
 
     def offered(self) -> list[Field[Any]]:
         """The fields that are options, in the dataclass's order."""
-        names = set(self.only or (field.name for field in fields(self.config) if "help" in field.metadata))
-        return [field for field in fields(self.config) if field.name in names - set(self.exclude)]
-
-    def parameters(self) -> list[inspect.Parameter]:
-        """Keyword parameters that Typer turns into options."""
-        return [self._parameter(field) for field in self.offered()]
+        visible = [item for item in fields(self.config) if "help" in item.metadata and not item.metadata.get("hidden")]
+        return [item for item in visible if not self.only or item.name in self.only]
 
     def build(self, values: dict[str, Any]) -> Any:
         """Take this config's options out of ``values``.
@@ -52,48 +49,47 @@ class ConfigOptions:
             ConfigError: for a value that cannot be parsed or is out of bounds.
         """
         hints = get_type_hints(self.config)
-        given = {field: values.pop(_option_name(field)) for field in self.offered()}
+        given = [(item, values.pop(_option_name(item))) for item in self.offered()]
         if self.as_overrides:
-            given = {field: value for field, value in given.items() if value is not None}
-        parsed = {field.name: _parse(value, hints[field.name], field) for field, value in given.items()}
+            given = [(item, value) for item, value in given if value is not None]
+        parsed = {item.name: _parse(value, hints[item.name], item) for item, value in given}
         return parsed if self.as_overrides else self.config(**parsed)
 
-    def _parameter(self, field: Field[Any]) -> inspect.Parameter:
-        base, is_list = _base_type(get_type_hints(self.config)[field.name])
-        default = (self.defaults or {}).get(field.name, field.default)
-        if self.as_overrides or default is MISSING:
-            default = None
-        repeats, quantity = field.metadata.get("repeats", False), field.metadata.get("quantity")
-        if repeats:
-            annotation: Any = list[str] | None
-            default = list(default) if default else None
+    def parameters(self) -> list[inspect.Parameter]:
+        """Keyword parameters that Typer turns into options."""
+        return [self._parameter(item) for item in self.offered()]
+
+    def _parameter(self, item: Field[Any]) -> inspect.Parameter:
+        base, is_list = _base_type(get_type_hints(self.config)[item.name])
+        name, metadata = _option_name(item), item.metadata
+        default = None if self.as_overrides else self.defaults.get(item.name, item.default)
+        annotation: Any = base if base is bool and not self.as_overrides else base | None
+        metavar = {int: "N", float: "X", str: "TEXT"}.get(base)
+        if metadata.get("repeats"):
+            annotation, default = list[str] | None, list(default) if default else None
         elif is_list:
-            annotation, default = str | None, ",".join(map(str, default)) if default else None
-        elif quantity:
-            annotation = str | None
-            default = None if default is None else _plain_quantity(default, quantity)
-        else:
-            annotation = base if base is bool and not self.as_overrides else base | None
-        if field.metadata.get("required") and not default:
+            annotation, default, metavar = str | None, ",".join(map(str, default)) if default else None, f"{metavar},.."
+        elif quantity := metadata.get("quantity"):
+            annotation, default = str | None, None if default is None else _plain_quantity(default, quantity)
+            metavar = {"latency": "TIME", "size": "SIZE"}.get(quantity, "N")
+        if metadata.get("required") and not default:
             default = inspect.Parameter.empty
         option = typer.Option(
-            "--" + _option_name(field).replace("_", "-"),
-            *field.metadata.get("aliases", ()),
-            help=field.metadata["help"],
-            rich_help_panel=self.panel,
+            "--" + name.replace("_", "-"),
+            *metadata.get("aliases", ()),
+            help=self.helps.get(item.name, metadata["help"]),
+            metavar=metavar,
+            min=metadata.get("minimum"),
+            rich_help_panel=metadata.get("panel", self.panel),
             show_default=default not in (None, False, inspect.Parameter.empty),
-            envvar=field.metadata.get("envvar"),
+            envvar=metadata.get("envvar"),
         )
-        return inspect.Parameter(
-            _option_name(field),
-            inspect.Parameter.KEYWORD_ONLY,
-            default=default,
-            annotation=Annotated[annotation, option],
-        )
+        annotated = Annotated[annotation, option]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
 
 
 def config_options(**groups: ConfigOptions) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a verb the options of config dataclasses.
+    """Give a verb the options of config dataclasses; the panel ``Output`` comes last in its help.
 
     Args:
         groups: by the parameter of the verb that receives the instance (or, ``as_overrides``, the dict).
@@ -106,6 +102,7 @@ def config_options(**groups: ConfigOptions) -> Callable[[Callable[..., Any]], Ca
                 parameters += groups[name].parameters()
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        parameters.sort(key=lambda parameter: _panel(parameter) == "Output")
 
         @wraps(verb)
         def wrapper(**values: Any) -> Any:
@@ -119,8 +116,14 @@ def config_options(**groups: ConfigOptions) -> Callable[[Callable[..., Any]], Ca
     return decorate
 
 
-def _option_name(field: Field[Any]) -> str:
-    return str(field.metadata.get("option", field.name))
+def _panel(parameter: inspect.Parameter) -> str | None:
+    """The heading of an option that is annotated with ``typer.Option``."""
+    infos = getattr(parameter.annotation, "__metadata__", ())
+    return next((info.rich_help_panel for info in infos if isinstance(info, OptionInfo)), None)
+
+
+def _option_name(item: Field[Any]) -> str:
+    return str(item.metadata.get("option", item.name))
 
 
 def _base_type(hint: Any) -> tuple[Any, bool]:
@@ -134,15 +137,15 @@ def _base_type(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def _parse(value: Any, hint: Any, field: Field[Any]) -> Any:
+def _parse(value: Any, hint: Any, item: Field[Any]) -> Any:
     if value is None:
         return () if get_origin(hint) is tuple else None
     base, is_list = _base_type(hint)
-    option = "--" + _option_name(field).replace("_", "-")
-    if quantity := field.metadata.get("quantity"):
+    option = "--" + _option_name(item).replace("_", "-")
+    if quantity := item.metadata.get("quantity"):
         number = parse_quantity(value, quantity_type=quantity, option=option)
         return int(number) if base is int else number
-    if field.metadata.get("repeats"):
+    if item.metadata.get("repeats"):
         return tuple(value)
     if not is_list:
         return value

@@ -23,7 +23,7 @@ DEMO_SUBNETS = ("1x1", "0.5x0.75", "0.25x0.5")
 
 def demo(
     output: Annotated[str, typer.Option(help="folder for the trained model")] = "limbert-demo",
-    overwrite: Annotated[bool, typer.Option(help="train again even if the folder holds a trained model")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="train again")] = False,
     threads: opt.Threads = None,
 ) -> None:
     """Train a small real encoder, measure its twelve sub-networks, and predict with three of them.
@@ -40,14 +40,10 @@ def demo(
         config = TrainConfig(model=_base_model_path(), output=output, recipe="demo", validation=0.1, seed=42)
         opt.prepare_libraries(threads)
         _train(config, data_config, overwrite=overwrite)
-        if _is_main_process():
+        from limbert.train.distributed import rank
+
+        if rank() == 0:
             _print_results(output, data_config)
-
-
-def _is_main_process() -> bool:
-    from limbert.train.distributed import rank
-
-    return rank() == 0
 
 
 def _base_model_path() -> str:
@@ -61,60 +57,54 @@ def _base_model_path() -> str:
 
 
 def _train(config: TrainConfig, data_config: DataConfig, *, overwrite: bool) -> None:
-    from limbert.cli import show
+    from limbert.cli.console import note
     from limbert.cli.train import train_with_progress
     from limbert.train.recipes import load_recipe
 
     if overwrite or not Path(config.output).exists():
-        show.stderr.print(
+        note(
             "Training all-MiniLM-L6-v2 (22.7 M parameters) on banking questions: "
-            "first the whole model, then all widths, then all widths and depths.",
-            soft_wrap=True,
+            "first the whole model, then all widths, then all widths and depths."
         )
     train_with_progress(config, load_recipe(config.recipe), data_config, overwrite=overwrite)
 
 
 def _print_results(output: str, data_config: DataConfig) -> None:
-    """The measured table, the predictions of three sub-networks, and what to do next."""
-    from limbert.cli import show
+    """The measured table, the predictions of three sub-networks, and the next commands."""
+    from limbert.cli import console
     from limbert.data.load import load_evaluation_data
     from limbert.evaluation.results import read_results
     from limbert.inference.load import load_checkpoint
 
     checkpoint = load_checkpoint(output)
-    results = read_results(output)
-    assert checkpoint.task is not None
-    count = sum(len(examples) for examples in load_evaluation_data(data_config, checkpoint.task).values())
+    task, results = checkpoint.trained_task, read_results(output)
+    count = sum(len(examples) for examples in load_evaluation_data(data_config, task).values())
     latency = _measure_latency(checkpoint)
-    show.stdout.print()
-    show.stdout.print(
-        f"Twelve sub-networks of one model, on {count} held-out questions in {len(checkpoint.task.labels)} classes. "
-        "Latency: one question, median, on this machine.",
-        soft_wrap=True,
+    console.say(
+        f"\nTwelve sub-networks of one model, on {count} held-out questions in {len(task.labels)} classes. "
+        "Latency: one question, median, on this machine."
     )
-    show.stdout.print(show.results_table(results, latency))
+    console.print_results(results, latency)
     for sentence in EXAMPLE_TEXTS:
-        show.stdout.print(f"\n[italic]{sentence}[/italic]")
+        console.say(f"\n{sentence}")
         for name in DEMO_SUBNETS:
-            show.stdout.print(f"  {name:9} {_predict_label(checkpoint, sentence, name)}", highlight=False)
-    show.stdout.print(
-        f"\nSaved elastic model to [bold]{output}[/bold]: plain Transformers loads it at full size, Limbert at any.\n"
+            console.say(f"  {name:9} {_predict_label(checkpoint, sentence, name)}")
+    console.say(
+        f"\nSaved elastic model to {output}: plain Transformers loads it at full size, Limbert at any.\n"
         "Next:\n"
         f'  limbert predict {output} --subnet 0.25x0.5 --text "Why was my transfer declined?"\n'
         f"  limbert evaluate {output} --subnet 0.5x0.75\n"
-        "  limbert train --help",
-        highlight=False,
-        soft_wrap=True,
+        "  limbert train --help"
     )
 
 
 def _measure_latency(checkpoint: "LoadedCheckpoint") -> dict[str, float]:
-    from limbert.cli import show
+    from limbert.cli.console import progress_bar
     from limbert.evaluation.benchmark import median_latency
 
     inputs = dict(checkpoint.tokenizer(EXAMPLE_TEXTS[0], return_tensors="pt"))
     networks = {name: checkpoint.model.view(subnet) for name, subnet in checkpoint.model.subnets().items()}
-    with show.progress_bar("measuring") as advance:
+    with progress_bar("measuring") as advance:
         return median_latency(networks, inputs, progress=advance)
 
 
@@ -123,7 +113,7 @@ def _predict_label(checkpoint: "LoadedCheckpoint", text: str, subnet_name: str) 
     from limbert.inference.policy import Policy
     from limbert.inference.predict import predict
 
-    assert checkpoint.task is not None
     tokens = checkpoint.tokenize(Examples((text,), None, None), cache=False)
-    (prediction,) = predict(checkpoint.model, tokens, task=checkpoint.task, policy=Policy(subnet=subnet_name))
+    policy = Policy(subnet=subnet_name)
+    (prediction,) = predict(checkpoint.model, tokens, task=checkpoint.trained_task, policy=policy)
     return f"{prediction.label} ({prediction.score:.2f})"

@@ -1,30 +1,37 @@
 """``limbert export``: a sub-network as a standalone folder for other programs, verified against its source."""
 
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from limbert.cli import options as opt
+from limbert.cli.config_options import ConfigOptions, config_options
+from limbert.core.config import config_field
 
 if TYPE_CHECKING:
     from limbert.export.export import ExportResult
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options with the names of the parameters of `limbert.export_model`."""
+
+    output: str = config_field("", "folder to make", required=True)
+    subnet: str = config_field("1x1", "WIDTHxDEPTH, a searched or a measured name (3.1ms-91.4)")
+    format: str = config_field("hf", "hf (Transformers), onnx or openvino")
+    int8: bool = config_field(False, "quantise to int8, and measure the loss")
+    max_drop: float = config_field(1.0, "with --int8: largest loss of the metric, in points of 100")
+    overwrite: bool = config_field(False, "replace an earlier export in the folder")
+    licence: str | None = config_field(None, "for the model card (default: that of RUN's own card)")
+
+
+@config_options(
+    options=ConfigOptions(ExportOptions),
+    data=opt.data_options("task", "data", "dev", "text_column", "pair_column", "label_column"),
+)
 def export(
-    run: Annotated[str, typer.Argument(help="elastic model", metavar="RUN")],
-    output: Annotated[str, typer.Option(help="folder to make")],
-    subnet: Annotated[str, typer.Option(help="WIDTHxDEPTH, a found or a measured name (3.1ms-91.4)")] = "1x1",
-    format: Annotated[str, typer.Option(help="hf (Transformers), onnx or openvino")] = "hf",
-    int8: Annotated[bool, typer.Option("--int8", help="quantise to int8, and measure the loss")] = False,
-    max_drop: Annotated[float, typer.Option(help="with --int8: largest loss of the metric, in points of 100")] = 1.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export in the folder")] = False,
-    licence: Annotated[str | None, typer.Option(help="for the model card (default: that of RUN's own card)")] = None,
-    task: opt.TaskName = None,
-    data: opt.Data = None,
-    dev: opt.DevFile = None,
-    text_column: opt.TextColumn = None,
-    pair_column: opt.PairColumn = None,
-    label_column: opt.LabelColumn = None,
+    run: opt.Run,
+    options: ExportOptions,
+    data: dict[str, Any],
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -34,62 +41,40 @@ def export(
     sentences. With --int8, metric and latency before and after are measured on the validation split of the training
     data, or on the development set of --data.
 
+    \b
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --output mrpc-onnx
-
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --int8 --max-drop 0.5 --output mrpc-int8
     """
     opt.prepare_libraries(threads)
-    from limbert.cli import show
+    from limbert.cli import console
     from limbert.export.export import export_model
 
-    with show.titled_progress_bar() as progress:
-        result = export_model(
-            run,
-            output,
-            subnet=subnet,
-            format=format,
-            int8=int8,
-            max_drop=max_drop,
-            overwrite=overwrite,
-            licence=licence,
-            threads=threads,
-            progress=progress,
-            task=task,
-            data=data,
-            dev=dev,
-            text_column=text_column,
-            pair_column=pair_column,
-            label_column=label_column,
-        )
+    settings: dict[str, Any] = vars(options) | data
+    with console.ProgressBar() as progress:
+        result = export_model(run, threads=threads, progress=progress, **settings)
     if as_json:
-        show.print_json(result.to_dict() | {"output": output})
+        console.print_json(result.to_dict() | {"output": options.output})
     else:
         _print_result(result)
 
 
 def _print_result(result: "ExportResult") -> None:
-    from rich.table import Table
-
-    from limbert.cli import show
+    from limbert.cli.console import print_table, say
+    from limbert.core.units import format_quantity
 
     config, parity = result.config, result.parity
     if result.benchmarks:
-        table = Table(header_style="bold")
-        for name in ("", "fp32", "int8"):
-            table.add_column(name, justify="right" if name else "left")
         pair = [result.benchmarks["fp32"], result.benchmarks["int8"]]
-        for metric in pair[0].metrics:
-            table.add_row(metric, *(f"{100 * one.metrics[metric]:.2f}" for one in pair))
-        table.add_row("one text at a time", *(f"{one.latency_ms:.2f} ms" for one in pair))
-        table.add_row("batches of 16", *(f"{one.throughput:.0f} texts/s" for one in pair))
-        table.add_row("file", *(f"{one.file_bytes / 1e6:.1f} MB" for one in pair))
-        show.stdout.print(table)
-    show.stdout.print(
+        rows = [[name, *(f"{100 * runtime.metrics[name]:.2f}" for runtime in pair)] for name in pair[0].metrics]
+        rows.append(["one text at a time", *(f"{runtime.latency_ms:.2f} ms" for runtime in pair)])
+        rows.append(["batches of 16", *(f"{runtime.throughput:.0f} texts/s" for runtime in pair)])
+        rows.append(["file", *(f"{runtime.file_bytes / 1e6:.1f} MB" for runtime in pair)])
+        print_table(["", "fp32", "int8"], rows)
+    params = format_quantity(result.params, quantity_type="count")
+    say(
         f"Exported {config.subnet} of {config.run} as {config.format}{' in int8' if config.int8 else ''} to "
-        f"{config.output}: {show.format_count(result.params)} parameters, {result.file_bytes / 1e6:.1f} MB.\n"
+        f"{config.output}: {params} parameters, {result.file_bytes / 1e6:.1f} MB.\n"
         f"{'Before int8, outputs' if config.int8 else 'Outputs'} match the source on {parity.examples} "
         f"{result.parity_data} (largest difference {parity.max_relative_difference:.1g} of the largest output). "
-        f"To load it, see {config.output}/README.md",
-        highlight=False,
-        soft_wrap=True,
+        f"To load it, see {config.output}/README.md"
     )

@@ -1,10 +1,15 @@
-"""The command's entry: verbs by name, errors as one line. Nothing heavy is imported before a verb runs."""
+"""The command ``limbert``: its verbs by name, and errors in one line. A verb imports what it needs when it runs."""
 
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from difflib import get_close_matches
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
-from limbert.cli import together
 from limbert.cli.augment import augment
 from limbert.cli.choose import choose
 from limbert.cli.demo import demo
@@ -18,7 +23,24 @@ from limbert.cli.search import search
 from limbert.cli.serve import serve
 from limbert.cli.train import train
 from limbert.cli.tune import tune
-from limbert.errors import LimbertError
+from limbert.errors import ConfigError, LimbertError
+
+DISTRIBUTED_VERBS = ("train", "pretrain", "demo")  # all others run in one process
+
+
+class _Verb(TyperCommand):
+    """A command that suggests options for a misspelt one; the dashes do not count as likeness."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if type(error).__name__ == "NoSuchOption":  # Typer does not export the class
+                names = [name for param in self.params for name in param.opts if name.startswith("--")]
+                matches = get_close_matches(error.option_name[2:], [name[2:] for name in names], cutoff=0.7)  # type: ignore[attr-defined]
+                error.possibilities = [f"--{name}" for name in matches]  # type: ignore[attr-defined]
+            raise
+
 
 app = typer.Typer(
     name="limbert",
@@ -29,7 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (demo, augment, pretrain, train, evaluate, tune, search, profile, choose, predict, serve, export, report):
-    app.command()(verb)
+    app.command(cls=_Verb)(verb)
 
 
 @app.callback(invoke_without_command=True)
@@ -49,17 +71,51 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        with together.mute_other_ranks(arguments):
+        with _output_of_rank_zero(arguments):
             app(arguments)
     except LimbertError as error:
         if debug:
             raise
-        together.exit_if_error_already_reported()
-        print(f"limbert: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - the command's own voice
+        _exit_if_error_already_reported()
+        typer.echo(f"limbert: error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("limbert: interrupted", file=sys.stderr)  # noqa: T201
+        typer.echo("limbert: interrupted", err=True)
         sys.exit(130)
     except Exception:
-        together.exit_if_error_already_reported()
+        _exit_if_error_already_reported()
         raise
+
+
+def _is_distributed_launch() -> bool:
+    """Whether torchrun or accelerate launch started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def _output_of_rank_zero(arguments: Sequence[str]) -> Iterator[None]:
+    """Let only rank 0 write to the terminal; errors of the others are raised all the same.
+
+    Raises:
+        ConfigError: for a verb that runs in one process.
+    """
+    if not _is_distributed_launch():
+        yield
+        return
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in DISTRIBUTED_VERBS:
+        raise ConfigError(
+            f"limbert {arguments[0]} runs in one process; these run in several: {', '.join(DISTRIBUTED_VERBS)}"
+        )
+    if int(os.environ.get("RANK", "0")) == 0:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as devnull, redirect_stdout(devnull), redirect_stderr(devnull):
+        yield
+
+
+def _exit_if_error_already_reported() -> None:
+    if _is_distributed_launch():
+        from limbert.train.distributed import is_first_failed_process
+
+        if not is_first_failed_process():
+            sys.exit(1)

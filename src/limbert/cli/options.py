@@ -1,124 +1,119 @@
-"""Options that several verbs share; their help is the config dataclasses' own."""
+"""Options that several verbs share, and the preparation that all of them need."""
 
 import gc
 import logging
 import os
-from importlib.util import find_spec
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
-from limbert.core.config import DataConfig, GatesConfig, PhaseConfig, TrainConfig, field_help
+from limbert.cli.config_options import ConfigOptions
+from limbert.cli.interrupt import quiet_interrupt
+from limbert.core.config import DataConfig, PhaseConfig, config_field
 from limbert.errors import ConfigError
 
-
-def _config_option(config: type, name: str, *flags: str) -> Any:
-    return typer.Option(*flags, help=field_help(config, name), show_default=False)
-
-
-TaskName = Annotated[str | None, _config_option(DataConfig, "task", "--task")]
-Data = Annotated[str | None, _config_option(DataConfig, "data", "--data")]
-TrainFile = Annotated[str | None, _config_option(DataConfig, "train", "--train")]
-DevFile = Annotated[str | None, _config_option(DataConfig, "dev", "--dev")]
-TextColumn = Annotated[str | None, _config_option(DataConfig, "text_column", "--text-column")]
-PairColumn = Annotated[str | None, _config_option(DataConfig, "pair_column", "--pair-column")]
-LabelColumn = Annotated[str | None, _config_option(DataConfig, "label_column", "--label-column")]
-TaskType = Annotated[str | None, _config_option(DataConfig, "task_type", "--task-type")]
-LabelNames = Annotated[str | None, _config_option(DataConfig, "label_names", "--label-names")]
-TrainLimit = Annotated[int | None, _config_option(DataConfig, "train_limit", "--train-limit")]
-Augmented = Annotated[str | None, _config_option(DataConfig, "augmented", "--augmented")]
-SkipBadRows = Annotated[bool, _config_option(DataConfig, "skip_bad_rows", "--skip-bad-rows")]
-MaxLength = Annotated[int | None, _config_option(DataConfig, "max_length", "--max-length")]
-HeldOut = Annotated[float | None, _config_option(DataConfig, "held_out", "--held-out")]
-LabelSeparator = Annotated[str | None, _config_option(DataConfig, "label_separator", "--label-separator")]
-LabelColumns = Annotated[str | None, _config_option(DataConfig, "label_columns", "--label-columns")]
-Metric = Annotated[str | None, _config_option(DataConfig, "metric", "--metric")]
-Stride = Annotated[int | None, _config_option(DataConfig, "stride", "--stride")]
-Epochs = Annotated[float | None, _config_option(PhaseConfig, "epochs", "--epochs")]
-MaxSteps = Annotated[int | None, _config_option(PhaseConfig, "max_steps", "--max-steps")]
-BatchSize = Annotated[int | None, _config_option(PhaseConfig, "batch_size", "--batch-size")]
-LearningRate = Annotated[float | None, _config_option(PhaseConfig, "learning_rate", "--learning-rate")]
-GateCount = Annotated[int | None, _config_option(GatesConfig, "count", "--gates")]
-GateTarget = Annotated[str | None, _config_option(GatesConfig, "target", "--gate-target")]
-GateCost = Annotated[float | None, _config_option(GatesConfig, "cost", "--gate-cost")]
-Seed = Annotated[int, _config_option(TrainConfig, "seed", "--seed")]
-RunPrecision = Annotated[str, _config_option(TrainConfig, "precision", "--precision")]
-SpaceWidths = Annotated[
-    str | None, typer.Option("--widths", help="widths, such as 0.25,0.5,0.75,1.0 (default: the recipe's)")
+Run = Annotated[str, typer.Argument(help="elastic model", metavar="RUN")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1, metavar="N")]
+Device = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1")]
+RunPrecision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 autocast")]
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", "--bs", help="examples per batch; does not change the results", min=1, metavar="N"),
 ]
-SpaceDepths = Annotated[
-    str | None, typer.Option("--depths", help="depths, such as 0.5,0.75,1.0 (default: the recipe's)")
-]
-SpaceLayers = Annotated[
-    str | None, typer.Option("--layers", help="layers a depth keeps: first or spread (default: recipe's)")
-]
-PhaseOverrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="any setting of one phase, PHASE.SETTING=VALUE, such as width.hidden_weight=0.5"),
-]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1)]
-Device = Annotated[str, typer.Option("--device", help="auto (a GPU, where torch finds one), cpu, cuda or cuda:1")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines instead of a table")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table", rich_help_panel="Output")]
 
 
-def require_tensorboard(requested: bool) -> None:
-    """Refuse a log that would not be written: accelerate passes over a library that is missing.
+@dataclass(frozen=True)
+class TrainingRun:
+    """Options of ``train`` and ``pretrain`` beside their configs."""
 
-    Raises:
-        ConfigError: if it is asked for and cannot be.
-    """
-    if requested and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
-        raise ConfigError("--tensorboard needs tensorboard; pip install tensorboard")
-
-
-def split_commas(text: str | None) -> tuple[str, ...] | None:
-    """The parts of a comma-separated option; None stays None."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def parse_floats(text: str | None, option_name: str) -> tuple[float, ...] | None:
-    """The numbers of an option such as ``0.25,0.5,1.0``.
-
-    Raises:
-        ConfigError: for a part that is no number.
-    """
-    try:
-        return None if text is None else tuple(float(part) for part in split_commas(text) or ())
-    except ValueError:
-        raise ConfigError(f"{option_name} {text!r} is not a list of numbers such as 0.25,0.5,1.0") from None
+    one_phase: tuple[str, ...] = config_field(
+        (),
+        "setting of a phase, such as width.hidden_weight=0.5; repeatable",
+        option="set",
+        repeats=True,
+    )
+    threads: int | None = config_field(None, "CPU threads (default: all)", minimum=1)
+    overwrite: bool = config_field(False, "replace a result with other settings", panel="Output")
+    json: bool = config_field(False, "print JSON instead of a table", panel="Output")
 
 
-def space_overrides(widths: str | None, depths: str | None, layers: str | None) -> dict[str, Any]:
-    """The settings of a space as a recipe's are replaced; None changes nothing."""
-    return {"widths": parse_floats(widths, "--widths"), "depths": parse_floats(depths, "--depths"), "layers": layers}
+@dataclass(frozen=True)
+class _Space:
+    widths: tuple[float, ...] | None = config_field(None, "such as 0.25,0.5,0.75,1.0 (default: the recipe's)")
+    depths: tuple[float, ...] | None = config_field(None, "such as 0.5,0.75,1.0 (default: the recipe's)")
+    layers: str | None = config_field(None, "layers a depth keeps: first or spread (default: the recipe's)")
 
 
-def parse_positive_ints(text: str, option_name: str) -> tuple[int, ...]:
-    """The whole numbers of an option such as ``1,32``, each once.
+@dataclass(frozen=True)
+class _Policy:
+    policy: str | None = config_field(
+        None, "static:WIDTHxDEPTH, width (gates), depth (exits), width+depth, or an operating point such as balanced"
+    )
+    widths: tuple[float, ...] | None = config_field(
+        None, "with gates: the width of each choice, such as 0.5,0.75,0.75,0.75; else one width"
+    )
+    exit_threshold: float | None = config_field(None, "exits: threshold of the exit rule at which inputs exit")
+    exit_rule: str | None = config_field(
+        None, "entropy, confidence or patience (default: entropy; for regression patience)"
+    )
 
-    Raises:
-        ConfigError: for a part that is none, or below 1, or no part at all.
-    """
-    parts = split_commas(text) or ()
-    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"{option_name} {text!r} is not a list of whole numbers such as 1,32")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+
+@dataclass(frozen=True)
+class _Budget:
+    max_latency: str | None = config_field(None, "longest median latency of a pass, such as 5ms")
+    max_params: str | None = config_field(None, "most parameters, such as 12M")
+    max_flops: str | None = config_field(None, "most FLOPs per example, such as 1G")
+    max_size: str | None = config_field(None, "largest file, such as 20MB")
+    min_metric: str | None = config_field(None, "lowest metric on dev, such as 0.90 or 90%")
+
+
+def data_options(*fields: str) -> ConfigOptions:
+    """Options of `DataConfig` that replace a run's own settings."""
+    return ConfigOptions(DataConfig, "Data", only=fields, as_overrides=True)
+
+
+_TRAINING, _PHASE_FIELDS = "Model and training", ("epochs", "max_steps", "batch_size", "learning_rate")
+TRAINING = {
+    "space": ConfigOptions(_Space, _TRAINING, as_overrides=True),
+    "every_phase": ConfigOptions(PhaseConfig, _TRAINING, only=_PHASE_FIELDS, as_overrides=True),
+    "run": ConfigOptions(TrainingRun, _TRAINING),
+}
+POLICY = ConfigOptions(_Policy, "Sub-network or policy", as_overrides=True)
+EXIT_RULE = ConfigOptions(_Policy, only=("exit_rule",), as_overrides=True)
+COSTS = ConfigOptions(_Budget, "Budget", only=("max_latency", "max_params", "max_flops", "max_size"), as_overrides=True)
+BUDGET = ConfigOptions(_Budget, "Budget", as_overrides=True)
+
+
+def check_policy_options(policy: dict[str, object], subnets: object) -> None:
+    """Raise ConfigError for a policy beside sub-networks, or policy settings without a policy."""
+    if policy and "policy" not in policy:
+        raise ConfigError("--widths, --exit-threshold and --exit-rule need a --policy")
+    if policy and subnets:
+        raise ConfigError("provide either --subnet or --policy; one sub-network is also --policy static:WIDTHxDEPTH")
+
+
+def split_commas(text: str | None) -> tuple[str, ...]:
+    """The parts of a comma-separated option."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 def prepare_libraries(threads: int | None) -> None:
-    """Import the large libraries, set the thread count, and quiet those that write to the terminal by themselves.
+    """Import the large libraries, set the thread count, and silence their own output to the terminal.
 
-    Garbage collection waits meanwhile: importing makes millions of objects and next to no garbage, and collecting
-    among them takes a fifth of the time until the first answer, and again when the process ends.
+    Garbage collection is off meanwhile: importing makes millions of objects and hardly any garbage, and collecting
+    takes a fifth of the start-up time, and again at exit.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     gc.disable()
     try:
-        import huggingface_hub
-        import torch
-        import transformers
-        import transformers.modeling_utils
+        with quiet_interrupt():
+            import huggingface_hub
+            import torch
+            import transformers
+            import transformers.modeling_utils
     finally:
         gc.freeze()
         gc.enable()

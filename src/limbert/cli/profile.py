@@ -1,37 +1,56 @@
 """``limbert profile``: measured costs of every sub-network on this machine, saved in the run."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from limbert.cli import options as opt
-from limbert.cli.budget import MaxFlops, MaxLatency, MaxParams, MaxSize, profile_table
+from limbert.cli.config_options import ConfigOptions, config_options
+from limbert.core.config import config_field
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbert.evaluation.choose import Constraint
+    from limbert.evaluation.choose import Constraint, MeasuredSubnet
     from limbert.evaluation.results import ProfileRow
 
 
+@dataclass(frozen=True)
+class _Measurements:
+    batch_sizes: str = config_field("1", "batch sizes, such as 1,32", option="batch")
+    lengths: str | None = config_field(
+        None, "tokens per example, such as 32,128 (default: 128, or the model's longest)", option="tokens"
+    )
+    backends: str = config_field("torch", "any of torch,onnxruntime,openvino", option="backend")
+    device: str = config_field("cpu", "cpu, or cuda for torch")
+    subnets: str = config_field("all", "all, or names such as 1x1,0.5x0.75")
+    rounds: int = config_field(50, "forward passes of each sub-network", minimum=5)
+    max_seconds: float = config_field(
+        20.0, "time for one batch size, length and backend; at least 5 rounds", option="seconds", minimum=0
+    )
+
+    def parsed(self) -> dict[str, Any]:
+        """The parameters of `limbert.benchmark`.
+
+        Raises:
+            ConfigError: for an option that cannot be parsed.
+        """
+        names = opt.split_commas(self.subnets)
+        if not names:
+            raise ConfigError(f"--subnets is {self.subnets!r}; write all, or names such as 1x1,0.5x0.75")
+        return vars(self) | {
+            "subnets": () if names == ("all",) else names,
+            "backends": opt.split_commas(self.backends),
+            "batch_sizes": _parse_positive_ints(self.batch_sizes, "--batch"),
+            "lengths": () if self.lengths is None else _parse_positive_ints(self.lengths, "--tokens"),
+        }
+
+
+@config_options(options=ConfigOptions(_Measurements), limits=opt.COSTS)
 def profile(
-    run: Annotated[str, typer.Argument(help="elastic model", metavar="RUN")],
-    batch: Annotated[str, typer.Option(help="batch sizes, such as 1,32")] = "1",
-    tokens: Annotated[
-        str | None, typer.Option(help="tokens per example, such as 32,128 (default: 128, or the model's longest)")
-    ] = None,
-    backend: Annotated[str, typer.Option(help="any of torch,onnxruntime,openvino")] = "torch",
-    device: Annotated[str, typer.Option(help="cpu, or cuda for torch")] = "cpu",
-    subnets: Annotated[str, typer.Option(help="all, or names such as 1x1,0.5x0.75")] = "all",
-    rounds: Annotated[int, typer.Option(help="forward passes of each sub-network", min=5)] = 50,
-    seconds: Annotated[
-        float, typer.Option(help="time for the passes of one batch size, length and backend; at least 5 rounds", min=0)
-    ] = 20.0,
-    max_latency: MaxLatency = None,
-    max_params: MaxParams = None,
-    max_flops: MaxFlops = None,
-    max_size: MaxSize = None,
+    run: opt.Run,
+    options: _Measurements,
+    limits: dict[str, str],
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -40,32 +59,25 @@ def profile(
     First the smallest, a middle and the largest, which shows whether a budget can be met at all; then all, taking
     turns. The rows are saved in the run (profile.jsonl), in place of earlier ones of the same setup on this machine.
 
+    \b
     Example: limbert profile runs/mrpc --batch 1,32 --tokens 32,128 --backend torch,onnxruntime
-
     Example: limbert profile runs/mrpc --tokens 64 --max-latency 5ms
     """
     opt.prepare_libraries(threads)
-    from limbert.cli import show
+    from limbert.cli import console
     from limbert.evaluation.benchmark import benchmark
     from limbert.evaluation.choose import parse_constraints
     from limbert.evaluation.results import PROFILE_NAME
 
-    limits = parse_constraints(
-        {"--max-latency": max_latency, "--max-params": max_params, "--max-flops": max_flops, "--max-size": max_size}
-    )
-    names = opt.split_commas(subnets) or ()
-    if not names:
-        raise ConfigError(f"--subnets is {subnets!r}; write all, or names such as 1x1,0.5x0.75")
-    backends, batch_sizes = opt.split_commas(backend) or (), opt.parse_positive_ints(batch, "--batch")
-    lengths = () if tokens is None else opt.parse_positive_ints(tokens, "--tokens")
-
-    bar = show.titled_progress_bar()
+    constraints = parse_constraints({f"--{name.replace('_', '-')}": limit for name, limit in limits.items()})
+    settings, bar = options.parsed(), console.ProgressBar()
+    has_preview = not as_json and (bool(limits) or not 0 < len(settings["subnets"]) <= 3)
 
     def print_preview(rows: "list[ProfileRow]") -> None:
         bar.pause()
-        show.stdout.print("Preview: the smallest, a middle and the largest sub-network")
+        console.say("Preview: the smallest, a middle and the largest sub-network")
         _print_profile(run, rows)
-        _print_constraint_checks(limits, rows)
+        _print_constraint_checks(constraints, rows)
 
     def print_setup(rows: "list[ProfileRow]") -> None:
         bar.pause()
@@ -73,61 +85,80 @@ def profile(
             _print_profile(run, rows)
 
     with bar:
-        rows = benchmark(
-            run,
-            subnets=() if names == ("all",) else names,
-            backends=backends,
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-            device=device,
-            rounds=rounds,
-            max_seconds=seconds,
-            on_preview=None if as_json or (len(names) <= 3 and names != ("all",) and not limits) else print_preview,
-            on_setup=print_setup,
-            progress=bar,
-        )
+        previews: dict[str, Any] = {"on_preview": print_preview} if has_preview else {}
+        rows = benchmark(run, **settings, **previews, on_setup=print_setup, progress=bar)
     if as_json:
-        show.print_json([row.to_dict() for row in rows])
+        console.print_json([row.to_dict() for row in rows])
         return
     if len({row.setup for row in rows}) > 1:
-        _print_constraint_checks(limits, rows)
-    show.stdout.print(
-        f"Saved {len(rows)} rows in {run}/{PROFILE_NAME}. Next: limbert choose {run} --max-latency ...",
-        highlight=False,
-        soft_wrap=True,
-    )
+        _print_constraint_checks(constraints, rows)
+    console.say(f"Saved {len(rows)} rows in {run}/{PROFILE_NAME}. Next: limbert choose {run} --max-latency ...")
+
+
+def _parse_positive_ints(text: str, option: str) -> tuple[int, ...]:
+    """The whole numbers of an option such as ``1,32``, each once."""
+    parts = opt.split_commas(text)
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"{option} {text!r} is not a list of whole numbers such as 1,32")
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _print_constraint_checks(constraints: "Sequence[Constraint]", rows: "Sequence[ProfileRow]") -> None:
-    from limbert.cli import show
-
-    for constraint in constraints:
-        show.stdout.print(_describe_constraint(constraint, rows), highlight=False, soft_wrap=True)
-
-
-def _describe_constraint(constraint: "Constraint", rows: "Sequence[ProfileRow]") -> str:
-    """Whether any of the sub-networks meets the limit, and the most expensive that does."""
+    """Print whether any of the sub-networks meets each limit, and the most expensive that does."""
+    from limbert.cli.console import say
     from limbert.evaluation.choose import MeasuredSubnet
 
-    subnets, value_of = [MeasuredSubnet(row, 0.0) for row in rows], constraint.budget_metric.value_of
-    cheapest = min(subnets, key=value_of)
-    if constraint.excess(cheapest):
+    for constraint in constraints:
+        subnets = sorted((MeasuredSubnet(row, 0.0) for row in rows), key=constraint.budget_metric.value_of)
+        within = [subnet for subnet in subnets if not constraint.excess(subnet)]
+        cheapest, limit = subnets[0], constraint.shown_limit
         setup, name = cheapest.profile.setup, cheapest.profile.subnet
-        where = f"on {setup.backend}, batch {setup.batch}, {setup.tokens} tokens"
-        return f"{constraint.shown_limit} cannot be met {where}: {name} has {constraint.describe_excess(cheapest)}"
-    largest = max((subnet for subnet in subnets if not constraint.excess(subnet)), key=value_of)
-    return f"{constraint.shown_limit} can be met: {largest.profile.subnet} has {constraint.shown_value(largest)}"
+        if within:
+            say(f"{limit} can be met: {within[-1].profile.subnet} has {constraint.shown_value(within[-1])}")
+        else:
+            where = f"on {setup.backend}, batch {setup.batch}, {setup.tokens} tokens"
+            say(f"{limit} cannot be met {where}: {name} has {constraint.describe_excess(cheapest)}")
 
 
 def _print_profile(run: str, rows: "Sequence[ProfileRow]") -> None:
-    """The table of one setup, with measured names if the run has results."""
-    from limbert.cli import show
+    """Print the table of one setup, with measured names if the run has results."""
+    from limbert.cli.console import say
     from limbert.evaluation.choose import measured_subnets
     from limbert.evaluation.hardware import describe_hardware
     from limbert.evaluation.results import RESULTS_NAME
 
     folder, setup = Path(run).expanduser(), rows[0].setup
     machine = describe_hardware(rows[0].hardware, device=setup.device)
-    show.stdout.print(f"\n{setup}; {machine}; {rows[0].rounds} rounds", highlight=False, soft_wrap=True)
+    say(f"\n{setup}; {machine}; {rows[0].rounds} rounds")
     measured = measured_subnets(folder, rows) if (folder / RESULTS_NAME).exists() else []
-    show.stdout.print(profile_table(rows, {subnet.profile.subnet: subnet for subnet in measured}))
+    print_profile_table(rows, {subnet.profile.subnet: subnet for subnet in measured})
+
+
+def print_profile_table(
+    rows: "Sequence[ProfileRow]", measured: "Mapping[str, MeasuredSubnet]", *, bold: Collection[int] = ()
+) -> None:
+    """Print measured costs, and the measured names of sub-networks with a known metric.
+
+    Args:
+        rows: in the order shown.
+        measured: sub-networks with a known metric, by name.
+        bold: indices of rows in bold.
+    """
+    from limbert.cli.console import print_table
+
+    header = ["sub-network", "params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "name"]
+    cells: list[list[str]] = []
+    for row in rows:
+        memory: Any = None if row.peak_memory_bytes is None else row.peak_memory_bytes / 1e6
+        costs = (row.params / 1e6, row.flops / 1e9, row.file_bytes / 1e6, memory)
+        numbers = (*costs, row.latency_p50_ms, row.latency_p95_ms, row.throughput)
+        name = measured[row.subnet].measured_name if row.subnet in measured else ""
+        cells.append([row.subnet, *map(_format_number, numbers), name])
+    print_table(header, cells, bold=bold, compact=True)
+
+
+def _format_number(value: float | None) -> str:
+    """About three digits; empty for None."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

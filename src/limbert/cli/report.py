@@ -29,7 +29,7 @@ def report(
 
     Example: limbert report runs/mrpc --output mrpc.html
     """
-    from limbert.cli import show
+    from limbert.cli import console
     from limbert.report.page import Report
     from limbert.report.read import read_run
 
@@ -42,8 +42,6 @@ def report(
         raise ConfigError(f"output {page} cannot be written: {reason}")
     pictures = Report(data).save(page)
     if as_json:
-        show.print_json({"page": str(page), "pictures": [str(path) for path in pictures]})
+        console.print_json({"page": str(page), "pictures": [str(path) for path in pictures]})
         return
-    show.stdout.print(
-        f"Wrote {page} and {len(pictures)} pictures in {pictures[0].parent}", highlight=False, soft_wrap=True
-    )
+    console.say(f"Wrote {page} and {len(pictures)} pictures in {pictures[0].parent}")

@@ -1,29 +1,36 @@
 """``limbert search``: sub-networks off the grid, each layer with its own heads and neurons."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from limbert.cli import options as opt
+from limbert.cli.config_options import ConfigOptions, config_options
+from limbert.core.config import config_field
 
 if TYPE_CHECKING:
     from limbert.evaluation.search import SearchResult
 
 
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options with the names of the parameters of `limbert.search`."""
+
+    objective: str = config_field("flops", "the cost to weigh the metric against: flops or latency")
+    trials: int = config_field(200, "different sub-networks to evaluate, the grid included", minimum=1)
+    seed: int = config_field(42, "seed of the optimiser")
+    latency_batch: int = config_field(1, "latency: texts per forward pass", option="batch", minimum=1)
+    latency_tokens: int | None = config_field(
+        None, "latency: tokens per text (default: the median of the data)", option="tokens"
+    )
+
+
+@config_options(data=opt.data_options("data", "train", "dev"), options=ConfigOptions(SearchOptions))
 def search(
-    run: Annotated[str, typer.Argument(help="elastic model", metavar="RUN")],
-    data: opt.Data = None,
-    train: opt.TrainFile = None,
-    dev: opt.DevFile = None,
-    objective: Annotated[str, typer.Option(help="the cost to weigh the metric against: flops or latency")] = "flops",
-    trials: Annotated[int, typer.Option(help="different sub-networks to evaluate, the grid included", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="seed of the optimiser")] = 42,
-    batch: Annotated[int, typer.Option(help="latency: texts per forward pass", min=1)] = 1,
-    tokens: Annotated[
-        int | None, typer.Option(help="latency: tokens per text (default: the median of the data)")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="examples per batch; results do not depend on it", min=1)] = 64,
+    run: opt.Run,
+    data: dict[str, Any],
+    options: SearchOptions,
+    batch_size: opt.BatchSize = 64,
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -37,54 +44,34 @@ def search(
     Example: limbert search runs/mrpc --data glue/MRPC --trials 200
     """
     opt.prepare_libraries(threads)
-    from limbert.cli import show
+    from limbert.cli import console
     from limbert.evaluation import search as searching
 
-    with show.titled_progress_bar() as progress:
-        result = searching.search(
-            run,
-            objective=objective,  # type: ignore[arg-type]  # checked there
-            trials=trials,
-            seed=seed,
-            latency_batch=batch,
-            latency_tokens=tokens,
-            batch_size=batch_size,
-            progress=progress,
-            data=data,
-            train=train,
-            dev=dev,
-        )
+    settings: dict[str, Any] = vars(options) | data
+    with console.ProgressBar() as progress:
+        result = searching.search(run, batch_size=batch_size, progress=progress, **settings)
     if as_json:
-        show.print_json({"trials": result.trials, "objective": result.objective, "front": result.front})
+        console.print_json({"trials": result.trials, "objective": result.objective, "front": result.front})
         return
-    show.stdout.print(f"Pareto front of {result.trials} sub-networks on the validation split, with its metric on dev:")
-    show.stdout.print(_front_table(result))
+    console.say(f"Pareto front of {result.trials} sub-networks on the validation split, with its metric on dev:")
+    _print_front(result)
     new = [row for row in result.front if not row["grid"]]
-    show.stdout.print(_compare_with_grid(new, objective), highlight=False, soft_wrap=True)
+    console.say(_compare_with_grid(new, options.objective))
     if new:
-        show.stdout.print(f"Saved in {run}/limbert.json. Next: limbert evaluate {run} --subnet {new[-1]['subnet']}")
+        console.say(f"Saved in {run}/limbert.json. Next: limbert evaluate {run} --subnet {new[-1]['subnet']}")
 
 
-def _front_table(result: "SearchResult") -> Any:
-    from rich.table import Table
+def _print_front(result: "SearchResult") -> None:
+    from limbert.cli.console import print_table
 
-    table, metric = Table(header_style="bold"), result.metric
-    for name in ("sub-network", "layers"):
-        table.add_column(name, no_wrap=True)
-    for name in (
-        "mean heads",
-        f"{result.objective} of full",
-        f"{metric}, validation",
-        f"{metric}, dev",
-        "best of grid, dev",
-    ):
-        table.add_column(name, justify="right")
+    metric, rows = result.metric, []
     for row in result.front:
         heads = f"{sum(row['heads']) / len(row['heads']):.1f}"
         values = ["" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("validation", "dev", "grid_dev")]
-        cells = row["subnet"], _format_ranges(row["layers"]), heads, f"{100 * row['cost_share']:.1f} %", *values
-        table.add_row(*cells, style="dim" if row["grid"] else "")
-    return table
+        rows.append([row["subnet"], _format_ranges(row["layers"]), heads, f"{100 * row['cost_share']:.1f} %", *values])
+    header = ["sub-network", "layers", "mean heads", f"{result.objective} of full", f"{metric}, validation"]
+    grid = [index for index, row in enumerate(result.front) if row["grid"]]
+    print_table([*header, f"{metric}, dev", "best of grid, dev"], rows, text_columns=2, dim=grid)
 
 
 def _format_ranges(layers: Sequence[int]) -> str:

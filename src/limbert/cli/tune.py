@@ -1,12 +1,14 @@
 """``limbert tune``: search the gates' widths and the exits' thresholds, and save operating points."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.policies import ExitRuleOption
+from limbert.cli.config_options import ConfigOptions, config_options
+from limbert.core.config import config_field
 from limbert.errors import import_optional
 
 if TYPE_CHECKING:
@@ -15,6 +17,24 @@ if TYPE_CHECKING:
 TUNE_PLOT_NAME = "tune.png"
 
 
+@dataclass(frozen=True)
+class TuneOptions:
+    """Options with the names of the parameters of `limbert.tune`."""
+
+    widths: tuple[float, ...] = config_field(
+        (), "widths that gates' choices may run at, such as 0.25,0.5,1 (default: the model's)"
+    )
+    exit_rule: str | None = config_field(
+        None, "entropy, confidence or patience (default: entropy; for regression patience)"
+    )
+    num_thresholds: int = config_field(
+        12, "exit thresholds tried for each choice of widths", option="thresholds", minimum=1
+    )
+    balanced_drop: float = config_field(1.0, "points of the metric that 'balanced' may lose to the full model")
+    fast_drop: float = config_field(3.0, "points of the metric that 'fast' may lose to the full model")
+
+
+@config_options(data=opt.data_options("data", "train", "dev"), options=ConfigOptions(TuneOptions))
 def tune(
     run: Annotated[
         str,
@@ -23,22 +43,9 @@ def tune(
             metavar="RUN",
         ),
     ],
-    data: opt.Data = None,
-    train: opt.TrainFile = None,
-    dev: opt.DevFile = None,
-    widths: Annotated[
-        str | None,
-        typer.Option(help="widths that gates' choices may run at, such as 0.25,0.5,1 (default: the model's)"),
-    ] = None,
-    exit_rule: ExitRuleOption = None,
-    thresholds: Annotated[int, typer.Option(help="exit thresholds tried for each choice of widths", min=1)] = 12,
-    balanced_drop: Annotated[
-        float, typer.Option(help="how much of the metric 'balanced' may lose to the full model, in points of 100")
-    ] = 1.0,
-    fast_drop: Annotated[
-        float, typer.Option(help="how much of the metric 'fast' may lose to the full model, in points of 100")
-    ] = 3.0,
-    batch_size: Annotated[int, typer.Option(help="examples per batch; results do not depend on it", min=1)] = 64,
+    data: dict[str, Any],
+    options: TuneOptions,
+    batch_size: opt.BatchSize = 64,
     threads: opt.Threads = None,
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
@@ -53,56 +60,44 @@ def tune(
     Example: limbert tune runs/mrpc --data glue/MRPC
     """
     opt.prepare_libraries(threads)
-    from limbert.cli import show
+    from limbert.cli import console
     from limbert.evaluation import tune as tuning
     from limbert.report.sections import search_picture
 
     import_optional("matplotlib", extra="report")  # before the long work
-    with show.titled_progress_bar() as progress:
-        result = tuning.tune(
-            run,
-            widths=opt.parse_floats(widths, "--widths") or (),
-            exit_rule=exit_rule,  # type: ignore[arg-type]  # checked there
-            num_thresholds=thresholds,
-            balanced_drop=balanced_drop,
-            fast_drop=fast_drop,
-            batch_size=batch_size,
-            device=device,
-            progress=progress,
-            data=data,
-            train=train,
-            dev=dev,
-        )
+    settings: dict[str, Any] = vars(options) | data
+    with console.ProgressBar() as progress:
+        result = tuning.tune(run, batch_size=batch_size, device=device, progress=progress, **settings)
     folder = Path(run).expanduser()
-    rows = [candidate.to_dict() for candidate in result.candidates]
+    candidates = [candidate.to_dict() for candidate in result.candidates]
     points = {name: point.to_dict() for name, point in result.operating_points.items()}
-    search_picture(rows, points, result.metric, result.num_examples).save_png(folder / TUNE_PLOT_NAME)
+    search_picture(candidates, points, result.metric, result.num_examples).save_png(folder / TUNE_PLOT_NAME)
     front = tuning.pareto_policies(result.candidates)
     if as_json:
-        show.print_json({"operating_points": points, "front": [candidate.to_dict() for candidate in front]})
+        console.print_json({"operating_points": points, "front": [candidate.to_dict() for candidate in front]})
         return
-    shown, names = _table_rows(front, result)
-    show.stdout.print(
-        f"Pareto front of {len(result.candidates)} policies on {result.num_examples} examples of the validation split:",
-        highlight=False,
+    console.say(
+        f"Pareto front of {len(result.candidates)} policies on {result.num_examples} examples of the validation split:"
     )
-    show.stdout.print(show.candidates_table(shown, names, result.metric))
-    show.stdout.print(
+    rows = _table_rows(front, result)
+    named = [index for index, row in enumerate(rows) if row[0]]
+    console.print_table(["operating point", "policy", "FLOPs of full", result.metric], rows, text_columns=2, bold=named)
+    console.say(
         f"Saved the operating points in {run}/limbert.json and the plot in {run}/{TUNE_PLOT_NAME}.\n"
-        f"On the development set: limbert evaluate {run} --policy balanced",
-        highlight=False,
-        soft_wrap=True,
+        f"On the development set: limbert evaluate {run} --policy balanced"
     )
 
 
-def _table_rows(front: "list[PolicyCandidate]", result: "TuneResult") -> "tuple[list[PolicyCandidate], dict[int, str]]":
-    """The front and the operating points by cost, and the names of the points by the index of their row."""
-    by_policy = {point.policy: name for name, point in result.operating_points.items()}
-    rows = [candidate for candidate in result.candidates if candidate.policy in by_policy or candidate in front]
-    rows.sort(key=lambda candidate: candidate.flops_share)
-    names = {
-        index: ", ".join(name for name, point in result.operating_points.items() if point.policy == row.policy)
-        for index, row in enumerate(rows)
-        if row.policy in by_policy
-    }
-    return rows, names
+def _table_rows(front: "list[PolicyCandidate]", result: "TuneResult") -> list[list[str]]:
+    """The front and the operating points by cost."""
+    points = {name: point.policy for name, point in result.operating_points.items()}
+    shown = [candidate for candidate in result.candidates if candidate.policy in points.values() or candidate in front]
+    return [
+        [
+            ", ".join(name for name, policy in points.items() if policy == candidate.policy),
+            str(candidate.policy),
+            f"{100 * candidate.flops_share:.1f} %",
+            f"{100 * candidate.metric_value:.1f}",
+        ]
+        for candidate in sorted(shown, key=lambda candidate: candidate.flops_share)
+    ]

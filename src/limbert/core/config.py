@@ -20,14 +20,9 @@ def config_field(default: Any, help: str, **option: Any) -> Any:
         help: of the option.
         option: how the option differs from the field (see `limbert.cli.config_options`): ``option`` its name,
             ``aliases`` more flags, ``quantity`` its unit, ``repeats`` whether it may be given several times,
-            ``required``, ``envvar``.
+            ``required``, ``envvar``, ``minimum``, ``panel`` its heading in the help, ``hidden`` if it is no option.
     """
     return field(default=default, metadata={"help": help, **option})
-
-
-def field_help(config: type, name: str) -> str:
-    """The help text of one field of a config dataclass."""
-    return next(item.metadata["help"] for item in fields(config) if item.name == name)
 
 
 def configs_from_options(options: Mapping[str, Any], *classes: type) -> tuple[Any, ...]:
@@ -60,65 +55,31 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 class DataConfig:
     """Where the examples come from and how they are read."""
 
-    task: str | None = config_field(
-        None,
-        "GLUE task (cola, sst-2, mrpc, sts-b, qqp, mnli, qnli, rte, wnli), ner or squad; omit for "
-        "data in other formats",
-    )
-    data: str | None = config_field(
-        None, "folder with train.* and dev.* (optionally test.*), or the name of a data set on the Hub"
-    )
-    train: str | None = config_field(None, "training file: CSV, TSV, JSONL or Parquet (instead of --data)")
-    dev: str | None = config_field(None, "development file, used for reporting only (instead of --data)")
-    text_column: str | None = config_field(
-        None,
-        "column with the text (default: that of the task; else the first of text, sentence, content, message, review, "
-        "question, query; else the first with several words per cell)",
-    )
-    pair_column: str | None = config_field(
-        None,
-        "column with the second text of a pair (default: that of the task; else sentence2, text2, question2 or "
-        "hypothesis if sentence1, text1, question1 or premise is there and no text column is given; else none)",
-    )
-    label_column: str | None = config_field(
-        None,
-        "column with the label (default: that of the task; else the first of label, labels, category, class, target, "
-        "intent, score, gold_label)",
-    )
+    task: str | None = config_field(None, "GLUE task such as mrpc, ner or squad; omit for other data")
+    data: str | None = config_field(None, "folder with train.*, dev.* (and test.*), or a data set on the Hub")
+    train: str | None = config_field(None, "training file: CSV, TSV, JSONL or Parquet, instead of --data")
+    dev: str | None = config_field(None, "development file, for reporting only, instead of --data")
+    text_column: str | None = config_field(None, "column with the text (default: the task's, or found by name)")
+    pair_column: str | None = config_field(None, "column with the second text (default: the task's, or found by name)")
+    label_column: str | None = config_field(None, "column with the label (default: the task's, or found by name)")
     task_type: TaskType | None = config_field(
-        None, f"{', '.join(TASK_TYPES[:-1])} or {TASK_TYPES[-1]} (default: from the task or the labels)"
+        None, f"{', '.join(TASK_TYPES[:-1])} or {TASK_TYPES[-1]} (default: from task or labels)"
     )
-    label_names: tuple[str, ...] | None = config_field(
-        None, "label names in the order of their ids (default: from the data)"
-    )
-    train_limit: int | None = config_field(None, "use only this many training examples, chosen at random with the seed")
-    augmented: str | None = config_field(
-        None,
-        "file of augmented training examples (limbert augment, or train_TASK_aug_with_logits.tsv), for phases with a "
-        "teacher",
-    )
-    skip_bad_rows: bool = config_field(
-        False, "skip malformed rows and report how many, instead of stopping at the first"
-    )
-    max_length: int = config_field(
-        128, "maximum input length in tokens; longer inputs are truncated (question answering: split into windows)"
-    )
-    held_out: float | None = config_field(
-        None, "fraction of the training data to hold out as development data if there is none (SQuAD: whole articles)"
-    )
-    label_separator: str | None = config_field(None, "multi-label: separator between the labels in a cell (default: ,)")
+    label_names: tuple[str, ...] | None = config_field(None, "labels in the order of their ids (default: the data's)")
+    train_limit: int | None = config_field(None, "use this many training examples, chosen with the seed")
+    augmented: str | None = config_field(None, "augmented examples for phases with a teacher (limbert augment)")
+    skip_bad_rows: bool = config_field(False, "skip and count malformed rows, instead of stopping")
+    max_length: int = config_field(128, "truncate inputs to N tokens (question answering: windows)")
+    held_out: float | None = config_field(None, "fraction of the training data held out as missing dev data")
+    label_separator: str | None = config_field(None, "multi-label: separator of labels in a cell (default: ,)")
     label_columns: tuple[str, ...] | None = config_field(
-        None, "multi-label: columns of 0 and 1, one per label, such as toxic,insult (instead of --label-column)"
+        None, "multi-label: columns of 0 and 1, instead of --label-column"
     )
-    metric: str | None = config_field(
-        None, "metric that chooses checkpoints, such as macro_f1 for rare classes (default: the task's first)"
-    )
+    metric: str | None = config_field(None, "metric that chooses checkpoints (default: the task's first)")
     fingerprints: dict[str, str] | None = config_field(
-        None, "fingerprints of the examples read in training, by train and dev; other examples are refused"
+        None, "fingerprints of the examples read in training, by train and dev; others are refused", hidden=True
     )
-    stride: int | None = config_field(
-        None, "question answering: overlap of consecutive windows in tokens (default: a quarter of the maximum length)"
-    )
+    stride: int | None = config_field(None, "question answering: tokens that windows overlap (default: a quarter)")
 
     def __post_init__(self) -> None:
         require(
@@ -156,8 +117,8 @@ class PhaseConfig:
 
     epochs: float = config_field(3.0, "passes over the training examples")
     max_steps: int | None = config_field(None, "stop the phase after this many optimizer steps")
-    batch_size: int = config_field(32, "training examples per optimizer step and process")
-    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0")
+    batch_size: int = config_field(32, "training examples per step and process", aliases=("--bs",))
+    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0", aliases=("--lr",))
     warmup: float = config_field(0.0, "fraction of the steps in which the learning rate rises from 0")
     weight_decay: float = config_field(0.0, "decoupled weight decay of AdamW")
     adam_epsilon: float = config_field(1e-8, "AdamW's epsilon")
@@ -201,15 +162,17 @@ class GatesConfig:
     """Training of width gates: their number, their targets and the optimizer."""
 
     count: int | None = config_field(
-        None, "number of width gates, a divisor of the number of layers (default: the largest divisor up to 4)"
+        None, "number of gates, a divisor of the layers (default: up to 4)", option="gates"
     )
     target: GateTarget = config_field(
-        "label", "a width is sufficient if its prediction equals the label, or (agreement) the full model's prediction"
+        "label",
+        "a width suffices if it predicts the label, or (agreement) what the full model predicts",
+        option="gate_target",
     )
     cost: float | None = config_field(
         None,
-        "target the width with the lowest loss + COST x its fraction of the full FLOPs (default: the narrowest correct "
-        "width)",
+        "target the width of least loss + COST x its fraction of FLOPs (default: the narrowest correct one)",
+        option="gate_cost",
     )
     tolerance: float = config_field(
         0.25, "regression: largest error that counts as correct, in standard deviations of the labels"
@@ -238,25 +201,28 @@ class GatesConfig:
 class TrainConfig:
     """A training run: base model, output, and the settings that all its phases share."""
 
-    model: str = config_field("", "pretrained encoder: a local folder or a name on the Hugging Face Hub")
-    output: str = config_field("", "folder for the trained elastic model")
-    recipe: str = config_field("limbert", "recipe: limbert, dynabert, flexible-bert, demo or a TOML file")
+    model: str = config_field("", "pretrained encoder: a folder or a Hub name", required=True)
+    output: str = config_field("", "folder for the trained elastic model", required=True, panel="Output")
+    recipe: str = config_field("limbert", "limbert, dynabert, flexible-bert, demo or a TOML file")
     phases: tuple[str, ...] | None = config_field(None, "phases to run, in order (default: the recipe's)")
     seed: int = config_field(42, "random seed")
     precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
     validation: float = config_field(
         0.1,
-        "fraction of the training examples in the validation split, which chooses checkpoints and scores importance",
+        "fraction held out to choose checkpoints",
     )
-    validation_limit: int = config_field(1000, "maximum size of the validation split")
-    checkpoint_every: float = config_field(120.0, "seconds between checkpoints of a running phase")
-    tensorboard: bool = config_field(False, "also write a TensorBoard log")
+    validation_limit: int = config_field(1000, "maximum size of the validation split", hidden=True)
+    checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
+    tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
+    device: str = config_field("auto", "auto (a GPU if any), cpu or cuda")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
         require(bool(self.model), "model", self.model, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+        allowed = "auto, cpu or cuda; choose one of several GPUs with CUDA_VISIBLE_DEVICES"
+        require(self.device in ("auto", "cpu", "cuda"), "device", self.device, allowed)
         require(0 < self.validation < 1, "validation fraction", self.validation, "between 0 and 1")
         require(self.validation_limit > 1, "validation limit", self.validation_limit, "at least 2")
         require(self.checkpoint_every > 0, "checkpoint interval", self.checkpoint_every, "more than 0 seconds")
@@ -276,9 +242,11 @@ class CorpusConfig:
         (),
         "text to train on: a file (.txt, .raw: plain text; .jsonl, .csv, .tsv, .parquet: one column), a folder, or a "
         "quoted glob; may be repeated",
+        required=True,
+        repeats=True,
     )
     dev: tuple[str, ...] = config_field(
-        (), "text used for reporting only, in the same formats (default: a validation split of the corpus)"
+        (), "text for reporting only, in the same formats (default: a split of the corpus)", repeats=True
     )
     text_column: str | None = config_field(
         None, "column with the text in tabular files (default: 'text', or the first column of text)"
@@ -306,8 +274,8 @@ SMALL_TASK_EXAMPLES = 10_000  # below this, more augmented examples are made per
 class AugmentConfig:
     """Augmentation of training examples by replacing words (TinyBERT, arXiv 1909.10351, algorithm 1)."""
 
-    lm: str = config_field("", "masked language model: a local folder or a name on the Hugging Face Hub")
-    output: str = config_field("", "output folder for train_aug.*, in the format of the training file")
+    lm: str = config_field("", "masked language model: a folder, or a name on the Hub", required=True)
+    output: str = config_field("", "folder for train_aug.*, in the format of the training file", required=True)
     neighbours: str = config_field(
         "embeddings",
         "word vectors for replacing words of several tokens: a GloVe or word2vec text file, or 'embeddings' for "

@@ -1,9 +1,9 @@
 """Peak memory of a process that loads one sub-network alone and runs one batch.
 
-On the CPU: the maximum resident set size of a process that loads and runs the sub-network, less that of a process that
-has imported the same libraries and run a tiny network. On CUDA: the most that torch allocated. Each measurement runs in
-a process of its own, forked from one that has only imported the libraries (``python -m limbert.evaluation.memory``).
-Loading is included, and what a runtime does then (OpenVINO compiles).
+On the CPU: the maximum resident set size, less the memory in use after the same libraries have run a tiny network. On
+CUDA: the most that torch allocated. Each measurement runs in a process of its own, forked from one that has only
+imported the libraries (``python -m limbert.evaluation.memory``). Loading is included, and what a runtime does then
+(OpenVINO compiles).
 """
 
 import json
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
 from accelerate import init_empty_weights
@@ -34,7 +35,7 @@ from limbert.model.views import ViewFactory
 WEIGHTS_NAME = "model.safetensors"
 ONNX_NAME = "model.onnx"
 _SUBNET_NAME = "subnet.json"
-PEAK_MEMORY_SUPPORTED = sys.platform == "linux"  # elsewhere a process with these libraries cannot be forked safely
+PEAK_MEMORY_SUPPORTED = sys.platform == "linux"  # elsewhere ru_maxrss has other units, and forking is unsafe
 
 
 def save_standalone(model: ElasticModel, subnet: Subnet, folder: Path, *, with_onnx: bool) -> None:
@@ -81,7 +82,7 @@ def peak_memory_bytes(folders: Sequence[Path], setup: ProfileSetup, *, warmup_fo
     Args:
         folders: of `save_standalone`.
         setup: how it runs.
-        warmup_folder: the same of a tiny sub-network, whose memory is subtracted.
+        warmup_folder: the same of a tiny sub-network, run first, so that the libraries are initialised.
 
     Raises:
         LimbertError: if a process dies, for example for lack of memory.
@@ -99,32 +100,46 @@ def peak_memory_bytes(folders: Sequence[Path], setup: ProfileSetup, *, warmup_fo
     return peaks
 
 
-def _measure(folder: Path, setup: ProfileSetup) -> int:
-    """Peak bytes of a forked process that loads a sub-network and runs one batch."""
+def _measure(folder: Path, warmup_folder: Path, setup: ProfileSetup) -> int:
+    """Peak bytes of a sub-network, measured in a forked process."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writer, str(_load_and_run(folder, setup)).encode())
+        os.write(writer, str(_peak_of_this_process(folder, warmup_folder, setup)).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        cuda_bytes = pipe.read()
-    _, status, usage = os.wait4(child, 0)
+        measured = pipe.read()
+    _, status = os.waitpid(child, 0)
     if status != 0:  # an exception has been printed by the process itself
         sys.exit(f"{folder.name}: killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else 1)
-    return int(cuda_bytes) if setup.device == "cuda" else 1024 * usage.ru_maxrss
+    return int(measured)
 
 
-def _load_and_run(folder: Path, setup: ProfileSetup) -> int:
-    """Load a sub-network and run one batch; returns the bytes that torch allocated on CUDA at most."""
+def _peak_of_this_process(folder: Path, warmup_folder: Path, setup: ProfileSetup) -> int:
+    """Run the warm-up network, then the sub-network: by how many bytes the second raises the memory in use."""
+    import resource  # not on every system, and only needed here
+
     torch.set_num_threads(setup.threads)
+    _load_and_run(warmup_folder, replace(setup, batch=1, tokens=8))
+    if setup.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _load_and_run(folder, setup)
+        return torch.cuda.max_memory_allocated() - before
+    before = psutil.Process().memory_info().rss
+    _load_and_run(folder, setup)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # the warm-up's peak is never higher
+
+
+def _load_and_run(folder: Path, setup: ProfileSetup) -> None:
     loaded = load_standalone(folder) if setup.backend == "torch" else model_file(folder, setup.backend)
     if setup.device == "cuda":
         assert isinstance(loaded, nn.Module)
         nn.Module.cuda(loaded)
     runtime = load_runtime(setup.backend, loaded, threads=setup.threads)
     runtime(example_batch(AutoConfig.from_pretrained(folder), batch=setup.batch, tokens=setup.tokens))
-    return torch.cuda.max_memory_allocated() if setup.device == "cuda" else 0
 
 
 def main() -> None:
@@ -132,8 +147,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     warmup_folder, *folders = map(Path, job["folders"])
     setup = ProfileSetup(**job["setup"])
-    baseline = _measure(warmup_folder, replace(setup, batch=1, tokens=8))
-    sys.stdout.write(json.dumps([max(0, _measure(folder, setup) - baseline) for folder in folders]))
+    sys.stdout.write(json.dumps([_measure(folder, warmup_folder, setup) for folder in folders]))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Objective = Literal["flops", "latency"]
 OBJECTIVES: tuple[Objective, ...] = ("flops", "latency")
 JOURNAL_NAME = "search-journal.jsonl"  # optuna's journal storage
-_DIRECTIONS: tuple[Literal["minimize", "maximize"], ...] = ("maximize", "minimize")  # metric, cost
+_DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")  # metric, cost
 _MIN_POPULATION = 24  # sub-networks per generation; twice the number of uniform ones if that is more
 _CROSSOVER_PROBABILITY = 0.5  # otherwise one parent, mutated
 _PATIENCE_GENERATIONS = 50  # generations without a new sub-network after which the search ends

@@ -1,7 +1,7 @@
-"""Model card (``README.md``) of an elastic checkpoint: what it is, its sub-networks and their metrics, and its use."""
+"""Model card (``README.md``) of an elastic checkpoint: training, sub-networks with metrics and cost, usage."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,68 +35,93 @@ def model_card(
         name: of the model.
         network: the full network.
         shape: of the full encoder.
-        subnets: the trained sub-networks.
-        record: content of ``limbert.json``.
+        subnets: the trained sub-networks, the full one first.
+        record: content of ``limbert.json``; ``license`` is a licence identifier of the Hub, ``metrics`` and ``costs``
+            are values by sub-network, ``hardware`` is the machine that measured them.
         has_gates: whether the checkpoint has width gates.
     """
     class_name = type(network).__name__
-    tag = next((tag for suffix, tag in _PIPELINE_TAGS.items() if class_name.endswith(suffix)), None)
     base_model = str(record.get("settings", {}).get("train", {}).get("model") or "")
     is_hub_name = bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base_model)) and not Path(base_model).exists()
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=tag,
+        pipeline_tag=next((tag for suffix, tag in _PIPELINE_TAGS.items() if class_name.endswith(suffix)), None),
         base_model=base_model if is_hub_name else None,
+        license=record.get("license"),
         tags=["limbert", "elastic"],
     )
     facts = [
-        f"- Network: {class_name}, {shape.layers} layers, {shape.heads} heads and {shape.neurons} neurons per layer",
-        f"- Sub-networks: {len(subnets)}, named WIDTHxDEPTH",
+        f"Network: {class_name}, {shape.layers} layers, {shape.heads} heads and {shape.neurons} neurons per layer",
+        f"Sub-networks: {len(subnets)}, named WIDTHxDEPTH",
     ]
     if base_model:
-        facts.append(f"- Base model: {base_model if is_hub_name else Path(base_model).name}")
-    if (task := record.get("task")) and task.get("labels"):
-        facts.append("- Labels: " + ", ".join(map(str, task["labels"])))
-    source = record.get("settings", {}).get("data") or record.get("settings", {}).get("corpus") or {}
-    if names := [Path(str(source[key])).name for key in ("task", "data", "train") if source.get(key)]:
-        facts.append("- Data: " + ", ".join(names))
-    if record.get("phases"):
-        facts.append("- Phases: " + ", ".join(record["phases"]))
+        facts.append(f"Base model: {base_model if is_hub_name else Path(base_model).name}")
     if has_gates:
-        facts.append("- Width gates: choose the width per input")
-    return (
-        "\n\n".join(
-            [
-                f"---\n{data.to_yaml()}\n---",
-                f"# {name}",
-                "An elastic model trained with Limbert: one set of weights that runs at several widths and depths. "
-                "Transformers loads this folder as the full model.",
-                "\n".join(facts),
-                *_metrics_table(subnets, record.get("metrics", {}), record.get("costs", {})),
-                "## Use",
-                f'```python\nfrom limbert import ElasticModel\n\nmodel = ElasticModel.from_pretrained("{name}")\n'
-                f'small = model.view(model.subnet("{subnets[-1].name}"))\n```',
-            ]
-        )
-        + "\n"
-    )
+        facts.append("Width gates: choose the width per input")
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        "An elastic model trained with Limbert: one set of weights that runs at several widths and depths. "
+        "Transformers loads this folder as the full model.",
+        "\n".join(f"- {fact}" for fact in [*facts, *_training_facts(record)]),
+        *_subnet_table(subnets, record),
+        f"## Use\n\n{_usage(name, class_name, subnets)}",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def _metrics_table(
-    subnets: Sequence[NamedSubnet], metrics: Mapping[str, Mapping[str, float]], costs: Mapping[str, Mapping[str, int]]
-) -> list[str]:
+def _training_facts(record: Mapping[str, Any]) -> Iterator[str]:
+    """How the model was trained; of local files only the names are published."""
+    task, settings = record.get("task") or {}, record.get("settings", {})
+    train, source = settings.get("train", {}), settings.get("data") or settings.get("corpus") or {}
+    if task:
+        yield f"Task: {task.get('name') or 'own data'}, {task['kind']}"
+    elif record.get("objective"):
+        yield f"Objective: {record['objective']}"
+    if task.get("labels"):
+        yield "Labels: " + ", ".join(map(str, task["labels"]))
+    paths = [source.get(key) or () for key in ("task", "data", "train", "corpus")]
+    names = [Path(name).name for path in paths for name in ([path] if isinstance(path, str) else path)]
+    if names:
+        yield f"Data: {', '.join(names)}"
+    if train.get("recipe"):
+        yield f"Recipe: {Path(train['recipe']).name}, seed {train.get('seed')}"
+    if record.get("phases"):
+        yield f"Phases: {', '.join(record['phases'])}"
+
+
+def _subnet_table(subnets: Sequence[NamedSubnet], record: Mapping[str, Any]) -> list[str]:
+    """Layers, heads and neurons of the measured sub-networks, with their costs and metrics where known."""
+    metrics, costs = record.get("metrics", {}), record.get("costs", {})
     measured = [item for item in subnets if metrics.get(item.name)]
     if not measured:
         return []
     names = list(metrics[measured[0].name])
-    lines = [
-        "| sub-network | layers | heads | neurons | parameters | FLOPs per example | " + " | ".join(names) + " |",
-        "|---|---:|---:|---:|---:|---:|" + "---:|" * len(names),
-    ]
+    header = ["sub-network", "layers", "heads", "neurons", "parameters", "FLOPs per example", *names]
+    lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
     for item in measured:
-        subnet, values = item.subnet, metrics[item.name]
-        scores = " | ".join(f"{values[key]:.4f}" if key in values else "" for key in names)
-        cost = [f"{costs[item.name][key] / 1e6:.1f} M" if item.name in costs else "" for key in ("params", "flops")]
-        size = f"{len(subnet.layers)} | {subnet.heads[0]} | {subnet.neurons[0]} | {cost[0]} | {cost[1]}"
-        lines.append(f"| {item.name} | {size} | {scores} |")
-    return ["## Metrics on the development set", "\n".join(lines)]
+        subnet, values, cost = item.subnet, metrics[item.name], costs.get(item.name, {})
+        cells = [item.name, str(len(subnet.layers)), str(subnet.heads[0]), str(subnet.neurons[0])]
+        cells.append(f"{cost['params'] / 1e6:.1f} M" if "params" in cost else "")
+        cells.append(f"{cost['flops'] / 1e9:.3f} G" if "flops" in cost else "")
+        cells += [f"{values[key]:.4f}" if key in values else "" for key in names]
+        lines.append(f"| {' | '.join(cells)} |")
+    hardware = [f"Measured on {record['hardware']}."] if record.get("hardware") else []
+    return ["## Sub-networks", "\n".join(lines), *hardware]
+
+
+def _usage(name: str, class_name: str, subnets: Sequence[NamedSubnet]) -> str:
+    smallest, others = subnets[-1].name, ", ".join(item.name for item in subnets[:3])
+    return f"""```python
+from transformers import {class_name}
+full = {class_name}.from_pretrained("{name}")
+
+from limbert import ElasticModel
+model = ElasticModel.from_pretrained("{name}")
+small = model.view(model.subnet("{smallest}"))  # or {others}, ...
+```
+
+```
+limbert predict {name} --subnet {smallest} --text "..."
+limbert export {name} --subnet {smallest} --format onnx --output {name}-onnx
+```"""

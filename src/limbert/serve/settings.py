@@ -11,19 +11,22 @@ class ServeSettings:
 
     host: str = config_field("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
     port: int = config_field(8080, "port to listen on; 0: a free port")
-    slo: float = config_field(0.05, "latency target, such as 50ms; adaptive keeps the 99th percentile below it")
+    slo: float = config_field(0.05, "latency target; adaptive keeps the 99th percentile below it", quantity="latency")
     policy: str = config_field(
         "adaptive", "adaptive, static:WIDTHxDEPTH, or an operating point such as balanced: what runs by default"
     )
     max_batch_tokens: int = config_field(2048, "maximum tokens per batch, padding included")
     max_queue: int = config_field(1024, "maximum queued texts; more are refused with 429")
     max_texts: int = config_field(512, "maximum texts per request")
-    max_body: int = config_field(2_000_000, "maximum size of a request's body")
-    body_timeout: float = config_field(10.0, "seconds within which a body must arrive")
+    max_body: int = config_field(2_000_000, "maximum size of a request's body", quantity="size")
+    body_timeout: float = config_field(10.0, "seconds within which a body must arrive", hidden=True)
     max_length: int | None = config_field(None, "maximum input length in tokens (default: as in training)")
-    api_key: str | None = config_field(None, "key that requests must send (default: no key)")
+    api_key: str | None = config_field(None, "key that requests must send (default: no key)", envvar="LIMBERT_API_KEY")
     cors_origins: tuple[str, ...] = config_field(
-        (), "origin whose pages may call the server, such as https://example.com, or * for all; repeat for several"
+        (),
+        "origin whose pages may call the server, such as https://example.com, or * for all; may be repeated",
+        option="cors_origin",
+        repeats=True,
     )
     workers: int = config_field(1, "processes on the port, each with its own model and queue; they divide the threads")
     threads: int | None = config_field(
@@ -32,7 +35,9 @@ class ServeSettings:
     device: str = config_field("auto", "auto (a GPU if there is one), cpu, cuda or cuda:1: where the model runs")
     precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
     name: str | None = config_field(None, "model id in URLs (default: the name of the run's folder)")
-    drain: float = config_field(30.0, "time for requests in progress to finish when the server shuts down")
+    drain: float = config_field(
+        30.0, "time for requests in progress to finish when the server shuts down", quantity="latency"
+    )
 
     def __post_init__(self) -> None:
         require(bool(self.host), "host", self.host, "an address")

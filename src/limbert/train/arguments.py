@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from transformers import TrainingArguments
@@ -51,6 +52,11 @@ class ElasticTrainingArguments(TrainingArguments):
     )
     restore_callback_states_from_checkpoint: bool = config_field(True, "continue callbacks from their saved state")
     hub_strategy: HubStrategy | str = config_field("end", "when to push to the Hub")
+
+    @property
+    def path(self) -> Path:
+        """The output folder."""
+        return Path(str(self.output_dir))
 
     def __post_init__(self) -> None:
         for name, reason in _UNSUPPORTED.items():

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import SchedulerType
 
+from limbert.train.arguments import ElasticTrainingArguments
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +28,12 @@ class UnwrappedTrainer(Trainer):
         speed_since: when that was; moved on by what is no training.
     """
 
-    def __init__(self, model: nn.Module, args: Any, **options: Any) -> None:
+    args: ElasticTrainingArguments
+    model: Any  # transformers' types allow None and dictionaries everywhere
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init__(self, model: nn.Module, args: ElasticTrainingArguments, **options: Any) -> None:
         config = getattr(model, "config", None)
         use_cache = getattr(config, "use_cache", None)
         if args.device.type == "cuda" and args.n_gpu > 1:
@@ -74,7 +81,8 @@ class UnwrappedTrainer(Trainer):
         if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.LINEAR:
             warmup = self.args.get_warmup_steps(num_training_steps)
             factor = partial(linear_schedule, warmup_steps=warmup, max_steps=num_training_steps)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, factor)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 

@@ -127,7 +127,7 @@ def index_dataset(dataset: Any, *, network: PreTrainedModel, tokenizer: Any, col
 
 def _with_label_ids(dataset: datasets.Dataset, label2id: Mapping[Any, Any]) -> datasets.Dataset:
     name = next((name for name in LABEL_NAMES[:2] if name in dataset.column_names), None)
-    if name is None or getattr(dataset.features[name], "dtype", None) != "string":
+    if name is None or not _is_string(dataset.features[name]):
         return dataset
     unknown = sorted({*map(str, dataset.unique(name))} - {*map(str, label2id)})
     if unknown:
@@ -143,7 +143,7 @@ def _tokenize(
 ) -> datasets.Dataset:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError("the dataset has no column input_ids; give a tokenizer as processing_class")
-    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) == "string"]
+    strings = [name for name, feature in dataset.features.items() if _is_string(feature)]
     columns = [*(text_columns or [name for name in strings if name not in (*LABEL_NAMES, "id", "idx")])]
     if not 1 <= len(columns) <= 2 or not {*columns} <= {*strings}:
         raise ConfigError(
@@ -154,6 +154,10 @@ def _tokenize(
         return tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length)
 
     return dataset.map(encode, batched=True, remove_columns=strings)
+
+
+def _is_string(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")  # large: from a pandas DataFrame
 
 
 class StepBatches(Sampler[list[int]]):

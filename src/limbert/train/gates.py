@@ -373,7 +373,7 @@ def _gate_dataset(
         subnets=list(subnets.values()),
         layer_indices=gate_layer_indices(num_gates, trainer.elastic.shape.layers),
         precision="bf16" if args.bf16 else "fp32",
-        cache_dir=Path(str(args.output_dir)),
+        cache_dir=args.path,
         name=name,
         progress=progress,
     )

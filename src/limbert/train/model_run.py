@@ -71,7 +71,7 @@ def train_model(
         "content": {"data": fingerprint},
     }
     settings = json.loads(json.dumps(settings, default=str))
-    folder, completed = RunFolder(str(args.output_dir), settings), [*model.record.get("phases", ())]
+    folder, completed = RunFolder(args.path, settings), [*model.record.get("phases", ())]
     record = {"task": model.record.get("task") or _task_record(model, args), "settings": settings}
     check_phases(model, configured)
     with folder.opened():

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from limbert.core.config import TrainConfig
+from limbert.core.config import TrainConfig, require
 from limbert.core.subnet import Subnet
 from limbert.evaluation.evaluate import Progress, no_progress
-from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, read_results
+from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, mean_metric, read_results
+from limbert.inference.load import resolve_device
 from limbert.model.checkpoint import library_versions
 from limbert.model.elastic import ElasticModel
 from limbert.train.arguments import ElasticTrainingArguments
@@ -22,7 +23,7 @@ from limbert.train.distributed import all_gather_object, local_main_process_firs
 from limbert.train.phases import FINAL, check_phases, train_phases
 from limbert.train.recipes import Recipe
 from limbert.train.run_folder import RunFolder, is_run_finished
-from limbert.train.subnet_evaluation import EvaluateSubnets, subnets_of_rank
+from limbert.train.subnet_evaluation import EvaluateSubnets, result_record, subnets_of_rank
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class RunData:
         evaluate_subnets: on the validation split.
         evaluate_dev: results on data that neither trained nor chose anything.
         metric: that chooses checkpoints.
+        num_dev_examples: that ``evaluate_dev`` runs.
+        baseline: metrics of the best constant prediction on them; None where there is none.
         record: what ``limbert.json`` says beside phases and settings.
         completed_phases: of earlier runs that trained the base model.
         skipped_phase: of the recipe, that the base model makes unnecessary.
@@ -54,6 +57,8 @@ class RunData:
     evaluate_subnets: EvaluateSubnets
     evaluate_dev: Callable[[ElasticModel, Mapping[str, Subnet]], list[SubnetResult]]
     metric: str
+    num_dev_examples: int
+    baseline: dict[str, float] | None
     record: dict[str, Any]
     completed_phases: tuple[str, ...]
     skipped_phase: str | None
@@ -85,6 +90,8 @@ def run_phases(
         TrainingInterrupted: after a signal; the same call resumes.
         ConfigError, StorageError, CheckpointError, SubnetError, ProcessError, DivergedError: in one line each.
     """
+    resolve_device(config.device)
+    require(world_size() == 1 or config.device == "auto", "device", config.device, "auto with several processes")
     if is_run_finished(config.output, settings, overwrite=overwrite):
         logger.info("%s is finished already, with these settings (--overwrite trains it again)", config.output)
         return read_results(config.output)
@@ -105,7 +112,7 @@ def run_phases(
             save_seconds=config.checkpoint_every,
             report_to=["tensorboard"] if config.tensorboard else [],
             disable_tqdm=True,
-            use_cpu=not torch.accelerator.is_available(),
+            use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),
         )
         model = train_phases(
             model,
@@ -129,7 +136,21 @@ def run_phases(
         found = {result.subnet: result for part in all_gather_object(measured) for result in part}
         results = [found[name] for name in subnets]
         run_on_main(lambda: _save_output(model, output, folder.path / phases[-1][0].name, data, results, args))
+    if data.baseline is not None and rank() == 0:
+        _warn_if_not_above_baseline(results, data.baseline, metric=data.metric)
     return results
+
+
+def _warn_if_not_above_baseline(results: Sequence[SubnetResult], baseline: Mapping[str, float], *, metric: str) -> None:
+    best, constant = max(result.mean_metric(metric) for result in results), mean_metric(baseline, metric)
+    if best <= constant:
+        logger.warning(
+            "no sub-network is better than always predicting the same: %s %.3f, baseline %.3f; "
+            "train for more steps (--epochs, --max-steps) or with a higher --learning-rate",
+            metric,
+            best,
+            constant,
+        )
 
 
 def _save_output(
@@ -147,11 +168,11 @@ def _save_output(
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "versions": library_versions(),
+        "examples": data.num_dev_examples,
     }
-    model.record |= {
-        "metrics": {result.subnet: result.metrics for result in results},
-        "costs": {result.subnet: {"params": result.params, "flops": round(result.flops)} for result in results},
-    }
+    if data.baseline is not None:
+        stamp["baseline"] = data.baseline
+    model.record |= result_record(results, device=args.device.type)
 
     def add_files(folder: Path) -> None:
         rows = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]

@@ -116,6 +116,24 @@ def check_supervision(phases: Iterable[str], supervision: Supervision) -> None:
             raise ConfigError(f"phase {name!r} cannot learn from {supervision}; limbert {verb} has phases {able}")
 
 
+def warn_about_phases(phases: Iterable[str], *, completed: Iterable[str], is_finetuned: bool) -> None:
+    """Log a warning for phases without what they build on: trained widths, or a teacher of the task.
+
+    Args:
+        phases: of this run, in order.
+        completed: phases of earlier runs, which trained the base model.
+        is_finetuned: whether the base model is fine-tuned on the task.
+    """
+    widths_trained = bool({"width", "depth", "final"} & {*completed})
+    for name in phases:
+        if PHASES[name].trains_gates and not widths_trained:
+            logger.warning("phase %s chooses among widths that no phase has trained; run phase width before it", name)
+        if PHASES[name].uses_teacher and not is_finetuned:
+            logger.warning("phase %s has a teacher that is not fine-tuned; run phase finetune before it", name)
+        widths_trained |= name in ("width", "depth", "final")
+        is_finetuned |= name in ("finetune", "final")
+
+
 def check_phases(model: ElasticModel, phases: Iterable[ConfiguredPhase]) -> None:
     """Raise SubnetError or ConfigError for sub-networks or gates that a model cannot have."""
     model.subnets()
@@ -164,7 +182,7 @@ def train_phases(
         ConfigError: for settings that this model or data cannot have.
         TrainingInterrupted, DivergedError, StorageError, ProcessError: as `ElasticTrainer.train`.
     """
-    root, names = Path(str(args.output_dir)), [phase.name for phase, _ in phases]
+    root, names = args.path, [phase.name for phase, _ in phases]
     done = max((number for number, name in enumerate(names, start=1) if (root / name / FINAL).is_dir()), default=0)
     check_equal(done, description=f"in {root} as the number of finished phases")
     if done:
@@ -256,14 +274,15 @@ def _phase_arguments(
     loggers: list[TrainerCallback] = []
     report_to = [*(args.report_to or ())]
     if "tensorboard" in report_to:
-        from transformers.integrations import TensorBoardCallback  # type: ignore[attr-defined]
+        from transformers.integrations.integration_utils import TensorBoardCallback
 
         report_to.remove("tensorboard")
-        loggers.append(TensorBoardCallback())
-        loggers[0].logging_dir = str(Path(str(args.output_dir)) / "tensorboard" / name)  # type: ignore[attr-defined]
+        board = TensorBoardCallback()
+        board.logging_dir = str(args.path / "tensorboard" / name)
+        loggers.append(board)
     own = replace(
         args,
-        output_dir=str(Path(str(args.output_dir)) / name),
+        output_dir=str(args.path / name),
         phase=name,
         report_to=report_to,
         push_to_hub=False,

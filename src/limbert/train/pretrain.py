@@ -226,6 +226,8 @@ def _load_run_data(
         ),
         evaluate_dev=lambda model, subnets: evaluate_mlm(model, dev, subnets=subnets, precision=config.precision),
         metric="accuracy",
+        num_dev_examples=len(dev),
+        baseline=None,
         record={"objective": "masked-lm"},
         completed_phases=base.completed_phases,
         skipped_phase=_skipped_phase(config, recipe, base),

@@ -16,7 +16,7 @@ from limbert.data.augmented import AugmentedExamples
 from limbert.data.load import TaskData, load_task_data
 from limbert.data.readers import Examples
 from limbert.data.split import train_validation_split
-from limbert.data.task_registry import compute_task_metrics, tokenize_for_task
+from limbert.data.task_registry import baseline_metrics, compute_task_metrics, tokenize_for_task
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 from limbert.evaluation.evaluate import Progress, evaluate_subnets, no_progress
@@ -29,7 +29,7 @@ from limbert.model.elastic import ElasticModel
 from limbert.train.distributed import init_distributed
 from limbert.train.model_run import train_model
 from limbert.train.output_run import RunData, run_phases
-from limbert.train.phases import check_supervision
+from limbert.train.phases import check_supervision, warn_about_phases
 from limbert.train.recipes import Recipe, load_recipe, override_recipe, with_trained_space
 from limbert.train.run_folder import run_settings
 from limbert.train.subnet_evaluation import SubnetMetrics
@@ -125,7 +125,8 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData) -> RunDat
     def tokenize(part: Examples) -> TokenizedExamples:
         return tokenize_for_task(part, task, base.tokenizer, max_length=max_length, stride=data.config.stride)
 
-    train_part, validation_part = train_validation_split(base.map_labels(data.train, data.task), task, config)
+    examples = base.map_labels(data.train, data.task)
+    train_part, validation_part = train_validation_split(examples, task, config)
     train_dataset, eval_dataset = tokenize(train_part), tokenize(validation_part)
     distill_dataset = None
     if data.augmented is not None:
@@ -141,7 +142,8 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData) -> RunDat
     skipped = "finetune" if base.is_finetuned and config.phases is None and "finetune" in recipe.phases else None
     if skipped:
         logger.info("%s is fine-tuned for these labels; phase finetune is skipped", config.model)
-    precision = config.precision
+    phases, precision = [name for name in recipe.phases if name != skipped], config.precision
+    warn_about_phases(phases, completed=base.completed_phases, is_finetuned=base.is_finetuned)
 
     def load_phase(folder: Path) -> ElasticModel:
         return ElasticModel.from_pretrained(folder, space=recipe.space)
@@ -162,11 +164,25 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData) -> RunDat
         evaluate_subnets=validate,
         evaluate_dev=evaluate_dev,
         metric=task.primary_metric,
+        num_dev_examples=sum(map(len, data.dev.values())),
+        baseline=_baseline(task, examples, dev),
         record={"task": task.to_dict()},
         completed_phases=base.completed_phases,
         skipped_phase=skipped,
         task_type=task.task_type,
     )
+
+
+def _baseline(task: Task, train: Examples, dev: Mapping[str, TokenizedExamples]) -> dict[str, float] | None:
+    """Metrics of the best constant prediction, with several development sets by ``SET/METRIC``."""
+    if task.task_type == "question-answering":
+        return None
+    measured = {name: baseline_metrics(task, train, part) for name, part in dev.items()}
+    return {
+        metric if len(dev) == 1 else f"{name}/{metric}": value
+        for name, metrics in measured.items()
+        for metric, value in metrics.items()
+    }
 
 
 def validation_metrics(

@@ -16,7 +16,7 @@ from limbert.model.checkpoint import read_record, write_json
 from limbert.train.distributed import all_gather_object, rank, run_on_main
 
 _SETTINGS_NAME = "settings.json"
-_IGNORED = ("output", "checkpoint_every", "tensorboard")  # settings that do not change the result
+_IGNORED = ("output", "checkpoint_every", "tensorboard", "device")  # settings that do not change the result
 _LOCATIONS = ("data", "train", "dev", "augmented", "corpus", "fingerprints")  # replaced by the fingerprint of the data
 
 

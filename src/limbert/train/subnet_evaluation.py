@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,11 @@ from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.metrics import compute_metrics as compute_task_metrics
 from limbert.data.tasks import Task, custom_task
 from limbert.errors import ConfigError
+from limbert.evaluation.evaluate import count_parameters
+from limbert.evaluation.hardware import describe_this_machine
+from limbert.evaluation.results import SubnetResult
 from limbert.model.elastic import ElasticModel
+from limbert.model.flops import CostModel
 from limbert.model.shared_forward import SubnetOutput, plan_shared_forwards, run_shared_forward
 from limbert.train.checkpoints import CheckpointedTrainer
 from limbert.train.data import Batch, IndexDataset, pop_labels
@@ -136,10 +140,35 @@ class SubnetEvaluator(CheckpointedTrainer):
                 self.state.best_global_step, is_best = self.state.global_step, True
         return is_best or save_asked  # save_strategy="best" saves nothing else in a step with an evaluation
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self._last_metrics:  # the model card shows them
+            self.elastic.record |= result_record(self.subnet_results(), device=self.args.device.type)
+        super()._save(output_dir, state_dict)
+
     def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Save the elastic checkpoint again, whose card then has the metrics of the last evaluation."""
-        self.elastic.record |= {"metrics": self._last_metrics or {}}
-        self._save()
+        """Nothing: every saved elastic model has its card."""
+
+    def subnet_results(self) -> list[SubnetResult]:
+        """Parameters, FLOPs and the metrics of the last evaluation of every sub-network."""
+        cost, lengths, metrics = CostModel(self.elastic), self.validation_dataset().lengths, self._last_metrics or {}
+        return [
+            SubnetResult(
+                name,
+                count_parameters(self.elastic, subnet),
+                cost.mean_flops(subnet, lengths),
+                metrics.get(name, {}),
+            )
+            for name, subnet in self.subnets.items()
+        ]
+
+
+def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, Any]:
+    """What ``limbert.json`` says about the results of sub-networks."""
+    return {
+        "metrics": {result.subnet: result.metrics for result in results},
+        "costs": {result.subnet: {"params": result.params, "flops": round(result.flops)} for result in results},
+        "hardware": describe_this_machine(device=device),
+    }
 
 
 def task_type_of(network: PreTrainedModel) -> TaskType:

@@ -1,23 +1,24 @@
-"""What ``train`` and ``pretrain`` share: a recipe from options, and a training shown in the terminal."""
+"""What ``train`` and ``pretrain`` share: a recipe from options, and the progress of a training in the terminal."""
 
 import logging
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from limbert.cli.show import stderr
+from limbert.cli.console import note, stderr
 from limbert.core.config import TrainConfig
-from limbert.errors import TrainingInterrupted
+from limbert.errors import ConfigError, TrainingInterrupted
 
 if TYPE_CHECKING:
     from limbert.evaluation.results import SubnetResult
     from limbert.train.recipes import Recipe
 
-_LINES_EVERY = 100  # steps, where the output is no terminal
+_LINES_EVERY = 100  # steps, if the output is no terminal
 
 
 def build_recipe(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
@@ -30,15 +31,17 @@ def build_recipe(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
     from limbert.model.checkpoint import check_checkpoint_path
     from limbert.train.recipes import load_recipe, override_recipe, with_trained_space
 
+    if config.tensorboard and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise ConfigError("--tensorboard needs tensorboard; pip install tensorboard")  # accelerate would ignore it
     recipe = override_recipe(load_recipe(config.recipe), **overrides)
     check_checkpoint_path(config.model)
-    if any(overrides["space"].values()):
+    if overrides["space"]:
         return recipe
     trained = with_trained_space(recipe, config.model)
     if trained is not recipe:
         space = trained.space
         shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
-        stderr.print(f"training the sub-networks that {config.model} was trained for: {shown}", soft_wrap=True)
+        note(f"training the sub-networks that {config.model} was trained for: {shown}")
     return trained
 
 
@@ -50,13 +53,13 @@ def run_in_terminal(run: "Callable[[TerminalProgress], list[SubnetResult]]") -> 
     """
     from limbert.train.callbacks import stop_on_signals
 
-    with stop_on_signals() as requested, TerminalProgress(requested) as progress:
+    with stop_on_signals() as stop_requested, TerminalProgress(stop_requested) as progress:
         try:
             return run(progress)
         except TrainingInterrupted as interrupted:
-            stderr.print(f"{interrupted} Run the same command to resume.", highlight=False, soft_wrap=True)
+            note(f"{interrupted} Run the same command to resume.")
         except KeyboardInterrupt:
-            stderr.print("Interrupted. Run the same command to resume.")
+            note("Interrupted. Run the same command to resume.")
     raise typer.Exit(130)
 
 
@@ -64,7 +67,7 @@ class TerminalProgress(TrainerCallback):
     """Shows a training: a bar for each phase with loss and speed, a line for each validation, and log messages.
 
     Args:
-        stop_requested: ends preparations, which no checkpoint is saved of.
+        stop_requested: ends preparations, of which no checkpoint is saved.
     """
 
     def __init__(self, stop_requested: threading.Event) -> None:
@@ -80,37 +83,37 @@ class TerminalProgress(TrainerCallback):
             disable=not stderr.is_terminal,  # lines are printed instead
         )
         self._task: Any = None
-        self._messages = _PrintedMessages(self._progress)
+        self._logger = logging.getLogger("limbert")
 
     def __enter__(self) -> "TerminalProgress":
-        logger = logging.getLogger("limbert")
-        self._level = logger.level
-        logger.setLevel(logging.INFO)
-        logger.addHandler(self._messages)
+        self._previous = self._logger.level, self._logger.handlers
+        self._logger.setLevel(logging.INFO)
+        self._logger.handlers = [_PrintedMessages()]
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        logger = logging.getLogger("limbert")
-        logger.removeHandler(self._messages)
-        logger.setLevel(self._level)
+        level, self._logger.handlers = self._previous
+        self._logger.setLevel(level)
 
     def prepare(self, description: str, done: int, total: int) -> None:
-        """Show something that is computed before the first step of a phase."""
+        """Show a computation before the first step of a phase."""
         if self._stop_requested.is_set():
             raise KeyboardInterrupt
         if self._task is None or self._progress.tasks[-1].description != description:
-            self._task = self._progress.add_task(description, state="")
-            if not stderr.is_terminal:
-                stderr.print(description)
+            self._add_task(description, description)
         self._progress.update(self._task, completed=done + 1, total=total)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, steps = state.global_step, state.max_steps
-        self._task = self._progress.add_task(args.phase, total=steps, completed=step, state="")
+        line = f"{args.phase}: {steps} steps" + (f", resuming from step {step}" if step else "")
+        self._add_task(args.phase, line, total=steps, completed=step)
+
+    def _add_task(self, description: str, line: str, **progress: int) -> None:
+        self._task = self._progress.add_task(description, state="", **progress)  # type: ignore[arg-type]
         if not stderr.is_terminal:
-            stderr.print(f"{args.phase}: {steps} steps" + (f", resuming from step {step}" if step else ""))
+            note(line)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" not in logs:
@@ -119,7 +122,7 @@ class TerminalProgress(TrainerCallback):
         self._progress.update(self._task, completed=state.global_step, state=shown)
         last = state.global_step == state.max_steps
         if not stderr.is_terminal and (state.global_step % _LINES_EVERY == 0 or last):
-            stderr.print(f"{args.phase}: step {state.global_step} of {state.max_steps}, {shown}")
+            note(f"{args.phase}: step {state.global_step} of {state.max_steps}, {shown}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         name = args.metric_for_best_model
@@ -127,7 +130,7 @@ class TerminalProgress(TrainerCallback):
             return
         value, count = metrics[f"eval_{name}"], sum(key.endswith(f"/{name}") for key in metrics)
         best = state.best_metric is None or (value > state.best_metric) == bool(args.greater_is_better)
-        self._progress.console.print(
+        note(
             f"{args.phase}, step {state.global_step}: validation {name} {100 * value:.1f} "
             f"(mean of {count} sub-network{'s' * (count != 1)}){', best so far' * best}"
         )
@@ -136,9 +139,6 @@ class TerminalProgress(TrainerCallback):
 class _PrintedMessages(logging.Handler):
     """Prints log messages above the progress bars."""
 
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(logging.INFO)
-        self._progress = progress
-
     def emit(self, record: logging.LogRecord) -> None:
-        self._progress.console.print(record.getMessage(), style="dim", highlight=False, soft_wrap=True)
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        stderr.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)

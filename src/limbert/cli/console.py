@@ -1,0 +1,137 @@
+"""What the commands print: messages, JSON, tables of results and progress bars."""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from limbert.core.units import format_quantity
+
+if TYPE_CHECKING:
+    from limbert.evaluation.results import PolicyResult, SubnetResult
+
+stdout = Console()
+stderr = Console(stderr=True)  # progress and notes, so that standard output holds results alone
+
+
+def say(text: str = "") -> None:
+    """Print a line of the result on standard output."""
+    stdout.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Print a message on standard error."""
+    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on standard output."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)  # noqa: T201
+
+
+def print_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    text_columns: int = 1,
+    bold: Collection[int] = (),
+    dim: Collection[int] = (),
+    compact: bool = False,
+) -> None:
+    """Print a table on standard output.
+
+    Args:
+        header: names of the columns; spaces of a compact table's become line breaks.
+        rows: cells.
+        text_columns: the first columns, which are left-aligned and not wrapped; the others are numbers.
+        bold: indices of rows in bold.
+        dim: indices of rows in grey.
+        compact: without vertical lines.
+    """
+    table = Table(header_style="bold")
+    if compact:
+        table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for index, name in enumerate(header):
+        is_text = index < text_columns
+        table.add_column(
+            name.replace(" ", "\n") if compact else name,
+            justify="left" if is_text else "right",
+            no_wrap=is_text or compact,
+        )
+    for index, row in enumerate(rows):
+        table.add_row(*row, style="bold" if index in bold else "dim" if index in dim else "")
+    stdout.print(table)
+
+
+def print_results(results: Sequence["SubnetResult"], latency: Mapping[str, float] | None = None) -> None:
+    """Print sub-networks with their costs and metrics; with ``latency`` in seconds also the speed-up over the first."""
+    header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *(("latency", "speed-up") if latency else ())]
+    rows = []
+    for result in results:
+        cells = [
+            result.subnet,
+            *(format_quantity(cost, quantity_type="count") for cost in (result.params, result.flops)),
+        ]
+        cells += [f"{100 * value:.1f}" for value in result.metrics.values()]
+        if latency:
+            own, full = latency[result.subnet], latency[results[0].subnet]
+            cells += [f"{1000 * own:.2f} ms", f"{full / own:.2f} x"]
+        rows.append(cells)
+    print_table(header, rows, dim=range(1, len(rows), 2))
+
+
+def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:
+    """Print metrics and costs of a policy, and the widths and exits that inputs used."""
+    table = Table(show_header=False)
+    table.add_row("policy", str(result.policy))
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{100 * value:.1f}")
+    flops, share = format_quantity(result.flops_mean, quantity_type="count"), result.flops_mean / result.flops_full
+    table.add_row("FLOPs per example", f"{flops}, {100 * share:.1f} % of the full model's")
+    table.add_row("time per example", f"{1000 * result.time_per_example:.2f} ms (batches of {batch_size})")
+    stdout.print(table)
+    used = sorted({width for layer in result.width_shares for width in layer})
+    say("Fraction of the inputs by the width of each layer:")
+    rows = [
+        [str(index), *(f"{100 * widths[width]:.1f} %" if width in widths else "" for width in used)]
+        for index, widths in enumerate(result.width_shares)
+    ]
+    print_table(["layer", *(f"{width:g}" if width else "not run" for width in used)], rows, text_columns=0)
+    exits = ", ".join(f"{layers} for {100 * share:.1f} %" for layers, share in result.exit_shares.items())
+    say(f"layers run: {exits}")
+
+
+class ProgressBar:
+    """A bar on standard error, started by its first call ``(title, done, total)`` inside a ``with`` block."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+        self._task = self._progress.add_task("loading", total=None)
+
+    def __enter__(self) -> "ProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pause()
+
+    def __call__(self, title: str, done: int, total: int) -> None:
+        self._progress.start()  # after a pause
+        self._progress.update(self._task, description=title, completed=done, total=total)
+
+    def pause(self) -> None:
+        """Remove the bar until the next call, so that results can be printed."""
+        self._progress.stop()
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Any]:
+    """A `ProgressBar` with one title; yields ``advance(done, total)``."""
+    with ProgressBar() as bar:
+        yield lambda done, total: bar(title, done, total)

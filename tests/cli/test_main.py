@@ -1,0 +1,107 @@
+"""The command itself: help, suggestions for misspelt options, and Ctrl-C while modules are imported."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.factories.runs import call, command, environment
+
+from limbert.cli.main import app
+from limbert.train.phases import warn_about_phases
+
+VERBS = [verb.callback.__name__ for verb in app.registered_commands if verb.callback is not None]
+
+
+def test_help_imports_no_large_library(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom limbert.cli.main import main\nsys.argv = ['limbert', '--help']\n"
+        "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {*done.stderr.split()}
+    assert "typer" in loaded
+    assert not loaded & {"torch", "transformers", "numpy", "datasets", "accelerate", "fastapi"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb: str, tmp_path: Path) -> None:
+    assert "Example: limbert" in call(tmp_path, verb, "--help").stdout
+
+
+def test_help_of_train_fits_two_screens(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "limbert", "train", "--help"]
+    shown = subprocess.run(
+        words, env=environment(tmp_path) | {"COLUMNS": "100"}, capture_output=True, text=True, check=True
+    )
+    assert len(shown.stdout.splitlines()) <= 80
+    panels = [shown.stdout.index(f"─ {name} ─") for name in ("Data", "Model and training", "Gates", "Output")]
+    assert panels == sorted(panels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggested"),
+    [
+        (["predict", "run", "--top-k", "3"], None),
+        (["train", "--learnig-rate", "1e-4"], "--learning-rate"),
+        (["train", "--max_length", "64"], "--max-length"),
+        (["train", "--wrong"], None),
+        (["fly"], None),
+    ],
+)
+def test_unknown_options_get_near_suggestions(arguments: list[str], suggested: str | None, tmp_path: Path) -> None:
+    done = call(tmp_path, *arguments)
+    assert done.returncode == 2
+    if suggested is None:
+        assert "Possible options" not in done.stderr
+    else:
+        assert suggested in done.stderr
+
+
+def test_version_is_printed(tmp_path: Path) -> None:
+    assert call(tmp_path, "--version").stdout.startswith("limbert 0.")
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
+def test_interrupt_during_imports_is_quiet(seconds: float, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("predict", "absent", "--text", "a"),
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, 1)  # 1: a fast machine has found out that the run is absent
+    assert "Traceback" not in errors
+    assert errors.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("phases", "completed", "is_finetuned", "warned"),
+    [
+        (("finetune", "gates"), (), False, ["gates"]),
+        (("gates",), ("finetune", "width"), True, []),
+        (("width", "depth"), (), False, ["width", "depth"]),
+        (("width", "gates"), (), True, []),
+        (("finetune", "width", "depth", "gates"), (), False, []),
+        (("final", "gates"), (), False, []),
+    ],
+)
+def test_phases_without_their_base_are_warned_about(
+    phases: tuple[str, ...],
+    completed: tuple[str, ...],
+    is_finetuned: bool,
+    warned: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warn_about_phases(phases, completed=completed, is_finetuned=is_finetuned)
+    assert [record.args[0] for record in caplog.records if record.args] == warned
