@@ -25,7 +25,7 @@ def features(model: ElasticModel, examples: TokenizedExamples, folder: Path, **o
         "precision": "fp32",
         "name": "gates-train",
     }
-    return cached_features(model, IndexDataset(examples, collator=list, columns=None), cache_dir=folder,
+    return cached_features(model, IndexDataset(examples), cache_dir=folder,
                            **defaults | options)  # fmt: skip
 
 
@@ -83,7 +83,10 @@ def test_interrupted_gates_end_as_uninterrupted_ones(tmp_path: Path) -> None:
 
 def test_gates_learn_which_width_each_example_needs(tmp_path: Path) -> None:
     """Labels such that the narrowest width is wrong exactly where the first word is another."""
-    model, data = make_model(), {"train_dataset": make_examples(1500, seed=1), "eval_dataset": make_examples(60, seed=2)}
+    model, data = (
+        make_model(),
+        {"train_dataset": make_examples(1500, seed=1), "eval_dataset": make_examples(60, seed=2)},
+    )
 
     def compute(examples: TokenizedExamples, part: str) -> GateFeatures:
         examples.tokens.ids[examples.tokens.offsets[:-1]] = 6 + np.arange(len(examples)) % 2  # two first words

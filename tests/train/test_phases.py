@@ -127,7 +127,9 @@ DATA = {"train_dataset": rows_of(40, seed=1), "eval_dataset": rows_of(20, seed=2
         "compute_metrics": accuracy}  # fmt: skip
 
 
-def train(folder: Path, *, phases: Any = ("finetune", "width", "depth", "gates"), callbacks: Any = (), **changes: Any) -> Any:
+def train(
+    folder: Path, *, phases: Any = ("finetune", "width", "depth", "gates"), callbacks: Any = (), **changes: Any
+) -> Any:
     settings = {"max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-3} | changes
     network = make_network("bert", hidden_dropout_prob=0.1)
     model = ElasticModel(network, space=Space(widths=(0.5, 1.0), depths=(0.5, 1.0), layers="first"))
@@ -214,7 +216,7 @@ def test_partial_checkpoints_are_passed_over(tmp_path: Path) -> None:
 def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
     make_trainer(tmp_path, max_steps=2, save_steps=2).train()
     names = {path.suffix for path in (tmp_path / "checkpoint-2").iterdir()}
-    assert names <= {".json", ".safetensors"}
+    assert names <= {".json", ".safetensors", ".md"}
     pickled = {".bin", ".pt", ".pth", ".pkl"}
     assert not [path for path in tmp_path.rglob("*") if path.suffix in pickled]
 

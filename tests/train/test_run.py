@@ -21,6 +21,7 @@ import limbert
 from limbert import ElasticModel
 from limbert.cli.main import app
 from limbert.core.config import DataConfig, TrainConfig
+from limbert.data.augmented import AugmentedExamples
 from limbert.data.load import load_task_data
 from limbert.errors import ConfigError
 from limbert.train import run_folder
@@ -28,7 +29,6 @@ from limbert.train.recipes import load_recipe, override_recipe
 from limbert.train.run import task_fingerprint, train_task
 from limbert.train.run_folder import (
     RunFolder,
-    check_same_settings,
     describe_differences,
     is_run_finished,
     run_settings,
@@ -69,17 +69,20 @@ def test_equal_data_is_the_same_run_wherever_it_lies() -> None:
 def test_a_folder_is_found_again_and_others_are_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", SETTINGS)
     assert not folder.path.exists()
-    folder.create()
+    with folder.opened():
+        pass
     RunFolder(tmp_path / "run", SETTINGS)
     with pytest.raises(ConfigError, match=r"train.seed 1 -> 2"):
         RunFolder(tmp_path / "run", OTHER)
     (folder.path / "finetune" / ".checkpoint-8.new-host-1").mkdir(parents=True)
     (folder.path / "finetune" / "final").mkdir()
-    RunFolder(tmp_path / "run", SETTINGS).create()  # after a kill in the middle of a save
+    with RunFolder(tmp_path / "run", SETTINGS).opened():  # after a kill in the middle of a save
+        pass
     assert [path.name for path in (folder.path / "finetune").iterdir()] == ["final"]
     fresh = RunFolder(tmp_path / "run", OTHER, overwrite=True)
     assert (folder.path / "finetune").exists()
-    fresh.create()
+    with fresh.opened():
+        pass
     assert not (folder.path / "finetune").exists()
     RunFolder(tmp_path / "run", OTHER)
 
@@ -95,38 +98,38 @@ def test_an_output_is_this_run_another_or_something_else(tmp_path: Path) -> None
             is_run_finished(output, SETTINGS, overwrite=overwrite)
     (output / "limbert.json").write_text(json.dumps({"settings": SETTINGS}))
     assert is_run_finished(output, SETTINGS)
-    with pytest.raises(ConfigError, match="train.seed 1 -> 2"):
+    with pytest.raises(ConfigError, match=r"train\.seed 1 -> 2"):
         is_run_finished(output, OTHER)
     assert not is_run_finished(output, OTHER, overwrite=True)
 
 
 def test_one_run_at_a_time_writes_into_an_output(tmp_path: Path) -> None:
     first, second = (RunFolder(tmp_path / "run", SETTINGS) for _ in range(2))
-    with first.locked():
-        with pytest.raises(ConfigError, match="another run"), second.locked():
+    with first.opened():
+        with pytest.raises(ConfigError, match="another run"), second.opened():
             pass
-        with RunFolder(tmp_path / "other", SETTINGS).locked():
+        with RunFolder(tmp_path / "other", SETTINGS).opened():
             pass
-    with second.locked():
+    with second.opened():
         pass
-    assert not [*tmp_path.glob("run*")]
+    assert not [*tmp_path.glob("*.lock")]
 
 
 def test_a_killed_run_holds_no_lock(tmp_path: Path) -> None:
     ready, told = os.pipe()
     child = os.fork()
     if child == 0:
-        with RunFolder(tmp_path / "run", SETTINGS).locked():
+        with RunFolder(tmp_path / "run", SETTINGS).opened():
             os.write(told, b"held")
             time.sleep(60)
         os._exit(0)
     assert os.read(ready, 4) == b"held"
     folder = RunFolder(tmp_path / "run", SETTINGS)
-    with pytest.raises(ConfigError, match="another run"), folder.locked():
+    with pytest.raises(ConfigError, match="another run"), folder.opened():
         pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    with folder.locked():
+    with folder.opened():
         pass
 
 
@@ -139,24 +142,19 @@ def test_without_locks_runs_go_on(missing: str, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr("limbert.files.fcntl", None)
     else:
         monkeypatch.setattr(fcntl, "flock", unsupported)
-    with RunFolder(tmp_path / "run", SETTINGS).locked(), RunFolder(tmp_path / "run", SETTINGS).locked():
+    with RunFolder(tmp_path / "run", SETTINGS).opened(), RunFolder(tmp_path / "run", SETTINGS).opened():
         pass
-    assert not [*tmp_path.iterdir()]
+    assert not [*tmp_path.glob("*.lock")]
 
 
-def test_processes_of_one_run_have_equal_settings_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, tokens = SETTINGS | content("1"), {"training tokens": "7"}
-    for settings, fingerprints, what in (
-        (SETTINGS | content("2"), tokens, "other data"),
-        (OTHER | content("1"), tokens, "train.seed 1 -> 2"),
-        (mine, {"training tokens": "8"}, "other training tokens"),
-    ):
-        other = {"settings": settings, "tokens": fingerprints}
+def test_processes_of_one_run_have_equal_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = SETTINGS | content("1")
+    for other, what in ((SETTINGS | content("2"), "other data"), (OTHER | content("1"), "train.seed 1 -> 2")):
         monkeypatch.setattr(run_folder, "all_gather_object", lambda value, other=other: [value, other])
-        with pytest.raises(ConfigError, match=f"process 1 .*{what}"):
-            check_same_settings(mine, tokens)
+        with pytest.raises(ConfigError, match=rf"process 1 .*{what}"):
+            RunFolder(tmp_path / "run", mine)
     monkeypatch.setattr(run_folder, "all_gather_object", lambda value: [value, value])
-    check_same_settings(mine, tokens)
+    RunFolder(tmp_path / "run", mine)
 
 
 # -- whole runs
@@ -196,7 +194,7 @@ def run(output: str = "run", *, data: str = "data", rate: float = 1e-4, callback
     data_config = DataConfig(data=data)
     loaded = load_task_data(data_config, seed=config.seed)
     train_task(config, recipe, data_config, data=loaded, callbacks=[*callbacks])
-    return run_settings(config, recipe.to_dict(), data_config, fingerprint=task_fingerprint(loaded))
+    return run_settings(config, recipe.to_dict(), loaded.config, fingerprint=task_fingerprint(loaded))
 
 
 def edited(path: str, old: str, new: str) -> Callable[[], None]:
@@ -246,11 +244,12 @@ def test_two_runs_do_not_write_into_one_output(folder: Path) -> None:
     assert sorted(path.name for path in folder.glob("run*")) == ["run"]
 
 
-def test_the_order_of_rows_and_labels_counts(folder: Path) -> None:
+def test_augmented_examples_count(folder: Path) -> None:
     data = load_task_data(DataConfig(data="data"), seed=0)
-    turned = replace(data, train=data.train.select(range(len(data.train))[::-1]))
-    relabelled = replace(data, task=replace(data.task, labels=("yes", "no")))
-    assert len({task_fingerprint(one) for one in (data, turned, relabelled)}) == 3
+    copies = AugmentedExamples(data.train.select([0]), ("a",), None)
+    others = AugmentedExamples(data.train.select([1]), ("a",), None)
+    found = {task_fingerprint(replace(data, augmented=augmented)) for augmented in (None, copies, others)}
+    assert len(found) == 3
 
 
 def test_options_that_change_nothing_are_no_settings() -> None:
@@ -276,8 +275,8 @@ def test_command_and_python_give_the_same_weights(folder: Path) -> None:
         assert Path("command", name).read_bytes() == Path("python", name).read_bytes()
     assert [result.subnet for result in results] == ["1x1", "0.5x1", "1x0.5", "0.5x0.5"]
     rows = [json.loads(line) for line in Path("command/results.jsonl").read_text().splitlines()]
-    assert len(rows) == 4
-    assert {row["examples"] for row in rows} == {sum(map(len, load_task_data(DataConfig(data="data"), seed=3).dev.values()))}
+    count = sum(map(len, load_task_data(DataConfig(data="data"), seed=3).dev.values()))
+    assert [row["examples"] for row in rows] == [count] * 4
     assert all({*row["baseline"]} == {*row["metrics"]} for row in rows)
     card = Path("command/README.md").read_text()
     for part in ("# command", "Base model: model", "| 0.5x0.5 |", " M |", "text-classification", "Recipe: mine.toml"):

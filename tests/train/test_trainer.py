@@ -165,7 +165,11 @@ def rows_of(count: int, *, seed: int) -> datasets.Dataset:
     rng = np.random.default_rng(seed)
     ids = [rng.integers(5, 90, size=int(rng.integers(3, 12))).tolist() for _ in range(count)]
     return datasets.Dataset.from_dict(
-        {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "label": rng.integers(3, size=count).tolist()}
+        {
+            "input_ids": ids,
+            "attention_mask": [[1] * len(row) for row in ids],
+            "label": rng.integers(3, size=count).tolist(),
+        }
     )
 
 
@@ -222,7 +226,7 @@ def test_metrics_see_the_order_of_the_dataset(tmp_path: Path) -> None:
 
 def test_text_columns_are_tokenised(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     texts = {"sentence": ["where is my card", "a", "charged twice again"], "label": ["a", "b", "c"], "idx": [0, 1, 2]}
-    labels = {"id2label": dict(enumerate("abc")), "label2id": {name: index for index, name in enumerate("abc")}}
+    labels = {"id2label": dict(enumerate("abc")), "label2id": dict(zip("abc", range(3), strict=True))}
     model = make_model(vocab_size=len(tokenizer), **labels)
     frame = datasets.Dataset.from_pandas(pd.DataFrame(texts))  # columns of large_string
     data = datasets.DatasetDict(train=datasets.Dataset.from_dict(texts), validation=frame)
@@ -231,8 +235,8 @@ def test_text_columns_are_tokenised(tmp_path: Path, tokenizer: PreTrainedTokeniz
     trainer.train()
     assert trainer.evaluate()["eval_accuracy"] >= 0
     pairs = datasets.Dataset.from_dict({"premise": ["a"], "hypothesis": ["b"], "label": ["a"]})
-    both = make_trainer(tmp_path, model, train_dataset=pairs, processing_class=tokenizer).train_dataset
-    assert both["input_ids"][0] == tokenizer("a", "b")["input_ids"]
+    both = make_trainer(tmp_path, model, train_dataset=pairs, processing_class=tokenizer).train_dataset.collate([0])
+    assert both["input_ids"][0].tolist() == tokenizer("a", "b")["input_ids"]
     with pytest.raises(LimbertError, match="'d'"):
         make_trainer(tmp_path, model, train_dataset=datasets.Dataset.from_dict({"text": ["a"], "label": ["d"]}),
                      processing_class=tokenizer)  # fmt: skip
@@ -352,7 +356,13 @@ def test_class_weights_and_smoothing_reach_the_loss(tmp_path: Path) -> None:
 def test_tensorboard_shows_every_subnetwork(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    settings = {"report_to": "tensorboard", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "logging_steps": 1}
+    settings = {
+        "report_to": "tensorboard",
+        "max_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "logging_steps": 1,
+    }
     make_trainer(tmp_path, **settings, save_strategy="no").train()
     (log,) = tmp_path.rglob("*tfevents*")
     events = EventAccumulator(str(log))
@@ -452,7 +462,9 @@ def test_tags_and_answers_train_from_datasets(tmp_path: Path, tokenizer: PreTrai
         def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             batch = super().__call__([row | {"label": 0} for row in rows])
             del batch["labels"]
-            return batch | {name: torch.ones(len(rows), dtype=torch.long) for name in ("start_positions", "end_positions")}
+            return batch | {
+                name: torch.ones(len(rows), dtype=torch.long) for name in ("start_positions", "end_positions")
+            }
 
     model = ElasticModel(make_network("bert", AutoModelForQuestionAnswering, num_labels=2))
     trainer = make_trainer(tmp_path, model, train_dataset=tags, eval_dataset=tags, data_collator=Spans(), max_steps=2,

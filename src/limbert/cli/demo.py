@@ -40,9 +40,9 @@ def demo(
         config = TrainConfig(model=_base_model_path(), output=output, recipe="demo", validation=0.1, seed=42)
         opt.prepare_libraries(threads)
         _train(config, data_config, overwrite=overwrite)
-        from limbert.train.distributed import is_main_process
+        from limbert.train.distributed import rank
 
-        if is_main_process():
+        if rank() == 0:
             _print_results(output, data_config)
 
 

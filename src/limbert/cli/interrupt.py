@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do while modules are imported and while a model is trained."""
+"""What Ctrl-C does while modules are imported."""
 
 import os
 import signal
@@ -16,13 +16,6 @@ def quiet_interrupt() -> Iterator[None]:
     An exception in the middle of an import would be printed with its traceback, or be swallowed by a library.
     """
     with _handler(signal.SIGINT, _exit, only_if=signal.default_int_handler):
-        yield
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Within the block SIGTERM acts as Ctrl-C."""
-    with _handler(signal.SIGTERM, signal.default_int_handler):
         yield
 
 

@@ -1,6 +1,7 @@
 """What ``train`` and ``pretrain`` share: a recipe from options, and the progress of a training in the terminal."""
 
 import logging
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from limbert.cli.console import note, stderr
-from limbert.cli.interrupt import sigterm_as_interrupt
 from limbert.core.config import TrainConfig
 from limbert.errors import ConfigError, TrainingInterrupted
 
@@ -29,8 +29,7 @@ def build_recipe(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
         CheckpointError: if the model's folder is missing.
     """
     from limbert.model.checkpoint import check_checkpoint_path
-    from limbert.train.recipes import load_recipe, override_recipe
-    from limbert.train.run import with_trained_space
+    from limbert.train.recipes import load_recipe, override_recipe, with_trained_space
 
     if config.tensorboard and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
         raise ConfigError("--tensorboard needs tensorboard; pip install tensorboard")  # accelerate would ignore it
@@ -52,7 +51,9 @@ def run_in_terminal(run: "Callable[[TerminalProgress], list[SubnetResult]]") -> 
     Raises:
         typer.Exit: when interrupted by Ctrl-C or SIGTERM; what is finished is saved.
     """
-    with TerminalProgress() as progress, sigterm_as_interrupt():
+    from limbert.train.callbacks import stop_on_signals
+
+    with stop_on_signals() as stop_requested, TerminalProgress(stop_requested) as progress:
         try:
             return run(progress)
         except TrainingInterrupted as interrupted:
@@ -63,9 +64,14 @@ def run_in_terminal(run: "Callable[[TerminalProgress], list[SubnetResult]]") -> 
 
 
 class TerminalProgress(TrainerCallback):
-    """Shows a training: a bar for each phase with loss and speed, a line for each validation, and log messages."""
+    """Shows a training: a bar for each phase with loss and speed, a line for each validation, and log messages.
 
-    def __init__(self) -> None:
+    Args:
+        stop_requested: ends preparations, of which no checkpoint is saved.
+    """
+
+    def __init__(self, stop_requested: threading.Event) -> None:
+        self._stop_requested = stop_requested
         self._progress = Progress(
             TextColumn("[bold]{task.description:9}"),
             BarColumn(bar_width=24),
@@ -93,6 +99,8 @@ class TerminalProgress(TrainerCallback):
 
     def prepare(self, description: str, done: int, total: int) -> None:
         """Show a computation before the first step of a phase."""
+        if self._stop_requested.is_set():
+            raise KeyboardInterrupt
         if self._task is None or self._progress.tasks[-1].description != description:
             self._add_task(description, description)
         self._progress.update(self._task, completed=done + 1, total=total)

@@ -10,16 +10,45 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from limbert.errors import DivergedError
 from limbert.method.grafting import graft
 from limbert.method.importance import importance_from_micro_batches
 from limbert.train.distributed import broadcast_weights, world_size
 
+_stop_requested = threading.Event()  # by SIGINT or SIGTERM, of this process
+_handled = threading.Event()  # whether the two signals set it
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Inside, SIGINT and SIGTERM set the event that it yields, which the running or next training obeys.
+
+    A second signal ends a single process at once. Nests; without effect outside the main thread.
+    """
+    if _handled.is_set() or threading.current_thread() is not threading.main_thread():
+        yield _stop_requested
+        return
+
+    def request(number: int, frame: Any) -> None:
+        _stop_requested.set()
+        if world_size() == 1:  # launchers pass on a signal that the terminal sends to all processes anyway
+            signal.signal(number, previous[signal.Signals(number)])
+
+    _handled.set()
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield _stop_requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _handled.clear()
+        _stop_requested.clear()
+
 
 class GracefulStop(TrainerCallback):
-    """Ends training after the running step, with a checkpoint, on SIGINT or SIGTERM; saves every few seconds.
+    """Ends training after the running step, with a checkpoint, on a signal; saves every few seconds.
 
     With several processes the wishes of all travel with the gradients (`votes`), so that all stop and save after the
     same step. On a GPU they are read at logging steps only: reading waits for the device.
@@ -30,76 +59,53 @@ class GracefulStop(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
-        self._saved = time.monotonic()
-        self._votes: Tensor | None = None  # sums of all processes since the last step
+        self._saved_at = time.monotonic()
+        self._votes: Tensor | None = None  # sums over all processes since the last step
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """Handle the two signals inside, in the main thread only; a second one ends a single process at once."""
-        if threading.current_thread() is not threading.main_thread():
+        """Obey SIGINT and SIGTERM inside."""
+        with stop_on_signals():
             yield
-            return
 
-        def request(number: int, frame: Any) -> None:
-            self.requested = True
-            if world_size() == 1:  # launchers pass on a signal that the terminal sends to all processes anyway
-                signal.signal(number, previous[signal.Signals(number)])
+    def _wishes(self, args: Any) -> tuple[bool, bool]:
+        due = args.save_seconds is not None and time.monotonic() - self._saved_at > args.save_seconds
+        return self.requested or _stop_requested.is_set(), due
 
-        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def votes(self, args: Any, device: torch.device) -> Tensor:
+    def votes(self, args: Any) -> Tensor:
         """``(2,)``: whether this process wants to stop, and to save."""
-        return torch.tensor([float(self.requested), float(self._save_due(args))], device=device)
+        return torch.tensor(self._wishes(args), dtype=torch.float32).to(args.device, non_blocking=True)
 
     def set_votes(self, votes: Tensor) -> None:
         """Take the sums of all processes' votes."""
         self._votes = votes
 
-    def _save_due(self, args: Any) -> bool:
-        return args.save_seconds is not None and time.monotonic() - self._saved > args.save_seconds
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saved_at = time.monotonic()
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._saved = time.monotonic()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._votes is None:
-            stop, save = self.requested, self._save_due(args)
-        elif self._votes.device.type == "cpu" or control.should_log:
-            stop, save = (self._votes > 0).tolist()
-        else:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._votes is not None and self._votes.device.type != "cpu" and not control.should_log:
             return
-        self.requested = stop
-        if state.global_step < state.max_steps and (stop or save):
+        self.requested, save = self._wishes(args) if self._votes is None else (self._votes > 0).tolist()
+        if state.global_step < state.max_steps and (self.requested or save):
             control.should_save = True
-            control.should_training_stop |= stop
+            control.should_training_stop |= self.requested
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._saved = time.monotonic()
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._saved_at = time.monotonic()
 
 
 class LogLastStep(TrainerCallback):
     """Logs the loss of a run's last steps too."""
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log |= state.global_step >= state.max_steps
 
 
 class StopOnDivergence(TrainerCallback):
     """Ends a run whose loss is no number any more."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise DivergedError(
@@ -107,22 +113,29 @@ class StopOnDivergence(TrainerCallback):
             )
 
 
+class BroadcastWeights(TrainerCallback):
+    """Starts all processes from the main process's weights."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        broadcast_weights(model)
+
+
 class Grafting(TrainerCallback):
     """Blends strong heads and neurons into weak ones, several times an epoch until the last epoch begins.
 
     Args:
-        trainer: an `ElasticTrainer`, for its model, its data and its number of steps.
+        trainer: an `ElasticTrainer`, for its model and its data.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._steps: frozenset[int] = frozenset()
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        steps_per_epoch = self._trainer.steps_per_epoch
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
         self._steps = grafting_steps(args.grafts_per_epoch, steps_per_epoch=steps_per_epoch, max_steps=state.max_steps)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step in self._steps:
             model = self._trainer.elastic
             scores = importance_from_micro_batches(model, self._trainer.importance_batches())
@@ -135,12 +148,3 @@ def grafting_steps(grafts_per_epoch: int, *, steps_per_epoch: int, max_steps: in
     every = steps_per_epoch / grafts_per_epoch if grafts_per_epoch else math.inf
     count = math.floor((max_steps - steps_per_epoch) / every)
     return frozenset(round(number * every) for number in range(1, count + 1))
-
-
-class BroadcastWeights(TrainerCallback):
-    """Starts all processes from the main process's weights."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        broadcast_weights(model)

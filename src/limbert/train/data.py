@@ -1,143 +1,179 @@
 """From datasets to the batches of training steps: grouped by length, each process with its own rows."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.tokenize import training_batches
 from limbert.errors import ConfigError, DataError
 from limbert.method.gate_targets import balanced_class_weights
+from limbert.model.families import max_input_length
 
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class LossScale:
-    """Fraction of a step's batch that one process has. Mean losses times this sum to the means over the whole batch.
-
-    Attributes:
-        tokens: its fraction of the tokens that are not padding.
-        labels: its fraction of the labels (with class weights: of their weights); all examples where labels are
-            values, else those that are not ignored; 0 where the whole batch has none.
-        batch_size: examples of the whole batch.
-    """
-
-    tokens: float
-    labels: float
-    batch_size: int
+LABEL_NAMES = ("labels", "label", "label_ids", "start_positions", "end_positions")
 
 
 class IndexDataset(Dataset[int]):
-    """A dataset seen by index: how long its examples are, in which batches an epoch visits them, how one is collated.
-
-    Batches are made of indices in one call, not example by example.
+    """A dataset by index: how long its examples are, in which batches an epoch visits them, how a batch is made.
 
     Args:
-        dataset: tokenised examples. One with its own ``collate(indices)``, ``batches(batch_size=, seed=, epoch=)`` and
-            ``prepare_inputs(batch)`` (such as `TokenizedExamples`) makes its batches itself.
+        source: tokenised examples. One with its own ``collate(indices)``, ``batches(batch_size=, seed=, epoch=)`` and
+            ``prepare_inputs(batch)``, such as `TokenizedExamples`, makes its batches itself.
         collator: makes a batch of a list of examples, for all other datasets.
-        columns: keys of an example that the collator is given.
+        columns: keys of an example that the collator is given; None gives all.
     """
 
     def __init__(
-        self, dataset: Any, *, collator: Callable[[list[Any]], Mapping[str, Any]], columns: Sequence[str] | None
+        self,
+        source: Any,
+        *,
+        collator: Callable[[list[Any]], Mapping[str, Any]] = lambda examples: {},
+        columns: Sequence[str] | None = None,
     ) -> None:
-        if isinstance(dataset, IterableDataset | datasets.IterableDataset):
-            raise ConfigError(f"{type(dataset).__name__} has no length; give a dataset with examples by index")
-        self._dataset, self._collator, self._columns = dataset, collator, columns
-        self._makes_batches = hasattr(dataset, "collate")
-        self._lengths: np.ndarray | None = None
+        if isinstance(source, IterableDataset | datasets.IterableDataset):
+            raise ConfigError(f"{type(source).__name__} has no length; give a dataset with examples by index")
+        self.source, self._collator, self._columns = source, collator, columns
+        self._makes_batches = hasattr(source, "collate")
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> int:
         return index
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, ``(examples,)``; zeros where they are not known."""
-        if self._lengths is None:
-            self._lengths = self._measure_lengths()
-        return self._lengths
+        """Tokens of each example, ``(examples,)``."""
+        if self._makes_batches:
+            return np.asarray(self.source.lengths)
+        return np.array([len(ids) for ids in self._column("input_ids")])
 
     def batches(self, *, batch_size: int, seed: int, epoch: int) -> Sequence[list[int]]:
         """One epoch of batches of indices, every example once."""
-        if self._makes_batches:
-            found: Sequence[list[int]] = self._dataset.batches(batch_size=batch_size, seed=seed, epoch=epoch)
-            return found
-        return training_batches(self.lengths, batch_size=batch_size, seed=seed, epoch=epoch)
+        make = self.source.batches if self._makes_batches else partial(training_batches, self.lengths)
+        batches: Sequence[list[int]] = make(batch_size=batch_size, seed=seed, epoch=epoch)
+        return batches
 
     def collate(self, indices: Sequence[int]) -> Batch:
         """The batch of some examples; every tensor has a row for each."""
         if self._makes_batches:
-            made: Batch = self._dataset.collate(indices)
+            made: Batch = self.source.collate(indices)
             return made
-        fetch = getattr(self._dataset, "__getitems__", None)
-        examples = fetch([*indices]) if fetch is not None else [self._dataset[index] for index in indices]
+        fetch = getattr(self.source, "__getitems__", lambda indices: [self.source[index] for index in indices])
+        rows = fetch([*indices])
         if self._columns is not None:
-            examples = [{key: row[key] for key in row if key in self._columns} for row in examples]
-        return dict(self._collator(examples))
+            rows = [{key: row[key] for key in row if key in self._columns} for row in rows]
+        return dict(self._collator(rows))
 
     def prepare_inputs(self, batch: Batch) -> Batch:
         """The network's inputs and ``labels`` of a batch or some of its rows."""
-        prepare = getattr(self._dataset, "prepare_inputs", None)
+        prepare = getattr(self.source, "prepare_inputs", None)
         return batch if prepare is None else prepare(batch)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "IndexDataset":
         """Some of the examples, in the order given."""
-        if hasattr(self._dataset, "select"):
-            chosen = self._dataset.select(indices)
-        else:
-            chosen = torch.utils.data.Subset(self._dataset, [*indices])
+        subset: Callable[[Any], Any] = partial(torch.utils.data.Subset, self.source)
+        chosen = getattr(self.source, "select", subset)(indices)
         return IndexDataset(chosen, collator=self._collator, columns=self._columns)
 
-    def labels(self) -> Tensor | None:
-        """All class ids ``(labels,)``, without ignored ones; None where labels are no class ids."""
+    def class_ids(self) -> Tensor | None:
+        """The class of every label, ``(labels,)``, without ignored ones; None where labels are no classes."""
         if self._makes_batches:
-            values = self._dataset.labels
-        elif isinstance(self._dataset, datasets.Dataset):
-            name = next((name for name in ("labels", "label", "label_ids") if name in self._dataset.column_names), None)
-            values = None if name is None else torch.tensor(np.hstack(self._dataset[name][:]))
+            labels = self.source.labels
         else:
-            values = torch.tensor(np.hstack([self._dataset[index]["labels"] for index in range(len(self))]))
-        if values is None or values.is_floating_point():
-            return None
-        flat: Tensor = values.flatten()
-        return flat[flat != IGNORE_INDEX]
+            names = getattr(self.source, "column_names", None) or [*self.source[0]]
+            name = next((name for name in LABEL_NAMES[:3] if name in names), None)
+            labels = None if name is None else torch.tensor(np.hstack(self._column(name)))
+        return None if labels is None or labels.is_floating_point() else labels[labels != IGNORE_INDEX]
 
-    def _measure_lengths(self) -> np.ndarray:
-        if self._makes_batches:
-            known: np.ndarray = getattr(self._dataset, "lengths", np.zeros(len(self), dtype=np.int64))
-            return known
-        if isinstance(self._dataset, datasets.Dataset):
-            return np.array([len(ids) for ids in self._dataset["input_ids"]])
-        return np.array([len(self._dataset[index]["input_ids"]) for index in range(len(self))])
+    def _column(self, name: str) -> list[Any]:
+        if isinstance(self.source, datasets.Dataset):
+            return list(self.source[name])
+        return [self.source[index][name] for index in range(len(self))]
+
+
+def index_dataset(dataset: Any, *, network: PreTrainedModel, tokenizer: Any, collator: Any, args: Any) -> Any:
+    """A dataset, or each of several by name, as `IndexDataset`; those and None stay as they are.
+
+    A `datasets.Dataset` with text columns is tokenised, label names become the network's ids.
+
+    Raises:
+        ConfigError: without a tokenizer for texts, or if the text columns are not clear.
+        DataError: for a label name that the network does not have.
+    """
+    convert = partial(index_dataset, network=network, tokenizer=tokenizer, collator=collator, args=args)
+    if dataset is None or isinstance(dataset, IndexDataset | str):
+        return dataset
+    if isinstance(dataset, dict):
+        return {name: convert(part) for name, part in dataset.items()}
+    if isinstance(dataset, datasets.Dataset):
+        dataset = _with_label_ids(dataset, network.config.label2id or {})
+        if "input_ids" not in dataset.column_names:
+            max_length = min(args.max_length, max_input_length(network.config))
+            dataset = _tokenize(dataset, tokenizer, max_length=max_length, text_columns=args.text_columns)
+    columns = [*inspect.signature(network.forward).parameters, *LABEL_NAMES]
+    return IndexDataset(dataset, collator=collator, columns=columns if args.remove_unused_columns else None)
+
+
+def _with_label_ids(dataset: datasets.Dataset, label2id: Mapping[Any, Any]) -> datasets.Dataset:
+    name = next((name for name in LABEL_NAMES[:2] if name in dataset.column_names), None)
+    if name is None or not _is_string(dataset.features[name]):
+        return dataset
+    unknown = sorted({*map(str, dataset.unique(name))} - {*map(str, label2id)})
+    if unknown:
+        raise DataError(
+            f"label {unknown[0]!r} in column {name!r} is not a label of the model; its labels: "
+            f"{', '.join(map(str, label2id))}; give them to from_pretrained as label2id and id2label"
+        )
+    return dataset.remove_columns(name).add_column("labels", [label2id[label] for label in dataset[name]])
+
+
+def _tokenize(
+    dataset: datasets.Dataset, tokenizer: Any, *, max_length: int, text_columns: Sequence[str] | None
+) -> datasets.Dataset:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError("the dataset has no column input_ids; give a tokenizer as processing_class")
+    strings = [name for name, feature in dataset.features.items() if _is_string(feature)]
+    columns = [*(text_columns or [name for name in strings if name not in (*LABEL_NAMES, "id", "idx")])]
+    if not 1 <= len(columns) <= 2 or not {*columns} <= {*strings}:
+        raise ConfigError(
+            f"text columns are {columns}; set text_columns to one or two of the columns with text: {', '.join(strings)}"
+        )
+
+    def encode(batch: Mapping[str, list[str]]) -> Any:
+        return tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length)
+
+    return dataset.map(encode, batched=True, remove_columns=strings)
+
+
+def _is_string(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")  # large: from a pandas DataFrame
 
 
 class StepBatches(Sampler[list[int]]):
     """Batch sampler of the examples of all processes; with gradient accumulation a step's batch in several parts.
 
-    The order follows from seed and epoch alone. A step's examples do not depend on how many parts it is split into,
-    but for the last, smaller batch, which then comes last.
+    The order follows from seed and epoch alone. A step's examples do not depend on the number of parts, but for the
+    last, smaller batch, which then comes last.
 
     Args:
-        dataset: sampled.
+        dataset: with ``batches``.
         batch_size: examples of one part, over all processes.
         parts: of a step.
         seed: of the order.
     """
 
-    def __init__(self, dataset: IndexDataset, *, batch_size: int, parts: int, seed: int) -> None:
+    def __init__(self, dataset: Any, *, batch_size: int, parts: int = 1, seed: int) -> None:
         self._dataset, self._batch_size, self._parts, self._seed, self._epoch = dataset, batch_size, parts, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -157,6 +193,22 @@ class StepBatches(Sampler[list[int]]):
             yield from (batch[start : start + self._batch_size] for start in range(0, len(batch), self._batch_size))
 
 
+@dataclass(frozen=True)
+class LossScale:
+    """Fraction of a step's batch that one process has. Mean losses times this sum to the means over the whole batch.
+
+    Attributes:
+        tokens: its fraction of the tokens that are not padding.
+        labels: its fraction of the labels (with class weights: of their weights); all examples where labels are
+            values, else those that are not ignored; 0 where the whole batch has none.
+        batch_size: examples of the whole batch.
+    """
+
+    tokens: float
+    labels: float
+    batch_size: int
+
+
 def collate_shard(
     indices: Sequence[int], *, dataset: IndexDataset, rank: int, world_size: int, class_weights: Tensor | None
 ) -> dict[str, Any]:
@@ -174,16 +226,14 @@ def shard_batch(
     others'.
     """
     size = len(batch["attention_mask"])
+    count_labels = partial(_count_labels, class_weights=class_weights)
     if world_size == 1:
-        return batch, LossScale(1.0, float(_count_labels(batch, class_weights) > 0), size)
+        return batch, LossScale(1.0, float(count_labels(batch) > 0), size)
     rows = slice(rank, None, world_size) if rank < size else slice(0, 1)
     part = {name: tensor[rows] for name, tensor in batch.items()}
     if rank >= size:
         return part, LossScale(0.0, 0.0, size)
-    tokens, labels = (
-        counted(part) / max(1.0, counted(batch))
-        for counted in (_count_tokens, lambda rows: _count_labels(rows, class_weights))
-    )
+    tokens, labels = (count(part) / max(1e-9, count(batch)) for count in (_count_tokens, count_labels))
     return part, LossScale(tokens, labels, size)
 
 
@@ -191,12 +241,10 @@ def _count_tokens(batch: Batch) -> float:
     return float(batch["attention_mask"].sum())
 
 
-def _count_labels(batch: Batch, class_weights: Tensor | None) -> float:
+def _count_labels(batch: Batch, *, class_weights: Tensor | None) -> float:
     labels = batch.get("labels", batch.get("start_positions"))
-    if labels is None:
-        return 0.0
-    if labels.is_floating_point():
-        return float(len(labels))
+    if labels is None or labels.is_floating_point():
+        return 0.0 if labels is None else float(len(labels))
     counted = labels[labels != IGNORE_INDEX]
     return float(len(counted) if class_weights is None else class_weights[counted].sum())
 
@@ -208,82 +256,19 @@ def pop_labels(batch: Batch) -> Tensor | None:
     return batch.pop("labels", None)
 
 
-def class_weights_for(
+def resolve_class_weights(
     weights: Sequence[float] | str | None, dataset: IndexDataset, *, num_labels: int
 ) -> Tensor | None:
     """The weight of each class, ``(classes,)``, as given or ``balanced``: inversely proportional to its frequency.
 
     Raises:
-        ConfigError: if there is not one weight a class, or the labels are no class ids.
+        ConfigError: if there is not one weight a class, or the labels are no classes.
     """
     if weights is None:
         return None
-    if isinstance(weights, str):
-        labels = dataset.labels()
-        if weights != "balanced" or labels is None:
-            raise ConfigError(f"class_weights is {weights!r}; it must be 'balanced' or a number for each class")
-        return balanced_class_weights(labels, num_labels)
-    if len(weights) != num_labels:
-        raise ConfigError(
-            f"class_weights has {len(weights)} numbers; it must have one for each of {num_labels} classes"
-        )
+    class_ids = dataset.class_ids() if weights == "balanced" else None
+    if class_ids is not None:
+        return balanced_class_weights(class_ids, num_labels)
+    if isinstance(weights, str) or len(weights) != num_labels:
+        raise ConfigError(f"class_weights is {weights!r}; it must be 'balanced' or {num_labels} numbers, one a class")
     return torch.tensor([*weights], dtype=torch.float32)
-
-
-def tokenized(
-    dataset: Any,
-    tokenizer: Any,
-    *,
-    max_length: int,
-    text_columns: Sequence[str] | None,
-    label2id: Mapping[str, int],
-) -> Any:
-    """A dataset as it is, or a `datasets.Dataset` with text columns tokenised; labels that are names become ids.
-
-    Args:
-        dataset: of any type; only a `datasets.Dataset` without ``input_ids`` is changed.
-        tokenizer: makes ``input_ids``.
-        max_length: longest input in tokens.
-        text_columns: one, or two for pairs; None takes the columns of strings, without the label.
-        label2id: ids of label names.
-
-    Raises:
-        ConfigError: if there is no tokenizer, or the text columns are not clear.
-        DataError: for a label name that the model does not have.
-    """
-    if not isinstance(dataset, datasets.Dataset):
-        return dataset
-    label = next((name for name in ("labels", "label") if name in dataset.column_names), None)
-    if label is not None and _is_string(dataset.features[label]):
-        unknown = {*dataset.unique(label)} - {*label2id}
-        if unknown:
-            raise DataError(
-                f"label {sorted(map(str, unknown))[0]!r} in column {label!r} is not a label of the model; "
-                f"its labels: {', '.join(label2id)}; give them to from_pretrained as label2id and id2label"
-            )
-        ids = [label2id[name] for name in dataset[label]]
-        dataset = dataset.remove_columns(label).add_column("labels", ids)
-    if "input_ids" in dataset.column_names:
-        return dataset
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ConfigError("the dataset has no column input_ids; give a tokenizer as processing_class")
-    strings = [name for name, feature in dataset.features.items() if _is_string(feature)]
-    columns = [*(text_columns or [name for name in strings if name not in ("label", "labels", "idx", "id")])]
-    if not 1 <= len(columns) <= 2 or not {*columns} <= {*strings}:
-        raise ConfigError(
-            f"text columns are {columns}; set text_columns to one or two of the columns with text: {', '.join(strings)}"
-        )
-
-    def encode(batch: Mapping[str, list[str]]) -> Any:
-        return tokenizer(*(batch[name] for name in columns), truncation=True, max_length=max_length)
-
-    return dataset.map(encode, batched=True, remove_columns=strings, desc="tokenising")
-
-
-def _is_string(feature: Any) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string")  # large: from a pandas DataFrame
-
-
-def soft_labels(hard: Tensor, num_outputs: int) -> Tensor:
-    """Class ids ``(examples,)`` as probabilities ``(examples, classes)``."""
-    return F.one_hot(hard, num_outputs).float()

@@ -1,8 +1,7 @@
 """Collective operations of the processes that train one model together, built on torch.distributed.
 
-There is no wrapper around the model: a step runs several passes over several sub-networks, and their gradients are
-summed over all processes once, after the last pass. Functions that say *collective* must be called by all processes
-in the same order; with one process they cost nothing.
+A step runs several passes over several sub-networks, so there is no wrapper around the model: gradients are summed
+over all processes once, after the last pass. Functions marked *collective* are called by all processes in one order.
 """
 
 import os
@@ -20,35 +19,48 @@ from limbert.errors import ConfigError, ProcessError
 
 Value = TypeVar("Value")
 
-COLLECTIVE_TIMEOUT = timedelta(hours=6)  # evaluation may keep one process busy; launchers notice dead ones sooner
+_TIMEOUT = timedelta(hours=6)  # one process may evaluate for long; launchers notice a dead one sooner
+_ERROR_WORDS = ("gloo", "nccl", "connection", "peer", "timed out", "broken pipe", "process group", "distributed")
+
+
+@contextmanager
+def collective_errors() -> Iterator[None]:
+    """Turn the failure of an exchange into a ProcessError: its cause is the end of another process.
+
+    Raises:
+        ProcessError: for a failed exchange.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not any(word in str(error).lower() for word in _ERROR_WORDS):
+            raise
+        message = "another process of this run has ended; run the same command to resume from the last checkpoint"
+        raise ProcessError(message) from error
 
 
 def init_distributed() -> int:
-    """Join the process group of torchrun or accelerate launch; do nothing for a single process.
-
-    Returns:
-        The number of processes.
+    """Join the process group of torchrun or accelerate launch, if any; the number of processes.
 
     Raises:
         ConfigError: if they cannot work together on this machine, or the launcher sets an unsupported option.
     """
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if accumulation != "1":  # the Trainer takes its own setting and would ignore this one
+    if accumulation != "1":  # the Trainer has its own setting and would ignore this one
         raise ConfigError(
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accumulation!r}; it must be 1 or not set: "
             "use gradient_accumulation_steps of ElasticTrainingArguments, or a larger --batch-size"
         )
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started == 1:
-        return 1
-    cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    joined = PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT).num_processes
-    if joined != started:
-        raise ConfigError(
-            f"{started} processes were started and accelerate joins {joined} on this type of device; "
-            "ACCELERATE_USE_CPU=1 trains on the CPU"
-        )
-    return joined
+    if started > 1:
+        cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        joined = PartialState(cpu=cpu, timeout=_TIMEOUT).num_processes
+        if joined != started:
+            raise ConfigError(
+                f"{started} processes were started and accelerate joins {joined} on this type of device; "
+                "ACCELERATE_USE_CPU=1 trains on the CPU"
+            )
+    return started
 
 
 def world_size() -> int:
@@ -61,33 +73,16 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_main_process() -> bool:
-    """Whether this is rank 0."""
-    return rank() == 0
-
-
+@collective_errors()
 def all_reduce_gradients(parameters: Sequence[nn.Parameter], *, extra: Tensor) -> Tensor:
-    """Collective: replace every gradient by its sum over all processes, all of them in one exchange.
+    """Collective: replace every gradient by its sum over all processes, in one exchange; the sum of ``extra`` ``(n,)``.
 
     Gradients travel in one buffer in the order of the parameters, a missing one as zeros; afterwards they are views of
     it. A parameter without a gradient stays without.
-
-    Args:
-        parameters: the same in all processes.
-        extra: ``(n,)``, summed along.
-
-    Returns:
-        The sum of ``extra``.
-
-    Raises:
-        ProcessError: if another process has ended.
     """
-    if world_size() == 1:
-        return extra
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters]
     flat = torch.cat([gradient.flatten() for gradient in [*gradients, extra.to(gradients[0])]])
-    with collective_errors():
-        dist.all_reduce(flat)
+    dist.all_reduce(flat)
     *sums, total = flat.split([weight.numel() for weight in parameters] + [len(extra)])
     for weight, summed in zip(parameters, sums, strict=True):
         if weight.grad is not None:
@@ -95,36 +90,35 @@ def all_reduce_gradients(parameters: Sequence[nn.Parameter], *, extra: Tensor) -
     return total
 
 
+@collective_errors()
 def broadcast_weights(network: nn.Module) -> None:
     """Collective: give all processes the main process's weights."""
     if world_size() > 1:
-        with collective_errors():
-            for parameter in network.parameters():
-                dist.broadcast(parameter.detach(), src=0)
+        for parameter in network.parameters():
+            dist.broadcast(parameter.detach(), src=0)
 
 
+@collective_errors()
 def all_gather_object(value: Value) -> list[Value]:
     """Collective: the value of each process, by rank. For small values: they are pickled between the processes."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    with collective_errors():
-        dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value)
     return values
 
 
 def run_on_main(function: Callable[[], Value]) -> Value:
     """Collective: call a function in the main process; all processes return its value or raise its error."""
-    if world_size() == 1:
-        return function()
     outcome: list[Any] = [None, None]
-    if is_main_process():
+    if rank() == 0:
         try:
             outcome[0] = function()
         except Exception as error:
             outcome[1] = error
-    with collective_errors():
-        dist.broadcast_object_list(outcome, src=0)
+    if world_size() > 1:
+        with collective_errors():
+            dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
     value: Value = outcome[0]
@@ -164,23 +158,4 @@ def is_first_failed_process() -> bool:
     try:
         return bool(dist.distributed_c10d._get_default_store().add("limbert failed", 1) == 1)
     except RuntimeError:  # the process that holds the store has ended
-        return dist.get_rank() == 0
-
-
-@contextmanager
-def collective_errors() -> Iterator[None]:
-    """Turn the failure of an exchange into a ProcessError: its cause is the end of another process.
-
-    Raises:
-        ProcessError: for a failed exchange.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or world_size() == 1:
-            raise
-        words = ("gloo", "nccl", "connection", "peer", "timed out", "broken pipe", "process group", "distributed")
-        if not any(word in str(error).lower() for word in words):
-            raise
-        message = "another process of this run has ended; run the same command to resume from the last checkpoint"
-        raise ProcessError(message) from error
+        return rank() == 0

@@ -1,42 +1,42 @@
 """Training of width gates on a frozen encoder: its outputs are computed once and cached, then a small Trainer runs.
 
-The encoder is frozen and runs without dropout, so one pass of each width over the training examples is all that is
-needed of it. The cache is written in shards, so that a killed run loses one shard; several processes share the passes and
-then all train the same gates.
+The encoder runs without dropout, so one pass of each width over the training examples is all that is needed of it. The
+cache is written in shards: a killed run loses one. Several processes share the passes, and all train the same gates.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import prepare_data_loader
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainerCallback
 
 from limbert.core.config import GatesConfig, Precision, TaskType
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.tokenize import evaluation_batches
 from limbert.errors import ConfigError, StorageError
+from limbert.evaluation.evaluate import Progress, no_progress
 from limbert.method.gate_targets import balanced_class_weights, gate_loss, is_correct, lowest_cost, narrowest_correct
 from limbert.model.elastic import ElasticModel
 from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
 from limbert.train.arguments import ElasticTrainingArguments
+from limbert.train.base_trainer import UnwrappedTrainer, step_seed
 from limbert.train.callbacks import BroadcastWeights, LogLastStep
-from limbert.train.data import IndexDataset, pop_labels
+from limbert.train.data import IndexDataset, StepBatches, pop_labels
 from limbert.train.distributed import all_gather_object, rank, world_size
-from limbert.train.trainer import UnwrappedTrainer, step_seed
+from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,6 @@ _BATCH_SIZE = 64  # examples a pass
 _BATCHES_PER_SHARD = 32
 _MAX_GATES = 4  # default number, if it divides the layers
 _LOGS_PER_PHASE = 20
-
-Progress = Callable[[str, int, int], None]  # called with a description, batches done, and in all
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def cached_features(
     precision: Precision,
     cache_dir: Path,
     name: str,
-    progress: Progress = lambda description, done, total: None,
+    progress: Progress = no_progress,
 ) -> GateFeatures:
     """Collective: run every example through every sub-network, or read the shards that an earlier call wrote.
 
@@ -84,7 +82,7 @@ def cached_features(
         precision: ``"bf16"`` runs under autocast.
         cache_dir: where shards are written; the same folder and name must mean the same model and examples.
         name: of the shards.
-        progress: told of every batch.
+        progress: called with a description, the batches done, and in all.
 
     Raises:
         StorageError: if a shard cannot be written.
@@ -177,24 +175,10 @@ class GateDataset(Dataset[int]):
     def __getitem__(self, index: int) -> int:
         return index
 
-
-class _EpochPermutations(Sampler[list[int]]):
-    """Batches of a permutation of all examples that follows from seed and epoch."""
-
-    def __init__(self, size: int, *, batch_size: int, seed: int) -> None:
-        self._size, self._batch_size, self._seed, self._epoch = size, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(self._size / self._batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._size)
-        yield from (
-            order[start : start + self._batch_size].tolist() for start in range(0, self._size, self._batch_size)
-        )
+    def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+        """One epoch of batches of indices in random order."""
+        order = np.random.default_rng([seed, epoch]).permutation(len(self))
+        return [order[start : start + batch_size].tolist() for start in range(0, len(self), batch_size)]
 
 
 class GateTrainer(UnwrappedTrainer):
@@ -204,46 +188,60 @@ class GateTrainer(UnwrappedTrainer):
         gates: trained in place.
         args: number of epochs, batch size, learning rate, seed, phase.
         config: the temperatures.
-        options: of `transformers.Trainer`; datasets are `GateDataset`.
+        train_dataset, eval_dataset: features and targets.
+        callbacks: of the Trainer.
     """
 
-    def __init__(self, gates: WidthGates, args: ElasticTrainingArguments, *, config: GatesConfig, **options: Any):
-        super().__init__(gates, args, **options)
-        self.config = config
-        self._weights = balanced_class_weights(self.train_dataset.targets, len(gates.widths)).to(args.device)
+    args: ElasticTrainingArguments
+
+    def __init__(
+        self,
+        gates: WidthGates,
+        args: ElasticTrainingArguments,
+        *,
+        config: GatesConfig,
+        train_dataset: GateDataset,
+        eval_dataset: GateDataset,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        callbacks = [BroadcastWeights(), LogLastStep(), *callbacks]
+        super().__init__(gates, args, train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=callbacks)
+        self.gates, self.config, self.data, self.held_out = gates, config, train_dataset, eval_dataset
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        data: GateDataset = self.train_dataset
-        sampler = _EpochPermutations(len(data), batch_size=self.args.per_device_train_batch_size, seed=self.args.seed)
-        loader = DataLoader(data, batch_sampler=sampler, collate_fn=lambda indices: {"indices": torch.tensor(indices)})
-        return prepare_data_loader(loader, num_processes=1, process_index=0)  # tells the sampler its epoch
+        size = self.args.per_device_train_batch_size
+        sampler = StepBatches(self.data, batch_size=size, seed=self.args.seed)
+        collate = partial(torch.tensor, dtype=torch.long)
+        return self.same_batches_loader(
+            self.data, batch_sampler=sampler, collate_fn=lambda indices: {"indices": collate(indices)}
+        )
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Tensor:
         """Loss of one batch: for each example the layers below ran at a random width."""
-        data, step, steps = self.train_dataset, self.state.global_step, self.state.max_steps
+        step, steps, device = self.state.global_step, self.state.max_steps, self.args.device
         indices = inputs["indices"].cpu()
         self.examples_seen += len(indices)
         generator = torch.Generator().manual_seed(step_seed(self.args.seed, self.args.phase + " step", step))
         low, high = self.config.end_temperature, self.config.start_temperature
         temperature = high + step / max(1, steps - 1) * (low - high)
-        widths = torch.randint(data.first_tokens.shape[1], (len(indices),), generator=generator)
-        logits = model(data.first_tokens[indices, widths].to(self.args.device))
-        targets = data.targets[indices].to(self.args.device)
-        return gate_loss(logits, targets, weights=self._weights, temperature=temperature, generator=generator)
+        widths = torch.randint(self.data.first_tokens.shape[1], (len(indices),), generator=generator)
+        logits = model(self.data.first_tokens[indices, widths].to(device))
+        weights = balanced_class_weights(self.data.targets, len(self.gates.widths)).to(device)
+        targets = self.data.targets[indices].to(device)
+        return gate_loss(logits, targets, weights=weights, temperature=temperature, generator=generator)
 
     @torch.no_grad()
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Class-balanced negative log-likelihood without noise, mean over all widths that the layers below may have."""
-        data, device = self.eval_dataset if eval_dataset is None else eval_dataset, self.args.device
-        targets = data.targets.to(device)
-        weights = balanced_class_weights(data.targets, len(self.model.widths)).to(device)
+        device, targets = self.args.device, self.held_out.targets
+        weights = balanced_class_weights(targets, len(self.gates.widths)).to(device)
         losses = [
-            gate_loss(self.model(states.to(device)), targets, weights=weights, temperature=1.0, generator=None)
-            for states in data.first_tokens.unbind(dim=1)
+            gate_loss(
+                self.gates(states.to(device)), targets.to(device), weights=weights, temperature=1.0, generator=None
+            )
+            for states in self.held_out.first_tokens.unbind(dim=1)
         ]
-        metrics = {f"{metric_key_prefix}_loss": torch.stack(losses).mean().item()}
+        metrics = {"eval_loss": torch.stack(losses).mean().item()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -257,13 +255,7 @@ class _KeepBest(TrainerCallback):
         self.weights: dict[str, Tensor] = {}
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Any = None,
-        model: Any = None,
-        **_: Any,
+        self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_: Any
     ) -> None:
         if metrics["eval_loss"] < self.loss:
             self.loss = metrics["eval_loss"]
@@ -288,83 +280,59 @@ def check_gates(model: ElasticModel, config: GatesConfig) -> None:
 
 
 def train_gates(
-    model: ElasticModel,
+    trainer: ElasticTrainer,
     config: GatesConfig,
     *,
-    train_dataset: IndexDataset,
-    eval_dataset: IndexDataset,
-    task_type: TaskType,
     args: ElasticTrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
-    progress: Progress = lambda description, done, total: None,
+    progress: Progress = no_progress,
 ) -> list[dict[str, float]]:
-    """Train ``model.gates``; the encoder stays as it is. The gates with the lowest validation loss are kept.
+    """Train the gates of a trainer's model; the encoder stays as it is. Those with the lowest validation loss are kept.
 
     Args:
-        model: with at least two widths in its space.
+        trainer: has the model, with at least two widths in its space, and labelled data.
         config: the phase's settings.
-        train_dataset, eval_dataset: labelled.
-        task_type: what the outputs mean.
         args: the phase's folder (of the cache), name, seed and precision; the rest follows from ``config``.
-        callbacks: of the Trainer.
-        progress: told of the passes of the encoder.
-
-    Returns:
-        The Trainer's log.
+        callbacks: of the gates' own Trainer, whose log is returned.
+        progress: called with a description, the batches done, and in all.
     """
-    subnets, name = _subnets_by_width(model), args.phase
-    count = _gate_count(config, model)
-    make = partial(
-        _gate_dataset,
-        model,
-        config,
-        subnets=subnets,
-        num_gates=count,
-        task_type=task_type,
-        args=args,
-        progress=progress,
-    )
-    train = make(_subsample(train_dataset, config.max_rows, seed=args.seed), name=f"{name}-train")
-    held_out = make(eval_dataset, name=f"{name}-validation")
+    model = trainer.elastic
+    subnets, count = _subnets_by_width(model), _gate_count(config, model)
+    make = partial(_gate_dataset, trainer, config, subnets=subnets, num_gates=count, args=args, progress=progress)
+    chosen = _subsample(trainer.train_dataset, config.max_rows, seed=args.seed)
+    train = make(chosen, name=f"{args.phase}-train")
+    held_out = make(trainer.validation_dataset(), name=f"{args.phase}-validation")
     _log_targets(train, [*subnets])
-    torch.manual_seed(step_seed(args.seed, name, 0))
+    torch.manual_seed(step_seed(args.seed, args.phase, 0))
     gates = WidthGates(num_gates=count, hidden_size=train.first_tokens.shape[-1], widths=tuple(subnets))
-    best = _KeepBest()
-    steps = math.ceil(config.epochs * math.ceil(len(train) / config.batch_size))
-    trainer = GateTrainer(
-        gates,
-        _gate_arguments(args, config, steps=steps),
-        config=config,
-        train_dataset=train,
-        eval_dataset=held_out,
-        callbacks=[best, BroadcastWeights(), LogLastStep(), *callbacks],
+    best, steps = _KeepBest(), math.ceil(config.epochs * math.ceil(len(train) / config.batch_size))
+    arguments = replace(
+        args,
+        num_train_epochs=config.epochs,
+        max_steps=-1,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=1,
+        learning_rate=config.learning_rate,
+        warmup_steps=0,
+        weight_decay=0.0,
+        lr_scheduler_type="linear",
+        max_grad_norm=0.0,
+        bf16=False,
+        logging_steps=max(1, steps // _LOGS_PER_PHASE),
+        eval_strategy="epoch",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        metric_for_best_model=None,
+        label_smoothing_factor=0.0,
     )
-    trainer.train()
+    gate_trainer = GateTrainer(
+        gates, arguments, config=config, train_dataset=train, eval_dataset=held_out, callbacks=[best, *callbacks]
+    )
+    gate_trainer.train()
     gates.load_state_dict(best.weights)
     logger.info("gates: validation loss %.3f (chance: %.3f)", best.loss, math.log(len(subnets)))
     model.gates = gates.requires_grad_(False).eval().to(model.network.device)
-    return trainer.state.log_history
-
-
-def _gate_arguments(args: ElasticTrainingArguments, config: GatesConfig, *, steps: int) -> ElasticTrainingArguments:
-    return ElasticTrainingArguments(
-        args.output_dir,
-        phase=args.phase,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        optim="adamw_torch_fused",
-        max_grad_norm=0.0,
-        logging_steps=max(1, steps // _LOGS_PER_PHASE),
-        logging_nan_inf_filter=False,
-        eval_strategy="epoch",
-        save_strategy="no",
-        remove_unused_columns=False,
-        seed=args.seed,
-        use_cpu=args.use_cpu,
-        disable_tqdm=args.disable_tqdm,
-        report_to=args.report_to,
-    )
+    return gate_trainer.state.log_history
 
 
 def _gate_count(config: GatesConfig, model: ElasticModel) -> int:
@@ -380,36 +348,37 @@ def _subnets_by_width(model: ElasticModel) -> dict[float, Subnet]:
     return {width: Subnet.uniform(model.shape, width=width) for width in widths}
 
 
-def _subsample(dataset: IndexDataset, max_examples: int, *, seed: int) -> IndexDataset:
+def _subsample(dataset: Any, max_examples: int, *, seed: int) -> IndexDataset:
     if len(dataset) <= max_examples:
-        return dataset
-    chosen = np.random.default_rng(seed).choice(len(dataset), size=max_examples, replace=False)
-    return dataset.select(np.sort(chosen))
+        chosen: IndexDataset = dataset
+        return chosen
+    indices = np.random.default_rng(seed).choice(len(dataset), size=max_examples, replace=False)
+    return dataset.select(np.sort(indices))
 
 
 def _gate_dataset(
-    model: ElasticModel,
+    trainer: ElasticTrainer,
     config: GatesConfig,
     dataset: IndexDataset,
     *,
     subnets: Mapping[float, Subnet],
     num_gates: int,
-    task_type: TaskType,
     args: ElasticTrainingArguments,
     name: str,
     progress: Progress,
 ) -> GateDataset:
     features = cached_features(
-        model,
+        trainer.elastic,
         dataset,
         subnets=list(subnets.values()),
-        layer_indices=gate_layer_indices(num_gates, model.shape.layers),
+        layer_indices=gate_layer_indices(num_gates, trainer.elastic.shape.layers),
         precision="bf16" if args.bf16 else "fp32",
         cache_dir=args.path,
         name=name,
         progress=progress,
     )
-    return GateDataset(features.first_tokens, gate_targets(features, config, task_type=task_type, widths=[*subnets]))
+    targets = gate_targets(features, config, task_type=trainer.task_type, widths=[*subnets])
+    return GateDataset(features.first_tokens, targets)
 
 
 def gate_targets(

@@ -1,4 +1,4 @@
-"""The training phases, and the function that runs several of them one after the other, interrupted and resumed at will."""
+"""The training phases, and the function that runs several of them in order, interrupted and resumed at will."""
 
 import copy
 import json
@@ -17,20 +17,22 @@ from limbert.core.config import AnyPhaseConfig, GatesConfig, PhaseConfig
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.errors import ConfigError
+from limbert.evaluation.evaluate import Progress, no_progress
 from limbert.evaluation.results import LOG_NAME
 from limbert.method.importance import importance_from_micro_batches
 from limbert.method.rewiring import rewire
 from limbert.model.elastic import ElasticModel
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.distributed import all_gather_object, broadcast_weights, check_equal, is_main_process
-from limbert.train.gates import Progress, check_gates, train_gates
-from limbert.train.trainer import ElasticTrainer, EvaluateSubnets, task_of, task_type_of
+from limbert.train.distributed import all_gather_object, broadcast_weights, check_equal, rank
+from limbert.train.gates import check_gates, train_gates
+from limbert.train.subnet_evaluation import task_of, task_type_of
+from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)
 
 Supervision = Literal["labels", "text"]
-_FINAL = "final"  # folder of a finished phase's model
-LOGGING_STEPS = 10  # each log waits for the device once
+FINAL = "final"  # folder of a finished phase's model
+_LOGGING_STEPS = 10  # each log waits for the device once
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class Phase:
     def config_class(self) -> type[AnyPhaseConfig]:
         """The settings that it has."""
         return GatesConfig if self.trains_gates else PhaseConfig
+
+
+ConfiguredPhase = tuple[Phase, AnyPhaseConfig]
 
 
 def _full_subnet(model: ElasticModel) -> dict[str, Subnet]:
@@ -103,13 +108,9 @@ PHASES: dict[str, Phase] = {phase.name: phase for phase in _PHASES}
 
 
 def check_supervision(phases: Iterable[str], supervision: Supervision) -> None:
-    """Refuse phases that cannot learn from the data of a run.
-
-    Raises:
-        ConfigError: naming the first, and those that can.
-    """
+    """Raise ConfigError for the first phase that cannot learn from the data of a run, naming those that can."""
     for name in phases:
-        if name in PHASES and supervision not in PHASES[name].supervision:
+        if supervision not in PHASES[name].supervision:
             able = ", ".join(other for other, phase in PHASES.items() if supervision in phase.supervision)
             verb = {"labels": "train", "text": "pretrain"}[supervision]
             raise ConfigError(f"phase {name!r} cannot learn from {supervision}; limbert {verb} has phases {able}")
@@ -133,13 +134,9 @@ def warn_about_phases(phases: Iterable[str], *, completed: Iterable[str], is_fin
         is_finetuned |= name in ("finetune", "final")
 
 
-def check_phases(model: ElasticModel, phases: Iterable[tuple[Phase, AnyPhaseConfig]]) -> None:
-    """Refuse, before anything is written, sub-networks and gates that a model cannot have.
-
-    Raises:
-        SubnetError, ConfigError: naming the value.
-    """
-    model.subnets()  # refuses a width or depth that keeps nothing
+def check_phases(model: ElasticModel, phases: Iterable[ConfiguredPhase]) -> None:
+    """Raise SubnetError or ConfigError for sub-networks or gates that a model cannot have."""
+    model.subnets()
     for _, config in phases:
         if isinstance(config, GatesConfig):
             check_gates(model, config)
@@ -147,84 +144,74 @@ def check_phases(model: ElasticModel, phases: Iterable[tuple[Phase, AnyPhaseConf
 
 def train_phases(
     model: ElasticModel,
-    phases: Sequence[tuple[Phase, AnyPhaseConfig]],
+    phases: Sequence[ConfiguredPhase],
     *,
     args: ElasticTrainingArguments,
     train_dataset: Any,
     eval_dataset: Any,
     distill_dataset: Any = None,
     is_rewired: bool = False,
-    evaluate_subnets: EvaluateSubnets | None = None,
     metric: str | None = None,
     compute_metrics: Any = None,
     processing_class: Any = None,
     callbacks: Sequence[TrainerCallback] = (),
     load: Callable[[Path], ElasticModel] = ElasticModel.from_pretrained,
     make_record: Callable[[list[str]], dict[str, Any]] = lambda phases: {},
-    progress: Progress = lambda description, done, total: None,
+    progress: Progress = no_progress,
     **trainer_options: Any,
 ) -> ElasticModel:
-    """Run phases in order; the result of each is in ``output_dir/PHASE/final``. The same call resumes an interrupted one.
+    """Run phases in order, each into ``output_dir/PHASE/final``. The same call resumes what was interrupted.
 
     Args:
         model: the base model, changed in place.
-        phases: with their settings; a setting of ``args`` that differs from its default is used instead, in every
-            phase that trains the encoder.
-        args: for all phases.
+        phases: with their settings, of which the batch size is that of all processes together.
+        args: for all phases; what differs from its default is used instead of the settings of a phase that trains the
+            encoder.
         train_dataset: as `ElasticTrainer` takes it, or a function of the phase's name.
         eval_dataset: chooses checkpoints and scores importance.
         distill_dataset: instead of ``train_dataset`` in phases with a teacher.
-        is_rewired: whether the base model's heads and neurons are sorted already, so that their order must stay.
-        evaluate_subnets, compute_metrics, processing_class, trainer_options: as `ElasticTrainer` takes them.
+        is_rewired: whether the heads and neurons of the base model are sorted already, so that their order must stay.
         metric: that chooses checkpoints; default: the first of the task's, else the loss.
+        compute_metrics, processing_class, trainer_options: as `ElasticTrainer` takes them.
         callbacks: those with a state of their own (early stopping) see only phases that train the encoder.
         load: the model of a finished phase.
         make_record: what else ``limbert.json`` says after these phases.
-        progress: told of preparations.
+        progress: called with a description, the steps done, and in all.
 
     Raises:
         ConfigError: for settings that this model or data cannot have.
         TrainingInterrupted, DivergedError, StorageError, ProcessError: as `ElasticTrainer.train`.
     """
-    check_phases(model, phases)
     root, names = args.path, [phase.name for phase, _ in phases]
-    done = _last_finished(root, names)
+    done = max((number for number, name in enumerate(names, start=1) if (root / name / FINAL).is_dir()), default=0)
     check_equal(done, description=f"in {root} as the number of finished phases")
     if done:
-        model = load(root / names[done - 1] / _FINAL)
-        logger.info("resuming after phase %s from %s", names[done - 1], root / names[done - 1] / _FINAL)
-    data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
-    for number, (phase, config) in enumerate(phases[done:], start=done):
-        chosen_dataset = distill_dataset if phase.uses_teacher and distill_dataset is not None else train_dataset
-        data["train_dataset"] = chosen_dataset(phase.name) if callable(chosen_dataset) else chosen_dataset
+        model = load(root / names[done - 1] / FINAL)
+        logger.info("resuming after phase %s from %s", names[done - 1], root / names[done - 1] / FINAL)
+    check_phases(model, phases[done:])
+    metric = metric or args.metric_for_best_model or _default_metric(model, args, compute_metrics)
+    for number, (phase, config) in enumerate(phases[done:], start=done + 1):
+        data = distill_dataset if phase.uses_teacher and distill_dataset is not None else train_dataset
+        data = data(phase.name) if callable(data) else data
         phase_args, loggers = _phase_arguments(args, phase.name)
-        chosen = metric or args.metric_for_best_model or default_metric(model, args, compute_metrics)
-        trainer_args = phase_args
+        encoder_args = phase_args
         if isinstance(config, PhaseConfig):
-            trainer_args = encoder_arguments(phase_args, config, examples=len(_train_part(data)), metric=chosen)
+            encoder_args = encoder_arguments(phase_args, config, num_examples=len(data), metric=metric)
         trainer = ElasticTrainer(
             model,
-            trainer_args,
+            encoder_args,
             subnets=phase.select_subnets(model),
-            evaluate_subnets=evaluate_subnets,
+            train_dataset=data,
+            eval_dataset=eval_dataset,
             compute_metrics=compute_metrics,
+            processing_class=processing_class,
             callbacks=[*callbacks, *loggers],
-            **data,
             **trainer_options,
         )
         if isinstance(config, GatesConfig):
             stateless = [callback for callback in callbacks if not isinstance(callback, ExportableState)]
-            history = train_gates(
-                model,
-                config,
-                train_dataset=trainer.indexed("train"),
-                eval_dataset=trainer.indexed("eval"),
-                task_type=trainer.task_type,
-                args=phase_args,
-                callbacks=[*stateless, *loggers],
-                progress=progress,
-            )
-            rows = log_rows(phase.name, history, validation="loss", sign=-1)
+            history = train_gates(trainer, config, args=phase_args, callbacks=[*stateless, *loggers], progress=progress)
+            rows = log_rows(phase.name, history, metric="loss", sign=-1)
         else:
             model.gates = None  # they fitted the weights before
             if phase.rewires and not is_rewired:
@@ -233,67 +220,47 @@ def train_phases(
             if phase.uses_teacher:
                 trainer.teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval())
             trainer.train(resume_from_checkpoint=True)
-            rows = log_rows(phase.name, trainer.state.log_history, validation=chosen)
-        model.record = make_record(names[: number + 1])
-        _finish_phase(model, root, names[: number + 1], tokenizer=processing_class, rows=rows)
+            rows = log_rows(phase.name, trainer.state.log_history, metric=metric)
+        model.record = make_record(names[:number])
+        if rank() == 0:
+            _finish_phase(model, root, names[:number], tokenizer=processing_class, rows=rows)
+        all_gather_object(None)  # the others wait for the result
     return model
-
-
-def _train_part(data: Mapping[str, Any]) -> Any:
-    dataset = data["train_dataset"]
-    return dataset["train"] if isinstance(dataset, dict) else dataset
-
-
-def _last_finished(root: Path, names: Sequence[str]) -> int:
-    return max((number for number, name in enumerate(names, start=1) if (root / name / _FINAL).is_dir()), default=0)
 
 
 def _finish_phase(
     model: ElasticModel, root: Path, names: Sequence[str], *, tokenizer: Any, rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write the model and the log so far in one renaming, then delete what is not needed any more."""
-    if is_main_process():
-        folder = root / names[-1]
-        earlier = [root / name for name in names[:-1]]
-        before = next((path / _FINAL / LOG_NAME for path in reversed(earlier) if (path / _FINAL).is_dir()), None)
+    folder, earlier = root / names[-1], [root / name for name in names[:-1]]
+    logs = [path / FINAL / LOG_NAME for path in earlier if (path / FINAL / LOG_NAME).exists()]
 
-        def add_log(target: Path) -> None:
-            text = before.read_text(encoding="utf-8") if before is not None and before.exists() else ""
-            text += "".join(json.dumps(row) + "\n" for row in rows)
-            (target / LOG_NAME).write_text(text, encoding="utf-8")
+    def add_log(target: Path) -> None:
+        before = logs[-1].read_text(encoding="utf-8") if logs else ""
+        text = before + "".join(json.dumps(row) + "\n" for row in rows)
+        (target / LOG_NAME).write_text(text, encoding="utf-8")
 
-        model.save_pretrained(folder / _FINAL, tokenizer=tokenizer, add_files=add_log)
-        for path in folder.iterdir():
-            if path.name != _FINAL:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in earlier:
-            shutil.rmtree(path, ignore_errors=True)
-    all_gather_object(None)  # the others wait for the result
+    model.save_pretrained(folder / FINAL, tokenizer=tokenizer, add_files=add_log)
+    for path in folder.iterdir():
+        if path.name != FINAL:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in earlier:
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def log_rows(
-    phase: str, history: Iterable[Mapping[str, float]], *, validation: str, sign: int = 1
-) -> list[dict[str, Any]]:
-    """The rows of ``log.jsonl`` of a phase: losses, and ``validation``, higher is better.
-
-    Args:
-        phase: its name.
-        history: of a Trainer.
-        validation: the metric.
-        sign: -1 for a metric of which lower is better.
-    """
+def log_rows(phase: str, history: Iterable[Mapping[str, float]], *, metric: str, sign: int = 1) -> list[dict[str, Any]]:
+    """The rows of ``log.jsonl`` of a phase: losses, and ``validation``, the metric times ``sign``: higher is better."""
     rows: list[dict[str, Any]] = []
     for record in history:
         head = {"phase": phase, "step": record["step"]}
         if "loss" in record:
             rows.append(head | {key: record[key] for key in ("loss", "learning_rate", "examples_per_second")})
-        elif f"eval_{validation}" in record:
-            rows.append(head | {"validation": sign * record[f"eval_{validation}"]})
+        elif f"eval_{metric}" in record:
+            rows.append(head | {"validation": sign * record[f"eval_{metric}"]})
     return rows
 
 
-def default_metric(model: ElasticModel, args: ElasticTrainingArguments, compute_metrics: Any) -> str:
-    """The metric that chooses checkpoints: the task's first where it is computed by default, else the loss."""
+def _default_metric(model: ElasticModel, args: ElasticTrainingArguments, compute_metrics: Any) -> str:
     task_type = args.task_type or task_type_of(model.network)
     if compute_metrics is not None or TASK_TYPE_SPECS[task_type].token_level:
         return "loss"
@@ -305,10 +272,11 @@ def _phase_arguments(
 ) -> tuple[ElasticTrainingArguments, list[TrainerCallback]]:
     """The arguments of a phase's folder; TensorBoard's log is kept beside the phases, one run a phase."""
     loggers: list[TrainerCallback] = []
-    trackers = list(args.report_to or ())
-    if "tensorboard" in trackers:
+    report_to = [*(args.report_to or ())]
+    if "tensorboard" in report_to:
         from transformers.integrations.integration_utils import TensorBoardCallback
 
+        report_to.remove("tensorboard")
         board = TensorBoardCallback()
         board.logging_dir = str(args.path / "tensorboard" / name)
         loggers.append(board)
@@ -316,9 +284,9 @@ def _phase_arguments(
         args,
         output_dir=str(args.path / name),
         phase=name,
-        report_to=[tracker for tracker in trackers if tracker != "tensorboard"],
+        report_to=report_to,
         push_to_hub=False,
-        logging_steps=_own(args, "logging_steps", LOGGING_STEPS),
+        logging_steps=_own(args, "logging_steps", _LOGGING_STEPS),
         save_seconds=args.save_seconds or 120.0,
     )
     return own, loggers
@@ -344,45 +312,35 @@ _DEFAULTS = {item.name: item.default for item in fields(ElasticTrainingArguments
 
 
 def _own(args: ElasticTrainingArguments, name: str, value: Any) -> Any:
-    """The argument where it differs from its default, else the value."""
+    """The argument if it differs from its default, else the value."""
     given = getattr(args, name)
     return value if given == _DEFAULTS[name] else given
 
 
 def encoder_arguments(
-    args: ElasticTrainingArguments, config: PhaseConfig, *, examples: int, metric: str
+    args: ElasticTrainingArguments, config: PhaseConfig, *, num_examples: int, metric: str
 ) -> ElasticTrainingArguments:
-    """The arguments of one phase that trains the encoder.
-
-    Args:
-        args: of its folder; what differs from its default is kept.
-        config: the phase's settings; ``batch_size`` is that of a step over all processes.
-        examples: in the training data.
-        metric: that chooses the checkpoint.
+    """The arguments of one phase that trains the encoder; of ``args`` what differs from its default is kept.
 
     Raises:
         ConfigError: if the processes cannot share the batch evenly.
     """
     shares = args.world_size * args.gradient_accumulation_steps
-    default_batch = _DEFAULTS["per_device_train_batch_size"]
-    per_device = args.per_device_train_batch_size if args.per_device_train_batch_size != default_batch else None
-    if per_device is None:
-        per_device, rest = divmod(config.batch_size, shares)
-        if rest:
-            raise ConfigError(
-                f"batch size is {config.batch_size} over all processes; it must be a multiple of {shares}: "
-                f"{args.world_size} processes x {args.gradient_accumulation_steps} accumulated steps"
-            )
-    steps_per_epoch = math.ceil(examples / (per_device * shares))
+    per_device = _own(args, "per_device_train_batch_size", config.batch_size // shares)
+    if not per_device or (per_device == config.batch_size // shares and config.batch_size % shares):
+        raise ConfigError(
+            f"batch size is {config.batch_size} over all processes; it must be a multiple of {shares}: "
+            f"{args.world_size} processes x {args.gradient_accumulation_steps} accumulated steps"
+        )
+    steps_per_epoch = math.ceil(num_examples / (per_device * shares))
     steps = math.ceil(_own(args, "num_train_epochs", config.epochs) * steps_per_epoch)
-    limit = args.max_steps if args.max_steps > 0 else config.max_steps
     own_evaluation = args.eval_strategy != "no"
     return replace(
         args,
         **{name: _own(args, name, getattr(config, source)) for name, source in _CONFIG_FIELDS.items()},
         per_device_train_batch_size=per_device,
         per_device_eval_batch_size=_own(args, "per_device_eval_batch_size", 64),
-        max_steps=min(steps, limit or steps),
+        max_steps=min(steps, args.max_steps if args.max_steps > 0 else config.max_steps or steps),
         eval_strategy=args.eval_strategy if own_evaluation else "steps",
         eval_steps=args.eval_steps if own_evaluation else math.ceil(steps_per_epoch / config.evaluations),
         save_strategy="best",

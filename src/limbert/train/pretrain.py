@@ -23,7 +23,7 @@ from limbert.data.mlm.masking import (
 )
 from limbert.data.mlm.packing import pack_corpus
 from limbert.errors import DataError
-from limbert.evaluation.evaluate import count_parameters
+from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.evaluation.results import SubnetResult
 from limbert.files import json_fingerprint
 from limbert.model import checkpoint
@@ -33,13 +33,12 @@ from limbert.model.flops import CostModel
 from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 from limbert.model.sparse_prediction import enable_sparse_prediction
+from limbert.train.base_trainer import step_seed
 from limbert.train.distributed import init_distributed, local_main_process_first
-from limbert.train.gates import Progress
+from limbert.train.output_run import RunData, run_phases
 from limbert.train.phases import check_supervision
-from limbert.train.recipes import Recipe, load_recipe, override_recipe
-from limbert.train.run import RunData, run_phases, with_trained_space
+from limbert.train.recipes import Recipe, load_recipe, override_recipe, with_trained_space
 from limbert.train.run_folder import run_settings
-from limbert.train.trainer import step_seed
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def pretrain(
     output: str | Path,
     recipe: str | Recipe = "pretrain",
     callbacks: Sequence[TrainerCallback] = (),
-    progress: Progress = lambda description, done, total: None,
+    progress: Progress = no_progress,
     overwrite: bool = False,
     **options: Any,
 ) -> list[SubnetResult]:
@@ -96,20 +95,18 @@ def pretrain_corpus(
     corpus: CorpusConfig,
     *,
     callbacks: Sequence[TrainerCallback] = (),
-    progress: Progress = lambda description, done, total: None,
+    progress: Progress = no_progress,
     overwrite: bool = False,
 ) -> list[SubnetResult]:
     """`pretrain` with its settings as config objects; the recipe has the batch sizes of one process."""
     check_supervision(recipe.phases, "text")
     recipe = recipe.with_world_size(init_distributed())
     with local_main_process_first():
-        data = _load_run_data(config, recipe, corpus, progress=progress)
+        data, fingerprint = _load_run_data(config, recipe, corpus, progress=progress)
     return run_phases(
         config,
         recipe,
-        settings=run_settings(
-            config, recipe.to_dict(), corpus, fingerprint=json_fingerprint([*data.fingerprints.values()])
-        ),
+        settings=run_settings(config, recipe.to_dict(), corpus, fingerprint=fingerprint),
         load_data=lambda: data,
         callbacks=callbacks,
         progress=progress,
@@ -208,10 +205,14 @@ def to_elastic_mlm(network: PreTrainedModel, space: Space) -> ElasticModel:
     return model
 
 
-def _load_run_data(config: TrainConfig, recipe: Recipe, corpus: CorpusConfig, *, progress: Progress) -> RunData:
+def _load_run_data(
+    config: TrainConfig, recipe: Recipe, corpus: CorpusConfig, *, progress: Progress
+) -> tuple[RunData, str]:
+    """What the run trains on, and its fingerprint."""
     base = load_mlm_base(config)
     train, validation, dev = _load_splits(config, corpus, base, progress=progress)
-    return RunData(
+    fingerprint = json_fingerprint([train.fingerprint, validation.fingerprint, dev.fingerprint])
+    data = RunData(
         tokenizer=base.tokenizer,
         load_base=lambda: to_elastic_mlm(base.network, recipe.space),
         load_phase=lambda folder: to_elastic_mlm(
@@ -230,13 +231,9 @@ def _load_run_data(config: TrainConfig, recipe: Recipe, corpus: CorpusConfig, *,
         record={"objective": "masked-lm"},
         completed_phases=base.completed_phases,
         skipped_phase=_skipped_phase(config, recipe, base),
-        fingerprints={
-            "training sequences": train.fingerprint,
-            "validation sequences": validation.fingerprint,
-            "development sequences": dev.fingerprint,
-        },
         task_type="classification",
     )
+    return data, fingerprint
 
 
 def _load_splits(

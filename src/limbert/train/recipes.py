@@ -10,7 +10,9 @@ from typing import Any, get_args, get_type_hints
 from limbert.core.config import AnyPhaseConfig, GatesConfig, PhaseConfig
 from limbert.core.space import Space
 from limbert.errors import ConfigError
-from limbert.train.phases import PHASES, Phase
+from limbert.inference.base_model import trained_space
+from limbert.model.checkpoint import check_checkpoint_path
+from limbert.train.phases import PHASES, ConfiguredPhase
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,7 @@ class Recipe:
         }
         return replace(self, phases=phases)
 
-    def without(self, name: str) -> "Recipe":
-        """The recipe without one phase."""
-        return replace(self, phases={other: config for other, config in self.phases.items() if other != name})
-
-    def configured_phases(self) -> list[tuple[Phase, AnyPhaseConfig]]:
+    def configured_phases(self) -> list[ConfiguredPhase]:
         """The phases with their settings."""
         return [(PHASES[name], config) for name, config in self.phases.items()]
 
@@ -113,6 +111,17 @@ def override_recipe(
         phase, setting, value = _parse_setting(text, configs)
         configs[phase] = replace(configs[phase], **{setting: value})
     return Recipe(Space.from_dict(recipe.space.to_dict() | of_space), configs)
+
+
+def with_trained_space(recipe: Recipe, model: str) -> Recipe:
+    """The recipe with the space that a base model was trained for, if any.
+
+    Raises:
+        CheckpointError: if the model's folder is missing.
+    """
+    check_checkpoint_path(model)
+    space = trained_space(model)
+    return recipe if space in (None, recipe.space) else replace(recipe, space=space)
 
 
 def _phase_config(phase: str, settings: Mapping[str, Any]) -> AnyPhaseConfig:

@@ -13,11 +13,11 @@ from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
 from limbert.errors import ConfigError, StorageError
 from limbert.files import try_lock
 from limbert.model.checkpoint import read_record, write_json
-from limbert.train.distributed import all_gather_object, is_main_process, run_on_main
+from limbert.train.distributed import all_gather_object, rank, run_on_main
 
 _SETTINGS_NAME = "settings.json"
 _IGNORED = ("output", "checkpoint_every", "tensorboard", "device")  # settings that do not change the result
-_LOCATIONS = ("data", "train", "dev", "augmented", "corpus")  # do not count where the data itself is known to be equal
+_LOCATIONS = ("data", "train", "dev", "augmented", "corpus", "fingerprints")  # replaced by the fingerprint of the data
 
 
 def run_settings(
@@ -27,12 +27,7 @@ def run_settings(
     *,
     fingerprint: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides a run's result, as JSON values; see `describe_differences`.
-
-    Args:
-        config, recipe, data_config: as the run has them.
-        fingerprint: of the data; None where it is not known.
-    """
+    """Everything that decides a run's result, as JSON values; ``fingerprint`` is that of the data, if it is known."""
     train = {name: value for name, value in asdict(config).items() if name not in _IGNORED}
     source = "data" if isinstance(data_config, DataConfig) else "corpus"
     values = {"train": train, "recipe": dict(recipe), source: asdict(data_config), "content": {"data": fingerprint}}
@@ -61,30 +56,9 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
+        nested = isinstance(value, Mapping) and name != "fingerprints"
+        found |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return found
-
-
-def check_same_settings(settings: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
-    """Collective: make sure that all processes train the same run on the same tokens.
-
-    Raises:
-        ConfigError: if one has other settings or data, naming them; in all processes.
-    """
-    first, *others = all_gather_object({"settings": dict(settings), "tokens": dict(fingerprints)})
-    for index, other in enumerate(others, start=1):
-        changed = describe_differences(first["settings"], other["settings"])
-        if not changed and first["tokens"] != other["tokens"]:
-            names = [name for name, value in first["tokens"].items() if other["tokens"].get(name) != value]
-            changed = f"other {', '.join(names)}"
-        if changed:
-            raise ConfigError(
-                f"process {index} has other settings or data than process 0 ({changed}); "
-                "start all processes of a run with the same command and the same data"
-            )
 
 
 def is_run_finished(output: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
@@ -99,35 +73,39 @@ def is_run_finished(output: str | Path, settings: Mapping[str, Any], *, overwrit
     record = read_record(output) if output.is_dir() else {}
     if not record:
         raise ConfigError(f"output {output} exists and is not a model trained by Limbert; choose another folder")
-    if overwrite:
-        return False
-    changed = describe_differences(record.get("settings", {}), settings)
-    if not changed:
-        return True
-    raise ConfigError(f"output {output} has other settings ({changed}); choose another folder or --overwrite")
+    changed = "" if overwrite else describe_differences(record.get("settings", {}), settings)
+    if changed:
+        raise ConfigError(f"output {output} has other settings ({changed}); choose another folder or --overwrite")
+    return not overwrite
 
 
 class RunFolder:
-    """The work folder of a run. Creating one reads what is there and writes nothing; `create` does.
+    """The work folder of a run. Creating one reads what is there and writes nothing; `opened` does.
 
     Args:
         path: the folder.
         settings: of the run.
-        overwrite: let `create` delete an unfinished run with other settings instead of refusing it.
+        overwrite: delete an unfinished run with other settings instead of refusing it.
 
     Raises:
-        ConfigError: if an unfinished run with other settings is there.
-        StorageError: if its settings cannot be read.
+        ConfigError: if an unfinished run with other settings is there, or another process has other settings.
+        StorageError: if the settings there cannot be read.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.path, self._settings = Path(path), settings
-        file = self.path / _SETTINGS_NAME
+        self.path, self._settings, self._file = Path(path), settings, Path(path) / _SETTINGS_NAME
+        first, *others = all_gather_object(dict(settings))
+        for index, other in enumerate(others, start=1):
+            if changed := describe_differences(first, other):
+                raise ConfigError(
+                    f"process {index} has other settings or data than process 0 ({changed}); "
+                    "start all processes of a run with the same command and the same data"
+                )
         try:
-            found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+            found = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else settings
         except (OSError, ValueError) as error:
-            raise StorageError(f"cannot read {file}: {error}") from error
-        changed = "" if found is None else describe_differences(found, settings)
+            raise StorageError(f"cannot read {self._file}: {error}") from error
+        changed = describe_differences(found, settings)
         self._stale = bool(changed)
         if changed and not overwrite:
             raise ConfigError(
@@ -136,55 +114,40 @@ class RunFolder:
             )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Collective: keep other runs from writing here, until the block or this process ends, in whatever way.
+    def opened(self) -> Iterator[None]:
+        """Collective: create the folder with the settings in it, and keep other runs from writing there.
+
+        The lock ends with the block, or with this process in whatever way. What a killed run left half-written is
+        deleted.
 
         Raises:
             ConfigError: if another run is writing here.
-            StorageError: if the lock file cannot be created.
+            StorageError: if the folder cannot be written.
         """
-        descriptor = run_on_main(self._lock)
+        lock = self.path.with_name(self.path.name + ".lock")  # beside the folder, which comes and goes
+        descriptor = run_on_main(lambda: self._create(lock))
         try:
             yield
         finally:
-            if descriptor is not None and is_main_process():
+            if descriptor is not None and rank() == 0:
                 with suppress(OSError):  # a file that stays is locked by no process
-                    self._lock_path.unlink()
+                    lock.unlink()
                 os.close(descriptor)
 
-    @property
-    def _lock_path(self) -> Path:
-        return self.path.with_name(self.path.name + ".lock")  # beside it: the folder comes and goes
-
-    def _lock(self) -> int | None:
+    def _create(self, lock: Path) -> int | None:
         try:
-            self._lock_path.parent.mkdir(parents=True, exist_ok=True)
-            return try_lock(self._lock_path)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another run is writing to {self.path}; wait until it ends, or choose another output"
-            ) from None
-        except OSError as error:
-            raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
-
-    def create(self) -> None:
-        """Collective: create the folder with the settings in it, and delete what a killed run left half-written.
-
-        Raises:
-            StorageError: if it cannot be written.
-        """
-        run_on_main(self._create)
-
-    def _create(self) -> None:
-        file = self.path / _SETTINGS_NAME
-        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = try_lock(lock)
             if self._stale:
-                shutil.rmtree(self.path)
+                shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True, exist_ok=True)
             for half_written in [*self.path.glob("*/.*.new-*"), *self.path.glob("*/.*.old-*")]:
                 shutil.rmtree(half_written, ignore_errors=True)
-            if not file.exists():
-                write_json(file.with_suffix(".new"), self._settings)
-                file.with_suffix(".new").rename(file)
+            if not self._file.exists():
+                write_json(self._file.with_suffix(".new"), self._settings)
+                self._file.with_suffix(".new").rename(self._file)
+        except BlockingIOError:
+            raise ConfigError(f"another run is writing to {self.path}; wait until it ends, or choose another") from None
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
+        return descriptor

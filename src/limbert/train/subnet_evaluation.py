@@ -1,0 +1,225 @@
+"""Evaluation of all sub-networks by a Trainer: metrics of each and their means, the best checkpoint."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel
+
+from limbert.core.config import TaskType
+from limbert.core.subnet import Subnet
+from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.data.metrics import compute_metrics as compute_task_metrics
+from limbert.data.tasks import Task, custom_task
+from limbert.errors import ConfigError
+from limbert.evaluation.evaluate import count_parameters
+from limbert.evaluation.hardware import describe_this_machine
+from limbert.evaluation.results import SubnetResult
+from limbert.model.elastic import ElasticModel
+from limbert.model.flops import CostModel
+from limbert.model.shared_forward import SubnetOutput, plan_shared_forwards, run_shared_forward
+from limbert.train.checkpoints import CheckpointedTrainer
+from limbert.train.data import Batch, IndexDataset, pop_labels
+from limbert.train.distributed import all_gather_object
+
+SubnetMetrics = dict[str, dict[str, float]]  # metrics by name, by the name of the sub-network
+EvaluateSubnets = Callable[[ElasticModel, Mapping[str, Subnet]], SubnetMetrics]
+MetricFunction = Callable[[EvalPrediction], dict[str, float]]
+
+
+class SubnetEvaluator(CheckpointedTrainer):
+    """The evaluation of `ElasticTrainer`.
+
+    Attributes:
+        subnets: by name, largest first.
+        evaluate_subnets: instead of the stock evaluation loop.
+        metric_function: of one sub-network's predictions.
+        index: converts what users bring to `IndexDataset`.
+    """
+
+    subnets: dict[str, Subnet]
+    evaluate_subnets: EvaluateSubnets | None
+    metric_function: MetricFunction | None
+    index: Callable[[Any], Any]
+    _eval_order: np.ndarray | None = None
+    _last_metrics: SubnetMetrics | None = None
+
+    def label_loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """The supervised loss, a scalar."""
+        raise NotImplementedError
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        chosen: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.index(self.eval_dataset[chosen] if isinstance(chosen, str) else chosen)  # type: ignore[index]
+        if dataset is None:
+            raise ConfigError("evaluation needs an eval_dataset")
+        self._eval_order = np.argsort(-dataset.lengths, kind="stable")  # little padding; undone before metrics
+        return self._test_loader(dataset, sampler=self._eval_order.tolist())
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        self._eval_order = None  # predict() returns the order of the dataset
+        return self._test_loader(self.index(test_dataset))
+
+    def _test_loader(self, dataset: IndexDataset, **options: Any) -> DataLoader[Any]:
+        def collate(indices: list[int]) -> Batch:
+            return dataset.prepare_inputs(dataset.collate(indices))
+
+        loader = self.loader(dataset, collate_fn=collate, batch_size=self.args.eval_batch_size, **options)
+        return self.accelerator.prepare(loader)
+
+    def validation_dataset(self) -> IndexDataset:
+        """The evaluation data, the first of several; without any the training data."""
+        dataset: Any = self.train_dataset if self.eval_dataset is None else self.eval_dataset
+        return next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of every sub-network, ``eval_0.5x0.75/accuracy``, and their means, ``eval_accuracy``."""
+        started = time.monotonic()
+        if self.evaluate_subnets is None or eval_dataset is not None:
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        else:
+            measured = self.evaluate_subnets(self.elastic, subnets_of_rank(self.subnets, self.args))
+            found = {name: values for part in all_gather_object(measured) for name, values in part.items()}
+            metrics = {f"{metric_key_prefix}_{key}": value for key, value in self._with_means(found).items()}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.speed_since += time.monotonic() - started
+        return metrics
+
+    def prediction_step(  # type: ignore[override]  # a tuple of logits, one of each sub-network
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, tuple[Tensor, ...] | None, Tensor | None]:
+        batch = self._prepare_inputs(inputs)
+        labels = pop_labels(batch)
+        outputs: dict[Subnet, SubnetOutput] = {}
+        with torch.no_grad(), self.accelerator.autocast():
+            for shared in plan_shared_forwards(self.subnets.values()):
+                with self.elastic.at(shared.merged_subnet):
+                    outputs |= run_shared_forward(self.elastic, shared, batch)
+        logits = tuple(outputs[subnet].logits.float() for subnet in self.subnets.values())
+        loss = None
+        if labels is not None:
+            mask = batch.get("attention_mask")
+            loss = torch.stack([self.label_loss(values, labels, mask) for values in logits]).mean()
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def _metrics_of_subnets(self, prediction: EvalPrediction) -> dict[str, float]:
+        assert self.metric_function is not None
+        predictions: Any = prediction.predictions
+        labels: Any = prediction.label_ids
+        if self._eval_order is not None and len(labels) == len(self._eval_order):
+            back = np.argsort(self._eval_order)
+            predictions, labels = tuple(logits[back] for logits in predictions), labels[back]
+        found = {
+            name: self.metric_function(EvalPrediction(predictions=logits, label_ids=labels))
+            for name, logits in zip(self.subnets, predictions, strict=True)
+        }
+        return self._with_means(found)
+
+    def _with_means(self, found: SubnetMetrics) -> dict[str, float]:
+        self._last_metrics = found = {name: found[name] for name in self.subnets}
+        keys = next(iter(found.values()))
+        means = {key: sum(values[key] for values in found.values()) / len(found) for key in keys}
+        return means | {f"{name}/{key}": value for name, values in found.items() for key, value in values.items()}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether to save; of equal metrics the one with the lower validation loss is best, else the later."""
+        save_asked, best, step = self.control.should_save, self.state.best_metric, self.state.best_global_step
+        is_best = super()._determine_best_metric(metrics, trial)
+        name = self.args.metric_for_best_model or ""
+        if not is_best and best is not None and metrics.get(f"eval_{name.removeprefix('eval_')}") == best:
+            losses = [row["eval_loss"] for row in self.state.log_history if row["step"] == step and "eval_loss" in row]
+            if metrics.get("eval_loss", math.inf) <= max(losses, default=math.inf):
+                self.state.best_global_step, is_best = self.state.global_step, True
+        return is_best or save_asked  # save_strategy="best" saves nothing else in a step with an evaluation
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self._last_metrics:  # the model card shows them
+            self.elastic.record |= result_record(self.subnet_results(), device=self.args.device.type)
+        super()._save(output_dir, state_dict)
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Nothing: every saved elastic model has its card."""
+
+    def subnet_results(self) -> list[SubnetResult]:
+        """Parameters, FLOPs and the metrics of the last evaluation of every sub-network."""
+        cost, lengths, metrics = CostModel(self.elastic), self.validation_dataset().lengths, self._last_metrics or {}
+        return [
+            SubnetResult(
+                name,
+                count_parameters(self.elastic, subnet),
+                cost.mean_flops(subnet, lengths),
+                metrics.get(name, {}),
+            )
+            for name, subnet in self.subnets.items()
+        ]
+
+
+def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, Any]:
+    """What ``limbert.json`` says about the results of sub-networks."""
+    return {
+        "metrics": {result.subnet: result.metrics for result in results},
+        "costs": {result.subnet: {"params": result.params, "flops": round(result.flops)} for result in results},
+        "hardware": describe_this_machine(device=device),
+    }
+
+
+def task_type_of(network: PreTrainedModel) -> TaskType:
+    """What the outputs of a stock network mean, by its head and its config.
+
+    Raises:
+        ConfigError: for another head.
+    """
+    name, config = type(network).__name__, network.config
+    for task_type, spec in TASK_TYPE_SPECS.items():
+        if name.endswith(spec.class_suffix) and spec.problem_type in (None, getattr(config, "problem_type", None)):
+            return task_type
+    if name.endswith("ForSequenceClassification"):
+        return "regression" if config.num_labels == 1 else "classification"
+    if name.endswith("ForMaskedLM"):
+        return "token-classification"
+    raise ConfigError(f"the task of {name} is not known; set task_type of ElasticTrainingArguments")
+
+
+def task_of(network: PreTrainedModel, task_type: TaskType) -> Task:
+    """The task of a network with labels in its config."""
+    labels: Mapping[Any, Any] = network.config.id2label or {}
+    names = tuple(map(str, labels.values())) if task_type not in ("regression", "question-answering") else ()
+    return custom_task(task_type, names)
+
+
+def subnets_of_rank(subnets: Mapping[str, Subnet], args: Any) -> dict[str, Subnet]:
+    """The sub-networks that one process evaluates, each with the metrics that a single process computes.
+
+    Those that share layer runs stay together, unless there are more processes than such groups; large groups are
+    paired with small ones.
+
+    Args:
+        subnets: all, by name.
+        args: with ``world_size`` and ``process_index``.
+    """
+    count, rank = args.world_size, args.process_index
+    groups = [shared.subnets for shared in plan_shared_forwards(subnets.values())]
+    if len(groups) < count:
+        groups = [(subnet,) for subnet in subnets.values()]
+    mine = groups[rank :: 2 * count] + groups[2 * count - 1 - rank :: 2 * count]
+    return {name: subnet for name, subnet in subnets.items() if any(subnet in group for group in mine)}
+
+
+def default_metrics(network: PreTrainedModel, task_type: TaskType) -> MetricFunction | None:
+    """The metrics of a task with one output a text; None for others: only the loss is computed."""
+    if TASK_TYPE_SPECS[task_type].token_level:
+        return None
+    task = task_of(network, task_type)
+
+    def compute(prediction: Any) -> dict[str, float]:
+        return compute_task_metrics(task, prediction.predictions, prediction.label_ids)
+
+    return compute
