@@ -1,17 +1,25 @@
 """Metrics equal scikit-learn's and SciPy's."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics
 
-from limbert.data.metrics import compute_metrics, predictions
+from limbert.data.metrics import baseline_logits, compute_metrics, predictions
+from limbert.data.readers import Examples
+from limbert.data.task_registry import baseline_metrics, tokenize_for_task
 from limbert.data.tasks import custom_task, glue_task
+from limbert.data.token_classification import word_examples
 from limbert.errors import ConfigError, DataError
 
 RANDOM = np.random.default_rng(0)
+
+
+def examples_of(labels):
+    return Examples(tuple(f"text {number}" for number in range(len(labels))), None, tuple(labels))
 
 
 def test_classification_metrics_equal_scikit_learn():
@@ -109,3 +117,28 @@ def test_macro_f1_can_be_the_primary_metric():
     )
     with pytest.raises(ConfigError, match="'rouge'"):
         task.with_primary_metric("rouge")
+
+
+@pytest.mark.parametrize(
+    ("task", "train", "expected"),
+    [
+        (custom_task("classification", ("a", "b")), [1, 1, 0], [0, 1]),
+        (custom_task("multi-label", ("a", "b")), [(0,), (0, 1), (0,)], [1, -1]),
+        (custom_task("token-classification", ("O", "B-x", "I-x")), [(0, 0, 1), (0,)], [1, 0, 0]),
+        (custom_task("regression", ()), [1.0, 2.0], [1.5]),
+    ],
+)
+def test_baseline_predicts_the_majority(task, train, expected):
+    assert baseline_logits(task, examples_of(train)).tolist() == expected
+
+
+def test_baseline_metrics_of_text_and_token_tasks(tokenizer):
+    task = custom_task("classification", ("a", "b"))
+    dev = tokenize_for_task(examples_of([1, 1, 1, 0]), task, tokenizer, max_length=8, use_cache=False)
+    assert baseline_metrics(task, examples_of([0, 1, 1]), dev) == {"accuracy": 0.75}
+    tags = custom_task("token-classification", ("N", "V"))
+    words = replace(word_examples(["one two", "three"], None), labels=((0, 1), (0,)))
+    tokens = tokenize_for_task(words, tags, tokenizer, max_length=8)
+    assert baseline_metrics(tags, words, tokens) == {"accuracy": pytest.approx(2 / 3)}
+    with pytest.raises(DataError):
+        baseline_logits(custom_task("question-answering", ()), examples_of([1.0]))

@@ -162,3 +162,24 @@ def multi_label_predictions(task: Task, logits: np.ndarray, examples: TokenizedE
         }
         for row in expit(logits.astype(np.float64))
     ]
+
+
+def baseline_logits(task: Task, train: Examples) -> np.ndarray:
+    """Constant logits ``(outputs,)`` of the best guess without looking at the text, from the training labels.
+
+    Classification and token classification: the most frequent class; multi-label: the classes of most examples;
+    regression: the mean score.
+
+    Raises:
+        DataError: question answering, which has no such guess.
+    """
+    assert train.labels is not None
+    if task.task_type == "question-answering":
+        raise DataError("question answering has no majority-class baseline")
+    if task.task_type == "regression":
+        return np.asarray([np.mean(train.labels)], dtype=np.float32)
+    ids = [np.atleast_1d(np.asarray(label, dtype=np.int64)) for label in train.labels]
+    counts = np.bincount(np.concatenate(ids), minlength=len(task.labels))
+    if task.task_type == "multi-label":
+        return np.where(counts > MULTI_LABEL_THRESHOLD * len(train), 1.0, -1.0).astype(np.float32)
+    return np.eye(len(counts), dtype=np.float32)[counts.argmax()]

@@ -103,6 +103,16 @@ def compute_task_metrics(task: Task, logits: np.ndarray, examples: TokenizedExam
     return TASK_HANDLERS[task.task_type].compute_metrics(task, logits, examples)
 
 
+def baseline_metrics(task: Task, train: Examples, examples: TokenizedExamples) -> dict[str, float]:
+    """The task's metrics on ``examples`` of the majority class (or mean score) of the training labels.
+
+    Raises:
+        DataError: question answering, which has no such baseline.
+    """
+    count = len(examples.tokens.ids) if task.task_type == "token-classification" else len(examples)
+    return compute_task_metrics(task, np.tile(metrics.baseline_logits(task, train), (count, 1)), examples)
+
+
 def decode_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
     """Predictions as plain values, one per example, from logits shaped as for `compute_task_metrics`."""
     return TASK_HANDLERS[task.task_type].decode_predictions(task, logits, examples)
