@@ -144,9 +144,7 @@ def export_model(
     Raises:
         SubnetError: for a sub-network that the model cannot run.
         ConfigError: for a setting out of range, an output that exists, or a missing library.
-        DataError: if the given data cannot be read, or int8 has no labelled examples.
         ExportError: if the outputs differ from the source's, or int8 loses too much.
-        StorageError: if the folder cannot be written.
     """
     run = os.path.expanduser(run)
     (subnet_name,) = resolve_measured_names(run, [subnet])
@@ -179,12 +177,7 @@ def export_model(
         benchmarks: Mapping[str, RuntimeBenchmark] = {}
         if labelled is not None:
             benchmarks = _quantize(
-                checkpoint,
-                config,
-                folder,
-                labelled,
-                data_config,
-                progress=partial(progress, "measuring int8"),
+                checkpoint, config, folder, labelled, data_config, progress=partial(progress, "measuring int8")
             )
         result = ExportResult(
             config=config,
@@ -210,11 +203,7 @@ def _quantize(
     *,
     progress: Callable[[int, int], None],
 ) -> dict[str, RuntimeBenchmark]:
-    """Quantise the files to int8 and benchmark them before and after.
-
-    Raises:
-        ExportError: if the primary metric falls by more than allowed.
-    """
+    """Quantise the files to int8 and benchmark them before and after."""
     exporter, task = EXPORTERS[config.format], checkpoint.trained_task
     assert exporter.quantize is not None
 

@@ -42,11 +42,7 @@ def stock_config(network: PreTrainedModel) -> PretrainedConfig:
 
 
 def save_huggingface(network: PreTrainedModel, folder: Path) -> None:
-    """Write weights and config, and the modelling file where stock Transformers cannot build the sub-network.
-
-    Raises:
-        UnsupportedModelError: for a head without an Auto class.
-    """
+    """Write weights and config, and the modelling file where stock Transformers cannot build the sub-network."""
     auto_class = _require_auto_class(network)
     config, stock = stock_config(network), is_stock(network)
     if not stock:

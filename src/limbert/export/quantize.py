@@ -58,10 +58,7 @@ def quantize_openvino(path: Path, load_batches: CalibrationLoader) -> None:
         names = [node.get_any_name() for node in model.inputs]
         batches = [{name: batch[name].numpy() for name in names} for batch in load_batches()]
         quantized = nncf.quantize(
-            model,
-            nncf.Dataset(batches),
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(batches),
+            model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches)
         )
         temporary = path.with_name(f"{path.stem}-int8.xml")
         openvino.save_model(quantized, temporary, compress_to_fp16=False)
