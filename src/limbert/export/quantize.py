@@ -18,11 +18,11 @@ CalibrationLoader = Callable[[], Sequence[dict[str, Tensor]]]  # loads batches o
 _NOISY_LOGGERS = ("", "nncf")
 
 
-def quantize_onnx(path: Path) -> None:
+def quantize_onnx(path: Path, load_batches: CalibrationLoader) -> None:
     """Quantise an ONNX file in place: matrix products with weights, and embedding tables.
 
-    Each column of a weight has its own scale; activations are scaled per batch at run time (dynamic), so no
-    calibration is needed.
+    Each column of a weight has its own scale; activations are scaled per batch at run time (dynamic), so
+    ``load_batches`` is not called.
     """
     onnx = import_optional("onnx", extra="export")
     quantization = import_optional("onnxruntime.quantization", extra="export")

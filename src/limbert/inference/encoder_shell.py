@@ -15,7 +15,7 @@ HeadStep = Callable[[Tensor, Tensor], Tensor]  # (hidden or pooled state, attent
 
 
 class EncoderShell:
-    """Embeds batches and applies the task head to any layer's output; takes the layers out of ``network``. Thread-safe."""
+    """Embeds batches and applies the task head to any layer's output; takes ``network``'s layers out. Thread-safe."""
 
     def __init__(self, network: PreTrainedModel, family: Family) -> None:
         if not type(network).__name__.endswith("ForSequenceClassification"):
