@@ -78,15 +78,9 @@ def shard_input(
 
     Args:
         uri: a file, folder or pattern, local or a URI.
-        config: its column settings are used.
         keep_columns: input columns that the output repeats; None is all.
         prediction_columns: columns that the predictions add; none of them may be kept.
         max_shard_rows: a shard of large rows has fewer.
-        progress: called with the number of files read so far and of all files.
-
-    Raises:
-        ConfigError: a column to keep does not exist, or has the name of a prediction column.
-        DataError: a missing or unusable file, or one with other columns than the first.
     """
     storage = Storage.from_uri(uri)
     infos = storage.list_files()
@@ -196,9 +190,6 @@ class ShardReader:
 
         Returns:
             An Arrow table of all rows with the kept columns; the indices of the rows with a text; and these texts.
-
-        Raises:
-            DataError: the file cannot be read, has fewer rows than before, or has a row without a text.
         """
         with raise_as(DataError, f"{shard.path} cannot be read"):
             is_parquet = shard.path.lower().endswith(".parquet")
