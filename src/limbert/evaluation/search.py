@@ -384,7 +384,7 @@ def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, met
 
 
 def save_searched_results(run: str | Path, results: Sequence[SubnetResult]) -> None:
-    """Put results into the run's ``results.jsonl``; rows of searched sub-networks that are not saved now are dropped."""
+    """Write results into ``results.jsonl``; rows of searched sub-networks that are not saved now are dropped."""
     record = read_record(run)
     saved = record.get(SEARCHED_SUBNETS_KEY, {})
     context = {
