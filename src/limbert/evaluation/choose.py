@@ -16,15 +16,10 @@ from limbert.model.checkpoint import read_record
 
 @dataclass(frozen=True)
 class MeasuredSubnet:
-    """A measured sub-network.
+    """A measured sub-network."""
 
-    Attributes:
-        profile: its measured costs.
-        metric_value: the task's primary metric on the development set.
-    """
-
-    profile: ProfileRow
-    metric_value: float
+    profile: ProfileRow  # its measured costs
+    metric_value: float  # the task's primary metric on the development set
 
     @property
     def measured_name(self) -> str:
@@ -59,15 +54,10 @@ BUDGET_METRICS: Mapping[str, _BudgetMetric] = {
 
 @dataclass(frozen=True)
 class Constraint:
-    """One limit of a budget.
+    """One limit of a budget."""
 
-    Attributes:
-        option: its name, a key of `BUDGET_METRICS`.
-        limit: in base units: seconds, a count, bytes, a fraction.
-    """
-
-    option: str
-    limit: float
+    option: str  # its name, a key of `BUDGET_METRICS`
+    limit: float  # in base units: seconds, a count, bytes, a fraction
 
     @property
     def budget_metric(self) -> _BudgetMetric:
@@ -112,15 +102,10 @@ def parse_constraints(options: Mapping[str, str | None]) -> list[Constraint]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Sub-networks within a budget.
+    """Sub-networks within a budget."""
 
-    Attributes:
-        ranked: the best first; never empty.
-        num_measured: comparable sub-networks, within the budget or not.
-    """
-
-    ranked: list[MeasuredSubnet]
-    num_measured: int
+    ranked: list[MeasuredSubnet]  # the best first; never empty
+    num_measured: int  # comparable sub-networks, within the budget or not
 
     @property
     def best(self) -> MeasuredSubnet:

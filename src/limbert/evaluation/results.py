@@ -34,19 +34,12 @@ def mean_metric(metrics: Mapping[str, float], metric: str) -> float:
 
 @dataclass(frozen=True)
 class SubnetResult:
-    """Metrics and costs of one sub-network: a row of ``results.jsonl``.
+    """Metrics and costs of one sub-network: a row of ``results.jsonl``."""
 
-    Attributes:
-        subnet: its name, ``WIDTHxDEPTH`` or one from a search.
-        params: parameters, embeddings and head included.
-        flops: mean floating-point operations per example, at the examples' own lengths.
-        metrics: by name; with several development sets, ``SET/METRIC``.
-    """
-
-    subnet: str
-    params: int
-    flops: float
-    metrics: dict[str, float]
+    subnet: str  # its name, ``WIDTHxDEPTH`` or one from a search
+    params: int  # parameters, embeddings and head included
+    flops: float  # mean floating-point operations per example, at the examples' own lengths
+    metrics: dict[str, float]  # by name; with several development sets, ``SET/METRIC``
 
     def mean_metric(self, metric: str) -> float:
         """One metric, its mean over the development sets."""
@@ -108,23 +101,14 @@ def policy_row_key(row: Mapping[str, Any]) -> Hashable:
 
 @dataclass(frozen=True)
 class ProfileSetup:
-    """How sub-networks were run for a measurement.
+    """How sub-networks were run for a measurement."""
 
-    Attributes:
-        backend: ``torch``, ``onnxruntime`` or ``openvino``.
-        device: ``cpu`` or ``cuda``.
-        threads: CPU threads.
-        batch: examples per forward pass.
-        tokens: tokens per example.
-        precision: ``fp32``.
-    """
-
-    backend: str
-    device: str
-    threads: int
-    batch: int
-    tokens: int
-    precision: str = "fp32"
+    backend: str  # ``torch``, ``onnxruntime`` or ``openvino``
+    device: str  # ``cpu`` or ``cuda``
+    threads: int  # CPU threads
+    batch: int  # examples per forward pass
+    tokens: int  # tokens per example
+    precision: str = "fp32"  # ``fp32``
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
@@ -133,37 +117,21 @@ class ProfileSetup:
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """Measured costs of one sub-network in one setup: a row of ``profile.jsonl``.
-
-    Attributes:
-        subnet: its name.
-        params: parameters, embeddings and head included.
-        flops: floating-point operations of one example with this many tokens.
-        file_bytes: of the weights file (safetensors), or of the ONNX file that the other runtimes load.
-        peak_memory_bytes: see `limbert.evaluation.memory`; None where it cannot be measured.
-        latency_p50_ms: median milliseconds per forward pass.
-        latency_p95_ms: 95th percentile.
-        throughput: examples per second at the median.
-        rounds: forward passes counted.
-        setup: how it was run.
-        hardware: of the machine, see `limbert.evaluation.hardware`.
-        versions: of the libraries.
-        measured: time of the measurement, ISO 8601.
-    """
+    """Measured costs of one sub-network in one setup: a row of ``profile.jsonl``."""
 
     subnet: str
-    params: int
-    flops: int
-    file_bytes: int
-    peak_memory_bytes: int | None
-    latency_p50_ms: float
-    latency_p95_ms: float
-    throughput: float
-    rounds: int
-    setup: ProfileSetup
-    hardware: dict[str, Any]
-    versions: dict[str, str]
-    measured: str
+    params: int  # parameters, embeddings and head included
+    flops: int  # floating-point operations of one example with this many tokens
+    file_bytes: int  # of the weights file (safetensors), or of the ONNX file that the other runtimes load
+    peak_memory_bytes: int | None  # see `limbert.evaluation.memory`; None where it cannot be measured
+    latency_p50_ms: float  # median milliseconds per forward pass
+    latency_p95_ms: float  # 95th percentile
+    throughput: float  # examples per second at the median
+    rounds: int  # forward passes counted
+    setup: ProfileSetup  # how it was run
+    hardware: dict[str, Any]  # of the machine, see `limbert.evaluation.hardware`
+    versions: dict[str, str]  # of the libraries
+    measured: str  # time of the measurement, ISO 8601
 
     def to_dict(self) -> dict[str, Any]:
         """A flat JSON row."""

@@ -56,17 +56,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A sub-network with its metric and cost on the validation split.
-
-    Attributes:
-        subnet: the sub-network.
-        metric_value: the task's primary metric.
-        relative_cost: the objective, as a fraction of the full model's.
-    """
+    """A sub-network with its metric and cost on the validation split."""
 
     subnet: Subnet
-    metric_value: float
-    relative_cost: float
+    metric_value: float  # the task's primary metric
+    relative_cost: float  # the objective, as a fraction of the full model's
 
 
 @dataclass(frozen=True)

@@ -43,17 +43,11 @@ _POINT_BATCH_SIZE = 32  # examples per batch when an operating point is evaluate
 
 @dataclass(frozen=True)
 class PolicyCandidate:
-    """A policy with its metric and FLOPs on the validation split.
-
-    Attributes:
-        policy: the policy.
-        metric_value: the task's primary metric.
-        flops_share: mean floating-point operations per example, as a fraction of the full model's.
-    """
+    """A policy with its metric and FLOPs on the validation split."""
 
     policy: Policy
-    metric_value: float
-    flops_share: float
+    metric_value: float  # the task's primary metric
+    flops_share: float  # mean floating-point operations per example, as a fraction of the full model's
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON row."""
@@ -62,19 +56,12 @@ class PolicyCandidate:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """The policies that were tried, and the operating points chosen from them.
+    """The policies that were tried, and the operating points chosen from them."""
 
-    Attributes:
-        candidates: all policies, the full model first.
-        operating_points: by name.
-        metric: the task's primary metric.
-        num_examples: of the validation split.
-    """
-
-    candidates: list[PolicyCandidate]
-    operating_points: dict[str, OperatingPoint]
-    metric: str
-    num_examples: int
+    candidates: list[PolicyCandidate]  # all policies, the full model first
+    operating_points: dict[str, OperatingPoint]  # by name
+    metric: str  # the task's primary metric
+    num_examples: int  # of the validation split
 
 
 def tune(
@@ -264,17 +251,11 @@ def _dynamic_policies(model: ElasticModel, widths: Sequence[float], exit_rule: E
 
 @dataclass(frozen=True)
 class _AllExits:
-    """A run without exits, recorded at every exit, the last layer included.
+    """A run without exits, recorded at every exit, the last layer included."""
 
-    Attributes:
-        logits: ``(exits + 1, examples, outputs)``.
-        flops: of an example that leaves at that exit, ``(exits + 1, examples)``.
-        flops_without_exits: of all layers without any exit classifier, ``(examples,)``.
-    """
-
-    logits: np.ndarray
-    flops: np.ndarray
-    flops_without_exits: np.ndarray
+    logits: np.ndarray  # ``(exits + 1, examples, outputs)``
+    flops: np.ndarray  # of an example that leaves at that exit, ``(exits + 1, examples)``
+    flops_without_exits: np.ndarray  # of all layers without any exit classifier, ``(examples,)``
 
 
 def _run_all_exits(engine: Engine, examples: TokenizedExamples, *, batch_size: int, device: torch.device) -> _AllExits:

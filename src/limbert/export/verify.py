@@ -34,17 +34,11 @@ _LATENCY_ROUNDS = 40
 
 @dataclass(frozen=True)
 class ParityResult:
-    """The outputs of an exported model compared with its source's.
+    """The outputs of an exported model compared with its source's."""
 
-    Attributes:
-        examples: compared.
-        max_relative_difference: largest difference of two outputs, as a fraction of the largest output.
-        agreement: fraction of equal predictions (the largest output along the last axis).
-    """
-
-    examples: int
-    max_relative_difference: float
-    agreement: float
+    examples: int  # compared
+    max_relative_difference: float  # largest difference of two outputs, as a fraction of the largest output
+    agreement: float  # fraction of equal predictions (the largest output along the last axis)
 
 
 def compare_outputs(source: Runtime, exported: Runtime, batches: Iterable[Mapping[str, Tensor]]) -> ParityResult:
@@ -85,19 +79,12 @@ def require_parity(parity: ParityResult) -> None:
 
 @dataclass(frozen=True)
 class RuntimeBenchmark:
-    """Metrics and speed of one exported model.
+    """Metrics and speed of one exported model."""
 
-    Attributes:
-        metrics: by name, on the labelled examples.
-        latency_ms: median of one text at a time, texts of real lengths.
-        throughput: examples per second in batches of 16 of similar length.
-        file_bytes: of the file with the weights.
-    """
-
-    metrics: dict[str, float]
-    latency_ms: float
-    throughput: float
-    file_bytes: int
+    metrics: dict[str, float]  # by name, on the labelled examples
+    latency_ms: float  # median of one text at a time, texts of real lengths
+    throughput: float  # examples per second in batches of 16 of similar length
+    file_bytes: int  # of the file with the weights
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -147,17 +134,11 @@ def benchmark_runtimes(
 
 @dataclass(frozen=True)
 class ParityExamples:
-    """The examples that an export is verified on.
+    """The examples that an export is verified on."""
 
-    Attributes:
-        examples: tokenised.
-        description: what they are.
-        takes_pairs: whether the model's inputs are pairs of texts.
-    """
-
-    examples: TokenizedExamples
-    description: str
-    takes_pairs: bool
+    examples: TokenizedExamples  # tokenised
+    description: str  # what they are
+    takes_pairs: bool  # whether the model's inputs are pairs of texts
 
 
 def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, required: bool) -> ParityExamples:

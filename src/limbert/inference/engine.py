@@ -33,21 +33,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Trace:
-    """What ran for each example of a batch. Its tensors are on the CPU and computed on first use.
+    """What ran for each example of a batch. Its tensors are on the CPU and computed on first use."""
 
-    Attributes:
-        plan: the executed plan.
-        decisions: of gates and exits, in the order of the layers.
-        num_layers: layers of the full model.
-        attention_mask: of the batch, ``(batch, tokens)``.
-        cost_model: the model's cost model.
-    """
-
-    plan: ExecutionPlan
-    decisions: Sequence[Decision]
-    num_layers: int
-    attention_mask: Tensor
-    cost_model: CostModel
+    plan: ExecutionPlan  # the executed plan
+    decisions: Sequence[Decision]  # of gates and exits, in the order of the layers
+    num_layers: int  # layers of the full model
+    attention_mask: Tensor  # of the batch, ``(batch, tokens)``
+    cost_model: CostModel  # the model's cost model
 
     @cached_property
     def option_indices(self) -> Tensor:
@@ -97,15 +89,10 @@ class Trace:
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """The output for a batch.
+    """The output for a batch."""
 
-    Attributes:
-        logits: ``(batch, outputs)``, in the order of the inputs, on the model's device.
-        trace: what ran.
-    """
-
-    logits: Tensor
-    trace: Trace
+    logits: Tensor  # ``(batch, outputs)``, in the order of the inputs, on the model's device
+    trace: Trace  # what ran
 
 
 @dataclass

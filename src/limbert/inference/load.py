@@ -61,23 +61,14 @@ def override_data_config(saved: DataConfig, **overrides: Any) -> DataConfig:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint ready for predictions.
+    """A checkpoint ready for predictions."""
 
-    Attributes:
-        model: in evaluation mode, on its device.
-        tokenizer: saved with it.
-        task: from ``limbert.json``; None for a stock checkpoint.
-        data_config: how its training data was read; defaults for a stock checkpoint.
-        max_length: longest input in tokens: the training's, or what the model has positions for if that is less.
-        path: folder or Hub id.
-    """
-
-    model: ElasticModel
-    tokenizer: PreTrainedTokenizerBase
-    task: Task | None
-    data_config: DataConfig
-    max_length: int
-    path: str = ""
+    model: ElasticModel  # in evaluation mode, on its device
+    tokenizer: PreTrainedTokenizerBase  # saved with it
+    task: Task | None  # from ``limbert.json``; None for a stock checkpoint
+    data_config: DataConfig  # how its training data was read; defaults for a stock checkpoint
+    max_length: int  # longest input in tokens: the training's, or what the model has positions for if that is less
+    path: str = ""  # folder or Hub id
 
     @property
     def trained_task(self) -> Task:

@@ -108,19 +108,12 @@ class Policy:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A policy with its metric and FLOPs on the validation split when it was chosen.
-
-    Attributes:
-        policy: the policy.
-        metric: name of the metric.
-        value: of the metric.
-        flops_share: mean floating-point operations per example, as a fraction of the full model's.
-    """
+    """A policy with its metric and FLOPs on the validation split when it was chosen."""
 
     policy: Policy
-    metric: str
-    value: float
-    flops_share: float
+    metric: str  # name of the metric
+    value: float  # of the metric
+    flops_share: float  # mean floating-point operations per example, as a fraction of the full model's
 
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON; `from_dict` reads them."""

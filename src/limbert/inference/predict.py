@@ -123,21 +123,13 @@ def predict_subnet_logits(
 
 @dataclass(frozen=True)
 class PolicyOutputs:
-    """A policy's outputs in the order of the examples.
+    """A policy's outputs in the order of the examples."""
 
-    Attributes:
-        logits: ``(examples, outputs)``.
-        widths: ``(examples, layers)``, 0 where a layer did not run.
-        layers_run: ``(examples,)``.
-        flops: ``(examples,)``.
-        seconds: the engine's time for all examples.
-    """
-
-    logits: np.ndarray
-    widths: np.ndarray
-    layers_run: np.ndarray
-    flops: np.ndarray
-    seconds: float
+    logits: np.ndarray  # ``(examples, outputs)``
+    widths: np.ndarray  # ``(examples, layers)``, 0 where a layer did not run
+    layers_run: np.ndarray  # ``(examples,)``
+    flops: np.ndarray  # ``(examples,)``
+    seconds: float  # the engine's time for all examples
 
 
 def run_policy(
