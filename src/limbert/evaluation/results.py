@@ -68,7 +68,7 @@ class PolicyResult:
         flops_mean: mean floating-point operations per example, gates and exits included.
         flops_full: those of the full model on the same examples.
         time_per_example: seconds of the engine on this machine at this batch size, without tokenisation.
-        width_shares: for each layer of the full model, the fraction of examples by the width it ran at; 0: not run.
+        width_shares: for each layer, the fraction of examples by the width it ran at; 0: not run.
         exit_shares: the fraction of examples by the number of layers that ran.
     """
 
@@ -108,7 +108,7 @@ class ProfileSetup:
     threads: int  # CPU threads
     batch: int  # examples per forward pass
     tokens: int  # tokens per example
-    precision: str = "fp32"  # ``fp32``
+    precision: str = "fp32"
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
@@ -180,13 +180,7 @@ def replace_json_lines(
     key: Callable[[Mapping[str, Any]], Hashable],
     keep: Callable[[Mapping[str, Any]], bool] = lambda row: True,
 ) -> None:
-    """Write rows into a JSON lines file in place of earlier rows with the same key; all others stay, in their order.
-
-    Args:
-        rows: the new rows.
-        key: identifies a row.
-        keep: False for earlier rows to drop.
-    """
+    """Write rows in place of earlier ones with the same key; others stay in their order, unless ``keep`` is False."""
     earlier = read_json_lines(path, required_keys={}) if Path(path).exists() else []
     try:
         merged = {key(row): row for row in earlier if keep(row)}

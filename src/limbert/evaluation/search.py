@@ -67,19 +67,15 @@ class TrialResult:
 class SearchResult:
     """The outcome of a search.
 
-    Attributes:
-        trials: different sub-networks that were evaluated, by this search and earlier ones that it continues.
-        objective: ``flops`` or ``latency``.
-        metric: the task's primary metric.
-        front: the Pareto front, cheapest first, as JSON rows: ``subnet, layers, heads, neurons``, ``grid`` (whether it
-            is one of width and depth), ``cost_share``, ``validation`` and ``dev`` (the metric), and ``grid_dev``: the
-            best metric of the grid on the development set at no more cost, None if there is none.
+    The rows of ``front`` are JSON objects with ``subnet, layers, heads, neurons``, ``grid`` (whether it is one of width
+    and depth), ``cost_share``, ``validation`` and ``dev`` (the metric), and ``grid_dev``: the best metric of the grid
+    on the development set at no more cost, None if there is none.
     """
 
-    trials: int
+    trials: int  # different sub-networks that were evaluated, by this search and earlier ones that it continues
     objective: Objective
-    metric: str
-    front: list[dict[str, Any]]
+    metric: str  # the task's primary metric
+    front: list[dict[str, Any]]  # the Pareto front, cheapest first
 
 
 def search(
@@ -367,18 +363,15 @@ def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, met
     }
 
     def update(record: dict[str, Any]) -> None:
-        others = {
-            name: values
-            for name, values in record.get(SEARCHED_SUBNETS_KEY, {}).items()
-            if values.get("objective") != objective and name not in new
-        }
-        record[SEARCHED_SUBNETS_KEY] = new | others
+        saved = record.get(SEARCHED_SUBNETS_KEY, {})
+        others = {name for name in saved if saved[name].get("objective") != objective and name not in new}
+        record[SEARCHED_SUBNETS_KEY] = new | {name: saved[name] for name in saved if name in others}
 
     update_record(run, update)
 
 
 def save_searched_results(run: str | Path, results: Sequence[SubnetResult]) -> None:
-    """Put results into the run's ``results.jsonl``; rows of searched sub-networks that are not saved now are dropped."""
+    """Put results into the run's ``results.jsonl``; rows of searched sub-networks not saved now are dropped."""
     record = read_record(run)
     saved = record.get(SEARCHED_SUBNETS_KEY, {})
     context = {

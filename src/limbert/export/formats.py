@@ -26,8 +26,8 @@ class Exporter:
         libraries: libraries of the extra ``export`` that it needs.
         model_name: the file that the runtime loads; empty if it is the folder.
         weights_name: the file with the weights.
-        write: writes the network as files in a folder, for a tokenizer with the named inputs; without the tokenizer.
-        quantize: quantises the file ``model_name`` to int8 in place; None if the format has no int8.
+        write: the network into a folder, for a tokenizer with these inputs.
+        quantize: to int8, in place.
     """
 
     runtime_title: str

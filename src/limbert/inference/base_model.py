@@ -23,8 +23,8 @@ class TaskBaseCheckpoint:
     """A base model for a task; its weights are not loaded yet."""
 
     path: str  # folder or Hub id
-    task: Task  # the task, its labels in the model's order
-    tokenizer: PreTrainedTokenizerBase  # the model's tokenizer
+    task: Task  # with the labels in the model's order
+    tokenizer: PreTrainedTokenizerBase
     max_length: int  # longest input in tokens that the model has positions for
     is_finetuned: bool  # whether the model has a head trained for these labels
     completed_phases: tuple[str, ...]  # phases of earlier runs that it has been trained in

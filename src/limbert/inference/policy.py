@@ -192,25 +192,15 @@ class WidthOption:
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """A policy resolved for one model; the engine executes it without further choices of its own.
+    """A policy resolved for one model; the engine executes it without further choices of its own."""
 
-    Attributes:
-        layers: indices of the layers that run: all of them unless the policy is static.
-        options: the widths that can run; examples start at the first.
-        gate_before_layer: the index of the gate before a layer, by layer.
-        gate_options: for each choice of a gate, the index of its option; empty without gates.
-        exit_layers: the numbers of layers after which examples may exit.
-        exit_rule: when they exit.
-        static_options: the index of the option of each layer, by layer, if the policy is static.
-    """
-
-    layers: tuple[int, ...]
-    options: tuple[WidthOption, ...]
-    gate_before_layer: Mapping[int, int]
-    gate_options: tuple[int, ...]
-    exit_layers: frozenset[int]
-    exit_rule: ExitRule | None
-    static_options: Mapping[int, int] = field(default_factory=dict)
+    layers: tuple[int, ...]  # indices of the layers that run: all of them unless the policy is static
+    options: tuple[WidthOption, ...]  # the widths that can run; examples start at the first
+    gate_before_layer: Mapping[int, int]  # the index of the gate before a layer, by layer
+    gate_options: tuple[int, ...]  # for each choice of a gate, the index of its option; empty without gates
+    exit_layers: frozenset[int]  # the numbers of layers after which examples may exit
+    exit_rule: ExitRule | None  # when they exit
+    static_options: Mapping[int, int] = field(default_factory=dict)  # the option of each layer, if static
 
     @property
     def num_gate_choices(self) -> int:

@@ -54,11 +54,7 @@ def batch_counter(
 
 
 class OutputCollector:
-    """Collects the outputs of batches and puts them in the order of the examples.
-
-    Args:
-        examples: the examples that the batches are made of.
-    """
+    """Collects the outputs of batches and puts them in the order of the examples."""
 
     def __init__(self, examples: TokenizedExamples) -> None:
         self._examples = examples
@@ -71,12 +67,7 @@ class OutputCollector:
         self._values[list(indices)] = values
 
     def add_logits(self, indices: Sequence[int], logits: Tensor, attention_mask: Tensor) -> None:
-        """Store a batch's logits as float32, without those at padding.
-
-        Args:
-            logits: ``(batch, outputs)``, or ``(batch, tokens, outputs)`` for token-level tasks.
-            attention_mask: ``(batch, tokens)``.
-        """
+        """Store logits ``(batch, outputs)``, or ``(batch, tokens, outputs)`` without padding, as float32."""
         if logits.ndim == 2:
             self.add(indices, logits.float())
             return
@@ -89,8 +80,7 @@ class OutputCollector:
     def values(self) -> np.ndarray:
         """``(examples, ...)``, or ``(all tokens, outputs)`` for token-level logits; all batches must be added."""
         assert self._values is not None
-        array: np.ndarray = self._values.cpu().numpy()
-        return array
+        return self._values.cpu().numpy()
 
 
 def predict_subnet_logits(
@@ -102,11 +92,7 @@ def predict_subnet_logits(
     precision: Precision = "fp32",
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
-    """Logits of several sub-networks in the order of the examples, without dropout.
-
-    Returns:
-        By the sub-networks' names: ``(examples, outputs)``, or ``(all tokens, outputs)`` for token-level tasks.
-    """
+    """Logits by the sub-networks' names, without dropout: ``(examples, outputs)``, or ``(all tokens, outputs)``."""
     device = model.network.device
     collectors = {subnet: OutputCollector(examples) for subnet in subnets.values()}
     shared_forwards = plan_shared_forwards(subnets.values())
@@ -180,14 +166,12 @@ class Prediction:
     @property
     def label(self) -> str | None:
         """The most probable class of a classification; None for other task types."""
-        label: str | None = self.values.get("label")
-        return label
+        return self.values.get("label")
 
     @property
     def score(self) -> float | None:
         """The label's probability, the value of a regression, or an answer's confidence; None for other task types."""
-        score: float | None = self.values.get("score")
-        return score
+        return self.values.get("score")
 
     def to_dict(self) -> dict[str, Any]:
         """The values."""
@@ -231,17 +215,11 @@ def predict(
             engine, examples, batch_size=batch_size, device=model.network.device, after_batch=after_batch
         )
         logits, layers_run, flops = outputs.logits, outputs.layers_run, outputs.flops
-    return [
-        Prediction(values, int(layers), int(operations))
-        for values, layers, operations in zip(
-            decode_predictions(task, logits, examples), layers_run, flops, strict=True
-        )
-    ]
+    decoded = zip(decode_predictions(task, logits, examples), layers_run, flops, strict=True)
+    return [Prediction(values, int(layers), int(operations)) for values, layers, operations in decoded]
 
 
-def _token_level_costs(
-    model: ElasticModel, examples: TokenizedExamples, subnet: Subnet
-) -> tuple[np.ndarray, np.ndarray]:
+def _token_level_costs(model: ElasticModel, examples: TokenizedExamples, subnet: Subnet) -> tuple[Any, Any]:
     """Layers and FLOPs of each text, all its windows together, ``(texts,)`` each."""
     assert examples.alignment is not None
     cost, num_texts = CostModel(model), len(examples.alignment.examples)

@@ -246,8 +246,7 @@ def _job_settings(
         "cut": hashlib.blake2b(repr(inputs.shards).encode(), digest_size=8).hexdigest(),
         "sources": inputs.files,
     }
-    parsed: dict[str, Any] = json.loads(json.dumps(values))
-    return parsed
+    return dict(json.loads(json.dumps(values)))
 
 
 class _AttemptCounter:

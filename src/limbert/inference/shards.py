@@ -42,21 +42,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardedInput:
-    """All input files and their split into shards.
+    """All input files and their split into shards."""
 
-    Attributes:
-        storage: the files' file system.
-        files: rows, bytes and modification time (seconds since 1970, 0.0 if unknown) by path.
-        columns: of the text and its pair.
-        kept_columns: input columns that the output repeats.
-        shards: in the order of files and rows, which is the order of their names.
-    """
-
-    storage: Storage
-    files: dict[str, tuple[int, int, float]]
-    columns: Columns
-    kept_columns: tuple[str, ...]
-    shards: tuple[Shard, ...]
+    storage: Storage  # the files' file system
+    files: dict[str, tuple[int, int, float]]  # rows, bytes, modification time (seconds since 1970, or 0.0), by path
+    columns: Columns  # of the text and its pair
+    kept_columns: tuple[str, ...]  # input columns that the output repeats
+    shards: tuple[Shard, ...]  # in the order of files and rows, which is the order of their names
 
     @property
     def rows(self) -> int:
