@@ -136,13 +136,7 @@ def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
 
 
 class Profiler:
-    """Measures sub-networks of one model on this machine.
-
-    Args:
-        subnets: by name.
-        rounds: forward passes of each sub-network in a setup.
-        max_seconds: roughly, for all passes of a setup, with at least 5 rounds.
-    """
+    """Measures sub-networks of one model on this machine; ``folder`` is for the saved sub-networks, empty at first."""
 
     def __init__(
         self, model: ElasticModel, subnets: Mapping[str, Subnet], folder: Path, *, rounds: int, max_seconds: float
@@ -156,12 +150,7 @@ class Profiler:
     def measure(
         self, setup: ProfileSetup, names: Sequence[str], *, progress: Progress = no_progress
     ) -> list[ProfileRow]:
-        """Rows of the named sub-networks in one setup.
-
-        Args:
-            setup: how they are run; checked with `check_setup`.
-            names: of the profiler's sub-networks.
-        """
+        """Rows of the named sub-networks in one setup that `check_setup` has accepted."""
         self._load(setup, names, progress)
         inputs = example_batch(self._model.network.config, batch=setup.batch, tokens=setup.tokens)
         title = f"{setup.backend} {setup.batch}x{setup.tokens}"
@@ -231,11 +220,8 @@ def time_interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each call; the functions take turns within a round, so that a slow phase of the machine affects all.
 
-    Args:
-        functions: by name; each returns when its work is done.
-        rounds: counted calls of each, after three that are not counted.
-        max_seconds: for all counted rounds: fewer are made if, judged by the last uncounted one, they would take
-            longer, but at least 5.
+    Three rounds are not counted. Fewer than ``rounds`` are made, but at least 5, if judged by the last uncounted one
+    they would take longer than ``max_seconds``.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     number = -_WARMUP_ROUNDS
@@ -262,13 +248,7 @@ def median_latency(
     rounds: int = 20,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Median seconds of one forward pass of each network on the same inputs, the networks taking turns.
-
-    Args:
-        networks: by name, in evaluation mode.
-        inputs: on the networks' device.
-        rounds: counted passes of each network.
-    """
+    """Median seconds of one forward pass of each network on the same inputs, the networks taking turns."""
 
     def runner(network: nn.Module) -> Callable[[], object]:
         def run() -> None:

@@ -249,12 +249,6 @@ def comparable_rows(
     By default: of the run's own profile those of this machine, of a given file those of the machine measured last; the
     device and threads measured last; batch 1 if it was measured, else the smallest; the most tokens; and the runtime in
     which the full model (the most FLOPs) is fastest.
-
-    Args:
-        backend: runtime of the measurements.
-        batch: examples per forward pass.
-        tokens: per example.
-        profile_path: a profile from another machine (``~`` is expanded) instead of the run's own.
     """
     name = Path(run) / PROFILE_NAME if profile_path is None else Path(profile_path).expanduser()
     rows = _read_run_profile(run) if profile_path is None else read_profile(name)

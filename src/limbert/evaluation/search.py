@@ -196,18 +196,10 @@ def search_subnets(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[TrialResult]:
-    """Evaluate ``trials`` different sub-networks, those of the grid first.
+    """Evaluate ``trials`` different sub-networks, those of the grid first, and return all of the study in their order.
 
-    Args:
-        encoding: what can vary.
-        grid: where the search begins.
-        evaluate: called once for each sub-network that has no finished trial in the study.
-        journal: optuna's journal file; made if there is none.
-        study_name: names what a result depends on; other studies in the journal are ignored.
-        trials: different sub-networks, the study's finished ones included; fewer if there are no more.
-
-    Returns:
-        All finished trials of the study, in their order.
+    Finished trials in the journal count and are not evaluated again. ``study_name`` names what a result depends on;
+    other studies in the journal are ignored. There are fewer trials if there are no more sub-networks.
     """
     optuna = import_optional("optuna", extra="search")
     generation = max(_MIN_POPULATION, 2 * len({*grid, *encoding.uniform_subnets}))
@@ -364,8 +356,8 @@ def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, met
 
     def update(record: dict[str, Any]) -> None:
         saved = record.get(SEARCHED_SUBNETS_KEY, {})
-        others = {name for name in saved if saved[name].get("objective") != objective and name not in new}
-        record[SEARCHED_SUBNETS_KEY] = new | {name: saved[name] for name in saved if name in others}
+        others = [name for name in saved if saved[name].get("objective") != objective and name not in new]
+        record[SEARCHED_SUBNETS_KEY] = new | {name: saved[name] for name in others}
 
     update_record(run, update)
 

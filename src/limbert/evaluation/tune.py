@@ -161,16 +161,10 @@ def tune_policies(
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[PolicyCandidate]:
-    """Evaluate sub-networks, gates and exits on labelled examples.
+    """Evaluate sub-networks, gates and exits on labelled examples, the full model first.
 
-    Args:
-        examples: a validation split.
-        widths: widths that the gates' choices may run at; every non-decreasing mapping is tried.
-        exit_rule: of the exits.
-        num_thresholds: tried for each choice of widths, at even quantiles of the examples' scores.
-
-    Returns:
-        All candidates, the full model first.
+    Every non-decreasing mapping of the gates' choices to ``widths`` is tried, each with ``num_thresholds`` exit
+    thresholds at even quantiles of the examples' scores. A model without gates and exits has only its sub-networks.
     """
     reject_token_level_task(task.task_type, "tune")
     full_flops = CostModel(model).mean_flops(model.full, examples.lengths)
@@ -199,13 +193,7 @@ def pareto_policies(candidates: Sequence[PolicyCandidate]) -> list[PolicyCandida
 def choose_operating_points(
     candidates: Sequence[PolicyCandidate], *, metric: str, max_drops: Mapping[str, float]
 ) -> dict[str, OperatingPoint]:
-    """For each name the cheapest policy whose metric is at most ``max_drops[name]`` below the full model's.
-
-    Args:
-        candidates: from `tune_policies`, the full model first.
-        metric: its name.
-        max_drops: allowed losses of the metric, by the name of the operating point.
-    """
+    """The cheapest candidates whose metric is at most ``max_drops[name]`` below that of the first, the full model."""
     full = candidates[0]
     points = {}
     for name, drop in max_drops.items():

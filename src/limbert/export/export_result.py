@@ -15,11 +15,7 @@ EXPORT_RECORD_NAME = "export.json"  # marks a folder as an export
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Settings of an export, see `export_model`.
-
-    Raises:
-        ConfigError: for a format that is unknown or has no int8, a drop out of range, or an output that exists.
-    """
+    """Settings of an export, see `export_model`."""
 
     run: str
     output: Path

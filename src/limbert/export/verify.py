@@ -98,11 +98,9 @@ def benchmark_runtimes(
     task: Task,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, RuntimeBenchmark]:
-    """Benchmark several exported models; they take turns, so that a slow phase of the machine affects all.
+    """Benchmark exported models, given by name with their file sizes in bytes.
 
-    Args:
-        runtimes: by name, each with the size of its file in bytes.
-        examples: labelled.
+    They take turns, so that a slow phase of the machine affects all.
     """
     batches = evaluation_batches(examples.lengths, batch_size=_BENCHMARK_BATCH_SIZE)
     logits = {name: OutputCollector(examples) for name in runtimes}
@@ -144,8 +142,7 @@ class ParityExamples:
 def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, required: bool) -> ParityExamples:
     """Examples spread evenly over the development set; built-in sentences if it cannot be read.
 
-    Args:
-        required: whether data that cannot be read is an error, because the user named it.
+    With ``required`` data that cannot be read is an error, because the user named it.
     """
     task = checkpoint.task
     if task is not None:

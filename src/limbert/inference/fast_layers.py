@@ -21,11 +21,7 @@ RunLayer = Callable[[Tensor, LayerCalls], Tensor]  # (state, the batch's calls) 
 
 
 def fast_layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> RunLayer:
-    """A function that computes what the layer computes in evaluation mode, directly where the family is plain.
-
-    Args:
-        layer: with plain Linears, as in views.
-    """
+    """A function that computes what the layer does in evaluation mode, directly where the family is plain."""
     if not _has_fast_path(network, family):
         return lambda state, calls: calls.run(layer, state)
     assert family.fast_path is not None

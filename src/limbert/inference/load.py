@@ -79,12 +79,7 @@ class LoadedCheckpoint:
         return self.task
 
     def tokenize(self, examples: Examples, *, task: Task | None = None, cache: bool = True) -> TokenizedExamples:
-        """Tokenise examples with the settings of the training.
-
-        Args:
-            examples: of the model's task.
-            cache: whether to read and write the token cache.
-        """
+        """Tokenise examples with the settings of the training; a stock checkpoint does not record its task."""
         task = task or self.task
         if task is None:
             return tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
@@ -100,11 +95,10 @@ def load_checkpoint(
     """Load an elastic checkpoint, or a stock one with a sequence classification head.
 
     Args:
+        path: folder (``~`` is expanded) or Hub id.
         space: instead of the checkpoint's own.
         head: see ``ElasticModel.from_pretrained``.
-
-    Raises:
-        CheckpointError: if the checkpoint is missing or broken, or has no tokenizer.
+        device: see `resolve_device`.
     """
     path = os.path.expanduser(path)
     torch_device = resolve_device(device)
@@ -129,11 +123,7 @@ def load_checkpoint(
 
 
 def load_validation_split(checkpoint: LoadedCheckpoint, data_config: DataConfig) -> Examples:
-    """The validation split of the training data, with label ids in the model's order.
-
-    Args:
-        data_config: where its training data is now.
-    """
+    """The validation split of the training data, with label ids in the model's order."""
     saved = checkpoint.model.record.get("settings", {}).get("train")
     if saved is None or checkpoint.task is None:
         raise CheckpointError("limbert.json does not say how the model was trained; train it with limbert train")

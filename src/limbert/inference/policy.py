@@ -87,13 +87,7 @@ class Policy:
 
     @classmethod
     def from_name(cls, name: str, *, widths: tuple[float, ...] | None = None, exits: ExitRule | None = None) -> Self:
-        """A policy by its name.
-
-        Args:
-            name: ``static:WIDTHxDEPTH``, ``width``, ``depth`` or ``width+depth``.
-            widths: see `Policy`.
-            exits: needed by ``depth`` and ``width+depth``.
-        """
+        """A policy by its name, one of `POLICY_FORMATS`; ``exits`` are needed by ``depth`` and ``width+depth``."""
         if name.startswith("static:"):
             return cls(subnet=name.removeprefix("static:"), widths=widths, exits=exits)
         if name not in _DYNAMIC_NAMES:
@@ -154,15 +148,10 @@ def named_policy(
     exit_threshold: float | None = None,
     exit_rule: str | None = None,
 ) -> Policy:
-    """A policy by name: one of `POLICY_FORMATS`, or an operating point of a checkpoint.
+    """A policy by name: one of `POLICY_FORMATS`, or an operating point of the checkpoint with this ``limbert.json``.
 
-    Args:
-        name: of the policy.
-        record: the checkpoint's ``limbert.json``.
-        task_type: determines the default exit rule.
-        widths: see `Policy`; these and the exit settings are not for operating points.
-        exit_threshold: needed by ``depth`` and ``width+depth``.
-        exit_rule: default: `default_exit_rule`.
+    The task type determines the default exit rule. Operating points have their own widths and exits; ``depth`` and
+    ``width+depth`` need an exit threshold.
     """
     if name.startswith("static:") or name in _DYNAMIC_NAMES:
         if exit_rule and exit_threshold is None:
@@ -242,12 +231,7 @@ def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) 
 
 
 def reject_token_level_task(task_type: TaskType, feature: str) -> None:
-    """Raise ConfigError for a task with predictions at tokens: policies choose one width and depth per text.
-
-    Args:
-        task_type: of the task.
-        feature: what was requested, for the message.
-    """
+    """Refuse a feature for tasks with predictions at tokens: policies choose one width and depth per text."""
     if TASK_TYPE_SPECS[task_type].token_level:
         raise ConfigError(
             f"{feature} chooses a width and depth for each prediction, but in {task_type} all predictions of a text "

@@ -126,12 +126,7 @@ def run_policy(
     device: torch.device,
     after_batch: Callable[[], None] = lambda: None,
 ) -> PolicyOutputs:
-    """Run a policy over examples.
-
-    Args:
-        engine: with the policy.
-        examples: in any order; labels are ignored.
-    """
+    """Run the engine's policy over examples; labels are ignored."""
     names = ("logits", "widths", "layers_run", "flops")
     collectors = {name: OutputCollector(examples) for name in names}
     seconds = 0.0
@@ -194,9 +189,7 @@ def predict(
 ) -> list[Prediction]:
     """One prediction per example, in order, without dropout.
 
-    Args:
-        examples: tokenised texts.
-        policy: the sub-network, or how it is chosen for each example; or the name of an operating point.
+    The policy may be given by its name, such as that of an operating point. The batch size changes no prediction.
     """
     after_batch = batch_counter([examples], batch_size=batch_size, progress=progress)
     if isinstance(policy, str):

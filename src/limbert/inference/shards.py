@@ -179,11 +179,7 @@ class ShardReader:
         self._rows: Iterator[TableRow] = iter(())
 
     def read(self, shard: Shard) -> tuple[Any, list[int], Examples]:
-        """Read a shard.
-
-        Returns:
-            An Arrow table of all rows with the kept columns; the indices of the rows with a text; and these texts.
-        """
+        """The kept columns of all rows as an Arrow table; the indices of the rows with a text; and these texts."""
         with raise_as(DataError, f"{shard.path} cannot be read"):
             is_parquet = shard.path.lower().endswith(".parquet")
             kept, rows = self._read_parquet(shard) if is_parquet else self._read_text_file(shard)
