@@ -250,14 +250,11 @@ def median_latency(
 ) -> dict[str, float]:
     """Median seconds of one forward pass of each network on the same inputs, the networks taking turns."""
 
-    def runner(network: nn.Module) -> Callable[[], object]:
-        def run() -> None:
-            network(**inputs)
-            if inputs["input_ids"].is_cuda:
-                torch.cuda.synchronize()
+    def run(network: nn.Module) -> None:
+        network(**inputs)
+        if inputs["input_ids"].is_cuda:
+            torch.cuda.synchronize()
 
-        return run
-
-    functions = {name: runner(network) for name, network in networks.items()}
+    functions = {name: partial(run, network) for name, network in networks.items()}
     times = time_interleaved(functions, rounds=rounds, progress=progress)
     return {name: statistics.median(seconds) for name, seconds in times.items()}

@@ -178,14 +178,12 @@ def rank_within_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[
     """
     meeting = [subnet for subnet in subnets if all(limit.excess(subnet) == 0 for limit in constraints)]
     fastest_first = all(limit.budget_metric.is_minimum for limit in constraints)
-    return sorted(
-        meeting,
-        key=lambda subnet: (
-            0.0 if fastest_first else -subnet.metric_value,
-            subnet.profile.latency_p50_ms,
-            subnet.profile.flops,
-        ),
-    )
+
+    def rank(subnet: MeasuredSubnet) -> tuple[float, float, int]:
+        metric = 0.0 if fastest_first else subnet.metric_value
+        return -metric, subnet.profile.latency_p50_ms, subnet.profile.flops
+
+    return sorted(meeting, key=rank)
 
 
 def describe_unmet_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[Constraint]) -> str:

@@ -167,10 +167,17 @@ def tune_policies(
     thresholds at even quantiles of the examples' scores. A model without gates and exits has only its sub-networks.
     """
     reject_token_level_task(task.task_type, "tune")
-    full_flops = CostModel(model).mean_flops(model.full, examples.lengths)
-    candidates = _evaluate_static(
-        model, examples, task=task, full_flops=full_flops, batch_size=batch_size, precision=precision
-    )
+    subnets, cost = model.subnets(), CostModel(model)
+    full_flops = cost.mean_flops(model.full, examples.lengths)
+    logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=batch_size, precision=precision)
+    candidates = [
+        PolicyCandidate(
+            Policy(subnet=name),
+            primary_metric(task, logits[name], examples),
+            cost.mean_flops(subnet, examples.lengths) / full_flops,
+        )
+        for name, subnet in subnets.items()
+    ]
     policies = list(_dynamic_policies(model, widths, exit_rule))
     for number, policy in enumerate(policies):
         progress(number, len(policies))
@@ -197,33 +204,11 @@ def choose_operating_points(
     full = candidates[0]
     points = {}
     for name, drop in max_drops.items():
-        allowed = [
-            candidate for candidate in candidates if candidate.metric_value >= full.metric_value - drop - _TOLERANCE
-        ]
+        lowest = full.metric_value - drop - _TOLERANCE
+        allowed = [candidate for candidate in candidates if candidate.metric_value >= lowest]
         best = min(allowed, key=lambda candidate: (candidate.flops_share, -candidate.metric_value))
         points[name] = OperatingPoint(best.policy, metric, best.metric_value, best.flops_share)
     return points
-
-
-def _evaluate_static(
-    model: ElasticModel,
-    examples: TokenizedExamples,
-    *,
-    task: Task,
-    full_flops: float,
-    batch_size: int,
-    precision: Precision,
-) -> list[PolicyCandidate]:
-    subnets, cost = model.subnets(), CostModel(model)
-    logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=batch_size, precision=precision)
-    return [
-        PolicyCandidate(
-            Policy(subnet=name),
-            primary_metric(task, logits[name], examples),
-            cost.mean_flops(subnet, examples.lengths) / full_flops,
-        )
-        for name, subnet in subnets.items()
-    ]
 
 
 def _dynamic_policies(model: ElasticModel, widths: Sequence[float], exit_rule: ExitRuleName) -> Iterator[Policy]:
@@ -284,9 +269,8 @@ def _evaluate_exits(
     example_indices = np.arange(len(examples))
     for rule in _candidate_rules(logits, policy.exits.name, task, count=num_thresholds):
         exit_indices = _exit_indices(logits, rule, task).numpy()
-        yield candidate(
-            rule, all_exits.logits[exit_indices, example_indices], all_exits.flops[exit_indices, example_indices]
-        )
+        taken = exit_indices, example_indices
+        yield candidate(rule, all_exits.logits[taken], all_exits.flops[taken])
 
 
 def _exit_indices(logits: torch.Tensor, rule: ExitRule, task: Task) -> torch.Tensor:

@@ -69,5 +69,5 @@ class ExportResult:
                 "difference": self.parity.max_relative_difference,
                 "agreement": self.parity.agreement,
             },
-            "quality": {name: benchmark.to_dict() for name, benchmark in self.benchmarks.items()},
+            "quality": {name: vars(benchmark) for name, benchmark in self.benchmarks.items()},
         }

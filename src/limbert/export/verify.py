@@ -3,9 +3,8 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,10 +84,6 @@ class RuntimeBenchmark:
     latency_ms: float  # median of one text at a time, texts of real lengths
     throughput: float  # examples per second in batches of 16 of similar length
     file_bytes: int  # of the file with the weights
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
-        return asdict(self)
 
 
 def benchmark_runtimes(

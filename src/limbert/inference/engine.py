@@ -80,7 +80,7 @@ class Trace:
             total = total + (self.option_indices == index).sum(dim=1) * torch.tensor(by_length)[length_index]
         head_calls = sum((self.layers_run >= layer).long() for layer in {*self.plan.exit_layers, len(self.plan.layers)})
         gate_calls = sum((self.layers_run > layer).long() for layer in self.plan.gate_before_layer)
-        gate_flops = self.cost_model.gate_flops(self.plan.num_gate_choices)
+        gate_flops = self.cost_model.gate_flops(len(self.plan.gate_options))
         return total + head_calls * self.cost_model.head_flops + gate_calls * gate_flops
 
 

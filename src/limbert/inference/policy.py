@@ -191,11 +191,6 @@ class ExecutionPlan:
     exit_rule: ExitRule | None  # when they exit
     static_options: Mapping[int, int] = field(default_factory=dict)  # the option of each layer, if static
 
-    @property
-    def num_gate_choices(self) -> int:
-        """Widths that each gate chooses among; 0 without gates."""
-        return len(self.gate_options)
-
 
 def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> ExecutionPlan:
     """Check a policy against a model and make its execution plan."""

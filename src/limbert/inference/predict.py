@@ -1,5 +1,6 @@
 """Batched inference over tokenised examples: logits of sub-networks, outputs of policies, and readable predictions."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,14 +44,8 @@ def batch_counter(
 ) -> Callable[[], None]:
     """A function to call after each batch; it calls ``progress`` with the batches done and in all."""
     total = sum(len(evaluation_batches(examples.lengths, batch_size=batch_size)) for examples in datasets)
-    done = 0
-
-    def after_batch() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    return after_batch
+    numbers = itertools.count(1)
+    return lambda: progress(next(numbers), total)
 
 
 class OutputCollector:
