@@ -49,9 +49,7 @@ class FakeEvaluator:
         return TrialResult(subnet, (work * 37 % 101) / 101, (sum(subnet.heads) + sum(subnet.neurons)) / 1000)
 
 
-def run_search(
-    journal: Path, evaluator: Any, *, model: ElasticModel | None = None, **changes: Any
-) -> list[TrialResult]:
+def run_search(journal: Path, evaluator: Any, model: ElasticModel | None = None, **changes: Any) -> list[TrialResult]:
     model = model or model_of("bert")
     options = {"study_name": "study", "seed": 1} | changes
     grid = list(model.subnets().values())

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbert.core.config import require
 from limbert.core.subnet import Subnet
 from limbert.errors import CheckpointError, ConfigError, import_optional
 from limbert.evaluation.choose import resolve_measured_names
@@ -117,22 +118,17 @@ def benchmark(
 
 def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
     """Raise ConfigError for a setup that cannot be measured: no such runtime, library, device or length."""
-    if setup.backend not in RUNTIMES:
-        raise ConfigError(f"backend is {setup.backend!r}; it must be one of {', '.join(RUNTIMES)}")
+    require(setup.backend in RUNTIMES, "backend", setup.backend, f"one of {', '.join(RUNTIMES)}")
     if setup.backend != "torch":
         for library in ("onnx", "onnxscript", setup.backend):
             import_optional(library, extra="export")
-    if setup.device not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {setup.device!r}; it must be cpu or cuda")
+    require(setup.device in ("cpu", "cuda"), "device", setup.device, "cpu or cuda")
     if setup.device == "cuda" and setup.backend != "torch":
         raise ConfigError(f"backend {setup.backend} is measured on the CPU only; on cuda measure torch")
     resolve_device(setup.device)  # refuses a GPU that torch does not find
-    if setup.batch < 1:
-        raise ConfigError(f"batch is {setup.batch}; it must be at least 1")
-    if not 2 <= setup.tokens <= model.max_input_length:
-        raise ConfigError(
-            f"tokens is {setup.tokens}; it must be from 2 to the model's longest input, {model.max_input_length}"
-        )
+    require(setup.batch >= 1, "batch", setup.batch, "at least 1")
+    longest = model.max_input_length
+    require(2 <= setup.tokens <= longest, "tokens", setup.tokens, f"from 2 to the model's longest input, {longest}")
 
 
 class Profiler:

@@ -60,25 +60,15 @@ class SubnetResult:
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """Metrics and costs of one policy: the measured part of a row of ``policies.jsonl``.
+    """Metrics and costs of one policy: the measured part of a row of ``policies.jsonl``."""
 
-    Attributes:
-        policy: the policy that ran.
-        metrics: by name; with several development sets, ``SET/METRIC``.
-        flops_mean: mean floating-point operations per example, gates and exits included.
-        flops_full: those of the full model on the same examples.
-        time_per_example: seconds of the engine on this machine at this batch size, without tokenisation.
-        width_shares: for each layer, the fraction of examples by the width it ran at; 0: not run.
-        exit_shares: the fraction of examples by the number of layers that ran.
-    """
-
-    policy: "Policy"
-    metrics: dict[str, float]
-    flops_mean: float
-    flops_full: float
-    time_per_example: float
-    width_shares: list[dict[float, float]]
-    exit_shares: dict[int, float]
+    policy: "Policy"  # the policy that ran
+    metrics: dict[str, float]  # by name; with several development sets, ``SET/METRIC``
+    flops_mean: float  # mean floating-point operations per example, gates and exits included
+    flops_full: float  # those of the full model on the same examples
+    time_per_example: float  # seconds of the engine on this machine at this batch size, without tokenisation
+    width_shares: list[dict[float, float]]  # for each layer, the fraction of examples by its width; 0: not run
+    exit_shares: dict[int, float]  # the fraction of examples by the number of layers that ran
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -140,11 +130,7 @@ class ProfileRow:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The row that `to_dict` wrote.
-
-        Raises:
-            KeyError: if a value is missing.
-        """
+        """The row that `to_dict` wrote; KeyError if a value is missing."""
         setup = ProfileSetup(**{field.name: values[field.name] for field in fields(ProfileSetup)})
         return cls(setup=setup, **{field.name: values[field.name] for field in fields(cls) if field.name != "setup"})
 

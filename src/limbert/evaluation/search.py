@@ -226,9 +226,8 @@ def search_subnets(
             while len(finished) < trials and repeated < _PATIENCE_GENERATIONS * generation:
                 progress(len(finished), trials)
                 trial = study.ask()
-                subnet = encoding.decode(
-                    {name: trial.suggest_int(name, 0, size - 1) for name, size in encoding.cardinalities.items()}
-                )
+                sizes = encoding.cardinalities.items()
+                subnet = encoding.decode({name: trial.suggest_int(name, 0, size - 1) for name, size in sizes})
                 if subnet in finished:  # no result, so that no generation fills up with copies
                     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                     repeated += 1
@@ -309,10 +308,8 @@ class SubnetEvaluator:
         self._cost_model = CostModel(model)
         self._full_flops = self._cost_model.mean_flops(model.full, examples.lengths)
         tokens = latency_tokens or int(sorted(examples.lengths)[len(examples) // 2])
-        if not 1 < tokens <= model.max_input_length:
-            raise ConfigError(
-                f"tokens is {tokens}; it must be from 2 to {model.max_input_length}, the model's longest input"
-            )
+        longest = model.max_input_length
+        require(2 <= tokens <= longest, "tokens", tokens, f"from 2 to {longest}, the model's longest input")
         self._latency_batch, self._latency_tokens = latency_batch, tokens
 
     @property

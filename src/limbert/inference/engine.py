@@ -168,11 +168,9 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Tensor]) -> EngineOutput:
-        """Run a batch.
+        """Run a batch: ``input_ids`` and ``attention_mask`` ``(batch, tokens)``, and other inputs but no labels.
 
-        Args:
-            inputs: ``input_ids`` and ``attention_mask`` ``(batch, tokens)``, padded on the right, and other inputs of
-                the network; on the model's device, without labels.
+        They are padded on the right, on the model's device.
         """
         batch = self._run(inputs, allow_exit=True)
         return EngineOutput(batch.ordered_logits().float(), self._trace(batch))

@@ -141,12 +141,8 @@ def run_policy(
 class Prediction:
     """The prediction for one example.
 
-    Attributes:
-        values: ``label`` and ``score`` of a classification, ``score`` of a regression, ``labels`` of a multi-label
-            task, ``entities`` of token classification, ``answer``, ``score``, ``start`` and ``end`` of question
-            answering.
-        layers_run: layers that ran.
-        flops: floating-point operations.
+    Its values are ``label`` and ``score`` of a classification, ``score`` of a regression, ``labels`` of a multi-label
+    task, ``entities`` of token classification, ``answer``, ``score``, ``start`` and ``end`` of question answering.
     """
 
     values: Mapping[str, Any]

@@ -68,12 +68,8 @@ def shard_input(
     """Find the input files and split them into shards; the same files and settings give the same shards.
 
     Of Parquet files only the footers are read. The columns of JSON lines are the keys of all objects in all files.
-
-    Args:
-        uri: a file, folder or pattern, local or a URI.
-        keep_columns: input columns that the output repeats; None is all.
-        prediction_columns: columns that the predictions add; none of them may be kept.
-        max_shard_rows: a shard of large rows has fewer.
+    The output repeats the columns to keep (None: all), none of which may be a prediction column. A shard of large rows
+    has fewer than ``max_shard_rows``.
     """
     storage = Storage.from_uri(uri)
     infos = storage.list_files()
@@ -167,9 +163,7 @@ def _check_columns(
 class ShardReader:
     """Reads the rows of shards; text files, in which no row can be looked up, fastest in the order of the shards.
 
-    Args:
-        inputs: the input; its ``files`` and ``shards`` are not used.
-        skip_bad_rows: leave rows without a text out of the examples instead of raising an error.
+    With ``skip_bad_rows``, rows without a text are left out of the examples instead of refused.
     """
 
     def __init__(self, inputs: ShardedInput, *, skip_bad_rows: bool) -> None:
