@@ -102,16 +102,8 @@ def test_latency_grows_with_the_work() -> None:
 def test_benchmark_saves_and_reports_each_setup(tmp_path: Path) -> None:
     ElasticModel(make_network("bert")).save_pretrained(tmp_path / "run")
     previews, setups = [], []
-    rows = limbert.benchmark(
-        tmp_path / "run",
-        subnets=NAMES,
-        batch_sizes=(1, 2),
-        lengths=(8,),
-        rounds=5,
-        max_seconds=1,
-        on_preview=previews.append,
-        on_setup=setups.append,
-    )
+    options = {"subnets": NAMES, "batch_sizes": (1, 2), "lengths": (8,), "rounds": 5, "max_seconds": 1}
+    rows = limbert.benchmark(tmp_path / "run", **options, on_preview=previews.append, on_setup=setups.append)
     assert [(row.subnet, row.setup.batch) for row in rows] == [(name, batch) for batch in (1, 2) for name in NAMES]
     assert read_profile(tmp_path / "run" / "profile.jsonl") == rows
     assert [len(preview) for preview in previews] == [2]

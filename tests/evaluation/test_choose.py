@@ -11,18 +11,23 @@ import limbert
 from limbert.errors import CheckpointError, ConfigError, SubnetError
 from limbert.evaluation.choose import comparable_rows, measured_subnets, resolve_measured_names
 from limbert.evaluation.hardware import hardware_info
-from limbert.evaluation.results import PROFILE_NAME, ProfileRow, SubnetResult, profile_row_key, replace_json_lines
+from limbert.evaluation.results import (
+    PROFILE_NAME,
+    RESULTS_NAME,
+    ProfileRow,
+    SubnetResult,
+    profile_row_key,
+    replace_json_lines,
+)
+from limbert.files import write_json_lines
 
 COSTS = {"1x1": (20.0, 0.91), "0.5x1": (11.0, 0.90), "0.5x0.5": (6.0, 0.905), "0.25x0.5": (3.1, 0.80)}
 
 
 def make_row(name: str, *, latency_ms: float | None = None, **changes: object) -> ProfileRow:
     cost = COSTS[name][0] if latency_ms is None else latency_ms
-    sizes = {
-        "params": round(1e6 * COSTS[name][0]),
-        "flops": round(1e8 * COSTS[name][0]),
-        "file_bytes": round(4e6 * cost),
-    }
+    params = round(1e6 * COSTS[name][0])
+    sizes = {"params": params, "flops": 100 * params, "file_bytes": round(4e6 * cost)}
     setup = replace(SETUP, batch=1, tokens=128, **changes)
     return replace(ROW, subnet=name, latency_p50_ms=cost, setup=setup, hardware=hardware_info(), **sizes)
 
@@ -33,11 +38,9 @@ def save_rows(folder: Path, rows: list[ProfileRow]) -> None:
 
 def make_run(folder: Path, rows: list[ProfileRow]) -> Path:
     (folder / "limbert.json").write_text(json.dumps({"task": {"metrics": ["accuracy", "f1"]}}))
-    results = [
-        {"subnet": name, "params": 1, "flops": 1, "metrics": {"accuracy": metric}}
-        for name, (_, metric) in COSTS.items()
-    ]
-    (folder / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in results))
+    costs = {"params": 1, "flops": 1}
+    results = [{"subnet": name, "metrics": {"accuracy": metric}} | costs for name, (_, metric) in COSTS.items()]
+    write_json_lines(folder / RESULTS_NAME, results)
     save_rows(folder, rows)
     return folder
 
@@ -69,9 +72,8 @@ def test_minimal_metric_alone_chooses_the_fastest(folder: Path) -> None:
 def test_unmet_budget_names_the_nearest(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         limbert.choose(folder, max_latency="2ms")
-    assert ("nearest is 0.25x0.5 (3.1ms-80.0): median latency 3.1 ms, 1.1 ms (55 %) over --max-latency 2.0 ms") in str(
-        caught.value
-    )
+    expected = "nearest is 0.25x0.5 (3.1ms-80.0): median latency 3.1 ms, 1.1 ms (55 %) over --max-latency 2.0 ms"
+    assert expected in str(caught.value)
     with pytest.raises(ConfigError, match=r"metric 90\.5, 4\.5 points under --min-metric 95\.0") as caught:
         limbert.choose(folder, min_metric="0.95", max_size="30MB")
     assert "0.5x0.5" in str(caught.value)
@@ -111,17 +113,13 @@ def test_other_machines_need_their_profile_named(tmp_path: Path) -> None:
 
 def test_measured_names_resolve_to_sub_networks(folder: Path) -> None:
     assert measured_subnets(folder, comparable_rows(folder))[3].measured_name == "3.1ms-80.0"
-    assert resolve_measured_names(folder, ["3.1ms-80.0", "0.5x1", "found-12345"]) == [
-        "0.25x0.5",
-        "0.5x1",
-        "found-12345",
-    ]
+    resolved = resolve_measured_names(folder, ["3.1ms-80.0", "0.5x1", "found-12345"])
+    assert resolved == ["0.25x0.5", "0.5x1", "found-12345"]
     with pytest.raises(SubnetError, match=r"3\.2ms-80\.0; near it: 3\.1ms-80\.0"):
         resolve_measured_names(folder, ["3.2ms-80.0"])
     save_rows(folder, [make_row("0.5x1", latency_ms=3.1, backend="openvino")])
     assert resolve_measured_names(folder, ["3.1ms-90.0"]) == ["0.5x1"]
-    results = (folder / "results.jsonl").read_text().replace("0.9}", "0.8}")
-    (folder / "results.jsonl").write_text(results)
+    (folder / RESULTS_NAME).write_text((folder / RESULTS_NAME).read_text().replace("0.9}", "0.8}"))
     with pytest.raises(SubnetError, match=r"0\.25x0\.5 or 0\.5x1"):
         resolve_measured_names(folder, ["3.1ms-80.0"])
 

@@ -10,7 +10,7 @@ from limbert import ElasticModel
 from limbert.data.tasks import Task
 from limbert.evaluation.evaluate import count_parameters, evaluate_subnets
 from limbert.inference.policy import Policy
-from limbert.inference.predict import predict, predict_subnet_logits
+from limbert.inference.predict import inference_inputs, predict, predict_subnet_logits
 from limbert.model.flops import CostModel
 
 pytestmark = needs_encoder
@@ -28,8 +28,7 @@ def test_logits_do_not_depend_on_the_batch() -> None:
         predictions = predict_subnet_logits(model, examples, subnets=model.subnets(), batch_size=batch_size)
         for name, subnet in model.subnets().items():
             for index in range(len(TEXTS)):
-                one = {key: value for key, value in examples.collate([index]).items() if key != "labels"}
-                alone = model.view(subnet)(**one).logits[0].numpy()
+                alone = model.view(subnet)(**inference_inputs(examples, [index])).logits[0].numpy()
                 np.testing.assert_allclose(predictions[name][index], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -43,10 +42,8 @@ def test_results_hold_metric_flops_and_parameters() -> None:
     cost = CostModel(model)
     for result, subnet in ((full, subnets["1x1"]), (small, subnets["0.5x0.5"])):
         assert result.flops == np.mean([cost.flops(subnet, length) for length in examples.lengths])
-        guesses = [
-            int(model.view(subnet)(**{k: v for k, v in examples.collate([i]).items() if k != "labels"}).logits.argmax())
-            for i in range(len(TEXTS))
-        ]
+        batches = [inference_inputs(examples, [index]) for index in range(len(TEXTS))]
+        guesses = [int(model.view(subnet)(**batch).logits.argmax()) for batch in batches]
         assert result.metrics["accuracy"] == np.mean(np.array(guesses) == examples.labels.numpy())
     two = evaluate_subnets(model, {"one": examples, "two": examples}, task=TASK, subnets=subnets)[0]
     assert two.metrics == {f"{name}/accuracy": full.metrics["accuracy"] for name in ("one", "two")}
@@ -55,9 +52,7 @@ def test_results_hold_metric_flops_and_parameters() -> None:
 def test_predictions_hold_the_best_class_and_probability() -> None:
     model, examples = make_model(), make_examples()
     predictions = predict(model, examples, task=TASK, policy=Policy(subnet="0.5x0.5"), batch_size=2)
-    logits = torch.from_numpy(
-        predict_subnet_logits(model, examples, subnets={"": model.subnet("0.5x0.5")}, batch_size=5)[""]
-    )
-    best = logits.softmax(-1).max(-1)
+    logits = predict_subnet_logits(model, examples, subnets={"": model.subnet("0.5x0.5")}, batch_size=5)[""]
+    best = torch.from_numpy(logits).softmax(-1).max(-1)
     assert [prediction.label for prediction in predictions] == [TASK.labels[index] for index in best.indices]
     np.testing.assert_allclose([prediction.score for prediction in predictions], best.values, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,17 +49,11 @@ class FakeEvaluator:
         return TrialResult(subnet, (work * 37 % 101) / 101, (sum(subnet.heads) + sum(subnet.neurons)) / 1000)
 
 
-def run_search(journal: Path, evaluator: FakeEvaluator, *, trials: int, study_name: str = "study") -> list[TrialResult]:
-    model = model_of("bert")
-    return search_subnets(
-        SubnetEncoding(model),
-        list(model.subnets().values()),
-        evaluate=evaluator,
-        journal=journal,
-        study_name=study_name,
-        trials=trials,
-        seed=1,
-    )
+def run_search(journal: Path, evaluator: Any, model: ElasticModel | None = None, **changes: Any) -> list[TrialResult]:
+    model = model or model_of("bert")
+    options = {"study_name": "study", "seed": 1} | changes
+    grid = list(model.subnets().values())
+    return search_subnets(SubnetEncoding(model), grid, evaluate=evaluator, journal=journal, **options)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -122,15 +117,7 @@ def test_two_searches_share_no_journal(tmp_path: Path) -> None:
 
 def test_search_ends_when_nothing_is_left(tmp_path: Path) -> None:
     model = ElasticModel(make_network("bert"), space=Space(widths=(1.0,), depths=(0.75, 1.0)))
-    results = search_subnets(
-        SubnetEncoding(model),
-        list(model.subnets().values()),
-        evaluate=FakeEvaluator(),
-        journal=tmp_path / "journal",
-        study_name="study",
-        trials=100,
-        seed=1,
-    )
+    results = run_search(tmp_path / "journal", FakeEvaluator(), model=model, trials=100)
     assert {result.subnet.layers for result in results} == {
         (0, 1, 2, 3), (0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)
     }  # fmt: skip

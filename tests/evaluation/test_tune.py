@@ -61,21 +61,12 @@ def candidate(value: float, flops: float) -> PolicyCandidate:
 
 def test_front_and_operating_points() -> None:
     full = candidate(0.90, 1.0)
-    others = [
-        candidate(0.90, 0.8),
-        candidate(0.91, 0.9),
-        candidate(0.89, 0.5),
-        candidate(0.87, 0.3),
-        candidate(0.7, 0.4),
-    ]
+    values_and_flops = [(0.90, 0.8), (0.91, 0.9), (0.89, 0.5), (0.87, 0.3), (0.7, 0.4)]
+    others = [candidate(value, flops) for value, flops in values_and_flops]
     best = [one.flops_share for one in pareto_policies([full, *others])]
     assert best == [0.3, 0.5, 0.8, 0.9]
-    points = choose_operating_points(
-        [full, *others], metric="accuracy", max_drops={"fast": 0.03, "balanced": 0.01, "accurate": 0.0}
-    )
-    assert {name: point.flops_share for name, point in points.items()} == {
-        "fast": 0.3,
-        "balanced": 0.5,
-        "accurate": 0.8,
-    }
+    drops = {"fast": 0.03, "balanced": 0.01, "accurate": 0.0}
+    points = choose_operating_points([full, *others], metric="accuracy", max_drops=drops)
+    flops = {name: point.flops_share for name, point in points.items()}
+    assert flops == {"fast": 0.3, "balanced": 0.5, "accurate": 0.8}
     assert points["fast"].value == 0.87

@@ -93,10 +93,9 @@ def test_gates_read_the_state_and_exits_come_first(case: str) -> None:
         for layers in (1, 2, 3):
             if layers <= len(subnet.layers):
                 cut = Subnet(subnet.layers[:layers], subnet.heads[:layers], subnet.neurons[:layers])
-                exits = policy.exits.should_exit(
-                    [model.view(cut)(**single_example(row)).logits], task_type="classification"
-                ).item()
-                assert exits == (layers == trace.layers_run[row])
+                logits = model.view(cut)(**single_example(row)).logits
+                exits = policy.exits.should_exit([logits], task_type="classification")
+                assert exits.item() == (layers == trace.layers_run[row])
 
 
 def test_mean_pooling_reads_every_token() -> None:

@@ -115,9 +115,8 @@ def predict_folder(
     )
     config = BatchPredictionConfig(**{"policy": POLICY} | changes)
     output = output if "://" in output else str(folder / output)
-    return predict_files(
-        str(folder / model), opened, inputs, output, config=config, workers=2, threads=1, progress=progress
-    )
+    options: dict[str, Any] = {"config": config, "workers": 2, "threads": 1, "progress": progress}
+    return predict_files(str(folder / model), opened, inputs, output, **options)
 
 
 def read_output(folder: Path) -> list[dict[str, Any]]:
@@ -352,9 +351,8 @@ def test_rows_without_text_stop_or_stay_empty(folder: Path, opened: LoadedCheckp
     assert [row["id"] for row in rows if row["label"] is None] == [3, *range(10, 20)]
     assert {row["layers"] for row in rows if row["label"] is None} == {None}
     usable = [text for text in texts if text and text.strip()]
-    assert [row["label"] for row in rows if row["label"]] == [
-        row["label"] for row in predict_plainly(opened, usable, [len(usable)])
-    ]
+    expected = [row["label"] for row in predict_plainly(opened, usable, [len(usable)])]
+    assert [row["label"] for row in rows if row["label"]] == expected
 
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(1, 251)) * 40, "vocab.txt": b""}

@@ -84,12 +84,9 @@ def check_against_plain(path: Path, columns: Columns) -> list[object]:
     inputs = shard_input(str(path), config, max_shard_rows=100, **options)
     kept, indices, examples = ShardReader(inputs, skip_bad_rows=True).read(inputs.shards[0])
     assert kept.num_rows == len(plain) == inputs.rows
-    texts = (
-        [*zip(examples.texts, examples.pairs, strict=True)] if examples.pairs else [(text,) for text in examples.texts]
-    )
-    assert dict(zip(indices, texts, strict=True)) == {
-        index: row for index, row in enumerate(plain) if isinstance(row, tuple)
-    }
+    texts = zip(examples.texts, *([examples.pairs] if examples.pairs else []), strict=True)
+    usable = {index: row for index, row in enumerate(plain) if isinstance(row, tuple)}
+    assert dict(zip(indices, texts, strict=True)) == usable
     one_row = shard_input(str(path), config, max_shard_rows=1, **options)
     reader = ShardReader(one_row, skip_bad_rows=False)
     for part, row in zip(one_row.shards, plain, strict=True):
@@ -153,9 +150,8 @@ def write_json(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def test_late_json_keys_are_columns(tmp_path: Path) -> None:
-    write_json(
-        tmp_path / "in" / "a.jsonl", [{"text": f"row {row}"} | ({"id": row} if row > 149 else {}) for row in range(200)]
-    )
+    rows = [{"text": f"row {row}"} | ({"id": row} if row > 149 else {}) for row in range(200)]
+    write_json(tmp_path / "in" / "a.jsonl", rows)
     write_json(tmp_path / "in" / "b.jsonl", [{"text": "row 200"}, {"text": "row 201", "note": "last"}])
     write_json(tmp_path / "in" / "c.jsonl", [{"note": "before", "text": "row 202"}])
     inputs = shard(tmp_path / "in", 160)

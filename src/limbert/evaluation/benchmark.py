@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbert.core.config import require
 from limbert.core.subnet import Subnet
 from limbert.errors import CheckpointError, ConfigError, import_optional
 from limbert.evaluation.choose import resolve_measured_names
@@ -117,32 +118,21 @@ def benchmark(
 
 def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
     """Raise ConfigError for a setup that cannot be measured: no such runtime, library, device or length."""
-    if setup.backend not in RUNTIMES:
-        raise ConfigError(f"backend is {setup.backend!r}; it must be one of {', '.join(RUNTIMES)}")
+    require(setup.backend in RUNTIMES, "backend", setup.backend, f"one of {', '.join(RUNTIMES)}")
     if setup.backend != "torch":
         for library in ("onnx", "onnxscript", setup.backend):
             import_optional(library, extra="export")
-    if setup.device not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {setup.device!r}; it must be cpu or cuda")
+    require(setup.device in ("cpu", "cuda"), "device", setup.device, "cpu or cuda")
     if setup.device == "cuda" and setup.backend != "torch":
         raise ConfigError(f"backend {setup.backend} is measured on the CPU only; on cuda measure torch")
     resolve_device(setup.device)  # refuses a GPU that torch does not find
-    if setup.batch < 1:
-        raise ConfigError(f"batch is {setup.batch}; it must be at least 1")
-    if not 2 <= setup.tokens <= model.max_input_length:
-        raise ConfigError(
-            f"tokens is {setup.tokens}; it must be from 2 to the model's longest input, {model.max_input_length}"
-        )
+    require(setup.batch >= 1, "batch", setup.batch, "at least 1")
+    longest = model.max_input_length
+    require(2 <= setup.tokens <= longest, "tokens", setup.tokens, f"from 2 to the model's longest input, {longest}")
 
 
 class Profiler:
-    """Measures sub-networks of one model on this machine.
-
-    Args:
-        subnets: by name.
-        rounds: forward passes of each sub-network in a setup.
-        max_seconds: roughly, for all passes of a setup, with at least 5 rounds.
-    """
+    """Measures sub-networks of one model on this machine; ``folder`` is for the saved sub-networks, empty at first."""
 
     def __init__(
         self, model: ElasticModel, subnets: Mapping[str, Subnet], folder: Path, *, rounds: int, max_seconds: float
@@ -156,12 +146,7 @@ class Profiler:
     def measure(
         self, setup: ProfileSetup, names: Sequence[str], *, progress: Progress = no_progress
     ) -> list[ProfileRow]:
-        """Rows of the named sub-networks in one setup.
-
-        Args:
-            setup: how they are run; checked with `check_setup`.
-            names: of the profiler's sub-networks.
-        """
+        """Rows of the named sub-networks in one setup that `check_setup` has accepted."""
         self._load(setup, names, progress)
         inputs = example_batch(self._model.network.config, batch=setup.batch, tokens=setup.tokens)
         title = f"{setup.backend} {setup.batch}x{setup.tokens}"
@@ -231,11 +216,8 @@ def time_interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each call; the functions take turns within a round, so that a slow phase of the machine affects all.
 
-    Args:
-        functions: by name; each returns when its work is done.
-        rounds: counted calls of each, after three that are not counted.
-        max_seconds: for all counted rounds: fewer are made if, judged by the last uncounted one, they would take
-            longer, but at least 5.
+    Three rounds are not counted. Fewer than ``rounds`` are made, but at least 5, if judged by the last uncounted one
+    they would take longer than ``max_seconds``.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     number = -_WARMUP_ROUNDS
@@ -262,22 +244,13 @@ def median_latency(
     rounds: int = 20,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Median seconds of one forward pass of each network on the same inputs, the networks taking turns.
+    """Median seconds of one forward pass of each network on the same inputs, the networks taking turns."""
 
-    Args:
-        networks: by name, in evaluation mode.
-        inputs: on the networks' device.
-        rounds: counted passes of each network.
-    """
+    def run(network: nn.Module) -> None:
+        network(**inputs)
+        if inputs["input_ids"].is_cuda:
+            torch.cuda.synchronize()
 
-    def runner(network: nn.Module) -> Callable[[], object]:
-        def run() -> None:
-            network(**inputs)
-            if inputs["input_ids"].is_cuda:
-                torch.cuda.synchronize()
-
-        return run
-
-    functions = {name: runner(network) for name, network in networks.items()}
+    functions = {name: partial(run, network) for name, network in networks.items()}
     times = time_interleaved(functions, rounds=rounds, progress=progress)
     return {name: statistics.median(seconds) for name, seconds in times.items()}

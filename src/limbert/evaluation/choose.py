@@ -16,15 +16,10 @@ from limbert.model.checkpoint import read_record
 
 @dataclass(frozen=True)
 class MeasuredSubnet:
-    """A measured sub-network.
+    """A measured sub-network."""
 
-    Attributes:
-        profile: its measured costs.
-        metric_value: the task's primary metric on the development set.
-    """
-
-    profile: ProfileRow
-    metric_value: float
+    profile: ProfileRow  # its measured costs
+    metric_value: float  # the task's primary metric on the development set
 
     @property
     def measured_name(self) -> str:
@@ -59,15 +54,10 @@ BUDGET_METRICS: Mapping[str, _BudgetMetric] = {
 
 @dataclass(frozen=True)
 class Constraint:
-    """One limit of a budget.
+    """One limit of a budget."""
 
-    Attributes:
-        option: its name, a key of `BUDGET_METRICS`.
-        limit: in base units: seconds, a count, bytes, a fraction.
-    """
-
-    option: str
-    limit: float
+    option: str  # its name, a key of `BUDGET_METRICS`
+    limit: float  # in base units: seconds, a count, bytes, a fraction
 
     @property
     def budget_metric(self) -> _BudgetMetric:
@@ -112,15 +102,10 @@ def parse_constraints(options: Mapping[str, str | None]) -> list[Constraint]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Sub-networks within a budget.
+    """Sub-networks within a budget."""
 
-    Attributes:
-        ranked: the best first; never empty.
-        num_measured: comparable sub-networks, within the budget or not.
-    """
-
-    ranked: list[MeasuredSubnet]
-    num_measured: int
+    ranked: list[MeasuredSubnet]  # the best first; never empty
+    num_measured: int  # comparable sub-networks, within the budget or not
 
     @property
     def best(self) -> MeasuredSubnet:
@@ -193,14 +178,12 @@ def rank_within_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[
     """
     meeting = [subnet for subnet in subnets if all(limit.excess(subnet) == 0 for limit in constraints)]
     fastest_first = all(limit.budget_metric.is_minimum for limit in constraints)
-    return sorted(
-        meeting,
-        key=lambda subnet: (
-            0.0 if fastest_first else -subnet.metric_value,
-            subnet.profile.latency_p50_ms,
-            subnet.profile.flops,
-        ),
-    )
+
+    def rank(subnet: MeasuredSubnet) -> tuple[float, float, int]:
+        metric = 0.0 if fastest_first else subnet.metric_value
+        return -metric, subnet.profile.latency_p50_ms, subnet.profile.flops
+
+    return sorted(meeting, key=rank)
 
 
 def describe_unmet_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[Constraint]) -> str:
@@ -264,12 +247,6 @@ def comparable_rows(
     By default: of the run's own profile those of this machine, of a given file those of the machine measured last; the
     device and threads measured last; batch 1 if it was measured, else the smallest; the most tokens; and the runtime in
     which the full model (the most FLOPs) is fastest.
-
-    Args:
-        backend: runtime of the measurements.
-        batch: examples per forward pass.
-        tokens: per example.
-        profile_path: a profile from another machine (``~`` is expanded) instead of the run's own.
     """
     name = Path(run) / PROFILE_NAME if profile_path is None else Path(profile_path).expanduser()
     rows = _read_run_profile(run) if profile_path is None else read_profile(name)

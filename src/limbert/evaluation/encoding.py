@@ -55,8 +55,7 @@ class SubnetEncoding:
     def encode(self, subnet: Subnet) -> dict[str, int]:
         """The parameters of a sub-network; those of layers that do not run are at their largest.
 
-        Raises:
-            ValueError: if one of its widths was not trained.
+        A width that was not trained is a ValueError.
         """
         widths = subnet.layer_widths()
         code = {}

@@ -93,7 +93,11 @@ def evaluate(
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
     named = {name: model.subnet(name) for name in resolve_measured_names(run, subnets)}
     config = override_data_config(checkpoint.data_config, **data)
-    task, splits = _load_labelled_data(checkpoint, config)
+    if checkpoint.task is not None:
+        task, splits = checkpoint.task, load_evaluation_data(config, checkpoint.task)
+    else:
+        loaded = load_task_data(config, seed=0)
+        task, splits = loaded.task, loaded.dev
     warn_about_skipped_rows(splits)
     if policy is None:
         return evaluate_subnets(
@@ -106,17 +110,10 @@ def evaluate(
             progress=partial(progress, "evaluating"),
         )
     reject_token_level_task(task.task_type, f"policy {policy}")
-    if isinstance(policy, Policy):
-        chosen = policy
-    else:
-        chosen = named_policy(
-            policy,
-            model.record,
-            task_type=task.task_type,
-            widths=widths,
-            exit_threshold=exit_threshold,
-            exit_rule=exit_rule,
-        )
+    chosen = policy
+    if isinstance(chosen, str):
+        settings: dict[str, Any] = {"widths": widths, "exit_threshold": exit_threshold, "exit_rule": exit_rule}
+        chosen = named_policy(chosen, model.record, task_type=task.task_type, **settings)
     resolve_policy(chosen, model, task_type=task.task_type)  # refuses it before the examples are tokenised
     eval_datasets = _tokenize(checkpoint, splits, task)
     result = evaluate_policy(
@@ -142,13 +139,6 @@ def evaluate(
     return [result]
 
 
-def _load_labelled_data(checkpoint: LoadedCheckpoint, config: DataConfig) -> tuple[Task, Mapping[str, Examples]]:
-    if checkpoint.task is not None:
-        return checkpoint.task, load_evaluation_data(config, checkpoint.task)
-    loaded = load_task_data(config, seed=0)
-    return loaded.task, loaded.dev
-
-
 def _tokenize(checkpoint: LoadedCheckpoint, splits: Mapping[str, Examples], task: Task) -> dict[str, TokenizedExamples]:
     return {name: checkpoint.tokenize(examples, task=task) for name, examples in splits.items()}
 
@@ -163,11 +153,9 @@ def evaluate_subnets(
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SubnetResult]:
-    """Results of the named sub-networks on one or more datasets, in the order of ``subnets``.
+    """Results of the named sub-networks on the named datasets of labelled examples, in the order of ``subnets``.
 
-    Args:
-        eval_datasets: labelled examples by the name of the dataset; ``flops`` is the mean over all of them.
-        subnets: by name.
+    The model runs without dropout; its mode is restored. ``flops`` is the mean over all datasets.
     """
     cost = CostModel(model)
     after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
@@ -195,12 +183,7 @@ def evaluate_policy(
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PolicyResult:
-    """Evaluate one policy on one or more datasets; the first batch runs once more before the time is measured.
-
-    Args:
-        eval_datasets: labelled examples by the name of the dataset.
-        policy: the policy.
-    """
+    """Evaluate a policy on the named datasets; the first batch runs once more before the time is measured."""
     engine = Engine(model, policy, task_type=task.task_type, precision=precision)
     device = model.network.device
     after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
@@ -247,15 +230,7 @@ def policy_row(
     batch_size: int,
     device: str,
 ) -> dict[str, Any]:
-    """A row of ``policies.jsonl``.
-
-    Args:
-        name: of the operating point.
-        result: its result.
-        split: the split it was evaluated on.
-        source: the folder, file or task that the split came from.
-        num_examples: in the split.
-    """
+    """A row of ``policies.jsonl``; ``source`` is the folder, file or task that the split came from."""
     return {
         "name": name,
         "data": split,

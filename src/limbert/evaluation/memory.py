@@ -79,10 +79,8 @@ def example_batch(network_config: PretrainedConfig, *, batch: int, tokens: int) 
 def peak_memory_bytes(folders: Sequence[Path], setup: ProfileSetup, *, warmup_folder: Path) -> list[int | None]:
     """Peak memory of each sub-network, loaded alone in a process of its own; None on systems other than Linux.
 
-    Args:
-        folders: of `save_standalone`.
-        setup: how it runs.
-        warmup_folder: the same of a tiny sub-network, run first, so that the libraries are initialised.
+    The folders are those of `save_standalone`. That of the warm-up, a tiny sub-network, runs first, so that the
+    libraries are initialised.
     """
     if not PEAK_MEMORY_SUPPORTED:
         return [None] * len(folders)

@@ -34,19 +34,12 @@ def mean_metric(metrics: Mapping[str, float], metric: str) -> float:
 
 @dataclass(frozen=True)
 class SubnetResult:
-    """Metrics and costs of one sub-network: a row of ``results.jsonl``.
+    """Metrics and costs of one sub-network: a row of ``results.jsonl``."""
 
-    Attributes:
-        subnet: its name, ``WIDTHxDEPTH`` or one from a search.
-        params: parameters, embeddings and head included.
-        flops: mean floating-point operations per example, at the examples' own lengths.
-        metrics: by name; with several development sets, ``SET/METRIC``.
-    """
-
-    subnet: str
-    params: int
-    flops: float
-    metrics: dict[str, float]
+    subnet: str  # its name, ``WIDTHxDEPTH`` or one from a search
+    params: int  # parameters, embeddings and head included
+    flops: float  # mean floating-point operations per example, at the examples' own lengths
+    metrics: dict[str, float]  # by name; with several development sets, ``SET/METRIC``
 
     def mean_metric(self, metric: str) -> float:
         """One metric, its mean over the development sets."""
@@ -67,25 +60,15 @@ class SubnetResult:
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """Metrics and costs of one policy: the measured part of a row of ``policies.jsonl``.
+    """Metrics and costs of one policy: the measured part of a row of ``policies.jsonl``."""
 
-    Attributes:
-        policy: the policy that ran.
-        metrics: by name; with several development sets, ``SET/METRIC``.
-        flops_mean: mean floating-point operations per example, gates and exits included.
-        flops_full: those of the full model on the same examples.
-        time_per_example: seconds of the engine on this machine at this batch size, without tokenisation.
-        width_shares: for each layer of the full model, the fraction of examples by the width it ran at; 0: not run.
-        exit_shares: the fraction of examples by the number of layers that ran.
-    """
-
-    policy: "Policy"
-    metrics: dict[str, float]
-    flops_mean: float
-    flops_full: float
-    time_per_example: float
-    width_shares: list[dict[float, float]]
-    exit_shares: dict[int, float]
+    policy: "Policy"  # the policy that ran
+    metrics: dict[str, float]  # by name; with several development sets, ``SET/METRIC``
+    flops_mean: float  # mean floating-point operations per example, gates and exits included
+    flops_full: float  # those of the full model on the same examples
+    time_per_example: float  # seconds of the engine on this machine at this batch size, without tokenisation
+    width_shares: list[dict[float, float]]  # for each layer, the fraction of examples by its width; 0: not run
+    exit_shares: dict[int, float]  # the fraction of examples by the number of layers that ran
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -108,22 +91,13 @@ def policy_row_key(row: Mapping[str, Any]) -> Hashable:
 
 @dataclass(frozen=True)
 class ProfileSetup:
-    """How sub-networks were run for a measurement.
+    """How sub-networks were run for a measurement."""
 
-    Attributes:
-        backend: ``torch``, ``onnxruntime`` or ``openvino``.
-        device: ``cpu`` or ``cuda``.
-        threads: CPU threads.
-        batch: examples per forward pass.
-        tokens: tokens per example.
-        precision: ``fp32``.
-    """
-
-    backend: str
-    device: str
-    threads: int
-    batch: int
-    tokens: int
+    backend: str  # ``torch``, ``onnxruntime`` or ``openvino``
+    device: str  # ``cpu`` or ``cuda``
+    threads: int  # CPU threads
+    batch: int  # examples per forward pass
+    tokens: int  # tokens per example
     precision: str = "fp32"
 
     def __str__(self) -> str:
@@ -133,37 +107,21 @@ class ProfileSetup:
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """Measured costs of one sub-network in one setup: a row of ``profile.jsonl``.
-
-    Attributes:
-        subnet: its name.
-        params: parameters, embeddings and head included.
-        flops: floating-point operations of one example with this many tokens.
-        file_bytes: of the weights file (safetensors), or of the ONNX file that the other runtimes load.
-        peak_memory_bytes: see `limbert.evaluation.memory`; None where it cannot be measured.
-        latency_p50_ms: median milliseconds per forward pass.
-        latency_p95_ms: 95th percentile.
-        throughput: examples per second at the median.
-        rounds: forward passes counted.
-        setup: how it was run.
-        hardware: of the machine, see `limbert.evaluation.hardware`.
-        versions: of the libraries.
-        measured: time of the measurement, ISO 8601.
-    """
+    """Measured costs of one sub-network in one setup: a row of ``profile.jsonl``."""
 
     subnet: str
-    params: int
-    flops: int
-    file_bytes: int
-    peak_memory_bytes: int | None
-    latency_p50_ms: float
-    latency_p95_ms: float
-    throughput: float
-    rounds: int
-    setup: ProfileSetup
-    hardware: dict[str, Any]
-    versions: dict[str, str]
-    measured: str
+    params: int  # parameters, embeddings and head included
+    flops: int  # floating-point operations of one example with this many tokens
+    file_bytes: int  # of the weights file (safetensors), or of the ONNX file that the other runtimes load
+    peak_memory_bytes: int | None  # see `limbert.evaluation.memory`; None where it cannot be measured
+    latency_p50_ms: float  # median milliseconds per forward pass
+    latency_p95_ms: float  # 95th percentile
+    throughput: float  # examples per second at the median
+    rounds: int  # forward passes counted
+    setup: ProfileSetup  # how it was run
+    hardware: dict[str, Any]  # of the machine, see `limbert.evaluation.hardware`
+    versions: dict[str, str]  # of the libraries
+    measured: str  # time of the measurement, ISO 8601
 
     def to_dict(self) -> dict[str, Any]:
         """A flat JSON row."""
@@ -172,11 +130,7 @@ class ProfileRow:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The row that `to_dict` wrote.
-
-        Raises:
-            KeyError: if a value is missing.
-        """
+        """The row that `to_dict` wrote; KeyError if a value is missing."""
         setup = ProfileSetup(**{field.name: values[field.name] for field in fields(ProfileSetup)})
         return cls(setup=setup, **{field.name: values[field.name] for field in fields(cls) if field.name != "setup"})
 
@@ -212,13 +166,7 @@ def replace_json_lines(
     key: Callable[[Mapping[str, Any]], Hashable],
     keep: Callable[[Mapping[str, Any]], bool] = lambda row: True,
 ) -> None:
-    """Write rows into a JSON lines file in place of earlier rows with the same key; all others stay, in their order.
-
-    Args:
-        rows: the new rows.
-        key: identifies a row.
-        keep: False for earlier rows to drop.
-    """
+    """Write rows in place of earlier ones with the same key; others stay in their order, unless ``keep`` is False."""
     earlier = read_json_lines(path, required_keys={}) if Path(path).exists() else []
     try:
         merged = {key(row): row for row in earlier if keep(row)}

@@ -56,36 +56,26 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A sub-network with its metric and cost on the validation split.
-
-    Attributes:
-        subnet: the sub-network.
-        metric_value: the task's primary metric.
-        relative_cost: the objective, as a fraction of the full model's.
-    """
+    """A sub-network with its metric and cost on the validation split."""
 
     subnet: Subnet
-    metric_value: float
-    relative_cost: float
+    metric_value: float  # the task's primary metric
+    relative_cost: float  # the objective, as a fraction of the full model's
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """The outcome of a search.
 
-    Attributes:
-        trials: different sub-networks that were evaluated, by this search and earlier ones that it continues.
-        objective: ``flops`` or ``latency``.
-        metric: the task's primary metric.
-        front: the Pareto front, cheapest first, as JSON rows: ``subnet, layers, heads, neurons``, ``grid`` (whether it
-            is one of width and depth), ``cost_share``, ``validation`` and ``dev`` (the metric), and ``grid_dev``: the
-            best metric of the grid on the development set at no more cost, None if there is none.
+    The rows of ``front`` are JSON objects with ``subnet, layers, heads, neurons``, ``grid`` (whether it is one of width
+    and depth), ``cost_share``, ``validation`` and ``dev`` (the metric), and ``grid_dev``: the best metric of the grid
+    on the development set at no more cost, None if there is none.
     """
 
-    trials: int
+    trials: int  # different sub-networks that were evaluated, by this search and earlier ones that it continues
     objective: Objective
-    metric: str
-    front: list[dict[str, Any]]
+    metric: str  # the task's primary metric
+    front: list[dict[str, Any]]  # the Pareto front, cheapest first
 
 
 def search(
@@ -206,18 +196,10 @@ def search_subnets(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[TrialResult]:
-    """Evaluate ``trials`` different sub-networks, those of the grid first.
+    """Evaluate ``trials`` different sub-networks, those of the grid first, and return all of the study in their order.
 
-    Args:
-        encoding: what can vary.
-        grid: where the search begins.
-        evaluate: called once for each sub-network that has no finished trial in the study.
-        journal: optuna's journal file; made if there is none.
-        study_name: names what a result depends on; other studies in the journal are ignored.
-        trials: different sub-networks, the study's finished ones included; fewer if there are no more.
-
-    Returns:
-        All finished trials of the study, in their order.
+    Finished trials in the journal count and are not evaluated again. ``study_name`` names what a result depends on;
+    other studies in the journal are ignored. There are fewer trials if there are no more sub-networks.
     """
     optuna = import_optional("optuna", extra="search")
     generation = max(_MIN_POPULATION, 2 * len({*grid, *encoding.uniform_subnets}))
@@ -244,9 +226,8 @@ def search_subnets(
             while len(finished) < trials and repeated < _PATIENCE_GENERATIONS * generation:
                 progress(len(finished), trials)
                 trial = study.ask()
-                subnet = encoding.decode(
-                    {name: trial.suggest_int(name, 0, size - 1) for name, size in encoding.cardinalities.items()}
-                )
+                sizes = encoding.cardinalities.items()
+                subnet = encoding.decode({name: trial.suggest_int(name, 0, size - 1) for name, size in sizes})
                 if subnet in finished:  # no result, so that no generation fills up with copies
                     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                     repeated += 1
@@ -327,10 +308,8 @@ class SubnetEvaluator:
         self._cost_model = CostModel(model)
         self._full_flops = self._cost_model.mean_flops(model.full, examples.lengths)
         tokens = latency_tokens or int(sorted(examples.lengths)[len(examples) // 2])
-        if not 1 < tokens <= model.max_input_length:
-            raise ConfigError(
-                f"tokens is {tokens}; it must be from 2 to {model.max_input_length}, the model's longest input"
-            )
+        longest = model.max_input_length
+        require(2 <= tokens <= longest, "tokens", tokens, f"from 2 to {longest}, the model's longest input")
         self._latency_batch, self._latency_tokens = latency_batch, tokens
 
     @property
@@ -373,18 +352,15 @@ def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, met
     }
 
     def update(record: dict[str, Any]) -> None:
-        others = {
-            name: values
-            for name, values in record.get(SEARCHED_SUBNETS_KEY, {}).items()
-            if values.get("objective") != objective and name not in new
-        }
-        record[SEARCHED_SUBNETS_KEY] = new | others
+        saved = record.get(SEARCHED_SUBNETS_KEY, {})
+        others = [name for name in saved if saved[name].get("objective") != objective and name not in new]
+        record[SEARCHED_SUBNETS_KEY] = new | {name: saved[name] for name in others}
 
     update_record(run, update)
 
 
 def save_searched_results(run: str | Path, results: Sequence[SubnetResult]) -> None:
-    """Write results into ``results.jsonl``; rows of searched sub-networks that are not saved now are dropped."""
+    """Put results into the run's ``results.jsonl``; rows of searched sub-networks not saved now are dropped."""
     record = read_record(run)
     saved = record.get(SEARCHED_SUBNETS_KEY, {})
     context = {

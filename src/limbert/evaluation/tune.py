@@ -43,17 +43,11 @@ _POINT_BATCH_SIZE = 32  # examples per batch when an operating point is evaluate
 
 @dataclass(frozen=True)
 class PolicyCandidate:
-    """A policy with its metric and FLOPs on the validation split.
-
-    Attributes:
-        policy: the policy.
-        metric_value: the task's primary metric.
-        flops_share: mean floating-point operations per example, as a fraction of the full model's.
-    """
+    """A policy with its metric and FLOPs on the validation split."""
 
     policy: Policy
-    metric_value: float
-    flops_share: float
+    metric_value: float  # the task's primary metric
+    flops_share: float  # mean floating-point operations per example, as a fraction of the full model's
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON row."""
@@ -62,19 +56,12 @@ class PolicyCandidate:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """The policies that were tried, and the operating points chosen from them.
+    """The policies that were tried, and the operating points chosen from them."""
 
-    Attributes:
-        candidates: all policies, the full model first.
-        operating_points: by name.
-        metric: the task's primary metric.
-        num_examples: of the validation split.
-    """
-
-    candidates: list[PolicyCandidate]
-    operating_points: dict[str, OperatingPoint]
-    metric: str
-    num_examples: int
+    candidates: list[PolicyCandidate]  # all policies, the full model first
+    operating_points: dict[str, OperatingPoint]  # by name
+    metric: str  # the task's primary metric
+    num_examples: int  # of the validation split
 
 
 def tune(
@@ -174,22 +161,23 @@ def tune_policies(
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[PolicyCandidate]:
-    """Evaluate sub-networks, gates and exits on labelled examples.
+    """Evaluate sub-networks, gates and exits on labelled examples, the full model first.
 
-    Args:
-        examples: a validation split.
-        widths: widths that the gates' choices may run at; every non-decreasing mapping is tried.
-        exit_rule: of the exits.
-        num_thresholds: tried for each choice of widths, at even quantiles of the examples' scores.
-
-    Returns:
-        All candidates, the full model first.
+    Every non-decreasing mapping of the gates' choices to ``widths`` is tried, each with ``num_thresholds`` exit
+    thresholds at even quantiles of the examples' scores. A model without gates and exits has only its sub-networks.
     """
     reject_token_level_task(task.task_type, "tune")
-    full_flops = CostModel(model).mean_flops(model.full, examples.lengths)
-    candidates = _evaluate_static(
-        model, examples, task=task, full_flops=full_flops, batch_size=batch_size, precision=precision
-    )
+    subnets, cost = model.subnets(), CostModel(model)
+    full_flops = cost.mean_flops(model.full, examples.lengths)
+    logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=batch_size, precision=precision)
+    candidates = [
+        PolicyCandidate(
+            Policy(subnet=name),
+            primary_metric(task, logits[name], examples),
+            cost.mean_flops(subnet, examples.lengths) / full_flops,
+        )
+        for name, subnet in subnets.items()
+    ]
     policies = list(_dynamic_policies(model, widths, exit_rule))
     for number, policy in enumerate(policies):
         progress(number, len(policies))
@@ -212,43 +200,15 @@ def pareto_policies(candidates: Sequence[PolicyCandidate]) -> list[PolicyCandida
 def choose_operating_points(
     candidates: Sequence[PolicyCandidate], *, metric: str, max_drops: Mapping[str, float]
 ) -> dict[str, OperatingPoint]:
-    """For each name the cheapest policy whose metric is at most ``max_drops[name]`` below the full model's.
-
-    Args:
-        candidates: from `tune_policies`, the full model first.
-        metric: its name.
-        max_drops: allowed losses of the metric, by the name of the operating point.
-    """
+    """The cheapest candidates whose metric is at most ``max_drops[name]`` below that of the first, the full model."""
     full = candidates[0]
     points = {}
     for name, drop in max_drops.items():
-        allowed = [
-            candidate for candidate in candidates if candidate.metric_value >= full.metric_value - drop - _TOLERANCE
-        ]
+        lowest = full.metric_value - drop - _TOLERANCE
+        allowed = [candidate for candidate in candidates if candidate.metric_value >= lowest]
         best = min(allowed, key=lambda candidate: (candidate.flops_share, -candidate.metric_value))
         points[name] = OperatingPoint(best.policy, metric, best.metric_value, best.flops_share)
     return points
-
-
-def _evaluate_static(
-    model: ElasticModel,
-    examples: TokenizedExamples,
-    *,
-    task: Task,
-    full_flops: float,
-    batch_size: int,
-    precision: Precision,
-) -> list[PolicyCandidate]:
-    subnets, cost = model.subnets(), CostModel(model)
-    logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=batch_size, precision=precision)
-    return [
-        PolicyCandidate(
-            Policy(subnet=name),
-            primary_metric(task, logits[name], examples),
-            cost.mean_flops(subnet, examples.lengths) / full_flops,
-        )
-        for name, subnet in subnets.items()
-    ]
 
 
 def _dynamic_policies(model: ElasticModel, widths: Sequence[float], exit_rule: ExitRuleName) -> Iterator[Policy]:
@@ -264,17 +224,11 @@ def _dynamic_policies(model: ElasticModel, widths: Sequence[float], exit_rule: E
 
 @dataclass(frozen=True)
 class _AllExits:
-    """A run without exits, recorded at every exit, the last layer included.
+    """A run without exits, recorded at every exit, the last layer included."""
 
-    Attributes:
-        logits: ``(exits + 1, examples, outputs)``.
-        flops: of an example that leaves at that exit, ``(exits + 1, examples)``.
-        flops_without_exits: of all layers without any exit classifier, ``(examples,)``.
-    """
-
-    logits: np.ndarray
-    flops: np.ndarray
-    flops_without_exits: np.ndarray
+    logits: np.ndarray  # ``(exits + 1, examples, outputs)``
+    flops: np.ndarray  # of an example that leaves at that exit, ``(exits + 1, examples)``
+    flops_without_exits: np.ndarray  # of all layers without any exit classifier, ``(examples,)``
 
 
 def _run_all_exits(engine: Engine, examples: TokenizedExamples, *, batch_size: int, device: torch.device) -> _AllExits:
@@ -315,9 +269,8 @@ def _evaluate_exits(
     example_indices = np.arange(len(examples))
     for rule in _candidate_rules(logits, policy.exits.name, task, count=num_thresholds):
         exit_indices = _exit_indices(logits, rule, task).numpy()
-        yield candidate(
-            rule, all_exits.logits[exit_indices, example_indices], all_exits.flops[exit_indices, example_indices]
-        )
+        taken = exit_indices, example_indices
+        yield candidate(rule, all_exits.logits[taken], all_exits.flops[taken])
 
 
 def _exit_indices(logits: torch.Tensor, rule: ExitRule, task: Task) -> torch.Tensor:

@@ -15,11 +15,7 @@ EXPORT_RECORD_NAME = "export.json"  # marks a folder as an export
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Settings of an export, see `export_model`.
-
-    Raises:
-        ConfigError: for a format that is unknown or has no int8, a drop out of range, or an output that exists.
-    """
+    """Settings of an export, see `export_model`."""
 
     run: str
     output: Path
@@ -47,25 +43,15 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The outcome of an export.
-
-    Attributes:
-        config: its settings.
-        params: parameters of the sub-network.
-        file_bytes: of the file with the weights.
-        dev_metrics: on the development set, from the training's results; empty if unknown.
-        parity: the outputs compared with the source's; with int8, those before quantisation.
-        parity_data: what the compared examples were.
-        benchmarks: with int8: ``fp32`` and ``int8``.
-    """
+    """The outcome of an export."""
 
     config: ExportConfig
-    params: int
-    file_bytes: int
-    dev_metrics: Mapping[str, float]
-    parity: ParityResult
-    parity_data: str
-    benchmarks: Mapping[str, RuntimeBenchmark]
+    params: int  # parameters of the sub-network
+    file_bytes: int  # of the file with the weights
+    dev_metrics: Mapping[str, float]  # on the development set, from the training's results; empty if unknown
+    parity: ParityResult  # the outputs compared with the source's; with int8, those before quantisation
+    parity_data: str  # what the compared examples were
+    benchmarks: Mapping[str, RuntimeBenchmark]  # with int8: ``fp32`` and ``int8``
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -83,5 +69,5 @@ class ExportResult:
                 "difference": self.parity.max_relative_difference,
                 "agreement": self.parity.agreement,
             },
-            "quality": {name: benchmark.to_dict() for name, benchmark in self.benchmarks.items()},
+            "quality": {name: vars(benchmark) for name, benchmark in self.benchmarks.items()},
         }

@@ -18,25 +18,15 @@ OPENVINO_NAME = "openvino_model.xml"
 
 @dataclass(frozen=True)
 class Exporter:
-    """One format.
+    """One format."""
 
-    Attributes:
-        runtime_title: name of the runtime for readers.
-        runtime: its key in ``RUNTIMES``.
-        libraries: libraries of the extra ``export`` that it needs.
-        model_name: the file that the runtime loads; empty if it is the folder.
-        weights_name: the file with the weights.
-        write: writes the network as files in a folder, for a tokenizer with the named inputs; without the tokenizer.
-        quantize: quantises the file ``model_name`` to int8 in place; None if the format has no int8.
-    """
-
-    runtime_title: str
-    runtime: str
-    libraries: tuple[str, ...]
-    model_name: str
-    weights_name: str
-    write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]
-    quantize: Callable[[Path, CalibrationLoader], None] | None = None
+    runtime_title: str  # name of the runtime for readers
+    runtime: str  # its key in ``RUNTIMES``
+    libraries: tuple[str, ...]  # libraries of the extra ``export`` that it needs
+    model_name: str  # the file that the runtime loads; empty if it is the folder
+    weights_name: str  # the file with the weights
+    write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]  # into a folder, with these inputs
+    quantize: Callable[[Path, CalibrationLoader], None] | None = None  # to int8, in place
 
     def load(self, folder: Path, threads: int | None) -> Runtime:
         """Load the folder in its own runtime."""

@@ -34,15 +34,7 @@ _MAX_LABELS = 6  # labels listed in the card
 def export_card(
     result: ExportResult, checkpoint: LoadedCheckpoint, network: PreTrainedModel, *, subnet: Subnet, takes_pairs: bool
 ) -> str:
-    """The card of an export in Markdown.
-
-    Args:
-        result: the export.
-        checkpoint: the elastic model that it came from.
-        network: the exported network.
-        subnet: its layers, heads and neurons in the elastic model.
-        takes_pairs: whether the inputs are pairs of texts.
-    """
+    """The card, in Markdown, of a network that was exported from a checkpoint."""
     parts = [
         f"---\n{_metadata(result, checkpoint, network).to_yaml()}\n---",
         _summary(result, checkpoint, subnet, takes_pairs=takes_pairs),

@@ -3,9 +3,8 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,17 +33,11 @@ _LATENCY_ROUNDS = 40
 
 @dataclass(frozen=True)
 class ParityResult:
-    """The outputs of an exported model compared with its source's.
+    """The outputs of an exported model compared with its source's."""
 
-    Attributes:
-        examples: compared.
-        max_relative_difference: largest difference of two outputs, as a fraction of the largest output.
-        agreement: fraction of equal predictions (the largest output along the last axis).
-    """
-
-    examples: int
-    max_relative_difference: float
-    agreement: float
+    examples: int  # compared
+    max_relative_difference: float  # largest difference of two outputs, as a fraction of the largest output
+    agreement: float  # fraction of equal predictions (the largest output along the last axis)
 
 
 def compare_outputs(source: Runtime, exported: Runtime, batches: Iterable[Mapping[str, Tensor]]) -> ParityResult:
@@ -85,23 +78,12 @@ def require_parity(parity: ParityResult) -> None:
 
 @dataclass(frozen=True)
 class RuntimeBenchmark:
-    """Metrics and speed of one exported model.
+    """Metrics and speed of one exported model."""
 
-    Attributes:
-        metrics: by name, on the labelled examples.
-        latency_ms: median of one text at a time, texts of real lengths.
-        throughput: examples per second in batches of 16 of similar length.
-        file_bytes: of the file with the weights.
-    """
-
-    metrics: dict[str, float]
-    latency_ms: float
-    throughput: float
-    file_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
-        return asdict(self)
+    metrics: dict[str, float]  # by name, on the labelled examples
+    latency_ms: float  # median of one text at a time, texts of real lengths
+    throughput: float  # examples per second in batches of 16 of similar length
+    file_bytes: int  # of the file with the weights
 
 
 def benchmark_runtimes(
@@ -111,11 +93,9 @@ def benchmark_runtimes(
     task: Task,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, RuntimeBenchmark]:
-    """Benchmark several exported models; they take turns, so that a slow phase of the machine affects all.
+    """Benchmark exported models, given by name with their file sizes in bytes.
 
-    Args:
-        runtimes: by name, each with the size of its file in bytes.
-        examples: labelled.
+    They take turns, so that a slow phase of the machine affects all.
     """
     batches = evaluation_batches(examples.lengths, batch_size=_BENCHMARK_BATCH_SIZE)
     logits = {name: OutputCollector(examples) for name in runtimes}
@@ -147,24 +127,17 @@ def benchmark_runtimes(
 
 @dataclass(frozen=True)
 class ParityExamples:
-    """The examples that an export is verified on.
+    """The examples that an export is verified on."""
 
-    Attributes:
-        examples: tokenised.
-        description: what they are.
-        takes_pairs: whether the model's inputs are pairs of texts.
-    """
-
-    examples: TokenizedExamples
-    description: str
-    takes_pairs: bool
+    examples: TokenizedExamples  # tokenised
+    description: str  # what they are
+    takes_pairs: bool  # whether the model's inputs are pairs of texts
 
 
 def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, required: bool) -> ParityExamples:
     """Examples spread evenly over the development set; built-in sentences if it cannot be read.
 
-    Args:
-        required: whether data that cannot be read is an error, because the user named it.
+    With ``required`` data that cannot be read is an error, because the user named it.
     """
     task = checkpoint.task
     if task is not None:

@@ -20,25 +20,15 @@ from limbert.model.families import max_input_length
 
 @dataclass(frozen=True)
 class TaskBaseCheckpoint:
-    """A base model for a task; its weights are not loaded yet.
+    """A base model for a task; its weights are not loaded yet."""
 
-    Attributes:
-        path: folder or Hub id.
-        task: the task, its labels in the model's order.
-        tokenizer: the model's tokenizer.
-        max_length: longest input in tokens that the model has positions for.
-        is_finetuned: whether the model has a head trained for these labels.
-        completed_phases: phases of earlier runs that it has been trained in.
-        seed: for the weights of a new head.
-    """
-
-    path: str
-    task: Task
+    path: str  # folder or Hub id
+    task: Task  # with the labels in the model's order
     tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    is_finetuned: bool
-    completed_phases: tuple[str, ...]
-    seed: int
+    max_length: int  # longest input in tokens that the model has positions for
+    is_finetuned: bool  # whether the model has a head trained for these labels
+    completed_phases: tuple[str, ...]  # phases of earlier runs that it has been trained in
+    seed: int  # for the weights of a new head
 
     def load_model(self, space: Space) -> ElasticModel:
         """Load the weights, with a head for the task."""

@@ -50,14 +50,12 @@ class EncoderShell:
         return fast_layer_runner(layer, self._network, self._family)
 
     def apply_head(self, states: Sequence[Tensor], attention_mask: Tensor, indices: Sequence[int]) -> Tensor:
-        """Logits from any layer's output, as if that layer were the last.
+        """Logits ``(examples, outputs)`` from any layer's output, as if that layer were the last.
 
         Args:
             states: ``(examples, tokens, hidden)`` each, for consecutive parts of ``indices``.
             attention_mask: of the whole batch, ``(batch, tokens)``.
-
-        Returns:
-            Logits ``(examples, outputs)``.
+            indices: the examples' indices in the batch.
         """
         if self._head_reads_all_tokens:
             attention_mask = attention_mask[list(indices)]

@@ -33,29 +33,20 @@ class Decision:
 
 @dataclass(frozen=True)
 class Trace:
-    """What ran for each example of a batch. Its tensors are on the CPU and computed on first use.
-
-    Attributes:
-        plan: the executed plan.
-        decisions: of gates and exits, in the order of the layers.
-        num_layers: layers of the full model.
-        attention_mask: of the batch, ``(batch, tokens)``.
-        cost_model: the model's cost model.
-    """
+    """What ran for each example of a batch. Its tensors are on the CPU and computed on first use."""
 
     plan: ExecutionPlan
-    decisions: Sequence[Decision]
-    num_layers: int
-    attention_mask: Tensor
+    decisions: Sequence[Decision]  # of gates and exits, in the order of the layers
+    num_layers: int  # layers of the full model
+    attention_mask: Tensor  # of the batch, ``(batch, tokens)``
     cost_model: CostModel
 
     @cached_property
     def option_indices(self) -> Tensor:
         """The index of the plan's option that each layer ran at, ``(batch, layers)``; -1 where it did not run."""
         chosen = torch.full((len(self.attention_mask), self.num_layers), -1)
-        chosen[:, list(self.plan.layers)] = torch.tensor(
-            [self.plan.static_options.get(layer, 0) for layer in self.plan.layers]
-        )
+        first_options = [self.plan.static_options.get(layer, 0) for layer in self.plan.layers]
+        chosen[:, list(self.plan.layers)] = torch.tensor(first_options)
         for decision in self.decisions:
             option_index = -1 if decision.option_index is None else decision.option_index
             chosen[list(decision.indices), decision.layer :] = option_index
@@ -88,23 +79,16 @@ class Trace:
             ]
             total = total + (self.option_indices == index).sum(dim=1) * torch.tensor(by_length)[length_index]
         head_calls = sum((self.layers_run >= layer).long() for layer in {*self.plan.exit_layers, len(self.plan.layers)})
-        gate_calls = sum(
-            ((self.layers_run > layer).long() for layer in self.plan.gate_before_layer), torch.zeros_like(total)
-        )
-        gate_flops = self.cost_model.gate_flops(self.plan.num_gate_choices)
+        gate_calls = sum((self.layers_run > layer).long() for layer in self.plan.gate_before_layer)
+        gate_flops = self.cost_model.gate_flops(len(self.plan.gate_options))
         return total + head_calls * self.cost_model.head_flops + gate_calls * gate_flops
 
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """The output for a batch.
+    """The output for a batch."""
 
-    Attributes:
-        logits: ``(batch, outputs)``, in the order of the inputs, on the model's device.
-        trace: what ran.
-    """
-
-    logits: Tensor
+    logits: Tensor  # ``(batch, outputs)``, in the order of the inputs, on the model's device
     trace: Trace
 
 
@@ -184,24 +168,18 @@ class Engine:
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Tensor]) -> EngineOutput:
-        """Run a batch.
+        """Run a batch: ``input_ids`` and ``attention_mask`` ``(batch, tokens)``, and other inputs but no labels.
 
-        Args:
-            inputs: ``input_ids`` and ``attention_mask`` ``(batch, tokens)``, padded on the right, and other inputs of
-                the network; on the model's device, without labels.
+        They are padded on the right, on the model's device.
         """
         batch = self._run(inputs, allow_exit=True)
         return EngineOutput(batch.ordered_logits().float(), self._trace(batch))
 
     @torch.inference_mode()
     def run_all_exits(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Trace]:
-        """Run a batch to the end without exits, and return the logits at every exit: for a search over thresholds.
+        """Run a batch to the end: the logits at every exit, the last layer included, and what ran.
 
-        Args:
-            inputs: as for `run`.
-
-        Returns:
-            Logits ``(exits + 1, batch, outputs)``, those of the last layer at the end, and what ran.
+        The logits are ``(exits + 1, batch, outputs)``: for a search over thresholds.
         """
         batch = self._run(inputs, allow_exit=False)
         indices, last_logits = batch.finished[0]
@@ -241,9 +219,8 @@ class Engine:
         """Remove the examples whose logits satisfy the exit rule before layer ``layer``."""
         assert self.plan.exit_rule is not None
         indices, logits = batch.running_indices, batch.exit_logits[-1]
-        should_exit = self.plan.exit_rule.should_exit(
-            batch.exit_logits, task_type=self._task_type
-        ).tolist()  # waits for the device
+        exit_mask = self.plan.exit_rule.should_exit(batch.exit_logits, task_type=self._task_type)
+        should_exit = exit_mask.tolist()  # waits for the device
         if not any(should_exit):
             return
         exiting = [position for position, exits in enumerate(should_exit) if exits]

@@ -6,8 +6,7 @@ norm, feed-forward, residual, norm), these operations run directly on the same p
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,23 +20,17 @@ RunLayer = Callable[[Tensor, LayerCalls], Tensor]  # (state, the batch's calls) 
 
 
 def fast_layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family) -> RunLayer:
-    """A function that computes what the layer computes in evaluation mode, directly where the family is plain.
-
-    Args:
-        layer: with plain Linears, as in views.
-    """
+    """A function that computes what the layer does in evaluation mode, directly where the family is plain."""
     if not _has_fast_path(network, family):
         return lambda state, calls: calls.run(layer, state)
     assert family.fast_path is not None
     parts, paths = layer_parts(layer, family), family.fast_path
     head_size = network.config.hidden_size // network.config.num_attention_heads
-    query, key, value = (_LinearWeights.from_module(linear) for linear in parts.attention_in)
-    attention_out, mlp_in, mlp_out = (
-        _LinearWeights.from_module(part) for part in (parts.attention_out, parts.mlp_in, parts.mlp_out)
-    )
+    query, key, value = map(_without_module, parts.attention_in)
+    attention_out, mlp_in, mlp_out = map(_without_module, (parts.attention_out, parts.mlp_in, parts.mlp_out))
     activation = layer.get_submodule(paths.activation)
     attention_norm, mlp_norm = layer.get_submodule(paths.attention_norm), layer.get_submodule(paths.mlp_norm)
-    heads = query.weight.shape[0] // head_size
+    heads = parts.attention_out.in_features // head_size
 
     def run(state: Tensor, calls: LayerCalls) -> Tensor:
         batch, tokens, _ = state.shape
@@ -80,16 +73,5 @@ def fast_preparation(network: PreTrainedModel, family: Family) -> PrepareBatch |
     return prepare
 
 
-@dataclass(frozen=True, slots=True)
-class _LinearWeights:
-    """The parameters of a Linear, applied without its module."""
-
-    weight: Tensor
-    bias: Any
-
-    @classmethod
-    def from_module(cls, linear: nn.Linear) -> "_LinearWeights":
-        return cls(linear.weight, linear.bias)
-
-    def __call__(self, state: Tensor) -> Tensor:
-        return F.linear(state, self.weight, self.bias)
+def _without_module(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return partial(F.linear, weight=linear.weight, bias=linear.bias)

@@ -61,23 +61,14 @@ def override_data_config(saved: DataConfig, **overrides: Any) -> DataConfig:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint ready for predictions.
+    """A checkpoint ready for predictions."""
 
-    Attributes:
-        model: in evaluation mode, on its device.
-        tokenizer: saved with it.
-        task: from ``limbert.json``; None for a stock checkpoint.
-        data_config: how its training data was read; defaults for a stock checkpoint.
-        max_length: longest input in tokens: the training's, or what the model has positions for if that is less.
-        path: folder or Hub id.
-    """
-
-    model: ElasticModel
-    tokenizer: PreTrainedTokenizerBase
-    task: Task | None
-    data_config: DataConfig
-    max_length: int
-    path: str = ""
+    model: ElasticModel  # in evaluation mode, on its device
+    tokenizer: PreTrainedTokenizerBase  # saved with it
+    task: Task | None  # from ``limbert.json``; None for a stock checkpoint
+    data_config: DataConfig  # how its training data was read; defaults for a stock checkpoint
+    max_length: int  # longest input in tokens: the training's, or what the model has positions for if that is less
+    path: str = ""  # folder or Hub id
 
     @property
     def trained_task(self) -> Task:
@@ -88,12 +79,7 @@ class LoadedCheckpoint:
         return self.task
 
     def tokenize(self, examples: Examples, *, task: Task | None = None, cache: bool = True) -> TokenizedExamples:
-        """Tokenise examples with the settings of the training.
-
-        Args:
-            examples: of the model's task.
-            cache: whether to read and write the token cache.
-        """
+        """Tokenise examples with the settings of the training; a stock checkpoint does not record its task."""
         task = task or self.task
         if task is None:
             return tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
@@ -109,11 +95,10 @@ def load_checkpoint(
     """Load an elastic checkpoint, or a stock one with a sequence classification head.
 
     Args:
+        path: folder (``~`` is expanded) or Hub id.
         space: instead of the checkpoint's own.
         head: see ``ElasticModel.from_pretrained``.
-
-    Raises:
-        CheckpointError: if the checkpoint is missing or broken, or has no tokenizer.
+        device: see `resolve_device`.
     """
     path = os.path.expanduser(path)
     torch_device = resolve_device(device)
@@ -140,11 +125,7 @@ def load_checkpoint(
 
 
 def load_validation_split(checkpoint: LoadedCheckpoint, data_config: DataConfig) -> Examples:
-    """The validation split of the training data, with label ids in the model's order.
-
-    Args:
-        data_config: where its training data is now.
-    """
+    """The validation split of the training data, with label ids in the model's order."""
     saved = checkpoint.model.record.get("settings", {}).get("train")
     if saved is None or checkpoint.task is None:
         raise CheckpointError("limbert.json does not say how the model was trained; train it with limbert train")

@@ -53,7 +53,7 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
     wrapped = _PositionalInputs(_prepare_for_export(network), names)
     example = _example_inputs(network, names)
     with torch.inference_mode():
-        outputs = wrapped.output_names(example)
+        outputs = wrapped.network(**dict(zip(names, example, strict=True)))
     axes = {0: "batch", 1: "choices", 2: "tokens"} if example[0].ndim == 3 else {0: "batch", 1: "tokens"}
     with quiet_loggers(*_NOISY_LOGGERS), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -63,7 +63,7 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
             dynamo=True,
             opset_version=OPSET,
             input_names=list(names),
-            output_names=list(outputs),
+            output_names=[name for name, value in outputs.items() if isinstance(value, Tensor)],
             dynamic_shapes=((axes,) * len(names),),
             verbose=False,
         )
@@ -94,11 +94,6 @@ class _PositionalInputs(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         output = self.network(**dict(zip(self._input_names, tensors, strict=True)))
         return tuple(value.float() for value in output.values() if isinstance(value, Tensor))
-
-    def output_names(self, example: tuple[Tensor, ...]) -> tuple[str, ...]:
-        """Names of the tensors that the network returns."""
-        output = self.network(**dict(zip(self._input_names, example, strict=True)))
-        return tuple(name for name, value in output.items() if isinstance(value, Tensor))
 
 
 def _prepare_for_export(network: PreTrainedModel) -> PreTrainedModel:

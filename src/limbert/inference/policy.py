@@ -87,13 +87,7 @@ class Policy:
 
     @classmethod
     def from_name(cls, name: str, *, widths: tuple[float, ...] | None = None, exits: ExitRule | None = None) -> Self:
-        """A policy by its name.
-
-        Args:
-            name: ``static:WIDTHxDEPTH``, ``width``, ``depth`` or ``width+depth``.
-            widths: see `Policy`.
-            exits: needed by ``depth`` and ``width+depth``.
-        """
+        """A policy by its name, one of `POLICY_FORMATS`; ``exits`` are needed by ``depth`` and ``width+depth``."""
         if name.startswith("static:"):
             return cls(subnet=name.removeprefix("static:"), widths=widths, exits=exits)
         if name not in _DYNAMIC_NAMES:
@@ -108,19 +102,12 @@ class Policy:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A policy with its metric and FLOPs on the validation split when it was chosen.
-
-    Attributes:
-        policy: the policy.
-        metric: name of the metric.
-        value: of the metric.
-        flops_share: mean floating-point operations per example, as a fraction of the full model's.
-    """
+    """A policy with its metric and FLOPs on the validation split when it was chosen."""
 
     policy: Policy
-    metric: str
-    value: float
-    flops_share: float
+    metric: str  # name of the metric
+    value: float  # of the metric
+    flops_share: float  # mean floating-point operations per example, as a fraction of the full model's
 
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON; `from_dict` reads them."""
@@ -161,15 +148,10 @@ def named_policy(
     exit_threshold: float | None = None,
     exit_rule: str | None = None,
 ) -> Policy:
-    """A policy by name: one of `POLICY_FORMATS`, or an operating point of a checkpoint.
+    """A policy by name: one of `POLICY_FORMATS`, or an operating point of the checkpoint with this ``limbert.json``.
 
-    Args:
-        name: of the policy.
-        record: the checkpoint's ``limbert.json``.
-        task_type: determines the default exit rule.
-        widths: see `Policy`; these and the exit settings are not for operating points.
-        exit_threshold: needed by ``depth`` and ``width+depth``.
-        exit_rule: default: `default_exit_rule`.
+    The task type determines the default exit rule. Operating points have their own widths and exits; ``depth`` and
+    ``width+depth`` need an exit threshold.
     """
     if name.startswith("static:") or name in _DYNAMIC_NAMES:
         if exit_rule and exit_threshold is None:
@@ -199,30 +181,15 @@ class WidthOption:
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """A policy resolved for one model; the engine executes it without further choices of its own.
+    """A policy resolved for one model; the engine executes it without further choices of its own."""
 
-    Attributes:
-        layers: indices of the layers that run: all of them unless the policy is static.
-        options: the widths that can run; examples start at the first.
-        gate_before_layer: the index of the gate before a layer, by layer.
-        gate_options: for each choice of a gate, the index of its option; empty without gates.
-        exit_layers: the numbers of layers after which examples may exit.
-        exit_rule: when they exit.
-        static_options: the index of the option of each layer, by layer, if the policy is static.
-    """
-
-    layers: tuple[int, ...]
-    options: tuple[WidthOption, ...]
-    gate_before_layer: Mapping[int, int]
-    gate_options: tuple[int, ...]
-    exit_layers: frozenset[int]
-    exit_rule: ExitRule | None
-    static_options: Mapping[int, int] = field(default_factory=dict)
-
-    @property
-    def num_gate_choices(self) -> int:
-        """Widths that each gate chooses among; 0 without gates."""
-        return len(self.gate_options)
+    layers: tuple[int, ...]  # indices of the layers that run: all of them unless the policy is static
+    options: tuple[WidthOption, ...]  # the widths that can run; examples start at the first
+    gate_before_layer: Mapping[int, int]  # the index of the gate before a layer, by layer
+    gate_options: tuple[int, ...]  # for each choice of a gate, the index of its option; empty without gates
+    exit_layers: frozenset[int]  # the numbers of layers after which examples may exit
+    exit_rule: ExitRule | None  # when they exit
+    static_options: Mapping[int, int] = field(default_factory=dict)  # the option of each layer, if static
 
 
 def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> ExecutionPlan:
@@ -259,12 +226,7 @@ def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) 
 
 
 def reject_token_level_task(task_type: TaskType, feature: str) -> None:
-    """Raise ConfigError for a task with predictions at tokens: policies choose one width and depth per text.
-
-    Args:
-        task_type: of the task.
-        feature: what was requested, for the message.
-    """
+    """Refuse a feature for tasks with predictions at tokens: policies choose one width and depth per text."""
     if TASK_TYPE_SPECS[task_type].token_level:
         raise ConfigError(
             f"{feature} chooses a width and depth for each prediction, but in {task_type} all predictions of a text "

@@ -1,5 +1,6 @@
 """Batched inference over tokenised examples: logits of sub-networks, outputs of policies, and readable predictions."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,22 +44,12 @@ def batch_counter(
 ) -> Callable[[], None]:
     """A function to call after each batch; it calls ``progress`` with the batches done and in all."""
     total = sum(len(evaluation_batches(examples.lengths, batch_size=batch_size)) for examples in datasets)
-    done = 0
-
-    def after_batch() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    return after_batch
+    numbers = itertools.count(1)
+    return lambda: progress(next(numbers), total)
 
 
 class OutputCollector:
-    """Collects the outputs of batches and puts them in the order of the examples.
-
-    Args:
-        examples: the examples that the batches are made of.
-    """
+    """Collects the outputs of batches and puts them in the order of the examples."""
 
     def __init__(self, examples: TokenizedExamples) -> None:
         self._examples = examples
@@ -71,12 +62,7 @@ class OutputCollector:
         self._values[list(indices)] = values
 
     def add_logits(self, indices: Sequence[int], logits: Tensor, attention_mask: Tensor) -> None:
-        """Store a batch's logits as float32, without those at padding.
-
-        Args:
-            logits: ``(batch, outputs)``, or ``(batch, tokens, outputs)`` for token-level tasks.
-            attention_mask: ``(batch, tokens)``.
-        """
+        """Store logits ``(batch, outputs)``, or ``(batch, tokens, outputs)`` without padding, as float32."""
         if logits.ndim == 2:
             self.add(indices, logits.float())
             return
@@ -89,8 +75,7 @@ class OutputCollector:
     def values(self) -> np.ndarray:
         """``(examples, ...)``, or ``(all tokens, outputs)`` for token-level logits; all batches must be added."""
         assert self._values is not None
-        array: np.ndarray = self._values.cpu().numpy()
-        return array
+        return self._values.cpu().numpy()
 
 
 def predict_subnet_logits(
@@ -102,11 +87,7 @@ def predict_subnet_logits(
     precision: Precision = "fp32",
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
-    """Logits of several sub-networks in the order of the examples, without dropout.
-
-    Returns:
-        By the sub-networks' names: ``(examples, outputs)``, or ``(all tokens, outputs)`` for token-level tasks.
-    """
+    """Logits by the sub-networks' names, without dropout: ``(examples, outputs)``, or ``(all tokens, outputs)``."""
     device = model.network.device
     collectors = {subnet: OutputCollector(examples) for subnet in subnets.values()}
     shared_forwards = plan_shared_forwards(subnets.values())
@@ -123,21 +104,13 @@ def predict_subnet_logits(
 
 @dataclass(frozen=True)
 class PolicyOutputs:
-    """A policy's outputs in the order of the examples.
+    """A policy's outputs in the order of the examples."""
 
-    Attributes:
-        logits: ``(examples, outputs)``.
-        widths: ``(examples, layers)``, 0 where a layer did not run.
-        layers_run: ``(examples,)``.
-        flops: ``(examples,)``.
-        seconds: the engine's time for all examples.
-    """
-
-    logits: np.ndarray
-    widths: np.ndarray
-    layers_run: np.ndarray
-    flops: np.ndarray
-    seconds: float
+    logits: np.ndarray  # ``(examples, outputs)``
+    widths: np.ndarray  # ``(examples, layers)``, 0 where a layer did not run
+    layers_run: np.ndarray  # ``(examples,)``
+    flops: np.ndarray  # ``(examples,)``
+    seconds: float  # the engine's time for all examples
 
 
 def run_policy(
@@ -148,12 +121,7 @@ def run_policy(
     device: torch.device,
     after_batch: Callable[[], None] = lambda: None,
 ) -> PolicyOutputs:
-    """Run a policy over examples.
-
-    Args:
-        engine: with the policy.
-        examples: in any order; labels are ignored.
-    """
+    """Run the engine's policy over examples; labels are ignored."""
     names = ("logits", "widths", "layers_run", "flops")
     collectors = {name: OutputCollector(examples) for name in names}
     seconds = 0.0
@@ -173,12 +141,8 @@ def run_policy(
 class Prediction:
     """The prediction for one example.
 
-    Attributes:
-        values: ``label`` and ``score`` of a classification, ``score`` of a regression, ``labels`` of a multi-label
-            task, ``entities`` of token classification, ``answer``, ``score``, ``start`` and ``end`` of question
-            answering.
-        layers_run: layers that ran.
-        flops: floating-point operations.
+    Its values are ``label`` and ``score`` of a classification, ``score`` of a regression, ``labels`` of a multi-label
+    task, ``entities`` of token classification, ``answer``, ``score``, ``start`` and ``end`` of question answering.
     """
 
     values: Mapping[str, Any]
@@ -188,14 +152,12 @@ class Prediction:
     @property
     def label(self) -> str | None:
         """The most probable class of a classification; None for other task types."""
-        label: str | None = self.values.get("label")
-        return label
+        return self.values.get("label")
 
     @property
     def score(self) -> float | None:
         """The label's probability, the value of a regression, or an answer's confidence; None for other task types."""
-        score: float | None = self.values.get("score")
-        return score
+        return self.values.get("score")
 
     def to_dict(self) -> dict[str, Any]:
         """The values."""
@@ -218,9 +180,7 @@ def predict(
 ) -> list[Prediction]:
     """One prediction per example, in order, without dropout.
 
-    Args:
-        examples: tokenised texts.
-        policy: the sub-network, or how it is chosen for each example; or the name of an operating point.
+    The policy may be given by its name, such as that of an operating point. The batch size changes no prediction.
     """
     after_batch = batch_counter([examples], batch_size=batch_size, progress=progress)
     if isinstance(policy, str):
@@ -239,17 +199,11 @@ def predict(
             engine, examples, batch_size=batch_size, device=model.network.device, after_batch=after_batch
         )
         logits, layers_run, flops = outputs.logits, outputs.layers_run, outputs.flops
-    return [
-        Prediction(values, int(layers), int(operations))
-        for values, layers, operations in zip(
-            decode_predictions(task, logits, examples), layers_run, flops, strict=True
-        )
-    ]
+    decoded = zip(decode_predictions(task, logits, examples), layers_run, flops, strict=True)
+    return [Prediction(values, int(layers), int(operations)) for values, layers, operations in decoded]
 
 
-def _token_level_costs(
-    model: ElasticModel, examples: TokenizedExamples, subnet: Subnet
-) -> tuple[np.ndarray, np.ndarray]:
+def _token_level_costs(model: ElasticModel, examples: TokenizedExamples, subnet: Subnet) -> tuple[Any, Any]:
     """Layers and FLOPs of each text, all its windows together, ``(texts,)`` each."""
     assert examples.alignment is not None
     cost, num_texts = CostModel(model), len(examples.alignment.examples)

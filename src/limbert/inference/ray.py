@@ -51,14 +51,8 @@ _CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
 def ray_session(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
     """Use the Ray of this process, connect to the cluster at ``RAY_ADDRESS``, or start a local Ray and end it again.
 
-    A local Ray has no dashboard and sends no usage statistics.
-
-    Args:
-        cpus: CPUs that a local Ray offers, whatever the machine has.
-        model_bytes: size of the model's files, for which its object store makes room.
-
-    Yields:
-        The module ``ray``.
+    A local Ray offers ``cpus`` CPUs whatever the machine has, and room for two copies of the model; it has no dashboard
+    and sends no usage statistics. Yields the module ``ray``.
     """
     ray = import_optional("ray", extra="scale")
     if ray.is_initialized():
@@ -246,8 +240,7 @@ def _job_settings(
         "cut": hashlib.blake2b(repr(inputs.shards).encode(), digest_size=8).hexdigest(),
         "sources": inputs.files,
     }
-    parsed: dict[str, Any] = json.loads(json.dumps(values))
-    return parsed
+    return dict(json.loads(json.dumps(values)))
 
 
 class _AttemptCounter:
@@ -302,12 +295,8 @@ def _run_workers(
 class ShardWorker:
     """Reads, predicts and writes shards with a model that it loads once; Ray runs each worker as an actor.
 
-    Args:
-        fetch_files: returns the packed checkpoint.
-        count_attempt: called with a shard's name before each attempt; returns the number of attempts so far.
-        inputs: its ``files`` and ``shards`` are not used.
-        output: the folder for the predictions.
-        threads: that compute.
+    ``fetch_files`` returns the packed checkpoint. ``count_attempt`` is called with a shard's name before each attempt,
+    and returns the number of attempts so far. ``files`` and ``shards`` of the inputs are not used.
     """
 
     def __init__(

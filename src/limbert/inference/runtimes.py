@@ -22,15 +22,10 @@ Outputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Runtime:
-    """A network loaded in a runtime.
+    """A network loaded in a runtime."""
 
-    Attributes:
-        input_names: names of its inputs.
-        run: from these inputs to all outputs by name, float32 on the CPU.
-    """
-
-    input_names: tuple[str, ...]
-    run: Callable[[Mapping[str, Tensor]], Outputs]
+    input_names: tuple[str, ...]  # names of its inputs
+    run: Callable[[Mapping[str, Tensor]], Outputs]  # from these inputs to all outputs by name, float32 on the CPU
 
     def outputs(self, inputs: Mapping[str, Tensor]) -> Outputs:
         """All outputs by name; inputs that the network does not have are ignored, absent token types are zeros."""

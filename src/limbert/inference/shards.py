@@ -41,21 +41,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardedInput:
-    """All input files and their split into shards.
+    """All input files and their split into shards."""
 
-    Attributes:
-        storage: the files' file system.
-        files: rows, bytes and modification time (seconds since 1970, 0.0 if unknown) by path.
-        columns: of the text and its pair.
-        kept_columns: input columns that the output repeats.
-        shards: in the order of files and rows, which is the order of their names.
-    """
-
-    storage: Storage
-    files: dict[str, tuple[int, int, float]]
-    columns: Columns
-    kept_columns: tuple[str, ...]
-    shards: tuple[Shard, ...]
+    storage: Storage  # the files' file system
+    files: dict[str, tuple[int, int, float]]  # rows, bytes, modification time (seconds since 1970, or 0.0), by path
+    columns: Columns  # of the text and its pair
+    kept_columns: tuple[str, ...]  # input columns that the output repeats
+    shards: tuple[Shard, ...]  # in the order of files and rows, which is the order of their names
 
     @property
     def rows(self) -> int:
@@ -75,12 +67,8 @@ def shard_input(
     """Find the input files and split them into shards; the same files and settings give the same shards.
 
     Of Parquet files only the footers are read. The columns of JSON lines are the keys of all objects in all files.
-
-    Args:
-        uri: a file, folder or pattern, local or a URI.
-        keep_columns: input columns that the output repeats; None is all.
-        prediction_columns: columns that the predictions add; none of them may be kept.
-        max_shard_rows: a shard of large rows has fewer.
+    The output repeats the columns to keep (None: all), none of which may be a prediction column. A shard of large rows
+    has fewer than ``max_shard_rows``.
     """
     storage = Storage.from_uri(uri)
     infos = storage.list_files()
@@ -174,9 +162,7 @@ def _check_columns(
 class ShardReader:
     """Reads the rows of shards; text files, in which no row can be looked up, fastest in the order of the shards.
 
-    Args:
-        inputs: the input; its ``files`` and ``shards`` are not used.
-        skip_bad_rows: leave rows without a text out of the examples instead of raising an error.
+    With ``skip_bad_rows``, rows without a text are left out of the examples instead of refused.
     """
 
     def __init__(self, inputs: ShardedInput, *, skip_bad_rows: bool) -> None:
@@ -186,11 +172,7 @@ class ShardReader:
         self._rows: Iterator[TableRow] = iter(())
 
     def read(self, shard: Shard) -> tuple[Any, list[int], Examples]:
-        """Read a shard.
-
-        Returns:
-            An Arrow table of all rows with the kept columns; the indices of the rows with a text; and these texts.
-        """
+        """The kept columns of all rows as an Arrow table; the indices of the rows with a text; and these texts."""
         with raise_as(DataError, f"{shard.path} cannot be read"):
             is_parquet = shard.path.lower().endswith(".parquet")
             kept, rows = self._read_parquet(shard) if is_parquet else self._read_text_file(shard)

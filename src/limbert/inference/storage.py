@@ -107,12 +107,7 @@ class Storage:
             return bytes(file.read())
 
     def write(self, name: str, content: Any) -> None:
-        """Write or replace a file in this folder atomically; the folder is made if it does not exist.
-
-        Args:
-            name: of the file.
-            content: bytes or an Arrow buffer.
-        """
+        """Write or replace a file (bytes or an Arrow buffer) atomically; the folder is made if it does not exist."""
         with raise_as(StorageError, f"cannot write {self.path}/{name}"):
             if self.is_local:
                 Path(self.path).mkdir(parents=True, exist_ok=True)
@@ -160,11 +155,7 @@ def raise_as(error_type: type[LimbertError], message: str) -> Iterator[None]:
 
 
 def open_output(output: Storage, settings: dict[str, Any]) -> set[str]:
-    """Start the output folder of a job, or continue the one that has these settings.
-
-    Returns:
-        The names of the files in it.
-    """
+    """Start the output folder of a job, or continue the one with these settings; returns the names of its files."""
     names = output.file_names()
     if names and SETTINGS_NAME not in names:
         raise ConfigError(f"output {output.path} is not empty and holds no batch prediction; choose another folder")
