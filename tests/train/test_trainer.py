@@ -220,7 +220,7 @@ def test_predict_keeps_the_order_of_examples(tmp_path: Path) -> None:
 def test_metrics_see_the_order_of_the_dataset(tmp_path: Path) -> None:
     rows, seen = rows_of(20, seed=2), []
     make_trainer(tmp_path, eval_dataset=rows, data_collator=Padding(),
-                 compute_metrics=lambda prediction: seen.append(prediction.label_ids) or {"a": 0.0}).evaluate()  # fmt: skip
+                 compute_metrics=lambda found: seen.append(found.label_ids) or {"a": 0.0}).evaluate()  # fmt: skip
     assert all(labels.tolist() == rows["label"][:] for labels in seen)
 
 
