@@ -33,7 +33,8 @@ def cut_task(name: str, data: Path, folder: Path) -> Path:
     if not folder.exists():
         path = data / spec["file"]
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file)) if path.suffix == ".csv" else [line.rstrip("\r\n").split("\t") for line in file]
+            tabs = (line.rstrip("\r\n").split("\t") for line in file)
+            rows = list(csv.reader(file) if path.suffix == ".csv" else tabs)
         chosen = random.Random(0).sample(rows[1:], spec["train"] + spec["held_out"])
         fresh = folder.with_suffix(".new")
         fresh.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from limbert.serve.settings import ServeSettings
 
 pytestmark = needs_encoder
 TEXTS = [f"Text number {number}: it rained{' and rained' * (number % 7)}." for number in range(40)]
-SIZE = ["--subnet", "0.5x1"]
+SUBNET = ["--subnet", "0.5x1"]
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,14 @@ def agree(served: list[dict[str, Any]], local: list[dict[str, Any]]) -> None:
 
 
 def test_a_file_of_texts(url: str, trained: Path, tmp_path: Path) -> None:
-    """In requests of 16, some of them under way together."""
+    """In requests of 16, some of them concurrent."""
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    agree(predict("--server", url, *SIZE, "--input", tmp_path / "texts.txt"),
-          predict(trained, *SIZE, "--input", tmp_path / "texts.txt"))  # fmt: skip
+    agree(predict("--server", url, *SUBNET, "--input", tmp_path / "texts.txt"),
+          predict(trained, *SUBNET, "--input", tmp_path / "texts.txt"))  # fmt: skip
 
 
 def test_pairs_and_a_policy(url: str, trained: Path) -> None:
-    asked = [
+    options = [
         "--policy",
         "static:0.5x0.5",
         "--text",
@@ -69,16 +69,16 @@ def test_pairs_and_a_policy(url: str, trained: Path) -> None:
         "--pair",
         "Sol.",
     ]
-    agree(predict("--server", url, *asked), predict(trained, *asked))
+    agree(predict("--server", url, *options), predict(trained, *options))
 
 
 def test_regression_values(tmp_path: Path) -> None:
     scored = make_run(tmp_path / "score", task_type="regression")
     with opened(scored) as service, served(service) as url:
-        asked = [*SIZE, "--text", "It rained.", "--text", "Sun."]
-        agree(predict("--server", url, *asked), predict(scored, *asked))
-        answer = Client(url).predict("It rained.")[0]
-        assert (answer.label, answer.scores) == (None, {})
+        options = [*SUBNET, "--text", "It rained.", "--text", "Sun."]
+        agree(predict("--server", url, *options), predict(scored, *options))
+        prediction = Client(url).predict("It rained.")[0]
+        assert (prediction.label, prediction.scores) == (None, {})
 
 
 def test_multi_label_threshold(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -90,16 +90,16 @@ def test_multi_label_threshold(monkeypatch: pytest.MonkeyPatch, url: str) -> Non
 
 
 def test_output_is_as_without_a_server(url: str, trained: Path, tmp_path: Path) -> None:
-    asked = [*SIZE, "--text", TEXTS[0]]
+    options = [*SUBNET, "--text", TEXTS[0]]
     shown, local = (
-        CliRunner().invoke(app, ["predict", *where, *asked]) for where in (["--server", url], [str(trained)])
+        CliRunner().invoke(app, ["predict", *where, *options]) for where in (["--server", url], [str(trained)])
     )
     assert shown.stdout == local.stdout
-    assert predict_output(tmp_path, "--server", url, *asked)[0]["text"] == TEXTS[0]
+    assert predict_output(tmp_path, "--server", url, *options)[0]["text"] == TEXTS[0]
 
 
 def predict_output(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    path = folder / "answers.jsonl"
+    path = folder / "predictions.jsonl"
     assert CliRunner().invoke(app, ["predict", *arguments, "--output", str(path)]).exit_code == 0
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -118,7 +118,7 @@ def test_client_names_the_variant(url: str) -> None:
     with Client(url) as client:
         assert client.is_healthy()
         assert client.max_batch_size == 16
-        assert {answer.subnet for answer in client.predict(TEXTS, subnet="0.5x0.5")} == {"0.5x0.5"}
+        assert {prediction.subnet for prediction in client.predict(TEXTS, subnet="0.5x0.5")} == {"0.5x0.5"}
         best = client.predict(TEXTS[0], top_k=2)[0]
         assert len(best.scores) == 2
         assert best.score == max(best.scores.values()) == best.scores[best.label]
@@ -128,16 +128,16 @@ def test_client_names_the_variant(url: str) -> None:
 
 def test_api_key_is_sent(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(trained, api_key="schlüssel") as service, served(service) as url:
-        asked = ["--server", url, "--text", "It rained."]
+        options = ["--server", url, "--text", "It rained."]
         with pytest.raises(RejectedError, match="asks for an API key"):
-            predict(*asked)
-        first = predict(*asked, "--api-key", "schlüssel")
+            predict(*options)
+        first = predict(*options, "--api-key", "schlüssel")
         monkeypatch.setenv("LIMBERT_API_KEY", "schlüssel")
-        assert predict(*asked) == first
+        assert predict(*options) == first
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--text", "a"], "either RUN"),
         (["run", "--server", "http://host", "--text", "a"], "not both"),
@@ -147,11 +147,11 @@ def test_api_key_is_sent(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--server", "http://host", "--policy", "width", "--widths", "1", "--text", "a"], "--widths is for"),
         (["run", "--api-key", "x", "--text", "a"], "--api-key is for --server"),
         (["--server", "host", "--text", "a"], "must be a URL"),
-        (["--server", "http://host", "--input", "a.csv", "--text", "a"], "either --text or --input"),
+        (["--server", "http://host", "--input", "a.csv", "--text", "a"], "--text or --input"),
     ],
 )
-def test_contradicting_options_are_refused(arguments: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_contradicting_options_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         predict(*arguments)
 
 

@@ -52,10 +52,10 @@ def test_sigterm_completes_requests_in_progress(run: Path) -> None:
             while not long.done() and "limbert_queued_rows 0.0" in httpx.get(f"{url}/metrics", timeout=60).text:
                 pass
             process.send_signal(signal.SIGTERM)
-            answer = long.result()
-        assert answer.status_code == 200
-        assert len(answer.json()) == len(texts)
-        assert answer.headers["x-limbert-size"] == "1x1"
+            response = long.result()
+        assert response.status_code == 200
+        assert len(response.json()) == len(texts)
+        assert response.headers["x-limbert-size"] == "1x1"
         assert process.wait(timeout=60) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
@@ -64,8 +64,8 @@ def test_sigterm_completes_requests_in_progress(run: Path) -> None:
 @pytest.mark.slow
 def test_workers_share_a_port(run: Path) -> None:
     with serving(run, "--workers", "2", "--slo", "60s") as (process, url):
-        answers = [httpx.post(f"{url}/predict", json={"inputs": "a film"}, timeout=120) for _ in range(8)]
-        assert [answer.status_code for answer in answers] == [200] * 8
+        responses = [httpx.post(f"{url}/predict", json={"inputs": "a film"}, timeout=120) for _ in range(8)]
+        assert [response.status_code for response in responses] == [200] * 8
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
 

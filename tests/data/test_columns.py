@@ -4,8 +4,9 @@ import pytest
 
 from limbert.core.config import DataConfig
 from limbert.data.columns import choose_columns
-from limbert.data.table import Table, TableRow
+from limbert.data.table import Table
 from limbert.data.tasks import Columns, glue_task
+from limbert.data.text_rows import TableRow
 from limbert.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""Metrics equal scikit-learn's and SciPy's; baseline and class weights."""
+"""Metrics equal scikit-learn's and SciPy's."""
 
 import warnings
 from dataclasses import replace
@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics
-from sklearn.utils.class_weight import compute_class_weight
 
-from limbert.data.metrics import balanced_class_weights, baseline_logits, compute_metrics, predictions
+from limbert.data.metrics import baseline_logits, compute_metrics, predictions
 from limbert.data.readers import Examples
 from limbert.data.task_registry import baseline_metrics, tokenize_for_task
 from limbert.data.tasks import custom_task, glue_task
@@ -118,14 +117,6 @@ def test_macro_f1_can_be_the_primary_metric():
     )
     with pytest.raises(ConfigError, match="'rouge'"):
         task.with_primary_metric("rouge")
-
-
-def test_balanced_class_weights_equal_scikit_learn():
-    labels = RANDOM.choice(3, size=300, p=[0.9, 0.07, 0.03])
-    found = balanced_class_weights(custom_task("classification", ("a", "b", "c")), examples_of(labels.tolist()))
-    assert found == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels))
-    several = balanced_class_weights(custom_task("multi-label", ("x", "y")), examples_of([(0,), (0, 1), (0,), ()]))
-    assert several.tolist() == [pytest.approx(1 / 3), 3.0]
 
 
 @pytest.mark.parametrize(

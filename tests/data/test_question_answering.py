@@ -12,13 +12,12 @@ from limbert.data.question_answering import (
     answer_predictions,
     best_spans,
     normalize_answer,
-    open_questions,
     question_examples,
-    read_questions,
     token_f1,
 )
 from limbert.data.readers import Examples, ReferenceAnswers
 from limbert.data.split import split_by_group, split_validation
+from limbert.data.squad_files import open_questions, read_questions
 from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
 from limbert.data.tasks import custom_task
 from limbert.errors import ConfigError, DataError
@@ -96,7 +95,7 @@ def test_long_question_is_truncated(tokenizer):
     assert (tokens.alignment.char_starts >= 0).any()
     with pytest.raises(ConfigError, match="at least 16"):
         tokenize_for_task(examples, TASK, tokenizer, max_length=12)
-    with pytest.raises(ConfigError, match="a third of the longest input"):
+    with pytest.raises(ConfigError, match="a third of the maximum length"):
         DataConfig(max_length=90, stride=31)
     with pytest.raises(ConfigError, match="--pair CONTEXT"):
         question_examples(["why"], None)

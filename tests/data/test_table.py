@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from limbert.data.table import TableRow, lines_table, open_table
+from limbert.data.table import lines_table, open_table
 from limbert.data.table_format import table_format_of
+from limbert.data.text_rows import TableRow
 from limbert.errors import DataError
 
 TEXTS = ["plain", 'a "quoted" word', "comma, and 'apostrophe'", "separators \u2028 and \x85 in text", "čšž 😀"]

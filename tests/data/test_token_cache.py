@@ -10,7 +10,8 @@ from datasets.arrow_writer import ArrowWriter
 
 from limbert.data import tokenize as tokens
 from limbert.data.readers import Examples
-from limbert.data.tokenize import default_cache_dir, tokenization_fingerprint, tokenize_texts
+from limbert.data.token_cache import default_cache_dir, tokenization_fingerprint
+from limbert.data.tokenize import tokenize_texts
 
 EXAMPLES = Examples(("one two three", "four"), ("a pair", "another pair"), (0, 1))
 

@@ -9,17 +9,14 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from limbert.core.config import DataConfig
 from limbert.core.task_types import IGNORE_INDEX
-from limbert.data.conll import open_tagged
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.readers import Examples
+from limbert.data.tagged_files import join_words, open_tagged, read_tagged, read_untagged
 from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
 from limbert.data.tasks import custom_task
 from limbert.data.token_classification import (
     entity_metrics,
     extract_entities,
-    join_words,
-    read_tagged,
-    read_untagged,
     word_examples,
 )
 from limbert.errors import ConfigError, DataError

@@ -1,5 +1,6 @@
 """The README is a program: its commands and its Python run, in order, in an empty folder."""
 
+import csv
 import shlex
 import signal
 import subprocess
@@ -95,8 +96,10 @@ def lay_out(folder: Path) -> None:
     """What the README supposes to be there: the reader's own data (some rows of the demo's) and an encoder."""
     (folder / "tickets").mkdir()
     for name, every in (("train.csv", 10), ("dev.csv", 40)):
-        header, *rows = (DEMO_DATA / name).read_text(encoding="utf-8").splitlines(keepends=True)
-        (folder / "tickets" / name).write_text("".join([header, *rows[::every]]), encoding="utf-8")
+        with (DEMO_DATA / name).open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        with (folder / "tickets" / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *rows[::every]])
     (folder / "texts").mkdir()
     (folder / "texts" / "some.txt").write_text("The European lobster is blue while it lives .\n" * 60, encoding="utf-8")
     (folder / "path" / "to").mkdir(parents=True)

@@ -219,8 +219,12 @@ def test_predict_keeps_the_order_of_examples(tmp_path: Path) -> None:
 
 def test_metrics_see_the_order_of_the_dataset(tmp_path: Path) -> None:
     rows, seen = rows_of(20, seed=2), []
-    make_trainer(tmp_path, eval_dataset=rows, data_collator=Padding(),
-                 compute_metrics=lambda found: seen.append(found.label_ids) or {"a": 0.0}).evaluate()  # fmt: skip
+
+    def compute_metrics(prediction):
+        seen.append(prediction.label_ids)
+        return {"a": 0.0}
+
+    make_trainer(tmp_path, eval_dataset=rows, data_collator=Padding(), compute_metrics=compute_metrics).evaluate()
     assert all(labels.tolist() == rows["label"][:] for labels in seen)
 
 

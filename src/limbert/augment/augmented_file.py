@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from limbert.core.config import AugmentConfig, DataConfig
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN
-from limbert.data.load import TrainTable
+from limbert.data.readers import TrainTable
 from limbert.data.table_format import FileSuffix, TableFormat, table_format_of
 from limbert.errors import ConfigError, StorageError
 from limbert.files import atomic_file, files_fingerprint, json_fingerprint
@@ -23,21 +23,13 @@ _FILE_SETTINGS = ("lm", "with_logits", "neighbours", "stop_words")  # settings t
 
 @dataclass(frozen=True)
 class AugmentationResult:
-    """The result of an augmentation.
+    """The result of an augmentation."""
 
-    Attributes:
-        path: the file of augmented examples.
-        num_examples: training examples.
-        num_augmented: augmented examples in the file.
-        num_masked_words: words predicted by the language model.
-        masks_per_minute: of the call that finished it; None if all words were predicted by earlier calls.
-    """
-
-    path: Path
-    num_examples: int
-    num_augmented: int
-    num_masked_words: int
-    masks_per_minute: int | None
+    path: Path  # the file of augmented examples
+    num_examples: int  # training examples
+    num_augmented: int  # augmented examples in the file
+    num_masked_words: int  # words predicted by the language model
+    masks_per_minute: int | None  # of the call that finished it; None if all words were predicted by earlier calls
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the keys of ``train_aug.json``."""
@@ -76,14 +68,13 @@ class AugmentedFile:
         return self.folder / f"{OUTPUT_NAME}{self.row_format.suffix}"
 
     @property
-    def record_path(self) -> Path:
-        """JSON with settings, counts and versions."""
-        return self.folder / f"{OUTPUT_NAME}.json"
+    def work(self) -> Path:
+        """Folder of finished shards, with the settings in ``settings.json``."""
+        return self.folder / f"{OUTPUT_NAME}.work"
 
     @property
-    def work(self) -> Path:
-        """Folder of finished shards."""
-        return self.folder / f"{OUTPUT_NAME}.work"
+    def _record_path(self) -> Path:
+        return self.folder / f"{OUTPUT_NAME}.json"  # settings, counts and versions
 
     def finished_result(self) -> AugmentationResult | None:
         """The result of an earlier call with these settings; None if there is none, or an unfinished one.
@@ -91,7 +82,7 @@ class AugmentedFile:
         Raises:
             ConfigError: the folder holds a result with other settings, or a file that was not made here or changed.
         """
-        for path in (self.work / "settings.json", self.record_path):
+        for path in (self.work / "settings.json", self._record_path):
             record = _read_json_object(path)
             if record is not None and record.get("settings") != self.settings:
                 difference = _first_difference(record.get("settings"), self.settings)
@@ -107,16 +98,16 @@ class AugmentedFile:
         )
 
     def create_work_folder(self, *, overwrite: bool) -> None:
-        """Create the folder of finished shards, with the settings in it."""
-        settings = self.work / "settings.json"
+        """Create the folder of finished shards; overwriting deletes those of other settings."""
+        path, settings = self.work / "settings.json", {"settings": self.settings}
         try:
-            if overwrite and _read_json_object(settings) != {"settings": self.settings}:
+            if overwrite and _read_json_object(path) != settings:
                 shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot write {self.work}: {error.strerror}") from error
-        with atomic_file(settings) as file:
-            file.write(to_json({"settings": self.settings}))
+        with atomic_file(path) as file:
+            file.write(to_json(settings))
 
     def texts_of(self, rows: list[Sequence[object]]) -> list[tuple[str, ...]]:
         """The one or two texts of each row."""
@@ -142,7 +133,7 @@ class AugmentedFile:
         except UnicodeEncodeError as error:
             raise StorageError(f"cannot write {self.path}: {error}") from error
         record = result.to_dict() | {"versions": library_versions(), "bytes": self.path.stat().st_size}
-        with atomic_file(self.record_path) as file:
+        with atomic_file(self._record_path) as file:
             file.write(to_json(record | {"settings": self.settings}))
         for suffix in {*get_args(FileSuffix)} - {self.path.suffix}:
             self.path.with_suffix(suffix).unlink(missing_ok=True)
@@ -151,13 +142,13 @@ class AugmentedFile:
 
 def _settings(config: AugmentConfig, data: DataConfig, rows: list[Sequence[object]]) -> dict[str, Any]:
     """All settings that decide the output, with fingerprints of the data and the named files, as JSON values."""
-    named = {name: value for name, value in asdict(config).items() if name in _FILE_SETTINGS and value is not None}
+    settings = asdict(config) | {"copies": config.augmented_per_example(len(rows))}
+    del settings["output"]
     values = {
-        "augment": {name: value for name, value in asdict(config).items() if name != "output"}
-        | {"copies": config.augmented_per_example(len(rows))},
+        "augment": settings,
         "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
         "rows": json_fingerprint(rows),
-        "content": {name: files_fingerprint(value) for name, value in named.items()},
+        "content": {name: files_fingerprint(settings[name]) for name in _FILE_SETTINGS if settings[name] is not None},
     }
     plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
     return plain

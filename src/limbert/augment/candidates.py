@@ -4,7 +4,8 @@ Each word is masked alone, in its own copy of the text, and the model's head run
 tokens cannot be predicted at one mask; its candidates are its nearest neighbours among word vectors.
 """
 
-from collections.abc import Collection, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,12 +66,7 @@ def find_whole_words(tokenizer: PreTrainedTokenizerBase) -> WholeWordVocabulary:
 
 
 class WordVectors:
-    """Nearest words by cosine similarity.
-
-    Args:
-        words: in any case.
-        vectors: ``(words, dimensions)``, of any norm; a zero vector is similar to nothing.
-    """
+    """Nearest words by cosine similarity; vectors ``(words, dimensions)``, a zero vector is similar to nothing."""
 
     def __init__(self, words: Sequence[str], vectors: np.ndarray) -> None:
         self._words = tuple(words)
@@ -94,12 +90,9 @@ class WordVectors:
 
 
 def read_word_vectors(path: str | Path, *, max_words: int = MAX_WORDS) -> WordVectors:
-    """Read the first words of a text file ``WORD NUMBER NUMBER ...`` (GloVe; word2vec with its first line of counts).
+    """The first words of a text file ``WORD NUMBER NUMBER ...`` (GloVe; word2vec with its first line of counts).
 
-    Entries that do not consist of letters are skipped, as they replace nothing.
-
-    Raises:
-        DataError: if the file cannot be read (``FILE:LINE: what, expected``) or contains no word.
+    Entries that do not consist of letters are skipped. DataError: ``FILE:LINE: what, expected``.
     """
     words: list[str] = []
     vectors: list[np.ndarray] = []
@@ -135,9 +128,8 @@ def _parse_vector(parts: list[str], location: str) -> np.ndarray:
             numbers = np.array(parts, dtype=np.float32)
     except ValueError as error:
         raise DataError(f"{location}: {first_line(error)}; expected a word and its vector") from None
-    if not np.isfinite(numbers).all():
-        bad = parts[int(np.flatnonzero(~np.isfinite(numbers))[0])]
-        raise DataError(f"{location}: {bad!r} is not a finite number; expected a word and its vector")
+    for index in np.flatnonzero(~np.isfinite(numbers)).tolist():
+        raise DataError(f"{location}: {parts[index]!r} is not a finite number; expected a word and its vector")
     return numbers
 
 
@@ -149,27 +141,19 @@ def _normalize(vectors: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MaskedText:
-    """A text with one word masked.
+    """A text with one word masked."""
 
-    Attributes:
-        input_ids: the model's input, special tokens included.
-        mask_index: index of the mask in ``input_ids``.
-        token_id: the token that was masked.
-        word: the masked word as written in the text.
-    """
-
-    input_ids: tuple[int, ...]
-    mask_index: int
-    token_id: int
-    word: str
+    input_ids: tuple[int, ...]  # special tokens included
+    mask_index: int  # of the mask in ``input_ids``
+    token_id: int  # the token that was masked
+    word: str  # as written in the text
 
 
 def load_masked_lm(path_or_hub_id: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a masked language model of any family, with sparse prediction enabled, and its tokenizer.
 
     Raises:
-        CheckpointError: if the model cannot be loaded, has no pretrained language-model head, or its tokenizer is
-            not a fast one with a mask token.
+        CheckpointError: it cannot be loaded, has no pretrained head, or no fast tokenizer with a mask token.
     """
     check_checkpoint_path(path_or_hub_id)
     try:
@@ -190,15 +174,13 @@ def load_masked_lm(path_or_hub_id: str) -> tuple[PreTrainedModel, PreTrainedToke
 
 
 class WordCandidateGenerator:
-    """Finds candidates for every replaceable word of a text.
+    """Finds candidates for every replaceable word of a text, with a network and tokenizer from ``load_masked_lm``.
 
     Args:
-        network, tokenizer: from ``load_masked_lm``.
         neighbours: vectors for words of several tokens; None uses the network's own input embeddings.
         stop_words: words in lower case that are never replaced.
         num_candidates: candidates per word.
         max_tokens: longest input of the model, special tokens included.
-        precision: ``"bf16"`` runs under autocast.
     """
 
     def __init__(
@@ -246,26 +228,20 @@ class WordCandidateGenerator:
 
     def _words_with_tokens(
         self, text: str
-    ) -> list[tuple[tuple[int, int], list[tuple[int, int, int]], dict[str, list[int]]]]:
+    ) -> Iterator[tuple[tuple[int, int], list[tuple[int, int, int]], dict[str, list[int]]]]:
         """The span of each replaceable word, its tokens ``(index, start, end)`` and the encoded text."""
         spans = find_replaceable_words(text, stop_words=self._stop_words)
         if not spans:
-            return []
+            return
         encoded = self._tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
         tokens = [
             (index, *_trim_whitespace(text, *offsets))
             for index, offsets in enumerate(encoded["offset_mapping"])
             if not encoded["special_tokens_mask"][index] and offsets[0] < offsets[1]
         ]
-        found, first = [], 0
+        starts, ends = [token[1] for token in tokens], [token[2] for token in tokens]
         for start, end in spans:
-            while first < len(tokens) and tokens[first][2] <= start:
-                first += 1
-            last = first
-            while last < len(tokens) and tokens[last][1] < end:
-                last += 1
-            found.append(((start, end), tokens[first:last], encoded))
-        return found
+            yield (start, end), tokens[bisect_right(ends, start) : bisect_left(starts, end)], encoded
 
     def _mask_token(self, encoded: dict[str, list[int]], index: int, word: str) -> MaskedText:
         """Replace a token by the mask; a long text is cut on both sides of it."""

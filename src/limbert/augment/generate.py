@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,20 @@ from limbert.augment.words import FUNCTION_WORDS, ReplaceableWord, read_stop_wor
 from limbert.core.config import AugmentConfig, DataConfig, TrainConfig, configs_from_options
 from limbert.core.space import Space
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN, compute_source_id
-from limbert.data.load import TrainTable, read_train_table
-from limbert.data.readers import Examples, parse_labels
-from limbert.data.task_registry import file_reader_for
-from limbert.data.tasks import Task, requested_task_type
+from limbert.data.load import read_train_table
+from limbert.data.readers import Examples, TrainTable
+from limbert.data.tasks import Task
 from limbert.data.tokenize import tokenize_texts
 from limbert.errors import ConfigError, DataError
 from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
 from limbert.inference.predict import predict_subnet_logits
 
 TEXTS_PER_BATCH, EXAMPLES_PER_BATCH = 32, 64  # part of the result: texts of a batch share model calls
+
+_INTEGERS = List(Value("int64"))
+_CANDIDATE_FEATURES = Features(
+    start=_INTEGERS, end=_INTEGERS, candidates=List(List(Value("string"))), masked=Value("int64")
+)
 
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -67,13 +70,22 @@ def augment(
         return result
     _check_inputs(config, training.task)
     output.create_work_folder(overwrite=overwrite)
-    texts = output.texts_of(rows)
-    unique = list(dict.fromkeys(text for example in texts for text in example))
-    candidates, masks_per_minute = _generate_candidates(
-        config, unique, output.work, workers=workers, progress=functools.partial(progress, "choosing words")
+    unique_texts = [*dict.fromkeys(text for example in output.texts_of(rows) for text in example)]
+    old_shards, started = {*output.work.glob("*.arrow")}, time.monotonic()
+    candidates = map_in_shards(
+        functools.partial(_load_candidates, config),
+        unique_texts,
+        output.work,
+        name="candidates",
+        batch_size=TEXTS_PER_BATCH,
+        features=_CANDIDATE_FEATURES,
+        workers=workers,
+        progress=functools.partial(progress, "choosing words"),
     )
+    minutes = (time.monotonic() - started) / 60
+    new_masks = sum(sum(Dataset.from_file(str(path))["masked"]) for path in {*output.work.glob("*.arrow")} - old_shards)
     lines = map_in_shards(
-        functools.partial(_load_sampling, config, data, training.task, output, rows, unique),
+        functools.partial(_load_sampling, config, data, training.task, output, rows, unique_texts),
         range(len(rows)),
         output.work,
         name="examples",
@@ -85,29 +97,25 @@ def augment(
     if not len(lines):
         shutil.rmtree(output.work, ignore_errors=True)
         raise DataError("no word was replaced in any training example; nothing was written")
-    masked = sum(candidates["masked"])
-    result = AugmentationResult(output.path, len(rows), len(lines), masked, masks_per_minute)
+    result = AugmentationResult(
+        output.path,
+        num_examples=len(rows),
+        num_augmented=len(lines),
+        num_masked_words=sum(candidates["masked"]),
+        masks_per_minute=round(new_masks / minutes) if new_masks else None,
+    )
     output.finish(lines, result)
     return result
 
 
 def _read_labelled_rows(data: DataConfig) -> tuple[TrainTable, list[Sequence[object]]]:
     """The training table, and its rows that have a text and a label of the task."""
-    if file_reader_for(task_type := requested_task_type(data)) is not None:
-        raise ConfigError(f"task is {task_type}; only texts and pairs of texts with labels in a column are augmented")
     training = read_train_table(data)
     training = replace(training, table=training.table.with_all_columns()[0])  # augmented examples repeat whole rows
     for name in {SOURCE_ID_COLUMN, LOGITS_COLUMN} & {*training.table.columns}:
         raise DataError(f"{training.table.name}: it has a column {name!r}; it is augmented already")
-    parse_labels(training.raw_examples, training.label_parser, skip_bad_rows=data.skip_bad_rows)  # raises for a bad one
-    lines = set()
-    for line, label in zip(training.raw_examples.line_numbers, training.raw_examples.labels or (), strict=True):
-        try:
-            training.label_parser.parse(label)
-        except ValueError:
-            continue
-        lines.add(line)
-    return training, [row.cells for row in training.table.rows() if row.line_number in lines]
+    usable = training.examples.parse_labels(training.label_parser.parse, skip_bad_rows=data.skip_bad_rows)
+    return training, training.table.rows_at(usable.line_numbers)
 
 
 def _check_inputs(config: AugmentConfig, task: Task) -> None:
@@ -118,33 +126,7 @@ def _check_inputs(config: AugmentConfig, task: Task) -> None:
     if config.stop_words is not None:
         read_stop_words(config.stop_words)
     if config.with_logits is not None:
-        load_teacher(config.with_logits, task)
-
-
-def _generate_candidates(
-    config: AugmentConfig, texts: list[str], folder: Path, *, workers: int, progress: Callable[[int, int], None]
-) -> tuple[Dataset, int | None]:
-    """The candidates of every text, and the masked words per minute in this call."""
-    before = {*folder.glob("*.arrow")}
-    started = time.monotonic()
-    candidates = map_in_shards(
-        functools.partial(_load_candidates, config),
-        texts,
-        folder,
-        name="candidates",
-        batch_size=TEXTS_PER_BATCH,
-        features=Features(
-            start=List(Value("int64")),
-            end=List(Value("int64")),
-            candidates=List(List(Value("string"))),
-            masked=Value("int64"),
-        ),
-        workers=workers,
-        progress=progress,
-    )
-    minutes = (time.monotonic() - started) / 60
-    made = sum(sum(Dataset.from_file(str(path))["masked"]) for path in {*folder.glob("*.arrow")} - before)
-    return candidates, round(made / minutes) if made else None
+        _load_teacher(config.with_logits, task)
 
 
 def _load_candidates(config: AugmentConfig) -> BatchFunction:
@@ -205,23 +187,16 @@ def _load_sampling(
         logits: Any = [None] * len(augmented)
         if teacher is not None and augmented:
             logits = teacher([variant for _, variant in augmented])
-        return {
-            "line": [
-                output.format_row(rows[row], variant, compute_source_id(texts[row]), values)
-                for (row, variant), values in zip(augmented, logits, strict=True)
-            ]
-        }
+        lines = [
+            output.format_row(rows[row], variant, compute_source_id(texts[row]), values)
+            for (row, variant), values in zip(augmented, logits, strict=True)
+        ]
+        return {"line": lines}
 
     return sample
 
 
-def load_teacher(path: str, task: Task) -> TaskBaseCheckpoint:
-    """Load a stock or elastic model that is fine-tuned on the task.
-
-    Raises:
-        ConfigError: if it is not fine-tuned on the task.
-        CheckpointError: if it cannot be read.
-    """
+def _load_teacher(path: str, task: Task) -> TaskBaseCheckpoint:
     teacher = load_base_checkpoint(TrainConfig(model=path, output="-"), task)
     if not teacher.is_finetuned:
         outputs = ", ".join(task.labels) or "one score"
@@ -233,7 +208,7 @@ def _load_teacher_logits(
     config: AugmentConfig, data: DataConfig, task: Task
 ) -> Callable[[list[tuple[str, ...]]], np.ndarray]:
     """A function that returns the teacher's logits ``(examples, outputs)`` in the order of the task's labels."""
-    teacher = load_teacher(str(config.with_logits), task)
+    teacher = _load_teacher(str(config.with_logits), task)
     model = teacher.load_model(Space())
     max_length = min(data.max_length, teacher.max_length)
     order = [teacher.task.labels.index(name) for name in task.labels] or [0]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, concatenate_datasets
 
-from limbert.data.progress_bars import hidden_progress_bars
+from limbert.data.token_cache import hidden_progress_bars
 from limbert.errors import LimbertError, StorageError
 
 BATCHES_PER_SHARD = 4
@@ -41,8 +41,7 @@ def map_in_shards(
     Args:
         load: returns the function of a batch; called once in every process, so it must be picklable.
         items: numbers or strings.
-        folder: of the shards.
-        name: of the shards.
+        folder, name: of the shards.
         batch_size: items in a batch.
         features: columns that the function returns.
         workers: processes; one works in this process.
@@ -54,8 +53,8 @@ def map_in_shards(
     """
     size = batch_size * BATCHES_PER_SHARD
     paths = {start: folder / f"{name}-{start // size:06d}.arrow" for start in range(0, len(items), size)}
-    missing = [start for start, path in paths.items() if not path.exists()]
-    tasks = [(list(items[start : start + size]), paths[start], batch_size, features) for start in missing]
+    missing = {start: path for start, path in paths.items() if not path.exists()}
+    tasks = [(list(items[start : start + size]), path, batch_size, features) for start, path in missing.items()]
     done = len(paths) - len(tasks)
     progress(done, len(paths))
     if workers > 1 and len(tasks) > 1:
@@ -64,10 +63,10 @@ def map_in_shards(
             min(workers, len(tasks)), mp_context=spawn, initializer=_start_worker, initargs=(load,)
         ) as pool:
             try:
-                for finished in as_completed([pool.submit(_map_in_worker, *task) for task in tasks]):
-                    finished.result()
-                    done += 1
-                    progress(done, len(paths))
+                futures = as_completed([pool.submit(_map_in_worker, *task) for task in tasks])
+                for finished, future in enumerate(futures, done + 1):
+                    future.result()
+                    progress(finished, len(paths))
             except BrokenProcessPool as error:
                 raise LimbertError("a worker process ended early; run the same command again to resume") from error
             finally:
@@ -77,10 +76,9 @@ def map_in_shards(
         torch.set_num_threads(1)
         try:
             function = load()
-            for task in tasks:
+            for finished, task in enumerate(tasks, done + 1):
                 _map_shard(function, *task)
-                done += 1
-                progress(done, len(paths))
+                progress(finished, len(paths))
         finally:
             torch.set_num_threads(threads)
     return open_shards(folder, name)

@@ -70,11 +70,7 @@ def match_case(word: str, original: str) -> str:
 
 
 def read_stop_words(path: str | Path) -> frozenset[str]:
-    """Stop words, in lower case, from a text file with one word a line.
-
-    Raises:
-        DataError: if the file cannot be read or contains no word.
-    """
+    """Stop words, in lower case, from a text file with one word a line; DataError if it has none."""
     try:
         words = frozenset(line.strip().lower() for line in Path(path).read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
@@ -92,16 +88,10 @@ def sample_augmented_texts(
     probability: float,
     generator: np.random.Generator,
 ) -> list[tuple[str, ...]]:
-    """Different variants of one example, in each of which words are replaced at random.
+    """Up to ``count`` different variants of an example (one or two texts), each with words replaced at random.
 
-    The sampling of TinyBERT's augmentation (arXiv 1909.10351, algorithm 1), over all texts of an example at once.
-
-    Args:
-        texts: the example's one or two texts.
-        replaceable_words: of each text, from left to right.
-        count: variants to return; fewer are returned for an example that is too short.
-        probability: probability of replacing a word.
-        generator: source of all randomness.
+    The sampling of TinyBERT's augmentation (arXiv 1909.10351, algorithm 1), over all texts of an example at once. Each
+    of the replaceable words of each text (from left to right) is replaced with this probability.
     """
     words = [(index, word) for index, part in enumerate(replaceable_words) for word in part if word.candidates]
     num_candidates = np.array([len(word.candidates) for _, word in words], dtype=np.int64)

@@ -8,7 +8,7 @@ from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.core.config import config_field
 
 if TYPE_CHECKING:
-    from limbert.export.export import ExportResult
+    from limbert.export.export_result import ExportResult
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from limbert.cli import predict_on_ray as on_ray
 from limbert.cli import predict_server as on_server
 from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.core.config import DataConfig, config_field
-from limbert.data.table import find_lone_surrogate
+from limbert.data.text_rows import find_lone_surrogate
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ the training examples.
 """
 
 import hashlib
-import math
 import sys
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from limbert.data.columns import check_columns
-from limbert.data.labels import LabelParser
-from limbert.data.readers import Examples, RawExamples, read_raw_examples, unlabelled_examples
+from limbert.data.labels import LabelParser, parse_float
+from limbert.data.readers import Examples, TrainTable, read_examples
 from limbert.data.table import Table, open_table
 from limbert.data.tasks import Columns, Task
 from limbert.errors import DataError
@@ -33,27 +32,17 @@ _MAX_DISAGREEMENT = 0.05  # fraction of unchanged examples whose other cells may
 
 @dataclass(frozen=True)
 class AugmentedExamples:
-    """Augmented training examples.
+    """Augmented training examples."""
 
-    Attributes:
-        examples: with the labels of their training examples (in files with logits only: the most likely class).
-        source_ids: of their training examples; None if unknown.
-        logits: ``(examples, outputs)`` of a teacher in the order of the task's labels; None if the file has none.
-    """
-
-    examples: Examples
-    source_ids: tuple[str | None, ...]
-    logits: np.ndarray | None
+    examples: Examples  # labelled as their training examples (in files with logits only: the most likely class)
+    source_ids: tuple[str | None, ...]  # of their training examples; None if unknown
+    logits: np.ndarray | None  # ``(examples, outputs)`` of a teacher, in the order of the task's labels
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def trainable_indices(self, *, train: Examples, validation: Examples) -> np.ndarray:
-        """Indices of the examples made from ``train``, without those of an example that is in ``validation`` too.
-
-        Raises:
-            DataError: if there are none.
-        """
+        """Indices of the examples made from ``train``, without those of an example that is in ``validation`` too."""
         allowed = {*_source_ids(train)} - {*_source_ids(validation)}
         indices = np.flatnonzero([source_id in allowed for source_id in self.source_ids])
         if not len(indices):
@@ -85,65 +74,38 @@ def _source_ids(examples: Examples) -> list[str]:
     return [compute_source_id(texts) for texts in zip(*columns, strict=True)]
 
 
-def load_augmented_examples(
-    path: str,
-    *,
-    train_table: Table,
-    columns: Columns,
-    raw_train: RawExamples,
-    label_parser: LabelParser,
-    skip_bad_rows: bool,
-) -> AugmentedExamples:
-    """Read a file with the columns of the training file.
-
-    Args:
-        path: a file of `limbert augment`, with source ids and perhaps logits in extra columns; or one with the columns
-            of the training file alone, perhaps with logits instead of labels.
-        train_table, columns, raw_train: the training file and what was read from it.
-        label_parser: of the task.
-        skip_bad_rows: skip malformed rows instead of stopping at the first.
-
-    Raises:
-        DataError: a missing or unusable file, column or row, or unknown training examples.
+def load_augmented_examples(path: str, training: TrainTable, *, skip_bad_rows: bool) -> AugmentedExamples:
+    """Read a file of `limbert augment`, with source ids and perhaps logits in extra columns; or one with the columns
+    of the training file alone, perhaps with logits instead of labels.
     """
+    columns, parser = training.columns, training.label_parser
     table = open_table(Path(path).expanduser(), header=not columns.are_positions)
     check_columns(table, columns)
-    is_multi_label = label_parser.task.task_type == "multi-label"
-    raw = read_raw_examples(table, columns, skip_bad_rows=skip_bad_rows, multi_label=is_multi_label)
-    extra = _extra_columns(table, train_table, columns)
-    rows = _rows_at_lines(table, raw.line_numbers)
-    kept: list[int] = []
-    labels: list[Any] = []
-    logits: list[list[float]] = []
-    for index, (row, value) in enumerate(zip(rows, raw.labels or (), strict=True)):
-        try:
-            label, row_logits = _parse_label_and_logits(row, value, extra, label_parser)
-        except ValueError as error:
-            if not skip_bad_rows:
-                raise DataError(f"{table.name}:{raw.line_numbers[index]}: {error}") from None
-            continue
-        kept.append(index)
-        labels.append(label)
-        logits += [] if row_logits is None else [row_logits]
-    if not kept:
-        raise DataError(f"{table.name}: no row has a label of the task; expected at least one")
-    if logits and len(logits) < len(kept):
-        missing = len(kept) - len(logits)
+    is_multi_label = parser.task.task_type == "multi-label"
+    raw = read_examples(table, columns, skip_bad_rows=skip_bad_rows, multi_label=is_multi_label)
+    extra = _extra_columns(table, training.table, columns)
+    rows = zip(table.rows_at(raw.line_numbers), raw.examples.labels or (), strict=True)
+    raw = replace(raw, examples=replace(raw.examples, labels=tuple(rows)))
+
+    def parse(row: Any) -> tuple[Sequence[object], Any, list[float] | None]:
+        return row[0], *_parse_label_and_logits(row[0], row[1], extra, parser)
+
+    parsed = raw.parse_labels(parse, skip_bad_rows=skip_bad_rows).examples
+    cells, labels, logits = zip(*(parsed.labels or ()), strict=True)
+    examples = replace(parsed, labels=labels)
+    if 0 < (missing := logits.count(None)) < len(logits):
         raise DataError(f"{table.name}: {missing} rows have no logits; expected logits in all rows or in none")
-    examples = replace(unlabelled_examples(raw).select(kept), labels=tuple(labels))
     if SOURCE_ID_COLUMN in extra:
-        column = extra[SOURCE_ID_COLUMN]
-        source_ids: tuple[str | None, ...] = tuple(sys.intern(str(rows[index][column])) for index in kept)
+        source_ids: tuple[str | None, ...] = tuple(sys.intern(str(row[extra[SOURCE_ID_COLUMN]])) for row in cells)
     else:
-        train_rows = _rows_at_lines(train_table, raw_train.line_numbers)
-        source_ids = match_source_ids(
-            _source_ids(examples),
-            [_other_cells(rows[index], table, columns) for index in kept],
-            train_ids=_source_ids(unlabelled_examples(raw_train)),
-            train_cells=[_other_cells(row, train_table, columns) for row in train_rows],
+        original = training.examples
+        train_rows = training.table.rows_at(original.line_numbers)
+        source_ids = _match_source_ids(
+            [*zip(_source_ids(examples), _other_cells(cells, table, columns), strict=True)],
+            [*zip(_source_ids(original.examples), _other_cells(train_rows, training.table, columns), strict=True)],
             file_name=table.name,
         )
-    return AugmentedExamples(examples, source_ids, np.array(logits, dtype=np.float32) if logits else None)
+    return AugmentedExamples(examples, source_ids, None if missing else np.array(logits, dtype=np.float32))
 
 
 def _extra_columns(table: Table, train_table: Table, columns: Columns) -> dict[str, int]:
@@ -169,7 +131,7 @@ def _parse_label_and_logits(
         cell = row[extra_columns[LOGITS_COLUMN]] if LOGITS_COLUMN in extra_columns else None
         return label_parser.parse(value), None if cell is None else _parse_logits(cell, task.num_outputs)
     parts = value.split() if isinstance(value, str) else []
-    if task.task_type != "classification" or len(parts) < 2 or math.isnan(_float_or_nan(parts[0])):
+    if task.task_type != "classification" or len(parts) < 2 or parse_float(parts[0]) is None:
         return label_parser.parse(value), None
     logits = _parse_logits(value, task.num_outputs)
     order = _RELEASED_LABEL_ORDER.get(task.name)
@@ -179,54 +141,31 @@ def _parse_label_and_logits(
 
 
 def _parse_logits(cell: object, num_outputs: int) -> list[float]:
-    numbers = [_float_or_nan(part) for part in str(cell).split()]
-    if len(numbers) != num_outputs or not all(math.isfinite(number) for number in numbers):
+    parts = [parse_float(part) for part in str(cell).split()]
+    numbers = [number for number in parts if number is not None]
+    if len(parts) != num_outputs or len(numbers) != num_outputs:
         raise ValueError(f"logits {str(cell)[:60]!r}, expected {num_outputs} finite numbers separated by spaces")
     return numbers
 
 
-def _float_or_nan(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _rows_at_lines(table: Table, line_numbers: Sequence[int]) -> list[Sequence[object]]:
-    wanted = {*line_numbers}
-    return [row.cells for row in table.rows() if row.line_number in wanted]
-
-
-def _other_cells(row: Sequence[object], table: Table, columns: Columns) -> tuple[str, ...]:
-    """The cells that augmentation does not change, such as the number of the row."""
-    return tuple(str(cell) for cell, name in zip(row, table.columns, strict=True) if name not in columns.names)
+def _other_cells(rows: Sequence[Sequence[object]], table: Table, columns: Columns) -> list[tuple[str, ...]]:
+    """The cells of each row that augmentation does not change, such as the number of the row."""
+    indices = [index for index, name in enumerate(table.columns) if name not in columns.names]
+    return [tuple(str(row[index]) for index in indices) for row in rows]
 
 
 # -- files without source ids
 
+_Identity = tuple[str, tuple[str, ...]]  # of an example: `compute_source_id` of its texts, and its other cells
 
-def match_source_ids(
-    augmented_ids: Sequence[str],
-    augmented_cells: Sequence[tuple[str, ...]],
-    *,
-    train_ids: Sequence[str],
-    train_cells: Sequence[tuple[str, ...]],
-    file_name: str,
+
+def _match_source_ids(
+    augmented: Sequence[_Identity], train: Sequence[_Identity], *, file_name: str
 ) -> tuple[str | None, ...]:
-    """Find the training example of each augmented example; None if unknown.
-
-    Args:
-        augmented_ids: `compute_source_id` of the augmented texts, in the order of the file.
-        augmented_cells: their other cells.
-        train_ids, train_cells: the same of the training examples.
-        file_name: for messages.
-
-    Raises:
-        DataError: if more than half remain unknown.
-    """
-    matches = _match_by_cells(augmented_ids, augmented_cells, train_ids=train_ids, train_cells=train_cells)
+    """Find the training example of each augmented example, in the order of the file; None if unknown."""
+    matches = _match_by_cells(augmented, train)
     if matches is None or matches.count(None) > len(matches) / 2:
-        matches = _match_by_order(augmented_ids, train_ids)
+        matches = _match_by_order([source_id for source_id, _ in augmented], [source_id for source_id, _ in train])
     if matches.count(None) > len(matches) / 2:
         raise DataError(
             f"{file_name}: {matches.count(None)} of {len(matches)} rows cannot be traced to training examples by other "
@@ -235,22 +174,16 @@ def match_source_ids(
     return matches
 
 
-def _match_by_cells(
-    augmented_ids: Sequence[str],
-    augmented_cells: Sequence[tuple[str, ...]],
-    *,
-    train_ids: Sequence[str],
-    train_cells: Sequence[tuple[str, ...]],
-) -> tuple[str | None, ...] | None:
+def _match_by_cells(augmented: Sequence[_Identity], train: Sequence[_Identity]) -> tuple[str | None, ...] | None:
     """By the other cells, if these are right for the unchanged examples in the file."""
     ids_by_cells: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for cells, source_id in zip(train_cells, train_ids, strict=True):
+    for source_id, cells in train:
         ids_by_cells[cells].add(source_id)
     unique = {cells: min(ids) for cells, ids in ids_by_cells.items() if len(ids) == 1}
-    matches = tuple(unique.get(cells) for cells in augmented_cells)
-    known = {*train_ids}
+    matches = tuple(unique.get(cells) for _, cells in augmented)
+    known = {source_id for source_id, _ in train}
     agreements = [
-        own == match for own, match in zip(augmented_ids, matches, strict=True) if own in known and match is not None
+        own == match for (own, _), match in zip(augmented, matches, strict=True) if own in known and match is not None
     ]
     return matches if agreements and agreements.count(False) <= _MAX_DISAGREEMENT * len(agreements) else None
 
@@ -282,22 +215,15 @@ def _match_by_order(augmented_ids: Sequence[str], train_ids: Sequence[str]) -> t
 
 
 def _longest_increasing_pairs(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """The longest sequence of pairs ``row -> position`` in which both increase.
-
-    Args:
-        pairs: by increasing row, and by decreasing position for the same row.
-    """
+    """The longest sequence ``row -> position`` in which both increase; pairs: by row, then by falling position."""
     lowest: list[int] = []  # lowest[n]: the lowest position that ends a sequence of n + 1 pairs
     ends: list[int] = []  # and the index of its pair
     previous: list[int] = []  # of each pair: the index of the pair before it
     for index, (_, position) in enumerate(pairs):
         length = bisect_left(lowest, position)
         previous.append(ends[length - 1] if length else -1)
-        if length == len(lowest):
-            lowest.append(position)
-            ends.append(index)
-        elif position < lowest[length]:
-            lowest[length], ends[length] = position, index
+        if length == len(lowest) or position < lowest[length]:
+            lowest[length : length + 1], ends[length : length + 1] = [position], [index]
     longest: dict[int, int] = {}
     index = ends[-1] if ends else -1
     while index >= 0:

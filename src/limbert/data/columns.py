@@ -25,7 +25,7 @@ TableOpener = Callable[[bool], Table]  # called with: does the file have a heade
 def choose_columns(
     opener: TableOpener, config: DataConfig, glue: GlueTask | None, *, labelled: bool
 ) -> tuple[Table, Columns]:
-    """Open a table and choose the columns to read.
+    """Open a table and choose the columns to read; False for ``labelled`` leaves the label column out.
 
     Columns named by the config are taken; a GLUE task brings the others. On other data, names compared without case:
 
@@ -35,15 +35,6 @@ def choose_columns(
     - pair, if a text column is given: none.
 
     If all given columns are numbers, the file has no header and they count from 0.
-
-    Args:
-        opener: opens the table with (True) or without (False) a header.
-        config: its column settings.
-        glue: the GLUE task, or None for other data.
-        labelled: False leaves the label column out.
-
-    Raises:
-        DataError: a column is missing; the message names it and the columns that exist.
     """
     label = config.label_column if labelled and config.label_columns is None else None
     given = Columns(config.text_column, config.pair_column, label, (config.label_columns or ()) if labelled else ())
@@ -55,38 +46,25 @@ def choose_columns(
         wanted = Columns(
             given.text or layout.text, given.pair or layout.pair, (label or layout.label) if labelled else None
         )
-        table = opener(not wanted.are_positions)
-        if not _missing(table, wanted):
-            return table, check_columns(table, wanted)
-        candidates.append((table, wanted))
+        candidates.append((opener(not wanted.are_positions), wanted))
+        if {*wanted.names} <= {*candidates[-1][0].columns}:
+            return candidates[-1][0], check_columns(*candidates[-1])
     table, wanted = min(candidates, key=lambda item: item[1].are_positions)  # report names, not positions
     return table, check_columns(table, wanted)
 
 
 def check_columns(table: Table, columns: Columns) -> Columns:
-    """The columns, if the table has each of them once.
-
-    Raises:
-        DataError: the message names the missing or repeated column, where a guessed one was found, and all columns.
-    """
-    for name in _missing(table, columns):
-        guess = ""
-        if name in columns.guessed:
-            options = "--text-column, --pair-column or --label-column"
-            guess = f" (guessed from {columns.guessed_from}; choose another with {options})"
-        raise DataError(f"{table.name}: no column {name!r}{guess}; it has {_format_columns(table)}")
+    """The columns, if the table has each of them once."""
     for name in columns.names:
+        if name not in table.columns:
+            guess = ""
+            if name in columns.guessed:
+                options = "--text-column, --pair-column or --label-column"
+                guess = f" (guessed from {columns.guessed_from}; choose another with {options})"
+            raise table.error(f"no column {name!r}{guess}")
         if table.columns.count(name) > 1:
             raise DataError(f"{table.name}: {table.columns.count(name)} columns are named {name!r}; expected one")
     return columns
-
-
-def _missing(table: Table, columns: Columns) -> list[str]:
-    return [name for name in columns.names if name not in table.columns]
-
-
-def _format_columns(table: Table) -> str:
-    return ", ".join(map(repr, table.columns))
 
 
 def _guess_columns(table: Table, given: Columns, *, labelled: bool) -> Columns:
@@ -95,10 +73,7 @@ def _guess_columns(table: Table, given: Columns, *, labelled: bool) -> Columns:
     if labelled and given.label is None and not given.label_columns:
         label = next((by_lower[name] for name in LABEL_COLUMN_NAMES if name in by_lower), None)
         if label is None:
-            raise DataError(
-                f"{table.name}: no label column given and none named {', '.join(LABEL_COLUMN_NAMES)}; "
-                f"it has {_format_columns(table)}"
-            )
+            raise table.error(f"no label column given and none named {', '.join(LABEL_COLUMN_NAMES)}")
         columns = replace(columns, label=label)
     if given.text is None:
         columns = _guess_texts(table, columns, by_lower)
@@ -121,6 +96,4 @@ def _guess_texts(table: Table, columns: Columns, by_lower: dict[str, str]) -> Co
             return replace(columns, text=column)
     if not rows:
         raise DataError(f"{table.name}: no rows below the header; expected at least one")
-    raise DataError(
-        f"{table.name}: no text column given and none with texts of several words; it has {_format_columns(table)}"
-    )
+    raise table.error("no text column given and none with texts of several words")

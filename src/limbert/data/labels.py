@@ -14,7 +14,7 @@ _INTEGER = re.compile(r"[+-]?\d+")
 _MAX_ABS_SCORE = 1e15  # its square is still a finite float32
 _MIN_ROWS_TO_CHECK_CLASSES = 20  # with more rows, over one class per two rows means a wrong label column
 _MAX_SHOWN_LABELS = 8  # label names listed in a message
-DEFAULT_LABEL_SEPARATOR = ","  # between several labels in one cell
+_DEFAULT_SEPARATOR = ","  # between several labels in one cell
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LabelParser:
 
     task: Task
     accept_ids: bool
-    separator: str = DEFAULT_LABEL_SEPARATOR
+    separator: str | None = None
 
     @cached_property
     def _name_to_id(self) -> dict[str, int]:
@@ -39,7 +39,7 @@ class LabelParser:
 
     @cached_property
     def _number_to_id(self) -> dict[float, int]:
-        numbers = {_parse_float(name): index for index, name in enumerate(self.task.labels)}
+        numbers = {parse_float(name): index for index, name in enumerate(self.task.labels)}
         if None in numbers or len(numbers) < len(self.task.labels):
             return {}
         return {number: index for number, index in numbers.items() if number is not None}
@@ -56,7 +56,7 @@ class LabelParser:
             raise ValueError("a list of labels, expected one label")
         text = label_text(value)
         if self.task.task_type == "regression":
-            number = _parse_float(text)
+            number = parse_float(text)
             if number is None:
                 raise ValueError(f"label {text!r} is no number, expected a finite number")
             if abs(number) > _MAX_ABS_SCORE:
@@ -67,7 +67,7 @@ class LabelParser:
     def _class_id(self, text: str) -> int:
         index = self._name_to_id.get(text)
         if index is None:
-            number = _parse_float(text)
+            number = parse_float(text)
             index = None if number is None else self._number_to_id.get(number)
         if index is None:
             raise ValueError(f"label {text!r} is unknown, expected one of {_format_labels(self.task.labels)}")
@@ -79,31 +79,21 @@ def label_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
-def split_labels(value: object, separator: str) -> list[str]:
+def split_labels(value: object, separator: str | None) -> list[str]:
     """The labels in a cell that may hold several: a tuple of them, or a text with the separator between."""
-    parts = [label_text(part) for part in value] if isinstance(value, tuple) else label_text(value).split(separator)
-    return [part.strip() for part in parts if part.strip()]
+    parts = value if isinstance(value, tuple) else label_text(value).split(separator or _DEFAULT_SEPARATOR)
+    return [text for part in parts if (text := label_text(part))]
 
 
 def infer_task(
     values: Sequence[object], config: DataConfig, *, class_names: tuple[str, ...] | None, source: str
 ) -> Task:
-    """The task that the training labels of own data mean.
+    """The task that the training labels of own data mean; ``source`` is the file, for messages.
 
     The config decides if it names a task type. Else lists, or a column per label, are a multi-label task. Numbers of
     which some have a decimal point are a regression, even if fewer than half of the labels are something else (those
     rows are malformed), but two whole values such as 0.0 and 1.0 are two classes. Anything else is a classification.
-    Class names come from the data set, or are the sorted labels: numbers by value, text with digits by value.
-
-    Args:
-        values: the training labels as in the file.
-        config: ``task_type``, ``label_names`` and ``label_columns``.
-        class_names: the names that the data set brings (Hub, Parquet written by `datasets`), or None.
-        source: the training file, for messages.
-
-    Raises:
-        ConfigError: label names for a regression.
-        DataError: a single class or value, nearly one class per row, or lists for a task with one label per row.
+    The ``class_names`` come from the data set, or are the sorted labels: numbers by value, text with digits by value.
     """
     task_type, lists = requested_task_type(config), any(isinstance(value, tuple) for value in values)
     if lists and task_type not in (None, "multi-label"):
@@ -111,8 +101,7 @@ def infer_task(
     if task_type == "multi-label" or lists:
         names = config.label_columns or config.label_names or class_names
         if names is None:
-            separator = config.label_separator or DEFAULT_LABEL_SEPARATOR
-            parts = {part for value in values for part in split_labels(value, separator)}
+            parts = {part for value in values for part in split_labels(value, config.label_separator)}
             names = tuple(sorted(parts, key=natural_sort_key))
         return custom_task("multi-label", names)
     if config.label_names is not None:
@@ -121,10 +110,12 @@ def infer_task(
         return custom_task("classification", config.label_names)
     texts = [label_text(value) for value in values]
     if task_type == "regression" or (task_type is None and class_names is None and are_scores(texts)):
-        if len({_parse_float(text) for text in texts}) < 2:
+        if len({parse_float(text) for text in texts}) < 2:
             raise DataError(f"{source}: every label is {texts[0]!r}; a regression needs at least two values")
         return custom_task("regression", ())
-    distinct = _distinct_classes(texts)
+    distinct = {*texts}
+    if are_two_whole_values(texts):  # "1" and "1.0" are one class
+        distinct = {*{parse_float(text): text for text in sorted(distinct)}.values()}
     if len(distinct) < 2:
         raise DataError(f"{source}: every label is {texts[0]!r}; a classification needs at least two classes")
     if len(distinct) == len(texts) or (len(texts) > _MIN_ROWS_TO_CHECK_CLASSES and 2 * len(distinct) > len(texts)):
@@ -137,25 +128,19 @@ def infer_task(
 
 def are_scores(texts: Sequence[str]) -> bool:
     """Whether labels are numbers with a decimal point, and not just two whole values."""
-    numbers = sum(_parse_float(text) is not None for text in texts)
+    numbers = sum(parse_float(text) is not None for text in texts)
     integers = sum(_INTEGER.fullmatch(text) is not None for text in texts)
     return numbers > integers and 2 * numbers > len(texts) and not are_two_whole_values(texts)
 
 
 def are_two_whole_values(texts: Sequence[str]) -> bool:
     """Whether labels are two whole numbers of which some are written with a decimal point, such as 0.0 and 1.0."""
-    values = {_parse_float(text) for text in texts}
+    values = {parse_float(text) for text in texts}
     whole = all(value is not None and value.is_integer() for value in values)
     return len(values) == 2 and whole and not all(_INTEGER.fullmatch(text) for text in texts)
 
 
-def _distinct_classes(texts: Sequence[str]) -> set[str]:
-    if are_two_whole_values(texts):
-        return {*{_parse_float(text): text for text in sorted({*texts})}.values()}  # "1" and "1.0" are one class
-    return {*texts}
-
-
-def _parse_float(text: str) -> float | None:
+def parse_float(text: str) -> float | None:
     """The finite number that the text writes, or None."""
     try:
         number = float(text) if "_" not in text else math.nan  # Python alone reads 1_000
@@ -166,7 +151,7 @@ def _parse_float(text: str) -> float | None:
 
 def natural_sort_key(text: str) -> tuple[int, float, list[str | int]]:
     """Order of class names: numbers by value, then text by its letters, with digits inside by value."""
-    number = _parse_float(text)
+    number = parse_float(text)
     if number is not None:
         return 0, number, [text]
     return 1, 0.0, [int(part[:4000]) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]

@@ -10,20 +10,13 @@ import numpy as np
 from limbert.core.config import DataConfig, TaskType
 from limbert.data.augmented import AugmentedExamples, load_augmented_examples
 from limbert.data.columns import TableOpener, check_columns, choose_columns
-from limbert.data.labels import (
-    DEFAULT_LABEL_SEPARATOR,
-    LabelParser,
-    are_scores,
-    are_two_whole_values,
-    infer_task,
-    label_text,
-)
+from limbert.data.labels import LabelParser, are_scores, are_two_whole_values, infer_task, label_text
 from limbert.data.metrics import label_counts
-from limbert.data.readers import Examples, RawExamples, parse_labels, read_raw_examples, read_texts
+from limbert.data.readers import Examples, TableExamples, TrainTable, read_examples, read_texts
 from limbert.data.sources import DataSources, find_sources
 from limbert.data.split import split_by_group
 from limbert.data.table import Table
-from limbert.data.task_registry import TaskFileReader, file_reader_for
+from limbert.data.task_registry import TASK_HANDLERS, TaskFileReader
 from limbert.data.tasks import Columns, GlueTask, Task, glue_task, requested_task_type
 from limbert.errors import ConfigError, DataError
 from limbert.files import json_fingerprint
@@ -36,33 +29,14 @@ _MAX_SHOWN_CLASSES = 20  # classes with their counts in the description of the d
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its examples. ``dev`` is only ever reported on: ``{"dev": ...}``, or MNLI's two parts.
-
-    Attributes:
-        augmented: augmented training examples, if the settings name a file of them.
-        config: the settings with fingerprints of what was read, to be saved with a trained model.
-        description: lines that say what was read: files, columns, task type and why, classes with counts.
-    """
+    """A task with its examples, and what was read."""
 
     task: Task
     train: Examples
-    dev: dict[str, Examples]
+    dev: dict[str, Examples]  # only ever reported on: ``{"dev": ...}``, or MNLI's two parts
     augmented: AugmentedExamples | None = None
-    config: DataConfig = field(default_factory=DataConfig, compare=False)
-    description: tuple[str, ...] = field(default=(), compare=False)
-
-
-@dataclass(frozen=True)
-class TrainTable:
-    """The training rows of a task whose labels are in columns, and what they say about the task."""
-
-    task: Task
-    glue_task: GlueTask | None
-    sources: DataSources
-    table: Table
-    columns: Columns
-    raw_examples: RawExamples
-    label_parser: LabelParser
+    config: DataConfig = field(default_factory=DataConfig, compare=False)  # with fingerprints of what was read
+    description: tuple[str, ...] = field(default=(), compare=False)  # files, columns, task type and why, class counts
 
 
 def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] | None = None) -> TaskData:
@@ -80,28 +54,38 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
         ConfigError: settings that contradict each other, or an unknown task.
         DataError: a missing or unusable file, column or row, or other examples than the config's fingerprints say.
     """
-    task, train, sources, read, training = _read_training(config, splits)
-    if config.held_out is not None:
-        if sources.dev:
-            raise ConfigError(f"held-out share is {config.held_out} beside development data; give one of them")
-        train, dev = _hold_out(train, config.held_out)
+    task_type = requested_task_type(config)
+    file_reader, glue, sources = _locate(config, task_type, config.task, splits)
+    training = None
+    if file_reader is not None:
+        if config.augmented is not None:
+            raise ConfigError(f"augmented examples are given; {task_type} cannot use them")
+        task, train = file_reader.read_labelled(_train_opener(sources, config)(True), config, None)
+        read = _file_labelled_reader(file_reader, config, task)
     else:
-        dev = _read_dev(sources, read, config)
+        training = _read_train_table(config, glue, sources)
+        task, parser = training.task, training.label_parser
+        train = training.examples.parse_labels(parser.parse, skip_bad_rows=config.skip_bad_rows).examples
+        assert train.labels is not None
+        if task.task_type == "classification" and len({*train.labels}) < 2:
+            raise DataError(
+                f"{training.table.name}: every label is {task.labels[train.labels[0]]!r}; "
+                "a classification needs at least two classes"
+            )
+        read = _table_labelled_reader(config, glue, training.columns, parser)
+    if config.held_out is not None and sources.dev:
+        raise ConfigError(f"held-out fraction is {config.held_out} beside development data; give one of them")
+    dev = {part: read(opener) for part, opener in sources.dev.items()}
+    if not dev:
+        train, dev = _hold_out(train, config)
     task = replace(task, has_pairs=train.pairs is not None)
     if config.metric is not None:
         task = task.with_primary_metric(config.metric)
-    fingerprints = {"train": examples_fingerprint(task, {"train": train}), "dev": examples_fingerprint(task, dev)}
-    _check_fingerprint(config, fingerprints, "train")
+    fingerprints = {"train": _fingerprint(task, {"train": train}), "dev": _fingerprint(task, dev)}
+    _check_fingerprint(config, fingerprints["train"], "train")
     augmented = None
     if training is not None and config.augmented is not None:
-        augmented = load_augmented_examples(
-            config.augmented,
-            train_table=training.table,
-            columns=training.columns,
-            raw_train=training.raw_examples,
-            label_parser=training.label_parser,
-            skip_bad_rows=config.skip_bad_rows,
-        )
+        augmented = load_augmented_examples(config.augmented, training, skip_bad_rows=config.skip_bad_rows)
     return TaskData(
         task,
         _subsample(train, config.train_limit, seed=seed),
@@ -112,51 +96,6 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
     )
 
 
-def _read_training(
-    config: DataConfig, splits: Mapping[str, Any] | None
-) -> tuple[Task, Examples, DataSources, LabelledReader, TrainTable | None]:
-    """The task, all its training examples, where the data is, and how development tables are read."""
-    file_reader = file_reader_for(requested_task_type(config))
-    if file_reader is not None:
-        if config.augmented is not None:
-            raise ConfigError(f"augmented examples are given; {requested_task_type(config)} cannot use them")
-        sources = _find_task_files(config, file_reader, splits)
-        task, train = file_reader.read_labelled(_open_training(sources, config)(True), config, None)
-        return task, train, sources, _labelled_reader(config, task, None, None, None), None
-    training = read_train_table(config, splits=splits)
-    task, parser = training.task, training.label_parser
-    train = parse_labels(training.raw_examples, parser, skip_bad_rows=config.skip_bad_rows)
-    if task.task_type == "classification" and len(set(train.labels or ())) < 2:
-        raise DataError(
-            f"{training.table.name}: every label is {task.labels[int((train.labels or (0,))[0])]!r}; "
-            "a classification needs at least two classes"
-        )
-    read = _labelled_reader(config, task, training.glue_task, training.columns, parser)
-    return task, train, training.sources, read, training
-
-
-def read_train_table(config: DataConfig, *, splits: Mapping[str, Any] | None = None) -> TrainTable:
-    """Find and read the training rows of a task whose labels are in columns; labels are not converted to ids yet.
-
-    Raises:
-        ConfigError: settings that contradict each other, or an unknown task.
-        DataError: a missing or unusable file, column or row.
-    """
-    glue = glue_task(config.task) if config.task is not None else None
-    sources = find_sources(config, glue, splits=splits)
-    table, columns = choose_columns(_open_training(sources, config), config, glue, labelled=True)
-    raw = _read_raw_examples(table, columns, config, glue, multi_label=requested_task_type(config) == "multi-label")
-    if glue is not None:
-        task = _glue_task_with_config(glue, config)
-    else:
-        class_names = table.class_names.get(columns.label or "")
-        task = infer_task(raw.labels or (), config, class_names=class_names, source=table.name)
-    # If the names come from the labels themselves, an id in place of a name is a mistake.
-    accept_ids = glue is not None or config.label_names is not None
-    parser = LabelParser(task, accept_ids=accept_ids, separator=config.label_separator or DEFAULT_LABEL_SEPARATOR)
-    return TrainTable(task, glue, sources, table, columns, raw, parser)
-
-
 def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
     """Load only the development examples, for a task that is known from a checkpoint.
 
@@ -164,27 +103,21 @@ def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
     GLUE tasks have GLUE's layout, whether the config or the checkpoint names the task.
 
     Raises:
-        ConfigError: settings that contradict each other, or an unknown task.
-        DataError: a missing or unusable file, column or row, or other examples than the config's fingerprints say.
+        DataError: other examples than the config's fingerprints say.
     """
-    file_reader = file_reader_for(task.task_type)
-    name = config.task or task.name
-    glue = glue_task(name) if name is not None and file_reader is None else None
-    sources = find_sources(config, glue) if file_reader is None else _find_task_files(config, file_reader, None)
-    opener = next(iter(sources.dev.values()), sources.train if config.held_out is not None else None)
-    if opener is None:
+    file_reader, glue, sources = _locate(config, task.task_type, config.task or task.name, None)
+    if not sources.dev and config.held_out is None:
         raise DataError(_no_dev_message(config))
-    parser = columns = None
-    if file_reader is None:
-        _, columns = choose_columns(opener, config, glue, labelled=True)
-        parser = LabelParser(task, accept_ids=True, separator=config.label_separator or DEFAULT_LABEL_SEPARATOR)
-    read = _labelled_reader(config, task, glue, columns, parser)
-    if sources.dev:
-        dev = _read_dev(sources, read, config)
+    if file_reader is not None:
+        read = _file_labelled_reader(file_reader, config, task)
     else:
-        assert config.held_out is not None
-        dev = _hold_out(read(opener), config.held_out)[1]
-    _check_fingerprint(config, {"dev": examples_fingerprint(task, dev)}, "dev")
+        opener = next(iter(sources.dev.values()), None) or _train_opener(sources, config)
+        _, columns = choose_columns(opener, config, glue, labelled=True)
+        parser = LabelParser(task, accept_ids=True, separator=config.label_separator)
+        read = _table_labelled_reader(config, glue, columns, parser)
+    dev = {part: read(opener) for part, opener in sources.dev.items()}
+    dev = dev or _hold_out(read(_train_opener(sources, config)), config)[1]
+    _check_fingerprint(config, _fingerprint(task, dev), "dev")
     return dev
 
 
@@ -193,50 +126,47 @@ def load_texts(path: str | Path, config: DataConfig, *, task_type: TaskType | No
 
     A ``.txt`` file holds one text per line. Any other file is read as training files are, with the same columns, with
     or without a label column.
-
-    Raises:
-        DataError: a missing or unusable file, column or row.
     """
-    path = Path(path).expanduser()
-    reader = file_reader_for(task_type)
-    return read_texts(path, config) if reader is None else reader.read_unlabelled(path, config)
+    reader = TASK_HANDLERS[task_type].file_reader if task_type else None
+    return (reader.read_unlabelled if reader else read_texts)(Path(path).expanduser(), config)
 
 
-def examples_fingerprint(task: Task, parts: Mapping[str, Examples]) -> str:
-    """A digest of texts and labels; labels count by name, so that the order of ids does not matter."""
-    return json_fingerprint(
-        [
-            [name, part.texts, part.pairs, [_named_label(task, label) for label in part.labels or ()]]
-            for name, part in sorted(parts.items())
-        ]
-    )
+def read_train_table(config: DataConfig) -> TrainTable:
+    """Find and read the training rows of a task whose labels are in columns; labels are not converted to ids yet."""
+    file_reader, glue, sources = _locate(config, task_type := requested_task_type(config), config.task, None)
+    if file_reader is not None:
+        raise ConfigError(f"task is {task_type}; only texts and pairs of texts with labels in a column are augmented")
+    return _read_train_table(config, glue, sources)
 
 
-def _named_label(task: Task, label: Any) -> Any:
-    if not task.labels:
-        return label
-    if isinstance(label, tuple):
-        names = [task.labels[index] for index in label]
-        return sorted(names) if task.task_type == "multi-label" else names
-    return task.labels[int(label)]
+def _locate(
+    config: DataConfig, task_type: TaskType | None, task_name: str | None, splits: Mapping[str, Any] | None
+) -> tuple[TaskFileReader | None, GlueTask | None, DataSources]:
+    """How the task type reads its own files (None for tables of texts and labels), the GLUE task, and the tables."""
+    reader = TASK_HANDLERS[task_type].file_reader if task_type else None
+    if reader is not None:
+        sources = find_sources(config, None, formats=reader.formats, open_file=reader.open_table, splits=splits)
+        return reader, None, sources
+    glue = glue_task(task_name) if task_name is not None else None
+    return None, glue, find_sources(config, glue, splits=splits)
 
 
-def _check_fingerprint(config: DataConfig, found: Mapping[str, str], part: str) -> None:
-    expected = (config.fingerprints or {}).get(part)
-    if expected is not None and expected != found[part]:
-        what = "training" if part == "train" else "development"
-        raise DataError(
-            f"{_data_location(config)}: other {what} data than the model was trained with; "
-            "restore it, or name the data with --data (or --train and --dev)"
-        )
+def _read_train_table(config: DataConfig, glue: GlueTask | None, sources: DataSources) -> TrainTable:
+    table, columns = choose_columns(_train_opener(sources, config), config, glue, labelled=True)
+    is_multi_label = requested_task_type(config) == "multi-label"
+    examples = _read_rows(table, columns, config, glue, multi_label=is_multi_label)
+    if glue is not None:
+        task = _glue_task_with_config(glue, config)
+    else:
+        class_names = table.class_names.get(columns.label or "")
+        task = infer_task(examples.examples.labels or (), config, class_names=class_names, source=table.name)
+    # If the names come from the labels themselves, an id in place of a name is a mistake.
+    accept_ids = glue is not None or config.label_names is not None
+    parser = LabelParser(task, accept_ids=accept_ids, separator=config.label_separator)
+    return TrainTable(table, columns, examples, parser)
 
 
-def _hold_out(train: Examples, fraction: float) -> tuple[Examples, dict[str, Examples]]:
-    rest, dev = split_by_group(train, fraction=fraction, seed=_HELD_OUT_SEED)
-    return rest, {"dev": dev}
-
-
-def _open_training(sources: DataSources, config: DataConfig) -> TableOpener:
+def _train_opener(sources: DataSources, config: DataConfig) -> TableOpener:
     if sources.train is None:
         raise DataError(
             f"{_data_location(config)}: no training data; expected train.* in the folder, or a training file"
@@ -244,49 +174,62 @@ def _open_training(sources: DataSources, config: DataConfig) -> TableOpener:
     return sources.train
 
 
-def _find_task_files(config: DataConfig, file_reader: TaskFileReader, splits: Mapping[str, Any] | None) -> DataSources:
-    return find_sources(config, None, formats=file_reader.formats, open_file=file_reader.open_table, splits=splits)
+def _file_labelled_reader(file_reader: TaskFileReader, config: DataConfig, task: Task) -> LabelledReader:
+    return lambda opener: file_reader.read_labelled(opener(True), config, task)[1]
 
 
-def _labelled_reader(
-    config: DataConfig,
-    task: Task,
-    glue: GlueTask | None,
-    columns: Columns | None,
-    label_parser: LabelParser | None,
+def _table_labelled_reader(
+    config: DataConfig, glue: GlueTask | None, columns: Columns, label_parser: LabelParser
 ) -> LabelledReader:
-    """How a table of labelled rows becomes examples of a known task."""
-    file_reader = file_reader_for(task.task_type)
-
     def read(opener: TableOpener) -> Examples:
-        if file_reader is not None:
-            return file_reader.read_labelled(opener(True), config, task)[1]
-        assert columns is not None
-        assert label_parser is not None
         table = opener(not columns.are_positions)
         check_columns(table, columns)
-        raw = _read_raw_examples(table, columns, config, glue, multi_label=task.task_type == "multi-label")
-        return parse_labels(raw, label_parser, skip_bad_rows=config.skip_bad_rows)
+        is_multi_label = label_parser.task.task_type == "multi-label"
+        examples = _read_rows(table, columns, config, glue, multi_label=is_multi_label)
+        return examples.parse_labels(label_parser.parse, skip_bad_rows=config.skip_bad_rows).examples
 
     return read
 
 
-def _read_dev(sources: DataSources, read: LabelledReader, config: DataConfig) -> dict[str, Examples]:
-    if not sources.dev:
-        raise DataError(_no_dev_message(config))
-    return {part: read(opener) for part, opener in sources.dev.items()}
-
-
-def _read_raw_examples(
+def _read_rows(
     table: Table, columns: Columns, config: DataConfig, glue: GlueTask | None, *, multi_label: bool
-) -> RawExamples:
-    return read_raw_examples(
-        table,
-        columns,
-        skip_bad_rows=config.skip_bad_rows,
-        excluded_labels=glue.excluded_labels if glue else (),
-        multi_label=multi_label,
+) -> TableExamples:
+    excluded = glue.excluded_labels if glue else ()
+    return read_examples(
+        table, columns, skip_bad_rows=config.skip_bad_rows, excluded_labels=excluded, multi_label=multi_label
     )
+
+
+def _hold_out(train: Examples, config: DataConfig) -> tuple[Examples, dict[str, Examples]]:
+    if config.held_out is None:
+        raise DataError(_no_dev_message(config))
+    rest, dev = split_by_group(train, fraction=config.held_out, seed=_HELD_OUT_SEED)
+    return rest, {"dev": dev}
+
+
+def _fingerprint(task: Task, parts: Mapping[str, Examples]) -> str:
+    """A digest of texts and labels; labels count by name, so that the order of ids does not matter."""
+
+    def named(label: Any) -> Any:
+        if not task.labels:
+            return label
+        if isinstance(label, tuple):
+            names = [task.labels[index] for index in label]
+            return sorted(names) if task.task_type == "multi-label" else names
+        return task.labels[int(label)]
+
+    return json_fingerprint(
+        [[name, part.texts, part.pairs, [*map(named, part.labels or ())]] for name, part in sorted(parts.items())]
+    )
+
+
+def _check_fingerprint(config: DataConfig, fingerprint: str, part: str) -> None:
+    if (config.fingerprints or {}).get(part, fingerprint) != fingerprint:
+        what = "training" if part == "train" else "development"
+        raise DataError(
+            f"{_data_location(config)}: other {what} data than the model was trained with; "
+            "restore it, or name the data with --data (or --train and --dev)"
+        )
 
 
 def _glue_task_with_config(glue: GlueTask, config: DataConfig) -> Task:
@@ -334,7 +277,7 @@ def _task_type_reason(config: DataConfig, task: Task, training: TrainTable | Non
         return "as given"
     if task.task_type == "multi-label":
         return "labels are lists"
-    texts = [label_text(value) for value in training.raw_examples.labels or ()]
+    texts = [label_text(value) for value in training.examples.examples.labels or ()]
     if are_scores(texts):
         return "labels are numbers with a decimal point; --task-type classification makes them classes"
     if are_two_whole_values(texts):
@@ -349,5 +292,5 @@ def _data_location(config: DataConfig) -> str:
 def _no_dev_message(config: DataConfig) -> str:
     return (
         f"{_data_location(config)}: no development data; expected dev.* in the folder, a development file, or a "
-        "held-out share of the training data (--held-out 0.1)"
+        "fraction of the training data to hold out (--held-out 0.1)"
     )

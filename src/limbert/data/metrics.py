@@ -1,7 +1,8 @@
-"""Text-level tasks (classification, regression, multi-label): predictions, metrics, baseline and class weights."""
+"""Text-level tasks (classification, regression, multi-label): metrics, and predictions for people."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,9 @@ from limbert.errors import DataError
 
 
 def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """The predictions for logits ``(examples, outputs)``.
+    """Predictions for logits ``(examples, outputs)``: class ids or scores ``(examples,)``.
 
-    Returns:
-        Class ids or scores ``(examples,)``; of a multi-label task 0 or 1 for each class, ``(examples, classes)``.
-
-    Raises:
-        DataError: the logits have another number of outputs than the task.
+    Of a multi-label task 0 or 1 for each class, ``(examples, classes)``.
     """
     if logits.ndim != 2 or logits.shape[1] != task.num_outputs:
         raise DataError(f"logits have shape {logits.shape}; expected (examples, {task.num_outputs})")
@@ -33,15 +30,10 @@ def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
 def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The task's metrics by name, in the order of ``task.metrics``; higher is better for all of them.
 
-    The correlation of constant predictions is 0.0, not NaN.
-
     Args:
         task: says which metrics.
         logits: ``(examples, outputs)``.
         labels: ``(examples,)``, class ids or scores; multi-label ``(examples, classes)``, 0 or 1.
-
-    Raises:
-        DataError: no example, or shapes that do not fit.
     """
     predicted = predictions(task, logits)
     if not len(labels) or predicted.shape != labels.shape:
@@ -53,10 +45,6 @@ def text_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) ->
     """`compute_metrics` of labelled examples."""
     assert examples.labels is not None
     return compute_metrics(task, logits, examples.labels.numpy())
-
-
-def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    return float((predicted == labels).mean())
 
 
 def _f1(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -72,25 +60,15 @@ def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float(matthews_corrcoef(labels, predicted))  # 0 where predictions or labels are all the same
 
 
-def _pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
-    from scipy.stats import pearsonr
+def _correlation(function: str, predicted: np.ndarray, labels: np.ndarray) -> float:
+    """The coefficient by a function of SciPy; 0 where it is undefined, because one side is constant or not finite."""
+    from scipy import stats
 
-    return _correlation(pearsonr, predicted, labels)
-
-
-def _spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    return _correlation(spearmanr, predicted, labels)
-
-
-def _correlation(coefficient: Callable[..., Any], predicted: np.ndarray, labels: np.ndarray) -> float:
-    """SciPy's coefficient; 0 where it is undefined, because one side is constant or not finite."""
     x, y = predicted.astype(np.float64), labels.astype(np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # SciPy warns of constant input, and of input that is constant but for rounding
         try:
-            value = float(coefficient(x, y).statistic)
+            value = float(getattr(stats, function)(x, y).statistic)
         except (ValueError, RuntimeWarning):
             return 0.0
     return value if np.isfinite(value) else 0.0
@@ -121,40 +99,16 @@ def _class_counts(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     return (positive & actual).sum(axis=0), positive.sum(axis=0) + actual.sum(axis=0)
 
 
-def _subset_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    return float((predicted == labels).all(axis=1).mean())
-
-
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": _accuracy,
+    "accuracy": lambda predicted, labels: float((predicted == labels).mean()),
     "f1": _f1,
     "matthews": _matthews,
-    "pearson": _pearson,
-    "spearman": _spearman,
+    "pearson": partial(_correlation, "pearsonr"),
+    "spearman": partial(_correlation, "spearmanr"),
     "micro_f1": _micro_f1,
     "macro_f1": _macro_f1,
-    "subset_accuracy": _subset_accuracy,
+    "subset_accuracy": lambda predicted, labels: float((predicted == labels).all(axis=1).mean()),
 }
-
-
-def baseline_logits(task: Task, train: Examples) -> np.ndarray:
-    """Constant logits ``(outputs,)`` of the best guess without looking at the text, from the training labels.
-
-    Classification and token classification: the most frequent class; multi-label: the classes of most examples;
-    regression: the mean score.
-
-    Raises:
-        DataError: question answering, which has no such guess.
-    """
-    assert train.labels is not None
-    if task.task_type == "question-answering":
-        raise DataError("question answering has no majority-class baseline")
-    if task.task_type == "regression":
-        return np.asarray([np.mean(train.labels)], dtype=np.float32)
-    counts = label_counts(task, train)
-    if task.task_type == "multi-label":
-        return np.where(counts > MULTI_LABEL_THRESHOLD * len(train), 1.0, -1.0).astype(np.float32)
-    return np.eye(len(counts), dtype=np.float32)[counts.argmax()]
 
 
 def label_counts(task: Task, examples: Examples) -> np.ndarray:
@@ -163,25 +117,13 @@ def label_counts(task: Task, examples: Examples) -> np.ndarray:
     return np.bincount(np.concatenate([*ids, np.empty(0, dtype=np.int64)]), minlength=len(task.labels))
 
 
-def balanced_class_weights(task: Task, examples: Examples) -> np.ndarray:
-    """Loss weights ``(classes,)``, float32, that are inversely proportional to how often a class occurs.
-
-    Classification: ``examples / (classes * count)``, as scikit-learn's ``balanced``. Multi-label: the weight of a
-    positive label against a negative one, ``(examples - count) / count`` (``pos_weight`` of the BCE loss).
-    """
-    counts = label_counts(task, examples)
-    if task.task_type == "multi-label":
-        return ((len(examples) - counts) / np.maximum(counts, 1)).astype(np.float32)
-    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
-
-
 def multi_hot(examples: Examples, num_classes: int) -> np.ndarray | None:
     """``(examples, classes)``, float32, 1 for each label; None without labels."""
     if examples.labels is None:
         return None
     labels = np.zeros((len(examples), num_classes), dtype=np.float32)
     for row, ids in enumerate(examples.labels):
-        labels[row, list(ids)] = 1
+        labels[row, [*ids]] = 1
     return labels
 
 
@@ -220,3 +162,24 @@ def multi_label_predictions(task: Task, logits: np.ndarray, examples: TokenizedE
         }
         for row in expit(logits.astype(np.float64))
     ]
+
+
+def baseline_logits(task: Task, train: Examples) -> np.ndarray:
+    """Constant logits ``(outputs,)`` of the best guess without looking at the text, from the training labels.
+
+    Classification and token classification: the most frequent class; multi-label: the classes of most examples;
+    regression: the mean score.
+
+    Raises:
+        DataError: question answering, which has no such guess.
+    """
+    assert train.labels is not None
+    if task.task_type == "question-answering":
+        raise DataError("question answering has no majority-class baseline")
+    if task.task_type == "regression":
+        return np.asarray([np.mean(train.labels)], dtype=np.float32)
+    ids = [np.atleast_1d(np.asarray(label, dtype=np.int64)) for label in train.labels]
+    counts = np.bincount(np.concatenate(ids), minlength=len(task.labels))
+    if task.task_type == "multi-label":
+        return np.where(counts > MULTI_LABEL_THRESHOLD * len(train), 1.0, -1.0).astype(np.float32)
+    return np.eye(len(counts), dtype=np.float32)[counts.argmax()]

@@ -1,7 +1,7 @@
-"""Examples (texts with labels), and reading them from the rows of a table: each bad row is named or counted."""
+"""Examples (texts with labels), and reading them from the rows of a table."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,13 @@ from typing import Any
 from limbert.core.config import DataConfig
 from limbert.data.columns import check_columns, choose_columns
 from limbert.data.labels import LabelParser, label_text
-from limbert.data.table import Table, check_readable, file_format, lines_table, open_table
-from limbert.data.tasks import Columns, glue_task
+from limbert.data.table import Table, check_readable, file_format, lines_table, open_table, parse_rows
+from limbert.data.tasks import Columns, Task, glue_task
 from limbert.errors import DataError
 
 CharSpan = tuple[int, int]  # of a text: index of its first character, and of the one after its last
-_FLAGS = {
-    "0": False,
-    "0.0": False,
-    "false": False,
-    "1": True,
-    "1.0": True,
-    "true": True,
-}  # cells of a label's own column
+_FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}  # in a label's own column
+_COLUMNS = ("texts", "pairs", "labels", "word_spans", "groups")  # of `Examples`
 
 
 @dataclass(frozen=True)
@@ -52,41 +46,57 @@ class Examples:
 
     def select(self, indices: Sequence[int]) -> "Examples":
         """The examples at these indices, in this order."""
-
-        def pick(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-            return None if values is None else tuple(values[index] for index in indices)
-
-        return replace(
-            self,
-            texts=tuple(self.texts[index] for index in indices),
-            pairs=pick(self.pairs),
-            labels=pick(self.labels),
-            word_spans=pick(self.word_spans),
-            groups=pick(self.groups),
-        )
+        columns: dict[str, Any] = {name: getattr(self, name) for name in _COLUMNS}
+        known = {name: values for name, values in columns.items() if values is not None}
+        chosen: dict[str, Any] = {name: tuple(map(values.__getitem__, indices)) for name, values in known.items()}
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True)
-class RawExamples:
-    """Examples with labels as they are in the file, and the line of each for messages."""
+class TableExamples:
+    """Examples read from a table, with the line of each; their labels are as in the file until `parse_labels`."""
 
     source: str
-    line_numbers: list[int]
-    texts: list[str]
-    pairs: list[str] | None
-    labels: list[object] | None
-    bad_rows: int = 0
+    line_numbers: Sequence[int]
+    examples: Examples
+
+    def parse_labels(self, parse: Callable[[object], Any], *, skip_bad_rows: bool) -> "TableExamples":
+        """The examples whose labels ``parse`` accepts, with the values that it returns."""
+        rows = zip(self.line_numbers, enumerate(self.examples.labels or ()), strict=True)
+        lines, parsed, bad_rows = parse_rows(
+            self.source, rows, lambda row: (row[0], parse(row[1])), skip_bad_rows=skip_bad_rows
+        )
+        if not parsed:
+            raise DataError(f"{self.source}: no row has a label of the task; expected at least one")
+        indices, values = zip(*parsed, strict=True)
+        examples = replace(self.examples.select(indices), labels=values, bad_rows=self.examples.bad_rows + bad_rows)
+        return replace(self, line_numbers=lines, examples=examples)
 
 
-def read_raw_examples(
+@dataclass(frozen=True)
+class TrainTable:
+    """The training rows of a task whose labels are in columns, and what they say about the task."""
+
+    table: Table
+    columns: Columns
+    examples: TableExamples  # labels as in the file
+    label_parser: LabelParser
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.label_parser.task
+
+
+def read_examples(
     table: Table,
     columns: Columns,
     *,
     skip_bad_rows: bool,
     excluded_labels: Sequence[str] = (),
     multi_label: bool = False,
-) -> RawExamples:
-    """Read the texts, pairs and raw labels of all rows.
+) -> TableExamples:
+    """Read the texts, pairs and labels of all rows, the labels as in the file.
 
     Args:
         table: the rows.
@@ -94,35 +104,22 @@ def read_raw_examples(
         skip_bad_rows: count malformed rows instead of stopping at the first.
         excluded_labels: labels of rows that are left out without counting as malformed.
         multi_label: whether a row may have any number of labels, including none.
-
-    Raises:
-        DataError: a malformed row (``FILE:LINE: what, expected``), or no row at all.
     """
-    rows: list[tuple[int, str, str, object]] = []
-    bad_rows = 0
-    text_at, pair_at = (None if name is None else table.columns.index(name) for name in (columns.text, columns.pair))
-    for row in table.rows():
-        try:
-            if row.problem is not None:
-                raise ValueError(row.problem)
-            label = _raw_label(row.cells, table, columns, multi_label=multi_label)
-            if label in excluded_labels:
-                continue
-            text, pair = (
-                "" if index is None else check_text(row.cells[index], table.columns[index])
-                for index in (text_at, pair_at)
-            )
-        except ValueError as error:
-            bad_rows += skip_or_raise(table, row.line_number, error, skip=skip_bad_rows)
-            continue
-        rows.append((row.line_number, text, pair, label))
+    text_columns = [(table.columns.index(name), name) for name in (columns.text, columns.pair) if name is not None]
+
+    def parse(cells: Sequence[object]) -> tuple[list[str], object] | None:
+        label = _raw_label(cells, table, columns, multi_label=multi_label)
+        if label in excluded_labels:
+            return None
+        return [check_text(cells[index], name) for index, name in text_columns], label
+
+    lines, rows, bad_rows = table.parse(parse, skip_bad_rows=skip_bad_rows)
     if not rows:
         reason = f"none of the {bad_rows} rows can be used" if bad_rows else "no rows below the header"
         raise DataError(f"{table.name}: {reason}; expected at least one")
-    lines, texts, pairs, labels = map(list, zip(*rows, strict=True))
-    return RawExamples(
-        table.name, lines, texts, pairs if columns.pair else None, labels if columns.has_labels else None, bad_rows
-    )
+    texts, *pairs = zip(*(texts for texts, _ in rows), strict=True)
+    labels = tuple(label for _, label in rows) if columns.has_labels else None
+    return TableExamples(table.name, lines, Examples(texts, pairs[0] if pairs else None, labels, bad_rows))
 
 
 def check_text(value: object, column: str) -> str:
@@ -138,47 +135,8 @@ def check_text(value: object, column: str) -> str:
     return value
 
 
-def skip_or_raise(table: Table, line_number: int, reason: object, *, skip: bool) -> int:
-    """1, to add to the number of bad rows, or the DataError ``FILE:LINE: reason`` unless bad rows are skipped."""
-    if not skip:
-        raise DataError(f"{table.name}:{line_number}: {reason}")
-    return 1
-
-
-def parse_labels(raw: RawExamples, label_parser: LabelParser, *, skip_bad_rows: bool) -> Examples:
-    """The examples with their labels as class ids or scores.
-
-    Raises:
-        DataError: a label that is not one of the task's (``FILE:LINE: what, expected``), or no usable row.
-    """
-    assert raw.labels is not None, "read with a label column"
-    kept: list[int] = []
-    labels: list[Any] = []
-    for index, value in enumerate(raw.labels):
-        try:
-            labels.append(label_parser.parse(value))
-        except ValueError as error:
-            if not skip_bad_rows:
-                raise DataError(f"{raw.source}:{raw.line_numbers[index]}: {error}") from None
-            continue
-        kept.append(index)
-    if not kept:
-        raise DataError(f"{raw.source}: no row has a label of the task; expected at least one")
-    bad_rows = raw.bad_rows + len(raw.texts) - len(kept)
-    return replace(unlabelled_examples(raw).select(kept), labels=tuple(labels), bad_rows=bad_rows)
-
-
-def unlabelled_examples(raw: RawExamples) -> Examples:
-    """The examples without their labels."""
-    return Examples(tuple(raw.texts), None if raw.pairs is None else tuple(raw.pairs), None, raw.bad_rows)
-
-
 def read_texts(path: Path, config: DataConfig) -> Examples:
-    """Texts, or pairs of texts, for prediction: one per line of a ``.txt`` file, else as training files are read.
-
-    Raises:
-        DataError: a missing or unusable file, column or row.
-    """
+    """Texts, or pairs of texts, for prediction: one per line of a ``.txt`` file, else as training files are read."""
     glue = glue_task(config.task) if config.task is not None else None
     if file_format(path) == ".txt":
         table = lines_table(check_readable(path))
@@ -186,17 +144,17 @@ def read_texts(path: Path, config: DataConfig) -> Examples:
         columns = check_columns(table, Columns("text", pair, None))
     else:
         table, columns = choose_columns(lambda header: open_table(path, header=header), config, glue, labelled=False)
-    return unlabelled_examples(read_raw_examples(table, columns, skip_bad_rows=config.skip_bad_rows))
+    return read_examples(table, columns, skip_bad_rows=config.skip_bad_rows).examples
 
 
 def _raw_label(cells: Sequence[object], table: Table, columns: Columns, *, multi_label: bool) -> object:
     """The label as it is in the file, several as a tuple; None without a label column."""
     if columns.label_columns:
-        flags = {name: _FLAGS.get(label_text(cells[table.columns.index(name)])) for name in columns.label_columns}
+        values = {name: cells[table.columns.index(name)] for name in columns.label_columns}
+        flags = {name: _FLAGS.get(label_text(value)) for name, value in values.items()}
         for name, flag in flags.items():
             if flag is None:
-                found = cells[table.columns.index(name)]
-                raise ValueError(f"{found!r} in label column {name!r}, expected 0 or 1")
+                raise ValueError(f"{values[name]!r} in label column {name!r}, expected 0 or 1")
         return tuple(name for name, flag in flags.items() if flag)
     if columns.label is None:
         return None

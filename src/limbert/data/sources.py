@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,30 +46,32 @@ def find_sources(
         formats: suffixes of files in a folder.
         open_file: opens a file as a table; None for files of texts and labels.
         splits: ``datasets.Dataset`` by split name, in place of what the config names.
-
-    Raises:
-        ConfigError: settings that contradict each other, or none at all.
-        DataError: no data there.
     """
+
+    parts = glue.dev_files if glue else ()
+
+    def file_openers(paths: Mapping[str, Path]) -> dict[str, TableOpener]:
+        def open_path(path: Path, header: bool) -> Table:
+            return open_table(path, header=header) if open_file is None else open_file(path)
+
+        return {name: partial(open_path, path) for name, path in paths.items()}
+
     if splits is not None:
-        return _from_splits("datasets", {name: dataset_table(name, split) for name, split in splits.items()}, glue)
+        return _from_tables("datasets", {name: dataset_table(name, split) for name, split in splits.items()}, parts)
     if config.train is not None or config.dev is not None:
         if config.data is not None:
             raise ConfigError(f"data is {config.data!r} beside train or dev; it must be one or the other")
-        train, dev = (
-            None if path is None else _file_opener(Path(path).expanduser(), open_file)
-            for path in (config.train, config.dev)
-        )
-        return DataSources(train, {} if dev is None else {"dev": dev})
+        named = {"train": config.train, "dev": config.dev}
+        return _choose(file_openers({name: Path(path).expanduser() for name, path in named.items() if path}), ())
     if config.data is None:
         if glue is None:
             raise ConfigError("no data given; it must be a folder or Hub name, train and dev files, or a GLUE task")
         return _from_hub(GLUE_HUB_NAME, glue)
     folder = Path(config.data).expanduser()
     if (folder / "dataset_dict.json").is_file():
-        return _from_splits(config.data, dataset_tables(str(folder)), glue)
+        return _from_tables(config.data, dataset_tables(str(folder)), parts)
     if folder.is_dir():
-        return _from_folder(folder, glue, formats=formats, open_file=open_file)
+        return _choose(file_openers(_files_by_stem(folder, parts, formats)), parts)
     if folder.exists():
         raise DataError(f"{config.data}: a file; data must be a folder or a Hub name (give files as train and dev)")
     if not _HUB_NAME.fullmatch(config.data) or ("/" in config.data and folder.parent.is_dir()):
@@ -76,60 +79,43 @@ def find_sources(
     return _from_hub(config.data, glue)
 
 
-def _from_folder(
-    folder: Path, glue: GlueTask | None, *, formats: Sequence[str], open_file: Callable[[Path], Table] | None
-) -> DataSources:
+def _files_by_stem(folder: Path, parts: Sequence[tuple[str, str]], formats: Sequence[str]) -> dict[str, Path]:
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
-    paths: dict[str, Path] = {}
-    parts = list(glue.dev_files) if glue else []
     stems = {"train", *DEV_SPLIT_NAMES, *(stem for _, stem in parts)}
+    paths: dict[str, Path] = {}
     for path in files:
-        if file_format(path) not in formats:
+        suffix = file_format(path)
+        stem = path.name[: path.name.lower().rindex(suffix)]
+        if suffix not in formats or stem not in stems:
             continue
-        stem = path.name[: path.name.lower().rindex(file_format(path))]
-        if stem in paths and stem in stems:
+        if stem in paths:
             raise DataError(f"{folder}: {paths[stem].name} and {path.name} are both there; expected one")
-        paths.setdefault(stem, path)
-    train, dev = _choose_splits(paths, parts)
-    if train is None and not dev:
+        paths[stem] = path
+    if not paths:
         found = ", ".join(path.name for path in files[:10]) or "nothing"
         raise DataError(f"{folder}: no train.* or dev.* ending in {', '.join(formats)}; it holds {found}")
-    return DataSources(
-        None if train is None else _file_opener(train, open_file),
-        {part: _file_opener(path, open_file) for part, path in dev.items()},
-    )
+    return paths
 
 
 def _from_hub(name: str, glue: GlueTask | None) -> DataSources:
     name, _, configuration = name.partition(":")
-    if glue is not None and not configuration:
-        configuration = str(glue.task.name)
-    return _from_splits(name, dataset_tables(name, configuration or None), glue)
+    tables = dataset_tables(name, configuration or (str(glue.task.name) if glue else None))
+    return _from_tables(name, tables, glue.dev_files if glue else ())
 
 
-def _from_splits(name: str, tables: Mapping[str, Table], glue: GlueTask | None) -> DataSources:
-    parts = [(part, stem.replace("dev", "validation")) for part, stem in glue.dev_files] if glue else []
-    train, dev = _choose_splits(tables, parts)
-    if train is None and not dev:
+def _from_tables(name: str, tables: Mapping[str, Table], parts: Sequence[tuple[str, str]]) -> DataSources:
+    openers: dict[str, TableOpener] = {split: partial(lambda table, header: table, tables[split]) for split in tables}
+    sources = _choose(openers, [(part, stem.replace("dev", "validation")) for part, stem in parts])
+    if sources.train is None and not sources.dev:
         raise DataError(f"{name}: no split train or {', '.join(DEV_SPLIT_NAMES)}; it has {', '.join(tables)}")
-    return DataSources(
-        None if train is None else _table_opener(train), {part: _table_opener(table) for part, table in dev.items()}
-    )
+    return sources
 
 
-def _choose_splits(found: Mapping[str, Any], glue_parts: Sequence[tuple[str, str]]) -> tuple[Any, dict[str, Any]]:
+def _choose(openers: Mapping[str, TableOpener], parts: Sequence[tuple[str, str]]) -> DataSources:
     """The training split, and the development splits by the name they are reported under."""
-    dev = {part: found[name] for part, name in glue_parts if name in found}
-    other = next((name for name in DEV_SPLIT_NAMES if name in found), None)
-    return found.get("train"), dev or ({} if other is None else {"dev": found[other]})
-
-
-def _file_opener(path: Path, open_file: Callable[[Path], Table] | None) -> TableOpener:
-    return lambda header: open_table(path, header=header) if open_file is None else open_file(path)
-
-
-def _table_opener(table: Table) -> TableOpener:
-    return lambda header: table
+    dev = {part: openers[name] for part, name in parts if name in openers}
+    other = next((name for name in DEV_SPLIT_NAMES if name in openers and not dev), None)
+    return DataSources(openers.get("train"), dev if other is None else {"dev": openers[other]})

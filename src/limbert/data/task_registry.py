@@ -10,114 +10,69 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig, TaskType
-from limbert.data import conll, metrics, question_answering, token_classification
+from limbert.data import metrics, question_answering, token_classification
 from limbert.data.readers import Examples
+from limbert.data.squad_files import SQUAD_FORMATS, open_questions, read_questions, read_unlabelled_questions
 from limbert.data.table import Table
+from limbert.data.tagged_files import TAGGED_FORMATS, open_tagged, read_tagged, read_untagged
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 
 
 @dataclass(frozen=True)
 class TaskFileReader:
-    """How a task type with file formats of its own reads them.
+    """How a task type with file formats of its own reads them."""
 
-    Attributes:
-        formats: suffixes of files.
-        open_table: a file as a table.
-        read_labelled: the labelled rows of a table, and the task, inferred if it is not given.
-        read_unlabelled: a file to predict.
-    """
-
-    formats: tuple[str, ...]
+    formats: tuple[str, ...]  # suffixes
     open_table: Callable[[Path], Table]
-    read_labelled: Callable[[Table, DataConfig, Task | None], tuple[Task, Examples]]
+    read_labelled: Callable[[Table, DataConfig, Task | None], tuple[Task, Examples]]  # infers the task if it is None
     read_unlabelled: Callable[[Path, DataConfig], Examples]
 
 
 @dataclass(frozen=True)
-class TokenizationOptions:
-    """The arguments of `tokenize_for_task`."""
-
-    max_length: int
-    stride: int | None
-    use_cache: bool
-
-
-@dataclass(frozen=True)
 class TaskHandler:
-    """What a task type does with data.
+    """What a task type does with data."""
 
-    Attributes:
-        tokenize: examples as tokens with labels.
-        make_examples: examples of texts and second texts.
-        compute_metrics: metrics by name, the primary one first, from logits in the order of the examples.
-        decode_predictions: plain values for people and JSON, one per example.
-        file_reader: None for tables of texts and labels.
-    """
-
-    tokenize: Callable[[Examples, Task, PreTrainedTokenizerBase, TokenizationOptions], TokenizedExamples]
-    make_examples: Callable[[Sequence[str], Sequence[str] | None], Examples]
+    tokenize: Callable[..., TokenizedExamples]  # takes the arguments of `tokenize_for_task`
+    make_examples: Callable[[Sequence[str], Sequence[str] | None], Examples]  # of texts and second texts
     compute_metrics: Callable[[Task, np.ndarray, TokenizedExamples], dict[str, float]]
     decode_predictions: Callable[[Task, np.ndarray, TokenizedExamples], list[dict[str, Any]]]
-    file_reader: TaskFileReader | None = None
+    file_reader: TaskFileReader | None = None  # None for tables of texts and labels
 
 
 def _tokenize_texts(
-    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions
+    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, use_cache: bool, **_: Any
 ) -> TokenizedExamples:
-    return tokenize_texts(examples, tokenizer, max_length=options.max_length, use_cache=options.use_cache)
-
-
-def _tokenize_multi_label(
-    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions
-) -> TokenizedExamples:
-    tokens = _tokenize_texts(replace(examples, labels=None), task, tokenizer, options)
+    if task.task_type != "multi-label":
+        return tokenize_texts(examples, tokenizer, max_length=max_length, use_cache=use_cache)
+    tokens = tokenize_texts(replace(examples, labels=None), tokenizer, max_length=max_length, use_cache=use_cache)
     labels = metrics.multi_hot(examples, len(task.labels))
     return replace(tokens, labels=None if labels is None else torch.from_numpy(labels))
 
 
-def _text_handler(tokenize: Any, decode_predictions: Any) -> TaskHandler:
-    return TaskHandler(tokenize, metrics.text_examples, metrics.text_metrics, decode_predictions)
+def _text_handler(decode_predictions: Any) -> TaskHandler:
+    return TaskHandler(_tokenize_texts, metrics.text_examples, metrics.text_metrics, decode_predictions)
 
 
 TASK_HANDLERS: Mapping[TaskType, TaskHandler] = {
-    "classification": _text_handler(_tokenize_texts, metrics.classification_predictions),
-    "regression": _text_handler(_tokenize_texts, metrics.regression_predictions),
-    "multi-label": _text_handler(_tokenize_multi_label, metrics.multi_label_predictions),
+    "classification": _text_handler(metrics.classification_predictions),
+    "regression": _text_handler(metrics.regression_predictions),
+    "multi-label": _text_handler(metrics.multi_label_predictions),
     "token-classification": TaskHandler(
-        lambda examples, task, tokenizer, options: token_classification.tokenize_words(
-            examples, tokenizer, max_length=options.max_length
-        ),
+        token_classification.tokenize_words,
         token_classification.word_examples,
         token_classification.tag_metrics,
         token_classification.tag_predictions,
-        TaskFileReader(
-            token_classification.FORMATS,
-            conll.open_tagged,
-            token_classification.read_tagged,
-            token_classification.read_untagged,
-        ),
+        TaskFileReader(TAGGED_FORMATS, open_tagged, read_tagged, read_untagged),
     ),
     "question-answering": TaskHandler(
-        lambda examples, task, tokenizer, options: question_answering.tokenize_windows(
-            examples, tokenizer, max_length=options.max_length, stride=options.stride
-        ),
+        question_answering.tokenize_windows,
         question_answering.question_examples,
         question_answering.squad_metrics,
         question_answering.answer_predictions,
-        TaskFileReader(
-            question_answering.FORMATS,
-            question_answering.open_questions,
-            question_answering.read_questions,
-            question_answering.read_unlabelled_questions,
-        ),
+        TaskFileReader(SQUAD_FORMATS, open_questions, read_questions, read_unlabelled_questions),
     ),
 }
-
-
-def file_reader_for(task_type: TaskType | None) -> TaskFileReader | None:
-    """How a task type reads its own files; None for tables of texts and labels."""
-    return None if task_type is None else TASK_HANDLERS[task_type].file_reader
 
 
 def tokenize_for_task(
@@ -129,34 +84,22 @@ def tokenize_for_task(
     stride: int | None = None,
     use_cache: bool = True,
 ) -> TokenizedExamples:
-    """Examples of a task as tokens with labels.
+    """Examples of a task as tokens with labels, of at most ``max_length`` tokens, special ones included.
 
     Args:
         examples: of the task.
         task: what is predicted.
         tokenizer: a fast one with a padding token.
-        max_length: longest input in tokens, special tokens included.
+        max_length: longest input.
         stride: question answering: tokens that windows share; None is a quarter of the longest input.
         use_cache: read and write the token cache, if the task type has one.
-
-    Raises:
-        ConfigError: the tokenizer or the length cannot be used.
     """
-    options = TokenizationOptions(max_length, stride, use_cache)
-    return TASK_HANDLERS[task.task_type].tokenize(examples, task, tokenizer, options)
+    tokenize = TASK_HANDLERS[task.task_type].tokenize
+    return tokenize(examples, task, tokenizer, max_length=max_length, stride=stride, use_cache=use_cache)
 
 
 def compute_task_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
-    """The task's metrics by name, in the order of ``task.metrics``; higher is better for all of them.
-
-    Args:
-        task: says which metrics.
-        logits: ``(examples, outputs)``; of token-level tasks ``(all tokens, outputs)``.
-        examples: labelled.
-
-    Raises:
-        DataError: no example, or shapes that do not fit.
-    """
+    """`metrics.compute_metrics` of labelled examples; logits of token-level tasks are ``(all tokens, outputs)``."""
     return TASK_HANDLERS[task.task_type].compute_metrics(task, logits, examples)
 
 

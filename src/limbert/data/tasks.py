@@ -11,11 +11,7 @@ from limbert.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted from what: the task type, the class names by id, the metrics to report.
-
-    Raises:
-        DataError: fewer names than the task type needs, repeated names, or names for a task type without classes.
-    """
+    """What is predicted from what; DataError for class names that do not fit the task type."""
 
     name: str | None  # canonical GLUE name such as "mrpc"; None for own data
     task_type: TaskType
@@ -43,22 +39,14 @@ class Task:
         return len(self.labels) or (2 if self.task_type == "question-answering" else 1)
 
     def with_primary_metric(self, metric: str) -> "Task":
-        """The task with this metric first.
-
-        Raises:
-            ConfigError: the task type has no such metric.
-        """
+        """The task with this metric first; ConfigError if the task type has no such metric."""
         allowed = dict.fromkeys((*self.metrics, *_MORE_METRICS.get(self.task_type, ())))
         if metric not in allowed:
             raise ConfigError(f"metric is {metric!r}; it must be one of {', '.join(allowed)} for {self.task_type}")
         return replace(self, metrics=tuple(dict.fromkeys((metric, *self.metrics))))
 
     def check_inputs(self, *, has_pairs: bool) -> None:
-        """Refuse single texts if the model was trained on pairs, and pairs if it was trained on single texts.
-
-        Raises:
-            DataError: the message says what is missing or too much.
-        """
+        """DataError for single texts if the model was trained on pairs, and for pairs if on single texts."""
         if self.has_pairs is True and not has_pairs:
             raise DataError("the model was trained on pairs of texts; the second text is missing")
         if self.has_pairs is False and has_pairs:
@@ -78,13 +66,6 @@ class Task:
         return cls(values["name"], values["kind"], labels, metrics, values.get("pairs", default))
 
 
-_MIN_LABELS: Mapping[TaskType, int] = {
-    "classification": 2,
-    "regression": 0,
-    "multi-label": 1,
-    "token-classification": 2,
-    "question-answering": 0,
-}
 _DEFAULT_METRICS: Mapping[TaskType, tuple[str, ...]] = {
     "classification": ("accuracy",),
     "regression": ("pearson", "spearman"),
@@ -92,28 +73,21 @@ _DEFAULT_METRICS: Mapping[TaskType, tuple[str, ...]] = {
     "token-classification": ("entity_f1", "entity_precision", "entity_recall"),
     "question-answering": ("f1", "exact_match"),
 }
+_MIN_LABELS: Mapping[TaskType, int] = dict(zip(_DEFAULT_METRICS, (2, 0, 1, 2, 0), strict=True))
 _MORE_METRICS: Mapping[TaskType, tuple[str, ...]] = {"classification": ("macro_f1", "matthews")}  # on request
 _ENTITY_TAG = re.compile(r"O|[BIESLUM]-.+", re.DOTALL)  # BIO, BIOES, BILOU, BMES
 _CERTAIN_ENTITY_TAG = re.compile(r"[BI]-.+", re.DOTALL)
 
 
 def custom_task(task_type: TaskType, labels: tuple[str, ...], *, has_pairs: bool | None = None) -> Task:
-    """A task on own data, with the default metrics of its type.
-
-    If word tags are not all ``O``, ``B-TYPE``, ``I-TYPE`` and the like, they mark no entities: the metric is then the
-    accuracy of words.
-
-    Raises:
-        DataError: some tags are ``B-TYPE`` or ``I-TYPE`` and others of no such form, or see `Task`.
-    """
-    plain = False
+    """A task on own data, with the default metrics of its type; accuracy of words if their tags mark no entities."""
+    metrics = _DEFAULT_METRICS[task_type]
     if task_type == "token-classification":
         entities = entity_tags(labels)
-        plain = not entities
-        if entities and len(entities) < len(labels):
-            odd = next(label for label in labels if label not in entities)
-            raise DataError(f"tag {odd!r} is among entity tags; expected O or B-, I-, E-, S- and a type")
-    return Task(None, task_type, labels, ("accuracy",) if plain else _DEFAULT_METRICS[task_type], has_pairs)
+        if odd := [label for label in labels if entities and label not in entities]:
+            raise DataError(f"tag {odd[0]!r} is among entity tags; expected O or B-, I-, E-, S- and a type")
+        metrics = metrics if entities else ("accuracy",)
+    return Task(None, task_type, labels, metrics, has_pairs)
 
 
 def entity_tags(tags: Iterable[str]) -> frozenset[str]:
@@ -131,26 +105,17 @@ _TASK_TYPE_ALIASES: Mapping[str, TaskType] = {"ner": "token-classification", "sq
 
 
 def requested_task_type(config: DataConfig) -> TaskType | None:
-    """The task type that the settings name: ``task_type``, a task such as ``ner``, or a multi-label setting.
-
-    Returns:
-        None if they name none.
-
-    Raises:
-        ConfigError: two that contradict each other.
-    """
+    """The task type that ``task_type``, a task such as ``ner``, or a multi-label setting names; None if none does."""
     task_type = _TASK_TYPE_ALIASES.get(_normalize_name(config.task)) if config.task is not None else None
     if task_type is not None and config.task_type not in (None, task_type):
         raise ConfigError(f"task type is {config.task_type}; it must be {task_type} for task {config.task}")
     task_type = task_type or config.task_type
+    what = f"task {config.task}" if config.task is not None else f"task type {task_type}"
     for name in ("label_separator", "label_columns"):
-        value = getattr(config, name)
-        if value is None:
-            continue
-        if config.task is not None or task_type not in (None, "multi-label"):
-            what = f"task {config.task}" if config.task is not None else f"task type {task_type}"
-            raise ConfigError(f"{name.replace('_', ' ')} is {value!r}; it is for multi-label, not for {what}")
-        task_type = "multi-label"
+        if (value := getattr(config, name)) is not None:
+            if config.task is not None or task_type not in (None, "multi-label"):
+                raise ConfigError(f"{name.replace('_', ' ')} is {value!r}; it is for multi-label, not for {what}")
+            task_type = "multi-label"
     return task_type
 
 
@@ -193,56 +158,57 @@ class GlueTask:
 
 GLUE_HUB_NAME = "nyu-mll/glue"  # the Hub data set; its configurations are named as the tasks here
 
-_ENTAILMENT_LABELS = ("entailment", "not_entailment")
-_SENTENCE_COLUMNS = Columns("sentence", None, "label")
-_SENTENCE_PAIR_COLUMNS = Columns("sentence1", "sentence2", "label")
-_QUESTION_PAIR_COLUMNS = Columns("question1", "question2", "label")
+_ENTAILMENT = ("entailment", "not_entailment")
+_PAIR = Columns("sentence1", "sentence2", "label")
 
 
-def _classification_task(name: str, labels: tuple[str, ...], *metrics: str) -> Task:
-    return Task(name, "classification", labels, metrics or ("accuracy",))
+def _glue_task(
+    name: str, labels: tuple[str, ...], metrics: tuple[str, ...], *layouts: Columns, **options: Any
+) -> tuple[str, GlueTask]:
+    task_type: TaskType = "classification" if labels else "regression"
+    return name, GlueTask(Task(name, task_type, labels, metrics, layouts[0].pair is not None), layouts, **options)
 
 
-_GLUE_TASKS = (
-    GlueTask(
-        _classification_task("cola", ("unacceptable", "acceptable"), "matthews"),
-        (_SENTENCE_COLUMNS, Columns("3", None, "1")),
-    ),
-    GlueTask(_classification_task("sst2", ("negative", "positive")), (_SENTENCE_COLUMNS,)),
-    GlueTask(
-        _classification_task("mrpc", ("not_equivalent", "equivalent"), "accuracy", "f1"),
-        (Columns("#1 String", "#2 String", "Quality"), _SENTENCE_PAIR_COLUMNS),
-    ),
-    GlueTask(
-        Task("stsb", "regression", (), ("pearson", "spearman")),
-        (Columns("sentence1", "sentence2", "score"), _SENTENCE_PAIR_COLUMNS),
-    ),
-    GlueTask(
-        _classification_task("qqp", ("not_duplicate", "duplicate"), "accuracy", "f1"),
-        (Columns("question1", "question2", "is_duplicate"), _QUESTION_PAIR_COLUMNS),
-    ),
-    GlueTask(
-        _classification_task("mnli", ("entailment", "neutral", "contradiction")),
-        (Columns("sentence1", "sentence2", "gold_label"), Columns("premise", "hypothesis", "label")),
-        dev_files=(("matched", "dev_matched"), ("mismatched", "dev_mismatched")),
-        excluded_labels=("-",),
-    ),
-    GlueTask(_classification_task("qnli", _ENTAILMENT_LABELS), (Columns("question", "sentence", "label"),)),
-    GlueTask(_classification_task("rte", _ENTAILMENT_LABELS), (_SENTENCE_PAIR_COLUMNS,)),
-    GlueTask(_classification_task("wnli", ("not_entailment", "entailment")), (_SENTENCE_PAIR_COLUMNS,)),
+_ACCURACY, _ACCURACY_F1 = ("accuracy",), ("accuracy", "f1")
+GLUE: Mapping[str, GlueTask] = dict(
+    (
+        _glue_task(
+            "cola",
+            ("unacceptable", "acceptable"),
+            ("matthews",),
+            Columns("sentence", None, "label"),
+            Columns("3", None, "1"),
+        ),
+        _glue_task("sst2", ("negative", "positive"), _ACCURACY, Columns("sentence", None, "label")),
+        _glue_task(
+            "mrpc", ("not_equivalent", "equivalent"), _ACCURACY_F1, Columns("#1 String", "#2 String", "Quality"), _PAIR
+        ),
+        _glue_task("stsb", (), ("pearson", "spearman"), Columns("sentence1", "sentence2", "score"), _PAIR),
+        _glue_task(
+            "qqp",
+            ("not_duplicate", "duplicate"),
+            _ACCURACY_F1,
+            Columns("question1", "question2", "is_duplicate"),
+            Columns("question1", "question2", "label"),
+        ),
+        _glue_task(
+            "mnli",
+            ("entailment", "neutral", "contradiction"),
+            _ACCURACY,
+            Columns("sentence1", "sentence2", "gold_label"),
+            Columns("premise", "hypothesis", "label"),
+            dev_files=(("matched", "dev_matched"), ("mismatched", "dev_mismatched")),
+            excluded_labels=("-",),
+        ),
+        _glue_task("qnli", _ENTAILMENT, _ACCURACY, Columns("question", "sentence", "label")),
+        _glue_task("rte", _ENTAILMENT, _ACCURACY, _PAIR),
+        _glue_task("wnli", _ENTAILMENT[::-1], _ACCURACY, _PAIR),
+    )
 )
-GLUE: Mapping[str, GlueTask] = {
-    str(entry.task.name): replace(entry, task=replace(entry.task, has_pairs=entry.column_layouts[0].pair is not None))
-    for entry in _GLUE_TASKS
-}
 
 
 def glue_task(name: str) -> GlueTask:
-    """The GLUE task of a name in any common spelling, such as ``SST-2`` or ``sst2``.
-
-    Raises:
-        ConfigError: no GLUE task has this name.
-    """
+    """The GLUE task of a name in any common spelling, such as ``SST-2`` or ``sst2``; ConfigError if there is none."""
     plain = _normalize_name(name)
     if plain not in GLUE:
         raise ConfigError(f"task is {name!r}; it must be one of {', '.join((*GLUE, *_TASK_TYPE_ALIASES))}")

@@ -1,10 +1,6 @@
 """From examples to batches: tokenised once, grouped by length, each padded to its own longest example only."""
 
-import hashlib
-import json
-import logging
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.readers import Examples
-from limbert.errors import ConfigError, DataError, first_line
+from limbert.data.token_cache import map_with_cache, tokenization_fingerprint
+from limbert.errors import ConfigError, DataError
 
-logger = logging.getLogger(__name__)
-
-_CACHE_VERSION = "1"  # raise it when the meaning of the cached arrays changes
-_CHUNK = 2048  # examples given to the tokenizer at a time
+_CHUNK, _ALIGNED_CHUNK = 2048, 256  # examples given to the tokenizer at a time; with the characters of their tokens
 _POOL_BATCHES = 50  # batches of similar length are cut from a pool of this many
 
 
@@ -34,15 +28,13 @@ class RaggedTokens:
     offsets: np.ndarray  # (examples + 1,) int64
 
     @classmethod
-    def from_rows(cls, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]]) -> "RaggedTokens":
-        """Tokens of one row per example; no type ids at all if the tokenizer has none."""
+    def from_encodings(cls, encodings: Sequence[Any]) -> "RaggedTokens":
+        """The tokens of all rows of encodings by a tokenizer."""
+        ids, types = (
+            [row for encoded in encodings for row in encoded.get(name, ())] for name in ("input_ids", "token_type_ids")
+        )
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        return cls(concatenate_rows(ids), concatenate_rows(type_ids) if type_ids else None, offsets)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens per example, ``(examples,)``."""
-        return np.diff(self.offsets)
+        return cls(_concatenate(ids), _concatenate(types) if types else None, offsets)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name."""
@@ -50,9 +42,8 @@ class RaggedTokens:
         return arrays if self.type_ids is None else arrays | {"types": self.type_ids}
 
 
-def concatenate_rows(rows: Sequence[Any], dtype: type = np.int32) -> np.ndarray:
-    """Rows of any lengths as one array ``(all values,)``."""
-    return np.concatenate([np.asarray(row, dtype=dtype) for row in rows]) if len(rows) else np.empty(0, dtype=dtype)
+def _concatenate(rows: Sequence[Any], dtype: type = np.int32) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *(np.asarray(row, dtype) for row in rows)])
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ class TokenizedExamples:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens per example, ``(examples,)``."""
-        return self.tokens.lengths
+        return np.diff(self.tokens.offsets)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "TokenizedExamples":
         """Some of the examples, in the given order; not for token-level tasks, whose metrics need whole texts."""
@@ -98,26 +89,20 @@ class TokenizedExamples:
         token_index = np.repeat(self.tokens.offsets[chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
         types = None if self.tokens.type_ids is None else self.tokens.type_ids[token_index]
         labels = None if self.labels is None else self.labels[torch.from_numpy(chosen)]
-        return TokenizedExamples(
-            RaggedTokens(self.tokens.ids[token_index], types, offsets),
-            labels,
-            pad_token_id=self.pad_token_id,
-            pad_token_type_id=self.pad_token_type_id,
-        )
+        return replace(self, tokens=RaggedTokens(self.tokens.ids[token_index], types, offsets), labels=labels)
 
     def concatenate(self, other: "TokenizedExamples") -> "TokenizedExamples":
         """These examples, then others of the same tokenizer with labels of the same form."""
         assert self.alignment is None
-        mine, theirs = self.tokens, other.tokens
-        types = None
-        if mine.type_ids is not None and theirs.type_ids is not None:
-            types = np.concatenate([mine.type_ids, theirs.type_ids])
-        offsets = np.concatenate([mine.offsets, theirs.offsets[1:] + mine.offsets[-1]])
-        labels = None
-        if self.labels is not None and other.labels is not None:
-            labels = torch.cat([self.labels, other.labels])
-        tokens = RaggedTokens(np.concatenate([mine.ids, theirs.ids]), types, offsets)
-        return replace(self, tokens=tokens, labels=labels)
+        parts = (self.tokens, other.tokens)
+        types = [part.type_ids for part in parts if part.type_ids is not None]
+        tokens = RaggedTokens(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate(types) if len(types) == 2 else None,
+            np.concatenate([parts[0].offsets, parts[1].offsets[1:] + parts[0].offsets[-1]]),
+        )
+        labels = [part.labels for part in (self, other) if part.labels is not None]
+        return replace(self, tokens=tokens, labels=torch.cat(labels) if len(labels) == 2 else None)
 
     def with_labels(self, labels: Tensor) -> "TokenizedExamples":
         """The same examples with other labels."""
@@ -177,24 +162,82 @@ def tokenize_texts(
 
     Args:
         examples: texts, or pairs of texts; of a pair that is too long the longer text is truncated.
-        tokenizer: a fast tokenizer with a padding token.
+        tokenizer: a fast one with a padding token.
         max_length: longest input in tokens, special tokens included.
-        cache_dir: folder of the cache; None is ``$LIMBERT_CACHE`` or ``~/.cache/limbert``.
+        cache_dir: folder of the cache; None is `default_cache_dir`.
         use_cache: read and write the cache.
-
-    Raises:
-        ConfigError: the tokenizer is not a fast one or cannot pad.
-        DataError: no examples.
     """
     check_tokenizer(tokenizer)
     if not len(examples):
         raise DataError("no examples to tokenise; expected at least one")
-    tokens = _cached_tokens(examples, tokenizer, max_length=max_length, cache_dir=cache_dir) if use_cache else None
+
+    tokens = None
+    if use_cache:
+        names = [name for name in tokenizer.model_input_names if name in ("input_ids", "token_type_ids")]
+        rows = map_with_cache(
+            lambda texts, pairs: _encode(tokenizer, texts, pairs, max_length=max_length),
+            examples.texts,
+            examples.pairs,
+            names=names,
+            batch_size=_CHUNK,
+            key=tokenization_fingerprint(tokenizer, examples.texts, examples.pairs, max_length=max_length),
+            cache_dir=cache_dir,
+        )
+        if rows is not None:
+            ids, *types = (rows[name].flatten().to_numpy() for name in names)
+            offsets = np.cumsum([0, *rows["input_ids"].value_lengths().to_numpy()], dtype=np.int64)
+            tokens = RaggedTokens(ids, types[0] if types else None, offsets)
+    if tokens is None:
+        tokens = RaggedTokens.from_encodings(
+            [encoded for _, encoded in _encode_chunks(examples, tokenizer, _CHUNK, max_length=max_length)]
+        )
+    labels = None
+    if examples.labels is not None:
+        scores = any(isinstance(label, float) for label in examples.labels)
+        labels = torch.tensor(examples.labels, dtype=torch.float32 if scores else torch.long)
     return TokenizedExamples(
-        _tokenize(examples, tokenizer, max_length=max_length) if tokens is None else tokens,
-        _label_tensor(examples),
-        pad_token_id=int(tokenizer.pad_token_id),
+        tokens, labels, pad_token_id=int(tokenizer.pad_token_id), pad_token_type_id=int(tokenizer.pad_token_type_id)
+    )
+
+
+def tokenize_aligned(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    align: Callable[[int, Any, int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    has_token_labels: bool,
+    max_length: int,
+    **options: Any,
+) -> TokenizedExamples:
+    """Tokenise the examples of a token-level task.
+
+    Args:
+        examples: texts, or pairs of texts.
+        tokenizer: a fast one with a padding token.
+        align: called with the index of an example, the tokenizer's encodings, and the index of a row in them; returns
+            the row's ``char_starts`` and ``char_ends`` (see `TokenAlignment`), and its labels if the examples have any.
+        has_token_labels: whether a row has a label per token, or the first and the last token of an answer.
+        options: of the tokenizer.
+    """
+    check_tokenizer(tokenizer)
+    options |= {"max_length": max_length, "return_offsets_mapping": True}
+    example_index, aligned, chunks = list[int](), [], []
+    for begin, encoded in _encode_chunks(examples, tokenizer, _ALIGNED_CHUNK, **options):
+        for row, number in enumerate(encoded.get("overflow_to_sample_mapping", range(len(encoded["input_ids"])))):
+            example_index.append(begin + number)
+            aligned.append(align(begin + number, encoded, row))
+        chunks.append({name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded})
+    labels = None
+    if examples.labels is not None:
+        labels = torch.from_numpy(_concatenate([row[2] for row in aligned], np.int64))
+    starts, ends = (_concatenate([row[index] for row in aligned]) for index in (0, 1))
+    return TokenizedExamples(
+        RaggedTokens.from_encodings(chunks),
+        labels if labels is None or has_token_labels else labels.reshape(-1, 2),
+        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # checked above
         pad_token_type_id=int(tokenizer.pad_token_type_id),
+        has_token_labels=has_token_labels,
+        alignment=TokenAlignment(examples, np.asarray(example_index), starts, ends),
     )
 
 
@@ -206,133 +249,26 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ConfigError(f"padding token of {type(tokenizer).__name__} is not set; it must be, to form batches")
 
 
-def default_cache_dir() -> Path:
-    """``$LIMBERT_CACHE``, or ``~/.cache/limbert``.
-
-    Raises:
-        RuntimeError: there is no home folder either.
-    """
-    return Path(os.environ.get("LIMBERT_CACHE") or Path.home() / ".cache" / "limbert")
-
-
-def tokenization_fingerprint(
-    tokenizer: Any, texts: Iterable[str], pairs: Iterable[str] | None, *, max_length: int
-) -> str:
-    """A digest of everything that decides the token ids: the tokenizer's state, the truncation, and the texts.
-
-    Unlike the fingerprint of `datasets`, it does not change when the tokenizer is used: the backend's own truncation
-    and padding, which every call sets anew, are left out.
-    """
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state.pop("truncation", None)
-    state.pop("padding", None)
-    identity = [
-        _CACHE_VERSION,
-        type(tokenizer).__name__,
-        state,
-        list(tokenizer.model_input_names),
-        tokenizer.truncation_side,
-        max_length,
-        pairs is not None,
-    ]
-    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=20)
-    for part in (texts, pairs or ()):
-        for text in part:
-            encoded = text.encode()
-            digest.update(len(encoded).to_bytes(8, "little"))  # a letter moved to the next text changes the digest
-            digest.update(encoded)
-    return digest.hexdigest()
-
-
-def _cached_tokens(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_dir: Path | None
-) -> RaggedTokens | None:
-    """The tokens by `datasets`' ``map`` with its cache file; None if the cache cannot be read or written."""
-    import pyarrow
-
-    try:
-        folder = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "tokens"
-        key = tokenization_fingerprint(tokenizer, examples.texts, examples.pairs, max_length=max_length)
-        path = folder / f"{key}.arrow"
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            return _map_tokens(examples, tokenizer, max_length=max_length, cache_file=path)
-        except (pyarrow.ArrowException, ValueError) as error:
-            logger.warning("token cache %s is broken and built again: %s", path, first_line(error))
-            path.unlink(missing_ok=True)
-            return _map_tokens(examples, tokenizer, max_length=max_length, cache_file=path)
-    except (OSError, RuntimeError) as error:  # a full disk; a system user without a home
-        logger.warning("token cache cannot be used, continuing without it: %s", first_line(error))
-        return None
-
-
-def _map_tokens(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int, cache_file: Path
-) -> RaggedTokens:
-    import datasets
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-        return dict(_encode(tokenizer, batch["text"], batch.get("pair"), max_length=max_length))
-
-    columns = {"text": list(examples.texts)} | ({} if examples.pairs is None else {"pair": list(examples.pairs)})
-    names = [name for name in tokenizer.model_input_names if name in ("input_ids", "token_type_ids")]
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        mapped = datasets.Dataset.from_dict(columns).map(
-            encode,
-            batched=True,
-            batch_size=_CHUNK,
-            remove_columns=list(columns),
-            features=datasets.Features({name: datasets.List(datasets.Value("int32")) for name in names}),
-            cache_file_name=str(cache_file),
-            new_fingerprint=cache_file.stem,
-        )
-    finally:
-        if not quiet:
-            datasets.enable_progress_bars()
-    if len(mapped) != len(examples) or mapped.column_names != names:
-        raise ValueError("it holds other examples")
-    rows = {name: mapped.data.column(name).combine_chunks() for name in names}
-    types = rows["token_type_ids"].flatten().to_numpy() if "token_type_ids" in rows else None
-    lengths = rows["input_ids"].value_lengths().to_numpy()
-    return RaggedTokens(rows["input_ids"].flatten().to_numpy(), types, np.cumsum([0, *lengths], dtype=np.int64))
-
-
-def _tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> RaggedTokens:
-    ids: list[list[int]] = []
-    types: list[list[int]] = []
-    for start in range(0, len(examples), _CHUNK):
-        part = slice(start, start + _CHUNK)
+def _encode_chunks(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, size: int, **options: Any
+) -> Iterator[tuple[int, Any]]:
+    """The index of the first example of each chunk, and the tokenizer's encodings."""
+    for begin in range(0, len(examples), size):
+        part = slice(begin, begin + size)
         pairs = None if examples.pairs is None else list(examples.pairs[part])
-        encoded = _encode(tokenizer, list(examples.texts[part]), pairs, max_length=max_length)
-        ids += encoded["input_ids"]
-        types += encoded.get("token_type_ids", [])
-    return RaggedTokens.from_rows(ids, types)
+        yield begin, _encode(tokenizer, list(examples.texts[part]), pairs, **options)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, *, max_length: int) -> Any:
-    return tokenizer(texts, pairs, truncation=True, max_length=max_length, padding=False, return_attention_mask=False)
-
-
-def _label_tensor(examples: Examples) -> Tensor | None:
-    if examples.labels is None:
-        return None
-    scores = any(isinstance(label, float) for label in examples.labels)
-    return torch.tensor(examples.labels, dtype=torch.float32 if scores else torch.long)
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, **options: Any) -> Any:
+    return tokenizer(texts, pairs, **({"truncation": True} | options), padding=False, return_attention_mask=False)
 
 
 def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """One epoch of batches, every example once, with similar lengths together so that little is padding.
 
-    The examples are shuffled, cut into pools of fifty batches, sorted by length within each pool and cut into
-    batches, and the batches are shuffled. The last partial batch is kept. The same seed and epoch give the same order.
-
-    Args:
-        lengths: tokens per example, ``(examples,)``.
-        batch_size: examples per batch.
-        seed: of the run.
-        epoch: number of the epoch, so that each has its own order.
+    The examples, of these ``lengths`` in tokens, are shuffled, cut into pools of fifty batches, sorted by length within
+    each pool and cut into batches, and the batches are shuffled. The last partial batch is kept. The same seed and
+    epoch give the same order.
     """
     sizes = np.asarray(lengths)
     generator = np.random.default_rng([seed, epoch])
@@ -348,10 +284,7 @@ def evaluation_batches(
 ) -> list[list[int]]:
     """Batches of similar length, the longest first, so that a lack of memory shows at once; the caller reorders.
 
-    Args:
-        lengths: tokens per example, ``(examples,)``.
-        batch_size: most examples per batch.
-        max_tokens: most tokens per batch, padding included (a single longer example is a batch); None is no limit.
+    With ``max_tokens``, a batch has at most that many tokens, padding included; a single longer example is a batch.
     """
     sizes = np.asarray(lengths)
     batches: list[list[int]] = []

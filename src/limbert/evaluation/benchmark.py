@@ -77,10 +77,7 @@ def benchmark(
         progress: called with what runs, steps done and steps in all.
 
     Raises:
-        CheckpointError: if the run is no elastic model on this machine, or its profile cannot be read.
-        ConfigError: for a setup that cannot be measured here.
-        SubnetError: for a name that is no sub-network of the model.
-        StorageError: if the run cannot be written; refused before the work.
+        LimbertError: for a run, setup or sub-network that cannot be measured or saved; refused before the work.
     """
     run = os.path.expanduser(run)
     if not Path(run).is_dir() or not read_record(run):
@@ -142,9 +139,7 @@ class Profiler:
     """Measures sub-networks of one model on this machine.
 
     Args:
-        model: trained.
         subnets: by name.
-        folder: an empty folder for the saved sub-networks.
         rounds: forward passes of each sub-network in a setup.
         max_seconds: roughly, for all passes of a setup, with at least 5 rounds.
     """
@@ -166,10 +161,6 @@ class Profiler:
         Args:
             setup: how they are run; checked with `check_setup`.
             names: of the profiler's sub-networks.
-            progress: called with what runs, steps done and steps in all.
-
-        Raises:
-            LimbertError: if a sub-network cannot be run.
         """
         self._load(setup, names, progress)
         inputs = example_batch(self._model.network.config, batch=setup.batch, tokens=setup.tokens)
@@ -245,7 +236,6 @@ def time_interleaved(
         rounds: counted calls of each, after three that are not counted.
         max_seconds: for all counted rounds: fewer are made if, judged by the last uncounted one, they would take
             longer, but at least 5.
-        progress: called with rounds done and in all.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     number = -_WARMUP_ROUNDS
@@ -278,7 +268,6 @@ def median_latency(
         networks: by name, in evaluation mode.
         inputs: on the networks' device.
         rounds: counted passes of each network.
-        progress: called with rounds done and in all.
     """
 
     def runner(network: nn.Module) -> Callable[[], object]:

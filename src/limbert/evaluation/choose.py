@@ -102,11 +102,7 @@ class Constraint:
 
 
 def parse_constraints(options: Mapping[str, str | None]) -> list[Constraint]:
-    """The limits of a budget by option; those that are None are left out.
-
-    Raises:
-        ConfigError: for a text that is not a quantity of the option's type.
-    """
+    """The limits of a budget by option; those that are None are left out."""
     return [
         Constraint(option, parse_quantity(text, quantity_type=BUDGET_METRICS[option].quantity_type, option=option))
         for option, text in options.items()
@@ -163,8 +159,7 @@ def choose(
 
     Raises:
         CheckpointError: if the run has no profile or no results.
-        ConfigError: if no limit is given, nothing comparable was measured, or the budget cannot be met; the message
-            then names the nearest sub-network.
+        ConfigError: without a limit, or if none can be met; the message then names the nearest sub-network.
     """
     run = os.path.expanduser(run)
     limits = {
@@ -221,12 +216,7 @@ _MEASURED_NAME = re.compile(r"\d+(\.\d+)?ms--?\d+(\.\d+)?")
 
 
 def resolve_measured_names(run: str | Path, names: Sequence[str]) -> list[str]:
-    """The names, with measured names like ``3.1ms-91.4`` replaced by the sub-network that was measured so.
-
-    Raises:
-        CheckpointError: if the run has no profile or no results.
-        SubnetError: if no sub-network, or more than one, was measured so.
-    """
+    """The names, with measured names like ``3.1ms-91.4`` replaced by the sub-network that was measured so."""
     return [_resolve_measured_name(run, name) if _MEASURED_NAME.fullmatch(name) else name for name in names]
 
 
@@ -246,11 +236,7 @@ def _resolve_measured_name(run: str | Path, name: str) -> str:
 
 
 def measured_subnets(run: str | Path, rows: Sequence[ProfileRow]) -> list[MeasuredSubnet]:
-    """Rows of a profile with the metric of the run's results; rows without results are left out.
-
-    Raises:
-        CheckpointError: if the run has no results, or does not record its task.
-    """
+    """Rows of a profile with the metric of the run's results; rows without results are left out."""
     task = read_record(run).get("task", {}) if Path(run).is_dir() else {}
     if not task.get("metrics"):
         raise CheckpointError(f"{run} has no limbert.json that names its task; train it with limbert train first")
@@ -280,15 +266,10 @@ def comparable_rows(
     which the full model (the most FLOPs) is fastest.
 
     Args:
-        run: a trained model.
         backend: runtime of the measurements.
         batch: examples per forward pass.
         tokens: per example.
         profile_path: a profile from another machine (``~`` is expanded) instead of the run's own.
-
-    Raises:
-        CheckpointError: if there is no such profile.
-        ConfigError: if nothing was measured so.
     """
     name = Path(run) / PROFILE_NAME if profile_path is None else Path(profile_path).expanduser()
     rows = _read_run_profile(run) if profile_path is None else read_profile(name)

@@ -16,9 +16,6 @@ class SubnetEncoding:
     where the family needs it, widths where only one was trained. A sub-network has at least as many layers as the
     shallowest trained depth: with fewer, predictions are no better than chance, and cheap enough to fill the front.
 
-    Args:
-        model: its space has the trained widths and depths.
-
     Attributes:
         cardinalities: the number of values of each parameter, by name.
         uniform_subnets: every trained width at every number of layers, the largest first: a finer grid.

@@ -30,19 +30,8 @@ from limbert.evaluation.results import (
     replace_json_lines,
 )
 from limbert.inference.engine import Engine
-from limbert.inference.load import (
-    LoadedCheckpoint,
-    load_checkpoint,
-    override_data_config,
-    warn_about_skipped_rows,
-)
-from limbert.inference.policy import (
-    Policy,
-    named_policy,
-    operating_points,
-    reject_token_level_task,
-    resolve_policy,
-)
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config, warn_about_skipped_rows
+from limbert.inference.policy import Policy, named_policy, operating_points, reject_token_level_task, resolve_policy
 from limbert.inference.predict import batch_counter, inference_batches, predict_subnet_logits, run_policy
 from limbert.inference.runtimes import check_precision
 from limbert.model.checkpoint import library_versions
@@ -177,13 +166,8 @@ def evaluate_subnets(
     """Results of the named sub-networks on one or more datasets, in the order of ``subnets``.
 
     Args:
-        model: evaluated without dropout; its mode is restored.
         eval_datasets: labelled examples by the name of the dataset; ``flops`` is the mean over all of them.
-        task: how logits become metrics.
         subnets: by name.
-        batch_size: examples per batch; the results do not depend on it.
-        precision: ``"bf16"`` runs under autocast.
-        progress: called with batches done and in all.
     """
     cost = CostModel(model)
     after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
@@ -214,16 +198,8 @@ def evaluate_policy(
     """Evaluate one policy on one or more datasets; the first batch runs once more before the time is measured.
 
     Args:
-        model: evaluated without dropout.
         eval_datasets: labelled examples by the name of the dataset.
-        task: how logits become metrics.
         policy: the policy.
-        batch_size: examples per batch; only the time depends on it.
-        precision: ``"bf16"`` runs under autocast.
-        progress: called with batches done and in all.
-
-    Raises:
-        ConfigError: if the policy does not fit the model or the task.
     """
     engine = Engine(model, policy, task_type=task.task_type, precision=precision)
     device = model.network.device
@@ -250,11 +226,7 @@ def evaluate_policy(
 
 
 def primary_metric(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> float:
-    """The task's primary metric.
-
-    Raises:
-        ConfigError: for examples without labels.
-    """
+    """The task's primary metric."""
     if examples.labels is None:
         raise ConfigError("the examples have no labels to compute a metric from")
     return compute_task_metrics(task, logits, examples)[task.primary_metric]
@@ -283,8 +255,6 @@ def policy_row(
         split: the split it was evaluated on.
         source: the folder, file or task that the split came from.
         num_examples: in the split.
-        batch_size: examples per batch; the time depends on it.
-        device: ``cpu`` or ``cuda``.
     """
     return {
         "name": name,

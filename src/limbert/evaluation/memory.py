@@ -83,9 +83,6 @@ def peak_memory_bytes(folders: Sequence[Path], setup: ProfileSetup, *, warmup_fo
         folders: of `save_standalone`.
         setup: how it runs.
         warmup_folder: the same of a tiny sub-network, run first, so that the libraries are initialised.
-
-    Raises:
-        LimbertError: if a process dies, for example for lack of memory.
     """
     if not PEAK_MEMORY_SUPPORTED:
         return [None] * len(folders)

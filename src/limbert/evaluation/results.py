@@ -188,22 +188,14 @@ def profile_row_key(row: Mapping[str, Any]) -> Hashable:
 
 
 def read_results(run: str | Path) -> list[SubnetResult]:
-    """The sub-network results of a finished run.
-
-    Raises:
-        CheckpointError: if they cannot be read.
-    """
+    """The sub-network results of a finished run."""
     needed: dict[str, type] = {"subnet": str, "params": float, "flops": float, "metrics": dict}
     rows = read_json_lines(Path(run) / RESULTS_NAME, required_keys=needed)
     return [SubnetResult(row["subnet"], row["params"], row["flops"], row["metrics"]) for row in rows]
 
 
 def read_profile(path: str | Path) -> list[ProfileRow]:
-    """The rows of a profile, in their order.
-
-    Raises:
-        CheckpointError: if the file is missing or a row cannot be read.
-    """
+    """The rows of a profile, in their order."""
     rows: list[ProfileRow] = []
     for number, row in enumerate(read_json_lines(path, required_keys={"subnet": str}), start=1):
         try:
@@ -223,14 +215,9 @@ def replace_json_lines(
     """Write rows into a JSON lines file in place of earlier rows with the same key; all others stay, in their order.
 
     Args:
-        path: the file; need not exist.
         rows: the new rows.
         key: identifies a row.
         keep: False for earlier rows to drop.
-
-    Raises:
-        CheckpointError: if the earlier rows cannot be read.
-        StorageError: if the file cannot be written; the old one stays.
     """
     earlier = read_json_lines(path, required_keys={}) if Path(path).exists() else []
     try:
@@ -241,12 +228,7 @@ def replace_json_lines(
 
 
 def require_writable_run(run: str | Path) -> None:
-    """Refuse, before any work, a run directory that results could not be written into.
-
-    Raises:
-        CheckpointError: if there is no such folder.
-        StorageError: if it cannot be written.
-    """
+    """Refuse, before any work, a run directory that results could not be written into."""
     if not Path(run).is_dir():
         raise CheckpointError(f"there is no folder {run}; give the output folder of limbert train")
     if not os.access(run, os.W_OK | os.X_OK):

@@ -118,9 +118,7 @@ def search(
         data: settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the training's.
 
     Raises:
-        ConfigError: for a setting out of range, or if optuna is not installed.
-        CheckpointError: if the run is no model trained by Limbert on this machine.
-        StorageError: if the run cannot be written; refused before the work.
+        LimbertError: for a setting out of range, a run that cannot be searched or written, or without optuna.
     """
     require(objective in OBJECTIVES, "objective", objective, "one of " + ", ".join(OBJECTIVES))
     run = os.path.expanduser(run)
@@ -217,16 +215,9 @@ def search_subnets(
         journal: optuna's journal file; made if there is none.
         study_name: names what a result depends on; other studies in the journal are ignored.
         trials: different sub-networks, the study's finished ones included; fewer if there are no more.
-        seed: of the optimiser.
-        progress: called with sub-networks done and in all.
 
     Returns:
         All finished trials of the study, in their order.
-
-    Raises:
-        ConfigError: if optuna is not installed.
-        CheckpointError: if the journal cannot be read.
-        StorageError: if it cannot be written.
     """
     optuna = import_optional("optuna", extra="search")
     generation = max(_MIN_POPULATION, 2 * len({*grid, *encoding.uniform_subnets}))
@@ -271,12 +262,7 @@ def search_subnets(
 
 @contextmanager
 def _exclusive(journal: Path) -> Iterator[None]:
-    """Refuse a second search with the same journal; the system releases the lock when a process is killed.
-
-    Raises:
-        ConfigError: if another search is running.
-        StorageError: if the lock file cannot be made.
-    """
+    """Refuse a second search with the same journal; the system releases the lock when a process is killed."""
     lock = journal.with_name(f".{journal.name}.running")
     try:
         descriptor = try_lock(lock)
@@ -293,11 +279,7 @@ def _exclusive(journal: Path) -> Iterator[None]:
 
 
 def _open_study(journal: Path, name: str) -> "optuna.Study":
-    """The study in optuna's journal file, or a new one.
-
-    Raises:
-        CheckpointError: if the journal cannot be read.
-    """
+    """The study in optuna's journal file, or a new one."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -320,17 +302,11 @@ class SubnetEvaluator:
     beside the full model's, the two taking turns, so that a slow phase of the machine affects both.
 
     Args:
-        model: trained.
         examples: a labelled validation split.
-        task: its primary metric is compared.
         objective: ``"flops"`` or ``"latency"``.
-        batch_size: examples per batch of the evaluation; only its time depends on it.
         latency_batch: examples in the forward pass that is timed.
         latency_tokens: tokens of each of them; None: the examples' median length.
         rounds: timed passes of each sub-network.
-
-    Raises:
-        ConfigError: for an unknown objective, or a length that the model cannot run.
     """
 
     def __init__(
@@ -389,12 +365,7 @@ class SubnetEvaluator:
 
 
 def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, metric: str, objective: Objective) -> None:
-    """Write sub-networks into the run's ``limbert.json`` in place of those of an earlier search for this objective.
-
-    Raises:
-        CheckpointError: if the run is no elastic checkpoint on this machine.
-        StorageError: if the file cannot be written; the old one stays.
-    """
+    """Write sub-networks into the run's ``limbert.json`` in place of those of an earlier search for this objective."""
     new = {
         searched_subnet_name(trial.subnet): trial.subnet.to_dict()
         | {"validation": {metric: trial.metric_value}, "objective": objective, "cost_share": trial.relative_cost}
@@ -413,12 +384,7 @@ def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, met
 
 
 def save_searched_results(run: str | Path, results: Sequence[SubnetResult]) -> None:
-    """Put results into the run's ``results.jsonl``; rows of searched sub-networks that are no longer saved are dropped.
-
-    Raises:
-        CheckpointError: if the file cannot be read.
-        StorageError: if it cannot be written; the old one stays.
-    """
+    """Write results into ``results.jsonl``; rows of searched sub-networks that are not saved now are dropped."""
     record = read_record(run)
     saved = record.get(SEARCHED_SUBNETS_KEY, {})
     context = {

@@ -20,13 +20,7 @@ from limbert.core.pareto import pareto_front
 from limbert.core.subnet import Subnet
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
-from limbert.evaluation.evaluate import (
-    Progress,
-    evaluate_policy,
-    no_progress,
-    policy_row,
-    primary_metric,
-)
+from limbert.evaluation.evaluate import Progress, evaluate_policy, no_progress, policy_row, primary_metric
 from limbert.evaluation.results import POLICIES_NAME, TUNE_NAME, require_writable_run
 from limbert.files import write_json_lines
 from limbert.inference.engine import Decision, Engine
@@ -115,9 +109,7 @@ def tune(
         data: settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the training's.
 
     Raises:
-        ConfigError: for a setting out of range, or a task with predictions at tokens.
-        CheckpointError: if the run is no model trained by Limbert on this machine.
-        StorageError: if the run cannot be written; refused before the work.
+        LimbertError: for a setting out of range, a token-level task, or a run that cannot be tuned or written.
     """
     require(0 <= balanced_drop <= 100, "balanced drop", balanced_drop, "between 0 and 100 points")
     require(0 <= fast_drop <= 100, "fast drop", fast_drop, "between 0 and 100 points")
@@ -185,21 +177,13 @@ def tune_policies(
     """Evaluate sub-networks, gates and exits on labelled examples.
 
     Args:
-        model: with gates, or with depths that keep the first layers; else only sub-networks are evaluated.
         examples: a validation split.
-        task: its primary metric is compared.
         widths: widths that the gates' choices may run at; every non-decreasing mapping is tried.
         exit_rule: of the exits.
         num_thresholds: tried for each choice of widths, at even quantiles of the examples' scores.
-        batch_size: examples per batch.
-        precision: ``"bf16"`` runs under autocast.
-        progress: called with runs over the examples done and in all.
 
     Returns:
         All candidates, the full model first.
-
-    Raises:
-        ConfigError: for a task with predictions at tokens, or examples without labels.
     """
     reject_token_level_task(task.task_type, "tune")
     full_flops = CostModel(model).mean_flops(model.full, examples.lengths)

@@ -22,41 +22,32 @@ class Exporter:
 
     Attributes:
         runtime_title: name of the runtime for readers.
+        runtime: its key in ``RUNTIMES``.
         libraries: libraries of the extra ``export`` that it needs.
-        write: writes the network as files in a folder, for a tokenizer with the named inputs; without the tokenizer.
-        load: loads the folder in its own runtime, with a number of threads.
-        quantize: quantises the files in a folder to int8 in place; None if the format has no int8.
+        model_name: the file that the runtime loads; empty if it is the folder.
         weights_name: the file with the weights.
+        write: writes the network as files in a folder, for a tokenizer with the named inputs; without the tokenizer.
+        quantize: quantises the file ``model_name`` to int8 in place; None if the format has no int8.
     """
 
     runtime_title: str
+    runtime: str
     libraries: tuple[str, ...]
-    write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]
-    load: Callable[[Path, int | None], Runtime]
-    quantize: Callable[[Path, CalibrationLoader], None] | None
+    model_name: str
     weights_name: str
+    write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]
+    quantize: Callable[[Path, CalibrationLoader], None] | None = None
 
-
-def _write_hf(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
-    save_huggingface(network, folder)
-
-
-def _load_hf(folder: Path, threads: int | None) -> Runtime:
-    return load_runtime("torch", load_huggingface(folder), threads=threads)
+    def load(self, folder: Path, threads: int | None) -> Runtime:
+        """Load the folder in its own runtime."""
+        source = folder / self.model_name if self.model_name else load_huggingface(folder)
+        return load_runtime(self.runtime, source, threads=threads)
 
 
 def _write_onnx(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
     names = tuple(name for name in input_names(network) if name in inputs)
     write_onnx(network, folder / ONNX_NAME, inputs=names)
     stock_config(network).save_pretrained(folder)
-
-
-def _load_onnx(folder: Path, threads: int | None) -> Runtime:
-    return load_runtime("onnxruntime", folder / ONNX_NAME, threads=threads)
-
-
-def _quantize_onnx(folder: Path, calibration: CalibrationLoader) -> None:
-    quantize_onnx(folder / ONNX_NAME)
 
 
 def _write_openvino(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
@@ -71,25 +62,25 @@ def _write_openvino(network: PreTrainedModel, folder: Path, inputs: tuple[str, .
     onnx_file.unlink()
 
 
-def _load_openvino(folder: Path, threads: int | None) -> Runtime:
-    return load_runtime("openvino", folder / OPENVINO_NAME, threads=threads)
-
-
-def _quantize_openvino(folder: Path, calibration: CalibrationLoader) -> None:
-    quantize_openvino(folder / OPENVINO_NAME, calibration)
-
-
+_ONNX_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+_OPENVINO_LIBRARIES = ("onnx", "onnxscript", "openvino")
 EXPORTERS: dict[str, Exporter] = {
-    "hf": Exporter("PyTorch with Transformers", (), _write_hf, _load_hf, None, "model.safetensors"),
-    "onnx": Exporter(
-        "ONNX Runtime", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx, _quantize_onnx, ONNX_NAME
+    "hf": Exporter(
+        "PyTorch with Transformers",
+        "torch",
+        (),
+        "",
+        "model.safetensors",
+        lambda network, folder, inputs: save_huggingface(network, folder),
     ),
+    "onnx": Exporter("ONNX Runtime", "onnxruntime", _ONNX_LIBRARIES, ONNX_NAME, ONNX_NAME, _write_onnx, quantize_onnx),
     "openvino": Exporter(
         "OpenVINO",
-        ("onnx", "onnxscript", "openvino"),
-        _write_openvino,
-        _load_openvino,
-        _quantize_openvino,
+        "openvino",
+        _OPENVINO_LIBRARIES,
+        OPENVINO_NAME,
         "openvino_model.bin",
+        _write_openvino,
+        quantize_openvino,
     ),
 }

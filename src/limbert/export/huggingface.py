@@ -30,7 +30,7 @@ def is_stock(network: PreTrainedModel) -> bool:
 
 def stock_config(network: PreTrainedModel) -> PretrainedConfig:
     """The sub-network's config: a stock one if possible, else with the widths of each layer under ``limbert``."""
-    family, config = _family(network), copy.deepcopy(network.config)
+    family, config = FAMILIES[network.config.model_type], copy.deepcopy(network.config)
     heads, neurons = _layer_sizes(network)
     config.architectures = [type(network).__name__]
     config.dtype = "float32"
@@ -42,38 +42,33 @@ def stock_config(network: PreTrainedModel) -> PretrainedConfig:
 
 
 def save_huggingface(network: PreTrainedModel, folder: Path) -> None:
-    """Write weights and config, and the modelling file where stock Transformers cannot build the sub-network.
-
-    Raises:
-        UnsupportedModelError: for a head without an Auto class.
-    """
-    auto_class = _require_auto_class(network)
-    config, stock = stock_config(network), is_stock(network)
-    if not stock:
-        config.auto_map = {auto_class: f"{_MODELING_MODULE}.{type(network).__name__}"}
-    network.save_pretrained(folder)
-    config.save_pretrained(folder)
-    if not stock:
-        text = Path(modeling_limbert.__file__).read_text(encoding="utf-8")
-        (folder / f"{_MODELING_MODULE}.py").write_text(
-            text.replace(_TEMPLATE_CLASS, type(network).__name__), encoding="utf-8"
+    """Write weights and config, and the modelling file where stock Transformers cannot build the sub-network."""
+    auto_class = auto_class_of(network)
+    if auto_class is None:
+        raise UnsupportedModelError(
+            f"{type(network).__name__} has no Auto class that could load it; heads with one: {', '.join(TASK_HEADS)}"
         )
+    config = stock_config(network)
+    network.save_pretrained(folder)
+    if not is_stock(network):
+        config.auto_map = {auto_class: f"{_MODELING_MODULE}.{type(network).__name__}"}
+        code = Path(modeling_limbert.__file__).read_text(encoding="utf-8")
+        code = code.replace(_TEMPLATE_CLASS, type(network).__name__)
+        (folder / f"{_MODELING_MODULE}.py").write_text(code, encoding="utf-8")
+    config.save_pretrained(folder)
 
 
 def load_huggingface(folder: Path) -> PreTrainedModel:
     """Load a folder of `save_huggingface` as Transformers would, without copying its code into Transformers' cache."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    name = config.architectures[0]
     source: Any = transformers
-    if (folder / f"{_MODELING_MODULE}.py").exists():
-        spec = importlib.util.spec_from_file_location(
-            f"{_MODELING_MODULE}_of_an_export", folder / f"{_MODELING_MODULE}.py"
-        )
-        assert spec is not None
-        assert spec.loader is not None
+    code = folder / f"{_MODELING_MODULE}.py"
+    if code.exists():
+        spec: Any = importlib.util.spec_from_file_location(f"{_MODELING_MODULE}_of_an_export", code)
         source = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(source)
-    network: PreTrainedModel = getattr(source, name).from_pretrained(folder, dtype=torch.float32)
+    network_class = getattr(source, config.architectures[0])
+    network: PreTrainedModel = network_class.from_pretrained(folder, dtype=torch.float32)
     return network.eval()
 
 
@@ -86,22 +81,9 @@ def auto_class_of(network: PreTrainedModel) -> str | None:
     return None
 
 
-def _require_auto_class(network: PreTrainedModel) -> str:
-    auto_class = auto_class_of(network)
-    if auto_class is None:
-        raise UnsupportedModelError(
-            f"{type(network).__name__} has no Auto class that could load it; heads with one: {', '.join(TASK_HEADS)}"
-        )
-    return auto_class
-
-
-def _family(network: PreTrainedModel) -> Family:
-    return FAMILIES[network.config.model_type]
-
-
 def _layer_sizes(network: PreTrainedModel) -> tuple[list[int], list[int]]:
     """Heads and neurons of each layer, from the sizes of its Linears."""
-    family = _family(network)
+    family = FAMILIES[network.config.model_type]
     head_size = network.config.hidden_size // network.config.num_attention_heads
     parts = [layer_parts(layer, family) for layer in stack_of(network, family)]
     heads = [layer.attention_out.in_features // head_size for layer in parts]

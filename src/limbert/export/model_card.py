@@ -2,17 +2,22 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from transformers import PreTrainedModel
 
+from limbert.core.subnet import Shape, Subnet
 from limbert.data.tasks import Task
+from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME
-from limbert.export.verify import ParityResult, RuntimeBenchmark
+from limbert.export.export_result import ExportConfig, ExportResult
+from limbert.export.formats import EXPORTERS
+from limbert.export.huggingface import auto_class_of, is_stock
 from limbert.files import read_json_lines
+from limbert.inference.load import LoadedCheckpoint
 
 _PIPELINE_TAGS = {
     "SequenceClassification": "text-classification",
@@ -26,140 +31,125 @@ _EXAMPLE_TEXTS = {True: '["It rained."], ["Rain fell."]', False: '["It rained al
 _MAX_LABELS = 6  # labels listed in the card
 
 
-@dataclass(frozen=True)
-class ExportCard:
-    """The contents of the card.
+def export_card(
+    result: ExportResult, checkpoint: LoadedCheckpoint, network: PreTrainedModel, *, subnet: Subnet, takes_pairs: bool
+) -> str:
+    """The card of an export in Markdown.
 
-    Attributes:
-        name: of the folder.
-        format: ``hf``, ``onnx`` or ``openvino``.
-        runtime_title: name of the runtime for readers.
-        network: class name of the network.
-        auto_class: the Auto class that loads it in Transformers; None if there is none.
-        needs_remote_code: whether the folder has a modelling file.
-        source: name of the elastic model.
-        base_model: Hub id of the encoder that it was trained from; None if unknown.
-        licence: a licence identifier of the Hugging Face Hub.
-        task: None for a model without one.
+    Args:
+        result: the export.
+        checkpoint: the elastic model that it came from.
+        network: the exported network.
+        subnet: its layers, heads and neurons in the elastic model.
         takes_pairs: whether the inputs are pairs of texts.
-        subnet: its name, and a description of its layers, heads and neurons.
-        params: parameters.
-        dev_metrics: of the sub-network on the development set; empty if unknown.
-        profile: rows of the run's ``profile.jsonl`` for this sub-network.
-        parity: the outputs compared with the source's.
-        parity_data: what the compared examples were.
-        benchmarks: before and after int8; else empty.
-        hardware: of the benchmarks.
     """
+    parts = [
+        f"---\n{_metadata(result, checkpoint, network).to_yaml()}\n---",
+        _summary(result, checkpoint, subnet, takes_pairs=takes_pairs),
+        _metrics_section(result),
+        _profile_section(result),
+        _int8_section(result) if result.benchmarks else "",
+        _parity_section(result),
+        f"## Use\n\n{_usage_code(result.config, network, checkpoint.task, takes_pairs=takes_pairs)}",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
-    name: str
-    format: str
-    runtime_title: str
-    network: str
-    auto_class: str | None
-    needs_remote_code: bool
-    source: str
-    base_model: str | None
-    licence: str
-    task: Task | None
-    takes_pairs: bool
-    subnet: tuple[str, str]
-    params: int
-    dev_metrics: Mapping[str, float]
-    profile: Sequence[Mapping[str, Any]]
-    parity: ParityResult
-    parity_data: str
-    benchmarks: Mapping[str, RuntimeBenchmark]
-    hardware: str
 
-    def to_markdown(self) -> str:
-        """The whole card."""
-        parts = [
-            f"---\n{self._metadata().to_yaml()}\n---",
-            self._summary(),
-            self._metrics_section(),
-            self._profile_section(),
-            self._int8_section(),
-            self._parity_section(),
-            f"## Use\n\n{self._usage_code()}",
-        ]
-        return "\n\n".join(part for part in parts if part) + "\n"
+def _metadata(result: ExportResult, checkpoint: LoadedCheckpoint, network: PreTrainedModel) -> ModelCardData:
+    config, task = result.config, checkpoint.task
+    name = type(network).__name__
+    return ModelCardData(
+        license=config.licence or licence_of(config.run),
+        library_name="transformers" if config.format == "hf" else config.format,
+        pipeline_tag=next((tag for head, tag in _PIPELINE_TAGS.items() if name.endswith(head)), None),
+        base_model=base_model(checkpoint.model.record),
+        tags=["limbert", config.format, *(["int8"] if result.benchmarks else [])],
+        metrics=[_HUB_METRICS.get(name, name) for name in task.metrics] if task else None,
+    )
 
-    def _metadata(self) -> ModelCardData:
-        return ModelCardData(
-            license=self.licence,
-            library_name={"hf": "transformers"}.get(self.format, self.format),
-            pipeline_tag=next((tag for head, tag in _PIPELINE_TAGS.items() if self.network.endswith(head)), None),
-            base_model=self.base_model,
-            tags=["limbert", self.format, *(["int8"] if self.benchmarks else [])],
-            metrics=[_HUB_METRICS.get(name, name) for name in self.task.metrics] if self.task else None,
-        )
 
-    def _summary(self) -> str:
-        task = ""
-        if self.task is not None:
-            name = self.task.task_type if self.task.name is None else f"{self.task.name} ({self.task.task_type})"
-            labels = f", labels {_format_labels(self.task.labels)}" if self.task.labels else ""
-            task = f" Task: {name}{labels}; input: {'pairs of texts' if self.takes_pairs else 'texts'}."
-        subnet_name, description = self.subnet
-        return (
-            f"# {self.name}\n\nSub-network `{subnet_name}` of the elastic model `{self.source}`, exported for "
-            f"{self.runtime_title}{' in int8' if self.benchmarks else ''}: {description}; "
-            f"{self.params / 1e6:.2f} million parameters.{task}"
-        )
+def _summary(result: ExportResult, checkpoint: LoadedCheckpoint, subnet: Subnet, *, takes_pairs: bool) -> str:
+    config, task, text = result.config, checkpoint.task, ""
+    if task is not None:
+        name = task.task_type if task.name is None else f"{task.name} ({task.task_type})"
+        labels = f", labels {_format_labels(task.labels)}" if task.labels else ""
+        text = f" Task: {name}{labels}; input: {'pairs of texts' if takes_pairs else 'texts'}."
+    return (
+        f"# {config.output.absolute().name}\n\nSub-network `{config.subnet}` of the elastic model "
+        f"`{Path(config.run).name}`, exported for {EXPORTERS[config.format].runtime_title}"
+        f"{' in int8' if result.benchmarks else ''}: {_describe_subnet(subnet, checkpoint.model.shape)}; "
+        f"{result.params / 1e6:.2f} million parameters.{text}"
+    )
 
-    def _metrics_section(self) -> str:
-        if not self.dev_metrics:
-            return ""
-        rows = "\n".join(f"| {name} | {100 * value:.2f} |" for name, value in self.dev_metrics.items())
-        precision = " (fp32, before int8)" if self.benchmarks else ""
-        return f"## Metrics\n\nOn the development set{precision}:\n\n| metric | value |\n|---|---:|\n{rows}"
 
-    def _profile_section(self) -> str:
-        if not self.profile:
-            return ""
-        rows = [
-            f"| {row.get('backend')} | {row.get('device')} | {row.get('threads')} | {row.get('batch')} "
-            f"| {row.get('tokens')} | {row['latency_p50_ms']:.2f} | {row['latency_p95_ms']:.2f} "
-            f"| {row['throughput']:.0f} |"
-            for row in self.profile
-        ]
-        return (
-            "## Measured (fp32)\n\n| runtime | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
-            "|---|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(rows)
-        )
+def _describe_subnet(subnet: Subnet, shape: Shape) -> str:
+    """``4 of 6 layers (0, 1, 2, 3), 6 of 12 heads and 768 of 1536 neurons in each``."""
+    layers = f"{len(subnet.layers)} of {shape.layers} layers ({', '.join(map(str, subnet.layers))})"
 
-    def _int8_section(self) -> str:
-        if not self.benchmarks:
-            return ""
-        before, after = self.benchmarks["fp32"], self.benchmarks["int8"]
-        rows = [
-            f"| {name} | {100 * before.metrics[name]:.2f} | {100 * after.metrics[name]:.2f} |" for name in after.metrics
-        ]
-        rows += [
-            f"| ms per text, one at a time | {before.latency_ms:.2f} | {after.latency_ms:.2f} |",
-            f"| texts per second, batches of 16 | {before.throughput:.0f} | {after.throughput:.0f} |",
-            f"| MB | {before.file_bytes / 1e6:.1f} | {after.file_bytes / 1e6:.1f} |",
-        ]
-        head = f"## int8\n\nIn {self.runtime_title} on {self.hardware}:\n\n| | fp32 | int8 |\n|---|---:|---:|\n"
-        return head + "\n".join(rows)
+    def describe(counts: tuple[int, ...], full: int, unit: str) -> str:
+        shown = counts[:1] if len({*counts}) == 1 else counts
+        return f"{', '.join(map(str, shown))} of {full} {unit}"
 
-    def _parity_section(self) -> str:
-        when = "before int8, " if self.benchmarks else ""
-        return (
-            f"Verified at export: {when}on {self.parity.examples} {self.parity_data} the outputs differ from the "
-            f"source's by at most {self.parity.max_relative_difference:.1g} of the largest output."
-        )
+    heads, neurons = describe(subnet.heads, shape.heads, "heads"), describe(subnet.neurons, shape.neurons, "neurons")
+    return f"{layers}, {heads} and {neurons} in each"
 
-    def _usage_code(self) -> str:
-        template = (Path(__file__).parent / "usage" / f"{self.format}.md").read_text(encoding="utf-8").strip()
-        return Template(template).substitute(
-            folder=self.name,
-            auto_class=self.auto_class or "AutoModel",
-            trust=", trust_remote_code=True" if self.needs_remote_code else "",
-            texts=_EXAMPLE_TEXTS[self.takes_pairs],
-            answer=_output_code(self.format, self.network, self.task),
-        )
+
+def _metrics_section(result: ExportResult) -> str:
+    if not result.dev_metrics:
+        return ""
+    rows = "\n".join(f"| {name} | {100 * value:.2f} |" for name, value in result.dev_metrics.items())
+    precision = " (fp32, before int8)" if result.benchmarks else ""
+    return f"## Metrics\n\nOn the development set{precision}:\n\n| metric | value |\n|---|---:|\n{rows}"
+
+
+def _profile_section(result: ExportResult) -> str:
+    """The rows of the run's ``profile.jsonl`` for this sub-network."""
+    rows = [
+        f"| {row.get('backend')} | {row.get('device')} | {row.get('threads')} | {row.get('batch')} "
+        f"| {row.get('tokens')} | {row['latency_p50_ms']:.2f} | {row['latency_p95_ms']:.2f} "
+        f"| {row['throughput']:.0f} |"
+        for row in _subnet_rows(result.config.run, PROFILE_NAME, result.config.subnet)
+        if "latency_p50_ms" in row
+    ]
+    head = (
+        "## Measured (fp32)\n\n| runtime | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
+        "|---|---|---:|---:|---:|---:|---:|---:|\n"
+    )
+    return head + "\n".join(rows) if rows else ""
+
+
+def _int8_section(result: ExportResult) -> str:
+    before, after = result.benchmarks["fp32"], result.benchmarks["int8"]
+    rows = [
+        f"| {name} | {100 * before.metrics[name]:.2f} | {100 * after.metrics[name]:.2f} |" for name in after.metrics
+    ]
+    rows += [
+        f"| ms per text, one at a time | {before.latency_ms:.2f} | {after.latency_ms:.2f} |",
+        f"| texts per second, batches of 16 | {before.throughput:.0f} | {after.throughput:.0f} |",
+        f"| MB | {before.file_bytes / 1e6:.1f} | {after.file_bytes / 1e6:.1f} |",
+    ]
+    title = f"In {EXPORTERS[result.config.format].runtime_title} on {describe_this_machine(result.config.threads)}"
+    return f"## int8\n\n{title}:\n\n| | fp32 | int8 |\n|---|---:|---:|\n" + "\n".join(rows)
+
+
+def _parity_section(result: ExportResult) -> str:
+    when = "before int8, " if result.benchmarks else ""
+    return (
+        f"Verified at export: {when}on {result.parity.examples} {result.parity_data} the outputs differ from the "
+        f"source's by at most {result.parity.max_relative_difference:.1g} of the largest output."
+    )
+
+
+def _usage_code(config: ExportConfig, network: PreTrainedModel, task: Task | None, *, takes_pairs: bool) -> str:
+    template = (Path(__file__).parent / "usage" / f"{config.format}.md").read_text(encoding="utf-8").strip()
+    needs_remote_code = config.format == "hf" and not is_stock(network)
+    return Template(template).substitute(
+        folder=config.output.absolute().name,
+        auto_class=auto_class_of(network) or "AutoModel",
+        trust=", trust_remote_code=True" if needs_remote_code else "",
+        texts=_EXAMPLE_TEXTS[takes_pairs],
+        answer=_output_code(config.format, type(network).__name__, task),
+    )
 
 
 def _output_code(format: str, network_class: str, task: Task | None) -> str:
@@ -189,11 +179,6 @@ def dev_metrics(run: str, record: Mapping[str, Any], subnet: str) -> dict[str, f
     """Metrics of a sub-network on the development set, from ``results.jsonl`` or the record; empty if unknown."""
     rows = [row for row in _subnet_rows(run, RESULTS_NAME, subnet) if "metrics" in row]
     return dict(rows[-1]["metrics"] if rows else record.get("metrics", {}).get(subnet, {}))
-
-
-def profile_rows(run: str, subnet: str) -> list[dict[str, Any]]:
-    """Rows of ``profile.jsonl`` for a sub-network; none if it was not measured."""
-    return [row for row in _subnet_rows(run, PROFILE_NAME, subnet) if "latency_p50_ms" in row]
 
 
 def _subnet_rows(run: str, name: str, subnet: str) -> list[dict[str, Any]]:

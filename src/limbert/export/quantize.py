@@ -18,11 +18,11 @@ CalibrationLoader = Callable[[], Sequence[dict[str, Tensor]]]  # loads batches o
 _NOISY_LOGGERS = ("", "nncf")
 
 
-def quantize_onnx(path: Path) -> None:
+def quantize_onnx(path: Path, load_batches: CalibrationLoader) -> None:
     """Quantise an ONNX file in place: matrix products with weights, and embedding tables.
 
-    Each column of a weight has its own scale; activations are scaled per batch at run time (dynamic), so no
-    calibration is needed.
+    Each column of a weight has its own scale; activations are scaled per batch at run time (dynamic), so
+    ``load_batches`` is not called.
     """
     onnx = import_optional("onnx", extra="export")
     quantization = import_optional("onnxruntime.quantization", extra="export")
@@ -58,10 +58,7 @@ def quantize_openvino(path: Path, load_batches: CalibrationLoader) -> None:
         names = [node.get_any_name() for node in model.inputs]
         batches = [{name: batch[name].numpy() for name in names} for batch in load_batches()]
         quantized = nncf.quantize(
-            model,
-            nncf.Dataset(batches),
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(batches),
+            model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches)
         )
         temporary = path.with_name(f"{path.stem}-int8.xml")
         openvino.save_model(quantized, temporary, compress_to_fp16=False)

@@ -48,11 +48,7 @@ class ParityResult:
 
 
 def compare_outputs(source: Runtime, exported: Runtime, batches: Iterable[Mapping[str, Tensor]]) -> ParityResult:
-    """Run both on the same batches and compare their outputs, except at padding.
-
-    Raises:
-        ExportError: if the outputs have other names or shapes, or one is not finite.
-    """
+    """Run both on the same batches and compare their outputs, except at padding."""
     examples, largest, difference = 0, 0.0, 0.0
     agreements: list[Tensor] = []
     for batch in batches:
@@ -120,8 +116,6 @@ def benchmark_runtimes(
     Args:
         runtimes: by name, each with the size of its file in bytes.
         examples: labelled.
-        task: how logits become metrics.
-        progress: called with passes done and in all.
     """
     batches = evaluation_batches(examples.lengths, batch_size=_BENCHMARK_BATCH_SIZE)
     logits = {name: OutputCollector(examples) for name in runtimes}
@@ -170,12 +164,7 @@ def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, require
     """Examples spread evenly over the development set; built-in sentences if it cannot be read.
 
     Args:
-        checkpoint: the model with its task and tokenizer.
-        config: where the data is.
         required: whether data that cannot be read is an error, because the user named it.
-
-    Raises:
-        DataError: if required data cannot be read, or its settings contradict each other (ConfigError).
     """
     task = checkpoint.task
     if task is not None:
@@ -198,13 +187,7 @@ def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, require
 
 
 def labelled_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, use_dev_set: bool) -> TokenizedExamples:
-    """Labelled examples to measure the loss of int8 on: the development set, or the validation split.
-
-    Raises:
-        CheckpointError: if the model does not record how it was trained.
-        ConfigError: for settings that contradict each other.
-        DataError: if the data cannot be read.
-    """
+    """Labelled examples to measure the loss of int8 on: the development set, or the validation split."""
     if use_dev_set and checkpoint.task is not None:
         examples = next(iter(load_evaluation_data(config, checkpoint.task).values()))
     else:
@@ -213,12 +196,7 @@ def labelled_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, use_d
 
 
 def calibration_batches(checkpoint: LoadedCheckpoint, config: DataConfig) -> list[dict[str, Tensor]]:
-    """Single training examples, spread evenly over the training set, to calibrate the range of activations.
-
-    Raises:
-        ConfigError: for settings that contradict each other.
-        DataError: if the data cannot be read.
-    """
+    """Single training examples, spread evenly over the training set, to calibrate the range of activations."""
     selected = _spread(load_task_data(config, seed=0).train, _CALIBRATION_EXAMPLES)
     tokens = checkpoint.tokenize(selected, cache=False)
     return [inference_inputs(tokens, [index]) for index in range(len(tokens))]

@@ -71,10 +71,6 @@ def load_base_checkpoint(config: TrainConfig, task: Task) -> TaskBaseCheckpoint:
 
     It counts as fine-tuned on the task if its config names a head for this task type with as many outputs and, where
     the labels have names of their own, the same names; their order is then the model's.
-
-    Raises:
-        CheckpointError: if the config or the tokenizer cannot be read.
-        UnsupportedModelError: for a family that is not supported.
     """
     model_config, tokenizer = load_config_and_tokenizer(config.model)
     labels = _label_order(model_config, task)
@@ -90,11 +86,7 @@ def load_base_checkpoint(config: TrainConfig, task: Task) -> TaskBaseCheckpoint:
 
 
 def trained_space(path_or_hub_id: str) -> Space | None:
-    """The space that a model was trained for; None if no phase trained widths or depths.
-
-    Raises:
-        CheckpointError: if its ``limbert.json`` cannot be read.
-    """
+    """The space that a model was trained for; None if no phase trained widths or depths."""
     record = read_record(path_or_hub_id)
     trained = {*record.get("phases", ())} - {"finetune", "mlm"}  # those train the full model only
     return Space.from_dict(record["space"]) if trained and "space" in record else None

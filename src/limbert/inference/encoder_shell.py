@@ -15,15 +15,7 @@ HeadStep = Callable[[Tensor, Tensor], Tensor]  # (hidden or pooled state, attent
 
 
 class EncoderShell:
-    """Embeds batches and applies the task head to any layer's output. Thread-safe.
-
-    Args:
-        network: a sequence classifier in evaluation mode that this object owns; its layer stack is taken out.
-        family: its entry in the family table.
-
-    Raises:
-        UnsupportedModelError: for another task head.
-    """
+    """Embeds batches and applies the task head to any layer's output; takes ``network``'s layers out. Thread-safe."""
 
     def __init__(self, network: PreTrainedModel, family: Family) -> None:
         if not type(network).__name__.endswith("ForSequenceClassification"):
@@ -40,25 +32,12 @@ class EncoderShell:
         self._batched_arguments = self._find_batched_arguments()
 
     def prepare(self, inputs: dict[str, Tensor]) -> PreparedBatch:
-        """Embed a batch and record the arguments that its layers are called with.
-
-        Args:
-            inputs: ``input_ids`` and ``attention_mask`` ``(batch, tokens)``, and other inputs of the network.
-
-        Returns:
-            The embedding output ``(batch, tokens, hidden)``, and the layers' calls.
-        """
+        """The embedding output ``(batch, tokens, hidden)`` of a batch, and the arguments that its layers take."""
         prepared = self._fast_prepare(inputs) if self._fast_prepare is not None else None
         return prepared or self._call_recorder.record(self._network, inputs)
 
     def select_examples(self, calls: LayerCalls, indices: Tensor, *, batch_size: int) -> LayerCalls:
-        """The layers' calls for some examples of the batch.
-
-        Args:
-            calls: of the whole batch.
-            indices: of the examples, ``(examples,)``.
-            batch_size: examples in the whole batch.
-        """
+        """The layers' calls for some examples of a batch of ``batch_size``."""
 
         def select(path: ArgumentPath, tensor: Tensor) -> Tensor:
             is_batched = path in self._batched_arguments and len(tensor) == batch_size
@@ -76,7 +55,6 @@ class EncoderShell:
         Args:
             states: ``(examples, tokens, hidden)`` each, for consecutive parts of ``indices``.
             attention_mask: of the whole batch, ``(batch, tokens)``.
-            indices: the examples' indices in the batch.
 
         Returns:
             Logits ``(examples, outputs)``.

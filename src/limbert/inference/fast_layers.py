@@ -25,8 +25,6 @@ def fast_layer_runner(layer: nn.Module, network: PreTrainedModel, family: Family
 
     Args:
         layer: with plain Linears, as in views.
-        network: the model that the layer belongs to.
-        family: the model's entry in the family table.
     """
     if not _has_fast_path(network, family):
         return lambda state, calls: calls.run(layer, state)

@@ -20,18 +20,14 @@ from limbert.data.task_registry import tokenize_for_task
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 from limbert.errors import CheckpointError, ConfigError
-from limbert.model.checkpoint import load_tokenizer
+from limbert.model.checkpoint import load_tokenizer, read_record
 from limbert.model.elastic import ElasticModel
 
 _logger = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:1``.
-
-    Raises:
-        ConfigError: for another name, or a GPU that torch does not find.
-    """
+    """The device called ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:1``."""
     require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None, "device", name, "auto, cpu, cuda or cuda:NUMBER")
     count = torch.cuda.device_count()
     if name == "auto":
@@ -49,11 +45,7 @@ def usable_cores() -> int:
 
 
 def override_data_config(saved: DataConfig, **overrides: Any) -> DataConfig:
-    """A run's data settings with some replaced; overrides that are None, False or empty change nothing.
-
-    Raises:
-        ConfigError: for a name that is no data setting.
-    """
+    """A run's data settings with some replaced; overrides that are None, False or empty change nothing."""
     known = {field.name for field in fields(DataConfig)}
     for name in overrides:
         require(name in known, "data setting", name, f"one of {', '.join(sorted(known))}")
@@ -89,11 +81,7 @@ class LoadedCheckpoint:
 
     @property
     def trained_task(self) -> Task:
-        """The task that Limbert trained the model for.
-
-        Raises:
-            CheckpointError: if it did not.
-        """
+        """The task that Limbert trained the model for."""
         if self.task is None:
             reason = "is an encoder without a task" if self.model.record else "has no limbert.json"
             raise CheckpointError(f"{self.path} {reason}; train it with limbert train first")
@@ -104,12 +92,7 @@ class LoadedCheckpoint:
 
         Args:
             examples: of the model's task.
-            task: of a stock checkpoint, which does not record it.
             cache: whether to read and write the token cache.
-
-        Raises:
-            ConfigError: if the tokenizer or the maximum length does not fit.
-            DataError: for single texts where the training had pairs, or the other way round.
         """
         task = task or self.task
         if task is None:
@@ -126,21 +109,19 @@ def load_checkpoint(
     """Load an elastic checkpoint, or a stock one with a sequence classification head.
 
     Args:
-        path: folder (``~`` is expanded) or Hub id.
         space: instead of the checkpoint's own.
         head: see ``ElasticModel.from_pretrained``.
-        device: see `resolve_device`.
 
     Raises:
-        ConfigError: if there is no such device.
         CheckpointError: if the checkpoint is missing or broken, or has no tokenizer.
-        UnsupportedModelError: for a family that is not supported.
     """
     path = os.path.expanduser(path)
     torch_device = resolve_device(device)
     try:
         model = ElasticModel.from_pretrained(path, space=space, head=head)
     except CheckpointError as error:
+        if Path(path).is_dir() and not read_record(path):
+            raise CheckpointError(f"{path} has no limbert.json; train it with limbert train first ({error})") from error
         if Path(path).exists() or "no checkpoint folder" in str(error):
             raise
         raise CheckpointError(f"there is no folder {path}; as the name of a model on the Hub: {error}") from error
@@ -162,13 +143,7 @@ def load_validation_split(checkpoint: LoadedCheckpoint, data_config: DataConfig)
     """The validation split of the training data, with label ids in the model's order.
 
     Args:
-        checkpoint: a model trained by Limbert.
         data_config: where its training data is now.
-
-    Raises:
-        CheckpointError: if the model does not record how it was trained.
-        ConfigError: if the data is for other labels.
-        DataError: if the data cannot be read.
     """
     saved = checkpoint.model.record.get("settings", {}).get("train")
     if saved is None or checkpoint.task is None:

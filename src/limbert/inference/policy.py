@@ -72,19 +72,11 @@ class Policy:
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON; `from_dict` reads them."""
         exits = {"rule": self.exits.name, "threshold": self.exits.threshold} if self.exits else None
-        return {
-            "policy": self.name,
-            "widths": None if self.widths is None else list(self.widths),
-            "exits": exits,
-        }
+        return {"policy": self.name, "widths": None if self.widths is None else list(self.widths), "exits": exits}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The policy that `to_dict` wrote.
-
-        Raises:
-            ConfigError: if keys are missing or values cannot be read.
-        """
+        """The policy that `to_dict` wrote."""
         try:
             exits = values.get("exits")
             rule = ExitRule(exits["rule"], exits["threshold"]) if exits else None
@@ -101,9 +93,6 @@ class Policy:
             name: ``static:WIDTHxDEPTH``, ``width``, ``depth`` or ``width+depth``.
             widths: see `Policy`.
             exits: needed by ``depth`` and ``width+depth``.
-
-        Raises:
-            ConfigError: for an unknown name, or settings that do not go with it.
         """
         if name.startswith("static:"):
             return cls(subnet=name.removeprefix("static:"), widths=widths, exits=exits)
@@ -139,11 +128,7 @@ class OperatingPoint:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The operating point that `to_dict` wrote.
-
-        Raises:
-            ConfigError: if keys are missing or values cannot be read.
-        """
+        """The operating point that `to_dict` wrote."""
         try:
             ((metric, value),) = values["validation"].items()
             return cls(Policy.from_dict(values), metric, value, values["flops_share"])
@@ -157,12 +142,7 @@ def operating_points(record: Mapping[str, Any]) -> dict[str, OperatingPoint]:
 
 
 def save_operating_points(run_dir: str | Path, points: Mapping[str, OperatingPoint]) -> None:
-    """Write operating points into the run's ``limbert.json``; everything else in it stays.
-
-    Raises:
-        CheckpointError: if the run is no elastic checkpoint on this machine.
-        StorageError: if the file cannot be written; the old one stays.
-    """
+    """Write operating points into the run's ``limbert.json``; everything else in it stays."""
     saved = {name: point.to_dict() for name, point in points.items()}
     update_record(run_dir, lambda record: record.update({_RECORD_KEY: saved}))
 
@@ -190,9 +170,6 @@ def named_policy(
         widths: see `Policy`; these and the exit settings are not for operating points.
         exit_threshold: needed by ``depth`` and ``width+depth``.
         exit_rule: default: `default_exit_rule`.
-
-    Raises:
-        ConfigError: for an unknown name, or settings that do not go with it.
     """
     if name.startswith("static:") or name in _DYNAMIC_NAMES:
         if exit_rule and exit_threshold is None:
@@ -249,13 +226,7 @@ class ExecutionPlan:
 
 
 def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> ExecutionPlan:
-    """Check a policy against a model and make its execution plan.
-
-    Raises:
-        ConfigError: if the model has no gates, the number of widths is wrong, the exit rule does not fit the task, or
-            the model was not trained for exits.
-        SubnetError: for a width that keeps no head.
-    """
+    """Check a policy against a model and make its execution plan."""
     if policy.subnet is not None:
         return _static_plan(model, policy.subnet)
     reject_token_level_task(task_type, f"policy {policy.name}")

@@ -74,7 +74,6 @@ class OutputCollector:
         """Store a batch's logits as float32, without those at padding.
 
         Args:
-            indices: of the batch's examples.
             logits: ``(batch, outputs)``, or ``(batch, tokens, outputs)`` for token-level tasks.
             attention_mask: ``(batch, tokens)``.
         """
@@ -154,9 +153,6 @@ def run_policy(
     Args:
         engine: with the policy.
         examples: in any order; labels are ignored.
-        batch_size: examples per batch; the logits do not depend on it.
-        device: the model's.
-        after_batch: called after each batch.
     """
     names = ("logits", "widths", "layers_run", "flops")
     collectors = {name: OutputCollector(examples) for name in names}
@@ -223,17 +219,8 @@ def predict(
     """One prediction per example, in order, without dropout.
 
     Args:
-        model: the model.
         examples: tokenised texts.
-        task: what the outputs mean.
         policy: the sub-network, or how it is chosen for each example; or the name of an operating point.
-        batch_size: examples per batch; the predictions do not depend on it.
-        precision: ``"bf16"`` runs under autocast.
-        progress: called with batches done and in all.
-
-    Raises:
-        ConfigError: if the policy does not fit the model or the task.
-        SubnetError: for a sub-network that the model cannot run.
     """
     after_batch = batch_counter([examples], batch_size=batch_size, progress=progress)
     if isinstance(policy, str):
@@ -243,12 +230,7 @@ def predict(
         assert policy.subnet is not None
         subnet = model.subnet(policy.subnet)
         logits = predict_subnet_logits(
-            model,
-            examples,
-            subnets={"": subnet},
-            batch_size=batch_size,
-            precision=precision,
-            after_batch=after_batch,
+            model, examples, subnets={"": subnet}, batch_size=batch_size, precision=precision, after_batch=after_batch
         )[""]
         layers_run, flops = _token_level_costs(model, examples, subnet)
     else:

@@ -18,7 +18,7 @@ import torch
 from limbert.core.config import Precision, TaskType, require
 from limbert.data.readers import Examples
 from limbert.data.tasks import Task
-from limbert.data.tokenize import default_cache_dir
+from limbert.data.token_cache import default_cache_dir
 from limbert.errors import (
     CheckpointError,
     ConfigError,
@@ -59,9 +59,6 @@ def ray_session(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
 
     Yields:
         The module ``ray``.
-
-    Raises:
-        ConfigError: Ray is not installed, or cannot be started or reached.
     """
     ray = import_optional("ray", extra="scale")
     if ray.is_initialized():
@@ -84,11 +81,7 @@ def ray_session(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
 
 
 def pack_checkpoint(checkpoint: str | Path) -> dict[str, np.ndarray]:
-    """The bytes of a checkpoint's files by name, as arrays that Ray shares between processes without copies.
-
-    Raises:
-        CheckpointError: the checkpoint does not exist or cannot be read.
-    """
+    """The bytes of a checkpoint's files by name, as arrays that Ray shares between processes without copies."""
     config = find_file(checkpoint, "config.json")
     if config is None:
         raise CheckpointError(f"{checkpoint} is not a model checkpoint: it has no config.json")
@@ -103,9 +96,6 @@ def unpack_checkpoint(files: Mapping[str, np.ndarray]) -> Path:
     """Write the files into a folder of Limbert's cache, except those that are there already.
 
     Each file is replaced on its own, so that workers that unpack at the same time do not disturb each other.
-
-    Raises:
-        StorageError: the cache cannot be written.
     """
     try:
         folder = default_cache_dir() / "checkpoints" / _fingerprint(files)
@@ -168,11 +158,7 @@ class BatchPredictionResult:
 
 
 def prediction_columns(task: Task) -> tuple[str, ...]:
-    """The columns that predictions add to the output.
-
-    Raises:
-        ConfigError: for token-level tasks, whose predictions have no columns.
-    """
+    """The columns that predictions add to the output."""
     if task.task_type not in PREDICTION_COLUMNS:
         raise ConfigError(f"--engine ray predicts {', '.join(PREDICTION_COLUMNS)}; this model is for {task.task_type}")
     return (*PREDICTION_COLUMNS[task.task_type], "layers", "flops")
@@ -192,17 +178,13 @@ def predict_files(
     """Predict all rows of the input whose shard is not in the output yet.
 
     Args:
-        checkpoint: folder or Hub name.
         opened: the same checkpoint, loaded.
         inputs: from `shard_input`.
         output: folder for the predictions, local or a URI.
-        config: its policy must fit the model.
         workers: None is one for every ``threads`` cores.
         threads: of each worker; None divides this machine's cores among the workers, and is 1 on a cluster.
-        progress: called with the rows predicted so far and all rows, at the start and after each shard.
 
     Raises:
-        ConfigError: Ray is not available, or the output belongs to other settings.
         DataError: an unusable row or file; finished shards stay.
         StorageError: the output cannot be written, or workers fail.
     """
@@ -325,7 +307,6 @@ class ShardWorker:
         count_attempt: called with a shard's name before each attempt; returns the number of attempts so far.
         inputs: its ``files`` and ``shards`` are not used.
         output: the folder for the predictions.
-        config: how to predict.
         threads: that compute.
     """
 

@@ -53,10 +53,6 @@ def load_runtime(
             (``.onnx``, for OpenVINO also ``.xml``).
         threads: within one operator; None: the runtime's default.
         precision: ``fp32``, or ``bf16`` with OpenVINO on CPUs with bf16 arithmetic.
-
-    Raises:
-        ConfigError: for an unknown runtime or precision, or a library that is not installed.
-        CheckpointError: if a saved file cannot be loaded.
     """
     require(name in RUNTIMES, "runtime", name, f"one of {', '.join(RUNTIMES)}")
     check_precision(precision)
@@ -121,10 +117,7 @@ def _load_onnxruntime(source: PreTrainedModel | Path, threads: int | None, preci
 def _load_openvino(source: PreTrainedModel | Path, threads: int | None, precision: Precision) -> Runtime:
     """A model compiled for low latency on the CPU: one stream."""
     openvino = import_optional("openvino", extra="export")
-    settings: dict[str, Any] = {
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
-    }
+    settings: dict[str, Any] = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:

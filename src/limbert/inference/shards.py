@@ -11,9 +11,7 @@ from limbert.core.config import DataConfig
 from limbert.data.columns import choose_columns
 from limbert.data.readers import Examples, check_text
 from limbert.data.table import (
-    INVALID_UNICODE,
     Table,
-    TableRow,
     check_readable,
     class_names_from_schema,
     column_values,
@@ -22,6 +20,7 @@ from limbert.data.table import (
     parquet_table,
 )
 from limbert.data.tasks import Columns, glue_task
+from limbert.data.text_rows import INVALID_UNICODE, TableRow
 from limbert.errors import ConfigError, DataError
 from limbert.inference.storage import Storage, raise_as
 
@@ -79,15 +78,9 @@ def shard_input(
 
     Args:
         uri: a file, folder or pattern, local or a URI.
-        config: its column settings are used.
         keep_columns: input columns that the output repeats; None is all.
         prediction_columns: columns that the predictions add; none of them may be kept.
         max_shard_rows: a shard of large rows has fewer.
-        progress: called with the number of files read so far and of all files.
-
-    Raises:
-        ConfigError: a column to keep does not exist, or has the name of a prediction column.
-        DataError: a missing or unusable file, or one with other columns than the first.
     """
     storage = Storage.from_uri(uri)
     infos = storage.list_files()
@@ -197,9 +190,6 @@ class ShardReader:
 
         Returns:
             An Arrow table of all rows with the kept columns; the indices of the rows with a text; and these texts.
-
-        Raises:
-            DataError: the file cannot be read, has fewer rows than before, or has a row without a text.
         """
         with raise_as(DataError, f"{shard.path} cannot be read"):
             is_parquet = shard.path.lower().endswith(".parquet")

@@ -27,11 +27,7 @@ class Storage:
 
     @classmethod
     def from_uri(cls, uri: str) -> "Storage":
-        """Open a local path or a URI; options of the store follow a ``?`` (``s3://bucket/x?region=...``).
-
-        Raises:
-            ConfigError: neither Arrow nor fsspec can open the URI.
-        """
+        """Open a local path or a URI; options of the store follow a ``?`` (``s3://bucket/x?region=...``)."""
         import fsspec.core
         from pyarrow import ArrowException, fs
 
@@ -64,9 +60,6 @@ class Storage:
 
         Returns:
             ``pyarrow.fs.FileInfo`` in the order of their paths.
-
-        Raises:
-            DataError: no file matches, or the folder cannot be read.
         """
         from fsspec.utils import glob_translate
         from pyarrow import fs
@@ -100,11 +93,7 @@ class Storage:
         return chosen
 
     def file_names(self) -> set[str]:
-        """The names of the files in this folder; empty if the folder does not exist.
-
-        Raises:
-            StorageError: the folder cannot be read.
-        """
+        """The names of the files in this folder; empty if the folder does not exist."""
         from pyarrow import fs
 
         with raise_as(StorageError, f"{self.path} cannot be read"):
@@ -112,11 +101,7 @@ class Storage:
         return {info.base_name for info in infos if info.is_file}
 
     def read(self, name: str) -> bytes:
-        """The content of a file in this folder.
-
-        Raises:
-            StorageError: the file cannot be read.
-        """
+        """The content of a file in this folder."""
         path = f"{self.path}/{name}"
         with raise_as(StorageError, f"{path} cannot be read"), self.filesystem.open_input_file(path) as file:
             return bytes(file.read())
@@ -127,9 +112,6 @@ class Storage:
         Args:
             name: of the file.
             content: bytes or an Arrow buffer.
-
-        Raises:
-            StorageError: the file cannot be written.
         """
         with raise_as(StorageError, f"cannot write {self.path}/{name}"):
             if self.is_local:
@@ -182,10 +164,6 @@ def open_output(output: Storage, settings: dict[str, Any]) -> set[str]:
 
     Returns:
         The names of the files in it.
-
-    Raises:
-        ConfigError: the folder holds other files, or the output of other settings.
-        StorageError: it cannot be read or written.
     """
     names = output.file_names()
     if names and SETTINGS_NAME not in names:
@@ -201,12 +179,7 @@ def open_output(output: Storage, settings: dict[str, Any]) -> set[str]:
 
 
 def check_settings(output: Storage, settings: dict[str, Any]) -> None:
-    """Refuse an output folder that was started with other settings.
-
-    Raises:
-        ConfigError: naming what differs.
-        StorageError: the folder cannot be read.
-    """
+    """Refuse an output folder that was started with other settings."""
     old = _read_settings(output)
     changes = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
     if changes:

@@ -53,7 +53,8 @@ def _changed_options(config: type, saved: dict[str, Any], names: tuple[str, ...]
     words: list[str] = []
     for field in fields(config):
         value = saved.get(field.name, field.default)
-        if value != field.default and (not names or field.name in names):
+        is_option = not field.metadata.get("hidden") and (not names or field.name in names)
+        if value != field.default and is_option:
             option = "--" + field.name.replace("_", "-")
             text = ",".join(value) if isinstance(value, list) else str(value)
             words += [option] if value is True else [option, text]

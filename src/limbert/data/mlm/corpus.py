@@ -1,14 +1,13 @@
 """Stream the documents of a text corpus from plain text or a column of tables, without holding a file in memory."""
 
-import codecs
 import glob
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
 from limbert.core.config import CorpusConfig, DataConfig
 from limbert.data.columns import choose_columns
-from limbert.data.table import FORMATS, INVALID_UNICODE, check_readable, open_table
+from limbert.data.table import FORMATS, check_readable, file_format, open_table
+from limbert.data.text_rows import INVALID_UNICODE, decode_lines
 from limbert.errors import ConfigError, DataError
 
 _MAX_PIECE_CHARS = 1 << 16  # a tokenizer takes about 170 bytes of memory per character
@@ -17,13 +16,8 @@ _MAX_PIECE_CHARS = 1 << 16  # a tokenizer takes about 170 bytes of memory per ch
 def corpus_files(patterns: Iterable[str], *, exclude: Iterable[Path] = ()) -> tuple[Path, ...]:
     """The files that patterns match, in order, each once, even if reached by several paths.
 
-    Args:
-        patterns: files, folders (all their files that are not hidden) and globs.
-        exclude: files that folders and globs leave out: those that models are only evaluated on.
-
-    Raises:
-        ConfigError: a pattern names an excluded file.
-        DataError: a pattern matches nothing.
+    A pattern is a file, a folder (all its files that are not hidden) or a glob. Folders and globs leave out files to
+    ``exclude``, on which models are only evaluated.
     """
     excluded = {path.resolve() for path in exclude}
     files: dict[Path, Path] = {}
@@ -57,22 +51,16 @@ def stream_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
     A document is a table row, or in plain text a line or a paragraph (``config.documents``); a paragraph is yielded
     line by line. Texts of more than 65,536 characters are split before white space or, without any, anywhere. An
     empty file has no documents.
-
-    Raises:
-        DataError: for an unreadable file or row (``FILE:LINE: what``), unless ``config.skip_bad_rows``.
     """
     if path.exists() and not path.stat().st_size:
         return
-    yield from _stream_rows(path, config) if path.suffix.lower() in FORMATS else _stream_lines(path, config)
+    yield from _stream_rows(path, config) if file_format(path) in FORMATS else _stream_lines(path, config)
     yield None
 
 
 def _stream_rows(path: Path, config: CorpusConfig) -> Iterator[str | None]:
     table, columns = choose_columns(
-        lambda header: open_table(path, header=header),
-        DataConfig(text_column=config.text_column),
-        None,
-        labelled=False,
+        lambda header: open_table(path, header=header), DataConfig(text_column=config.text_column), None, labelled=False
     )
     column = table.columns.index(str(columns.text))
     for row in table.rows():
@@ -88,7 +76,7 @@ def _stream_rows(path: Path, config: CorpusConfig) -> Iterator[str | None]:
 def _stream_lines(path: Path, config: CorpusConfig) -> Iterator[str | None]:
     """Lines without surrounding white space; of a long line only one piece is in memory."""
     rest, has_text, is_bad = "", False, False  # of the current line
-    for number, text, ends in _decode_line_chunks(path):
+    for number, text, ends in decode_lines(check_readable(path), max_chars=_MAX_PIECE_CHARS):
         if text is None and not config.skip_bad_rows:
             raise DataError(f"{path}:{number}: {INVALID_UNICODE}")
         is_bad = is_bad or text is None
@@ -104,26 +92,8 @@ def _stream_lines(path: Path, config: CorpusConfig) -> Iterator[str | None]:
             if is_blank or (has_text and config.documents == "line"):
                 yield None
             rest, has_text, is_bad = "", False, False
-
-
-def _decode_line_chunks(path: Path) -> Iterator[tuple[int, str | None, bool]]:
-    """Parts of lines, with the line number and whether the line ends; None for bytes that are not UTF-8."""
-    with check_readable(path).open("rb") as file:
-        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-            file.seek(0)
-        number, ends = 1, True
-        decoder = codecs.getincrementaldecoder("utf-8")()  # keeps an incomplete character for the next part
-        for raw in chain(iter(lambda: file.readline(_MAX_PIECE_CHARS), b""), [b""]):
-            if not raw and ends:
-                break
-            ends = raw.endswith(b"\n") or not raw
-            try:
-                text = decoder.decode(raw, final=ends)
-            except UnicodeDecodeError:
-                decoder.reset()
-                text = None
-            yield number, text, ends
-            number += ends
+    if rest := rest.rstrip() if has_text else rest.strip():
+        yield rest
 
 
 def _split_pieces(text: str) -> list[str]:

@@ -46,11 +46,8 @@ class CounterMaskingCollator(DataCollatorForLanguageModeling):
     masks of a sequence do not depend on its batch: they follow from ``seed`` and its ``row`` and ``epoch``.
 
     Always ``round(mlm_probability * tokens)`` tokens of a sequence are masked (without its first and last), at least
-    one. With ``whole_words`` that is the mean: this fraction of the words, at least one, is chosen regardless of their
-    lengths, so that long words are masked as often as short ones.
-
-    Attributes:
-        whole_words: mask all tokens of a word or none.
+    one. With ``whole_words``, which masks all tokens of a word or none, that is the mean: this fraction of the words,
+    at least one, is chosen regardless of their lengths, so that long words are masked as often as short ones.
     """
 
     seed: int = 0
@@ -85,11 +82,8 @@ class CounterMaskingCollator(DataCollatorForLanguageModeling):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which tokens are masked, and the sequences as shown to the model, both ``(rows, tokens)``.
 
-        Args:
-            ids: ``(rows, tokens)``.
-            word_starts: whether a token begins a word, ``(rows, tokens)``.
-            attention_mask: whether a token is not padding, ``(rows, tokens)``.
-            keys: ``(rows,)``, from `derive_keys`.
+        So are ``ids``, ``word_starts`` (does a token begin a word?) and ``attention_mask``; ``keys``, ``(rows,)``, are
+        from `derive_keys`.
         """
         rows, length = ids.shape
         maskable = attention_mask & ~np.isin(ids, self._unmaskable_ids)
@@ -123,14 +117,9 @@ class CounterMaskingCollator(DataCollatorForLanguageModeling):
 
 @dataclass(frozen=True)
 class MaskedSequences:
-    """Packed sequences with the collator that masks them; it makes its own batches.
+    """Packed sequences with the collator that masks them; it makes its own batches."""
 
-    Attributes:
-        dataset: from `packing.pack_corpus`, or a part of it.
-        collator: masks the sequences.
-    """
-
-    dataset: Dataset
+    dataset: Dataset  # from `packing.pack_corpus`, or a part of it
     collator: CounterMaskingCollator
 
     def __len__(self) -> int:
@@ -139,8 +128,7 @@ class MaskedSequences:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence, ``(sequences,)``."""
-        lengths: np.ndarray = self.dataset["length"][:]
-        return lengths
+        return np.asarray(self.dataset["length"][:])
 
     @property
     def fingerprint(self) -> str:
@@ -171,11 +159,10 @@ class MaskedSequences:
         return batch
 
     def prepare_inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch, or some of its rows, for a network with sparse prediction.
+        """The batch, or some of its rows, for a network with sparse prediction.
 
-        Returns:
-            The batch with ``positions`` ``(masked,)`` of the masked tokens in the flattened batch, and ``labels``
-            ``(masked,)``.
+        ``labels`` are those of the masked tokens alone, ``(masked,)``, and ``positions`` ``(masked,)`` are the indices
+        of these tokens in the flattened batch.
         """
         labels = batch["labels"].flatten()
         positions = (labels != IGNORE_INDEX).nonzero().squeeze(1)
@@ -187,12 +174,7 @@ def split_validation_sequences(
 ) -> tuple[MaskedSequences, tuple[MaskedSequences, ...]]:
     """Training sequences, and random validation splits that share no sequence with them or one another.
 
-    Args:
-        sequences: more than two per split.
-        num_splits: of validation.
-        fraction: of the sequences in each split.
-        max_sequences: in each split.
-        seed: of the choice.
+    A split has this fraction of the sequences, at most ``max_sequences``; there must be more than two per split.
     """
     count = len(sequences)
     size = max(1, min(max_sequences, round(fraction * count), (count - 1) // 2))

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig
 from limbert.data.mlm.corpus import corpus_files, stream_text
-from limbert.data.progress_bars import hidden_progress_bars
-from limbert.data.tokenize import default_cache_dir, tokenization_fingerprint
+from limbert.data.token_cache import default_cache_dir, hidden_progress_bars, tokenization_fingerprint
+from limbert.data.tokenize import check_tokenizer
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError, first_line
 
 _MAX_BATCH_TEXTS, _MAX_BATCH_CHARS = 1000, 1 << 20  # of one call of the tokenizer
@@ -36,11 +36,10 @@ def pack_corpus(
     files' names, sizes and modification times.
 
     Args:
-        patterns: files, folders and globs.
-        config: how to read them.
+        patterns, exclude: see `corpus_files`.
+        config: how to read the files.
         tokenizer: a fast one.
         max_length: tokens of a sequence, special ones included.
-        exclude: files that folders and globs leave out.
         progress: called with megabytes read and in total.
 
     Returns:
@@ -48,11 +47,9 @@ def pack_corpus(
         at the end; ``length`` without padding; and ``row``, the sequence's number.
 
     Raises:
-        ConfigError: the tokenizer lacks a special token, or an excluded file is named.
-        DataError: a file that is missing or cannot be read, or no text at all.
         StorageError: the cache cannot be written.
     """
-    check_mlm_tokenizer(tokenizer)
+    _check_tokenizer(tokenizer)
     files = corpus_files(patterns, exclude=exclude)
     if not files:
         raise DataError(f"corpus {', '.join(patterns)}: all its files are development text; expected others too")
@@ -85,16 +82,10 @@ def pack_corpus(
     return dataset.with_format("numpy")
 
 
-def check_mlm_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that is not fast, or without a special token of masked language modelling.
-
-    Raises:
-        ConfigError: naming what is missing.
-    """
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    check_tokenizer(tokenizer)
     name = type(tokenizer).__name__
-    if not tokenizer.is_fast:
-        raise ConfigError(f"tokenizer is {name}; it must be a fast one (with a tokenizer.json)")
-    for token in ("mask", "cls", "sep", "pad"):
+    for token in ("mask", "cls", "sep"):
         if getattr(tokenizer, f"{token}_token_id") is None:
             raise ConfigError(f"{token} token of {name} is not set; masked language modelling needs it")
 

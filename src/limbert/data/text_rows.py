@@ -1,0 +1,161 @@
+"""Rows of text files: lines in any Unicode encoding, TSV, CSV and JSON lines, each bad row with its line.
+
+They are read with the standard library: the pandas reader of `datasets` turns the first column into an index if the
+first row is too long, and reads lines inside a broken quoted cell as rows.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from limbert.errors import DataError, first_line
+
+INVALID_UNICODE = "the bytes are not UTF-8; expected UTF-8 text"
+_SNIFFED_BYTES = 1 << 16  # read to detect the encoding and the line ends
+_MAX_CELL_CHARS = 2**31 - 1  # the csv module stops at 131,072 characters by default
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape leaves of bytes that are not UTF-8
+
+
+class TableRow(NamedTuple):
+    """One row: its line (its number from 1 in Parquet and Hub data), its cells, and what is wrong with it."""
+
+    line_number: int
+    cells: Sequence[object]
+    problem: str | None = None
+
+
+def drop_trailing_blanks(rows: Iterable[TableRow]) -> Iterator[TableRow]:
+    blanks: list[TableRow] = []
+    for row in rows:
+        blanks.append(row)
+        if row.cells or row.problem is not None:
+            yield from blanks
+            blanks.clear()
+
+
+def decode_lines(path: Path, *, max_chars: int = -1) -> Iterator[tuple[int, str | None, bool]]:
+    """Lines, or parts of at most ``max_chars``: the line number, the text, and whether the line ends here.
+
+    The text is None if the bytes are not UTF-8. LF ends a line, or CR in a file without any LF.
+    """
+    encoding, number = "", 1
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb", buffering=0) as raw:
+            buffered = io.BufferedReader(raw, _SNIFFED_BYTES)  # type: ignore[type-var]
+            encoding, newline = _detect_encoding(buffered.peek(_SNIFFED_BYTES))
+            file = io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline=newline)
+            while text := file.readline(max_chars):
+                ends = text.endswith(newline)
+                yield number, None if _UNDECODED.search(text) else text, ends
+                number += ends
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the bytes are not {encoding.upper()}; save the file as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
+
+
+def _detect_encoding(head: bytes) -> tuple[str, str]:
+    """The encoding and the line end of a file that begins with these bytes."""
+    encoding = "utf-8-sig"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif b"\0" in head:  # UTF-16 without a mark: every other byte of ASCII characters is zero
+        even, odd = head[::2].count(0), head[1::2].count(0)
+        if max(even, odd) > len(head) // 8:
+            encoding = "utf-16-le" if odd > even else "utf-16-be"
+    sample = head[: len(head) // 2 * 2].decode(encoding, errors="ignore")
+    return encoding, "\r" if "\r" in sample and "\n" not in sample else "\n"
+
+
+def read_lines(path: Path) -> Iterator[TableRow]:
+    for number, text, _ in decode_lines(path):
+        if text is None:
+            yield TableRow(number, (), INVALID_UNICODE)
+        else:
+            text = text.removesuffix("\n").removesuffix("\r")
+            yield TableRow(number, (text,) if text.strip(" ") else ())
+
+
+def read_tsv(path: Path) -> Iterator[TableRow]:
+    """Tab-separated cells without quoting, as in GLUE: quote characters are text."""
+    for line, cells, problem in read_lines(path):
+        yield TableRow(line, str(cells[0]).split("\t") if cells else (), problem)
+
+
+def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[TableRow]:
+    """Records as in RFC 4180, named by their first line.
+
+    A record that breaks the rules is read again with backslashes as escape characters. If that fails too, it is one
+    bad row up to the line where its quotes are balanced: no line inside a quoted cell becomes a row of its own.
+    """
+    csv.field_size_limit(_MAX_CELL_CHARS)
+    source = decode_lines(path)
+    pending: deque[tuple[int, str | None, bool]] = deque()
+    used: list[tuple[int, str | None, bool]] = []
+
+    def lines() -> Iterator[str]:
+        while item := pending.popleft() if pending else next(source, None):
+            used.append(item)
+            yield item[1] or "\n"
+
+    def unread() -> Iterator[str]:
+        pending.extendleft(reversed(used))
+        used.clear()
+        return lines()
+
+    while True:
+        used.clear()
+        problem, cells = None, list[str]()
+        try:
+            cells = next(csv.reader(lines(), delimiter=delimiter, strict=True))
+        except StopIteration:
+            return
+        except csv.Error as error:
+            try:
+                cells = next(csv.reader(unread(), delimiter=delimiter, strict=True, escapechar="\\"))
+            except csv.Error:
+                problem = f"broken CSV ({error}); expected cells with closed quotes"
+                quotes = 0
+                for line in unread():
+                    quotes += line.count('"')
+                    if quotes % 2 == 0:
+                        break
+        undecodable = next((number for number, text, _ in used if text is None), None)
+        if undecodable is not None:
+            yield TableRow(undecodable, (), INVALID_UNICODE)
+        else:
+            yield TableRow(used[0][0], () if problem else cells, problem)
+
+
+def find_lone_surrogate(values: Mapping[str, object]) -> str | None:
+    """The first column with half of a surrogate pair, which JSON can write and UTF-8 cannot; else None."""
+    for column, value in values.items():
+        try:
+            json.dumps({column: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return column
+    return None
+
+
+def read_json(path: Path) -> Iterator[tuple[int, dict[str, object] | None, str | None]]:
+    for line, cells, problem in drop_trailing_blanks(read_lines(path)):
+        value = None
+        if problem is None:
+            try:
+                value = json.loads(str(cells[0])) if cells else None
+                if not isinstance(value, dict):
+                    found = "a blank line" if not cells else f"JSON of type {type(value).__name__}"
+                    value, problem = None, f"{found}, expected one JSON object per line"
+                elif (column := find_lone_surrogate(value)) is not None:
+                    value, problem = None, f"invalid Unicode (half of a surrogate pair) in column {column!r}"
+            except (ValueError, RecursionError) as error:
+                problem = f"broken JSON ({error}), expected one JSON object per line"
+        yield line, value, problem

@@ -1,0 +1,87 @@
+"""Settings and outcome of an export."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbert.core.config import require
+from limbert.errors import ConfigError
+from limbert.export.formats import EXPORTERS
+from limbert.export.verify import ParityResult, RuntimeBenchmark
+
+EXPORT_RECORD_NAME = "export.json"  # marks a folder as an export
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Settings of an export, see `export_model`.
+
+    Raises:
+        ConfigError: for a format that is unknown or has no int8, a drop out of range, or an output that exists.
+    """
+
+    run: str
+    output: Path
+    subnet: str
+    format: str
+    int8: bool
+    max_drop: float
+    overwrite: bool
+    licence: str | None
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        require(self.format in EXPORTERS, "format", self.format, f"one of {', '.join(EXPORTERS)}")
+        if self.int8 and EXPORTERS[self.format].quantize is None:
+            others = ", ".join(name for name, exporter in EXPORTERS.items() if exporter.quantize is not None)
+            raise ConfigError(f"format {self.format!r} has no int8; formats that have: {others}")
+        require(0 <= self.max_drop <= 100, "max drop", self.max_drop, "between 0 and 100 points")
+        if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
+            return
+        if not (self.output / EXPORT_RECORD_NAME).is_file():
+            raise ConfigError(f"output {self.output} exists and is not an export of Limbert; choose another folder")
+        if not self.overwrite:
+            raise ConfigError(f"output {self.output} holds an export already; choose another folder or --overwrite")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The outcome of an export.
+
+    Attributes:
+        config: its settings.
+        params: parameters of the sub-network.
+        file_bytes: of the file with the weights.
+        dev_metrics: on the development set, from the training's results; empty if unknown.
+        parity: the outputs compared with the source's; with int8, those before quantisation.
+        parity_data: what the compared examples were.
+        benchmarks: with int8: ``fp32`` and ``int8``.
+    """
+
+    config: ExportConfig
+    params: int
+    file_bytes: int
+    dev_metrics: Mapping[str, float]
+    parity: ParityResult
+    parity_data: str
+    benchmarks: Mapping[str, RuntimeBenchmark]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "subnet": self.config.subnet,
+            "format": self.config.format,
+            "int8": self.config.int8,
+            "source": Path(self.config.run).name,
+            "params": self.params,
+            "file_bytes": self.file_bytes,
+            "metrics": dict(self.dev_metrics),
+            "compared": {
+                "examples": self.parity.examples,
+                "on": self.parity_data,
+                "difference": self.parity.max_relative_difference,
+                "agreement": self.parity.agreement,
+            },
+            "quality": {name: benchmark.to_dict() for name, benchmark in self.benchmarks.items()},
+        }
