@@ -17,23 +17,22 @@ import statistics
 import subprocess
 import sys
 import time
-import types
 from itertools import pairwise
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from trainer_step import optimizer_step, phase_trainer
 
-from limbert import LimbertError, Space
+from limbert import ElasticTrainer, LimbertError, Space
 from limbert.core.config import DataConfig, PhaseConfig, TrainConfig
 from limbert.data.load import load_task_data
 from limbert.data.tokenize import tokenize_texts, training_batches
 from limbert.evaluation.hardware import describe_this_machine
 from limbert.inference.base_model import load_base_checkpoint
 from limbert.model.checkpoint import library_versions
-from limbert.train.distributed import DistributedContext, init_distributed
+from limbert.train.data import shard_batch
+from limbert.train.distributed import all_gather_object, init_distributed, local_main_process_first, rank, world_size
 from limbert.train.phases import PHASES
-from limbert.train.trainer import Trainer
 
 WARM_UP = 2  # steps
 
@@ -106,8 +105,9 @@ def _turn(count: int, arguments: argparse.Namespace) -> dict[str, float]:
 
 def _work(arguments: argparse.Namespace) -> None:
     """Train some steps as one process of a contender and print the times."""
-    processes = init_distributed()
-    trainer, batches = _prepare(arguments, processes)
+    init_distributed()
+    trainer, batches = _prepare(arguments)
+    step = optimizer_step(trainer)
     exchanged = 0.0
     all_reduce = dist.all_reduce
 
@@ -123,57 +123,48 @@ def _work(arguments: argparse.Namespace) -> None:
     moments, begin_exchange = [], 0.0
     for number, batch in enumerate(batches):
         if number == WARM_UP:
-            processes.all_gather_object(None)
+            all_gather_object(None)
             begin_exchange = exchanged
             moments.append(time.perf_counter())
-        part, loss_scale = processes.shard_batch(batch)
-        on_device = {name: tensor.to(trainer.model.network.device) for name, tensor in part.items()}
-        trainer.step(on_device, step_index=number, learning_rate=1e-5, loss_scale=loss_scale)
+        part, loss_scale = shard_batch(batch, rank=rank(), world_size=world_size())
+        step({name: tensor.to(trainer.args.device) for name, tensor in part.items()}, loss_scale=loss_scale)
         _synchronize()
         if number >= WARM_UP:
             moments.append(time.perf_counter())
     seconds = moments[-1] - moments[0]
-    if processes.is_main_process:
+    if rank() == 0:
         result = {
             "rows_per_second": arguments.batch_size * arguments.steps / seconds,
             "step_seconds": statistics.median(after - before for before, after in pairwise(moments)),
             "exchange_share": (exchanged - begin_exchange) / seconds,
         }
         print(json.dumps(result), flush=True)
-    if processes.world_size > 1:
+    if world_size() > 1:
         dist.destroy_process_group()
 
 
-def _prepare(
-    arguments: argparse.Namespace, processes: DistributedContext
-) -> tuple[Trainer, list[dict[str, torch.Tensor]]]:
+def _prepare(arguments: argparse.Namespace) -> tuple[ElasticTrainer, list[dict[str, torch.Tensor]]]:
     """A trainer for the phase, and the batches of its steps over all processes."""
     task, _, folder = arguments.data.partition("=")
     try:
-        with processes.local_main_process_first():
+        with local_main_process_first():
             data = load_task_data(DataConfig(task=task, data=folder), seed=0)
             start = load_base_checkpoint(TrainConfig(model=arguments.model, output="-"), data.task)
             longest = min(128, start.max_length)
             examples = tokenize_texts(start.map_labels(data.train, data.task), start.tokenizer, max_length=longest)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
-    accelerator = Accelerator(mixed_precision="bf16" if arguments.precision == "bf16" else "no")
     model, teacher = (start.load_model(Space(layers="spread")) for _ in range(2))
-    for loaded in (model, teacher):
-        loaded.network.to(accelerator.device)
-    teacher.network.eval()
-    model.network.train()
     phase = PHASES[arguments.phase]
-    trainer = Trainer(
+    trainer = phase_trainer(
         arguments.phase,
         model=model,
-        teacher=teacher if phase.distils else None,  # type: ignore[attr-defined]
-        subnets=tuple(phase.subnets(model).values()),  # type: ignore[attr-defined]
-        config=PhaseConfig(**phase.defaults),
+        teacher=teacher if phase.uses_teacher else None,
+        subnets=phase.select_subnets(model),
+        config=PhaseConfig(**(dict(phase.defaults) | {"batch_size": arguments.batch_size, "learning_rate": 1e-5})),
         task_type=data.task.task_type,
-        context=types.SimpleNamespace(  # type: ignore[arg-type]  # all that a step reads
-            accelerator=accelerator, seed=0, should_stop=lambda: False
-        ),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        precision=arguments.precision,
     )
     order = training_batches(examples.lengths, batch_size=arguments.batch_size, seed=0, epoch=0)
     return trainer, [examples.collate(indices) for indices in order[: WARM_UP + arguments.steps]]

@@ -11,10 +11,9 @@ import json
 import resource
 import subprocess
 import sys
-import types
 
 import torch
-from accelerate import Accelerator
+from trainer_step import optimizer_step, phase_trainer
 
 from limbert import LimbertError, Space
 from limbert.core.config import DataConfig, PhaseConfig, TrainConfig
@@ -22,7 +21,6 @@ from limbert.data.load import load_task_data
 from limbert.data.tokenize import tokenize_texts, training_batches
 from limbert.inference.base_model import load_base_checkpoint
 from limbert.train.phases import PHASES
-from limbert.train.trainer import Trainer
 
 
 def main() -> None:
@@ -77,21 +75,20 @@ def _peak(phase: str, arguments: argparse.Namespace) -> int:
     for one in (model, teacher):
         one.network.to(arguments.device)
     teacher.network.eval().requires_grad_(False)
-    kind = PHASES[phase]
-    trainer = Trainer(
+    trained = PHASES[phase]
+    trainer = phase_trainer(
         phase,
         model=model,
-        teacher=teacher if kind.distils else None,  # type: ignore[attr-defined]
-        subnets=tuple(kind.subnets(model).values()),  # type: ignore[attr-defined]
-        config=PhaseConfig(**(dict(kind.defaults) | {"batch_size": arguments.batch_size})),
+        teacher=teacher if trained.uses_teacher else None,
+        subnets=trained.select_subnets(model),
+        config=PhaseConfig(**(dict(trained.defaults) | {"batch_size": arguments.batch_size, "learning_rate": 1e-5})),
         task_type=data.task.task_type,
-        context=types.SimpleNamespace(accelerator=Accelerator(cpu=arguments.device == "cpu"), seed=0),  # type: ignore[arg-type]
+        device=arguments.device,
     )
-    model.network.train()
+    step = optimizer_step(trainer)
     order = training_batches(examples.lengths, batch_size=arguments.batch_size, seed=0, epoch=0)
-    for number, indices in enumerate(order[: arguments.steps]):
-        batch = {name: tensor.to(arguments.device) for name, tensor in examples.collate(indices).items()}
-        trainer.step(batch, step_index=number, learning_rate=1e-5)
+    for indices in order[: arguments.steps]:
+        step({name: tensor.to(arguments.device) for name, tensor in examples.collate(indices).items()})
     if arguments.device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

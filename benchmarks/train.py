@@ -22,16 +22,15 @@ import json
 import statistics
 import sys
 import time
-import types
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from trainer_step import optimizer_step, phase_trainer
 
 from limbert import ElasticModel, LimbertError, Space, Subnet
 from limbert.core.config import DataConfig, PhaseConfig, TaskType, TrainConfig
@@ -42,7 +41,6 @@ from limbert.inference.base_model import load_base_checkpoint
 from limbert.method.losses import hidden_loss, logit_loss, matched_states
 from limbert.model.checkpoint import library_versions
 from limbert.train.phases import PHASES
-from limbert.train.trainer import Trainer
 
 PADDED = 128  # tokens
 POOL, EVERY = 50, 5  # of so many of limbert's batches every fifth is in a round
@@ -108,7 +106,7 @@ def _measure(
     phase: str, model: ElasticModel, examples: TokenizedExamples, *, kind: TaskType, arguments: argparse.Namespace
 ) -> dict[str, object]:
     config = PhaseConfig(**(dict(PHASES[phase].defaults) | {"batch_size": arguments.batch_size}))
-    subnets = list(PHASES[phase].subnets(model).values())  # type: ignore[attr-defined]
+    subnets = list(PHASES[phase].select_subnets(model).values())
     steps = {}
     for name in (TEXTBOOK, PER_BATCH, SAME_BATCHES):
         own = _twin(model), _twin(model)
@@ -227,23 +225,17 @@ def _limbert(
 ) -> Step:
     AcceleratorState._reset_state(reset_partial_state=True)  # else it keeps the first precision of the process
     own, teacher = _twin(model), _twin(model)
-    teacher.network.eval()
-    trainer = Trainer(
+    trainer = phase_trainer(
         phase,
         model=own,
         teacher=teacher,
-        subnets=subnets,
+        subnets={str(number): subnet for number, subnet in enumerate(subnets)},
         config=config,
         task_type=kind,
-        context=types.SimpleNamespace(  # type: ignore[arg-type]  # a step needs no more
-            accelerator=Accelerator(
-                cpu=model.network.device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no"
-            ),
-            seed=0,
-        ),
+        device=model.network.device.type,
+        precision=precision,
     )
-    own.network.train()
-    return lambda batch: trainer.step(batch, step_index=0, learning_rate=config.learning_rate), own
+    return optimizer_step(trainer), own
 
 
 def _random(examples: TokenizedExamples, batch_size: int) -> list[list[int]]:
@@ -264,7 +256,7 @@ def _difference(steps: dict[str, Step], batch: dict[str, Tensor]) -> float:
     found = []
     for name in (SAME_BATCHES, FP32):
         step, model = steps[name]
-        model.network.eval()  # no dropout
+        _without_dropout(model)
         gradients: dict[str, Tensor] = {}
 
         def keep(*_: object, model: ElasticModel = model, gradients: dict[str, Tensor] = gradients) -> None:
@@ -278,6 +270,12 @@ def _difference(steps: dict[str, Step], batch: dict[str, Tensor]) -> float:
         found.append(gradients)
     largest = max(float(gradient.abs().max()) for gradient in found[0].values())
     return max(float((found[0][key] - found[1][key]).abs().max()) for key in found[0]) / largest
+
+
+def _without_dropout(model: ElasticModel) -> None:
+    for module in model.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
 
 def _profile(step: Callable[[dict[str, Tensor]], object], batches: list[dict[str, Tensor]]) -> dict[str, float]:

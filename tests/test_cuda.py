@@ -1,22 +1,20 @@
 """The same answers, gradients and decisions on a GPU; skipped, and said so, where there is none."""
 
-import types
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tests.factories.batch_jobs import make_texts, save_model
 from tests.factories.networks import CONFIGS, make_inputs, make_network
 from tests.factories.runs import needs_encoder
+from trainer_step import optimizer_step, phase_trainer
 
-from limbert import ElasticModel, Engine, ExitRule, Policy, Space
+from limbert import ElasticModel, ElasticTrainer, Engine, ExitRule, Policy, Space
 from limbert.core.config import PhaseConfig
 from limbert.data.readers import Examples
 from limbert.inference.load import load_checkpoint
 from limbert.inference.predict import predict
-from limbert.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 LABELS = torch.tensor([0, 2, 1])
@@ -60,43 +58,35 @@ def test_a_checkpoint_answers_as_on_the_cpu(tmp_path: Path, policy: Policy) -> N
         assert here.to_dict()["score"] == pytest.approx(there.to_dict()["score"], abs=1e-4)
 
 
-def trainer_on(device: str, precision: str = "no") -> Trainer:
+def trainer_on(device: str, precision: str = "fp32") -> ElasticTrainer:
     AcceleratorState._reset_state(reset_partial_state=True)  # else it keeps the first device of the process
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     model, teacher = (ElasticModel(make_network("bert"), space=Space(layers="spread")) for _ in range(2))
-    for one in (model, teacher):
-        one.network.to(device)
-    return Trainer(
-        "depth",
-        model=model,
-        teacher=teacher,
-        subnets=tuple(model.subnets().values()),
-        config=PhaseConfig(logit_weight=1.0, hidden_weight=1.0, label_weight=0.5, teacher_width="matched"),
-        task_type="classification",
-        context=types.SimpleNamespace(accelerator=accelerator, seed=5),
+    config = PhaseConfig(
+        logit_weight=1.0, hidden_weight=1.0, label_weight=0.5, teacher_width="matched", learning_rate=1e-3
     )
+    return phase_trainer("depth", model=model, teacher=teacher, subnets=model.subnets(), config=config,
+                         task_type="classification", device=device, precision=precision)  # fmt: skip
 
 
 def test_a_step_learns_what_it_learns_on_the_cpu() -> None:
     batch = make_inputs() | {"labels": LABELS}
     here = trainer_on("cpu")
-    expected = here.step(batch, step_index=0, learning_rate=1e-3)
+    expected = optimizer_step(here)(batch)
     there = trainer_on("cuda")
-    loss = there.step(on_gpu(batch), step_index=0, learning_rate=1e-3)
+    loss = optimizer_step(there)(on_gpu(batch))
     torch.testing.assert_close(loss.cpu(), expected, atol=1e-4, rtol=1e-4)
-    for ours, theirs in zip(here.model.network.parameters(), there.model.network.parameters(), strict=True):
-        remembered = there.optimizer.state[theirs]["exp_avg"].cpu()
-        torch.testing.assert_close(remembered, here.optimizer.state[ours]["exp_avg"], atol=1e-5, rtol=1e-3)
+    for ours, theirs in zip(here.model.parameters(), there.model.parameters(), strict=True):
+        average = there.optimizer.state[theirs]["exp_avg"].cpu()
+        torch.testing.assert_close(average, here.optimizer.state[ours]["exp_avg"], atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_step_waits_for_the_device(precision: str) -> None:
-    trainer, batch = trainer_on("cuda", precision), on_gpu(make_inputs() | {"labels": LABELS})
-    trainer.model.network.train()
-    trainer.step(batch, step_index=0, learning_rate=1e-3)
+    step, batch = optimizer_step(trainer_on("cuda", precision)), on_gpu(make_inputs() | {"labels": LABELS})
+    step(batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss = trainer.step(batch, step_index=1, learning_rate=1e-3)
+        loss = step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(loss)
