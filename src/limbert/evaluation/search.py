@@ -279,8 +279,8 @@ class SubnetEvaluator:
     """Evaluates sub-networks of one model on a labelled validation split.
 
     Costs are fractions of the full model's: FLOPs at the examples' own lengths, or the median time of ``rounds``
-    forward passes beside the full model's, the two taking turns, so that a slow phase of the machine affects both. A pass has
-    ``latency_batch`` examples of ``latency_tokens`` tokens (None: the examples' median length).
+    forward passes beside the full model's, the two taking turns, so that a slow phase of the machine affects both. A
+    pass has ``latency_batch`` examples of ``latency_tokens`` tokens (None: the examples' median length).
     """
 
     def __init__(

@@ -33,8 +33,8 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
     """Write a network with its weights, in place, as one ONNX file that computes in fp32; the network is not changed.
 
     The file's inputs, by default `input_names`, are int64 ``(batch, tokens)``, or ``(batch, choices, tokens)`` for
-    multiple choice, with dynamic sizes; its outputs are the tensors that the network returns, by their names: ``logits``
-    ``(batch, outputs)``, or those of other heads (``start_logits`` and ``end_logits``, ``last_hidden_state``).
+    multiple choice, with dynamic sizes; its outputs are the tensors that the network returns, by their names:
+    ``logits`` ``(batch, outputs)``, or those of other heads (``start_logits`` and ``end_logits``, ``last_hidden_state``).
     """
     if network.config.model_type not in FAMILIES:
         raise unsupported_family_error(network.config.model_type)
