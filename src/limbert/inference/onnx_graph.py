@@ -34,7 +34,7 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
 
     The file's inputs, by default `input_names`, are int64 ``(batch, tokens)``, or ``(batch, choices, tokens)`` for
     multiple choice, with dynamic sizes; its outputs are the tensors that the network returns, by their names:
-    ``logits`` ``(batch, outputs)``, or those of other heads (``start_logits`` and ``end_logits``, ``last_hidden_state``).
+    ``logits`` ``(batch, outputs)``, or those of other heads (``start_logits``, ``end_logits``, ``last_hidden_state``).
     """
     if network.config.model_type not in FAMILIES:
         raise unsupported_family_error(network.config.model_type)
