@@ -118,9 +118,8 @@ def test_two_searches_share_no_journal(tmp_path: Path) -> None:
 def test_search_ends_when_nothing_is_left(tmp_path: Path) -> None:
     model = ElasticModel(make_network("bert"), space=Space(widths=(1.0,), depths=(0.75, 1.0)))
     results = run_search(tmp_path / "journal", FakeEvaluator(), model=model, trials=100)
-    assert {result.subnet.layers for result in results} == {
-        (0, 1, 2, 3), (0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)
-    }  # fmt: skip
+    layers = {(0, 1, 2, 3), (0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)}
+    assert {result.subnet.layers for result in results} == layers
 
 
 @needs_encoder
@@ -169,10 +168,8 @@ def test_a_later_search_replaces_its_objective(tmp_path: Path) -> None:
     save_searched_subnets(run, [TrialResult(second, 0.9, 0.4)], metric="accuracy", objective="flops")
     save_searched_subnets(run, [TrialResult(first, 0.9, 0.5)], metric="accuracy", objective="latency")
     saved = json.loads((run / "limbert.json").read_text())[SEARCHED_SUBNETS_KEY]
-    assert {name: values["objective"] for name, values in saved.items()} == {
-        searched_subnet_name(first): "latency",
-        searched_subnet_name(second): "flops",
-    }
+    objectives = {searched_subnet_name(first): "latency", searched_subnet_name(second): "flops"}
+    assert {name: values["objective"] for name, values in saved.items()} == objectives
     save_searched_subnets(run, [], metric="accuracy", objective="latency")
     save_searched_results(run, [SubnetResult(searched_subnet_name(second), 10, 20.0, {"accuracy": 0.7})])
     rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]

@@ -31,9 +31,8 @@ def test_saved_policies_are_read_back(policy: Policy) -> None:
 
 
 def test_policies_have_readable_names() -> None:
-    assert [policy.name for policy in POLICIES] == [
-        "static:0.5x0.75", "width", "width", "depth", "depth", "width+depth",
-    ]  # fmt: skip
+    names = ["static:0.5x0.75", "width", "width", "depth", "depth", "width+depth"]
+    assert [policy.name for policy in POLICIES] == names
     assert str(POLICIES[2]) == "width; widths 0.5, 0.55, 0.75, 0.75"
     assert str(POLICIES[3]) == "depth; entropy 0.15"
 

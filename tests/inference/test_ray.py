@@ -138,9 +138,8 @@ def predict_plainly(
 
 def check_output(output: Path, opened: LoadedCheckpoint, shard_rows: Sequence[int]) -> None:
     rows = read_output(output)
-    inputs = [{"id": index, "text": text} for index, text in enumerate(TEXTS)]
-    predictions = predict_plainly(opened, TEXTS, shard_rows)
-    assert rows == [row | prediction for row, prediction in zip(inputs, predictions, strict=True)]
+    predictions = enumerate(predict_plainly(opened, TEXTS, shard_rows))
+    assert rows == [{"id": index, "text": TEXTS[index]} | prediction for index, prediction in predictions]
     assert len({row["label"] for row in rows}) > 1
     assert len({row["layers"] for row in rows}) > 1
 

@@ -156,9 +156,8 @@ def _save_front(
     front = pareto_front(trials, cost=lambda trial: trial.relative_cost, value=lambda trial: trial.metric_value)
     new = [trial for trial in front if trial.subnet not in grid]
     save_searched_subnets(run, new, metric=task.primary_metric, objective=objective)
-    eval_datasets = {
-        name: checkpoint.tokenize(examples) for name, examples in load_evaluation_data(config, task).items()
-    }
+    splits = load_evaluation_data(config, task)
+    eval_datasets = {name: checkpoint.tokenize(examples) for name, examples in splits.items()}
     results = evaluate_subnets(
         model,
         eval_datasets,
@@ -277,17 +276,11 @@ def _open_study(journal: Path, name: str) -> "optuna.Study":
 
 
 class SubnetEvaluator:
-    """Evaluates sub-networks of one model on one set of examples.
+    """Evaluates sub-networks of one model on a labelled validation split.
 
-    Costs are fractions of the full model's: FLOPs at the examples' own lengths, or the median time of one forward pass
-    beside the full model's, the two taking turns, so that a slow phase of the machine affects both.
-
-    Args:
-        examples: a labelled validation split.
-        objective: ``"flops"`` or ``"latency"``.
-        latency_batch: examples in the forward pass that is timed.
-        latency_tokens: tokens of each of them; None: the examples' median length.
-        rounds: timed passes of each sub-network.
+    Costs are fractions of the full model's: FLOPs at the examples' own lengths, or the median time of ``rounds``
+    forward passes beside the full model's, the two taking turns, so that a slow phase of the machine affects both. A
+    pass has ``latency_batch`` examples of ``latency_tokens`` tokens (None: the examples' median length).
     """
 
     def __init__(

@@ -96,13 +96,12 @@ def _metrics_section(result: ExportResult) -> str:
 
 def _profile_section(result: ExportResult) -> str:
     """The rows of the run's ``profile.jsonl`` for this sub-network."""
-    rows = [
-        f"| {row.get('backend')} | {row.get('device')} | {row.get('threads')} | {row.get('batch')} "
-        f"| {row.get('tokens')} | {row['latency_p50_ms']:.2f} | {row['latency_p95_ms']:.2f} "
-        f"| {row['throughput']:.0f} |"
-        for row in _subnet_rows(result.config.run, PROFILE_NAME, result.config.subnet)
-        if "latency_p50_ms" in row
-    ]
+    rows = []
+    for row in _subnet_rows(result.config.run, PROFILE_NAME, result.config.subnet):
+        if "latency_p50_ms" in row:
+            setup = [str(row.get(name)) for name in ("backend", "device", "threads", "batch", "tokens")]
+            times = [f"{row['latency_p50_ms']:.2f}", f"{row['latency_p95_ms']:.2f}", f"{row['throughput']:.0f}"]
+            rows.append(f"| {' | '.join(setup + times)} |")
     head = (
         "## Measured (fp32)\n\n| runtime | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
         "|---|---|---:|---:|---:|---:|---:|---:|\n"

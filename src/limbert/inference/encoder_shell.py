@@ -52,10 +52,8 @@ class EncoderShell:
     def apply_head(self, states: Sequence[Tensor], attention_mask: Tensor, indices: Sequence[int]) -> Tensor:
         """Logits ``(examples, outputs)`` from any layer's output, as if that layer were the last.
 
-        Args:
-            states: ``(examples, tokens, hidden)`` each, for consecutive parts of ``indices``.
-            attention_mask: of the whole batch, ``(batch, tokens)``.
-            indices: the examples' indices in the batch.
+        The states ``(examples, tokens, hidden)`` are for consecutive parts of ``indices`` in the batch; the attention
+        mask ``(batch, tokens)`` is that of the whole batch.
         """
         if self._head_reads_all_tokens:
             attention_mask = attention_mask[list(indices)]

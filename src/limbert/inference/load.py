@@ -92,13 +92,9 @@ class LoadedCheckpoint:
 def load_checkpoint(
     path: str | Path, *, space: Space | None = None, head: str | None = None, device: str = "cpu"
 ) -> LoadedCheckpoint:
-    """Load an elastic checkpoint, or a stock one with a sequence classification head.
+    """Load an elastic checkpoint, or a stock one with a sequence classification head, from a folder or the Hub.
 
-    Args:
-        path: folder (``~`` is expanded) or Hub id.
-        space: instead of the checkpoint's own.
-        head: see ``ElasticModel.from_pretrained``.
-        device: see `resolve_device`.
+    ``space`` replaces the checkpoint's own; for ``head`` see ``ElasticModel.from_pretrained``.
     """
     path = os.path.expanduser(path)
     torch_device = resolve_device(device)

@@ -32,15 +32,9 @@ _NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript.opt
 def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | None = None) -> None:
     """Write a network with its weights, in place, as one ONNX file that computes in fp32; the network is not changed.
 
-    The file's inputs are int64 ``(batch, tokens)``, or ``(batch, choices, tokens)`` for multiple choice, with dynamic
-    sizes; its outputs are the tensors that the network returns, by their names: ``logits`` ``(batch, outputs)``, or
-    those of other heads (``start_logits`` and ``end_logits``, ``last_hidden_state``).
-
-    Args:
-        inputs: names of the inputs; default: `input_names`.
-
-    Raises:
-        UnsupportedModelError: for a family that is not supported, or a model of more than 2 GiB.
+    The file's inputs, by default `input_names`, are int64 ``(batch, tokens)``, or ``(batch, choices, tokens)`` for
+    multiple choice, with dynamic sizes; its outputs are the tensors that the network returns, by their names:
+    ``logits`` ``(batch, outputs)``, or those of other heads (``start_logits``, ``end_logits``, ``last_hidden_state``).
     """
     if network.config.model_type not in FAMILIES:
         raise unsupported_family_error(network.config.model_type)

@@ -169,18 +169,10 @@ def predict_files(
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BatchPredictionResult:
-    """Predict all rows of the input whose shard is not in the output yet.
+    """Predict all rows of the input whose shard is not in the output yet; finished shards stay after an error.
 
-    Args:
-        opened: the same checkpoint, loaded.
-        inputs: from `shard_input`.
-        output: folder for the predictions, local or a URI.
-        workers: None is one for every ``threads`` cores.
-        threads: of each worker; None divides this machine's cores among the workers, and is 1 on a cluster.
-
-    Raises:
-        DataError: an unusable row or file; finished shards stay.
-        StorageError: the output cannot be written, or workers fail.
+    By default there is a worker for every ``threads`` cores, and ``threads`` divides this machine's cores among the
+    workers; on a cluster it is 1. ``progress`` is called with the rows predicted so far and all rows.
     """
     require(workers is None or workers > 0, "workers", workers, "at least 1")
     require(threads is None or threads > 0, "threads", threads, "at least 1")
