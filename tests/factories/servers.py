@@ -70,7 +70,7 @@ def settings(**changes: object) -> ServeSettings:
 @contextmanager
 def opened(run: Path, **changes: object) -> Iterator[Service]:
     """A started service."""
-    service = Service.load(run, settings(**changes))
+    service = Service(run, settings(**changes))
     service.start()
     try:
         yield service

@@ -461,11 +461,11 @@ def test_errors_at_start_reach_the_caller(run: Path, monkeypatch: pytest.MonkeyP
 
 def test_bad_settings_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="early"):
-        Service.load(run, ServeSettings(policy="late"))
+        Service(run, ServeSettings(policy="late"))
     with pytest.raises(ConfigError, match="64"):
-        Service.load(run, ServeSettings(max_length=1000))
+        Service(run, ServeSettings(max_length=1000))
     with pytest.raises(CheckpointError):
-        Service.load(tmp_path / "none", ServeSettings())
+        Service(tmp_path / "none", ServeSettings())
     for name, value in (("port", 70000), ("slo", 0.0), ("max_queue", 0), ("workers", 0), ("api_key", "")):
         with pytest.raises(ConfigError):
             ServeSettings(**{name: value})

@@ -9,41 +9,31 @@ from limbert.serve.errors import InvalidRequestError
 from limbert.serve.schemas import RequestModel, refusal, suggestion
 from limbert.serve.variants import ModelVariants, Variant
 
-_NOT_BOTH: dict[str, Any] = {
-    "not": {
-        "required": ["subnet", "policy"],
-        "properties": {"subnet": {"type": "string"}, "policy": {"type": "string"}},
-    }
+_BOTH: Any = {
+    "required": ["subnet", "policy"],
+    "properties": {"subnet": {"type": "string"}, "policy": {"type": "string"}},
 }
+
+_Number = Annotated[float | None, Field(allow_inf_nan=False)]
 
 
 class RequestOptions(RequestModel):
-    """What a request may ask for; without any, the server's policy decides.
+    """What a request may ask for; without any, the server's policy decides."""
 
-    Attributes:
-        subnet: the sub-network to run, such as ``0.5x0.75`` or one found by search.
-        policy: the operating point to run, such as ``balanced``, or ``static:WIDTHxDEPTH``.
-        latency_budget_ms: milliseconds from arrival to response; a request that cannot meet it is refused at once.
-        min_quality: in the unit of the metric (accuracy from 0 to 1); no variant below it runs.
-    """
-
-    model_config = ConfigDict(json_schema_extra=_NOT_BOTH)
+    model_config = ConfigDict(json_schema_extra={"not": _BOTH})
 
     subnet: Annotated[str | None, Field(description="sub-network to run; not together with policy")] = None
     policy: Annotated[str | None, Field(description="operating point to run")] = None
-    latency_budget_ms: Annotated[
-        float | None, Field(gt=0, allow_inf_nan=False, description="milliseconds from arrival to response")
-    ] = None
-    min_quality: Annotated[
-        float | None, Field(allow_inf_nan=False, description="no variant below this quality runs")
-    ] = None
+    latency_budget_ms: Annotated[_Number, Field(gt=0, description="milliseconds from arrival to response")] = None
+    min_quality: Annotated[_Number, Field(description="no variant below this quality runs, in the metric's unit")] = (
+        None
+    )
 
     @model_validator(mode="after")
     def _check_contradiction(self) -> Self:
         if self.subnet is not None and self.policy is not None:
-            raise refusal(
-                f"has subnet {self.subnet!r} and policy {self.policy!r}, which contradict each other; give one"
-            )
+            both = f"subnet {self.subnet!r} and policy {self.policy!r}"
+            raise refusal(f"has {both}, which contradict each other; give one")
         return self
 
 
@@ -56,9 +46,9 @@ class VariantSelector:
 
     Args:
         variants: all variants.
-        policy: the server's policy: ``adaptive`` or the name of a variant.
+        policy: of the server: ``adaptive`` or the name of a variant.
         slo: seconds.
-        latency_of: seconds of a usual batch, by variant.
+        latency_of: seconds of a usual batch.
     """
 
     def __init__(
@@ -111,7 +101,6 @@ class VariantSelector:
         return quality is not None and quality >= min_quality
 
     def _fastest_variant(self, min_quality: float) -> Variant:
-        """The fastest variant of at least this quality."""
         reaching = [variant for variant in self._variants.variants if self._reaches(variant, min_quality)]
         if not reaching:
             qualities = [self._variants.comparable_quality(variant) or 0.0 for variant in self._variants.variants]

@@ -22,25 +22,15 @@ EvalSplit = Literal["development", "validation"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A sub-network or an operating point.
+    """A sub-network or an operating point."""
 
-    Attributes:
-        name: ``0.5x0.75``, or the name of a sub-network found by search, or of an operating point.
-        kind: ``subnet`` or ``policy``.
-        policy: what the engine runs.
-        quality: value of the task's primary metric; None: not measured.
-        metric: name of that metric.
-        eval_split: data that the quality was measured on; qualities on different data are not compared.
-        flops: of an input of `FLOPS_SEQUENCE_LENGTH` tokens; of an operating point the mean over validation examples.
-    """
-
-    name: str
+    name: str  # ``0.5x0.75``, or of a sub-network found by search, or of an operating point
     kind: Literal["subnet", "policy"]
-    policy: Policy
-    quality: float | None
+    policy: Policy  # what the engine runs
+    quality: float | None  # value of the task's primary metric; None: not measured
     metric: str
-    eval_split: EvalSplit | None
-    flops: int
+    eval_split: EvalSplit | None  # that the quality was measured on; qualities on different data are not compared
+    flops: int  # of `FLOPS_SEQUENCE_LENGTH` tokens; of an operating point the mean over validation examples
 
 
 @dataclass(frozen=True)
@@ -71,13 +61,11 @@ class ModelVariants:
         for name, point in operating_points(model.record).items():
             if not _can_run(point.policy, model, task_type=task.task_type):
                 continue
-            quality = _policy_quality(Path(run_dir), name, point.policy, task)
-            metric, split = (
-                (task.primary_metric, "development") if quality is not None else (point.metric, "validation")
-            )
-            value = point.value if quality is None else quality
+            quality, metric, split = point.value, point.metric, "validation"
+            if (measured := _policy_quality(Path(run_dir), name, point.policy, task)) is not None:
+                quality, metric, split = measured, task.primary_metric, "development"
             flops = round(point.flops_share * full_flops)
-            variants.append(Variant(name, "policy", point.policy, value, metric, split, flops))
+            variants.append(Variant(name, "policy", point.policy, quality, metric, split, flops))
         return cls(tuple(sorted(variants, key=lambda variant: -variant.flops)))
 
     def names(self, kind: Literal["subnet", "policy"]) -> list[str]:
@@ -99,11 +87,8 @@ class ModelVariants:
     def comparable_quality(self, variant: Variant) -> float | None:
         """The quality, if it was measured on the data that counts: development if any was, otherwise validation."""
         splits = {other.eval_split for other in self.variants}
-        return (
-            variant.quality
-            if variant.eval_split == ("development" if "development" in splits else "validation")
-            else None
-        )
+        split = "development" if "development" in splits else "validation"
+        return variant.quality if variant.eval_split == split else None
 
     def pareto_front(self, latency_of: Callable[[Variant], float]) -> tuple[Variant, ...]:
         """The variants that no faster one beats in quality, best first; by FLOPs where no quality is known."""
