@@ -1,15 +1,4 @@
-"""Errors that end one request, each with its HTTP status; their messages are written for the client.
-
-::
-
-    ServeError(LimbertError)
-    ├── InvalidRequestError    422  a value of the wrong type or out of range, or options that contradict each other
-    ├── RequestTooLargeError   413  a text, a batch or a body over the server's limit
-    ├── InferenceError         424  the model fails on this text, or its outputs are not finite
-    ├── OverloadedError        429  the deadline cannot be met, or the queue is full; says when to try again
-    ├── UnavailableError       503  inference has failed, or the server is starting or shutting down
-    └── ApiError                    any other status, such as 401 or 415
-"""
+"""Errors that end one request, each with its HTTP status; their messages are written for the client."""
 
 import math
 from collections.abc import Mapping

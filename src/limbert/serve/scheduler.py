@@ -139,7 +139,7 @@ class Scheduler:
         return batch
 
     def complete_batch(self) -> None:
-        """The running batch has ended."""
+        """Note that the running batch has ended."""
         self._busy_until = None
 
     def cancel(self, request: PendingRequest) -> int:
@@ -222,7 +222,6 @@ class Scheduler:
         return Refusal("the queue is too long to meet the latency budget", max(late_by, seconds))
 
     def _seconds_alone(self, texts: Sequence[QueuedText]) -> float:
-        """Seconds for these texts on an idle server."""
         planned = self._make_plan(texts, self._lowest_level, start=0.0).seconds
         return planned * max(1.0, len(texts) / _MAX_PLANNED_TEXTS)
 
@@ -247,7 +246,6 @@ class Scheduler:
         return in_time or plan
 
     def _make_plan(self, texts: Sequence[QueuedText], level: int, *, start: float) -> BatchPlan:
-        """A plan of the first `_MAX_PLANNED_TEXTS` texts."""
         urgent = self._num_with_deadline or (texts and texts[0].request.has_deadline)
         max_batch_seconds = self._config.max_batch_fraction * self._config.slo if urgent else inf
         plan = BatchPlan(level, start, self._latency_of, self._config.max_batch_tokens, max_batch_seconds)

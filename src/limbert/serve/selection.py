@@ -1,6 +1,6 @@
 """What a request may ask for, and the variants that may run it under the server's policy."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -46,20 +46,18 @@ class VariantSelector:
 
     Args:
         variants: all variants.
+        usual_seconds: of a usual batch, by variant.
         policy: of the server: ``adaptive`` or the name of a variant.
         slo: seconds.
-        latency_of: seconds of a usual batch.
     """
 
-    def __init__(
-        self, variants: ModelVariants, *, policy: str, slo: float, latency_of: Callable[[Variant], float]
-    ) -> None:
-        self._variants, self._slo, self._policy, self._latency_of = variants, slo, policy, latency_of
+    def __init__(self, variants: ModelVariants, usual_seconds: Mapping[str, float], *, policy: str, slo: float) -> None:
+        self._variants, self._usual_seconds, self._slo, self._policy = variants, usual_seconds, slo, policy
         self.adaptive = policy == "adaptive"
-        front = variants.pareto_front(latency_of)
+        front = variants.pareto_front(usual_seconds)
         fixed = variants.full if self.adaptive else variants.find(policy)
         assert fixed is not None
-        faster = tuple(variant for variant in front if latency_of(variant) < latency_of(fixed))
+        faster = tuple(variant for variant in front if usual_seconds[variant.name] < usual_seconds[fixed.name])
         #: variants of the quality levels, best first
         self.ranked_variants: tuple[Variant, ...] = front if self.adaptive else (fixed, *faster)
 
@@ -106,4 +104,4 @@ class VariantSelector:
             qualities = [self._variants.comparable_quality(variant) or 0.0 for variant in self._variants.variants]
             best = f"the best variant has {max(qualities):.4g}" if any(qualities) else "no variant was measured"
             raise InvalidRequestError(f"min_quality is {min_quality:g} ({self._variants.full.metric}); {best}")
-        return min(reaching, key=self._latency_of)
+        return min(reaching, key=lambda variant: self._usual_seconds[variant.name])

@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -141,14 +142,8 @@ class Service:
         settings = self.settings
         models = self._runner.calibrate(max_length=self.max_length, time_budget=_CALIBRATION_SECONDS)
         tracker = LatencyTracker(models)
-        usual_tokens = 8 * min(32, self.max_length)
-        usual_seconds = {name: model.seconds(usual_tokens) for name, model in models.items()}
-        selector = VariantSelector(
-            self.variants,
-            policy=settings.policy,
-            slo=settings.slo,
-            latency_of=lambda variant: usual_seconds[variant.name],
-        )
+        usual_seconds = {name: model.seconds(8 * min(32, self.max_length)) for name, model in models.items()}
+        selector = VariantSelector(self.variants, usual_seconds, policy=settings.policy, slo=settings.slo)
         config = SchedulerConfig(
             settings.slo, settings.max_batch_tokens, settings.max_queue, adaptive=selector.adaptive
         )
@@ -303,10 +298,8 @@ def _set_result(
         else:
             future.set_result(result)
 
-    try:
+    with suppress(RuntimeError):  # the loop is closed, and its futures with it
         loop.call_soon_threadsafe(complete)
-    except RuntimeError:  # the loop is closed, and its futures with it
-        return
 
 
 def default_threads(workers: int) -> int:

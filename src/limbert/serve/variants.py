@@ -1,7 +1,8 @@
 """The sub-networks and operating points that a model can run as, each with its quality and FLOPs."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -38,10 +39,11 @@ class ModelVariants:
     """All variants of one model, those with the most FLOPs first."""
 
     variants: tuple[Variant, ...]
-    by_name: Mapping[str, Variant] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "by_name", {variant.name: variant for variant in self.variants})
+    @cached_property
+    def by_name(self) -> Mapping[str, Variant]:
+        """Variants by name."""
+        return {variant.name: variant for variant in self.variants}
 
     @classmethod
     def from_run(cls, run_dir: str | Path, model: ElasticModel, *, task: Task) -> Self:
@@ -50,8 +52,7 @@ class ModelVariants:
         Raises:
             CheckpointError: if a file of the run is broken.
         """
-        cost, variants = CostModel(model), []
-        qualities = _subnet_qualities(Path(run_dir), task)
+        cost, variants, qualities = CostModel(model), [], _subnet_qualities(Path(run_dir), task)
         for name, subnet in {**model.subnets(), **model.searched_subnets()}.items():
             quality = qualities.get(name)
             split: EvalSplit | None = None if quality is None else "development"
@@ -90,13 +91,16 @@ class ModelVariants:
         split = "development" if "development" in splits else "validation"
         return variant.quality if variant.eval_split == split else None
 
-    def pareto_front(self, latency_of: Callable[[Variant], float]) -> tuple[Variant, ...]:
+    def pareto_front(self, seconds: Mapping[str, float]) -> tuple[Variant, ...]:
         """The variants that no faster one beats in quality, best first; by FLOPs where no quality is known."""
         measured = {name: self.comparable_quality(variant) for name, variant in self.by_name.items()}
         known = {name: quality for name, quality in measured.items() if quality is not None}
         value = known or {name: float(self.by_name[name].flops) for name in self.names("subnet")}
         candidates = [variant for variant in self.variants if variant.name in value]
-        return tuple(reversed(pareto_front(candidates, cost=latency_of, value=lambda variant: value[variant.name])))
+        front = pareto_front(
+            candidates, cost=lambda variant: seconds[variant.name], value=lambda variant: value[variant.name]
+        )
+        return tuple(reversed(front))
 
 
 def _subnet_qualities(run_dir: Path, task: Task) -> dict[str, float]:

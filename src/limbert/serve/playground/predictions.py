@@ -57,13 +57,13 @@ def prediction_json(task: Task, output: RequestOutput) -> dict[str, Any]:
 
 def compare_with_full(prediction: dict[str, Any], full: dict[str, Any] | None) -> dict[str, Any]:
     """Whether a prediction has the full model's labels, the difference of values, and the fraction of its FLOPs."""
+    comparison = {"agrees": None, "difference": None, "flops_fraction": None}
     if full is None:
-        return {"agrees": None, "difference": None, "flops_fraction": None}
-    fraction = prediction["flops"] / full["flops"]
+        return comparison
+    comparison["flops_fraction"] = prediction["flops"] / full["flops"]
     if prediction["value"] is not None:
-        return {"agrees": None, "difference": prediction["value"] - full["value"], "flops_fraction": fraction}
-    agrees = {*prediction["labels"]} == {*full["labels"]}
-    return {"agrees": agrees, "difference": None, "flops_fraction": fraction}
+        return comparison | {"difference": prediction["value"] - full["value"]}
+    return comparison | {"agrees": {*prediction["labels"]} == {*full["labels"]}}
 
 
 def status_json(service: Service) -> dict[str, Any]:

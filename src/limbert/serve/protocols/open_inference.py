@@ -313,17 +313,13 @@ def _infer_response(
         if item.name == "LABEL":
             shape, data = [len(values)], [labels[row.index(max(row))] for row in logits]
         elif top:
-            shape, data = [len(values), top], [entry for row in values for entry in _top_classes(row, labels, top)]
+            ranked = (sorted(enumerate(row), key=lambda entry: -entry[1])[:top] for row in values)
+            classes = chain.from_iterable(ranked)  # as the classification extension writes them
+            shape, data = [len(values), top], [f"{value:.6f}:{index}:{labels[index]}" for index, value in classes]
         else:
-            shape, data = [len(values), len(labels)], [value for row in values for value in row]
+            shape, data = [len(values), len(labels)], list(chain.from_iterable(values))
         datatype = "BYTES" if item.name == "LABEL" or top else "FP32"
         tensors.append(OutputTensor(name=item.name, datatype=datatype, shape=shape, data=data))
     stages = {f"{stage}_ms": round(value, 3) for stage, value in output.timing.milliseconds().items()}
     parameters = {"size": variant_names(output), **stages}
     return InferResponse(model_name=service.model_name, id=request_id, parameters=parameters, outputs=tensors)
-
-
-def _top_classes(values: Sequence[float], labels: Sequence[str], count: int) -> list[str]:
-    """``value:index:label`` of the best classes, as the classification extension writes them."""
-    order = sorted(range(len(values)), key=lambda index: -values[index])[:count]
-    return [f"{values[index]:.6f}:{index}:{labels[index]}" for index in order]
