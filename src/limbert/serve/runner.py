@@ -107,14 +107,10 @@ class ModelRunner:
         self.run(next(iter(self._engines)), self._random_batch(*_SMALL_BATCH, max_length=_SMALL_BATCH[1]))
 
     def calibrate(self, *, max_length: int, time_budget: float) -> dict[str, LatencyModel]:
-        """Measure the latency of all variants.
+        """Measure the latency of all variants within ``time_budget`` seconds, on inputs up to ``max_length`` tokens.
 
         Variants take turns and the fastest round counts, since slow ones are due to other programs. Variants that do
         not fit into the time get the latency of the first, scaled by their FLOPs.
-
-        Args:
-            max_length: longest input in tokens.
-            time_budget: seconds for all variants; the first is measured in any case.
         """
         end = time.perf_counter() + time_budget
         batches = [self._random_batch(*shape, max_length=max_length) for shape in (_SMALL_BATCH, _LARGE_BATCH)]

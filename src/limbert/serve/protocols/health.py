@@ -78,16 +78,13 @@ def create_router(service: Service, metrics: ServerMetrics) -> APIRouter:
     @routes.get("/info", summary="Model", operation_id="info", responses=error_responses(401))
     async def info() -> ServerInfo:
         """The model, its labels, its limits, and its variants."""
-        settings, ids = service.settings, dict(enumerate(label_names(service.task)))
+        settings, labels = service.settings, label_names(service.task)
+        id2label = {str(index): label for index, label in enumerate(labels)}
+        label2id = {label: index for index, label in enumerate(labels)}
         return ServerInfo(
             model_id=service.model_name,
             model_dtype="bfloat16" if settings.precision == "bf16" else "float32",
-            model_type={
-                "classifier": {
-                    "id2label": {str(index): label for index, label in ids.items()},
-                    "label2id": {label: index for index, label in ids.items()},
-                }
-            },
+            model_type={"classifier": {"id2label": id2label, "label2id": label2id}},
             max_concurrent_requests=settings.max_queue,
             max_input_length=service.max_length,
             max_batch_tokens=settings.max_batch_tokens,
