@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from limbert.core.config import TaskType
 from limbert.core.space import Space
-from limbert.data.tasks import custom_task
+from limbert.data.tasks import Task, custom_task
 from limbert.inference.engine import Engine
 from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import Policy
@@ -33,20 +33,19 @@ PROBLEM_TYPES = {
 }
 
 
-def make_run(folder: Path, *, task_type: TaskType = "classification") -> Path:
-    """A random BERT of two layers, saved as training does, with weights large enough that outputs differ."""
+def random_bert(num_layers: int, task: Task) -> torch.nn.Module:
+    """A BERT with weights large enough that outputs differ."""
     torch.manual_seed(0)
-    task = custom_task(task_type, () if task_type == "regression" else LABELS)
     names = dict(enumerate(task.labels)) or {0: "score"}
     config = AutoConfig.for_model(
         "bert",
         hidden_size=32,
         num_attention_heads=4,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         vocab_size=30522,
         max_position_embeddings=64,
-        problem_type=PROBLEM_TYPES[task_type],
+        problem_type=PROBLEM_TYPES[task.task_type],
         id2label=names,
         label2id={name: index for index, name in names.items()},
     )
@@ -54,6 +53,13 @@ def make_run(folder: Path, *, task_type: TaskType = "classification") -> Path:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.2)
+    return network
+
+
+def make_run(folder: Path, *, task_type: TaskType = "classification") -> Path:
+    """A random BERT of two layers, saved as training does."""
+    task = custom_task(task_type, () if task_type == "regression" else LABELS)
+    network = random_bert(2, task)
     record = {"task": task.to_dict(), "settings": {"data": {"max_length": 32}}}
     model = ElasticModel(network, space=Space((0.5, 1.0), (0.5, 1.0), "first"), record=record)
     lines = [{"subnet": name} | RESULT for name in model.subnets()]
@@ -70,7 +76,7 @@ def settings(**changes: object) -> ServeSettings:
 @contextmanager
 def opened(run: Path, **changes: object) -> Iterator[Service]:
     """A started service."""
-    service = Service.load(run, settings(**changes))
+    service = Service(run, settings(**changes))
     service.start()
     try:
         yield service

@@ -13,8 +13,8 @@ import httpx
 import pytest
 import torch
 from tests.factories.runs import ENCODER, needs_encoder
-from tests.factories.servers import opened, served
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from tests.factories.servers import opened, random_bert, served
+from transformers import AutoTokenizer
 
 from limbert import Client, ElasticModel, Engine, ExitRule, Policy, Space
 from limbert.data.tasks import GLUE, Task, custom_task
@@ -39,21 +39,7 @@ SUBNETS = [f"{width:g}x{depth:g}" for width in WIDTHS for depth in DEPTHS]
 
 def make_run(folder: Path, task: Task) -> Path:
     """A random BERT of four layers with gates whose choices differ, and a policy under which some texts exit early."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "bert",
-        hidden_size=32,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        vocab_size=30522,
-        max_position_embeddings=64,
-        num_labels=max(1, len(task.labels)),
-    )
-    network = AutoModelForSequenceClassification.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.2)
+    network = random_bert(4, task)
     record: dict[str, Any] = {"task": task.to_dict(), "settings": {"data": {"max_length": 32}}}
     model = ElasticModel(network, space=Space(WIDTHS, DEPTHS, "first"), record=record)
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)

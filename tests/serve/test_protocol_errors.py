@@ -58,11 +58,7 @@ HUGGING_FACE = [
     ({"inputs": ["a", None]}, 422, "inputs[1]"),
     ({"inputs": [["a", "b"]]}, 422, "inputs[0]"),
     ({"inputs": {"text_pair": "a"}}, 422, "inputs.text is missing"),
-    (
-        {"inputs": {"text": "a", "text_pairs": "b"}},
-        422,
-        "'text_pairs'; did you mean 'text_pair'?",
-    ),
+    ({"inputs": {"text": "a", "text_pairs": "b"}}, 422, "'text_pairs'; did you mean 'text_pair'?"),
     ({"input": "a"}, 422, "did you mean 'inputs'?"),
     ({"inputs": "\ud83d"}, 422, "surrogate"),
     ({"inputs": ["a"] * 9}, 413, "9 texts; at most 8"),

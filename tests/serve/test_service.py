@@ -1,6 +1,7 @@
 """The service predicts as the engine does, keeps request options, and refuses what it cannot do; on a small model."""
 
 import asyncio
+import functools
 import json
 import shutil
 import signal
@@ -100,7 +101,20 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 def together(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    return asyncio.run(asyncio.wait_for(main(), 60))
+    return asyncio.run(asyncio.wait_for(main(), 120))
+
+
+def in_event_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an asynchronous test."""
+    return functools.wraps(test)(lambda **fixtures: together(lambda: test(**fixtures)))
+
+
+async def start_blocked(service: Service, gate: Gate, count: int = 1) -> "asyncio.Task[RequestOutput]":
+    """A request whose batch waits at the gate."""
+    gate.close()
+    task = asyncio.create_task(service.predict(TEXTS[:count]))
+    await until(gate.reached.is_set)
+    return task
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -183,19 +197,16 @@ def test_adaptive_runs_the_best_on_an_idle_server(run: Path) -> None:
 
 
 @pytest.mark.parametrize("pairs", [True, False])
-def test_pairs_must_match_the_training_data(run: Path, tmp_path: Path, pairs: bool) -> None:
+@in_event_loop
+async def test_pairs_must_match_the_training_data(run: Path, tmp_path: Path, pairs: bool) -> None:
     shutil.copytree(run, tmp_path / "run")
     record = json.loads((run / "limbert.json").read_text())
     (tmp_path / "run" / "limbert.json").write_text(json.dumps(record | {"task": record["task"] | {"pairs": pairs}}))
     right, wrong = [("a", "b"), ("a", None)][:: 1 if pairs else -1]
     with opened(tmp_path / "run") as service:
-
-        async def main() -> None:
-            assert len((await service.predict([right])).outputs) == 1
-            with pytest.raises(InvalidRequestError, match="missing" if pairs else "given"):
-                await service.predict([right, wrong])
-
-        together(main)
+        assert len((await service.predict([right])).outputs) == 1
+        with pytest.raises(InvalidRequestError, match="missing" if pairs else "given"):
+            await service.predict([right, wrong])
 
 
 def test_requests_over_the_limits_are_refused(run: Path, gate: Gate) -> None:
@@ -208,9 +219,7 @@ def test_requests_over_the_limits_are_refused(run: Path, gate: Gate) -> None:
             together(lambda: service.predict([("\ud800", None)]))
 
         async def main() -> None:
-            gate.close()
-            first = asyncio.create_task(service.predict(TEXTS[:1]))
-            await until(gate.reached.is_set)
+            first = await start_blocked(service, gate)
             waiting = [asyncio.create_task(service.predict(TEXTS[:3])) for _ in range(2)]
             await until(lambda: service.snapshot().queued == 6)
             with pytest.raises(OverloadedError, match="6 texts"):
@@ -222,7 +231,8 @@ def test_requests_over_the_limits_are_refused(run: Path, gate: Gate) -> None:
         assert (service.snapshot().refused, service.snapshot().completed) == (1, 3)
 
 
-def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_event_loop
+async def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
     gated = ModelRunner.run
     monkeypatch.setattr(
@@ -230,51 +240,41 @@ def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytes
     )
     with opened(run) as service:
         ran.clear()
-
-        async def main() -> None:
-            gate.close()
-            first = asyncio.create_task(service.predict(TEXTS[:1]))
-            await until(gate.reached.is_set)
-            gone = [asyncio.create_task(service.predict(TEXTS[:3])) for _ in range(5)]
-            kept = asyncio.create_task(service.predict(TEXTS[3:5]))
-            await until(lambda: service.snapshot().queued == 17)
-            for task in gone:
-                task.cancel()
-            await asyncio.gather(*gone, return_exceptions=True)
-            assert service.snapshot().queued == 2
-            first.cancel()  # already running: its output is dropped
-            gate.is_open.set()
-            assert len((await kept).outputs) == 2
-
-        together(main)
+        first = await start_blocked(service, gate)
+        gone = [asyncio.create_task(service.predict(TEXTS[:3])) for _ in range(5)]
+        kept = asyncio.create_task(service.predict(TEXTS[3:5]))
+        await until(lambda: service.snapshot().queued == 17)
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        assert service.snapshot().queued == 2
+        first.cancel()  # already running: its output is dropped
+        gate.is_open.set()
+        assert len((await kept).outputs) == 2
         assert ran == [1, 2]
         assert service.snapshot().cancelled == 6
         assert service.snapshot().running == 0
 
 
-def test_broken_model_ends_all_requests(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_event_loop
+async def test_broken_model_ends_all_requests(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(run) as service:
 
         def broken(self: Engine, inputs: Any) -> Any:
             raise RuntimeError("no memory")
 
-        async def main() -> None:
-            gate.close()
-            tasks = [asyncio.create_task(service.predict(TEXTS[:2]))]
-            await until(gate.reached.is_set)
-            tasks += [asyncio.create_task(service.predict(TEXTS[:2])) for _ in range(3)]
-            await until(lambda: service.snapshot().queued == 6)
-            monkeypatch.setattr(Engine, "run", broken)
-            assert service.healthy
-            gate.is_open.set()
-            for error in await asyncio.gather(*tasks, return_exceptions=True):
-                assert isinstance(error, UnavailableError), error
-            assert not service.healthy
-            assert not service.ready
-            with pytest.raises(UnavailableError, match="RuntimeError"):
-                await service.predict(TEXTS[:1])
-
-        together(main)
+        tasks = [await start_blocked(service, gate, count=2)]
+        tasks += [asyncio.create_task(service.predict(TEXTS[:2])) for _ in range(3)]
+        await until(lambda: service.snapshot().queued == 6)
+        monkeypatch.setattr(Engine, "run", broken)
+        assert service.healthy
+        gate.is_open.set()
+        for error in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(error, UnavailableError), error
+        assert not service.healthy
+        assert not service.ready
+        with pytest.raises(UnavailableError, match="RuntimeError"):
+            await service.predict(TEXTS[:1])
 
 
 UNICODE = st.text(st.characters(codec=None), max_size=40)
@@ -318,7 +318,8 @@ def test_unknown_token_is_refused_not_run(run: Path, tmp_path: Path) -> None:
         assert len(together(lambda: service.predict(TEXTS[:1])).outputs) == 1
 
 
-def test_failing_text_ends_only_its_own_request(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_event_loop
+async def test_failing_text_ends_only_its_own_request(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Engine.run
 
     def fails_on_long(self: Engine, inputs: Any) -> Any:
@@ -328,39 +329,30 @@ def test_failing_text_ends_only_its_own_request(run: Path, gate: Gate, monkeypat
 
     with opened(run) as service:
         monkeypatch.setattr(Engine, "run", fails_on_long)
-
-        async def main() -> None:
-            gate.close()
-            tasks = [asyncio.create_task(service.predict(TEXTS[:1]))]
-            await until(gate.reached.is_set)
-            long = (" ".join(WORDS * 5), None)
-            tasks += [asyncio.create_task(service.predict([text, TEXTS[1]])) for text in (TEXTS[2], long, TEXTS[3])]
-            await until(lambda: service.snapshot().queued == 6)
-            gate.is_open.set()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert isinstance(results.pop(2), InferenceError)
-            assert [len(result.outputs) for result in results] == [1, 2, 2]
-
-        together(main)
+        tasks = [await start_blocked(service, gate)]
+        long = (" ".join(WORDS * 5), None)
+        tasks += [asyncio.create_task(service.predict([text, TEXTS[1]])) for text in (TEXTS[2], long, TEXTS[3])]
+        await until(lambda: service.snapshot().queued == 6)
+        gate.is_open.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(results.pop(2), InferenceError)
+        assert [len(result.outputs) for result in results] == [1, 2, 2]
         assert service.ready
 
 
-def test_drain_completes_requests_in_progress(run: Path, gate: Gate) -> None:
+@in_event_loop
+async def test_drain_completes_requests_in_progress(run: Path, gate: Gate) -> None:
     with opened(run) as service:
-
-        async def main() -> None:
-            gate.close()
-            tasks = [asyncio.create_task(service.predict(TEXTS[:2])) for _ in range(3)]
-            await until(lambda: service.snapshot().running == 3 and gate.reached.is_set())
-            draining = asyncio.create_task(service.drain(20))
-            await until(lambda: not service.ready)
-            with pytest.raises(UnavailableError, match="shutting down"):
-                await service.predict(TEXTS[:1])
-            gate.is_open.set()
-            assert [len(output.outputs) for output in await asyncio.gather(*tasks)] == [2, 2, 2]
-            await draining
-
-        together(main)
+        gate.close()
+        tasks = [asyncio.create_task(service.predict(TEXTS[:2])) for _ in range(3)]
+        await until(lambda: service.snapshot().running == 3 and gate.reached.is_set())
+        draining = asyncio.create_task(service.drain(20))
+        await until(lambda: not service.ready)
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await service.predict(TEXTS[:1])
+        gate.is_open.set()
+        assert [len(output.outputs) for output in await asyncio.gather(*tasks)] == [2, 2, 2]
+        await draining
         assert service.healthy
 
 
@@ -386,7 +378,8 @@ def test_latencies_of_a_busy_start_are_corrected(run: Path, monkeypatch: pytest.
         assert service.snapshot().completed == 1
 
 
-def test_drain_stops_after_its_timeout(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_event_loop
+async def test_drain_stops_after_its_timeout(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(run) as service:
         original = service._started.queue.close
 
@@ -394,41 +387,30 @@ def test_drain_stops_after_its_timeout(run: Path, gate: Gate, monkeypatch: pytes
             original(reason)
             gate.is_open.set()
 
-        async def main() -> None:
-            gate.close()
-            running = asyncio.create_task(service.predict(TEXTS[:1]))
-            await until(gate.reached.is_set)
-            waiting = asyncio.create_task(service.predict(TEXTS[:1]))
-            await until(lambda: service.snapshot().queued == 1)
-            monkeypatch.setattr(service._started.queue, "close", close)
-            await service.drain(0.05)
-            with pytest.raises(UnavailableError):
-                await waiting
-            with pytest.raises(UnavailableError):
-                await running
-
-        together(main)
+        running = await start_blocked(service, gate)
+        waiting = asyncio.create_task(service.predict(TEXTS[:1]))
+        await until(lambda: service.snapshot().queued == 1)
+        monkeypatch.setattr(service._started.queue, "close", close)
+        await service.drain(0.05)
+        with pytest.raises(UnavailableError):
+            await waiting
+        with pytest.raises(UnavailableError):
+            await running
 
 
-def test_expired_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_event_loop
+async def test_expired_requests_do_not_run(run: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = 0.0
     monkeypatch.setattr(queue, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead))
     with opened(run) as service:
-
-        async def main() -> None:
-            nonlocal ahead
-            gate.close()
-            running = asyncio.create_task(service.predict(TEXTS[:1]))
-            await until(gate.reached.is_set)
-            urgent = asyncio.create_task(service.predict(TEXTS[:1], options=RequestOptions(latency_budget_ms=30_000)))
-            await until(lambda: service.snapshot().queued == 1)
-            ahead = 60.0
-            gate.is_open.set()
-            with pytest.raises(OverloadedError, match="deadline"):
-                await urgent
-            assert len((await running).outputs) == 1
-
-        together(main)
+        running = await start_blocked(service, gate)
+        urgent = asyncio.create_task(service.predict(TEXTS[:1], options=RequestOptions(latency_budget_ms=30_000)))
+        await until(lambda: service.snapshot().queued == 1)
+        ahead = 60.0
+        gate.is_open.set()
+        with pytest.raises(OverloadedError, match="deadline"):
+            await urgent
+        assert len((await running).outputs) == 1
 
 
 def test_address_is_announced_when_connections_succeed(run: Path) -> None:
@@ -461,11 +443,11 @@ def test_errors_at_start_reach_the_caller(run: Path, monkeypatch: pytest.MonkeyP
 
 def test_bad_settings_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="early"):
-        Service.load(run, ServeSettings(policy="late"))
+        Service(run, ServeSettings(policy="late"))
     with pytest.raises(ConfigError, match="64"):
-        Service.load(run, ServeSettings(max_length=1000))
+        Service(run, ServeSettings(max_length=1000))
     with pytest.raises(CheckpointError):
-        Service.load(tmp_path / "none", ServeSettings())
+        Service(tmp_path / "none", ServeSettings())
     for name, value in (("port", 70000), ("slo", 0.0), ("max_queue", 0), ("workers", 0), ("api_key", "")):
         with pytest.raises(ConfigError):
             ServeSettings(**{name: value})

@@ -39,21 +39,15 @@ def create_app(service: Service) -> FastAPI:
     metrics = ServerMetrics(service)
     service.on_output = metrics.observe_output
     app = FastAPI(
-        title="Limbert",
-        version=version("limbert"),
-        description=_DESCRIPTION,
-        redoc_url=None,
-        docs_url=None,
-        strict_content_type=False,
-    )
+        title="Limbert", version=version("limbert"), description=_DESCRIPTION,
+        redoc_url=None, docs_url=None, strict_content_type=False,
+    )  # fmt: skip
     for protocol in (hf_inference, tei, open_inference, playground):
         app.include_router(protocol.create_router(service))
     app.include_router(health.create_router(service, metrics))
     app.add_api_route("/", _browser_start, include_in_schema=False)  # last: 405 is for the documented methods
-    app.add_exception_handler(ServeError, _handle_error)
-    app.add_exception_handler(HTTPException, _handle_error)
-    app.add_exception_handler(RequestValidationError, _handle_error)
-    app.add_exception_handler(Exception, _handle_error)
+    for error in (ServeError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(error, _handle_error)
     app.openapi = lambda: _openapi_document(app, service)  # type: ignore[method-assign] # as FastAPI documents it
     app.add_middleware(RequestLimits, metrics=metrics, settings=service.settings, is_public=_is_public)
     if service.settings.cors_origins:
@@ -84,7 +78,7 @@ async def _handle_error(request: Request, error: Exception) -> Response:
     elif isinstance(error, HTTPException):  # Starlette's 404 and 405, FastAPI's 400 for a body that is not UTF-8
         error = ApiError(error.status_code, str(error.detail), headers=error.headers)
     elif not isinstance(error, ServeError):
-        error = ApiError(500, "internal error; see the server's log")
+        error = ServeError("internal error; see the server's log")
     return error_response(error)
 
 
@@ -95,13 +89,6 @@ def _openapi_document(app: FastAPI, service: Service) -> dict[str, Any]:
             [(open_inference.InferRequest, "validation")], ref_template="#/components/schemas/{model}"
         )
         document["components"]["schemas"] |= definitions["$defs"]
-        variants = service.variants
-        qualities = [variant.quality for variant in variants.variants if variant.quality is not None]
-        describe_limits(
-            document,
-            names={"subnet": variants.names("subnet"), "policy": variants.names("policy")},
-            best=max(qualities, default=None),
-            max_texts=service.settings.max_texts,
-        )
+        describe_limits(document, service.variants, max_texts=service.settings.max_texts)
         app.openapi_schema = document
     return app.openapi_schema

@@ -23,46 +23,25 @@ _LENGTH_SORTING_SCALE = 6  # queued texts from which on batches are increasingly
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """A request from its arrival to its response. Times are seconds of one monotonic clock.
+    """A request from its arrival to its response. Times are seconds of one monotonic clock."""
 
-    The scheduler reads the first four fields and sets the ``..._by_level`` and ``..._deadline`` fields.
-
-    Attributes:
-        lengths: tokens of each text.
-        variants: names of the variants that may run it, best first.
-        arrival: when it arrived.
-        deadline: latest completion; infinity: none.
-        texts: the tokenised texts.
-        on_done: called once, from any thread, with the output or the error.
-        tokenization_seconds: time for tokenisation.
-        queued_at: when it entered the queue.
-        started_at: when its last batch began.
-        outputs: of the texts, by index; None: not run yet.
-        remaining: texts without output.
-        cancelled: whether it was cancelled before it entered the queue.
-        variants_by_level: the variant that it runs at, by quality level.
-        planned_deadline: when it should be complete: before the deadline, to leave time for what a plan cannot know.
-        admission_deadline: when it must be complete as planned on arrival; later requests may delay it up to
-            ``planned_deadline``.
-        downgrade_deadline: when it must be complete for the plan to stay at its quality level.
-    """
-
-    lengths: Sequence[int]
-    variants: tuple[str, ...]
+    lengths: Sequence[int]  # tokens of each text
+    variants: tuple[str, ...]  # that may run it, best first
     arrival: float
-    deadline: float = inf
+    deadline: float = inf  # latest completion; infinity: none
     texts: Sequence["TokenizedText"] = ()
-    on_done: Callable[["RequestOutput | ServeError"], None] = lambda result: None
+    on_done: Callable[["RequestOutput | ServeError"], None] = lambda result: None  # called once, from any thread
     tokenization_seconds: float = 0.0
     queued_at: float = 0.0
-    started_at: float = 0.0
-    outputs: list["TextOutput | None"] = field(default_factory=list)
-    remaining: int = 0
+    started_at: float = 0.0  # when its last batch began
+    outputs: list["TextOutput | None"] = field(default_factory=list)  # by text; None: not run yet
+    remaining: int = 0  # texts without output
     cancelled: bool = False
-    variants_by_level: VariantsByLevel = ()
-    planned_deadline: float = 0.0
-    admission_deadline: float = 0.0
-    downgrade_deadline: float = 0.0
+    # Set by the scheduler:
+    variants_by_level: VariantsByLevel = ()  # the variant that it runs at, by quality level
+    planned_deadline: float = 0.0  # when it should be complete; leaves time for what a plan cannot know
+    admission_deadline: float = 0.0  # when it must be complete as planned on arrival; later requests may delay it
+    downgrade_deadline: float = 0.0  # when it must be complete for the plan to stay at its quality level
 
     @property
     def has_deadline(self) -> bool:
@@ -98,51 +77,37 @@ class PlannedBatch:
 
 @dataclass(slots=True)
 class BatchPlan:
-    """Batches in the order in which they will run.
+    """Batches in the order in which they will run; a text over a limit runs alone."""
 
-    Attributes:
-        level: quality level of all texts.
-        start: when the first batch begins.
-        latency_of: latency model by variant name.
-        max_batch_tokens: tokens of a batch at most, padding included; a longer text runs alone.
-        max_batch_seconds: seconds of a batch at most; a slower text runs alone.
-        seconds: of all batches.
-        num_texts: in all batches.
-    """
-
-    level: int
-    start: float
-    latency_of: Callable[[str], LatencyModel]
-    max_batch_tokens: int
+    level: int  # quality level of all texts
+    start: float  # when the first batch begins
+    latency_of: Callable[[str], LatencyModel]  # by variant name
+    max_batch_tokens: int  # padding included
     max_batch_seconds: float
     batches: list[PlannedBatch] = field(default_factory=list)
-    seconds: float = 0.0
-    num_texts: int = 0
+    seconds: float = 0.0  # of all batches
+    num_texts: int = 0  # in all batches
     _latency_models: dict[str, LatencyModel] = field(default_factory=dict)
 
     def add(self, text: QueuedText, *, allow_late: bool = False) -> bool:
-        """Add a text whose planned deadline is not before any other's.
+        """Add a text whose planned deadline is not before any other's, unless a text would be late.
 
         Args:
             text: the text.
             allow_late: add it even if it will be late itself.
-
-        Returns:
-            Whether it was added; False where a text would be late.
         """
         request, length = text.request, text.tokens
         variant = request.variants_by_level[self.level]
-        model = self._latency_models.get(variant)
-        if model is None:
-            model = self._latency_models[variant] = self.latency_of(variant)
+        if variant not in self._latency_models:
+            self._latency_models[variant] = self.latency_of(variant)
+        model = self._latency_models[variant]
         planned, has_deadline = request.planned_deadline, request.has_deadline
         # The longer the queue, the fuller a batch of its own will become, and the less padding its fixed cost is worth.
         best, least = None, model.per_token * length + model.fixed / sqrt(1 + self.num_texts / _LENGTH_SORTING_SCALE)
         slack, end = inf, self.end  # slack of this batch and all behind it
         for index in range(len(self.batches) - 1, -1, -1):
             batch = self.batches[index]
-            if batch.planned_deadline - end < slack:
-                slack = batch.planned_deadline - end
+            slack = min(slack, batch.planned_deadline - end)
             if index < _MAX_OPEN_BATCHES and batch.variant == variant:
                 tokens = max(length, batch.max_length) * (len(batch.texts) + 1)
                 extra = model.per_token * (tokens - batch.tokens)
@@ -200,8 +165,7 @@ class BatchPlan:
     def lateness(self, unplanned: Sequence[QueuedText] = ()) -> tuple[float, float]:
         """Seconds by which the worst text misses its planned and its downgrade deadline; negative: all are met.
 
-        Args:
-            unplanned: texts behind the plan, assumed to run at its pace.
+        Texts behind the plan (``unplanned``) are assumed to run at its pace.
         """
         end, late, downgrade = self.start, -inf, -inf
         for batch in self.batches:

@@ -1,52 +1,29 @@
-"""Errors that end one request, each with its HTTP status; their messages are written for the client.
-
-::
-
-    ServeError(LimbertError)
-    ├── InvalidRequestError    422  a value of the wrong type or out of range, or options that contradict each other
-    ├── RequestTooLargeError   413  a text, a batch or a body over the server's limit
-    ├── InferenceError         424  the model fails on this text
-    ├── OverloadedError        429  the deadline cannot be met, or the queue is full; says when to try again
-    ├── UnavailableError       503  the compute thread has failed, or the server is starting or shutting down
-    └── ApiError                    any other status
-"""
+"""Errors that end one request, each with its HTTP status; their messages are written for the client."""
 
 import math
 from collections.abc import Mapping
 
 from limbert.errors import LimbertError
 
-_ERROR_TYPES = {424: "Backend", 429: "Overloaded", 500: "Backend", 503: "Unhealthy"}  # others: Validation
-
 
 class ServeError(LimbertError):
-    """Base of the errors that a request can end with.
-
-    Attributes:
-        status: HTTP status.
-        error_type: TEI's name for it.
-        headers: to send with the response.
-    """
+    """Base of the errors that a request can end with."""
 
     status = 500
-    headers: Mapping[str, str] = {}
-
-    @property
-    def error_type(self) -> str:
-        """TEI's name for it."""
-        return _ERROR_TYPES.get(self.status, "Validation")
+    error_type = "Backend"  # TEI's name for it
+    headers: Mapping[str, str] = {}  # to send with the response
 
 
 class InvalidRequestError(ServeError):
     """A value of the wrong type or out of range, an unknown name, or options that contradict each other."""
 
-    status = 422
+    status, error_type = 422, "Validation"
 
 
 class RequestTooLargeError(ServeError):
     """A text longer than the model takes where truncation is off, too many texts, or a body over the limit."""
 
-    status = 413
+    status, error_type = 413, "Validation"
 
 
 class InferenceError(ServeError):
@@ -56,13 +33,9 @@ class InferenceError(ServeError):
 
 
 class OverloadedError(ServeError):
-    """The deadline cannot be met, or the queue is full.
+    """The deadline cannot be met, or the queue is full; accepted probably after ``retry_after`` seconds."""
 
-    Attributes:
-        retry_after: seconds after which the request would probably be accepted.
-    """
-
-    status = 429
+    status, error_type = 429, "Overloaded"
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
@@ -72,21 +45,16 @@ class OverloadedError(ServeError):
 
 
 class UnavailableError(ServeError):
-    """The compute thread has failed, or the server is starting or shutting down."""
+    """Inference has failed, or the server is starting or shutting down."""
 
-    status = 503
+    status, error_type = 503, "Unhealthy"
 
 
 class ApiError(ServeError):
     """An error with a status and headers of its own, such as 401 or 415."""
 
     def __init__(
-        self, status: int, message: str, *, error_type: str | None = None, headers: Mapping[str, str] | None = None
+        self, status: int, message: str, *, error_type: str = "Validation", headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message)
-        self.status, self._error_type, self.headers = status, error_type, headers or {}
-
-    @property
-    def error_type(self) -> str:
-        """TEI's name for it."""
-        return self._error_type or super().error_type
+        self.status, self.error_type, self.headers = status, error_type, headers or {}

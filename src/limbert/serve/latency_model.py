@@ -59,17 +59,16 @@ class LatencyTracker:
         factor = math.exp(self._shared_log_factor + self._variant_log_factors[variant])
         return LatencyModel(factor * model.fixed, factor * model.per_token)
 
-    def observe(self, variant: str, *, tokens: int, seconds: float) -> None:
-        """Record the measured latency of a batch."""
-        expected = self.latency_model(variant).seconds(tokens)
-        error = math.log(max(seconds, 1e-9) / max(expected, 1e-9))
-        error = max(-_MAX_LOG_STEP, min(_MAX_LOG_STEP, error))
-        self._shared_log_factor = _clamp(self._shared_log_factor + _SHARED_STEP * error)
-        self._variant_log_factors[variant] = _clamp(self._variant_log_factors[variant] + _VARIANT_STEP * error)
+    def observe(self, variant: str, tokens: int, seconds: float) -> None:
+        """Record the measured latency of a batch of ``tokens`` tokens, padding included."""
+        expected, factors = self.latency_model(variant).seconds(tokens), self._variant_log_factors
+        error = _clamp(math.log(max(seconds, 1e-9) / max(expected, 1e-9)), _MAX_LOG_STEP)
+        self._shared_log_factor = _clamp(self._shared_log_factor + _SHARED_STEP * error, _MAX_LOG_FACTOR)
+        factors[variant] = _clamp(factors[variant] + _VARIANT_STEP * error, _MAX_LOG_FACTOR)
 
 
-def _clamp(value: float) -> float:
-    return max(-_MAX_LOG_FACTOR, min(_MAX_LOG_FACTOR, value))
+def _clamp(value: float, limit: float) -> float:
+    return max(-limit, min(limit, value))
 
 
 class OfferedLoad:

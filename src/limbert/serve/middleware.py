@@ -31,11 +31,7 @@ _PROTOCOL_PREFIXES = (
 class RequestLimits:
     """Checks and reads each request before a handler sees it, and cancels the handler if the client disconnects.
 
-    Args:
-        app: the application.
-        metrics: counts the requests.
-        settings: limits and API key.
-        is_public: whether a method and path need no API key.
+    ``is_public`` says whether a method and path need no API key.
     """
 
     def __init__(

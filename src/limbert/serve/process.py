@@ -32,12 +32,7 @@ _BACKLOG = 2048
 def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; a second SIGINT stops without waiting for requests in progress.
 
-    While the model loads, requests get 503.
-
-    Args:
-        run_dir: a trained model.
-        settings: of the server.
-        on_ready: called with the address once requests are accepted; with several processes, by one of them.
+    While the model loads, requests get 503; ``on_ready`` is called with the address once they are accepted.
 
     Raises:
         LimbertError: if a library is missing, the model cannot be loaded, or the port cannot be used.
@@ -52,23 +47,17 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             loading.close()
             on_ready(address)
 
-        common: dict[str, Any] = {
-            "log_level": logging.WARNING,
-            "access_log": False,
-            "server_header": False,
-            "ws": "none",
-            "lifespan": "on",
-            "timeout_graceful_shutdown": math.ceil(settings.drain),
-        }
-        service = Service.load(run_dir, settings)  # before any worker, so that errors are raised here
+        quiet: dict[str, Any] = {"log_level": logging.WARNING, "access_log": False, "server_header": False}
+        common = quiet | {"ws": "none", "lifespan": "on", "timeout_graceful_shutdown": math.ceil(settings.drain)}
+        service = Service(run_dir, settings)  # before any worker, so that errors are raised here
         if settings.workers == 1:
             service.start()
-            app = create_serving_app(service, settings, announce)
+            app = create_serving_app(service, announce)
             uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listener])
             return
         del service
         started = multiprocessing.get_context("spawn").Event()
-        threading.Thread(target=_announce_when_started, args=(started, announce), daemon=True).start()
+        threading.Thread(target=_call_after, args=(started, announce), daemon=True).start()
         config = uvicorn.Config(
             partial(_worker_app, str(run_dir), settings, started),
             factory=True,
@@ -79,15 +68,15 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
         uvicorn.supervisors.Multiprocess(config, sockets=[listener]).run()
 
 
-def _announce_when_started(started: "Event", announce: Callable[[], None]) -> None:
-    started.wait()
-    announce()
+def _call_after(event: "Event", function: Callable[[], None]) -> None:
+    event.wait()
+    function()
 
 
 def _worker_app(run_dir: str, settings: ServeSettings, started: "Event") -> "FastAPI":
     """The application of one of several processes, in that process."""
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    return create_serving_app(Service.load(run_dir, settings), settings, started.set)
+    return create_serving_app(Service(run_dir, settings), started.set)
 
 
 def _stop_with_parent() -> None:
@@ -98,7 +87,7 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def create_serving_app(service: Service, settings: ServeSettings, on_started: Callable[[], None]) -> "FastAPI":
+def create_serving_app(service: Service, on_started: Callable[[], None]) -> "FastAPI":
     """The application that starts its service with itself and drains it at shutdown."""
     from limbert.serve.app import create_app
 
@@ -107,7 +96,7 @@ def create_serving_app(service: Service, settings: ServeSettings, on_started: Ca
         await asyncio.to_thread(service.start)
         on_started()
         yield
-        await service.drain(settings.drain)
+        await service.drain(service.settings.drain)
 
     app = create_app(service)
     app.router.lifespan_context = lifespan
@@ -123,9 +112,8 @@ def refuse_while_loading(listener: socket.socket) -> Iterator[None]:
 
         def do_GET(self) -> None:
             length = self.headers.get("content-length", "0")
-            self.rfile.read(
-                min(int(length), 2**20) if length.isdecimal() else 0
-            )  # else the client may miss the response
+            if length.isdecimal():  # else the client may miss the response
+                self.rfile.read(min(int(length), 2**20))
             self.send_response(503)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(_LOADING)))
@@ -158,11 +146,7 @@ def refuse_while_loading(listener: socket.socket) -> Iterator[None]:
 
 
 def bind_socket(settings: ServeSettings) -> socket.socket:
-    """A socket bound to the address, not yet listening.
-
-    Raises:
-        ConfigError: if the address cannot be used.
-    """
+    """A socket bound to the address, not yet listening; `ConfigError` if the address cannot be used."""
     listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -176,11 +160,7 @@ def bind_socket(settings: ServeSettings) -> socket.socket:
 
 
 def import_uvicorn() -> Any:
-    """The uvicorn library with its supervisors.
-
-    Raises:
-        ConfigError: if a library of the extra ``serve`` is missing.
-    """
+    """The uvicorn library with its supervisors; `ConfigError` if a library of the extra ``serve`` is missing."""
     for name in ("fastapi", "prometheus_client", "uvicorn.supervisors"):
         import_optional(name, extra="serve")
     return import_optional("uvicorn", extra="serve")

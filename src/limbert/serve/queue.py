@@ -4,11 +4,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from limbert.serve.batching import PendingRequest, PlannedBatch, QueuedText
 from limbert.serve.errors import InferenceError, OverloadedError, ServeError, UnavailableError
+from limbert.serve.latency_model import LatencyTracker
 from limbert.serve.runner import ModelRunner, RequestOutput, RequestTiming, TextOutput
 from limbert.serve.scheduler import Scheduler
 from limbert.serve.tokenizer import TokenizedText
@@ -22,10 +23,10 @@ class QueueState:
     """The scheduler at one moment: best variant in use, queued texts and tokens, level changes, whether it idles."""
 
     variant: str
-    queued: int
-    queued_tokens: int
-    level_changes: int
-    idle: bool
+    queued: int = 0
+    queued_tokens: int = 0
+    level_changes: int = 0
+    idle: bool = True
 
 
 class RequestQueue:
@@ -110,7 +111,9 @@ class RequestQueue:
                     request.remaining -= 1
                     if request.remaining:
                         continue
-                    results[request] = _request_output(request, seconds)
+                    queued_seconds = request.started_at - request.queued_at
+                    timing = RequestTiming(request.tokenization_seconds, queued_seconds, seconds)
+                    results[request] = RequestOutput(tuple(filter(None, request.outputs)), timing)
                 del self._pending[request]
         for request, result in results.items():
             request.on_done(result)
@@ -137,47 +140,30 @@ class RequestQueue:
     def state(self) -> QueueState:
         """The scheduler at this moment."""
         with self._condition:
-            scheduler = self._scheduler
-            return QueueState(
-                scheduler.variant, scheduler.queued, scheduler.queued_tokens, scheduler.level_changes, scheduler.idle
-            )
-
-
-def _request_output(request: PendingRequest, inference_seconds: float) -> RequestOutput:
-    timing = RequestTiming(request.tokenization_seconds, request.started_at - request.queued_at, inference_seconds)
-    return RequestOutput(tuple(output for output in request.outputs if output is not None), timing)
+            queue = self._scheduler
+            return QueueState(queue.variant, queue.queued, queue.queued_tokens, queue.level_changes, queue.idle)
 
 
 class InferenceThread(threading.Thread):
-    """Runs batches until the queue is closed. An error in a batch ends only the requests whose texts cause it.
+    """Runs batches until the queue is closed. An error in a batch ends only the requests whose texts cause it."""
 
-    Args:
-        queue: where batches come from.
-        runner: runs them.
-        observe_latency: called after every batch with its variant, tokens (padding included) and seconds.
-    """
-
-    def __init__(
-        self, queue: RequestQueue, runner: ModelRunner, observe_latency: Callable[[str, int, float], None]
-    ) -> None:
+    def __init__(self, queue: RequestQueue, runner: ModelRunner, tracker: LatencyTracker) -> None:
         super().__init__(name="limbert-compute", daemon=True)
-        self._queue, self._runner, self._observe_latency = queue, runner, observe_latency
+        self._queue, self._runner, self._tracker = queue, runner, tracker
         self.error: BaseException | None = None  # what ended the thread; None: no error
 
     @property
     def working(self) -> bool:
-        """Whether it runs batches."""
         return self.error is None and self.is_alive()
 
     def run(self) -> None:
-        """Thread body."""
         try:
             while (batch := self._queue.next_batch()) is not None:
                 start = time.perf_counter()
                 outputs = self._run_batch(batch)
                 seconds = time.perf_counter() - start
                 self._queue.complete(batch, outputs, seconds=seconds)
-                self._observe_latency(batch.variant, batch.tokens, seconds)
+                self._tracker.observe(batch.variant, batch.tokens, seconds)
         except BaseException as error:
             self.error = error
             logger.exception("the compute thread has failed")

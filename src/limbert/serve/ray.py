@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from limbert.core.config import require
@@ -25,13 +25,7 @@ _LOGGING_CONFIG = {"log_level": "ERROR", "enable_access_log": False}
 
 @dataclass(frozen=True)
 class ReplicaConfig:
-    """Number of replicas.
-
-    Attributes:
-        min_replicas: at least.
-        max_replicas: at most.
-        target_ongoing_requests: requests in progress per replica that autoscaling aims at.
-    """
+    """Number of replicas; autoscaling aims at ``target_ongoing_requests`` in progress per replica."""
 
     min_replicas: int = 1
     max_replicas: int = 1
@@ -46,11 +40,7 @@ class ReplicaConfig:
 
     @classmethod
     def parse(cls, text: str, *, target_ongoing_requests: float) -> "ReplicaConfig":
-        """Read ``3``, or ``1:8`` for one to eight.
-
-        Raises:
-            ConfigError: for anything else.
-        """
+        """Read ``3``, or ``1:8`` for one to eight; anything else is a `ConfigError`."""
         low, colon, high = text.partition(":")
         if not (low.isdecimal() and (high.isdecimal() or not colon)):
             raise ConfigError(f"--replicas is {text!r}; it must be a number such as 3 or a range such as 1:8")
@@ -62,13 +52,8 @@ def serve_on_ray(
 ) -> None:
     """Serve on the cluster of ``RAY_ADDRESS``, or on one started here, until SIGTERM or SIGINT.
 
-    The model's files travel through Ray's object store: machines of the cluster need Limbert, not the run.
-
-    Args:
-        run_dir: a trained model.
-        settings: of each replica; ``threads`` (default 1) is also the number of CPUs that a replica reserves.
-        replicas: their number.
-        on_ready: called with the address once requests are accepted.
+    The model's files travel through Ray's object store: machines of the cluster need Limbert, not the run. ``threads``
+    of the settings (default 1) is also the number of CPUs that a replica reserves.
 
     Raises:
         LimbertError: if a library is missing, the model cannot be loaded, or the port cannot be used.
@@ -77,7 +62,7 @@ def serve_on_ray(
     import_optional("ray", extra="scale")
     threads = settings.threads or 1
     settings = replace(settings, threads=threads, workers=1)
-    name = Service.load(run_dir, settings).model_name  # errors are raised here instead of in every replica
+    name = Service(run_dir, settings).model_name  # errors are raised here instead of in every replica
     packed = pack_checkpoint(run_dir)
     with bind_socket(settings) as listener:  # finds a port in use, and a free one for port 0
         settings = replace(settings, port=listener.getsockname()[1], name=name)
@@ -117,8 +102,8 @@ def _deployment(settings: ServeSettings, replicas: ReplicaConfig, packed_run_ref
     def build() -> "FastAPI":
         import ray
 
-        service = Service.load(unpack_checkpoint(ray.get(packed_run_ref)), settings)
-        app = create_serving_app(service, settings, lambda: None)
+        service = Service(unpack_checkpoint(ray.get(packed_run_ref)), settings)
+        app = create_serving_app(service, lambda: None)
         app.state.service = service
         return app
 
@@ -137,9 +122,7 @@ def _deployment(settings: ServeSettings, replicas: ReplicaConfig, packed_run_ref
         health_check_period_s=_HEALTH_CHECK_PERIOD,
         ray_actor_options={"num_cpus": settings.threads},
         autoscaling_config={
-            "min_replicas": replicas.min_replicas,
-            "max_replicas": replicas.max_replicas,
-            "target_ongoing_requests": replicas.target_ongoing_requests,
+            **asdict(replicas),  # named as Ray Serve names them
             "upscale_delay_s": _UPSCALE_DELAY,
             "downscale_delay_s": _DOWNSCALE_DELAY,
         },

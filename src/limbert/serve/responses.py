@@ -27,7 +27,7 @@ def _sigmoid(logits: Sequence[float]) -> list[float]:
     return [1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value)) for value in logits]
 
 
-SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"softmax": _softmax, "sigmoid": _sigmoid, "none": list}
+_SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"softmax": _softmax, "sigmoid": _sigmoid, "none": list}
 _BY_TASK_TYPE = {"classification": "softmax", "multi-label": "sigmoid", "regression": "none"}
 
 
@@ -39,7 +39,7 @@ def score_function(task: Task) -> ScoreFunction:
     """
     if task.task_type not in _BY_TASK_TYPE:
         raise UnsupportedModelError(f"task type is {task.task_type}; the server supports {', '.join(_BY_TASK_TYPE)}")
-    return SCORE_FUNCTIONS[_BY_TASK_TYPE[task.task_type]]
+    return _SCORE_FUNCTIONS[_BY_TASK_TYPE[task.task_type]]
 
 
 def label_names(task: Task) -> tuple[str, ...]:
@@ -48,26 +48,29 @@ def label_names(task: Task) -> tuple[str, ...]:
 
 
 def check_finite(logits: Sequence[float]) -> None:
-    """Refuse outputs that are not finite.
-
-    Raises:
-        InferenceError: if one is not.
-    """
+    """Raise `InferenceError` if an output is not finite."""
     if not all(map(math.isfinite, logits)):
         raise InferenceError("the model's outputs for this text are not finite")
 
 
 def ranked_scores(
-    logits: Sequence[float], labels: Sequence[str], function: ScoreFunction, *, top_k: int | None = None
-) -> list[dict[str, str | float]]:
-    """``{"label", "score"}`` of each output, highest score first, at most ``top_k``.
+    output: RequestOutput, task: Task, *, function_name: str | None = None, top_k: int | None = None
+) -> list[list[dict[str, str | float]]]:
+    """For each text ``{"label", "score"}`` of each output, highest score first.
 
-    Raises:
-        InferenceError: if an output is not finite.
+    Args:
+        output: of the request.
+        task: of the model.
+        function_name: logits to scores: ``softmax``, ``sigmoid`` or ``none``; None: by task type.
+        top_k: best scores to return; None: all.
     """
-    check_finite(logits)
-    pairs = sorted(zip(function(logits), labels, strict=True), key=lambda pair: -pair[0])
-    return [{"label": label, "score": score} for score, label in pairs[:top_k]]
+    function = score_function(task) if function_name is None else _SCORE_FUNCTIONS[function_name]
+    ranked: list[list[dict[str, str | float]]] = []
+    for text in output.outputs:
+        check_finite(text.logits)
+        pairs = sorted(zip(function(text.logits), label_names(task), strict=True), key=lambda pair: -pair[0])
+        ranked.append([{"label": label, "score": score} for score, label in pairs[:top_k]])
+    return ranked
 
 
 def to_json(value: Any) -> bytes:
@@ -82,17 +85,14 @@ def json_response(value: Any, output: RequestOutput) -> Response:
 
 def usage_headers(output: RequestOutput) -> Mapping[str, str]:
     """Headers that name the variants that ran, time by stage, FLOPs and tokens."""
-    timing, texts = output.timing, output.outputs
-    headers = {
+    truncated = sum(text.truncated for text in output.outputs)
+    return {
         "x-limbert-size": variant_names(output),
-        "x-limbert-queue-ms": f"{timing.queue * 1000:.3f}",
-        "x-limbert-tokenization-ms": f"{timing.tokenization * 1000:.3f}",
-        "x-limbert-inference-ms": f"{timing.inference * 1000:.3f}",
-        "x-limbert-flops": str(sum(text.flops for text in texts)),
-        "x-limbert-tokens": str(sum(text.tokens for text in texts)),
+        **{f"x-limbert-{stage}-ms": f"{value:.3f}" for stage, value in output.timing.milliseconds().items()},
+        "x-limbert-flops": str(sum(text.flops for text in output.outputs)),
+        "x-limbert-tokens": str(sum(text.tokens for text in output.outputs)),
+        **({"x-limbert-truncated": str(truncated)} if truncated else {}),
     }
-    truncated = sum(text.truncated for text in texts)
-    return headers | {"x-limbert-truncated": str(truncated)} if truncated else headers
 
 
 def variant_names(output: RequestOutput) -> str:

@@ -1,8 +1,10 @@
 """Runs batches of tokenised texts at any variant of one model, and measures their latency. Used by one thread."""
 
 import time
+import timeit
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,25 +23,15 @@ _CALIBRATION_ROUNDS = 4
 
 @dataclass(frozen=True, slots=True)
 class TextOutput:
-    """The output for one text.
+    """The output for one text."""
 
-    Attributes:
-        logits: ``(outputs,)``.
-        variant: name of the variant that ran.
-        tokens: number of input tokens.
-        truncated: whether the text was truncated.
-        flops: floating-point operations.
-        layers: number of layers that ran.
-        widths: ``(layers of the full model,)``, the width at which each ran; 0.0: it did not run.
-    """
-
-    logits: tuple[float, ...]
-    variant: str
-    tokens: int
+    logits: tuple[float, ...]  # (outputs,)
+    variant: str  # that ran
+    tokens: int  # of the input
     truncated: bool
-    flops: int
-    layers: int
-    widths: tuple[float, ...]
+    flops: int  # floating-point operations
+    layers: int  # that ran
+    widths: tuple[float, ...]  # (layers of the full model,), at which each ran; 0.0: it did not run
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +41,10 @@ class RequestTiming:
     tokenization: float
     queue: float
     inference: float
+
+    def milliseconds(self) -> dict[str, float]:
+        """Milliseconds by stage."""
+        return {stage: 1000 * getattr(self, stage) for stage in ("queue", "tokenization", "inference")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +56,7 @@ class RequestOutput:
 
 
 class ModelRunner:
-    """An engine for each variant, all on the weights of one model.
-
-    Args:
-        model: in evaluation mode.
-        variants: the variants to run.
-        tokenizer: says how to pad.
-        task_type: the model's task type.
-        precision: ``"bf16"`` runs under autocast.
+    """An engine for each variant, all on the weights of one model in evaluation mode; the tokenizer says how to pad.
 
     Raises:
         UnsupportedModelError: if the task head is not one for sequence classification.
@@ -118,14 +107,10 @@ class ModelRunner:
         self.run(next(iter(self._engines)), self._random_batch(*_SMALL_BATCH, max_length=_SMALL_BATCH[1]))
 
     def calibrate(self, *, max_length: int, time_budget: float) -> dict[str, LatencyModel]:
-        """Measure the latency of all variants.
+        """Measure the latency of all variants within ``time_budget`` seconds, on inputs up to ``max_length`` tokens.
 
         Variants take turns and the fastest round counts, since slow ones are due to other programs. Variants that do
         not fit into the time get the latency of the first, scaled by their FLOPs.
-
-        Args:
-            max_length: longest input in tokens.
-            time_budget: seconds for all variants; the first is measured in any case.
         """
         end = time.perf_counter() + time_budget
         batches = [self._random_batch(*shape, max_length=max_length) for shape in (_SMALL_BATCH, _LARGE_BATCH)]
@@ -134,7 +119,7 @@ class ModelRunner:
             for variant in self._engines:
                 if best and time.perf_counter() > end:
                     break
-                measured = [self._measure(variant, batch) for batch in batches]
+                measured = [timeit.timeit(partial(self.run, variant, batch), number=1) for batch in batches]
                 best[variant] = [min(pair) for pair in zip(best.get(variant, measured), measured, strict=True)]
         few, many = (sum(len(text.input_ids) for text in batch) for batch in batches)
         models = {variant: LatencyModel.fit((few, short), (many, long)) for variant, (short, long) in best.items()}
@@ -143,11 +128,6 @@ class ModelRunner:
             ratio = self._nominal_flops[variant] / self._nominal_flops[first]
             models[variant] = LatencyModel(model.fixed, model.per_token * ratio)
         return models
-
-    def _measure(self, variant: str, batch: Sequence[TokenizedText]) -> float:
-        start = time.perf_counter()
-        self.run(variant, batch)
-        return time.perf_counter() - start
 
     def _random_batch(self, batch_size: int, sequence_length: int, *, max_length: int) -> list[TokenizedText]:
         shape = (batch_size, min(sequence_length, max_length))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import inf
 
 from limbert.serve.batching import BatchPlan, PendingRequest, PlannedBatch, QueuedText
-from limbert.serve.latency_model import LatencyModel, OfferedLoad, VariantsByLevel
+from limbert.serve.latency_model import LatencyModel, OfferedLoad
 
 _MAX_TEXTS_WITHOUT_DEADLINE = 64  # queued texts that the next batch is chosen from where no deadline waits
 _MAX_PLANNED_TEXTS = 256  # queued texts that are planned one by one; those behind are assumed to run at the same pace
@@ -31,34 +31,26 @@ class Refusal:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """Settings of the scheduler; the ``fraction`` fields are fractions of the time from arrival to deadline.
+    """Settings of the scheduler; planned, admission and downgrade fraction are of the time from arrival to deadline.
 
-    Attributes:
-        slo: seconds from arrival to response; also orders requests without a deadline.
-        max_batch_tokens: tokens of a batch at most, padding included; a longer text runs alone.
-        max_queue: queued texts at most.
-        adaptive: whether the quality level follows the load; otherwise it stays at the best.
-        planned_fraction: within which a request must be complete; the rest is for the response and the unknown.
-        admission_fraction: within which a request must be complete behind the queue to be accepted; later requests
-            that join earlier batches may delay it up to ``planned_fraction``, which keeps batches large.
-        downgrade_fraction: within which all must be complete for the plan to stay at the quality level.
-        max_batch_fraction: fraction of the SLO that a batch may take while deadlines wait.
-        downgrade_utilization: utilisation above which the level falls.
-        upgrade_utilization: utilisation of the next better level below which it may rise.
-        upgrade_delay: seconds for which that must hold; doubled, up to 16 times, after a rise that did not last.
+    A request is accepted if it is complete within the admission fraction behind the queue; later requests that join
+    earlier batches may delay it up to the planned fraction, which keeps batches large. The rest of the time is for the
+    response and the unknown.
     """
 
-    slo: float
-    max_batch_tokens: int
-    max_queue: int
-    adaptive: bool = True
+    slo: float  # seconds from arrival to response; also orders requests without a deadline
+    max_batch_tokens: int  # padding included; a longer text runs alone
+    max_queue: int  # texts
+    adaptive: bool = True  # the quality level follows the load; otherwise it stays at the best
     planned_fraction: float = 0.8
     admission_fraction: float = 0.65
-    downgrade_fraction: float = 0.5
-    max_batch_fraction: float = 0.25
-    downgrade_utilization: float = 0.85
-    upgrade_utilization: float = 0.65
-    upgrade_delay: float = 1.0
+    downgrade_fraction: float = 0.5  # within which all must be complete for the plan to stay at the quality level
+    max_batch_fraction: float = 0.25  # of the SLO that a batch may take while deadlines wait
+    downgrade_utilization: float = 0.85  # above which the level falls
+    upgrade_utilization: float = 0.65  # of the next better level, below which it may rise
+    upgrade_delay: float = (
+        1.0  # seconds for which that must hold; doubled up to 16 times after a rise that did not last
+    )
 
 
 @dataclass(slots=True)
@@ -73,13 +65,7 @@ class _QualityLevel:
 
 
 class Scheduler:
-    """The queue of one model.
-
-    Args:
-        variants: names of the variants that define the quality levels, best first.
-        latency_of: current latency model by variant name.
-        config: settings.
-    """
+    """The queue of one model, with a quality level for each of the variants (best first)."""
 
     def __init__(
         self, variants: Sequence[str], latency_of: Callable[[str], LatencyModel], config: SchedulerConfig
@@ -103,7 +89,6 @@ class Scheduler:
 
     @property
     def queued_tokens(self) -> int:
-        """Tokens of the queued texts."""
         return sum(text.tokens for text in self._queue)
 
     @property
@@ -118,7 +103,6 @@ class Scheduler:
 
     @property
     def level_changes(self) -> int:
-        """Changes of the quality level so far."""
         return self._level.changes
 
     def admit(self, request: PendingRequest, now: float) -> Refusal | None:
@@ -155,7 +139,7 @@ class Scheduler:
         return batch
 
     def complete_batch(self) -> None:
-        """The running batch has ended."""
+        """Note that the running batch has ended."""
         self._busy_until = None
 
     def cancel(self, request: PendingRequest) -> int:
@@ -185,16 +169,13 @@ class Scheduler:
         request.planned_deadline = request.arrival + config.planned_fraction * budget
         request.admission_deadline = request.arrival + config.admission_fraction * budget
         request.downgrade_deadline = request.arrival + config.downgrade_fraction * budget
-        request.variants_by_level = self._variants_by_level(request.variants)
-
-    def _variants_by_level(self, variants: tuple[str, ...]) -> VariantsByLevel:
-        """By level: the best allowed variant that the level has, else the cheapest allowed."""
-        if len(variants) == 1:
-            return variants * len(self._variants)
-        return tuple(
-            next((name for name in variants if self._rank[name] >= level), variants[-1])
-            for level in range(len(self._variants))
-        )
+        if len(request.variants) == 1:
+            request.variants_by_level = request.variants * len(self._variants)
+        else:  # by level: the best allowed variant that the level has, else the cheapest allowed
+            request.variants_by_level = tuple(
+                next((name for name in request.variants if self._rank[name] >= level), request.variants[-1])
+                for level in range(len(self._variants))
+            )
 
     def _admit_to_plan(self, request: PendingRequest, new_texts: Sequence[QueuedText], now: float) -> Refusal | None:
         """Add a request to the plan, or say why a text would be late."""
@@ -241,7 +222,6 @@ class Scheduler:
         return Refusal("the queue is too long to meet the latency budget", max(late_by, seconds))
 
     def _seconds_alone(self, texts: Sequence[QueuedText]) -> float:
-        """Seconds for these texts on an idle server."""
         planned = self._make_plan(texts, self._lowest_level, start=0.0).seconds
         return planned * max(1.0, len(texts) / _MAX_PLANNED_TEXTS)
 
@@ -266,7 +246,6 @@ class Scheduler:
         return in_time or plan
 
     def _make_plan(self, texts: Sequence[QueuedText], level: int, *, start: float) -> BatchPlan:
-        """A plan of the first `_MAX_PLANNED_TEXTS` texts."""
         urgent = self._num_with_deadline or (texts and texts[0].request.has_deadline)
         max_batch_seconds = self._config.max_batch_fraction * self._config.slo if urgent else inf
         plan = BatchPlan(level, start, self._latency_of, self._config.max_batch_tokens, max_batch_seconds)
@@ -275,11 +254,10 @@ class Scheduler:
         return plan
 
     def _next_free_time(self, now: float) -> float:
-        """When the model is free; a batch slower than predicted is assumed to end now."""
+        """A batch slower than predicted is assumed to end now."""
         return now if self._busy_until is None else max(now, self._busy_until)
 
     def _update_level(self, now: float) -> None:
-        """Let the quality level follow the load."""
         if not self._config.adaptive or not self._lowest_level:
             return
         level, config = self._level, self._config

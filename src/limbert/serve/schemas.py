@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from limbert.serve.errors import ApiError, InvalidRequestError, ServeError
+from limbert.serve.variants import ModelVariants
 
 _MAX_MESSAGE_LENGTH = 500  # characters
 _TAG = "#"  # first character of the tags of `by_json_type`, which messages leave out
@@ -30,16 +31,12 @@ _RETRY_HEADERS = {
     "Retry-After-Ms": {"description": "milliseconds", "schema": {"type": "integer", "minimum": 1}},
 }
 
+_STAGE_HEADER = {"description": "of the request's last text", "schema": {"type": "number"}}
+_COUNT_HEADER = {"description": "of all texts", "schema": {"type": "integer"}}
 USAGE_HEADERS = {
     "X-Limbert-Size": {"description": "variants that ran, separated by commas", "schema": {"type": "string"}},
-    **{
-        f"X-Limbert-{stage}-Ms": {"description": "of the request's last text", "schema": {"type": "number"}}
-        for stage in ("Queue", "Tokenization", "Inference")
-    },
-    **{
-        f"X-Limbert-{count}": {"description": "of all texts", "schema": {"type": "integer"}}
-        for count in ("Flops", "Tokens", "Truncated")
-    },
+    **{f"X-Limbert-{stage}-Ms": _STAGE_HEADER for stage in ("Queue", "Tokenization", "Inference")},
+    **{f"X-Limbert-{count}": _COUNT_HEADER for count in ("Flops", "Tokens", "Truncated")},
 }
 
 
@@ -105,7 +102,7 @@ def validation_error(errors: Sequence[Any]) -> ServeError:
 
 def _describe(value: Any) -> str:
     if isinstance(value, list):
-        return "an empty list" if not value else "a list"
+        return "a list" if value else "an empty list"
     if isinstance(value, (dict, BaseModel)):
         return "an object"
     return json.dumps(value, default=repr)[:100]
@@ -113,8 +110,9 @@ def _describe(value: Any) -> str:
 
 def error_response(error: ServeError) -> Response:
     """The error as an HTTP response."""
-    message = str(error) if len(str(error)) <= _MAX_MESSAGE_LENGTH else str(error)[:_MAX_MESSAGE_LENGTH] + " ..."
-    message = message.encode("utf-8", "backslashreplace").decode()  # UTF-8 has no lone surrogates
+    message = str(error).encode("utf-8", "backslashreplace").decode()  # UTF-8 has no lone surrogates
+    if len(message) > _MAX_MESSAGE_LENGTH:
+        message = message[:_MAX_MESSAGE_LENGTH] + " ..."
     body = ErrorResponse(error=message, error_type=error.error_type)  # type: ignore[arg-type] # checked here
     return Response(body.model_dump_json(), error.status, dict(error.headers), "application/json")
 
@@ -134,23 +132,16 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def describe_limits(
-    document: Mapping[str, Any], *, names: Mapping[str, list[str]], best: float | None, max_texts: int
-) -> None:
-    """Put names and limits of the model into the schemas of the request bodies.
-
-    Args:
-        document: the OpenAPI document.
-        names: of the sub-networks (``subnet``) and operating points (``policy``).
-        best: the best quality of a variant; None: none was measured.
-        max_texts: texts per request.
-    """
+def describe_limits(document: Mapping[str, Any], variants: ModelVariants, *, max_texts: int) -> None:
+    """Put names and limits of the model into the schemas of the request bodies of an OpenAPI document."""
+    names = variants.names("subnet")
+    best = max((variant.quality for variant in variants.variants if variant.quality is not None), default=None)
     for schema in document["components"]["schemas"].values():
         properties = schema.get("properties", {})
         if "min_quality" in properties:
             subnet, policy, quality = (properties[name]["anyOf"] for name in ("subnet", "policy", "min_quality"))
-            subnet[0]["enum"] = names["subnet"]
-            policy[0]["enum"] = [*names["policy"], *(f"static:{name}" for name in names["subnet"])]
+            subnet[0]["enum"] = names
+            policy[0]["enum"] = [*variants.names("policy"), *(f"static:{name}" for name in names)]
             quality[0]["maximum"] = best
             if best is None:  # only null is valid
                 del quality[0]

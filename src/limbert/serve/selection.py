@@ -1,6 +1,6 @@
 """What a request may ask for, and the variants that may run it under the server's policy."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -9,41 +9,31 @@ from limbert.serve.errors import InvalidRequestError
 from limbert.serve.schemas import RequestModel, refusal, suggestion
 from limbert.serve.variants import ModelVariants, Variant
 
-_NOT_BOTH: dict[str, Any] = {
-    "not": {
-        "required": ["subnet", "policy"],
-        "properties": {"subnet": {"type": "string"}, "policy": {"type": "string"}},
-    }
+_BOTH: Any = {
+    "required": ["subnet", "policy"],
+    "properties": {"subnet": {"type": "string"}, "policy": {"type": "string"}},
 }
+
+_Number = Annotated[float | None, Field(allow_inf_nan=False)]
 
 
 class RequestOptions(RequestModel):
-    """What a request may ask for; without any, the server's policy decides.
+    """What a request may ask for; without any, the server's policy decides."""
 
-    Attributes:
-        subnet: the sub-network to run, such as ``0.5x0.75`` or one found by search.
-        policy: the operating point to run, such as ``balanced``, or ``static:WIDTHxDEPTH``.
-        latency_budget_ms: milliseconds from arrival to response; a request that cannot meet it is refused at once.
-        min_quality: in the unit of the metric (accuracy from 0 to 1); no variant below it runs.
-    """
-
-    model_config = ConfigDict(json_schema_extra=_NOT_BOTH)
+    model_config = ConfigDict(json_schema_extra={"not": _BOTH})
 
     subnet: Annotated[str | None, Field(description="sub-network to run; not together with policy")] = None
     policy: Annotated[str | None, Field(description="operating point to run")] = None
-    latency_budget_ms: Annotated[
-        float | None, Field(gt=0, allow_inf_nan=False, description="milliseconds from arrival to response")
-    ] = None
-    min_quality: Annotated[
-        float | None, Field(allow_inf_nan=False, description="no variant below this quality runs")
-    ] = None
+    latency_budget_ms: Annotated[_Number, Field(gt=0, description="milliseconds from arrival to response")] = None
+    min_quality: Annotated[_Number, Field(description="no variant below this quality runs, in the metric's unit")] = (
+        None
+    )
 
     @model_validator(mode="after")
     def _check_contradiction(self) -> Self:
         if self.subnet is not None and self.policy is not None:
-            raise refusal(
-                f"has subnet {self.subnet!r} and policy {self.policy!r}, which contradict each other; give one"
-            )
+            both = f"subnet {self.subnet!r} and policy {self.policy!r}"
+            raise refusal(f"has {both}, which contradict each other; give one")
         return self
 
 
@@ -56,20 +46,18 @@ class VariantSelector:
 
     Args:
         variants: all variants.
-        policy: the server's policy: ``adaptive`` or the name of a variant.
+        usual_seconds: of a usual batch, by variant.
+        policy: of the server: ``adaptive`` or the name of a variant.
         slo: seconds.
-        latency_of: seconds of a usual batch, by variant.
     """
 
-    def __init__(
-        self, variants: ModelVariants, *, policy: str, slo: float, latency_of: Callable[[Variant], float]
-    ) -> None:
-        self._variants, self._slo, self._policy, self._latency_of = variants, slo, policy, latency_of
+    def __init__(self, variants: ModelVariants, usual_seconds: Mapping[str, float], *, policy: str, slo: float) -> None:
+        self._variants, self._usual_seconds, self._slo, self._policy = variants, usual_seconds, slo, policy
         self.adaptive = policy == "adaptive"
-        front = variants.pareto_front(latency_of)
+        front = variants.pareto_front(usual_seconds)
         fixed = variants.full if self.adaptive else variants.find(policy)
         assert fixed is not None
-        faster = tuple(variant for variant in front if latency_of(variant) < latency_of(fixed))
+        faster = tuple(variant for variant in front if usual_seconds[variant.name] < usual_seconds[fixed.name])
         #: variants of the quality levels, best first
         self.ranked_variants: tuple[Variant, ...] = front if self.adaptive else (fixed, *faster)
 
@@ -111,10 +99,9 @@ class VariantSelector:
         return quality is not None and quality >= min_quality
 
     def _fastest_variant(self, min_quality: float) -> Variant:
-        """The fastest variant of at least this quality."""
         reaching = [variant for variant in self._variants.variants if self._reaches(variant, min_quality)]
         if not reaching:
             qualities = [self._variants.comparable_quality(variant) or 0.0 for variant in self._variants.variants]
             best = f"the best variant has {max(qualities):.4g}" if any(qualities) else "no variant was measured"
             raise InvalidRequestError(f"min_quality is {min_quality:g} ({self._variants.full.metric}); {best}")
-        return min(reaching, key=self._latency_of)
+        return min(reaching, key=lambda variant: self._usual_seconds[variant.name])

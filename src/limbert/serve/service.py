@@ -5,16 +5,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Self
 
 import torch
 
-from limbert.data.tasks import Task
-from limbert.errors import CheckpointError, ConfigError, DataError, UnsupportedModelError
+from limbert.errors import CheckpointError, ConfigError, DataError
 from limbert.inference.load import load_checkpoint, usable_cores
 from limbert.serve.batching import PendingRequest
 from limbert.serve.errors import (
@@ -25,7 +24,8 @@ from limbert.serve.errors import (
     UnavailableError,
 )
 from limbert.serve.latency_model import LatencyTracker
-from limbert.serve.queue import InferenceThread, RequestQueue
+from limbert.serve.queue import InferenceThread, QueueState, RequestQueue
+from limbert.serve.responses import score_function
 from limbert.serve.runner import ModelRunner, RequestOutput
 from limbert.serve.scheduler import Scheduler, SchedulerConfig
 from limbert.serve.selection import RequestOptions, VariantSelector
@@ -35,7 +35,6 @@ from limbert.serve.variants import ModelVariants
 
 _WINDOW = 10.0  # seconds that rate and percentiles cover
 _MAX_LATENCIES = 20_000
-_SERVED_TASK_TYPES = ("classification", "multi-label", "regression")
 _CALIBRATION_SECONDS = 3.0
 _TOKENIZER_THREADS = 2
 _DEFAULT_OPTIONS = RequestOptions()
@@ -44,37 +43,21 @@ _SHUTTING_DOWN = "the server is shutting down"
 
 @dataclass(frozen=True)
 class ServerSnapshot:
-    """The server at one moment; counts are since the start.
+    """The server at one moment; counts are since the start."""
 
-    Attributes:
-        variant: best variant that requests without options get now.
-        queued: queued texts.
-        queued_tokens: their tokens.
-        running: requests in progress, queued ones included.
-        requests_per_second: over the last ten seconds.
-        p50: median latency of those in seconds; None: there were none.
-        p99: 99th percentile of the same.
-        refused: requests refused.
-        completed: requests completed.
-        cancelled: requests whose client disconnected.
-        texts_by_variant: completed texts, by variant name.
-        level_changes: changes of the quality level.
-        uptime: seconds.
-    """
-
-    variant: str
-    queued: int
+    variant: str  # the best that requests without options get now
+    queued: int  # texts
     queued_tokens: int
-    running: int
-    requests_per_second: float
-    p50: float | None
-    p99: float | None
-    refused: int
+    running: int  # requests in progress, queued ones included
+    requests_per_second: float  # over the last ten seconds
+    p50_ms: float | None  # median latency of those; None: there were none
+    p99_ms: float | None
+    refused: int  # requests
     completed: int
-    cancelled: int
-    texts_by_variant: dict[str, int]
-    level_changes: int
-    uptime: float
+    cancelled: int  # their client disconnected
+    texts_by_variant: dict[str, int]  # completed texts
+    level_changes: int  # of the quality level
+    uptime: float  # seconds
 
 
 @dataclass
@@ -90,7 +73,7 @@ class _Counts:
     latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_MAX_LATENCIES))  # (at, seconds)
 
     def rate_and_percentiles(self) -> tuple[float, float | None, float | None]:
-        """Requests per second, median and 99th percentile of their latency, over the last ten seconds."""
+        """Requests per second, median and 99th percentile of their latency in ms, over the last ten seconds."""
         now = time.monotonic()
         while self.latencies and self.latencies[0][0] < now - _WINDOW:
             self.latencies.popleft()
@@ -99,7 +82,7 @@ class _Counts:
         seconds = sorted(latency for _, latency in self.latencies)
         is_full = len(seconds) == _MAX_LATENCIES
         span = now - self.latencies[0][0] if is_full else min(_WINDOW, now - self.started_at)
-        p50, p99 = (seconds[min(len(seconds) - 1, int(q * len(seconds)))] for q in (0.5, 0.99))
+        p50, p99 = (1000 * seconds[int(q * len(seconds))] for q in (0.5, 0.99))
         return len(seconds) / max(span, 1e-3), p50, p99
 
 
@@ -114,77 +97,43 @@ class _Started:
 
 
 class Service:
-    """One model, one compute thread, and a queue. `load` makes it, `start` begins to serve; both take seconds.
-
-    Attributes:
-        model_name: the model's id.
-        task: its task.
-        variants: what it can run as.
-        settings: of the server.
-        max_length: longest input in tokens.
-        on_output: called with the output of every completed request.
+    """One trained model, one compute thread, and a queue. Loading it and `start` take seconds each.
 
     Raises:
-        ConfigError: if the settings name an unknown policy.
+        CheckpointError: if the run is missing or broken, or was not trained by Limbert.
+        ConfigError: if the settings name an unknown policy, or a length that the model does not support.
+        UnsupportedModelError: if the model does not classify or score whole texts.
     """
 
-    def __init__(
-        self,
-        model_name: str,
-        *,
-        task: Task,
-        variants: ModelVariants,
-        settings: ServeSettings,
-        tokenizer: FastTokenizer,
-        max_length: int,
-        runner: ModelRunner,
-    ) -> None:
-        self.model_name, self.task, self.variants = model_name, task, variants
-        self.settings, self.max_length = settings, max_length
-        self.on_output: Callable[[RequestOutput], None] = lambda output: None
-        self._tokenizer, self._runner, self._counts = tokenizer, runner, _Counts()
-        self._started: _Started | None = None
-        self._draining = False
-        if settings.policy != "adaptive" and variants.find(settings.policy) is None:
-            known = ["adaptive", *(f"static:{name}" for name in variants.names("subnet")), *variants.names("policy")]
-            raise ConfigError(f"policy is {settings.policy!r}; it must be one of {', '.join(known)}")
-
-    @classmethod
-    def load(cls, run_dir: str | Path, settings: ServeSettings) -> Self:
-        """Load a trained model.
-
-        Raises:
-            CheckpointError: if the run is missing or broken, or was not trained by Limbert.
-            ConfigError: if the settings name an unknown policy, or a length that the model does not support.
-            UnsupportedModelError: if the model does not classify or score whole texts.
-        """
+    def __init__(self, run_dir: str | Path, settings: ServeSettings) -> None:
         checkpoint = load_checkpoint(run_dir, device=settings.device)
-        model, task = checkpoint.model, checkpoint.task
-        if task is None:
+        model = checkpoint.model
+        if checkpoint.task is None:
             raise CheckpointError(f"{run_dir} has no limbert.json; train it with limbert train first")
-        if task.task_type not in _SERVED_TASK_TYPES:
-            raise UnsupportedModelError(
-                f"the task type of {run_dir} is {task.task_type}; the server supports {', '.join(_SERVED_TASK_TYPES)}"
-            )
+        score_function(checkpoint.task)  # refuses other tasks
         if settings.max_length is not None and settings.max_length > model.max_input_length:
             raise ConfigError(
                 f"maximum length is {settings.max_length}; the model supports at most {model.max_input_length} tokens"
             )
         torch.set_num_threads(settings.threads or default_threads(settings.workers))
-        max_length = settings.max_length or checkpoint.max_length
-        variants = ModelVariants.from_run(run_dir, model, task=task)
+        self.settings = settings
+        self.model_name = settings.name or Path(run_dir).resolve().name
+        self.task = task = checkpoint.task
+        self.max_length = settings.max_length or checkpoint.max_length  # longest input in tokens
+        self.variants = variants = ModelVariants.from_run(run_dir, model, task=task)
+        if settings.policy != "adaptive" and variants.find(settings.policy) is None:
+            known = ["adaptive", *(f"static:{name}" for name in variants.names("subnet")), *variants.names("policy")]
+            raise ConfigError(f"policy is {settings.policy!r}; it must be one of {', '.join(known)}")
+        #: called with the output of every completed request
+        self.on_output: Callable[[RequestOutput], None] = lambda output: None
         vocab_size = model.network.config.vocab_size
-        tokenizer = FastTokenizer(checkpoint.tokenizer, max_length=max_length, vocab_size=vocab_size)
-        runner = ModelRunner(model, variants, tokenizer, task_type=task.task_type, precision=settings.precision)
-        return cls(
-            settings.name or Path(run_dir).resolve().name,
-            task=task,
-            variants=variants,
-            settings=settings,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            runner=runner,
+        self._tokenizer = FastTokenizer(checkpoint.tokenizer, max_length=self.max_length, vocab_size=vocab_size)
+        self._runner = ModelRunner(
+            model, variants, self._tokenizer, task_type=task.task_type, precision=settings.precision
         )
+        self._counts = _Counts()
+        self._started: _Started | None = None
+        self._draining = False
 
     def start(self) -> None:
         """Measure the latency of the variants (some seconds) and begin to serve; a second call does nothing."""
@@ -193,25 +142,14 @@ class Service:
         settings = self.settings
         models = self._runner.calibrate(max_length=self.max_length, time_budget=_CALIBRATION_SECONDS)
         tracker = LatencyTracker(models)
-        usual_tokens = 8 * min(32, self.max_length)
-        selector = VariantSelector(
-            self.variants,
-            policy=settings.policy,
-            slo=settings.slo,
-            latency_of=lambda variant: models[variant.name].seconds(usual_tokens),
-        )
+        usual_seconds = {name: model.seconds(8 * min(32, self.max_length)) for name, model in models.items()}
+        selector = VariantSelector(self.variants, usual_seconds, policy=settings.policy, slo=settings.slo)
         config = SchedulerConfig(
-            slo=settings.slo,
-            max_batch_tokens=settings.max_batch_tokens,
-            max_queue=settings.max_queue,
-            adaptive=selector.adaptive,
+            settings.slo, settings.max_batch_tokens, settings.max_queue, adaptive=selector.adaptive
         )
-        queue = RequestQueue(
-            Scheduler([variant.name for variant in selector.ranked_variants], tracker.latency_model, config)
-        )
-        thread = InferenceThread(
-            queue, self._runner, lambda name, tokens, seconds: tracker.observe(name, tokens=tokens, seconds=seconds)
-        )
+        names = [variant.name for variant in selector.ranked_variants]
+        queue = RequestQueue(Scheduler(names, tracker.latency_model, config))
+        thread = InferenceThread(queue, self._runner, tracker)
         self._counts = _Counts()
         self._started = _Started(selector, queue, thread, ThreadPoolExecutor(_TOKENIZER_THREADS, "limbert-tokenize"))
         thread.start()
@@ -221,18 +159,10 @@ class Service:
     ) -> RequestOutput:
         """The output of each text, equal to what it gets alone. Cancelling removes the texts from the queue.
 
-        Args:
-            texts: each with its second text, or None.
-            options: what the request asks for.
-            truncate: truncate long texts instead of refusing them.
+        Long texts are truncated, or without ``truncate`` refused.
 
         Raises:
-            InvalidRequestError: for no texts, single texts for a model of pairs or vice versa, or options that cannot
-                be met.
-            RequestTooLargeError: for too many texts, or without ``truncate`` too long ones.
-            InferenceError: if the model fails on a text.
-            OverloadedError: if the deadline cannot be met, or the queue is full.
-            UnavailableError: if the server is starting or shutting down, or inference has failed.
+            ServeError: if the request is invalid, too large or refused, or the server cannot run it.
         """
         arrival = time.perf_counter()
         started = self._check_available()
@@ -265,21 +195,22 @@ class Service:
 
     def snapshot(self) -> ServerSnapshot:
         """The server at this moment."""
-        state, counts = self._started and self._started.queue.state(), self._counts
-        rate, p50, p99 = counts.rate_and_percentiles()
+        state = self._started.queue.state() if self._started else QueueState(self.settings.policy)
+        counts = self._counts
+        rate, p50_ms, p99_ms = counts.rate_and_percentiles()
         return ServerSnapshot(
-            variant=state.variant if state else self.settings.policy,
-            queued=state.queued if state else 0,
-            queued_tokens=state.queued_tokens if state else 0,
+            variant=state.variant,
+            queued=state.queued,
+            queued_tokens=state.queued_tokens,
             running=counts.running,
             requests_per_second=rate,
-            p50=p50,
-            p99=p99,
+            p50_ms=p50_ms,
+            p99_ms=p99_ms,
             refused=counts.refused,
             completed=counts.completed,
             cancelled=counts.cancelled,
             texts_by_variant=dict(counts.texts_by_variant),
-            level_changes=state.level_changes if state else 0,
+            level_changes=state.level_changes,
             uptime=time.monotonic() - counts.started_at,
         )
 
@@ -367,10 +298,8 @@ def _set_result(
         else:
             future.set_result(result)
 
-    try:
+    with suppress(RuntimeError):  # the loop is closed, and its futures with it
         loop.call_soon_threadsafe(complete)
-    except RuntimeError:  # the loop is closed, and its futures with it
-        return
 
 
 def default_threads(workers: int) -> int:

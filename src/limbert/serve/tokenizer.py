@@ -23,15 +23,12 @@ class TokenizedText:
 
 
 class FastTokenizer:
-    """Tokenises without padding; thread-safe.
+    """Tokenises without padding; thread-safe. A slow tokenizer, or one without a padding token, is a `ConfigError`.
 
     Args:
-        tokenizer: a fast tokenizer with a padding token.
+        tokenizer: of the model.
         max_length: longest input in tokens, special tokens included; of a longer pair the longer text is truncated.
         vocab_size: rows of the model's embedding.
-
-    Raises:
-        ConfigError: for a slow tokenizer, or one without a padding token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, vocab_size: int) -> None:
@@ -44,11 +41,7 @@ class FastTokenizer:
         self.pad_token_id, self.pad_token_type_id = int(tokenizer.pad_token_id), int(tokenizer.pad_token_type_id)
 
     def tokenize(self, texts: Sequence[TextInput]) -> list[TokenizedText]:
-        """Tokenise texts, in order.
-
-        Raises:
-            InvalidRequestError: for invalid Unicode (lone surrogates), or a token that the model has no embedding for.
-        """
+        """Tokenise texts in order; invalid Unicode and tokens without an embedding are an `InvalidRequestError`."""
         inputs = [text if pair is None else (text, pair) for text, pair in texts]
         try:
             encodings = self._backend.encode_batch_fast(inputs)

@@ -1,7 +1,8 @@
 """The sub-networks and operating points that a model can run as, each with its quality and FLOPs."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,25 +23,15 @@ EvalSplit = Literal["development", "validation"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A sub-network or an operating point.
+    """A sub-network or an operating point."""
 
-    Attributes:
-        name: ``0.5x0.75``, or the name of a sub-network found by search, or of an operating point.
-        kind: ``subnet`` or ``policy``.
-        policy: what the engine runs.
-        quality: value of the task's primary metric; None: not measured.
-        metric: name of that metric.
-        eval_split: data that the quality was measured on; qualities on different data are not compared.
-        flops: of an input of `FLOPS_SEQUENCE_LENGTH` tokens; of an operating point the mean over validation examples.
-    """
-
-    name: str
+    name: str  # ``0.5x0.75``, or of a sub-network found by search, or of an operating point
     kind: Literal["subnet", "policy"]
-    policy: Policy
-    quality: float | None
+    policy: Policy  # what the engine runs
+    quality: float | None  # value of the task's primary metric; None: not measured
     metric: str
-    eval_split: EvalSplit | None
-    flops: int
+    eval_split: EvalSplit | None  # that the quality was measured on; qualities on different data are not compared
+    flops: int  # of `FLOPS_SEQUENCE_LENGTH` tokens; of an operating point the mean over validation examples
 
 
 @dataclass(frozen=True)
@@ -48,10 +39,11 @@ class ModelVariants:
     """All variants of one model, those with the most FLOPs first."""
 
     variants: tuple[Variant, ...]
-    by_name: Mapping[str, Variant] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "by_name", {variant.name: variant for variant in self.variants})
+    @cached_property
+    def by_name(self) -> Mapping[str, Variant]:
+        """Variants by name."""
+        return {variant.name: variant for variant in self.variants}
 
     @classmethod
     def from_run(cls, run_dir: str | Path, model: ElasticModel, *, task: Task) -> Self:
@@ -60,8 +52,7 @@ class ModelVariants:
         Raises:
             CheckpointError: if a file of the run is broken.
         """
-        cost, variants = CostModel(model), []
-        qualities = _subnet_qualities(Path(run_dir), task)
+        cost, variants, qualities = CostModel(model), [], _subnet_qualities(Path(run_dir), task)
         for name, subnet in {**model.subnets(), **model.searched_subnets()}.items():
             quality = qualities.get(name)
             split: EvalSplit | None = None if quality is None else "development"
@@ -71,13 +62,11 @@ class ModelVariants:
         for name, point in operating_points(model.record).items():
             if not _can_run(point.policy, model, task_type=task.task_type):
                 continue
-            quality = _policy_quality(Path(run_dir), name, point.policy, task)
-            metric, split = (
-                (task.primary_metric, "development") if quality is not None else (point.metric, "validation")
-            )
-            value = point.value if quality is None else quality
+            quality, metric, split = point.value, point.metric, "validation"
+            if (measured := _policy_quality(Path(run_dir), name, point.policy, task)) is not None:
+                quality, metric, split = measured, task.primary_metric, "development"
             flops = round(point.flops_share * full_flops)
-            variants.append(Variant(name, "policy", point.policy, value, metric, split, flops))
+            variants.append(Variant(name, "policy", point.policy, quality, metric, split, flops))
         return cls(tuple(sorted(variants, key=lambda variant: -variant.flops)))
 
     def names(self, kind: Literal["subnet", "policy"]) -> list[str]:
@@ -99,19 +88,19 @@ class ModelVariants:
     def comparable_quality(self, variant: Variant) -> float | None:
         """The quality, if it was measured on the data that counts: development if any was, otherwise validation."""
         splits = {other.eval_split for other in self.variants}
-        return (
-            variant.quality
-            if variant.eval_split == ("development" if "development" in splits else "validation")
-            else None
-        )
+        split = "development" if "development" in splits else "validation"
+        return variant.quality if variant.eval_split == split else None
 
-    def pareto_front(self, latency_of: Callable[[Variant], float]) -> tuple[Variant, ...]:
+    def pareto_front(self, seconds: Mapping[str, float]) -> tuple[Variant, ...]:
         """The variants that no faster one beats in quality, best first; by FLOPs where no quality is known."""
         measured = {name: self.comparable_quality(variant) for name, variant in self.by_name.items()}
         known = {name: quality for name, quality in measured.items() if quality is not None}
         value = known or {name: float(self.by_name[name].flops) for name in self.names("subnet")}
         candidates = [variant for variant in self.variants if variant.name in value]
-        return tuple(reversed(pareto_front(candidates, cost=latency_of, value=lambda variant: value[variant.name])))
+        front = pareto_front(
+            candidates, cost=lambda variant: seconds[variant.name], value=lambda variant: value[variant.name]
+        )
+        return tuple(reversed(front))
 
 
 def _subnet_qualities(run_dir: Path, task: Task) -> dict[str, float]:

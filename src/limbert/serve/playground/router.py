@@ -40,11 +40,6 @@ class PlaygroundRequest(RequestModel):
     pair: str | None = None
     parameters: RequestOptions | None = None
 
-    @property
-    def input(self) -> TextInput:
-        """The text and its second text."""
-        return self.text, self.pair
-
 
 def create_router(service: Service) -> APIRouter:
     """``/playground`` and the paths below it."""
@@ -71,13 +66,13 @@ def create_router(service: Service) -> APIRouter:
 
     @routes.post(f"{_PAGE}/predict")
     async def predict(body: PlaygroundRequest) -> Response:
-        output = await service.predict([body.input], options=body.parameters or RequestOptions())
+        output = await service.predict([(body.text, body.pair)], options=body.parameters or RequestOptions())
         return _json(prediction_json(service.task, output))
 
     @routes.post(f"{_PAGE}/compare")
     async def compare(body: PlaygroundRequest) -> Response:
         """A JSON line per variant, the full model first; one at a time, so that other requests run in between."""
-        lines = _predict_all_variants(service, body.input)
+        lines = _predict_all_variants(service, (body.text, body.pair))
         return StreamingResponse(lines, headers=_PAGE_HEADERS, media_type="application/x-ndjson")
 
     return routes
@@ -86,7 +81,7 @@ def create_router(service: Service) -> APIRouter:
 async def _predict_all_variants(service: Service, text: TextInput) -> AsyncIterator[bytes]:
     full: dict[str, Any] | None = None
     first = service.variants.full
-    for variant in (first, *(variant for variant in service.variants.variants if variant is not first)):
+    for variant in sorted(service.variants.variants, key=lambda variant: variant is not first):
         line: dict[str, Any] = {"name": variant.name}
         try:
             output = await service.predict([text], options=RequestOptions.model_validate({variant.kind: variant.name}))

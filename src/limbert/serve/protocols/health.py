@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from limbert.serve.errors import UnavailableError
@@ -20,11 +20,13 @@ _Count = Annotated[int, Field(ge=0)]
 class VariantInfo(BaseModel):
     """A sub-network or operating point; qualities on different ``data`` are not compared."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     name: str
     kind: Literal["subnet", "policy"]
     quality: float | None
     metric: str
-    data: Literal["development", "validation"] | None
+    data: Literal["development", "validation"] | None = Field(validation_alias="eval_split")
     flops: _Count
 
 
@@ -76,7 +78,21 @@ def create_router(service: Service, metrics: ServerMetrics) -> APIRouter:
     @routes.get("/info", summary="Model", operation_id="info", responses=error_responses(401))
     async def info() -> ServerInfo:
         """The model, its labels, its limits, and its variants."""
-        return _server_info(service)
+        settings, labels = service.settings, label_names(service.task)
+        id2label = {str(index): label for index, label in enumerate(labels)}
+        label2id = {label: index for index, label in enumerate(labels)}
+        return ServerInfo(
+            model_id=service.model_name,
+            model_dtype="bfloat16" if settings.precision == "bf16" else "float32",
+            model_type={"classifier": {"id2label": id2label, "label2id": label2id}},
+            max_concurrent_requests=settings.max_queue,
+            max_input_length=service.max_length,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_client_batch_size=settings.max_texts,
+            version=version("limbert"),
+            task=service.task.task_type,
+            sizes=[VariantInfo.model_validate(variant) for variant in service.variants.variants],
+        )
 
     @routes.get(
         "/metrics", summary="Prometheus metrics", operation_id="metrics", response_class=Response,
@@ -92,33 +108,3 @@ def create_router(service: Service, metrics: ServerMetrics) -> APIRouter:
 def _check_health(service: Service) -> None:
     if not service.healthy:
         raise UnavailableError("inference has failed; restart the server")
-
-
-def _server_info(service: Service) -> ServerInfo:
-    labels, settings = label_names(service.task), service.settings
-    names: Any = {
-        "id2label": {str(index): label for index, label in enumerate(labels)},
-        "label2id": {label: index for index, label in enumerate(labels)},
-    }
-    return ServerInfo(
-        model_id=service.model_name,
-        model_dtype="bfloat16" if settings.precision == "bf16" else "float32",
-        model_type={"classifier": names},
-        max_concurrent_requests=settings.max_queue,
-        max_input_length=service.max_length,
-        max_batch_tokens=settings.max_batch_tokens,
-        max_client_batch_size=settings.max_texts,
-        version=version("limbert"),
-        task=service.task.task_type,
-        sizes=[
-            VariantInfo(
-                name=variant.name,
-                kind=variant.kind,
-                quality=variant.quality,
-                metric=variant.metric,
-                data=variant.eval_split,
-                flops=variant.flops,
-            )
-            for variant in service.variants.variants
-        ],
-    )

@@ -7,13 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field, Tag
 from starlette.responses import Response
 
 from limbert.serve.errors import ApiError
-from limbert.serve.responses import (
-    SCORE_FUNCTIONS,
-    json_response,
-    label_names,
-    ranked_scores,
-    score_function,
-)
+from limbert.serve.responses import json_response, ranked_scores
 from limbert.serve.schemas import RequestModel, by_json_type, prediction_responses
 from limbert.serve.selection import RequestOptions
 from limbert.serve.service import Service
@@ -32,8 +26,6 @@ class TextPair(RequestModel):
 _Text = Annotated[str, Tag("#str")]
 _Pair = Annotated[TextPair, Tag("#dict")]
 _Batch = Annotated[list[Annotated[_Text | _Pair, by_json_type(_INPUT)]], Field(min_length=1), Tag("#list")]
-
-
 _Truncation = Annotated[
     Annotated[bool, Tag("#bool")] | Annotated[Literal["longest_first", "do_not_truncate"], Tag("#str")],
     by_json_type("must be true, false, longest_first or do_not_truncate"),
@@ -87,10 +79,8 @@ def create_router(service: Service) -> APIRouter:
         parameters = body.parameters or Parameters()
         truncate = parameters.truncation not in (False, "do_not_truncate")
         output = await service.predict(body.texts, options=parameters, truncate=truncate)
-        name, labels = parameters.function_to_apply, label_names(service.task)
-        function = score_function(service.task) if name is None else SCORE_FUNCTIONS[name]
-        scores = [ranked_scores(text.logits, labels, function, top_k=parameters.top_k) for text in output.outputs]
-        return json_response(scores, output)
+        name, top_k = parameters.function_to_apply, parameters.top_k
+        return json_response(ranked_scores(output, service.task, function_name=name, top_k=top_k), output)
 
     @routes.post("/models/{model_id:path}", summary="Classify by model name", operation_id="hf_model", **described)
     async def classify_by_name(body: ClassifyRequest, model_id: Model) -> Response:

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
@@ -252,7 +253,9 @@ def _read_texts(inputs: Sequence[InputTensor], binary: memoryview, *, max_texts:
         if tensor.shape[1:] not in ([], [1]):
             raise InvalidRequestError(f"the shape of {name} is {tensor.shape}; it must be [n] or [n, 1]")
         if size is None:
-            columns[name] = list(_flatten(tensor.data or ()))
+            columns[name] = list(
+                chain.from_iterable([item] if isinstance(item, str) else item for item in tensor.data or ())
+            )
         elif size > len(binary):
             raise InvalidRequestError(f"binary_data_size of {name} is {size}; {len(binary)} bytes are left in the body")
         else:
@@ -271,11 +274,6 @@ def _read_texts(inputs: Sequence[InputTensor], binary: memoryview, *, max_texts:
     if len(pairs) != len(texts):
         raise InvalidRequestError(f"TEXT_PAIR has {len(pairs)} texts; TEXT has {len(texts)}")
     return list(zip(texts, pairs, strict=True))
-
-
-def _flatten(data: Sequence[str | list[str]]) -> Iterator[str]:
-    for item in data:
-        yield from [item] if isinstance(item, str) else item
 
 
 def _decode_strings(binary: memoryview, name: str) -> Iterator[str]:
@@ -315,18 +313,13 @@ def _infer_response(
         if item.name == "LABEL":
             shape, data = [len(values)], [labels[row.index(max(row))] for row in logits]
         elif top:
-            shape, data = [len(values), top], [entry for row in values for entry in _top_classes(row, labels, top)]
+            ranked = (sorted(enumerate(row), key=lambda entry: -entry[1])[:top] for row in values)
+            classes = chain.from_iterable(ranked)  # as the classification extension writes them
+            shape, data = [len(values), top], [f"{value:.6f}:{index}:{labels[index]}" for index, value in classes]
         else:
-            shape, data = [len(values), len(labels)], [value for row in values for value in row]
+            shape, data = [len(values), len(labels)], list(chain.from_iterable(values))
         datatype = "BYTES" if item.name == "LABEL" or top else "FP32"
         tensors.append(OutputTensor(name=item.name, datatype=datatype, shape=shape, data=data))
-    timing = output.timing
-    stages = {"queue_ms": timing.queue, "tokenization_ms": timing.tokenization, "inference_ms": timing.inference}
-    parameters = {"size": variant_names(output), **{name: round(1e3 * value, 3) for name, value in stages.items()}}
+    stages = {f"{stage}_ms": round(value, 3) for stage, value in output.timing.milliseconds().items()}
+    parameters = {"size": variant_names(output), **stages}
     return InferResponse(model_name=service.model_name, id=request_id, parameters=parameters, outputs=tensors)
-
-
-def _top_classes(values: Sequence[float], labels: Sequence[str], count: int) -> list[str]:
-    """``value:index:label`` of the best classes, as the classification extension writes them."""
-    order = sorted(range(len(values)), key=lambda index: -values[index])[:count]
-    return [f"{values[index]:.6f}:{index}:{labels[index]}" for index in order]

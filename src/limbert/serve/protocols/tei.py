@@ -8,13 +8,7 @@ from starlette.responses import Response
 
 from limbert.serve.errors import ApiError
 from limbert.serve.protocols.hf_inference import LabelScore
-from limbert.serve.responses import (
-    SCORE_FUNCTIONS,
-    json_response,
-    label_names,
-    ranked_scores,
-    score_function,
-)
+from limbert.serve.responses import json_response, ranked_scores
 from limbert.serve.schemas import RequestModel, prediction_responses
 from limbert.serve.selection import RequestOptions
 from limbert.serve.service import Service
@@ -58,11 +52,7 @@ class PredictRequest(RequestModel):
 
     @property
     def texts(self) -> list[TextInput]:
-        """The texts with their pairs.
-
-        Raises:
-            ApiError: for an empty text.
-        """
+        """The texts with their pairs; an empty text is an `ApiError`."""
         pairs: Any = self.inputs if self.is_batch else [[self.inputs] if isinstance(self.inputs, str) else self.inputs]
         for index, pair in enumerate(pairs):
             if not any(pair):
@@ -86,8 +76,7 @@ def create_router(service: Service) -> APIRouter:
         """Scores of a text or a pair, highest first; of a batch a list of these."""
         options = body.parameters or RequestOptions()
         output = await service.predict(body.texts, options=options, truncate=bool(body.truncate))
-        function = SCORE_FUNCTIONS["none"] if body.raw_scores else score_function(service.task)
-        scores = [ranked_scores(text.logits, label_names(service.task), function) for text in output.outputs]
+        scores = ranked_scores(output, service.task, function_name="none" if body.raw_scores else None)
         return json_response(scores if body.is_batch else scores[0], output)
 
     return routes
