@@ -59,7 +59,8 @@ def test_failed_inference_is_an_unhealthy_replica() -> None:
 def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """``limbert serve --ray`` with one replica that may become two."""
     make_small_encoder(tmp_path / "encoder")
-    model = ElasticModel.from_pretrained(tmp_path / "encoder", space=Space(widths=(0.5, 1.0), depths=(1.0,)))
+    space = Space(widths=(0.5, 1.0), depths=(1.0,))
+    model = ElasticModel.from_pretrained(tmp_path / "encoder", space=space, new_head=True)
     model.record = {"task": custom_task("classification", ("dull", "bright")).to_dict()}
     model.save_pretrained(tmp_path / "run", tokenizer=AutoTokenizer.from_pretrained(ENCODER))
     options = ["--ray", "--replicas", "1:2", "--replica-requests", "1", "--port", "0", "--slo", "60s", "--json"]
