@@ -118,7 +118,7 @@ class PhaseConfig:
 
     epochs: float = config_field(3.0, "passes over the training examples")
     max_steps: int | None = config_field(None, "stop the phase after this many optimizer steps")
-    min_steps: int = config_field(0, "raise the epochs until the phase has this many optimizer steps: for few examples")
+    min_steps: int | None = config_field(None, "raise the epochs until the phase has this many steps: for few examples")
     batch_size: int = config_field(32, "training examples per step and process", aliases=("--bs",))
     learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0", aliases=("--lr",))
     warmup: float = config_field(0.0, "fraction of the steps in which the learning rate rises from 0")
@@ -141,7 +141,7 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "more than 0")
         require(self.max_steps is None or self.max_steps > 0, "max steps", self.max_steps, "at least 1")
-        require(self.min_steps >= 0, "min steps", self.min_steps, "0 or more")
+        require(self.min_steps is None or self.min_steps > 0, "min steps", self.min_steps, "at least 1")
         require(self.batch_size > 0, "batch size", self.batch_size, "at least 1")
         require(0 < self.learning_rate < 1, "learning rate", self.learning_rate, "between 0 and 1")
         require(0 <= self.warmup < 1, "warm-up", self.warmup, "a fraction of the steps, from 0 to below 1")

@@ -32,7 +32,7 @@ from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.base_trainer import step_seed
-from limbert.train.data import IndexDataset, pop_labels
+from limbert.train.data import pop_labels
 from limbert.train.distributed import all_gather_object, rank, world_size
 from limbert.train.trainer import ElasticTrainer
 
@@ -74,7 +74,7 @@ class GateExamples:
 
 def cached_features(
     model: ElasticModel,
-    dataset: IndexDataset,
+    dataset: Any,
     *,
     subnets: Sequence[Subnet],
     layer_indices: Sequence[int],
@@ -94,9 +94,6 @@ def cached_features(
         cache_dir: where shards are written; the same folder and name must mean the same model and examples.
         name: of the shards.
         progress: called with a description, the batches done, and in all.
-
-    Raises:
-        StorageError: if a shard cannot be written.
     """
     batches = evaluation_batches(dataset.lengths, batch_size=_BATCH_SIZE)
     starts = range(0, len(batches), _BATCHES_PER_SHARD)
@@ -114,11 +111,8 @@ def cached_features(
     for start, path in [*zip(starts, paths, strict=True)][rank() :: world_size()]:
         if _read_shard(path) is None:
             _write_shard(path, compute(start))
-    all_gather_object(None)  # all shards are written
-    shards = []
-    for start, path in zip(starts, paths, strict=True):
-        shard = _read_shard(path)
-        shards.append(compute(start) if shard is None else shard)  # None: written on another machine's disk
+    all_gather_object(None)  # all shards are written; one that is not here is on another machine's disk
+    shards = [_read_shard(path) or compute(start) for start, path in zip(starts, paths, strict=True)]
     back = torch.tensor([index for batch in batches for index in batch]).argsort()
     return GateFeatures(**{key: torch.cat([shard[key] for shard in shards])[back] for key in shards[0]})
 
@@ -195,7 +189,7 @@ def train_gates(
     model = trainer.elastic
     subnets, count = _subnets_by_width(model), _gate_count(config, model)
 
-    def make(dataset: IndexDataset, name: str) -> GateExamples:
+    def make(dataset: Any, name: str) -> GateExamples:
         features = cached_features(
             model,
             dataset,
@@ -300,7 +294,7 @@ def _subnets_by_width(model: ElasticModel) -> dict[float, Subnet]:
     return {width: Subnet.uniform(model.shape, width=width) for width in widths}
 
 
-def _subsample(dataset: IndexDataset, max_examples: int, *, seed: int) -> IndexDataset:
+def _subsample(dataset: Any, max_examples: int, *, seed: int) -> Any:
     if len(dataset) <= max_examples:
         return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), size=max_examples, replace=False)))
