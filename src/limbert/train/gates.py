@@ -126,7 +126,6 @@ def _features_of_batch(
     precision: Precision,
 ) -> dict[str, Tensor]:
     network, labels = model.network, pop_labels(batch)
-    assert labels is not None
     inputs = {key: tensor.to(network.device) for key, tensor in batch.items()}
     logits, first_tokens = [], []
     with evaluation_mode(network):
@@ -134,11 +133,11 @@ def _features_of_batch(
             with model.at(subnet), autocast(network.device, precision):
                 shared = SharedForward((subnet,))
                 outputs = run_shared_forward(model, shared, inputs, output_hidden_states=True)[subnet]
-            logits.append(outputs.logits.float())
+            logits.append(outputs.logits.float().cpu())
             states = [outputs.hidden_states[index][:, 0].float() for index in layer_indices]  # (batch, hidden)
-            first_tokens.append(torch.stack(states, dim=1))
-    stacked = {"logits": torch.stack(logits, dim=1), "first_tokens": torch.stack(first_tokens, dim=1)}
-    return {key: tensor.cpu() for key, tensor in stacked.items()} | {"labels": labels}
+            first_tokens.append(torch.stack(states, dim=1).cpu())
+    assert labels is not None
+    return {"logits": torch.stack(logits, dim=1), "first_tokens": torch.stack(first_tokens, dim=1), "labels": labels}
 
 
 def _read_shard(path: Path) -> dict[str, Tensor] | None:
@@ -159,12 +158,7 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
 
 
 def check_gates(model: ElasticModel, config: GatesConfig) -> None:
-    """Refuse gates that this model cannot have.
-
-    Raises:
-        ConfigError: for a head with an output for every token, a number of gates that does not divide the layers, or a
-            space of one width.
-    """
+    """ConfigError for a head with an output a token, gates that do not divide the layers, or a single width."""
     network = type(model.network).__name__
     if not network.endswith(TASK_TYPE_SPECS["classification"].class_suffix):
         raise ConfigError(

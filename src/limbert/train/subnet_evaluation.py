@@ -165,11 +165,7 @@ def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, 
 
 
 def task_type_of(network: PreTrainedModel) -> TaskType:
-    """What the outputs of a stock network mean, by its head and its config.
-
-    Raises:
-        ConfigError: for another head.
-    """
+    """What the outputs of a stock network mean, by its head and its config; ConfigError for another head."""
     name, config = type(network).__name__, network.config
     for task_type, spec in TASK_TYPE_SPECS.items():
         if name.endswith(spec.class_suffix) and spec.problem_type in (None, getattr(config, "problem_type", None)):
@@ -202,8 +198,4 @@ def default_metrics(network: PreTrainedModel, task_type: TaskType) -> MetricFunc
     if TASK_TYPE_SPECS[task_type].token_level:
         return None
     task = task_of(network, task_type)
-
-    def compute(prediction: Any) -> dict[str, float]:
-        return compute_task_metrics(task, prediction.predictions, prediction.label_ids)
-
-    return compute
+    return lambda prediction: compute_task_metrics(task, prediction.predictions, prediction.label_ids)  # type: ignore[arg-type]

@@ -166,9 +166,9 @@ def _validation_loss(logits: torch.Tensor, dataset: TokenizedExamples, task: Tas
 
 
 def with_augmented(
-    train_dataset: TokenizedExamples,
+    train: TokenizedExamples,
     augmented: AugmentedExamples,
-    augmented_dataset: TokenizedExamples,
+    tokens: TokenizedExamples,
     *,
     train_examples: Examples,
     validation_examples: Examples,
@@ -179,9 +179,9 @@ def with_augmented(
     weight, is then taken to the softmax (with several labels the sigmoid, in a regression the value).
 
     Args:
-        train_dataset: the training examples.
+        train: the training examples.
         augmented: all augmented examples, with the class ids of the model.
-        augmented_dataset: the same, tokenised.
+        tokens: the same, tokenised.
         train_examples, validation_examples: the two parts of the training data.
 
     Raises:
@@ -191,14 +191,13 @@ def with_augmented(
     left_out = len(augmented) - len(indices)
     note = f"; {left_out} left out: made of validation examples or unknown ones" if left_out else ""
     logger.info("%d augmented examples in the phases with a teacher%s", len(indices), note)
-    chosen = augmented_dataset.select(indices)
-    if augmented.logits is None:
-        return train_dataset.concatenate(chosen)
-    assert train_dataset.labels is not None
+    chosen, labels = tokens.select(indices), train.labels
+    if augmented.logits is None or labels is None:
+        return train.concatenate(chosen)
     logits = torch.from_numpy(augmented.logits[indices])  # (examples, outputs)
-    if train_dataset.labels.ndim > 1:  # several labels
-        return train_dataset.concatenate(chosen.with_labels(logits.sigmoid()))
-    if train_dataset.labels.is_floating_point():
-        return train_dataset.concatenate(chosen.with_labels(logits[:, 0]))
-    certain = train_dataset.with_labels(F.one_hot(train_dataset.labels, logits.shape[-1]).float())
+    if labels.ndim > 1:  # several labels
+        return train.concatenate(chosen.with_labels(logits.sigmoid()))
+    if labels.is_floating_point():
+        return train.concatenate(chosen.with_labels(logits[:, 0]))
+    certain = train.with_labels(F.one_hot(labels, logits.shape[-1]).float())
     return certain.concatenate(chosen.with_labels(logits.softmax(dim=-1)))
