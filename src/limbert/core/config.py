@@ -237,6 +237,12 @@ class TrainConfig:
         require(numbers or weights == ["balanced"], "class weights", self.class_weights, allowed)
         require(self.checkpoint_every > 0, "checkpoint interval", self.checkpoint_every, "more than 0 seconds")
 
+    @property
+    def class_weight_values(self) -> list[float] | str | None:
+        """``class_weights`` as numbers, or "balanced"."""
+        weights = self.class_weights
+        return weights if weights in (None, "balanced") else [float(part) for part in weights.split(",")]
+
 
 AnyPhaseConfig = PhaseConfig | GatesConfig
 

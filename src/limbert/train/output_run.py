@@ -77,11 +77,10 @@ def start_processes(config: TrainConfig) -> int:
 
 def arguments_of_run(config: TrainConfig, path: Path, *, task_type: TaskType) -> ElasticTrainingArguments:
     """The arguments that all phases of a run share, in its work folder."""
-    weights = config.class_weights
     return ElasticTrainingArguments(
         str(path),
         task_type=task_type,
-        class_weights=weights if weights in (None, "balanced") else [float(part) for part in weights.split(",")],
+        class_weights=config.class_weight_values,
         seed=config.seed,
         bf16=config.precision == "bf16",
         save_seconds=config.checkpoint_every,

@@ -26,6 +26,7 @@ from limbert.inference.predict import predict_subnet_logits
 from limbert.method.losses import label_loss
 from limbert.model.checkpoint import SEARCHED_SUBNETS_KEY, read_record
 from limbert.model.elastic import ElasticModel
+from limbert.train.data import resolve_class_weights
 from limbert.train.distributed import gather_dict
 from limbert.train.output_run import RunData
 from limbert.train.phases import select_only, warn_about_phases
@@ -62,6 +63,10 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
         parts = {"train_examples": train_part, "validation_examples": validation_part}
         distill = with_augmented(train, augmented, tokenize(augmented.examples), **parts)
     dev = {name: tokenize(base.map_labels(part, data.task)) for name, part in data.dev.items()}
+    weights, num_labels = config.class_weight_values, task.num_outputs
+    resolve_class_weights(
+        weights, train.labels, num_labels=num_labels, task_type=task.task_type
+    )  # refuses impossible ones
     phases = recipe.configured_phases()
     if base.is_finetuned and config.phases is None and "finetune" in recipe.phases:
         logger.info("%s is fine-tuned for these labels; phase finetune is skipped", config.model)
