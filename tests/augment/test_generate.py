@@ -183,7 +183,7 @@ def test_no_augmented_validation_example_trains(
     train = ElasticTrainer.train
 
     def record(self: ElasticTrainer, *arguments: object, **named: object) -> object:
-        trained[self.args.phase] = self.train_dataset.source
+        trained[self.args.phase] = self.train_dataset
         return train(self, *arguments, **named)
 
     monkeypatch.setattr(ElasticTrainer, "train", record)
@@ -198,7 +198,7 @@ def test_no_augmented_validation_example_trains(
         phases=config.phases,
     )
     data = load_task_data(data_config, seed=config.seed)
-    eval_dataset = load_run_data(config, recipe, data).eval_dataset
+    eval_dataset = load_run_data(config, recipe, data).training["eval_dataset"]
     train_task(config, recipe, data_config, data=data)
     assert {phase: len(examples) for phase, examples in trained.items()} == {
         "finetune": 64, "width": 64 + 3 * 64, "depth": 64 + 3 * 64, "final": 64
