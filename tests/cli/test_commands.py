@@ -113,7 +113,9 @@ def test_predictions_are_in_order(folder: Path) -> None:
 def test_plain_transformers_loads_the_result(folder: Path) -> None:
     network = AutoModelForSequenceClassification.from_pretrained(folder / "trained")
     assert "card_arrival" in network.config.label2id
-    prediction = pipeline("text-classification", model=str(folder / "trained"))("Where is my card?")[0]
+    classify = pipeline("text-classification", model=str(folder / "trained"))
+    assert classify.tokenizer.model_max_length == 64  # the length that the model was trained with
+    prediction = classify("Where is my card?")[0]
     alone = json.loads(call(folder, "predict", "trained", "--text", "Where is my card?", "--json").stdout)[0]
     assert prediction["label"] == alone["label"]
     assert prediction["score"] == pytest.approx(alone["score"], abs=1e-5)
@@ -253,7 +255,8 @@ def test_retraining_the_encoder_drops_its_gates(folder: Path) -> None:
 
 
 BAD_LINES = [
-    (["evaluate", "nowhere/model"], "cannot load nowhere/model"),
+    (["evaluate", "nowhere/model"], "there is no folder nowhere/model, nor a model of this name on the Hub"),
+    (["predict", "small/nope", "--text", "a"], "limbert: error: there is no folder small/nope\n"),
     (["evaluate", "./nowhere"], "no checkpoint folder at ./nowhere"),
     (["evaluate", "trained", "--subnet", "0.01x1"], "width 0.01 of 4 heads keeps no head"),
     (["evaluate", "trained", "--subnet", "half"], "cannot read sub-network 'half'; write WIDTHxDEPTH"),

@@ -20,7 +20,7 @@ Device = Annotated[str, typer.Option("--device", help="auto (a GPU if there is o
 RunPrecision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 autocast")]
 BatchSize = Annotated[
     int,
-    typer.Option("--batch-size", "--bs", help="examples per batch; does not change the results", min=1, metavar="N"),
+    typer.Option("--batch-size", help="examples per batch; does not change the results", min=1, metavar="N"),
 ]
 LongTexts = Annotated[
     str, typer.Option("--long-texts", help="truncate, or windows: overlapping parts whose logits are averaged")

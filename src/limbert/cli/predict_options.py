@@ -17,17 +17,15 @@ class PredictOptions:
     text: tuple[str, ...] = config_field((), "text (or question); may be repeated", repeats=True)
     pair: tuple[str, ...] = config_field((), "second text, or context of a question; one for each --text", repeats=True)
     input: str | None = config_field(
-        None,
-        "file or pipe: CSV, TSV, JSONL, Parquet, plain lines, CoNLL or SQuAD; - is standard input",
-        aliases=("-i",),
+        None, "file or pipe: CSV, TSV, JSONL, Parquet, plain lines, CoNLL or SQuAD; - is standard input"
     )
     output: str | None = config_field(
-        None, "file for the predictions: .csv, .parquet, or else JSONL; - is standard output", aliases=("-o",)
+        None, "file for the predictions: .csv, .parquet, or else JSONL; - is standard output"
     )
     keep: tuple[str, ...] | None = config_field(None, "input columns to repeat in the output, A,B (default: all)")
     skip_bad_rows: bool = config_field(False, "rows without a text get an empty prediction instead of an error")
     top_k: int | None = config_field(None, "also the scores of the K best labels", minimum=1)
-    scores: bool = config_field(False, "also the scores of all labels", aliases=("--all-scores",))
+    scores: bool = config_field(False, "also the scores of all labels")
 
     def __post_init__(self) -> None:
         if bool(self.text) == bool(self.input):

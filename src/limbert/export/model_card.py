@@ -15,9 +15,9 @@ from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME
 from limbert.export.export_result import ExportConfig, ExportResult
 from limbert.export.formats import EXPORTERS
-from limbert.export.huggingface import auto_class_of, is_stock
 from limbert.files import read_json_lines
 from limbert.inference.load import LoadedCheckpoint
+from limbert.model.standalone import auto_class_of, is_stock
 
 _PIPELINE_TAGS = {
     "SequenceClassification": "text-classification",

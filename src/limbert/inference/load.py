@@ -120,7 +120,9 @@ def load_checkpoint(
             raise CheckpointError(f"{path} has no limbert.json; train it with limbert train first ({error})") from error
         if Path(path).exists() or "no checkpoint folder" in str(error):
             raise
-        raise CheckpointError(f"there is no folder {path}; as the name of a model on the Hub: {error}") from error
+        is_local = Path(path).parent != Path() and Path(path).parent.is_dir()
+        hub = "" if is_local else ", nor a model of this name on the Hub"
+        raise CheckpointError(f"there is no folder {path}{hub}") from error
     model.network.eval().to(torch_device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
     tokenizer = load_tokenizer(path)
     record = model.record

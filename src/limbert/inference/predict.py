@@ -17,6 +17,7 @@ from limbert.data.long_texts import average_windows, window_starts
 from limbert.data.task_registry import decode_predictions
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
+from limbert.errors import explain_out_of_memory
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy, named_policy, resolve_policy
 from limbert.model.elastic import ElasticModel
@@ -92,7 +93,7 @@ def predict_subnet_logits(
     device = model.network.device
     collectors = {subnet: OutputCollector(examples) for subnet in subnets.values()}
     shared_forwards = plan_shared_forwards(subnets.values())
-    with evaluation_mode(model.network):
+    with evaluation_mode(model.network), explain_out_of_memory(batch_size):
         for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
             for shared in shared_forwards:
                 with model.at(shared.merged_subnet), autocast(device, precision):
@@ -128,8 +129,9 @@ def run_policy(
     seconds = 0.0
     for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
         start = time.perf_counter()
-        output = engine.run(inputs)
-        logits = output.logits.cpu()  # waits for the device
+        with explain_out_of_memory(batch_size):
+            output = engine.run(inputs)
+            logits = output.logits.cpu()  # waits for the device
         seconds += time.perf_counter() - start
         trace = output.trace
         for name, values in zip(names, (logits, trace.widths, trace.layers_run, trace.flops), strict=True):
