@@ -390,6 +390,20 @@ def test_a_nan_loss_ends_the_run(folder: Path) -> None:
     assert not (folder / "never").exists()
 
 
+def test_out_of_memory_names_a_batch_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr("transformers.BertForSequenceClassification.forward", allocate)
+    train = ["train", *DATA_OPTIONS, "--model", "small", "--output", "huge", "--batch-size", "96"]
+    for command, advice in ((["evaluate", "trained", "--batch-size", "50"], "25"), (train, "48")):
+        done = call(folder, *command)
+        assert done.returncode == 1
+        error = done.stderr.splitlines()[-1]
+        assert error.startswith("limbert: error: out of memory")
+        assert f"--batch-size {advice}" in error
+
+
 def test_debug_shows_a_traceback(folder: Path) -> None:
     done = run(folder, "predict", "trained", "--debug")
     assert done.returncode == 1

@@ -23,7 +23,7 @@ from limbert.cli.search import search
 from limbert.cli.serve import serve
 from limbert.cli.train import train
 from limbert.cli.tune import tune
-from limbert.errors import ConfigError, LimbertError
+from limbert.errors import ConfigError, LimbertError, is_out_of_memory
 
 DISTRIBUTED_VERBS = ("train", "pretrain", "demo")  # all others run in one process
 
@@ -112,9 +112,12 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("limbert: interrupted", err=True)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
         _exit_if_error_already_reported()
-        raise
+        if debug or not is_out_of_memory(error):
+            raise
+        typer.echo("limbert: error: out of memory; try a smaller --batch-size, --max-length or model", err=True)
+        sys.exit(1)
 
 
 def _is_distributed_launch() -> bool:

@@ -112,7 +112,8 @@ def _print_predictions(
         rows = inputs.with_texts(rows)
     if output:
         write_rows(output, rows)
-        console.note(f"Saved {len(rows)} predictions in {output}" if output != "-" else f"{len(rows)} predictions")
+        empty = f", {inputs.examples.bad_rows} of them empty (no text)" if inputs.examples.bad_rows else ""
+        console.note(f"Saved {len(rows)} predictions in {'standard output' if output == '-' else output}{empty}")
     elif as_json:
         console.print_json(rows)
     else:
