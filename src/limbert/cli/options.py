@@ -70,7 +70,7 @@ class _Budget:
     max_params: str | None = config_field(None, "most parameters, such as 12M")
     max_flops: str | None = config_field(None, "most FLOPs per example, such as 1G")
     max_size: str | None = config_field(None, "largest file, such as 20MB")
-    min_metric: str | None = config_field(None, "lowest metric on dev, such as 0.90 or 90%")
+    min_metric: str | None = config_field(None, "lowest metric on dev, such as 0.90, 90 or 90%")
 
 
 def data_options(*fields: str) -> ConfigOptions:
