@@ -79,6 +79,10 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _replace_folder(new: Path, target: Path, *, keep_existing: bool) -> None:
+    if target.is_dir() and os.path.samefile(target, os.curdir) and not any(target.iterdir()):
+        for path in new.iterdir():  # replaced as a whole, the current folder would no longer be in its place
+            path.rename(target / path.name)
+        return
     try:
         new.rename(target)  # fails if the target is a folder that is not empty
         return

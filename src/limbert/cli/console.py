@@ -1,6 +1,7 @@
 """What the commands print: messages, JSON, tables of results and progress bars."""
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,17 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """Print a message on standard error."""
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _LogHandler(logging.Handler):
+    """Prints the library's log messages on standard error, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        stderr.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+log_handler = _LogHandler()
 
 
 def print_json(value: Any) -> None:

@@ -62,6 +62,7 @@ def tune(
     opt.prepare_libraries(threads)
     from limbert.cli import console
     from limbert.evaluation import tune as tuning
+    from limbert.report.noise import metric_interval
     from limbert.report.sections import search_picture
 
     import_optional("matplotlib", extra="report")  # before the long work
@@ -82,6 +83,12 @@ def tune(
     rows = _table_rows(front, result)
     named = [index for index, row in enumerate(rows) if row[0]]
     console.print_table(["operating point", "policy", "FLOPs of full", result.metric], rows, text_columns=2, bold=named)
+    interval = metric_interval(result.metric, result.candidates[0].metric_value, result.num_examples)
+    if interval is not None:
+        low, high = (f"{100 * value:.1f}" for value in interval)
+        console.say(
+            f"95 % interval of the full model's {result.metric} on {result.num_examples} examples: {low} to {high}."
+        )
     console.say(
         f"Saved the operating points in {run}/limbert.json and the plot in {run}/{TUNE_PLOT_NAME}.\n"
         f"On the development set: limbert evaluate {run} --policy balanced"

@@ -1,5 +1,6 @@
 """Settings of a run as frozen dataclasses, one per concern; the ``help`` of a field is the text of ``--help``."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,7 +20,7 @@ def config_field(default: Any, help: str, **option: Any) -> Any:
         default: of the field and of its command-line option.
         help: of the option.
         option: how the option differs from the field (see `limbert.cli.config_options`): ``option`` its name,
-            ``aliases`` more flags, ``quantity`` its unit, ``repeats`` whether it may be given several times,
+            ``quantity`` its unit, ``repeats`` whether it may be given several times,
             ``required``, ``envvar``, ``minimum``, ``panel`` its heading in the help, ``hidden`` if it is no option.
     """
     return field(default=default, metadata={"help": help, **option})
@@ -49,6 +50,12 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise ConfigError ``NAME is VALUE; it must be ALLOWED`` unless the condition holds."""
     if not condition:
         raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def _expand_home(config: object, *names: str) -> None:
+    """Replace ``~`` at the beginning of these paths of a config."""
+    for name in names:
+        object.__setattr__(config, name, os.path.expanduser(getattr(config, name)))
 
 
 @dataclass(frozen=True)
@@ -117,8 +124,8 @@ class PhaseConfig:
 
     epochs: float = config_field(3.0, "passes over the training examples")
     max_steps: int | None = config_field(None, "stop the phase after this many optimizer steps")
-    batch_size: int = config_field(32, "training examples per step and process", aliases=("--bs",))
-    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0", aliases=("--lr",))
+    batch_size: int = config_field(32, "training examples per step and process")
+    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0")
     warmup: float = config_field(0.0, "fraction of the steps in which the learning rate rises from 0")
     weight_decay: float = config_field(0.0, "decoupled weight decay of AdamW")
     adam_epsilon: float = config_field(1e-8, "AdamW's epsilon")
@@ -220,6 +227,9 @@ class TrainConfig:
         require_seed(self.seed)
         require(bool(self.model), "model", self.model, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
+        _expand_home(self, "model", "output")
+        if Path(self.output).name in ("", ".."):  # has no name to derive that of the work folder from
+            object.__setattr__(self, "output", os.path.abspath(self.output))
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         allowed = "auto, cpu or cuda; choose one of several GPUs with CUDA_VISIBLE_DEVICES"
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, allowed)
@@ -298,6 +308,7 @@ class AugmentConfig:
         require_seed(self.seed)
         require(bool(self.lm), "language model", self.lm, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
+        _expand_home(self, "lm", "output", "neighbours")
         require(self.copies is None or self.copies > 0, "copies", self.copies, "at least 1")
         require(self.candidates > 0, "candidates", self.candidates, "at least 1")
         require(0 < self.probability <= 1, "probability", self.probability, "above 0 and at most 1")

@@ -49,6 +49,8 @@ def choose_columns(
         candidates.append((opener(not wanted.are_positions), wanted))
         if {*wanted.names} <= {*candidates[-1][0].columns}:
             return candidates[-1][0], check_columns(*candidates[-1])
+    if not labelled:  # texts of any file, for a model that was trained on GLUE's
+        return choose_columns(opener, config, None, labelled=False)
     table, wanted = min(candidates, key=lambda item: item[1].are_positions)  # report names, not positions
     return table, check_columns(table, wanted)
 

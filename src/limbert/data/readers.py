@@ -136,15 +136,18 @@ def check_text(value: object, column: str) -> str:
 
 
 def read_texts(path: Path, config: DataConfig) -> Examples:
-    """Texts, or pairs of texts, for prediction: one per line of a ``.txt`` file, else as training files are read."""
+    """Texts, or pairs of texts, for prediction, of a table that `open_texts` opens."""
+    return read_examples(*open_texts(path, config), skip_bad_rows=config.skip_bad_rows).examples
+
+
+def open_texts(path: Path, config: DataConfig) -> tuple[Table, Columns]:
+    """The table in a file, and its columns of texts: a ``.txt`` file has a text per line, others are as in training."""
     glue = glue_task(config.task) if config.task is not None else None
     if file_format(path) == ".txt":
         table = lines_table(check_readable(path))
         pair = config.pair_column or (glue.column_layouts[0].pair if glue else None)
-        columns = check_columns(table, Columns("text", pair, None))
-    else:
-        table, columns = choose_columns(lambda header: open_table(path, header=header), config, glue, labelled=False)
-    return read_examples(table, columns, skip_bad_rows=config.skip_bad_rows).examples
+        return table, check_columns(table, Columns("text", pair, None))
+    return choose_columns(lambda header: open_table(path, header=header), config, glue, labelled=False)
 
 
 def _raw_label(cells: Sequence[object], table: Table, columns: Columns, *, multi_label: bool) -> object:

@@ -73,7 +73,14 @@ def word_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples
 
 
 def tokenize_words(
-    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, **unused: Any
+    examples: Examples,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    stride: int | None = None,
+    return_overflowing_tokens: bool = False,
+    **unused: Any,
 ) -> TokenizedExamples:
     """Tokens of texts with known words; the label of a word is that of its first token.
 
@@ -88,7 +95,8 @@ def tokenize_words(
         labels = () if examples.labels is None else np.asarray([*examples.labels[number], IGNORE_INDEX])[word_of]
         return spans[:, 0], spans[:, 1], np.asarray(labels, dtype=np.int64)
 
-    return tokenize_aligned(examples, tokenizer, align, has_token_labels=True, max_length=max_length)
+    windows = {"stride": stride, "return_overflowing_tokens": True} if return_overflowing_tokens else {}
+    return tokenize_aligned(examples, tokenizer, align, has_token_labels=True, max_length=max_length, **windows)
 
 
 def _word_of_first_token(words: Sequence[CharSpan], offsets: Sequence[CharSpan]) -> np.ndarray:

@@ -138,7 +138,7 @@ def read_run(path: str) -> RunData:
         CheckpointError: if it is missing, was not made by ``limbert train``, or a file in it is broken; names the file
             and line.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         raise CheckpointError(f"no model folder at {path}")
     for name in (RECORD_NAME, RESULTS_NAME):

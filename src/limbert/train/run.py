@@ -121,6 +121,7 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData) -> RunDat
     """Split and tokenise a task's examples for a base model."""
     base = load_base_checkpoint(config, data.task)
     task, max_length = base.task, min(data.config.max_length, base.max_length)
+    base.tokenizer.model_max_length = max_length  # saved with the model, for programs other than this one
 
     def tokenize(part: Examples) -> TokenizedExamples:
         return tokenize_for_task(part, task, base.tokenizer, max_length=max_length, stride=data.config.stride)
