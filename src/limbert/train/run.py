@@ -19,7 +19,7 @@ from limbert.data.split import train_validation_split
 from limbert.data.task_registry import baseline_metrics, compute_task_metrics, tokenize_for_task
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
-from limbert.evaluation.evaluate import Progress, evaluate_subnets, no_progress
+from limbert.evaluation.evaluate import Progress, evaluate_subnets, fit_temperatures, no_progress
 from limbert.evaluation.results import SubnetResult
 from limbert.files import json_fingerprint
 from limbert.inference.base_model import load_base_checkpoint
@@ -153,6 +153,7 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData) -> RunDat
         return validation_metrics(model, subnets, eval_dataset, task=task, precision=precision)
 
     def evaluate_dev(model: ElasticModel, subnets: Mapping[str, Subnet]) -> list[SubnetResult]:
+        fit_temperatures(model, eval_dataset, task=task, subnets=subnets, precision=precision)
         return evaluate_subnets(model, dev, task=task, subnets=subnets, precision=precision)
 
     return RunData(
