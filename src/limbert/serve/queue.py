@@ -68,7 +68,7 @@ class RequestQueue:
             self._last_probe_at = now
             probe = PendingRequest(request.lengths, request.variants, now, texts=request.texts)
             tokens = request.lengths[0]
-            self._probe = PlannedBatch(request.variants[-1], [QueuedText(probe, 0, tokens, 0)], tokens, tokens, 0.0)
+            self._probe = PlannedBatch(request.variants[-1], [QueuedText(probe, 0, tokens, 0)], tokens, 0.0)
             self._condition.notify()
 
     def next_batch(self) -> PlannedBatch | None:

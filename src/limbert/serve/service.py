@@ -144,9 +144,7 @@ class Service:
         tracker = LatencyTracker(models)
         usual_seconds = {name: model.seconds(8 * min(32, self.max_length)) for name, model in models.items()}
         selector = VariantSelector(self.variants, usual_seconds, policy=settings.policy, slo=settings.slo)
-        config = SchedulerConfig(
-            settings.slo, settings.max_batch_tokens, settings.max_queue, adaptive=selector.adaptive
-        )
+        config = SchedulerConfig(settings.slo, settings.max_batch_tokens, settings.max_queue)
         names = [variant.name for variant in selector.ranked_variants]
         queue = RequestQueue(Scheduler(names, tracker.latency_model, config))
         thread = InferenceThread(queue, self._runner, tracker)
