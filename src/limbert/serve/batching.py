@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from limbert.serve.runner import RequestOutput, TextOutput
     from limbert.serve.tokenizer import TokenizedText
 
+OnDone = Callable[["RequestOutput | ServeError"], None]
 _WINDOW, _URGENT_WINDOW = 64, 16  # texts at the front of the queue that a batch is chosen from
 
 
@@ -24,7 +25,7 @@ class PendingRequest:
     arrival: float
     deadline: float = inf  # latest completion; infinity: none
     texts: Sequence["TokenizedText"] = ()
-    on_done: Callable[["RequestOutput | ServeError"], None] = lambda result: None  # called once, from any thread
+    on_done: OnDone = lambda result: None  # called once, from any thread
     tokenization_seconds: float = 0.0
     queued_at: float = 0.0
     started_at: float = 0.0  # when its last batch began
@@ -69,8 +70,8 @@ def first_batch(
 ) -> PlannedBatch:
     """The first text of a queue with texts of its variant that run faster with it than on their own.
 
-    Texts of similar length come first. Where deadlines wait (``max_seconds``) few are considered, because those left out
-    are delayed. A text over a limit runs alone.
+    Texts of similar length come first. Where deadlines wait (``max_seconds``) few are considered, because those left
+    out are delayed. A text over a limit runs alone.
     """
     first, variant = queue[0], queue[0].request.variants_by_level[level]
     window = queue[1 : _WINDOW if max_seconds == inf else _URGENT_WINDOW]
