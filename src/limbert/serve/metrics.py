@@ -82,9 +82,17 @@ class ServerMetrics(Collector):
             yield GaugeMetricFamily(f"limbert_{name}", text, value=float(value))
         agreeing = {name: same / count for name, (same, count) in now.agreement.items()}
         for name, text, by_variant in (
-            ("size_in_use", "1 for the variant in use.", {name: name == now.variant for name in service.variants.by_name}),
+            (
+                "size_in_use",
+                "1 for the variant in use.",
+                {name: name == now.variant for name in service.variants.by_name},
+            ),
             ("shadow_agreement", "Fraction of the compared texts with the full model's labels.", agreeing),
-            ("shadow_rows", "Texts run at full size, too.", {name: count for name, (_, count) in now.agreement.items()}),
+            (
+                "shadow_rows",
+                "Texts run at full size, too.",
+                {name: count for name, (_, count) in now.agreement.items()},
+            ),
         ):
             family = GaugeMetricFamily(f"limbert_{name}", text, labels=["size"])
             for variant, value in by_variant.items():
