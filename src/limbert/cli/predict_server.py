@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -69,13 +68,14 @@ def predict_on_server(
     """
     from limbert.cli.console import progress_bar
     from limbert.client import Client
-    from limbert.data.readers import Examples, read_texts
+    from limbert.data.readers import Examples
+    from limbert.data.task_files import load_texts
 
     client = Client(str(server.server), api_key=server.api_key)
     if path is None:
         examples = Examples(tuple(text), tuple(pair) or None, None)
     else:
-        examples = read_texts(Path(path).expanduser(), DataConfig(**columns))  # type: ignore[arg-type]
+        examples = load_texts(path, DataConfig(**columns))  # type: ignore[arg-type]
     rows: list[dict[str, Any]] = []
     with progress_bar("predicting") as advance, client:
         chunk_size, task_type = 16 * client.max_batch_size, client.task_type

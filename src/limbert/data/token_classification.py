@@ -1,6 +1,5 @@
 """Token classification: words of a text, labels of their first tokens, entities and their metrics."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.readers import CharSpan, Examples
+from limbert.data.tagged_files import split_words
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_aligned
 from limbert.errors import ConfigError
-
-_WORD = re.compile(r"[@#]?\w+(?:[-'\u2019./]\w+)*|[^\w\s]")
 
 
 class Entity(NamedTuple):
@@ -58,11 +56,6 @@ def entity_metrics(references: Iterable[Sequence[str]], predictions: Iterable[Se
         "entity_precision": correct / max(1, predicted),
         "entity_recall": correct / max(1, actual),
     }
-
-
-def split_words(text: str) -> tuple[CharSpan, ...]:
-    """The words of a plain text; punctuation is a word, but not within one (``O'Neill``)."""
-    return tuple(match.span() for match in _WORD.finditer(text))
 
 
 def word_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
