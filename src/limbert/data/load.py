@@ -54,7 +54,7 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
     Args:
         config: where the data is and how to read it.
         seed: chooses the examples under ``train_limit``.
-        splits: ``datasets.Dataset`` by split name (a ``DatasetDict``), in place of the files that the config names.
+        splits: ``datasets.Dataset`` by split name, in place of the files that the config names.
 
     Raises:
         ConfigError: settings that contradict each other, or an unknown task.

@@ -104,15 +104,7 @@ class TrainTable:
 def read_examples(
     table: Table, columns: Columns, parse: RowParser, *, skip_bad_rows: bool, excluded_labels: Sequence[str] = ()
 ) -> TableExamples:
-    """Read the examples in all rows, the labels as in the file.
-
-    Args:
-        table: the rows.
-        columns: those to read; the table has them.
-        parse: of the task type.
-        skip_bad_rows: count malformed rows instead of stopping at the first.
-        excluded_labels: labels of rows that are left out without counting as malformed.
-    """
+    """Read the examples in all rows, the labels as in the file; rows with ``excluded_labels`` are no malformed ones."""
 
     def parse_included(cells: Mapping[str, Any]) -> ParsedRow | None:
         row = parse(cells, columns)
@@ -130,9 +122,9 @@ def read_examples(
 def parse_text_row(cells: Mapping[str, Any], columns: Columns, *, multi_label: bool = False) -> ParsedRow:
     """A text, perhaps its pair, and its label, several as a tuple; ``multi_label`` allows a cell without any."""
     label = _raw_label(cells, columns, multi_label=multi_label)
-    names = [name for name in (columns.text, columns.pair) if name is not None]
-    text, pair = [*(check_text(cells.get(name), name) for name in names), None][:2]
-    return ParsedRow(str(text), pair, label)
+    text = check_text(cells.get(str(columns.text)), str(columns.text))
+    pair = None if columns.pair is None else check_text(cells.get(columns.pair), columns.pair)
+    return ParsedRow(text, pair, label)
 
 
 def check_text(value: object, column: str) -> str:

@@ -37,12 +37,7 @@ def find_sources(
     the task type, gzipped or not. Without such a development file, ``test.*`` is used and must have labels. MNLI's two
     parts are ``dev_matched`` and ``dev_mismatched``; one is enough. The same holds for the splits of a Hub data set,
     ``NAME`` or ``NAME:CONFIGURATION``, and of a folder that ``DatasetDict.save_to_disk`` wrote.
-
-    Args:
-        config: where the data is.
-        glue: the GLUE task, or None for other data.
-        task_type: says which formats files have.
-        splits: ``datasets.Dataset`` by split name, in place of what the config names.
+    ``splits``, each a ``datasets.Dataset``, take the place of all this.
     """
     parts = dict(glue.dev_files) if glue else {}
     if splits is not None:

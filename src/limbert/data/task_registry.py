@@ -69,13 +69,8 @@ def tokenize_for_task(
 ) -> TokenizedExamples:
     """Examples of a task as tokens with labels, of at most ``max_length`` tokens, special ones included.
 
-    Args:
-        examples: of the task.
-        task: what is predicted.
-        tokenizer: a fast one with a padding token.
-        max_length: longest input.
-        stride: question answering: tokens that windows share; None is a quarter of the longest input.
-        use_cache: read and write the token cache, if the task type has one.
+    Windows of question answering share ``stride`` tokens (None: a quarter of the longest input). ``use_cache``, where
+    the task type has a token cache.
     """
     tokenize = TASK_HANDLERS[task.task_type].tokenize
     return tokenize(examples, task, tokenizer, max_length=max_length, stride=stride, use_cache=use_cache)

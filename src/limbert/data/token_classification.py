@@ -105,19 +105,14 @@ def _word_predictions(logits: np.ndarray, examples: TokenizedExamples) -> list[l
 
     alignment = examples.alignment
     assert alignment is not None
-    assert alignment.examples.word_spans is not None
     tokens = np.flatnonzero(alignment.char_starts >= 0)
     example_of = np.repeat(alignment.example_index, examples.lengths)[tokens]
     classes, probabilities = logits[tokens].argmax(axis=-1), softmax(logits[tokens], axis=-1).max(axis=-1)
     columns = (example_of, alignment.char_starts[tokens], classes, probabilities)
-    by_start = {
-        (example, start): (label, probability)
-        for example, start, label, probability in zip(*(column.tolist() for column in columns), strict=True)
-    }
-    return [
-        [by_start.get((example, start)) for start, _ in words]
-        for example, words in enumerate(alignment.examples.word_spans)
-    ]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    by_start = {(example, start): (label, probability) for example, start, label, probability in rows}
+    spans = enumerate(alignment.examples.word_spans or ())
+    return [[by_start.get((example, start)) for start, _ in words] for example, words in spans]
 
 
 def tag_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
