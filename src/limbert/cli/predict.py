@@ -69,6 +69,8 @@ def predict(
         return
     opt.prepare_libraries(threads)
     from limbert.cli.console import progress_bar
+    from limbert.core.task_types import TASK_TYPE_SPECS
+    from limbert.data.task_files import load_texts
     from limbert.data.task_registry import TASK_HANDLERS
     from limbert.evaluation.choose import resolve_measured_names
     from limbert.inference.pipeline import pipeline
@@ -85,7 +87,8 @@ def predict(
     if options.input is None:
         inputs = given_rows(handler.make_examples(options.text, options.pair or None))
     else:
-        reader = handler.file_reader and handler.file_reader.read_unlabelled
+        has_own_formats = TASK_TYPE_SPECS[pipe.task.task_type].token_level
+        reader = partial(load_texts, task_type=pipe.task.task_type) if has_own_formats else None
         inputs = options.read_input(pipe.checkpoint.data_config, read_examples=reader)
     with progress_bar("predicting") as progress:
         predictions = pipe.predict(

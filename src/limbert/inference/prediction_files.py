@@ -16,7 +16,8 @@ from typing import Any
 
 from limbert.core.config import DataConfig, require
 from limbert.data.columns import PAIR_COLUMN_NAMES, TEXT_COLUMN_NAMES
-from limbert.data.readers import Examples, check_text, open_texts
+from limbert.data.readers import Examples, check_text
+from limbert.data.task_files import open_texts
 from limbert.errors import ConfigError, DataError
 from limbert.files import atomic_file
 
@@ -99,24 +100,23 @@ def read_rows(
 def _read_table(
     source: str, file: Path, config: DataConfig, *, keep: Sequence[str] | None, skip_bad_rows: bool
 ) -> InputRows:
-    opened, columns = open_texts(file, config)
-    table, _ = opened.with_all_columns()
+    table, columns = open_texts(file, config)
+    read = [*table.rows()]
+    names = dict.fromkeys([*table.columns, *(name for row in read for name in row.cells)])  # rows of JSON may have more
     for name in keep or ():
-        if name not in table.columns:
-            raise ConfigError(f"--keep {name!r}: {source} has no such column; columns: {', '.join(table.columns)}")
-    kept = [(table.columns.index(name), name) for name in (table.columns if keep is None else keep)]
-    text_columns = [(table.columns.index(name), name) for name in columns.names]
+        if name not in names:
+            raise ConfigError(f"--keep {name!r}: {source} has no such column; columns: {', '.join(names)}")
     rows, indices, texts = list[Row](), list[int](), list[list[str]]()
-    for row in table.rows():
+    for row in read:
         try:
             if row.problem is not None:
                 raise ValueError(row.problem)
-            texts.append([check_text(row.cells[index], name) for index, name in text_columns])
+            texts.append([check_text(row.cells.get(name), name) for name in columns.names])
             indices.append(len(rows))
         except ValueError as error:
             if not skip_bad_rows:
                 raise DataError(f"{file}:{row.line_number}: {error} (or --skip-bad-rows)") from None
-        rows.append({name: row.cells[index] if row.cells else None for index, name in kept})
+        rows.append({name: row.cells.get(name) for name in (names if keep is None else keep)})
     if not texts:
         raise DataError(f"{file}: no row with a text; expected at least one")
     first, *second = zip(*texts, strict=True)
