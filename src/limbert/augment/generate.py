@@ -197,7 +197,7 @@ def _load_sampling(
 
 
 def _load_teacher(path: str, task: Task) -> TaskBaseCheckpoint:
-    teacher = load_base_checkpoint(TrainConfig(model=path, output="-"), task)
+    teacher = load_base_checkpoint(TrainConfig(model=path, output="-", phases=()), task)  # it is fine-tuned
     if not teacher.is_finetuned:
         outputs = ", ".join(task.labels) or "one score"
         raise ConfigError(f"teacher {path} is not fine-tuned for this task; it must predict {outputs}")

@@ -80,21 +80,48 @@ def print_table(
     stdout.print(table)
 
 
-def print_results(results: Sequence["SubnetResult"], latency: Mapping[str, float] | None = None) -> None:
-    """Print sub-networks with their costs and metrics; with ``latency`` in seconds also the speed-up over the first."""
-    header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *(("latency", "speed-up") if latency else ())]
-    rows = []
-    for result in results:
+def print_results(
+    results: Sequence["SubnetResult"],
+    latency: Mapping[str, float] | None = None,
+    *,
+    baseline: Mapping[str, float] | None = None,
+    spread: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """Print sub-networks with their costs and metrics.
+
+    Args:
+        results: in the order of the rows.
+        latency: in seconds by name; adds the speed-up over the first.
+        baseline: metrics of a constant prediction: a last row. A sub-network with none above it is marked.
+        spread: of each result, the standard deviations of its metrics.
+    """
+    errors = ("calibration error", "uncalibrated") if results[0].calibration else ()
+    speed = ("latency", "speed-up") if latency else ()
+    header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *errors, *speed]
+    rows, marked = [], False
+    for index, result in enumerate(results):
+        degenerate = baseline is not None and all(result.metrics[name] <= value for name, value in baseline.items())
+        marked |= degenerate
         cells = [
-            result.subnet,
+            result.subnet + " *" * degenerate,
             *(format_quantity(cost, quantity_type="count") for cost in (result.params, result.flops)),
         ]
-        cells += [f"{100 * value:.1f}" for value in result.metrics.values()]
+        for name, value in result.metrics.items():
+            cells.append(f"{100 * value:.1f}" + (f" ± {100 * spread[index][name]:.1f}" if spread else ""))
+        if errors:
+            calibration = result.calibration
+            values = (calibration.error, calibration.raw_error) if calibration else ()
+            cells += [f"{100 * value:.1f}" for value in values] or [""] * len(errors)
         if latency:
             own, full = latency[result.subnet], latency[results[0].subnet]
             cells += [f"{1000 * own:.2f} ms", f"{full / own:.2f} x"]
         rows.append(cells)
+    if baseline is not None:
+        shown = [f"{100 * baseline[name]:.1f}" if name in baseline else "" for name in results[0].metrics]
+        rows.append(["baseline", "", "", *shown, *(("", "") if latency else ())])
     print_table(header, rows, dim=range(1, len(rows), 2))
+    if marked:
+        say("* no better than the baseline, always the same prediction: train for more steps or at a higher rate")
 
 
 def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:
@@ -103,6 +130,9 @@ def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:
     table.add_row("policy", str(result.policy))
     for name, value in result.metrics.items():
         table.add_row(name, f"{100 * value:.1f}")
+    if result.calibration:
+        after, before = 100 * result.calibration.error, 100 * result.calibration.raw_error
+        table.add_row("calibration error", f"{after:.1f}, uncalibrated {before:.1f}")
     flops, share = format_quantity(result.flops_mean, quantity_type="count"), result.flops_mean / result.flops_full
     table.add_row("FLOPs per example", f"{flops}, {100 * share:.1f} % of the full model's")
     table.add_row("time per example", f"{1000 * result.time_per_example:.2f} ms (batches of {batch_size})")

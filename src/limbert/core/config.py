@@ -1,6 +1,7 @@
 """Settings of a run as frozen dataclasses, one per concern; the ``help`` of a field is the text of ``--help``."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -124,6 +125,7 @@ class PhaseConfig:
 
     epochs: float = config_field(3.0, "passes over the training examples")
     max_steps: int | None = config_field(None, "stop the phase after this many optimizer steps")
+    min_steps: int = config_field(0, "raise the epochs until the phase has this many optimizer steps: for few examples")
     batch_size: int = config_field(32, "training examples per step and process")
     learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0")
     warmup: float = config_field(0.0, "fraction of the steps in which the learning rate rises from 0")
@@ -146,6 +148,7 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "more than 0")
         require(self.max_steps is None or self.max_steps > 0, "max steps", self.max_steps, "at least 1")
+        require(self.min_steps >= 0, "min steps", self.min_steps, "0 or more")
         require(self.batch_size > 0, "batch size", self.batch_size, "at least 1")
         require(0 < self.learning_rate < 1, "learning rate", self.learning_rate, "between 0 and 1")
         require(0 <= self.warmup < 1, "warm-up", self.warmup, "a fraction of the steps, from 0 to below 1")
@@ -222,6 +225,9 @@ class TrainConfig:
     checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
     tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
     device: str = config_field("auto", "auto (a GPU if any), cpu or cuda")
+    class_weights: str | None = config_field(
+        None, "weights of the classes in the loss on labels: balanced, or numbers by label id such as 1,3.5"
+    )
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
@@ -235,6 +241,12 @@ class TrainConfig:
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, allowed)
         require(0 < self.validation < 1, "validation fraction", self.validation, "between 0 and 1")
         require(self.validation_limit > 1, "validation limit", self.validation_limit, "at least 2")
+        if self.class_weights is not None and not isinstance(self.class_weights, str):
+            object.__setattr__(self, "class_weights", ",".join(map(str, self.class_weights)))
+        weights = (self.class_weights or "balanced").split(",")
+        numbers = all(re.fullmatch(r"\s*\d*\.?\d+(e-?\d+)?\s*", part) for part in weights)
+        allowed = "balanced, or one number of 0 or more for each class, such as 1,3.5"
+        require(numbers or weights == ["balanced"], "class weights", self.class_weights, allowed)
         require(self.checkpoint_every > 0, "checkpoint interval", self.checkpoint_every, "more than 0 seconds")
 
 

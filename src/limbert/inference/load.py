@@ -45,6 +45,13 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
+def saved_data_config(record: Mapping[str, Any]) -> DataConfig:
+    """How the training data was read, from ``limbert.json``; defaults where it says nothing."""
+    saved, known = record.get("settings", {}).get("data", {}), {field.name for field in fields(DataConfig)}
+    values: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in saved.items()}
+    return DataConfig(**{key: value for key, value in values.items() if key in known})
+
+
 def override_data_config(saved: DataConfig, **overrides: Any) -> DataConfig:
     """A run's data settings with some replaced; overrides that are None, False or empty change nothing."""
     known = {field.name for field in fields(DataConfig)}
@@ -126,12 +133,9 @@ def load_checkpoint(
     model.network.eval().to(torch_device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
     tokenizer = load_tokenizer(path)
     record = model.record
-    saved = record.get("settings", {}).get("data", {})
-    known = {field.name for field in fields(DataConfig)}
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     try:
         task = Task.from_dict(record["task"]) if "task" in record else None
-        data = DataConfig(**{name: value for name, value in values.items() if name in known})
+        data = saved_data_config(record)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"limbert.json of {path} is broken: {error}") from error
     return LoadedCheckpoint(model, tokenizer, task, data, min(data.max_length, model.max_input_length), path)

@@ -20,6 +20,7 @@ from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.errors import explain_out_of_memory
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy, named_policy, resolve_policy
+from limbert.method.calibration import temperature_of
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.model.inference_mode import autocast, evaluation_mode
@@ -199,7 +200,7 @@ def predict(
         subnet = model.subnet(policy.subnet)
         logits = predict_subnet_logits(
             model, examples, subnets={"": subnet}, batch_size=batch_size, precision=precision, after_batch=after_batch
-        )[""]
+        )[""] / temperature_of(model, subnet)
         layers_run, flops = _token_level_costs(model, examples, subnet)
     else:
         engine = Engine(model, policy, task_type=task.task_type, precision=precision)

@@ -101,8 +101,9 @@ class RunData:
 
     def find_policy_result(self, point_name: str, split: str) -> Row | None:
         """The row of an operating point's present policy on ``development`` or ``validation`` data."""
-        settings = {key: self.operating_points[point_name].get(key) for key in ("policy", "widths", "exits")}
+        point = self.operating_points[point_name]
         for row in self.policy_results:
+            settings = {key: point.get(key) for key in (*row["settings"], *(point.keys() & {"temperatures"}))}
             if (row["name"], row["data"], row["settings"]) == (point_name, split, settings):
                 return row
         return None

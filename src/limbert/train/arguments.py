@@ -17,8 +17,7 @@ class ElasticTrainingArguments(TrainingArguments):
     """Arguments of `ElasticTrainer`. All of `transformers.TrainingArguments`, and the fields below.
 
     Some defaults differ: losses that are no number are not filtered but end the run, the newest and the best checkpoint
-    are kept, callbacks such as early stopping continue from their saved state. With the linear schedule the warm-up
-    starts above 0 and weight decay applies to all weights.
+    are kept, callbacks such as early stopping continue from their saved state.
 
     Raises:
         ConfigError: for a value out of range, or an option that training several sub-networks cannot follow.
@@ -38,6 +37,9 @@ class ElasticTrainingArguments(TrainingArguments):
     graft_fraction: float = config_field(0.5, "fraction of the heads and neurons that counts as the weaker ones")
     class_weights: Sequence[float] | str | None = config_field(
         None, "weight of each class in the label loss, or 'balanced': inversely proportional to its frequency"
+    )
+    baseline: float | None = config_field(
+        None, "metric_for_best_model of a constant prediction: no validation at or below it is called the best so far"
     )
     max_length: int = config_field(128, "longest input in tokens, for datasets with text columns")
     text_columns: Sequence[str] | None = config_field(

@@ -1,18 +1,24 @@
-"""A `transformers.Trainer` that leaves the model unwrapped, with Limbert's schedule; and the seeds of steps."""
+"""A `transformers.Trainer` of an elastic model: unwrapped, one batch for all processes, whole checkpoints."""
 
 import logging
+import shutil
 import time
-from functools import partial
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import rotate_checkpoints
 
+from limbert.model.checkpoint import RECORD_FILENAME
+from limbert.model.elastic import ElasticModel
+from limbert.model.width_gates import GATES_FILENAME
 from limbert.train.arguments import ElasticTrainingArguments
+from limbert.train.checkpoints import STATE_NAME, checkpoint_path, load_optimizer, save_optimizer, write_into
 
 logger = logging.getLogger(__name__)
 
@@ -20,15 +26,16 @@ logger = logging.getLogger(__name__)
 class UnwrappedTrainer(Trainer):
     """A Trainer without DistributedDataParallel and without autocast around ``forward``.
 
-    The linear schedule starts above 0: with ``w`` warm-up steps, step ``s`` (from 0) has ``(s + 1) / w`` of the
-    learning rate; weight decay applies to all weights.
+    Its checkpoints are elastic checkpoints with the training's state beside them.
 
     Attributes:
+        elastic: the model.
         examples_seen: over all processes since the last log.
         speed_since: when that was; moved on by what is no training.
     """
 
     args: ElasticTrainingArguments
+    elastic: ElasticModel
     model: Any  # transformers' types allow None and dictionaries everywhere
     train_dataset: Any
     eval_dataset: Any
@@ -74,18 +81,6 @@ class UnwrappedTrainer(Trainer):
             **options,
         )
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        return [name for name, _ in model.named_parameters()]
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.LINEAR:
-            warmup = self.args.get_warmup_steps(num_training_steps)
-            factor = partial(linear_schedule, warmup_steps=warmup, max_steps=num_training_steps)
-            chosen: Any = optimizer or self.optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, factor)
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             now = time.monotonic()
@@ -96,18 +91,59 @@ class UnwrappedTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the stock estimate assumes one pass of the full network
 
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Nothing: every saved elastic model has its card."""
 
-def linear_schedule(step: int, *, warmup_steps: int, max_steps: int) -> float:
-    """Fraction of the learning rate at a step from 0: linear warm-up, then linear decay to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
+    # -- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save:
+            write_into(output_dir or self.args.output_dir, self._save_elastic)
+
+    def _save_elastic(self, folder: Path, add_files: Callable[[Path], None] = lambda folder: None) -> None:
+        self.elastic.save_pretrained(folder, tokenizer=self.processing_class, add_files=add_files)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        started, state, output_dir = time.monotonic(), self.state, self.args.output_dir
+        folder = checkpoint_path(output_dir, state.global_step)
+        if state.best_global_step:
+            state.best_model_checkpoint = str(checkpoint_path(output_dir, state.best_global_step))
+        if self.args.should_save:
+            callbacks: list[Any] = [*self.callback_handler.callbacks, self.control]
+            exportable = [callback for callback in callbacks if isinstance(callback, ExportableState)]
+            state.stateful_callbacks = TrainerState(stateful_callbacks=exportable).stateful_callbacks  # type: ignore[arg-type]
+            self._save_elastic(folder, self._add_training_state)
+            rotate_checkpoints(str(output_dir), self.args.save_total_limit, state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()  # others may load the best one next
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        self.speed_since += time.monotonic() - started
+
+    def _add_training_state(self, folder: Path) -> None:
+        if not self.args.save_only_model:
+            save_optimizer(folder, self.optimizer, self.lr_scheduler)
+        self.state.save_to_json(str(folder / STATE_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            if self.state.best_global_step:  # beside this one, wherever the folder was when it was saved
+                best = checkpoint_path(Path(checkpoint).parent, self.state.best_global_step)
+                self.state.best_model_checkpoint = str(best)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing: every step seeds itself."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        for name in (RECORD_FILENAME, GATES_FILENAME):  # the stock method copies config and weights
+            if self.args.should_save and (Path(checkpoint_folder) / name).exists():
+                shutil.copy(Path(checkpoint_folder) / name, str(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
 
 
 def step_seed(seed: int, name: str, step: int) -> int:
     """A seed for every step of every phase."""
-    text = f"{seed} {name} {step}".encode()
     value = 14695981039346656037  # FNV-1a: the same on every machine, unlike hash()
-    for byte in text:
+    for byte in f"{seed} {name} {step}".encode():
         value = (value ^ byte) * 1099511628211 % 2**64
     return value % 2**63

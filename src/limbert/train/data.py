@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from limbert.core.config import TaskType
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.tokenize import training_batches
 from limbert.errors import ConfigError, DataError
@@ -86,15 +87,18 @@ class IndexDataset(Dataset[int]):
         chosen = getattr(self.source, "select", subset)(indices)
         return IndexDataset(chosen, collator=self._collator, columns=self._columns)
 
-    def class_ids(self) -> Tensor | None:
-        """The class of every label, ``(labels,)``, without ignored ones; None where labels are no classes."""
+    @property
+    def labels(self) -> Tensor | None:
+        """All labels: class ids ``(labels,)`` without ignored ones, values, ``(examples, classes)``, or None."""
         if self._makes_batches:
-            labels = self.source.labels
+            labels = getattr(self.source, "labels", None)
         else:
             names = getattr(self.source, "column_names", None) or [*self.source[0]]
             name = next((name for name in LABEL_NAMES[:3] if name in names), None)
-            labels = None if name is None else torch.tensor(np.hstack(self._column(name)))
-        return None if labels is None or labels.is_floating_point() else labels[labels != IGNORE_INDEX]
+            labels = None if name is None else torch.from_numpy(np.hstack(self._column(name)))
+        if labels is None or not labels.is_floating_point():
+            return None if labels is None else labels[labels != IGNORE_INDEX]
+        return labels.reshape(len(self), -1).squeeze(1)
 
     def _column(self, name: str) -> list[Any]:
         if isinstance(self.source, datasets.Dataset):
@@ -111,11 +115,11 @@ def index_dataset(dataset: Any, *, network: PreTrainedModel, tokenizer: Any, col
         ConfigError: without a tokenizer for texts, or if the text columns are not clear.
         DataError: for a label name that the network does not have.
     """
-    convert = partial(index_dataset, network=network, tokenizer=tokenizer, collator=collator, args=args)
     if dataset is None or isinstance(dataset, IndexDataset | str):
         return dataset
     if isinstance(dataset, dict):
-        return {name: convert(part) for name, part in dataset.items()}
+        options = {"network": network, "tokenizer": tokenizer, "collator": collator, "args": args}
+        return {name: index_dataset(part, **options) for name, part in dataset.items()}
     if isinstance(dataset, datasets.Dataset):
         dataset = _with_label_ids(dataset, network.config.label2id or {})
         if "input_ids" not in dataset.column_names:
@@ -133,7 +137,7 @@ def _with_label_ids(dataset: datasets.Dataset, label2id: Mapping[Any, Any]) -> d
     if unknown:
         raise DataError(
             f"label {unknown[0]!r} in column {name!r} is not a label of the model; its labels: "
-            f"{', '.join(map(str, label2id))}; give them to from_pretrained as label2id and id2label"
+            f"{', '.join(map(str, label2id))}; give them to from_pretrained as id2label"
         )
     return dataset.remove_columns(name).add_column("labels", [label2id[label] for label in dataset[name]])
 
@@ -173,7 +177,7 @@ class StepBatches(Sampler[list[int]]):
         seed: of the order.
     """
 
-    def __init__(self, dataset: Any, *, batch_size: int, parts: int = 1, seed: int) -> None:
+    def __init__(self, dataset: Any, *, batch_size: int, parts: int, seed: int) -> None:
         self._dataset, self._batch_size, self._parts, self._seed, self._epoch = dataset, batch_size, parts, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -257,18 +261,28 @@ def pop_labels(batch: Batch) -> Tensor | None:
 
 
 def resolve_class_weights(
-    weights: Sequence[float] | str | None, dataset: IndexDataset, *, num_labels: int
+    weights: Sequence[float] | str | None, dataset: IndexDataset, *, num_labels: int, task_type: TaskType
 ) -> Tensor | None:
-    """The weight of each class, ``(classes,)``, as given or ``balanced``: inversely proportional to its frequency.
+    """The weight of each class in the label loss, ``(classes,)``; with several labels that of an example that has it.
+
+    Args:
+        weights: one number a class; ``balanced``: inversely proportional to the frequency of the class, or with several
+            labels the number of examples without it for each with it; None for none.
+        dataset: with labels.
+        num_labels: classes.
+        task_type: what the labels mean.
 
     Raises:
         ConfigError: if there is not one weight a class, or the labels are no classes.
     """
     if weights is None:
         return None
-    class_ids = dataset.class_ids() if weights == "balanced" else None
-    if class_ids is not None:
-        return balanced_class_weights(class_ids, num_labels)
-    if isinstance(weights, str) or len(weights) != num_labels:
+    labels = dataset.labels if weights == "balanced" else None
+    if labels is not None and task_type == "multi-label":
+        positive = labels.sum(dim=0).clamp_min(1.0)
+        return (len(labels) - positive) / positive
+    if labels is not None and task_type in ("classification", "token-classification"):
+        return balanced_class_weights(labels.argmax(dim=-1) if labels.ndim > 1 else labels, num_labels)
+    if isinstance(weights, str) or len(weights) != num_labels or task_type in ("regression", "question-answering"):
         raise ConfigError(f"class_weights is {weights!r}; it must be 'balanced' or {num_labels} numbers, one a class")
     return torch.tensor([*weights], dtype=torch.float32)

@@ -20,19 +20,20 @@ from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import count_parameters
 from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.results import SubnetResult
+from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.model.shared_forward import SubnetOutput, plan_shared_forwards, run_shared_forward
-from limbert.train.checkpoints import CheckpointedTrainer
+from limbert.train.base_trainer import UnwrappedTrainer
 from limbert.train.data import Batch, IndexDataset, pop_labels
-from limbert.train.distributed import all_gather_object
+from limbert.train.distributed import all_gather_object, rank, world_size
 
 SubnetMetrics = dict[str, dict[str, float]]  # metrics by name, by the name of the sub-network
 EvaluateSubnets = Callable[[ElasticModel, Mapping[str, Subnet]], SubnetMetrics]
 MetricFunction = Callable[[EvalPrediction], dict[str, float]]
 
 
-class SubnetEvaluator(CheckpointedTrainer):
+class SubnetEvaluator(UnwrappedTrainer):
     """The evaluation of `ElasticTrainer`.
 
     Attributes:
@@ -85,7 +86,7 @@ class SubnetEvaluator(CheckpointedTrainer):
         if self.evaluate_subnets is None or eval_dataset is not None:
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         else:
-            measured = self.evaluate_subnets(self.elastic, subnets_of_rank(self.subnets, self.args))
+            measured = self.evaluate_subnets(self.elastic, subnets_of_rank(self.subnets))
             found = {name: values for part in all_gather_object(measured) for name, values in part.items()}
             metrics = {f"{metric_key_prefix}_{key}": value for key, value in self._with_means(found).items()}
             self.log(metrics)
@@ -145,9 +146,6 @@ class SubnetEvaluator(CheckpointedTrainer):
             self.elastic.record |= result_record(self.subnet_results(), device=self.args.device.type)
         super()._save(output_dir, state_dict)
 
-    def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Nothing: every saved elastic model has its card."""
-
     def subnet_results(self) -> list[SubnetResult]:
         """Parameters, FLOPs and the metrics of the last evaluation of every sub-network."""
         cost, lengths, metrics = CostModel(self.elastic), self.validation_dataset().lengths, self._last_metrics or {}
@@ -164,10 +162,12 @@ class SubnetEvaluator(CheckpointedTrainer):
 
 def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, Any]:
     """What ``limbert.json`` says about the results of sub-networks."""
+    temperatures = {result.subnet: result.calibration.temperature for result in results if result.calibration}
     return {
         "metrics": {result.subnet: result.metrics for result in results},
         "costs": {result.subnet: {"params": result.params, "flops": round(result.flops)} for result in results},
         "hardware": describe_this_machine(device=device),
+        **({TEMPERATURES_KEY: temperatures} if temperatures else {}),
     }
 
 
@@ -195,22 +195,13 @@ def task_of(network: PreTrainedModel, task_type: TaskType) -> Task:
     return custom_task(task_type, names)
 
 
-def subnets_of_rank(subnets: Mapping[str, Subnet], args: Any) -> dict[str, Subnet]:
-    """The sub-networks that one process evaluates, each with the metrics that a single process computes.
-
-    Those that share layer runs stay together, unless there are more processes than such groups; large groups are
-    paired with small ones.
-
-    Args:
-        subnets: all, by name.
-        args: with ``world_size`` and ``process_index``.
-    """
-    count, rank = args.world_size, args.process_index
+def subnets_of_rank(subnets: Mapping[str, Subnet]) -> dict[str, Subnet]:
+    """The sub-networks that this process evaluates: every n-th group of those that share layer runs."""
     groups = [shared.subnets for shared in plan_shared_forwards(subnets.values())]
-    if len(groups) < count:
+    if len(groups) < world_size():
         groups = [(subnet,) for subnet in subnets.values()]
-    mine = groups[rank :: 2 * count] + groups[2 * count - 1 - rank :: 2 * count]
-    return {name: subnet for name, subnet in subnets.items() if any(subnet in group for group in mine)}
+    mine = {subnet for group in groups[rank() :: world_size()] for subnet in group}
+    return {name: subnet for name, subnet in subnets.items() if subnet in mine}
 
 
 def default_metrics(network: PreTrainedModel, task_type: TaskType) -> MetricFunction | None:

@@ -32,7 +32,7 @@ from limbert.model.shared_forward import (
 )
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.base_trainer import step_seed
-from limbert.train.callbacks import BroadcastWeights, GracefulStop, Grafting, LogLastStep, StopOnDivergence
+from limbert.train.callbacks import GracefulStop, Grafting, LogLastStep, StopOnDivergence, stop_on_signals
 from limbert.train.checkpoints import last_checkpoint
 from limbert.train.data import (
     LABEL_NAMES,
@@ -46,7 +46,7 @@ from limbert.train.data import (
     resolve_class_weights,
     shard_batch,
 )
-from limbert.train.distributed import all_reduce_gradients, check_equal, collective_errors
+from limbert.train.distributed import all_reduce_gradients, broadcast_weights, check_equal, collective_errors
 from limbert.train.subnet_evaluation import (
     EvaluateSubnets,
     MetricFunction,
@@ -131,7 +131,7 @@ class ElasticTrainer(SubnetEvaluator):
         if teacher is not None:
             teacher.network.to(args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.stop = GracefulStop()
-        for callback in (BroadcastWeights(), LogLastStep(), StopOnDivergence(), Grafting(self), self.stop):
+        for callback in (LogLastStep(), StopOnDivergence(), Grafting(self), self.stop):
             self.add_callback(callback)
         self._trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._class_weights: Tensor | None = None
@@ -179,8 +179,7 @@ class ElasticTrainer(SubnetEvaluator):
                 )
         embedding.backward()
         if self.accelerator.sync_gradients and self.args.world_size > 1:
-            votes = self.stop.votes(self.args)
-            self.stop.set_votes(all_reduce_gradients(self._trainable, extra=votes))
+            self.stop.sum_of_votes = all_reduce_gradients(self._trainable, extra=self.stop.votes(self.args))
         return total / len(subnets) * self.args.world_size  # the stock Trainer logs the mean over processes
 
     def subnet_loss(
@@ -293,7 +292,9 @@ class ElasticTrainer(SubnetEvaluator):
         if not isinstance(dataset, IndexDataset):
             raise ConfigError("training needs a train_dataset")
         num_labels = int(self.elastic.network.config.num_labels or 0)
-        self._class_weights = resolve_class_weights(args.class_weights, dataset, num_labels=num_labels)
+        self._class_weights = resolve_class_weights(
+            args.class_weights, dataset, num_labels=num_labels, task_type=self.task_type
+        )
         sampler = StepBatches(
             dataset,
             batch_size=self.step_batch_size,
@@ -343,7 +344,8 @@ class ElasticTrainer(SubnetEvaluator):
         path = str(resume_from_checkpoint) if resume_from_checkpoint else None
         check_equal(path and Path(path).name, description=f"in {self.args.output_dir} as the newest checkpoint")
         memory_errors = explain_out_of_memory(self.args.per_device_train_batch_size)
-        with self.stop.handling_signals(), collective_errors(), memory_errors:
+        broadcast_weights(self.model)
+        with stop_on_signals(), collective_errors(), memory_errors:
             output = super().train(path, **options)
             if self.stop.requested and self.state.global_step < self.state.max_steps:
                 step, steps = self.state.global_step, self.state.max_steps
