@@ -64,11 +64,11 @@ class DataConfig:
     """Where the examples come from and how they are read."""
 
     task: str | None = config_field(None, "GLUE task such as mrpc, ner or squad; omit for other data")
-    data: str | None = config_field(None, "folder with train.*, dev.* (and test.*), or a data set on the Hub")
+    data: str | None = config_field(None, "folder with train.*, dev.* (and test.*), or a Hub data set")
     train: str | None = config_field(None, "training file: CSV, TSV, JSONL or Parquet, instead of --data")
     dev: str | None = config_field(None, "development file, for reporting only, instead of --data")
     text_column: str | None = config_field(None, "column with the text (default: the task's, or found by name)")
-    pair_column: str | None = config_field(None, "column with the second text (default: the task's, or found by name)")
+    pair_column: str | None = config_field(None, "column with the second text (default: likewise)")
     label_column: str | None = config_field(None, "column with the label (default: the task's, or found by name)")
     task_type: TaskType | None = config_field(
         None, f"{', '.join(TASK_TYPES[:-1])} or {TASK_TYPES[-1]} (default: from task or labels)"
@@ -77,7 +77,7 @@ class DataConfig:
     train_limit: int | None = config_field(None, "use this many training examples, chosen with the seed")
     augmented: str | None = config_field(None, "augmented examples for phases with a teacher (limbert augment)")
     skip_bad_rows: bool = config_field(False, "skip and count malformed rows, instead of stopping")
-    max_length: int = config_field(128, "truncate inputs to N tokens (question answering: windows)")
+    max_length: int = config_field(128, "longest input in tokens; the rest is cut off")
     held_out: float | None = config_field(None, "fraction of the training data held out as missing dev data")
     label_separator: str | None = config_field(None, "multi-label: separator of labels in a cell (default: ,)")
     label_columns: tuple[str, ...] | None = config_field(
@@ -87,7 +87,7 @@ class DataConfig:
     fingerprints: dict[str, str] | None = config_field(
         None, "fingerprints of the examples read in training, by train and dev; others are refused", hidden=True
     )
-    stride: int | None = config_field(None, "question answering: tokens that windows overlap (default: a quarter)")
+    stride: int | None = config_field(None, "question answering: tokens that windows overlap (default: 1/4)")
 
     def __post_init__(self) -> None:
         require(
@@ -225,9 +225,7 @@ class TrainConfig:
     checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
     tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
     device: str = config_field("auto", "auto (a GPU if any), cpu or cuda")
-    class_weights: str | None = config_field(
-        None, "weights of the classes in the loss on labels: balanced, or numbers by label id such as 1,3.5"
-    )
+    class_weights: str | None = config_field(None, "loss weights of the classes: balanced, or by label id 1,3.5")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
