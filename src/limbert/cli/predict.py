@@ -12,7 +12,7 @@ from limbert.cli import options as opt
 from limbert.cli import predict_on_ray as on_ray
 from limbert.cli import predict_server as on_server
 from limbert.cli.config_options import ConfigOptions, config_options
-from limbert.core.config import DataConfig, config_field
+from limbert.core.config import DataConfig, config_field, require
 from limbert.data.text_rows import find_lone_surrogate
 from limbert.errors import ConfigError
 
@@ -27,6 +27,7 @@ class _Inputs:
     pair: tuple[str, ...] = config_field((), "second text, or context of a question; one for each --text", repeats=True)
     input: str | None = config_field(None, "file: CSV, TSV, JSONL, Parquet, plain lines, CoNLL or SQuAD")
     output: str | None = config_field(None, "JSONL file for the predictions (default: the terminal)")
+    abstain_below: float | None = config_field(None, "no label where its score is below this, such as 0.7")
 
     def __post_init__(self) -> None:
         if bool(self.text) == bool(self.input):
@@ -96,7 +97,7 @@ def predict(
         examples, rows = on_server.predict_on_server(
             server, inputs.text, inputs.pair, inputs.input, columns, **subnet | policy
         )
-        _print_predictions(examples, rows, output, as_json)
+        _print_predictions(examples, _abstaining(rows, inputs.abstain_below), output, as_json)
         return
     opt.prepare_libraries(threads)
     from limbert.cli import console
@@ -118,6 +119,7 @@ def predict(
     checkpoint = replace(checkpoint, data_config=replace(checkpoint.data_config, **columns))
     if engine == "ray":
         settings = {"policy": chosen, "precision": checked_precision, "batch_size": batch_size}
+        require(inputs.abstain_below is None, "--abstain-below", inputs.abstain_below, "left out with --engine ray")
         on_ray.predict_on_ray(checkpoint, inputs.input, output, ray, threads=threads, as_json=as_json, **settings)
         return
     examples = _load_inputs(checkpoint, inputs)
@@ -134,7 +136,13 @@ def predict(
         )
     is_dynamic = chosen.subnet is None
     rows = [prediction.to_dict() | (prediction.cost_to_dict() if is_dynamic else {}) for prediction in predictions]
-    _print_predictions(examples, rows, output, as_json)
+    _print_predictions(examples, _abstaining(rows, inputs.abstain_below), output, as_json)
+
+
+def _abstaining(rows: list[dict[str, Any]], threshold: float | None) -> list[dict[str, Any]]:
+    from limbert.inference.predict import abstain
+
+    return rows if threshold is None else [abstain(row, threshold) for row in rows]
 
 
 def _load_inputs(checkpoint: "LoadedCheckpoint", inputs: _Inputs) -> "Examples":
@@ -177,5 +185,5 @@ def _format(row: Mapping[str, Any]) -> str:
         return ", ".join(f"{span['text']} ({span['type']} {span['score']:.3f})" for span in row["entities"]) or "(none)"
     if "words" in row:
         return " ".join(f"{word['text']}/{word['tag']}" for word in row["words"])
-    name = row.get("label", row.get("answer"))
+    name = "(abstains)" if row.get("abstain") else row.get("label", row.get("answer"))
     return f"{row['score']:.3f}" if name is None else f"{name}  {row['score']:.3f}"

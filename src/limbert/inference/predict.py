@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbert.core.config import Precision
+from limbert.core.config import Precision, require
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.task_registry import decode_predictions
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
+from limbert.errors import ConfigError
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy, named_policy, resolve_policy
 from limbert.method.calibration import temperature_of
@@ -202,6 +203,19 @@ def predict(
         logits, layers_run, flops = outputs.logits, outputs.layers_run, outputs.flops
     decoded = zip(decode_predictions(task, logits, examples), layers_run, flops, strict=True)
     return [Prediction(values, int(layers), int(operations)) for values, layers, operations in decoded]
+
+
+def abstain(prediction: Mapping[str, Any], threshold: float) -> dict[str, Any]:
+    """A prediction's values with ``abstain``: whether its score is below the threshold; its label is None then.
+
+    Raises:
+        ConfigError: for a threshold outside 0 to 1, or a prediction that is not a label with its score.
+    """
+    require(0 <= threshold <= 1, "abstain below", threshold, "a probability, from 0 to 1")
+    if "label" not in prediction:
+        raise ConfigError("abstaining needs one label a text, as in classification; leave --abstain-below out")
+    abstains = prediction["score"] < threshold
+    return {**prediction, "label": None if abstains else prediction["label"], "abstain": abstains}
 
 
 def _token_level_costs(model: ElasticModel, examples: TokenizedExamples, subnet: Subnet) -> tuple[Any, Any]:

@@ -54,8 +54,13 @@ def check_finite(logits: Sequence[float]) -> None:
 
 
 def ranked_scores(
-    output: RequestOutput, task: Task, *, function_name: str | None = None, top_k: int | None = None
-) -> list[list[dict[str, str | float]]]:
+    output: RequestOutput,
+    task: Task,
+    *,
+    function_name: str | None = None,
+    top_k: int | None = None,
+    abstain_below: float | None = None,
+) -> list[list[dict[str, str | float | None]]]:
     """For each text ``{"label", "score"}`` of each output, highest score first.
 
     Args:
@@ -63,14 +68,24 @@ def ranked_scores(
         task: of the model.
         function_name: logits to scores: ``softmax``, ``sigmoid`` or ``none``; None: by task type.
         top_k: best scores to return; None: all.
+        abstain_below: texts whose best probability is below it get one entry, with that score and no label.
     """
     function = score_function(task) if function_name is None else _SCORE_FUNCTIONS[function_name]
-    ranked: list[list[dict[str, str | float]]] = []
+    ranked: list[list[dict[str, str | float | None]]] = []
     for text in output.outputs:
         check_finite(text.logits)
-        pairs = sorted(zip(function(text.logits), label_names(task), strict=True), key=lambda pair: -pair[0])
+        pairs: list[tuple[float, str | None]] = sorted(
+            zip(function(text.logits), label_names(task), strict=True), key=lambda pair: -pair[0]
+        )
+        if abstains(text.logits, task, abstain_below):
+            pairs = [(pairs[0][0], None)]
         ranked.append([{"label": label, "score": score} for score, label in pairs[:top_k]])
     return ranked
+
+
+def abstains(logits: Sequence[float], task: Task, abstain_below: float | None) -> bool:
+    """Whether the best probability is below the threshold."""
+    return abstain_below is not None and max(score_function(task)(logits)) < abstain_below
 
 
 def to_json(value: Any) -> bytes:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from limbert.data.tasks import Task
 from limbert.serve.errors import ApiError, InvalidRequestError, RequestTooLargeError, UnavailableError
 from limbert.serve.responses import (
+    abstains,
     check_finite,
     json_response,
     label_names,
@@ -229,7 +230,7 @@ async def _infer(service: Service, body: bytes, json_length: str | None) -> Resp
         if top > max(count, 0):
             raise InvalidRequestError(f"classification of {item.name} is {top}; it must be at most {max(count, 0)}")
     output = await service.predict(texts, options=parameters, truncate=parameters.truncate is not False)
-    response = _infer_response(service, content.id, output, requested)
+    response = _infer_response(service, content.id, output, requested, parameters.abstain_below)
     blobs = []
     for tensor, item in zip(response.outputs, requested, strict=True):
         is_binary = item.parameters.binary_data
@@ -299,7 +300,11 @@ def output_tensors(task: Task) -> list[TensorMetadata]:
 
 
 def _infer_response(
-    service: Service, request_id: str | None, output: RequestOutput, requested: Sequence[RequestedOutput]
+    service: Service,
+    request_id: str | None,
+    output: RequestOutput,
+    requested: Sequence[RequestedOutput],
+    abstain_below: float | None,
 ) -> InferResponse:
     function, labels = score_function(service.task), label_names(service.task)
     for text in output.outputs:
@@ -311,7 +316,10 @@ def _infer_response(
         values = logits if item.name == "LOGITS" else [function(row) for row in logits]
         data: list[str] | list[float]
         if item.name == "LABEL":
-            shape, data = [len(values)], [labels[row.index(max(row))] for row in logits]
+            shape, data = (
+                [len(values)],
+                ["" if abstains(row, service.task, abstain_below) else labels[row.index(max(row))] for row in logits],
+            )
         elif top:
             ranked = (sorted(enumerate(row), key=lambda entry: -entry[1])[:top] for row in values)
             classes = chain.from_iterable(ranked)  # as the classification extension writes them
