@@ -17,7 +17,7 @@ from limbert.data.long_texts import average_windows, window_starts
 from limbert.data.task_registry import decode_predictions
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
-from limbert.errors import explain_out_of_memory
+from limbert.errors import ConfigError, explain_out_of_memory
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy, named_policy, resolve_policy
 from limbert.method.calibration import temperature_of
@@ -238,6 +238,19 @@ def _best_labels(task: Task, logits: np.ndarray, top_k: int) -> list[list[dict[s
         [{"label": task.labels[index], "score": float(row[index])} for index in indices]
         for row, indices in zip(scores, order, strict=True)
     ]
+
+
+def abstain(prediction: Mapping[str, Any], threshold: float) -> dict[str, Any]:
+    """A prediction's values with ``abstain``: whether its score is below the threshold; its label is None then.
+
+    Raises:
+        ConfigError: for a threshold outside 0 to 1, or a prediction that is not a label with its score.
+    """
+    require(0 <= threshold <= 1, "abstain below", threshold, "a probability, from 0 to 1")
+    if "label" not in prediction:
+        raise ConfigError("abstaining needs one label a text, as in classification; leave --abstain-below out")
+    abstains = prediction["score"] < threshold
+    return {**prediction, "label": None if abstains else prediction["label"], "abstain": abstains}
 
 
 def _token_level_costs(model: ElasticModel, examples: TokenizedExamples, subnet: Subnet) -> tuple[Any, Any]:

@@ -167,6 +167,8 @@ class Service:
         arrival = time.perf_counter()
         started = self._check_available()
         self._check_texts(texts)
+        if options.abstain_below is not None and self.task.task_type != "classification":
+            raise InvalidRequestError(f"abstain_below is for classification; the task is {self.task.task_type}")
         variants, budget = started.selector.select(options)
         future: Future[RequestOutput] = Future()
         deadline = inf if budget is None else arrival + budget
