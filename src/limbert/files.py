@@ -79,6 +79,10 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _replace_folder(new: Path, target: Path, *, keep_existing: bool) -> None:
+    if target.is_dir() and os.path.samefile(target, os.curdir) and not any(target.iterdir()):
+        for path in new.iterdir():  # replaced as a whole, the current folder would no longer be in its place
+            path.rename(target / path.name)
+        return
     try:
         new.rename(target)  # fails if the target is a folder that is not empty
         return
@@ -108,7 +112,7 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
         StorageError: if the disk is full or ``path`` cannot be written; an existing file is unchanged.
     """
     try:
-        if _is_special_file(Path(path)):
+        if is_special_file(Path(path)):
             with open(path, "w", encoding="utf-8") as file:
                 yield file
             return
@@ -129,7 +133,8 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
         raise StorageError(f"cannot write {path}: {_reason(error)}") from error
 
 
-def _is_special_file(path: Path) -> bool:
+def is_special_file(path: Path) -> bool:
+    """Whether a path is a device, pipe or socket, or below ``/dev``."""
     if path.is_absolute() and path.parts[:2] == ("/", "dev"):  # /dev/stdout may be a link to a regular file
         return True
     return path.exists() and not path.is_file() and not path.is_dir()

@@ -20,6 +20,7 @@ from limbert.errors import ConfigError
         ("90%", "share", 0.9),
         ("0.90", "share", 0.9),
         (".5", "share", 0.5),
+        ("92.5", "share", 0.925),
     ],
 )
 def test_valid_quantities(text: str, quantity_type: QuantityType, value: float) -> None:
@@ -40,7 +41,7 @@ def test_valid_quantities(text: str, quantity_type: QuantityType, value: float) 
         ("12MB", "count"),
         ("20", "size"),
         ("20mb", "size"),
-        ("90", "share"),
+        ("101", "share"),
         ("101%", "share"),
         ("nan", "share"),
         ("", "share"),

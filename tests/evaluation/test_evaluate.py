@@ -1,6 +1,7 @@
 """Evaluation of sub-networks: batches equal single examples, and results hold metric, cost and parameters."""
 
 import numpy as np
+import pytest
 import torch
 from tests.factories.examples import TEXTS, make_examples
 from tests.factories.networks import make_network
@@ -8,9 +9,11 @@ from tests.factories.runs import needs_encoder
 
 from limbert import ElasticModel
 from limbert.data.tasks import Task
-from limbert.evaluation.evaluate import count_parameters, evaluate_subnets
+from limbert.errors import ConfigError
+from limbert.evaluation.evaluate import count_parameters, evaluate_policy, evaluate_subnets, fit_temperatures
 from limbert.inference.policy import Policy
-from limbert.inference.predict import inference_inputs, predict, predict_subnet_logits
+from limbert.inference.predict import abstain, inference_inputs, predict, predict_subnet_logits
+from limbert.method.calibration import calibration_error
 from limbert.model.flops import CostModel
 
 pytestmark = needs_encoder
@@ -56,3 +59,34 @@ def test_predictions_hold_the_best_class_and_probability() -> None:
     best = torch.from_numpy(logits).softmax(-1).max(-1)
     assert [prediction.label for prediction in predictions] == [TASK.labels[index] for index in best.indices]
     np.testing.assert_allclose([prediction.score for prediction in predictions], best.values, atol=1e-6)
+
+
+def test_temperatures_change_scores_and_no_label() -> None:
+    model, examples = make_model(), make_examples()
+    subnets = {name: model.subnet(name) for name in ("1x1", "0.5x0.5")}
+    raw = predict(model, examples, task=TASK, policy=Policy(subnet="0.5x0.5"))
+    fit_temperatures(model, examples, task=TASK, subnets=subnets)
+    temperature = model.record["temperatures"]["0.5x0.5"]
+    assert temperature != model.record["temperatures"]["1x1"] != 1.0
+    calibrated = predict(model, examples, task=TASK, policy=Policy(subnet="0.5x0.5"))
+    assert [one.label for one in calibrated] == [one.label for one in raw]
+    logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=5)["0.5x0.5"]
+    scores = torch.from_numpy(logits / temperature).softmax(-1).amax(-1)
+    np.testing.assert_allclose([one.score for one in calibrated], scores, atol=1e-6)
+    result = evaluate_subnets(model, {"dev": examples}, task=TASK, subnets=subnets)[1]
+    of_policy = evaluate_policy(model, {"dev": examples}, task=TASK, policy=Policy(subnet="0.5x0.5"))
+    labels = examples.labels.numpy()
+    for calibration in (result.calibration, of_policy.calibration):
+        error = calibration_error(logits / temperature, labels, task_type="classification")
+        raw_error = calibration_error(logits, labels, task_type="classification")
+        np.testing.assert_allclose([calibration.error, calibration.raw_error], [error, raw_error], atol=1e-6)
+    assert result.calibration.temperature == temperature
+
+
+def test_unsure_predictions_abstain() -> None:
+    assert abstain({"label": "a", "score": 0.6}, 0.7) == {"label": None, "score": 0.6, "abstain": True}
+    assert abstain({"label": "a", "score": 0.7}, 0.7) == {"label": "a", "score": 0.7, "abstain": False}
+    with pytest.raises(ConfigError, match="probability"):
+        abstain({"label": "a", "score": 0.6}, 70)
+    with pytest.raises(ConfigError, match="classification"):
+        abstain({"score": 0.6}, 0.7)

@@ -2,15 +2,28 @@
 
 import numpy as np
 import pytest
+import torch
 from tests.factories.examples import make_examples
 from tests.factories.gated_models import make_model
-from tests.factories.runs import needs_encoder
+from tests.factories.runs import ENCODER, needs_encoder
+from transformers import AutoTokenizer
 
 from limbert import ElasticModel
+from limbert.data.readers import Examples
 from limbert.data.tasks import Task
+from limbert.data.tokenize import tokenize_texts
 from limbert.evaluation.evaluate import evaluate_policy
-from limbert.evaluation.tune import PolicyCandidate, choose_operating_points, pareto_policies, tune_policies
+from limbert.evaluation.policy_records import PolicyRecords
+from limbert.evaluation.tune import (
+    PolicyCandidate,
+    choose_operating_points,
+    evaluate_candidates,
+    guaranteed_point,
+    pareto_policies,
+    tune_policies,
+)
 from limbert.inference.policy import Policy
+from limbert.inference.predict import predict_subnet_logits
 
 pytestmark = needs_encoder
 CLASSES = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
@@ -34,6 +47,7 @@ def test_candidates_equal_running_their_policy(rule: str) -> None:
         candidate = candidates[index]
         result = evaluate_policy(model, {"dev": make_examples()}, task=CLASSES, policy=candidate.policy, batch_size=3)
         assert candidate.metric_value == pytest.approx(result.metrics["accuracy"])
+        assert (candidate.policy.temperatures is None) == (candidate.policy.subnet is not None)
         assert candidate.flops_share == pytest.approx(result.flops_mean / result.flops_full)
 
 
@@ -70,3 +84,25 @@ def test_front_and_operating_points() -> None:
     flops = {name: point.flops_share for name, point in points.items()}
     assert flops == {"fast": 0.3, "balanced": 0.5, "accurate": 0.8}
     assert points["fast"].value == 0.87
+
+
+def random_records() -> PolicyRecords:
+    """The records of a model with random weights on texts that it labels itself, all but every fifth."""
+    model, texts = make_model("bert", vocab_size=30522), tuple(f"text {n} " * (1 + n % 7) for n in range(300))
+    examples = tokenize_texts(
+        Examples(texts, None, (0,) * 300), AutoTokenizer.from_pretrained(ENCODER), max_length=16, use_cache=False
+    )
+    logits = predict_subnet_logits(model, examples, subnets={"": model.full}, batch_size=64)[""]
+    labels = torch.from_numpy(logits.argmax(axis=1))
+    labels[::5] = (labels[::5] + 1) % 3
+    return PolicyRecords(model, examples.with_labels(labels), task=CLASSES, widths=(0.5, 1.0), exit_rule="entropy")
+
+
+def test_guaranteed_point_needs_examples(caplog: pytest.LogCaptureFixture) -> None:
+    records = random_records()
+    point = guaranteed_point(records, max_drop=0.3, confidence=0.9, num_thresholds=3)["guaranteed"]
+    full = evaluate_candidates(records, num_thresholds=3)[0]
+    assert point.flops_share < 1
+    assert point.value >= full.metric_value - 0.3
+    assert guaranteed_point(records, max_drop=0.01, confidence=0.9, num_thresholds=3) == {}
+    assert "401" in caplog.text

@@ -232,3 +232,24 @@ def test_operating_points_run_by_name() -> None:
     del model.record["task"]
     with pytest.raises(ConfigError, match="task_type"):
         Engine(model, "balanced")
+
+
+def test_exits_and_logits_are_calibrated() -> None:
+    model = make_model("bert")
+    policy = fitted(model, Policy(exits=ExitRule("confidence", 0.7), widths=(0.5,)))
+    raw, _ = Engine(model, policy, task_type="classification").run_all_exits(INPUTS)
+    temperatures = (3.0, 0.5, 2.0, 4.0)
+    names = [f"0.5x{depth:g}" for depth in (0.25, 0.5, 0.75, 1.0)]
+    model.record["temperatures"] = dict(zip(names, temperatures, strict=True))
+    by_record = Engine(model, policy, task_type="classification")
+    own = Engine(model, replace(policy, temperatures=temperatures), task_type="classification")
+    expected = raw / torch.tensor(temperatures)[:, None, None]
+    exit_index = (expected.softmax(-1).amax(-1) >= policy.exits.threshold).int()[:-1]
+    exit_index = torch.where(exit_index.any(dim=0), exit_index.argmax(dim=0), LAYERS - 1)
+    assert len(exit_index.unique()) > 1
+    for engine in (by_record, own):
+        output = engine.run(INPUTS)
+        assert torch.equal(output.trace.layers_run, exit_index + 1)
+        torch.testing.assert_close(output.logits, expected[exit_index, range(BATCH)])
+    with pytest.raises(ConfigError, match="temperatures"):
+        Engine(model, replace(policy, temperatures=(1.0,)), task_type="classification")

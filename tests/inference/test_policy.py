@@ -30,6 +30,14 @@ def test_saved_policies_are_read_back(policy: Policy) -> None:
     assert named_policy("fast", record) == policy
 
 
+def test_temperatures_are_read_back() -> None:
+    policy = Policy(gates=True, exits=ENTROPY, temperatures=(2.0, 1.5))
+    assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
+    for wrong in ({"temperatures": (0.0,)}, {"subnet": "1x1", "gates": False, "temperatures": (1.0,)}):
+        with pytest.raises(ConfigError):
+            Policy(**({"gates": True} | wrong))
+
+
 def test_policies_have_readable_names() -> None:
     names = ["static:0.5x0.75", "width", "width", "depth", "depth", "width+depth"]
     assert [policy.name for policy in POLICIES] == names

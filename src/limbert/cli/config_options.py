@@ -76,7 +76,6 @@ class ConfigOptions:
             default = inspect.Parameter.empty
         option = typer.Option(
             "--" + name.replace("_", "-"),
-            *metadata.get("aliases", ()),
             help=self.helps.get(item.name, metadata["help"]),
             metavar=metavar,
             min=metadata.get("minimum"),

@@ -1,6 +1,7 @@
 """What the commands print: messages, JSON, tables of results and progress bars."""
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,17 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """Print a message on standard error."""
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _LogHandler(logging.Handler):
+    """Prints the library's log messages on standard error, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        stderr.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+log_handler = _LogHandler()
 
 
 def print_json(value: Any) -> None:
@@ -85,7 +97,9 @@ def print_results(
     """
     from limbert.evaluation.results import mean_metric
 
-    header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *(("latency", "speed-up") if latency else ())]
+    errors = ("calibration error", "uncalibrated") if results[0].calibration else ()
+    speed = ("latency", "speed-up") if latency else ()
+    header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *errors, *speed]
     primary, rows, marked = next(iter(results[0].metrics)).rpartition("/")[2], [], False
     for index, result in enumerate(results):
         degenerate = baseline is not None and result.mean_metric(primary) <= mean_metric(baseline, primary)
@@ -96,13 +110,17 @@ def print_results(
         ]
         for name, value in result.metrics.items():
             cells.append(f"{100 * value:.1f}" + (f" ± {100 * spread[index][name]:.1f}" if spread else ""))
+        if errors:
+            calibration = result.calibration
+            values = (calibration.error, calibration.raw_error) if calibration else ()
+            cells += [f"{100 * value:.1f}" for value in values] or [""] * len(errors)
         if latency:
             own, full = latency[result.subnet], latency[results[0].subnet]
             cells += [f"{1000 * own:.2f} ms", f"{full / own:.2f} x"]
         rows.append(cells)
     if baseline is not None:
         shown = [f"{100 * baseline[name]:.1f}" if name in baseline else "" for name in results[0].metrics]
-        rows.append(["baseline", "", "", *shown, *(("", "") if latency else ())])
+        rows.append(["baseline", "", "", *shown, *[""] * len((*errors, *speed))])
     print_table(header, rows, dim=range(1, len(rows), 2))
     if marked:
         say("* no better than the baseline, always the same prediction: train for more steps or at a higher rate")
@@ -114,6 +132,9 @@ def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:
     table.add_row("policy", str(result.policy))
     for name, value in result.metrics.items():
         table.add_row(name, f"{100 * value:.1f}")
+    if result.calibration:
+        after, before = 100 * result.calibration.error, 100 * result.calibration.raw_error
+        table.add_row("calibration error", f"{after:.1f}, uncalibrated {before:.1f}")
     flops, share = format_quantity(result.flops_mean, quantity_type="count"), result.flops_mean / result.flops_full
     table.add_row("FLOPs per example", f"{flops}, {100 * share:.1f} % of the full model's")
     table.add_row("time per example", f"{1000 * result.time_per_example:.2f} ms (batches of {batch_size})")

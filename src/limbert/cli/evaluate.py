@@ -26,6 +26,7 @@ def evaluate(
     layers: Annotated[
         str | None, typer.Option(help="layers a depth keeps: first or spread (default: the model's)")
     ] = None,
+    long_texts: opt.LongTexts = "truncate",
     batch_size: opt.BatchSize = 64,
     precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
@@ -47,7 +48,9 @@ def evaluate(
     from limbert.evaluation import evaluate as evaluation
     from limbert.evaluation.results import PolicyResult
 
-    options: dict[str, Any] = {"layers": layers, "precision": precision, "device": device} | policy | data
+    options: dict[str, Any] = (
+        {"layers": layers, "long_texts": long_texts, "precision": precision, "device": device} | policy | data
+    )
     with console.ProgressBar() as progress:
         results = evaluation.evaluate(run, subnets=subnet or (), batch_size=batch_size, progress=progress, **options)
     of_policy = isinstance(results[0], PolicyResult)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from limbert.cli.config_options import ConfigOptions
+from limbert.cli.console import log_handler
 from limbert.cli.interrupt import quiet_interrupt
 from limbert.core.config import DataConfig, PhaseConfig, config_field
 from limbert.errors import ConfigError
@@ -19,7 +20,10 @@ Device = Annotated[str, typer.Option("--device", help="auto (a GPU if there is o
 RunPrecision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 autocast")]
 BatchSize = Annotated[
     int,
-    typer.Option("--batch-size", "--bs", help="examples per batch; does not change the results", min=1, metavar="N"),
+    typer.Option("--batch-size", help="examples per batch; does not change the results", min=1, metavar="N"),
+]
+LongTexts = Annotated[
+    str, typer.Option("--long-texts", help="truncate, or windows: overlapping parts whose logits are averaged")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table", rich_help_panel="Output")]
 
@@ -66,7 +70,7 @@ class _Budget:
     max_params: str | None = config_field(None, "most parameters, such as 12M")
     max_flops: str | None = config_field(None, "most FLOPs per example, such as 1G")
     max_size: str | None = config_field(None, "largest file, such as 20MB")
-    min_metric: str | None = config_field(None, "lowest metric on dev, such as 0.90 or 90%")
+    min_metric: str | None = config_field(None, "lowest metric on dev, such as 0.90, 90 or 90%")
 
 
 def data_options(*fields: str) -> ConfigOptions:
@@ -117,8 +121,9 @@ def prepare_libraries(threads: int | None) -> None:
     finally:
         gc.freeze()
         gc.enable()
-    if logging.lastResort is not None:  # warnings of the library, as plain lines on standard error
-        logging.getLogger("limbert").addHandler(logging.lastResort)
+    logger = logging.getLogger("limbert")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [log_handler]
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

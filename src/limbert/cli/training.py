@@ -1,7 +1,6 @@
 """What ``train`` and ``pretrain`` share: a recipe from options, and the progress of a training in the terminal."""
 
 import json
-import logging
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -95,19 +94,13 @@ class TerminalProgress(TrainerCallback):
             disable=not stderr.is_terminal,  # lines are printed instead
         )
         self._task: Any = None
-        self._logger = logging.getLogger("limbert")
 
     def __enter__(self) -> "TerminalProgress":
-        self._previous = self._logger.level, self._logger.handlers
-        self._logger.setLevel(logging.INFO)
-        self._logger.handlers = [_PrintedMessages()]
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        level, self._logger.handlers = self._previous
-        self._logger.setLevel(level)
 
     def prepare(self, description: str, done: int, total: int) -> None:
         """Show a computation before the first step of a phase."""
@@ -149,11 +142,3 @@ class TerminalProgress(TrainerCallback):
             f"{args.phase}, step {state.global_step}: validation {name} {100 * value:.1f} "
             f"(mean of {count} sub-network{'s' * (count != 1)}){remark}"
         )
-
-
-class _PrintedMessages(logging.Handler):
-    """Prints log messages above the progress bars."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        stderr.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)

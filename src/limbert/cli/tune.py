@@ -32,6 +32,10 @@ class TuneOptions:
     )
     balanced_drop: float = config_field(1.0, "points of the metric that 'balanced' may lose to the full model")
     fast_drop: float = config_field(3.0, "points of the metric that 'fast' may lose to the full model")
+    max_drop: float | None = config_field(
+        None, "add 'guaranteed', which loses at most this many points of accuracy on new data, with --confidence"
+    )
+    confidence: float = config_field(0.9, "probability that 'guaranteed' loses no more than --max-drop")
 
 
 @config_options(data=opt.data_options("data", "train", "dev"), options=ConfigOptions(TuneOptions))
@@ -53,11 +57,13 @@ def tune(
     """Search policies on the validation split of the training data, and save operating points in the run.
 
     accurate is the cheapest policy that reaches the full model's metric; balanced and fast may lose some of it. Saved
-    in the run: the operating points (limbert.json), all policies that were tried (tune.jsonl), the widths and exits
-    that the points use (policies.jsonl) and a plot (tune.png). The development set is not used: evaluate a point on it
-    with limbert evaluate RUN --policy balanced.
+    in the run: the operating points and temperatures (limbert.json), all policies that were tried (tune.jsonl), the
+    widths and exits that the points use (policies.jsonl) and a plot (tune.png). The development set is not used:
+    evaluate a point on it with limbert evaluate RUN --policy balanced.
 
+    \b
     Example: limbert tune runs/mrpc --data glue/MRPC
+    Example: limbert tune runs/mrpc --data glue/MRPC --max-drop 1 --confidence 0.9
     """
     opt.prepare_libraries(threads)
     from limbert.cli import console
@@ -74,14 +80,21 @@ def tune(
     search_picture(candidates, points, result.metric, result.num_examples).save_png(folder / TUNE_PLOT_NAME)
     front = tuning.pareto_policies(result.candidates)
     if as_json:
-        console.print_json({"operating_points": points, "front": [candidate.to_dict() for candidate in front]})
+        values = {"operating_points": points, "front": [candidate.to_dict() for candidate in front]}
+        console.print_json(values | {"standard_errors": result.standard_errors})
         return
     console.say(
         f"Pareto front of {len(result.candidates)} policies on {result.num_examples} examples of the validation split:"
     )
     rows = _table_rows(front, result)
     named = [index for index, row in enumerate(rows) if row[0]]
-    console.print_table(["operating point", "policy", "FLOPs of full", result.metric], rows, text_columns=2, bold=named)
+    header = ["operating point", "policy", "FLOPs of full", result.metric, "standard error"]
+    console.print_table(header, rows, text_columns=2, bold=named)
+    if tuning.GUARANTEED in points:
+        console.say(
+            f"guaranteed: with probability {options.confidence:g} it predicts correctly at most {options.max_drop:g} "
+            "points less often than the full model on new data of the same kind."
+        )
     console.say(
         f"Saved the operating points in {run}/limbert.json and the plot in {run}/{TUNE_PLOT_NAME}.\n"
         f"On the development set: limbert evaluate {run} --policy balanced"
@@ -90,14 +103,12 @@ def tune(
 
 def _table_rows(front: "list[PolicyCandidate]", result: "TuneResult") -> list[list[str]]:
     """The front and the operating points by cost."""
-    points = {name: point.policy for name, point in result.operating_points.items()}
-    shown = [candidate for candidate in result.candidates if candidate.policy in points.values() or candidate in front]
-    return [
-        [
-            ", ".join(name for name, policy in points.items() if policy == candidate.policy),
-            str(candidate.policy),
-            f"{100 * candidate.flops_share:.1f} %",
-            f"{100 * candidate.metric_value:.1f}",
-        ]
-        for candidate in sorted(shown, key=lambda candidate: candidate.flops_share)
-    ]
+    lines = {candidate.policy: (candidate.flops_share, candidate.metric_value) for candidate in front}
+    points = result.operating_points
+    lines |= {point.policy: (point.flops_share, point.value) for point in points.values()}
+    rows = []
+    for policy, (share, value) in sorted(lines.items(), key=lambda line: line[1]):
+        names = [name for name, point in points.items() if point.policy == policy]
+        error = f"{100 * result.standard_errors[names[0]]:.1f}" if names else ""
+        rows.append([", ".join(names), str(policy), f"{100 * share:.1f} %", f"{100 * value:.1f}", error])
+    return rows

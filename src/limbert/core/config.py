@@ -1,5 +1,6 @@
 """Settings of a run as frozen dataclasses, one per concern; the ``help`` of a field is the text of ``--help``."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -20,7 +21,7 @@ def config_field(default: Any, help: str, **option: Any) -> Any:
         default: of the field and of its command-line option.
         help: of the option.
         option: how the option differs from the field (see `limbert.cli.config_options`): ``option`` its name,
-            ``aliases`` more flags, ``quantity`` its unit, ``repeats`` whether it may be given several times,
+            ``quantity`` its unit, ``repeats`` whether it may be given several times,
             ``required``, ``envvar``, ``minimum``, ``panel`` its heading in the help, ``hidden`` if it is no option.
     """
     return field(default=default, metadata={"help": help, **option})
@@ -52,16 +53,22 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
 
 
+def _expand_home(config: object, *names: str) -> None:
+    """Replace ``~`` at the beginning of these paths of a config."""
+    for name in names:
+        object.__setattr__(config, name, os.path.expanduser(getattr(config, name)))
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the examples come from and how they are read."""
 
     task: str | None = config_field(None, "GLUE task such as mrpc, ner or squad; omit for other data")
-    data: str | None = config_field(None, "folder with train.*, dev.* (and test.*), or a data set on the Hub")
+    data: str | None = config_field(None, "folder with train.*, dev.* (and test.*), or a Hub data set")
     train: str | None = config_field(None, "training file: CSV, TSV, JSONL or Parquet, instead of --data")
     dev: str | None = config_field(None, "development file, for reporting only, instead of --data")
     text_column: str | None = config_field(None, "column with the text (default: the task's, or found by name)")
-    pair_column: str | None = config_field(None, "column with the second text (default: the task's, or found by name)")
+    pair_column: str | None = config_field(None, "column with the second text (default: likewise)")
     label_column: str | None = config_field(None, "column with the label (default: the task's, or found by name)")
     task_type: TaskType | None = config_field(
         None, f"{', '.join(TASK_TYPES[:-1])} or {TASK_TYPES[-1]} (default: from task or labels)"
@@ -70,7 +77,7 @@ class DataConfig:
     train_limit: int | None = config_field(None, "use this many training examples, chosen with the seed")
     augmented: str | None = config_field(None, "augmented examples for phases with a teacher (limbert augment)")
     skip_bad_rows: bool = config_field(False, "skip and count malformed rows, instead of stopping")
-    max_length: int = config_field(128, "truncate inputs to N tokens (question answering: windows)")
+    max_length: int = config_field(128, "longest input in tokens; the rest is cut off")
     held_out: float | None = config_field(None, "fraction of the training data held out as missing dev data")
     label_separator: str | None = config_field(None, "multi-label: separator of labels in a cell (default: ,)")
     label_columns: tuple[str, ...] | None = config_field(
@@ -80,7 +87,7 @@ class DataConfig:
     fingerprints: dict[str, str] | None = config_field(
         None, "fingerprints of the examples read in training, by train and dev; others are refused", hidden=True
     )
-    stride: int | None = config_field(None, "question answering: tokens that windows overlap (default: a quarter)")
+    stride: int | None = config_field(None, "question answering: tokens that windows overlap (default: 1/4)")
 
     def __post_init__(self) -> None:
         require(
@@ -119,8 +126,8 @@ class PhaseConfig:
     epochs: float = config_field(3.0, "passes over the training examples")
     max_steps: int | None = config_field(None, "stop the phase after this many optimizer steps")
     min_steps: int | None = config_field(None, "raise the epochs until the phase has this many steps: for few examples")
-    batch_size: int = config_field(32, "training examples per step and process", aliases=("--bs",))
-    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0", aliases=("--lr",))
+    batch_size: int = config_field(32, "training examples per step and process")
+    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0")
     warmup: float = config_field(0.0, "fraction of the steps in which the learning rate rises from 0")
     weight_decay: float = config_field(0.0, "decoupled weight decay of AdamW")
     adam_epsilon: float = config_field(1e-8, "AdamW's epsilon")
@@ -218,12 +225,15 @@ class TrainConfig:
     checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
     tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
     device: str = config_field("auto", "auto (a GPU if any), cpu or cuda")
-    class_weights: str | None = config_field(None, "of the loss on labels: balanced, or numbers by id such as 1,3.5")
+    class_weights: str | None = config_field(None, "loss weights of the classes: balanced, or by label id 1,3.5")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
         require(bool(self.model), "model", self.model, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
+        _expand_home(self, "model", "output")
+        if Path(self.output).name in ("", ".."):  # has no name to derive that of the work folder from
+            object.__setattr__(self, "output", os.path.abspath(self.output))
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         allowed = "auto, cpu or cuda; choose one of several GPUs with CUDA_VISIBLE_DEVICES"
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, allowed)
@@ -314,6 +324,7 @@ class AugmentConfig:
         require_seed(self.seed)
         require(bool(self.lm), "language model", self.lm, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
+        _expand_home(self, "lm", "output", "neighbours")
         require(self.copies is None or self.copies > 0, "copies", self.copies, "at least 1")
         require(self.candidates > 0, "candidates", self.candidates, "at least 1")
         require(0 < self.probability <= 1, "probability", self.probability, "above 0 and at most 1")

@@ -18,7 +18,7 @@ _EXAMPLES: Mapping[QuantityType, str] = {
     "latency": "5ms or 0.005s",
     "count": "12M, 1.5G or a plain number",
     "size": "20MB or 20MiB",
-    "share": "0.90 or 90%",
+    "share": "0.90, 90 or 90%",
 }
 _QUANTITY_PATTERN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
 
@@ -38,6 +38,8 @@ def parse_quantity(text: str, *, quantity_type: QuantityType, option: str) -> fl
     if match is None or match[2] not in _UNITS[quantity_type]:
         raise ConfigError(f"{option} {text!r} cannot be read; write {_EXAMPLES[quantity_type]}")
     value = float(match[1]) * _UNITS[quantity_type][match[2]]
+    if quantity_type == "share" and not match[2] and value > 1:
+        value /= 100  # as tables print it: 92.0
     if value <= 0 or (quantity_type == "share" and value > 1):
         allowed = "above 0 and at most 1 (100%)" if quantity_type == "share" else "more than 0"
         raise ConfigError(f"{option} is {text!r}; it must be {allowed}, such as {_EXAMPLES[quantity_type]}")

@@ -136,7 +136,7 @@ def choose(
         max_params: most parameters, such as ``12M``.
         max_flops: most FLOPs per example, such as ``1G``.
         max_size: largest file, such as ``20MB``.
-        min_metric: lowest metric, such as ``0.90`` or ``90%``.
+        min_metric: lowest metric, such as ``0.90``, ``90`` or ``90%``.
         backend: runtime of the measurements to use; this and the next three: see `comparable_rows`.
         batch: examples per forward pass of the measurements.
         tokens: per example of the measurements.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from limbert.core.config import DataConfig, Precision
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.load import load_evaluation_data, load_task_data
-from limbert.data.readers import Examples
+from limbert.data.long_texts import LongTexts, average_windows, window_starts
 from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tasks import Task, requested_task_type
 from limbert.data.tokenize import TokenizedExamples
@@ -23,6 +24,7 @@ from limbert.errors import ConfigError
 from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.results import (
     POLICIES_NAME,
+    Calibration,
     DatasetSplit,
     PolicyResult,
     SubnetResult,
@@ -30,10 +32,17 @@ from limbert.evaluation.results import (
     replace_json_lines,
 )
 from limbert.inference.engine import Engine
-from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config, warn_about_skipped_rows
+from limbert.inference.load import load_checkpoint, override_data_config, warn_about_skipped_rows
 from limbert.inference.policy import Policy, named_policy, operating_points, reject_token_level_task, resolve_policy
 from limbert.inference.predict import batch_counter, inference_batches, predict_subnet_logits, run_policy
 from limbert.inference.runtimes import check_precision
+from limbert.method.calibration import (
+    CALIBRATED_TASK_TYPES,
+    TEMPERATURES_KEY,
+    calibration_error,
+    fit_temperature,
+    temperature_of,
+)
 from limbert.model.checkpoint import library_versions
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
@@ -54,6 +63,7 @@ def evaluate(
     exit_threshold: float | None = None,
     exit_rule: str | None = None,
     layers: str | None = None,
+    long_texts: LongTexts = "truncate",
     batch_size: int = 64,
     precision: str = "fp32",
     device: str = "auto",
@@ -72,6 +82,7 @@ def evaluate(
         exit_threshold: likewise.
         exit_rule: likewise.
         layers: layers that a depth keeps, ``first`` or ``spread``; default: the model's rule.
+        long_texts: ``truncate`` texts, or read them in overlapping ``windows`` whose logits are averaged.
         batch_size: examples per batch; only the time depends on it.
         precision: ``fp32``, or ``bf16`` under autocast.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
@@ -91,6 +102,7 @@ def evaluate(
     model = checkpoint.model
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
+        model.record.pop(TEMPERATURES_KEY, None)  # names mean other sub-networks now
     named = {name: model.subnet(name) for name in resolve_measured_names(run, subnets)}
     config = override_data_config(checkpoint.data_config, **data)
     if checkpoint.task is not None:
@@ -99,10 +111,19 @@ def evaluate(
         loaded = load_task_data(config, seed=0)
         task, splits = loaded.task, loaded.dev
     warn_about_skipped_rows(splits)
+    source = config.dev or config.data or task.name
+
+    def tokenize() -> dict[str, TokenizedExamples]:
+        tokenized = {}
+        for name, part in splits.items():
+            tokenized[name] = checkpoint.tokenize(part, task=task, long_texts=long_texts)
+            checkpoint.log_inputs(f"{name} of {source}", part, tokenized[name])
+        return tokenized
+
     if policy is None:
         return evaluate_subnets(
             model,
-            _tokenize(checkpoint, splits, task),
+            tokenize(),
             task=task,
             subnets=named or model.subnets() | model.searched_subnets(),
             batch_size=batch_size,
@@ -115,7 +136,7 @@ def evaluate(
         settings: dict[str, Any] = {"widths": widths, "exit_threshold": exit_threshold, "exit_rule": exit_rule}
         chosen = named_policy(chosen, model.record, task_type=task.task_type, **settings)
     resolve_policy(chosen, model, task_type=task.task_type)  # refuses it before the examples are tokenised
-    eval_datasets = _tokenize(checkpoint, splits, task)
+    eval_datasets = tokenize()
     result = evaluate_policy(
         model,
         eval_datasets,
@@ -130,17 +151,13 @@ def evaluate(
             policy,
             result,
             split="development",
-            source=config.dev or config.data or task.name,
+            source=source,
             num_examples=sum(len(examples) for examples in eval_datasets.values()),
             batch_size=batch_size,
             device=model.network.device.type,
         )
         replace_json_lines(Path(run) / POLICIES_NAME, [row], key=policy_row_key)
     return [result]
-
-
-def _tokenize(checkpoint: LoadedCheckpoint, splits: Mapping[str, Examples], task: Task) -> dict[str, TokenizedExamples]:
-    return {name: checkpoint.tokenize(examples, task=task) for name, examples in splits.items()}
 
 
 def evaluate_subnets(
@@ -160,17 +177,48 @@ def evaluate_subnets(
     cost = CostModel(model)
     after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
     metrics: dict[str, dict[str, float]] = {name: {} for name in subnets}
+    temperatures = {name: temperature_of(model, subnet) for name, subnet in subnets.items()}
+    errors: dict[str, list[Calibration]] = {name: [] for name in subnets}
     for set_name, examples in eval_datasets.items():
         logits = predict_subnet_logits(
             model, examples, subnets=subnets, batch_size=batch_size, precision=precision, after_batch=after_batch
         )
         for name in subnets:
             metrics[name] |= _prefixed_metrics(task, logits[name], examples, set_name, eval_datasets)
-    lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
+            errors[name] += _calibration(task, logits[name] / temperatures[name], logits[name], examples)
+    lengths, rows_per_text = _lengths(eval_datasets)
     return [
-        SubnetResult(name, count_parameters(model, subnet), cost.mean_flops(subnet, lengths), metrics[name])
+        SubnetResult(
+            name,
+            count_parameters(model, subnet),
+            rows_per_text * cost.mean_flops(subnet, lengths),
+            metrics[name],
+            _mean_calibration(errors[name], temperatures[name]),
+        )
         for name, subnet in subnets.items()
     ]
+
+
+def fit_temperatures(
+    model: ElasticModel,
+    examples: TokenizedExamples,
+    *,
+    task: Task,
+    subnets: Mapping[str, Subnet],
+    precision: Precision = "fp32",
+) -> None:
+    """Fit the temperatures of sub-networks on labelled examples, and put them into the model's record."""
+    if task.task_type in CALIBRATED_TASK_TYPES:
+        logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=64, precision=precision)
+        record_temperatures(model.record, logits, examples, task=task)
+
+
+def record_temperatures(
+    record: dict[str, Any], logits: Mapping[str, np.ndarray], examples: TokenizedExamples, *, task: Task
+) -> None:
+    """Fit a temperature to the logits of each sub-network, and put them into the record, ``limbert.json``."""
+    fitted = {name: fit_temperature(own, _labels(examples), task_type=task.task_type) for name, own in logits.items()}
+    record[TEMPERATURES_KEY] = record.get(TEMPERATURES_KEY, {}) | fitted
 
 
 def evaluate_policy(
@@ -189,23 +237,53 @@ def evaluate_policy(
     after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
     engine.run(next(inference_batches(next(iter(eval_datasets.values())), batch_size=batch_size, device=device))[1])
     metrics: dict[str, float] = {}
-    outputs = []
+    outputs, errors = [], []
     for set_name, examples in eval_datasets.items():
         output = run_policy(engine, examples, batch_size=batch_size, device=device, after_batch=after_batch)
         metrics |= _prefixed_metrics(task, output.logits, examples, set_name, eval_datasets)
         outputs.append(output)
-    lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
+        temperatures = [engine.plan.temperatures.get(int(layers), 1.0) for layers in output.layers_run]
+        raw_logits = output.logits * np.array(temperatures)[:, None]
+        errors += _calibration(task, output.logits, raw_logits, examples)
+    lengths, rows_per_text = _lengths(eval_datasets)
     widths = np.concatenate([output.widths for output in outputs])
     layers_run = np.concatenate([output.layers_run for output in outputs])
     return PolicyResult(
         policy=policy,
         metrics=metrics,
-        flops_mean=float(np.concatenate([output.flops for output in outputs]).mean()),
-        flops_full=CostModel(model).mean_flops(model.full, lengths),
-        time_per_example=sum(output.seconds for output in outputs) / len(lengths),
+        flops_mean=rows_per_text * float(np.concatenate([output.flops for output in outputs]).mean()),
+        flops_full=rows_per_text * CostModel(model).mean_flops(model.full, lengths),
+        time_per_example=rows_per_text * sum(output.seconds for output in outputs) / len(lengths),
         width_shares=[_fractions(layer) for layer in widths.T],
         exit_shares={int(layers): fraction for layers, fraction in _fractions(layers_run).items()},
+        calibration=_mean_calibration(errors, None),
     )
+
+
+def _calibration(
+    task: Task, logits: np.ndarray, raw_logits: np.ndarray, examples: TokenizedExamples
+) -> list[Calibration]:
+    """The calibration of logits with and without temperatures; nothing for tasks without probabilities."""
+    if task.task_type not in CALIBRATED_TASK_TYPES:
+        return []
+    errors = []
+    for values in (logits, raw_logits):
+        per_text, texts = average_windows(task, values, examples)
+        errors.append(calibration_error(per_text, _labels(texts), task_type=task.task_type))
+    return [Calibration(*errors)]
+
+
+def _mean_calibration(parts: Sequence[Calibration], temperature: float | None) -> Calibration | None:
+    """The mean over development sets."""
+    if not parts:
+        return None
+    return Calibration(fmean(part.error for part in parts), fmean(part.raw_error for part in parts), temperature)
+
+
+def _labels(examples: TokenizedExamples) -> np.ndarray:
+    if examples.labels is None:
+        raise ConfigError("the examples have no labels to compare predictions with")
+    return examples.labels.numpy()
 
 
 def primary_metric(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> float:
@@ -249,7 +327,14 @@ def _prefixed_metrics(
 ) -> dict[str, float]:
     """Metrics by name, with several datasets by ``SET/METRIC``."""
     prefix = "" if len(eval_datasets) == 1 else f"{set_name}/"
-    return {prefix + metric: value for metric, value in compute_task_metrics(task, logits, examples).items()}
+    metrics = compute_task_metrics(task, *average_windows(task, logits, examples))
+    return {prefix + metric: value for metric, value in metrics.items()}
+
+
+def _lengths(eval_datasets: Mapping[str, TokenizedExamples]) -> tuple[np.ndarray, float]:
+    """Tokens per row of all datasets, and the mean number of rows per text: long texts may have several windows."""
+    lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
+    return lengths, len(lengths) / sum(len(window_starts(examples)[0]) for examples in eval_datasets.values())
 
 
 def _fractions(values: np.ndarray) -> dict[float, float]:

@@ -33,6 +33,15 @@ def mean_metric(metrics: Mapping[str, float], metric: str) -> float:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How far the confidence of predictions is from their accuracy: expected calibration errors, from 0 to 1."""
+
+    error: float  # of the scores that predictions have
+    raw_error: float  # the same without temperatures
+    temperature: float | None = None  # of a sub-network; None: a policy, which has one for each exit
+
+
+@dataclass(frozen=True)
 class SubnetResult:
     """Metrics and costs of one sub-network: a row of ``results.jsonl``."""
 
@@ -40,6 +49,7 @@ class SubnetResult:
     params: int  # parameters, embeddings and head included
     flops: float  # mean floating-point operations per example, at the examples' own lengths
     metrics: dict[str, float]  # by name; with several development sets, ``SET/METRIC``
+    calibration: Calibration | None = None  # of the confidence; None where there is none, or where it was not measured
 
     def mean_metric(self, metric: str) -> float:
         """One metric, its mean over the development sets."""
@@ -55,6 +65,7 @@ class SubnetResult:
             "params": self.params,
             "flops": round(self.flops),
             "metrics": self.metrics,
+            **_calibration_entry(self.calibration),
         }
 
 
@@ -69,6 +80,7 @@ class PolicyResult:
     time_per_example: float  # seconds of the engine on this machine at this batch size, without tokenisation
     width_shares: list[dict[float, float]]  # for each layer, the fraction of examples by its width; 0: not run
     exit_shares: dict[int, float]  # the fraction of examples by the number of layers that ran
+    calibration: Calibration | None = None  # as of `SubnetResult`
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -81,7 +93,12 @@ class PolicyResult:
             "time_per_example": self.time_per_example,
             "widths": [{f"{width:g}": share for width, share in layer.items()} for layer in self.width_shares],
             "exits": {str(layers): share for layers, share in self.exit_shares.items()},
+            **_calibration_entry(self.calibration),
         }
+
+
+def _calibration_entry(calibration: Calibration | None) -> dict[str, Any]:
+    return {} if calibration is None else {"calibration": asdict(calibration)}
 
 
 def policy_row_key(row: Mapping[str, Any]) -> Hashable:
@@ -145,7 +162,13 @@ def read_results(run: str | Path) -> list[SubnetResult]:
     """The sub-network results of a finished run."""
     needed: dict[str, type] = {"subnet": str, "params": float, "flops": float, "metrics": dict}
     rows = read_json_lines(Path(run) / RESULTS_NAME, required_keys=needed)
-    return [SubnetResult(row["subnet"], row["params"], row["flops"], row["metrics"]) for row in rows]
+    return [
+        SubnetResult(row["subnet"], row["params"], row["flops"], row["metrics"], _read_calibration(row)) for row in rows
+    ]
+
+
+def _read_calibration(row: Mapping[str, Any]) -> Calibration | None:
+    return Calibration(**row["calibration"]) if "calibration" in row else None
 
 
 def read_profile(path: str | Path) -> list[ProfileRow]:

@@ -1,29 +1,27 @@
-"""Tuning of policies: widths for the gates' choices and thresholds for the exits, and the choice of operating points.
+"""Tuning of policies: widths for the gates' choices, thresholds for the exits, and the choice of operating points."""
 
-An example's exit changes nothing for the others, nor anything before it. So each choice of widths runs once to the end,
-the logits at every exit are recorded, and all thresholds are evaluated from the record.
-"""
-
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from limbert.core.config import Precision, require
 from limbert.core.pareto import pareto_front
 from limbert.core.subnet import Subnet
+from limbert.data.metrics import compute_metrics, predictions
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
-from limbert.evaluation.evaluate import Progress, evaluate_policy, no_progress, policy_row, primary_metric
+from limbert.errors import ConfigError
+from limbert.evaluation.evaluate import Progress, evaluate_policy, no_progress, policy_row, record_temperatures
+from limbert.evaluation.guarantee import examples_needed, last_passing
+from limbert.evaluation.policy_records import PolicyRecords
 from limbert.evaluation.results import POLICIES_NAME, TUNE_NAME, require_writable_run
 from limbert.files import write_json_lines
-from limbert.inference.engine import Decision, Engine
 from limbert.inference.load import load_checkpoint, load_validation_split, override_data_config
 from limbert.inference.policy import (
     OperatingPoint,
@@ -32,13 +30,18 @@ from limbert.inference.policy import (
     reject_token_level_task,
     save_operating_points,
 )
-from limbert.inference.predict import OutputCollector, inference_batches, predict_subnet_logits
-from limbert.method.early_exit import EXIT_RULES, ExitRule, ExitRuleName, exit_score
+from limbert.method.calibration import TEMPERATURES_KEY
+from limbert.method.early_exit import EXIT_RULES, ExitRuleName
+from limbert.model.checkpoint import update_record
 from limbert.model.elastic import ElasticModel
-from limbert.model.flops import CostModel
 
+GUARANTEED = "guaranteed"  # name of the operating point with a guarantee
 _TOLERANCE = 1e-9  # slack for comparing metrics
 _POINT_BATCH_SIZE = 32  # examples per batch when an operating point is evaluated
+_CHOOSING_PART = 3  # with a guarantee every third example chooses the candidates, the others test them
+_RESAMPLINGS = 200  # bootstrap samples for standard errors
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class TuneResult:
     operating_points: dict[str, OperatingPoint]  # by name
     metric: str  # the task's primary metric
     num_examples: int  # of the validation split
+    standard_errors: dict[str, float] = field(default_factory=dict)  # of the metric, by operating point
 
 
 def tune(
@@ -72,6 +76,8 @@ def tune(
     num_thresholds: int = 12,
     balanced_drop: float = 1.0,
     fast_drop: float = 3.0,
+    max_drop: float | None = None,
+    confidence: float = 0.9,
     batch_size: int = 64,
     device: str = "auto",
     progress: Progress = no_progress,
@@ -80,8 +86,13 @@ def tune(
     """Search policies on the validation split of the training data, and save operating points in the run.
 
     ``accurate`` is the cheapest policy that reaches the full model's metric; ``balanced`` and ``fast`` may lose some of
-    it. Written into the run: the points (``limbert.json``), all candidates (``tune.jsonl``) and the points' results on
-    the validation split (``policies.jsonl``). The development set is not used.
+    it. With ``max_drop`` there is also ``guaranteed``: the share of correct predictions on new examples of the same
+    kind is at most that much below the full model's, which holds with probability ``confidence`` over the draw of the
+    validation examples; too few of them are a warning that says how many it needs.
+
+    Written into the run: the points and the temperatures of all sub-networks (``limbert.json``), all candidates
+    (``tune.jsonl``) and the points' results on the validation split (``policies.jsonl``). The development set is not
+    used.
 
     Args:
         run: elastic model; without gates and ``layers="first"`` its points are single sub-networks.
@@ -90,6 +101,8 @@ def tune(
         num_thresholds: exit thresholds tried for each choice of widths.
         balanced_drop: how much of the metric ``balanced`` may lose to the full model, in points of 100.
         fast_drop: likewise for ``fast``.
+        max_drop: what ``guaranteed`` may lose, in points of accuracy (with several labels, of exact matches).
+        confidence: probability that it loses no more.
         batch_size: examples per batch; the results do not depend on it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         progress: called with what runs, steps done and steps in all.
@@ -100,29 +113,40 @@ def tune(
     """
     require(0 <= balanced_drop <= 100, "balanced drop", balanced_drop, "between 0 and 100 points")
     require(0 <= fast_drop <= 100, "fast drop", fast_drop, "between 0 and 100 points")
+    require(max_drop is None or 0 < max_drop < 100, "max drop", max_drop, "above 0 and below 100 points")
+    require(0.5 <= confidence <= 0.998, "confidence", confidence, "from 0.5 to 0.998")
     run = os.path.expanduser(run)
     require_writable_run(run)
     checkpoint = load_checkpoint(run, device=device)
     task, model = checkpoint.trained_task, checkpoint.model
     reject_token_level_task(task.task_type, "tune")
+    if max_drop is not None and task.task_type == "regression":
+        raise ConfigError("--max-drop guarantees a share of correct predictions; a regression has none, leave it out")
     rule = exit_rule or default_exit_rule(task.task_type)
     require(rule in EXIT_RULES, "exit rule", rule, "one of " + ", ".join(EXIT_RULES))
     for width in widths:
         Subnet.uniform(model.shape, width=width)  # refuses one that keeps no head
     config = override_data_config(checkpoint.data_config, **data)
-    examples = checkpoint.tokenize(load_validation_split(checkpoint, config))
-    candidates = tune_policies(
+    validation, source = load_validation_split(checkpoint, config), config.train or config.data or task.name
+    examples = checkpoint.tokenize(validation)
+    checkpoint.log_inputs(f"validation split of {source}", validation, examples)
+    records = PolicyRecords(
         model,
         examples,
         task=task,
         widths=widths or model.space.widths,
         exit_rule=rule,
-        num_thresholds=num_thresholds,
         batch_size=batch_size,
         progress=partial(progress, "searching"),
     )
+    if task.task_type != "regression":
+        record_temperatures(model.record, records.subnet_logits, examples, task=task)
+    candidates = evaluate_candidates(records, num_thresholds=num_thresholds)
     drops = {"fast": fast_drop / 100, "balanced": balanced_drop / 100, "accurate": 0.0}
     points = choose_operating_points(candidates, metric=task.primary_metric, max_drops=drops)
+    if max_drop is not None:
+        limits = {"max_drop": max_drop / 100, "confidence": confidence}
+        points |= guaranteed_point(records, num_thresholds=num_thresholds, **limits)
     rows = [
         policy_row(
             name,
@@ -135,7 +159,7 @@ def tune(
                 progress=partial(progress, f"evaluating {name}"),
             ),
             split="validation",
-            source=config.train or config.data or task.name,
+            source=source,
             num_examples=len(examples),
             batch_size=_POINT_BATCH_SIZE,
             device=model.network.device.type,
@@ -145,8 +169,11 @@ def tune(
     write_json_lines(Path(run) / POLICIES_NAME, rows)  # earlier rows are of other points
     metric = {"metric": task.primary_metric}
     write_json_lines(Path(run) / TUNE_NAME, [candidate.to_dict() | metric for candidate in candidates])
+    temperatures = {TEMPERATURES_KEY: model.record.get(TEMPERATURES_KEY, {})}
+    update_record(run, lambda record: record.update(temperatures))
     save_operating_points(run, points)
-    return TuneResult(candidates, points, task.primary_metric, len(examples))
+    errors = {name: _standard_error(records, point.policy) for name, point in points.items()}
+    return TuneResult(candidates, points, task.primary_metric, len(examples), errors)
 
 
 def tune_policies(
@@ -167,26 +194,30 @@ def tune_policies(
     thresholds at even quantiles of the examples' scores. A model without gates and exits has only its sub-networks.
     """
     reject_token_level_task(task.task_type, "tune")
-    subnets, cost = model.subnets(), CostModel(model)
-    full_flops = cost.mean_flops(model.full, examples.lengths)
-    logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=batch_size, precision=precision)
-    candidates = [
-        PolicyCandidate(
-            Policy(subnet=name),
-            primary_metric(task, logits[name], examples),
-            cost.mean_flops(subnet, examples.lengths) / full_flops,
-        )
-        for name, subnet in subnets.items()
-    ]
-    policies = list(_dynamic_policies(model, widths, exit_rule))
-    for number, policy in enumerate(policies):
-        progress(number, len(policies))
-        engine = Engine(model, policy, task_type=task.task_type, precision=precision)
-        all_exits = _run_all_exits(engine, examples, batch_size=batch_size, device=model.network.device)
-        candidates += _evaluate_exits(
-            all_exits, policy, examples, full_flops=full_flops, task=task, num_thresholds=num_thresholds
-        )
-    progress(len(policies), len(policies))
+    records = PolicyRecords(
+        model,
+        examples,
+        task=task,
+        widths=widths,
+        exit_rule=exit_rule,
+        batch_size=batch_size,
+        precision=precision,
+        progress=progress,
+    )
+    return evaluate_candidates(records, num_thresholds=num_thresholds)
+
+
+def evaluate_candidates(
+    records: PolicyRecords, *, num_thresholds: int, indices: np.ndarray | None = None
+) -> list[PolicyCandidate]:
+    """The metric and FLOPs of all recorded policies on these examples (default: all), the full model first."""
+    if indices is None:
+        indices = np.arange(len(records.examples))
+    task, candidates = records.task, []
+    for policy in records.policies(indices, num_thresholds=num_thresholds):
+        logits, flops = (values[indices] for values in records.outputs(policy))
+        value = compute_metrics(task, logits, records.labels[indices])[task.primary_metric]
+        candidates.append(PolicyCandidate(policy, value, float(flops.mean(dtype=np.float64)) / records.full_flops))
     return candidates
 
 
@@ -211,87 +242,40 @@ def choose_operating_points(
     return points
 
 
-def _dynamic_policies(model: ElasticModel, widths: Sequence[float], exit_rule: ExitRuleName) -> Iterator[Policy]:
-    """The policies to run to the end; an exit rule in them means that thresholds are to be tried."""
-    exits = ExitRule(exit_rule, 1.0) if model.space.layers == "first" and len(model.space.depths) > 1 else None
-    for width in sorted(widths) if exits else ():
-        yield Policy(widths=(width,), exits=exits)
-    if model.gates is not None:
-        for mapping in combinations_with_replacement(sorted(widths), len(model.gates.widths)):
-            if len({*mapping}) > 1:  # else the gates have nothing to choose
-                yield Policy(gates=True, widths=mapping, exits=exits)
+def guaranteed_point(
+    records: PolicyRecords, *, max_drop: float, confidence: float, num_thresholds: int
+) -> dict[str, OperatingPoint]:
+    """The operating point ``guaranteed``; empty, with a warning, if there are too few examples for it."""
+    task, order = records.task, np.random.default_rng(0).permutation(len(records.examples))
+    choosing, testing = order[::_CHOOSING_PART], np.delete(order, np.s_[::_CHOOSING_PART])
+    needed = examples_needed(max_drop=max_drop, confidence=confidence)
+    if len(testing) < needed:
+        _logger.warning(
+            "%d validation examples are too few to guarantee a drop of at most %g points with confidence %g; it needs "
+            "%d: validate on more data (train --validation), or allow a larger --max-drop",
+            len(order), 100 * max_drop, confidence, _CHOOSING_PART * needed // (_CHOOSING_PART - 1) + 1,
+        )  # fmt: skip
+        return {}
+    candidates = evaluate_candidates(records, num_thresholds=num_thresholds, indices=choosing)
+    policies = [candidates[0].policy, *(candidate.policy for candidate in reversed(pareto_policies(candidates)))]
+
+    def is_right(policy: Policy) -> np.ndarray:
+        same = predictions(task, records.outputs(policy)[0]) == records.labels
+        right: np.ndarray = same if same.ndim == 1 else same.all(axis=1)
+        return right[testing]
+
+    full = is_right(policies[0])
+    passed = last_passing(full, map(is_right, policies), max_drop=max_drop, confidence=confidence)
+    assert passed is not None  # the full model passes
+    logits, flops = records.outputs(policies[passed])
+    value = compute_metrics(task, logits, records.labels)[task.primary_metric]
+    share = float(flops.mean(dtype=np.float64)) / records.full_flops
+    return {GUARANTEED: OperatingPoint(policies[passed], task.primary_metric, value, share)}
 
 
-@dataclass(frozen=True)
-class _AllExits:
-    """A run without exits, recorded at every exit, the last layer included."""
-
-    logits: np.ndarray  # ``(exits + 1, examples, outputs)``
-    flops: np.ndarray  # of an example that leaves at that exit, ``(exits + 1, examples)``
-    flops_without_exits: np.ndarray  # of all layers without any exit classifier, ``(examples,)``
-
-
-def _run_all_exits(engine: Engine, examples: TokenizedExamples, *, batch_size: int, device: torch.device) -> _AllExits:
-    logits, flops, without_exits = (OutputCollector(examples) for _ in range(3))
-    for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
-        exit_logits, trace = engine.run_all_exits(inputs)
-        batch = range(len(indices))
-        exit_traces = [
-            replace(trace, decisions=[*trace.decisions, Decision(layer, None, batch)])
-            for layer in sorted(engine.plan.exit_layers)
-        ]
-        logits.add(indices, exit_logits.transpose(0, 1))
-        flops.add(indices, torch.stack([*(exit_trace.flops for exit_trace in exit_traces), trace.flops], dim=1))
-        without_exits.add(indices, replace(trace, plan=replace(trace.plan, exit_layers=frozenset())).flops)
-    return _AllExits(logits.values.swapaxes(0, 1), flops.values.T, without_exits.values)
-
-
-def _evaluate_exits(
-    all_exits: _AllExits,
-    policy: Policy,
-    examples: TokenizedExamples,
-    *,
-    full_flops: float,
-    task: Task,
-    num_thresholds: int,
-) -> Iterator[PolicyCandidate]:
-    """The policy without exits, and with each threshold."""
-
-    def candidate(exits: ExitRule | None, logits: np.ndarray, flops: np.ndarray) -> PolicyCandidate:
-        share = float(flops.mean(dtype=np.float64)) / full_flops
-        return PolicyCandidate(replace(policy, exits=exits), primary_metric(task, logits, examples), share)
-
-    if policy.gates:
-        yield candidate(None, all_exits.logits[-1], all_exits.flops_without_exits)
-    if policy.exits is None:
-        return
-    logits = torch.from_numpy(all_exits.logits)
-    example_indices = np.arange(len(examples))
-    for rule in _candidate_rules(logits, policy.exits.name, task, count=num_thresholds):
-        exit_indices = _exit_indices(logits, rule, task).numpy()
-        taken = exit_indices, example_indices
-        yield candidate(rule, all_exits.logits[taken], all_exits.flops[taken])
-
-
-def _exit_indices(logits: torch.Tensor, rule: ExitRule, task: Task) -> torch.Tensor:
-    """The index of the exit that each example leaves at, the last layer's if at none, ``(examples,)``."""
-    indices = torch.full(logits.shape[1:2], len(logits) - 1)
-    for index in reversed(range(len(logits) - 1)):
-        should_exit = rule.should_exit(list(logits[: index + 1]), task_type=task.task_type)
-        indices = torch.where(should_exit, index, indices)
-    return indices
-
-
-def _candidate_rules(logits: torch.Tensor, name: ExitRuleName, task: Task, *, count: int) -> list[ExitRule]:
-    """Rules whose thresholds are even quantiles of the examples' scores."""
-    exit_logits = logits[:-1]
-    if name == "patience":
-        if task.task_type != "regression":
-            return [ExitRule(name, float(agreeing)) for agreeing in range(1, len(exit_logits))]
-        if len(exit_logits) < 2:
-            return []
-        scores = (exit_logits[1:] - exit_logits[:-1]).abs().flatten()
-    else:
-        scores = exit_score(exit_logits, name, task_type=task.task_type).flatten()
-    levels = np.quantile(scores.numpy(), np.linspace(0, 1, count + 2)[1:-1])
-    return [ExitRule(name, level) for level in dict.fromkeys(float(f"{level:.3g}") for level in levels)]
+def _standard_error(records: PolicyRecords, policy: Policy) -> float:
+    """The standard error of a policy's metric, by bootstrap over the examples."""
+    task, rng, logits = records.task, np.random.default_rng(0), records.outputs(policy)[0]
+    samples = (rng.integers(len(logits), size=len(logits)) for _ in range(_RESAMPLINGS))
+    values = [compute_metrics(task, logits[rows], records.labels[rows])[task.primary_metric] for rows in samples]
+    return float(np.std(values, ddof=1))

@@ -27,6 +27,7 @@ from limbert.export.verify import (
 from limbert.files import atomic_folder
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config, warn_if_untrained
 from limbert.inference.runtimes import Runtime, load_runtime
+from limbert.method.calibration import calibrated_network
 from limbert.model.checkpoint import library_versions, write_json
 
 
@@ -75,7 +76,7 @@ def export_model(
     checkpoint = load_checkpoint(run, head="as-saved")
     selected = checkpoint.model.subnet(config.subnet)
     warn_if_untrained(checkpoint.model, config.subnet)
-    network = checkpoint.model.extract(selected).eval()
+    network = calibrated_network(checkpoint.model, selected)
     data_config = override_data_config(checkpoint.data_config, **data)
     data_given = bool(data.get("data") or data.get("dev"))
     trial = parity_examples(checkpoint, data_config, required=data_given)

@@ -7,10 +7,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from limbert.errors import StorageError, import_optional
-from limbert.export.huggingface import load_huggingface, save_huggingface, stock_config
 from limbert.export.quantize import CalibrationLoader, quantize_onnx, quantize_openvino
 from limbert.inference.onnx_graph import input_names, write_onnx
 from limbert.inference.runtimes import Runtime, load_runtime
+from limbert.model.standalone import load_standalone, stock_config
 
 ONNX_NAME = "model.onnx"  # the name that ONNX servers expect
 OPENVINO_NAME = "openvino_model.xml"
@@ -30,7 +30,7 @@ class Exporter:
 
     def load(self, folder: Path, threads: int | None) -> Runtime:
         """Load the folder in its own runtime."""
-        source = folder / self.model_name if self.model_name else load_huggingface(folder)
+        source = folder / self.model_name if self.model_name else load_standalone(folder)
         return load_runtime(self.runtime, source, threads=threads)
 
 
@@ -61,7 +61,7 @@ EXPORTERS: dict[str, Exporter] = {
         (),
         "",
         "model.safetensors",
-        lambda network, folder, inputs: save_huggingface(network, folder),
+        lambda network, folder, inputs: network.save_pretrained(folder),
     ),
     "onnx": Exporter("ONNX Runtime", "onnxruntime", _ONNX_LIBRARIES, ONNX_NAME, ONNX_NAME, _write_onnx, quantize_onnx),
     "openvino": Exporter(

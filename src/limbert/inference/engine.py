@@ -88,7 +88,7 @@ class Trace:
 class EngineOutput:
     """The output for a batch."""
 
-    logits: Tensor  # ``(batch, outputs)``, in the order of the inputs, on the model's device
+    logits: Tensor  # ``(batch, outputs)``, calibrated, in the order of the inputs, on the model's device
     trace: Trace
 
 
@@ -195,7 +195,7 @@ class Engine:
             batch = _BatchState(mask, calls, [_WidthGroup(list(range(len(mask))), 0, embedding, calls)])
             for done, index in enumerate(plan.layers):
                 if done in plan.exit_layers and batch.groups:
-                    batch.exit_logits.append(self._apply_head(batch))
+                    batch.exit_logits.append(self._apply_head(batch, done))
                     if allow_exit:
                         self._apply_exits(batch, layer=index)
                 if index in plan.gate_before_layer and batch.groups:
@@ -204,16 +204,17 @@ class Engine:
                     group.option_index = plan.static_options.get(index, group.option_index)
                     group.state = self._layers[index][group.option_index](group.state, group.calls)
             if batch.groups:
-                batch.finished.append((batch.running_indices, self._apply_head(batch)))
+                batch.finished.append((batch.running_indices, self._apply_head(batch, len(plan.layers))))
         return batch
 
     def _trace(self, batch: _BatchState) -> Trace:
         return Trace(self.plan, batch.decisions, self._num_layers, batch.attention_mask, self._cost_model)
 
-    def _apply_head(self, batch: _BatchState) -> Tensor:
-        return self._encoder_shell.apply_head(
-            [group.state for group in batch.groups], batch.attention_mask, batch.running_indices
-        )
+    def _apply_head(self, batch: _BatchState, layers_run: int) -> Tensor:
+        """Calibrated logits of the running examples."""
+        states = [group.state for group in batch.groups]
+        logits = self._encoder_shell.apply_head(states, batch.attention_mask, batch.running_indices)
+        return logits / self.plan.temperatures.get(layers_run, 1.0)
 
     def _apply_exits(self, batch: _BatchState, *, layer: int) -> None:
         """Remove the examples whose logits satisfy the exit rule before layer ``layer``."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from limbert.core.config import DataConfig, TrainConfig, require
 from limbert.core.space import Space
 from limbert.data.load import load_task_data
+from limbert.data.long_texts import LongTexts, count_truncated, tokenize_in_windows
 from limbert.data.readers import Examples
 from limbert.data.split import reorder_labels, train_validation_split
 from limbert.data.task_registry import tokenize_for_task
@@ -85,15 +86,29 @@ class LoadedCheckpoint:
             raise CheckpointError(f"{self.path} {reason}; train it with limbert train first")
         return self.task
 
-    def tokenize(self, examples: Examples, *, task: Task | None = None, cache: bool = True) -> TokenizedExamples:
+    def tokenize(
+        self, examples: Examples, *, task: Task | None = None, cache: bool = True, long_texts: LongTexts = "truncate"
+    ) -> TokenizedExamples:
         """Tokenise examples with the settings of the training; a stock checkpoint does not record its task."""
+        require(long_texts in ("truncate", "windows"), "long texts", long_texts, "truncate or windows")
         task = task or self.task
         if task is None:
             return tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
         task.check_inputs(has_pairs=examples.pairs is not None)
-        return tokenize_for_task(
-            examples, task, self.tokenizer, max_length=self.max_length, stride=self.data_config.stride, use_cache=cache
-        )
+        lengths: dict[str, Any] = {"max_length": self.max_length, "stride": self.data_config.stride}
+        if long_texts == "windows":
+            return tokenize_in_windows(examples, task, self.tokenizer, **lengths)
+        return tokenize_for_task(examples, task, self.tokenizer, use_cache=cache, **lengths)
+
+    def with_data_config(self, **overrides: Any) -> "LoadedCheckpoint":
+        """The same with other settings of reading files."""
+        return replace(self, data_config=replace(self.data_config, **overrides))
+
+    def log_inputs(self, source: str, examples: Examples, tokens: TokenizedExamples) -> None:
+        """Log where the examples are from, their number, and how many of them are truncated."""
+        truncated = count_truncated(examples, tokens, self.tokenizer, max_length=self.max_length)
+        note = f", {truncated} truncated at {self.max_length} tokens (see --long-texts)" if truncated else ""
+        _logger.info("%s: %d example%s%s", source, len(examples), "s" * (len(examples) != 1), note)
 
 
 def load_checkpoint(
@@ -112,7 +127,9 @@ def load_checkpoint(
             raise CheckpointError(f"{path} has no limbert.json; train it with limbert train first ({error})") from error
         if Path(path).exists() or "no checkpoint folder" in str(error):
             raise
-        raise CheckpointError(f"there is no folder {path}; as the name of a model on the Hub: {error}") from error
+        is_local = Path(path).parent != Path() and Path(path).parent.is_dir()
+        hub = "" if is_local else ", nor a model of this name on the Hub"
+        raise CheckpointError(f"there is no folder {path}{hub}") from error
     model.network.eval().to(torch_device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
     tokenizer = load_tokenizer(path)
     record = model.record

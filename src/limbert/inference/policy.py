@@ -1,7 +1,7 @@
 """Policies: which sub-network runs, as data that checkpoints keep, and as the plan that the engine executes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.deprecation import RenamedAttribute
 from limbert.errors import ConfigError
+from limbert.method.calibration import temperature_of
 from limbert.method.early_exit import ExitRule, ExitRuleName
 from limbert.model.checkpoint import update_record
 from limbert.model.elastic import ElasticModel
@@ -30,6 +31,8 @@ class Policy:
         widths: with gates, the width of each of their choices (None: as trained); without, the one width of all layers
             (None: full).
         exits: when inputs exit early; None runs all layers.
+        temperatures: by which the logits at each exit, in order, and after the last layer are divided; None: those of
+            the sub-networks that end there, or 1.0 where gates choose the widths.
 
     Raises:
         ConfigError: for a combination without meaning, or a name that no sub-network can have.
@@ -39,13 +42,16 @@ class Policy:
     gates: bool = False
     widths: tuple[float, ...] | None = None
     exits: ExitRule | None = None
+    temperatures: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if any(temperature <= 0 for temperature in self.temperatures or ()):
+            raise ConfigError(f"temperatures are {self.temperatures}; they must be above 0")
         if self.subnet is None:
             if not self.gates and self.exits is None:
                 raise ConfigError(f"a policy needs a sub-network, gates or exits; write one of {POLICY_FORMATS}")
             return
-        if self.gates or self.exits or self.widths:
+        if self.gates or self.exits or self.widths or self.temperatures:
             raise ConfigError(f"policy static:{self.subnet} is one sub-network; widths and exits need a dynamic policy")
         if not is_width_depth_name(self.subnet) and not self.subnet.startswith("found-"):
             raise ConfigError(
@@ -72,7 +78,8 @@ class Policy:
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON; `from_dict` reads them."""
         exits = {"rule": self.exits.name, "threshold": self.exits.threshold} if self.exits else None
-        return {"policy": self.name, "widths": None if self.widths is None else list(self.widths), "exits": exits}
+        values = {"policy": self.name, "widths": None if self.widths is None else list(self.widths), "exits": exits}
+        return values | ({"temperatures": list(self.temperatures)} if self.temperatures else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -81,7 +88,8 @@ class Policy:
             exits = values.get("exits")
             rule = ExitRule(exits["rule"], exits["threshold"]) if exits else None
             widths = values.get("widths")
-            return cls.from_name(values["policy"], widths=tuple(widths) if widths else None, exits=rule)
+            policy = cls.from_name(values["policy"], widths=tuple(widths) if widths else None, exits=rule)
+            return replace(policy, temperatures=tuple(values.get("temperatures", ())) or None)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"a saved policy needs policy, widths and exits, got {values!r}") from error
 
@@ -190,6 +198,7 @@ class ExecutionPlan:
     exit_layers: frozenset[int]  # the numbers of layers after which examples may exit
     exit_rule: ExitRule | None  # when they exit
     static_options: Mapping[int, int] = field(default_factory=dict)  # the option of each layer, if static
+    temperatures: Mapping[int, float] = field(default_factory=dict)  # of the logits, by the number of layers run
 
 
 def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> ExecutionPlan:
@@ -202,11 +211,13 @@ def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) 
     if policy.exits is not None:
         policy.exits.check(task_type)
         exit_layers = _exit_layers(model)
+    temperatures = _temperatures(policy, model, exit_layers)
     if not policy.gates:
         widths = policy.widths or (1.0,)
         if len(widths) != 1:
             raise ConfigError(f"policy depth runs all layers at one width, got {len(widths)}: {_format_widths(widths)}")
-        return ExecutionPlan(layers, (_width_option(model, widths[0]),), {}, (), exit_layers, policy.exits)
+        option = _width_option(model, widths[0])
+        return ExecutionPlan(layers, (option,), {}, (), exit_layers, policy.exits, temperatures=temperatures)
     if model.gates is None:
         raise ConfigError("this model has no width gates; train them: limbert train --phases gates --model RUN")
     widths = policy.widths or model.gates.widths
@@ -222,6 +233,7 @@ def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) 
         tuple(options.index(_width_option(model, width)) for width in widths),
         exit_layers,
         policy.exits,
+        temperatures=temperatures,
     )
 
 
@@ -243,7 +255,22 @@ def _static_plan(model: ElasticModel, name: str) -> ExecutionPlan:
     }
     options = tuple(dict.fromkeys(by_layer.values()))
     static_options = {layer: options.index(option) for layer, option in by_layer.items()}
-    return ExecutionPlan(subnet.layers, options, {}, (), frozenset(), None, static_options)
+    temperatures = {len(subnet.layers): temperature_of(model, subnet)}
+    return ExecutionPlan(subnet.layers, options, {}, (), frozenset(), None, static_options, temperatures)
+
+
+def _temperatures(policy: Policy, model: ElasticModel, exit_layers: Iterable[int]) -> dict[int, float]:
+    """The temperatures of a dynamic policy by the number of layers run."""
+    stops = [*sorted(exit_layers), model.shape.layers]
+    if policy.temperatures is not None:
+        if len(policy.temperatures) != len(stops):
+            raise ConfigError(f"the policy has {len(policy.temperatures)} temperatures; this model needs {len(stops)}")
+        return dict(zip(stops, policy.temperatures, strict=True))
+    if policy.gates:
+        return {}
+    option = _width_option(model, (policy.widths or (1.0,))[0])
+    subnets = {stop: Subnet(tuple(range(stop)), (option.heads,) * stop, (option.neurons,) * stop) for stop in stops}
+    return {stop: temperature_of(model, subnet) for stop, subnet in subnets.items()}
 
 
 def _width_option(model: ElasticModel, width: float) -> WidthOption:

@@ -31,6 +31,7 @@ from limbert.model.families import (
 from limbert.model.inference_mode import evaluation_mode
 from limbert.model.layerwise import PreparedBatch, layers_bypassed, record_layer_calls, recorded_states
 from limbert.model.sliced_linear import layer_widths, make_sliced, set_widths
+from limbert.model.standalone import make_standalone
 from limbert.model.views import ViewFactory
 from limbert.model.width_gates import GATES_FILENAME, WidthGates, read_gates, save_gates
 
@@ -345,13 +346,14 @@ class ElasticModel:
     def extract(self, subnet: Subnet) -> PreTrainedModel:
         """The sub-network as a standalone model with its own weights, which can be trained.
 
-        Its weights load into a stock class only if every layer keeps all heads and neurons.
+        Its ``save_pretrained`` writes a folder that Transformers loads, with ``trust_remote_code=True`` if some layer
+        has fewer heads.
 
         Raises:
             SubnetError: as `at`.
         """
         with self._lock:
-            return copy.deepcopy(self.new_view(subnet)).requires_grad_(True)
+            return make_standalone(copy.deepcopy(self.new_view(subnet)).requires_grad_(True))
 
     @contextmanager
     def recorded_states(self) -> Iterator[list[Tensor]]:

@@ -101,8 +101,9 @@ class RunData:
 
     def find_policy_result(self, point_name: str, split: str) -> Row | None:
         """The row of an operating point's present policy on ``development`` or ``validation`` data."""
-        settings = {key: self.operating_points[point_name].get(key) for key in ("policy", "widths", "exits")}
+        point = self.operating_points[point_name]
         for row in self.policy_results:
+            settings = {key: point.get(key) for key in (*row["settings"], *(point.keys() & {"temperatures"}))}
             if (row["name"], row["data"], row["settings"]) == (point_name, split, settings):
                 return row
         return None
@@ -138,7 +139,7 @@ def read_run(path: str) -> RunData:
         CheckpointError: if it is missing, was not made by ``limbert train``, or a file in it is broken; names the file
             and line.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         raise CheckpointError(f"no model folder at {path}")
     for name in (RECORD_NAME, RESULTS_NAME):

@@ -34,6 +34,9 @@ class ServeSettings:
     )
     device: str = config_field("auto", "auto (a GPU if there is one), cpu, cuda or cuda:1: where the model runs")
     precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
+    shadow: float = config_field(
+        0.0, "fraction of texts to run at full size too while nothing is queued, to measure how often labels agree"
+    )
     name: str | None = config_field(None, "model id in URLs (default: the name of the run's folder)")
     drain: float = config_field(
         30.0, "time for requests in progress to finish when the server shuts down", quantity="latency"
@@ -55,4 +58,5 @@ class ServeSettings:
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         require(self.max_body > 0, "body limit", self.max_body, "at least 1 byte")
         require(self.body_timeout > 0, "body timeout", self.body_timeout, "more than 0 seconds")
+        require(0 <= self.shadow <= 1, "shadow", self.shadow, "a fraction from 0 to 1")
         require(self.drain >= 0, "drain", self.drain, "0 or more seconds")

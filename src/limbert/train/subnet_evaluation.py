@@ -20,6 +20,7 @@ from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import count_parameters
 from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.results import SubnetResult
+from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.model.shared_forward import SubnetOutput, plan_shared_forwards, run_shared_forward
@@ -157,10 +158,12 @@ class SubnetEvaluator(UnwrappedTrainer):
 
 def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, Any]:
     """What ``limbert.json`` says about the results of sub-networks."""
+    temperatures = {result.subnet: result.calibration.temperature for result in results if result.calibration}
     return {
         "metrics": {result.subnet: result.metrics for result in results},
         "costs": {result.subnet: {"params": result.params, "flops": round(result.flops)} for result in results},
         "hardware": describe_this_machine(device=device),
+        **({TEMPERATURES_KEY: temperatures} if temperatures else {}),
     }
 
 

@@ -19,10 +19,11 @@ from limbert.data.task_registry import baseline_metrics, compute_task_metrics, t
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError
-from limbert.evaluation.evaluate import evaluate_subnets
+from limbert.evaluation.evaluate import evaluate_subnets, fit_temperatures
 from limbert.evaluation.results import SubnetResult
 from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
 from limbert.inference.predict import predict_subnet_logits
+from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.method.losses import label_loss
 from limbert.model.checkpoint import SEARCHED_SUBNETS_KEY, read_record
 from limbert.model.elastic import ElasticModel
@@ -49,6 +50,7 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
     """
     base = load_base_checkpoint(config, data.task)
     task, max_length = base.task, min(data.config.max_length, base.max_length)
+    base.tokenizer.model_max_length = max_length  # saved with the model, for programs other than this one
     if subnet is not None and not base.is_finetuned:
         raise ConfigError(f"{config.model} is not trained on these labels: {', '.join(task.labels)}")
 
@@ -94,8 +96,11 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
     def evaluate_dev(model: ElasticModel) -> list[SubnetResult]:
         subnets = model.subnets() if subnet is None else {subnet: model.subnet(subnet)}
         mine = subnets_of_rank(subnets)  # each process measures some
+        fit_temperatures(model, validation, task=task, subnets=mine, precision=config.precision)
         measured = evaluate_subnets(model, dev, task=task, subnets=mine, precision=config.precision)
         found = gather_dict({result.subnet: result for result in measured})
+        temperatures = gather_dict(model.record.get(TEMPERATURES_KEY, {}))
+        model.record |= {TEMPERATURES_KEY: temperatures} if temperatures else {}
         return [found[name] for name in subnets]
 
     return RunData(

@@ -16,7 +16,7 @@ from limbert.core.config import TaskType
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.tokenize import evaluation_batches
-from limbert.errors import ConfigError, TrainingInterrupted
+from limbert.errors import ConfigError, TrainingInterrupted, explain_out_of_memory
 from limbert.method.importance import WeightedMicroBatch
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
@@ -338,8 +338,9 @@ class ElasticTrainer(SubnetEvaluator):
             resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
         path = str(resume_from_checkpoint) if resume_from_checkpoint else None
         check_equal(path and Path(path).name, description=f"in {self.args.output_dir} as the newest checkpoint")
+        memory_errors = explain_out_of_memory(self.args.per_device_train_batch_size)
         broadcast_weights(self.model)
-        with stop_on_signals(), collective_errors():
+        with stop_on_signals(), collective_errors(), memory_errors:
             output = super().train(path, **options)
             if self.stop.requested and self.state.global_step < self.state.max_steps:
                 step, steps = self.state.global_step, self.state.max_steps

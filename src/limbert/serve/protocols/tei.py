@@ -65,18 +65,15 @@ def create_router(service: Service) -> APIRouter:
     """``POST /predict``."""
     routes = APIRouter(tags=["Text Embeddings Inference"])
 
-    @routes.post(
-        "/predict",
-        summary="Predict",
-        operation_id="tei_predict",
-        responses=prediction_responses(list[LabelScore] | list[list[LabelScore]]),
-        response_class=Response,
-    )
+    scores = prediction_responses(list[LabelScore] | list[list[LabelScore]])
+
+    @routes.post("/predict", responses=scores, response_class=Response)
     async def predict(body: PredictRequest) -> Response:
         """Scores of a text or a pair, highest first; of a batch a list of these."""
         options = body.parameters or RequestOptions()
         output = await service.predict(body.texts, options=options, truncate=bool(body.truncate))
-        scores = ranked_scores(output, service.task, function_name="none" if body.raw_scores else None)
+        name, abstain_below = "none" if body.raw_scores else None, options.abstain_below
+        scores = ranked_scores(output, service.task, function_name=name, abstain_below=abstain_below)
         return json_response(scores if body.is_batch else scores[0], output)
 
     return routes

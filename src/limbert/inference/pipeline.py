@@ -1,0 +1,157 @@
+"""`limbert.pipeline`: predictions for texts by a sub-network or a policy of a trained model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from limbert.core.config import Precision
+from limbert.data.long_texts import LongTexts
+from limbert.data.readers import Examples
+from limbert.data.task_registry import TASK_HANDLERS
+from limbert.data.tasks import Task
+from limbert.errors import ConfigError
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint, warn_if_untrained
+from limbert.inference.policy import Policy, named_policy, resolve_policy
+from limbert.inference.predict import Prediction, check_top_k, predict
+from limbert.inference.runtimes import check_precision
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Predicts texts, see `pipeline`.
+
+    Attributes:
+        checkpoint: the loaded model with its tokenizer and task.
+        policy: what runs.
+        batch_size: texts per batch; the predictions do not depend on it.
+        precision: ``fp32``, or ``bf16`` under autocast.
+        long_texts: ``truncate``, or ``windows`` whose logits are averaged.
+    """
+
+    checkpoint: LoadedCheckpoint
+    policy: Policy
+    batch_size: int = 64
+    precision: Precision = "fp32"
+    long_texts: LongTexts = "truncate"
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.checkpoint.trained_task
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        pairs: str | Sequence[str] | None = None,
+        *,
+        top_k: int | None = 1,
+        batch_size: int | None = None,
+    ) -> list[Any]:
+        """Predictions in the order of the texts, as those of ``transformers.pipeline``.
+
+        Args:
+            texts: one or many.
+            pairs: the second text of each, for tasks on pairs; for question answering the context.
+            top_k: 1: a dict ``{"label": ..., "score": ...}`` for each text; more, or None for all: a list of so many
+                dicts for each text, and for a single text this list alone. Other tasks than classification have dicts
+                of their own values, see `Prediction`.
+            batch_size: texts per batch; default: the pipeline's.
+
+        Raises:
+            ConfigError: for texts that are not strings, or as many pairs as texts are not given.
+        """
+        first, second = ([values] if isinstance(values, str) else values and [*values] for values in (texts, pairs))
+        if any(not isinstance(text, str) for text in [*(first or ()), *(second or ())]):
+            raise ConfigError("texts and pairs must be strings, one or a list of them")
+        if second is not None and len(second) != len(first or ()):
+            raise ConfigError(f"{len(second)} pairs for {len(first or ())} texts; each text needs one")
+        if not first:
+            return []
+        pipeline = self if batch_size is None else replace(self, batch_size=batch_size)
+        count = None if top_k == 1 else top_k or len(self.task.labels)
+        examples = TASK_HANDLERS[self.task.task_type].make_examples(first, second)
+        rows = [row.to_dict() for row in pipeline.predict(examples, top_k=count)]
+        if count is None:
+            return rows
+        scores = [row["scores"] for row in rows]
+        return list(scores[0]) if isinstance(texts, str) else scores
+
+    def predict(
+        self,
+        examples: Examples,
+        *,
+        top_k: int | None = None,
+        cache: bool = False,
+        source: str | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Prediction]:
+        """Predictions of examples, in order.
+
+        Args:
+            examples: texts, or pairs of texts.
+            top_k: number of best labels in ``scores``.
+            cache: keep the tokens in the token cache.
+            source: where the examples are from; logged with their number and how many are truncated.
+            progress: called with the batches done and in all.
+        """
+        if top_k is not None:
+            check_top_k(self.task, top_k)
+        tokens = self.checkpoint.tokenize(examples, cache=cache, long_texts=self.long_texts)
+        if source is not None:
+            self.checkpoint.log_inputs(source, examples, tokens)
+        return predict(
+            self.checkpoint.model,
+            tokens,
+            task=self.task,
+            policy=self.policy,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            top_k=top_k,
+            progress=progress,
+        )
+
+
+def pipeline(
+    run: str | Path,
+    *,
+    subnet: str | None = None,
+    policy: Policy | str | None = None,
+    widths: Sequence[float] | None = None,
+    exit_threshold: float | None = None,
+    exit_rule: str | None = None,
+    batch_size: int = 64,
+    precision: str = "fp32",
+    long_texts: LongTexts = "truncate",
+    device: str = "auto",
+) -> Pipeline:
+    """Load a trained model for predictions: ``pipeline("runs/tickets", subnet="0.5x0.75")(["Where is my card?"])``.
+
+    Args:
+        run: elastic model, a folder or a name on the Hub.
+        subnet: ``WIDTHxDEPTH`` or a name found by a search; default: the full model.
+        policy: instead of a sub-network: a policy, or the name of a policy or operating point such as ``balanced``.
+        widths: of a policy given by name; this and the next two: see `named_policy`.
+        exit_threshold: likewise.
+        exit_rule: likewise.
+        batch_size: texts per batch; the predictions do not depend on it.
+        precision: ``fp32``, or ``bf16`` under autocast.
+        long_texts: ``truncate`` texts, or read them in overlapping ``windows`` whose logits are averaged.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        LimbertError: for a model, name or setting that cannot be used.
+    """
+    if subnet is not None and policy is not None:
+        raise ConfigError("provide either a sub-network or a policy")
+    checked_precision = check_precision(precision)
+    checkpoint = load_checkpoint(run, device=device)
+    task, model = checkpoint.trained_task, checkpoint.model
+    if not isinstance(policy, Policy):
+        settings: dict[str, Any] = {"widths": widths, "exit_threshold": exit_threshold, "exit_rule": exit_rule}
+        name = policy or f"static:{subnet or '1x1'}"
+        policy = named_policy(name, model.record, task_type=task.task_type, **settings)
+    resolve_policy(policy, model, task_type=task.task_type)  # refuses it before any text is read
+    if policy.subnet is not None:
+        warn_if_untrained(model, policy.subnet)
+    return Pipeline(checkpoint, policy, batch_size, checked_precision, long_texts)
