@@ -106,7 +106,7 @@ def run_phases(
         TrainingInterrupted: after a signal; the same call resumes.
         ConfigError, StorageError, CheckpointError, SubnetError, ProcessError, DivergedError: in one line each.
     """
-    output = Path(output)
+    output = Path(output) if Path(output).name else Path(output).absolute()
     if is_run_finished(output, settings, overwrite=overwrite):
         logger.info("%s is finished already, with these settings (--overwrite trains it again)", output)
         return read_results(output) if (output / RESULTS_NAME).exists() else []
