@@ -31,9 +31,9 @@ from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.base_trainer import step_seed
 from limbert.train.data import pop_labels
 from limbert.train.distributed import all_gather_object, rank, world_size
+from limbert.train.subnet_trainer import step_seed
 from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)

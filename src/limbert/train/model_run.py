@@ -20,7 +20,7 @@ from limbert.train.distributed import init_distributed, run_on_main
 from limbert.train.output_run import RunData, run_phases
 from limbert.train.phases import PHASES, ConfiguredPhase, Phase
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
-from limbert.train.subnet_evaluation import task_of, task_type_of
+from limbert.train.subnet_trainer import task_of, task_type_of
 from limbert.train.trainer import ElasticTrainer, default_collator
 
 

@@ -23,10 +23,9 @@ from limbert.model.elastic import ElasticModel
 from limbert.train import distributed
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.gates import train_gates
-from limbert.train.phases import ConfiguredPhase, argument_or, check_phases, encoder_arguments
-from limbert.train.preview import preview_phases
+from limbert.train.phases import ConfiguredPhase, argument_or, check_phases, encoder_arguments, preview_phases
 from limbert.train.run_folder import RunFolder, is_run_finished
-from limbert.train.subnet_evaluation import result_record
+from limbert.train.subnet_trainer import result_record
 from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)

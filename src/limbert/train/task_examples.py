@@ -32,7 +32,7 @@ from limbert.train.distributed import gather_dict
 from limbert.train.output_run import RunData
 from limbert.train.phases import select_only, warn_about_phases
 from limbert.train.recipes import Recipe
-from limbert.train.subnet_evaluation import SubnetMetrics, subnets_of_rank
+from limbert.train.subnet_trainer import SubnetMetrics, subnets_of_rank
 
 logger = logging.getLogger(__name__)
 
