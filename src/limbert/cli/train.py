@@ -91,7 +91,8 @@ def _train(
     elif subnet is not None:
         following = f"Saved sub-network {subnet} to {folder} ({format})."
     if as_json:
-        console.print_json([result.to_dict() for result in found])
+        deviations = [{"spread": values} for values in spread] or [{}] * len(found)
+        console.print_json([row.to_dict() | extra for row, extra in zip(found, deviations, strict=True)])
         return
     console.print_results(found, baseline=baseline_of(folder), spread=spread)
     console.say(following)
