@@ -12,7 +12,7 @@ from limbert.cli import options as opt
 from limbert.cli import predict_on_ray as on_ray
 from limbert.cli import predict_server as on_server
 from limbert.cli.config_options import ConfigOptions, config_options
-from limbert.core.config import DataConfig, config_field
+from limbert.core.config import DataConfig, RuntimeConfig, config_field
 from limbert.data.text_rows import find_lone_surrogate
 from limbert.errors import ConfigError
 
@@ -61,6 +61,7 @@ class _Subnet:
     columns=ConfigOptions(DataConfig, "Input and output", only=("text_column", "pair_column"), as_overrides=True),
     subnet=ConfigOptions(_Subnet, "Sub-network or policy", as_overrides=True),
     policy=opt.POLICY,
+    runtime=opt.RUNTIME,
     ray=ConfigOptions(on_ray.RayOptions, "Ray", as_overrides=True),
     server=ConfigOptions(on_server.ServerOptions, "Server"),
 )
@@ -70,11 +71,11 @@ def predict(
     columns: dict[str, Any],
     subnet: dict[str, str],
     policy: dict[str, Any],
+    runtime: RuntimeConfig,
     ray: dict[str, Any],
     server: on_server.ServerOptions,
     run: Annotated[str | None, typer.Argument(help="elastic model; absent with --server", metavar="RUN")] = None,
     batch_size: opt.BatchSize = 64,
-    precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
@@ -101,12 +102,11 @@ def predict(
     opt.prepare_libraries(threads)
     from limbert.cli import console
     from limbert.evaluation.choose import resolve_measured_names
+    from limbert.inference.compiled import open_policy, resolve_runtime
     from limbert.inference.load import load_checkpoint, warn_if_untrained
     from limbert.inference.policy import named_policy, resolve_policy
     from limbert.inference.predict import predict as run_prediction
-    from limbert.inference.runtimes import check_precision
 
-    checked_precision = check_precision(precision)
     checkpoint = load_checkpoint(run, device="cpu" if engine == "ray" else device)
     task, model = checkpoint.trained_task, checkpoint.model
     static = subnet.get("subnet", "1x1")
@@ -117,9 +117,13 @@ def predict(
         warn_if_untrained(model, chosen.subnet)
     checkpoint = replace(checkpoint, data_config=replace(checkpoint.data_config, **columns))
     if engine == "ray":
-        settings = {"policy": chosen, "precision": checked_precision, "batch_size": batch_size}
+        if runtime.runtime == "auto":
+            subnet_or_full = model.subnet(chosen.subnet) if chosen.subnet else model.full
+            runtime = replace(runtime, runtime=resolve_runtime(checkpoint, subnet_or_full, runtime, threads=threads))
+        settings = vars(runtime) | {"policy": chosen, "batch_size": batch_size}
         on_ray.predict_on_ray(checkpoint, inputs.input, output, ray, threads=threads, as_json=as_json, **settings)
         return
+    network = open_policy(checkpoint, chosen, runtime, threads=threads)
     examples = _load_inputs(checkpoint, inputs)
     tokens = checkpoint.tokenize(examples, cache=inputs.input is not None)
     with console.progress_bar("predicting") as progress:
@@ -129,7 +133,8 @@ def predict(
             task=task,
             policy=chosen,
             batch_size=batch_size,
-            precision=checked_precision,
+            precision=runtime.precision,
+            runtime=network,
             progress=progress,
         )
     is_dynamic = chosen.subnet is None
