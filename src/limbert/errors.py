@@ -109,15 +109,9 @@ class TrainingInterrupted(Exception):
     """Training was stopped by a signal; its state is saved, and the same call resumes it."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator of a CPU or GPU has raised this error."""
-    reasons = ("out of memory", "allocate memory", "bad_alloc")
-    return isinstance(error, MemoryError) or any(reason in str(error) for reason in reasons)
-
-
 @contextmanager
-def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Turn the errors of allocators of CPUs and GPUs into one that names the batch size to try.
+def explain_out_of_memory(batch_size: int | None) -> Iterator[None]:
+    """Turn the errors of allocators of CPUs and GPUs into one that names the batch size to try, if it is known.
 
     Raises:
         OutOfMemoryError: instead of MemoryError, or a RuntimeError of that meaning.
@@ -125,10 +119,12 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        reasons = ("out of memory", "allocate memory", "bad_alloc")
+        if not isinstance(error, MemoryError) and not any(reason in str(error) for reason in reasons):
             raise
-        advice = f"--batch-size {batch_size // 2}, or a smaller" if batch_size > 1 else "a smaller"
-        raise OutOfMemoryError(f"out of memory with a batch size of {batch_size}; try {advice} --max-length") from error
+        size = "" if batch_size is None else f" with a batch size of {batch_size}"
+        smaller = f"--batch-size {batch_size // 2}" if batch_size and batch_size > 1 else "a smaller --batch-size"
+        raise OutOfMemoryError(f"out of memory{size}; try {smaller}, or a smaller --max-length") from error
 
 
 def first_line(error: BaseException) -> str:

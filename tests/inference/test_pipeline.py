@@ -70,6 +70,26 @@ def test_windows_average_the_parts_of_a_text(folder: Path) -> None:
     assert pipe(TEXTS) == limbert.pipeline(folder / "run", device="cpu")(TEXTS)
 
 
+def test_evaluation_in_windows_is_that_of_predictions(folder: Path) -> None:
+    texts = [" ".join(TEXTS[number % 3 :] * (1 + 4 * number)) for number in range(9)]
+    pipe = limbert.pipeline(folder / "run", long_texts="windows", device="cpu")
+    labels = [row["label"] for row in pipe(texts)]
+    labels[:2] = [next(label for label in LABELS if label != first) for first in labels[:2]]
+    with (folder / "long.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
+    data: dict[str, Any] = {"dev": folder / "long.csv", "subnets": ["1x1"], "device": "cpu"}
+    (windows,), (truncated,) = (
+        limbert.evaluate(folder / "run", long_texts=how, **data) for how in ("windows", "truncate")
+    )
+    assert windows.metrics["accuracy"] == pytest.approx(7 / 9)
+    assert windows.flops > 1.5 * truncated.flops  # per text, all of its windows
+    (policy,) = limbert.evaluate(
+        folder / "run", policy="static:1x1", long_texts="windows", dev=data["dev"], device="cpu"
+    )
+    assert policy.metrics == windows.metrics
+    assert policy.flops_mean == pytest.approx(windows.flops, rel=1e-6)
+
+
 def test_bad_calls_are_refused(folder: Path, tmp_path: Path) -> None:
     for settings in ({"subnet": "1x1", "policy": "fast"}, {"policy": "swift"}, {"long_texts": "fold"}):
         with pytest.raises(LimbertError, match=r"policy|long texts"):

@@ -1,7 +1,5 @@
 """The file that `limbert augment` writes: its format, its record, and the check that a call continues the same work."""
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,6 +11,7 @@ from limbert.core.config import AugmentConfig, DataConfig
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN
 from limbert.data.readers import TrainTable
 from limbert.data.table import file_format
+from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, StorageError
 from limbert.files import atomic_file, files_fingerprint, json_fingerprint
 from limbert.model.checkpoint import library_versions, to_json
@@ -127,12 +126,9 @@ class AugmentedFile:
         return self._format_cells([cells.get(name) for name in self.columns])
 
     def _format_cells(self, cells: Sequence[object]) -> str:
-        texts = ["" if cell is None else str(cell) for cell in cells]
-        if self.suffix == ".tsv":
-            return "\t".join(texts) + "\n"
-        file = io.StringIO()
-        csv.writer(file, lineterminator="\r\n").writerow(texts)  # it quotes lone line ends too
-        return file.getvalue().removesuffix("\r\n") + "\n"
+        if self.suffix == ".csv":
+            return format_csv_row(cells)
+        return "\t".join("" if cell is None else str(cell) for cell in cells) + "\n"
 
     def finish(self, shards: Sequence[Path], result: AugmentationResult) -> None:
         """Write the file, then its record; delete the work folder and files of other formats from earlier calls."""

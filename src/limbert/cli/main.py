@@ -1,6 +1,7 @@
 """The command ``limbert``: its verbs by name, and errors in one line. A verb imports what it needs when it runs."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -23,7 +24,7 @@ from limbert.cli.search import search
 from limbert.cli.serve import serve
 from limbert.cli.train import train
 from limbert.cli.tune import tune
-from limbert.errors import ConfigError, LimbertError, is_out_of_memory
+from limbert.errors import ConfigError, LimbertError, explain_out_of_memory
 
 DISTRIBUTED_VERBS = ("train", "pretrain", "demo")  # all others run in one process
 
@@ -101,7 +102,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        with _output_of_rank_zero(arguments):
+        given = re.search(r"--(?:batch-size|bs)[ =](\d+)", " ".join(arguments))
+        with _output_of_rank_zero(arguments), explain_out_of_memory(given and int(given[1])):
             app(arguments)
     except LimbertError as error:
         if debug:
@@ -112,12 +114,9 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("limbert: interrupted", err=True)
         sys.exit(130)
-    except Exception as error:
+    except Exception:
         _exit_if_error_already_reported()
-        if debug or not is_out_of_memory(error):
-            raise
-        typer.echo("limbert: error: out of memory; try a smaller --batch-size, --max-length or model", err=True)
-        sys.exit(1)
+        raise
 
 
 def _is_distributed_launch() -> bool:

@@ -146,3 +146,10 @@ def find_lone_surrogate(values: Mapping[str, object]) -> str | None:
         except UnicodeEncodeError:
             return column
     return None
+
+
+def format_csv_row(cells: Iterable[object]) -> str:
+    """One line of a CSV file; None is an empty cell, and cells with any line end are quoted."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\r\n").writerow("" if cell is None else str(cell) for cell in cells)
+    return file.getvalue().removesuffix("\r\n") + "\n"

@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-import os
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +16,9 @@ from limbert.core.config import DataConfig, require
 from limbert.data.columns import PAIR_COLUMN_NAMES, TEXT_COLUMN_NAMES
 from limbert.data.readers import Examples, check_text
 from limbert.data.task_files import open_texts
+from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, DataError
-from limbert.files import atomic_file
+from limbert.files import atomic_file, is_special_file
 
 Row = dict[str, Any]
 
@@ -87,25 +86,24 @@ def read_rows(
         read_examples: for task types with file formats of their own.
 
     Raises:
-        ConfigError: for a column to keep that does not exist.
-        DataError: for a file or a row that cannot be read (``FILE:LINE: what, expected``).
+        DataError: for a file or a row that cannot be read (``FILE:LINE: what, expected``), or a column that is missing.
     """
     with _regular_file(path, config.text_column) as file:
         if read_examples is not None:
             examples = read_examples(file, replace(config, skip_bad_rows=skip_bad_rows))
-            return replace(given_rows(examples), source=path)
-        return _read_table(path, file, config, keep=keep, skip_bad_rows=skip_bad_rows)
+            inputs = given_rows(examples)
+        else:
+            inputs = _read_table(file, config, keep=keep, skip_bad_rows=skip_bad_rows)
+    return replace(inputs, source=_shown(path))
 
 
-def _read_table(
-    source: str, file: Path, config: DataConfig, *, keep: Sequence[str] | None, skip_bad_rows: bool
-) -> InputRows:
+def _read_table(file: Path, config: DataConfig, *, keep: Sequence[str] | None, skip_bad_rows: bool) -> InputRows:
     table, columns = open_texts(file, config)
     read = [*table.rows()]
     names = dict.fromkeys([*table.columns, *(name for row in read for name in row.cells)])  # rows of JSON may have more
     for name in keep or ():
         if name not in names:
-            raise ConfigError(f"--keep {name!r}: {source} has no such column; columns: {', '.join(names)}")
+            raise DataError(f"--keep: column {name!r} not found in {table.name}; columns: {', '.join(names)}")
     rows, indices, texts = list[Row](), list[int](), list[list[str]]()
     for row in read:
         try:
@@ -121,14 +119,18 @@ def _read_table(
         raise DataError(f"{file}: no row with a text; expected at least one")
     first, *second = zip(*texts, strict=True)
     examples = Examples(first, second[0] if second else None, None, len(rows) - len(texts))
-    return InputRows(source, rows, indices, examples)
+    return InputRows("", rows, indices, examples)
+
+
+def _shown(path: str) -> str:
+    return "standard input" if path == "-" else path
 
 
 @contextmanager
 def _regular_file(path: str, text_column: str | None) -> Iterator[Path]:
     """The file, or a copy of what a pipe or device holds: files are read more than once."""
-    file = Path("/dev/stdin" if path == "-" else path).expanduser()
-    if path != "-" and not (file.exists() and _is_stream(file)):
+    file = Path(path).expanduser()
+    if path != "-" and not is_special_file(file):
         yield file
         return
     with tempfile.TemporaryDirectory(prefix="limbert-") as folder:
@@ -139,12 +141,7 @@ def _regular_file(path: str, text_column: str | None) -> Iterator[Path]:
         try:
             yield named
         except DataError as error:
-            raise DataError(str(error).replace(str(named), path)) from error
-
-
-def _is_stream(file: Path) -> bool:
-    mode = file.stat().st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+            raise DataError(str(error).replace(str(named), _shown(path))) from error
 
 
 def _guess_suffix(file: Path, text_column: str | None) -> str:
@@ -200,9 +197,8 @@ def write_rows(output: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if format == "parquet":
             file.buffer.write(_to_parquet(names, rows))
         elif format == "csv":
-            writer = csv.writer(file, lineterminator=os.linesep)
-            writer.writerow(names)
-            writer.writerows([_to_cell(row.get(name)) for name in names] for row in rows)
+            file.write(format_csv_row(names))
+            file.writelines(format_csv_row([_to_cell(row.get(name)) for name in names]) for row in rows)
         else:
             file.writelines(_to_json(row) + "\n" for row in rows)
 
