@@ -19,18 +19,10 @@ from limbert.inference.runtimes import check_precision
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Predicts texts, see `pipeline`.
+    """Predicts texts; for the settings see `pipeline`."""
 
-    Attributes:
-        checkpoint: the loaded model with its tokenizer and task.
-        policy: what runs.
-        batch_size: texts per batch; the predictions do not depend on it.
-        precision: ``fp32``, or ``bf16`` under autocast.
-        long_texts: ``truncate``, or ``windows`` whose logits are averaged.
-    """
-
-    checkpoint: LoadedCheckpoint
-    policy: Policy
+    checkpoint: LoadedCheckpoint  # the model with its tokenizer and task
+    policy: Policy  # what runs
     batch_size: int = 64
     precision: Precision = "fp32"
     long_texts: LongTexts = "truncate"
