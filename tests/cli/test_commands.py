@@ -256,7 +256,7 @@ def test_retraining_the_encoder_drops_its_gates(folder: Path) -> None:
 
 BAD_LINES = [
     (["evaluate", "nowhere/model"], "there is no folder nowhere/model, nor a model of this name on the Hub"),
-    (["predict", "small/nope", "--text", "a"], "limbert: error: there is no folder small/nope\n"),
+    (["predict", "small/nope", "--text", "a"], "limbert: error: no checkpoint folder at small/nope\n"),
     (["evaluate", "./nowhere"], "no checkpoint folder at ./nowhere"),
     (["evaluate", "trained", "--subnet", "0.01x1"], "width 0.01 of 4 heads keeps no head"),
     (["evaluate", "trained", "--subnet", "half"], "cannot read sub-network 'half'; write WIDTHxDEPTH"),
