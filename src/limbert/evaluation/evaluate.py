@@ -235,8 +235,7 @@ def evaluate_policy(
         output = run_policy(engine, examples, batch_size=batch_size, device=device, after_batch=after_batch)
         metrics |= _prefixed_metrics(task, output.logits, examples, set_name, eval_datasets)
         outputs.append(output)
-        temperatures = [engine.plan.temperatures.get(int(layers), 1.0) for layers in output.layers_run]
-        raw_logits = output.logits * np.array(temperatures)[:, None]
+        raw_logits = output.logits * output.temperatures[:, None]
         errors += _calibration(task, output.logits, raw_logits, examples)
     lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
     widths = np.concatenate([output.widths for output in outputs])
