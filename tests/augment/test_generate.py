@@ -22,7 +22,8 @@ from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
 from limbert.train.recipes import load_recipe, override_recipe
-from limbert.train.run import load_run_data, train_task
+from limbert.train.run import train_task
+from limbert.train.task_examples import load_run_data
 from limbert.train.trainer import ElasticTrainer
 
 WORDS = ["dog", "cat", "café", "catdog", "sat", "ran"]
@@ -181,7 +182,7 @@ def test_no_augmented_validation_example_trains(
     teacher = str(folder / "teacher")
     name, options = ("logits", {"with_logits": teacher}) if with_logits else ("one", {})
     data_config = DataConfig(data=str(folder), augmented=str(augment(folder, name, **options).path), max_length=60)
-    trained: dict[str, TokenizedExamples] = {}
+    trained: dict[str, Any] = {}
     train = ElasticTrainer.train
 
     def record(self: ElasticTrainer, *arguments: object, **named: object) -> object:

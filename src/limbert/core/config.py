@@ -12,6 +12,7 @@ from limbert.errors import ConfigError
 TaskType = Literal["classification", "regression", "multi-label", "token-classification", "question-answering"]
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 Precision = Literal["fp32", "bf16"]
+RuntimePrecision = Literal["fp32", "bf16", "int8"]
 
 
 def config_field(default: Any, help: str, **option: Any) -> Any:
@@ -162,6 +163,28 @@ class PhaseConfig:
         require(self.grafts >= 0, "grafts", self.grafts, "0 or more per epoch")
         require(0 < self.graft_rate < 1, "graft rate", self.graft_rate, "between 0 and 1")
         require(0 < self.graft_share <= 0.5, "graft share", self.graft_share, "above 0 and at most 0.5")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """What computes the sub-networks of a trained model, and in which precision."""
+
+    runtime: str = config_field(
+        "torch", "torch, onnxruntime, openvino, or auto: the fastest installed one, measured at start"
+    )
+    precision: RuntimePrecision = config_field(
+        "fp32", "fp32, bf16 (torch: autocast; openvino) or int8 (onnxruntime, openvino)"
+    )
+    max_drop: float = config_field(
+        1.0, "points of the metric that bf16 and int8 may lose to fp32 (onnxruntime, openvino)"
+    )
+
+    def __post_init__(self) -> None:
+        allowed = ("torch", "onnxruntime", "openvino", "auto")
+        require(self.runtime in allowed, "runtime", self.runtime, f"one of {', '.join(allowed)}")
+        precisions = get_args(RuntimePrecision)
+        require(self.precision in precisions, "precision", self.precision, f"one of {', '.join(precisions)}")
+        require(0 <= self.max_drop <= 100, "max drop", self.max_drop, "between 0 and 100 points")
 
 
 GateTarget = Literal["label", "agreement"]

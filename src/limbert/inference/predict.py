@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbert.core.config import Precision, require
+from limbert.core.config import RuntimePrecision, require
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.long_texts import average_windows, window_starts
@@ -20,10 +20,12 @@ from limbert.data.tokenize import TokenizedExamples, evaluation_batches
 from limbert.errors import ConfigError, explain_out_of_memory
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy, named_policy, resolve_policy
+from limbert.inference.runtimes import Runtime
 from limbert.method.calibration import temperature_of
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.model.inference_mode import autocast, evaluation_mode
+from limbert.model.outputs import logits_of
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 
 
@@ -87,7 +89,7 @@ def predict_subnet_logits(
     *,
     subnets: Mapping[str, Subnet],
     batch_size: int,
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """Logits by the sub-networks' names, without dropout: ``(examples, outputs)``, or ``(all tokens, outputs)``."""
@@ -105,6 +107,21 @@ def predict_subnet_logits(
     return {name: collectors[subnet].values for name, subnet in subnets.items()}
 
 
+def runtime_logits(
+    runtime: Runtime,
+    examples: TokenizedExamples,
+    *,
+    batch_size: int,
+    after_batch: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Logits of a loaded network: ``(examples, outputs)``, or ``(all tokens, outputs)``."""
+    collector = OutputCollector(examples)
+    for indices, inputs in inference_batches(examples, batch_size=batch_size, device=torch.device("cpu")):
+        collector.add_logits(indices, logits_of(runtime.outputs(inputs)), inputs["attention_mask"])
+        after_batch()
+    return collector.values
+
+
 @dataclass(frozen=True)
 class PolicyOutputs:
     """A policy's outputs in the order of the examples."""
@@ -113,6 +130,7 @@ class PolicyOutputs:
     widths: np.ndarray  # ``(examples, layers)``, 0 where a layer did not run
     layers_run: np.ndarray  # ``(examples,)``
     flops: np.ndarray  # ``(examples,)``
+    temperatures: np.ndarray  # that the logits were divided by, ``(examples,)``
     seconds: float  # the engine's time for all examples
 
 
@@ -125,7 +143,7 @@ def run_policy(
     after_batch: Callable[[], None] = lambda: None,
 ) -> PolicyOutputs:
     """Run the engine's policy over examples; labels are ignored."""
-    names = ("logits", "widths", "layers_run", "flops")
+    names = ("logits", "widths", "layers_run", "flops", "temperatures")
     collectors = {name: OutputCollector(examples) for name in names}
     seconds = 0.0
     for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
@@ -135,8 +153,9 @@ def run_policy(
             logits = output.logits.cpu()  # waits for the device
         seconds += time.perf_counter() - start
         trace = output.trace
-        for name, values in zip(names, (logits, trace.widths, trace.layers_run, trace.flops), strict=True):
-            collectors[name].add(indices, values)
+        values = (logits, trace.widths, trace.layers_run, trace.flops, trace.temperatures)
+        for name, tensor in zip(names, values, strict=True):
+            collectors[name].add(indices, tensor)
         after_batch()
     return PolicyOutputs(**{name: collector.values for name, collector in collectors.items()}, seconds=seconds)
 
@@ -180,28 +199,39 @@ def predict(
     task: Task,
     policy: Policy | str,
     batch_size: int = 64,
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
     top_k: int | None = None,
+    runtime: Runtime | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Prediction]:
     """One prediction per text, in order, without dropout.
 
     The policy may be given by its name, such as that of an operating point. The batch size changes no prediction. With
-    ``top_k``, each prediction of a task with classes has the ``scores`` of that many labels, the best first.
+    ``top_k``, each prediction of a task with classes has the ``scores`` of that many labels, the best first. A
+    ``runtime`` that holds the policy's sub-network runs it instead of the model.
     """
     if top_k is not None:
         check_top_k(task, top_k)
     after_batch = batch_counter([examples], batch_size=batch_size, progress=progress)
     if isinstance(policy, str):
         policy = named_policy(policy, model.record)
-    if TASK_TYPE_SPECS[task.task_type].token_level:
+    if runtime is not None or TASK_TYPE_SPECS[task.task_type].token_level:
         resolve_policy(policy, model, task_type=task.task_type)
         assert policy.subnet is not None
         subnet = model.subnet(policy.subnet)
-        logits = predict_subnet_logits(
-            model, examples, subnets={"": subnet}, batch_size=batch_size, precision=precision, after_batch=after_batch
-        )[""] / temperature_of(model, subnet)
-        layers_run, flops = _token_level_costs(model, examples, subnet)
+        if runtime is not None:
+            logits = runtime_logits(runtime, examples, batch_size=batch_size, after_batch=after_batch)
+        else:
+            logits = predict_subnet_logits(
+                model,
+                examples,
+                subnets={"": subnet},
+                batch_size=batch_size,
+                precision=precision,
+                after_batch=after_batch,
+            )[""]
+        logits = logits / temperature_of(model, subnet)
+        layers_run, flops = _static_costs(model, examples, subnet)
     else:
         engine = Engine(model, policy, task_type=task.task_type, precision=precision)
         outputs = run_policy(
@@ -212,7 +242,8 @@ def predict(
             function.reduceat(values, first)
             for function, values in ((np.maximum, outputs.layers_run), (np.add, outputs.flops))
         )
-        logits, examples = average_windows(task, outputs.logits, examples)
+        logits = outputs.logits
+    logits, examples = average_windows(task, logits, examples)
     values = decode_predictions(task, logits, examples)
     if top_k is not None:
         best = _best_labels(task, logits, top_k)
@@ -253,10 +284,11 @@ def abstain(prediction: Mapping[str, Any], threshold: float) -> dict[str, Any]:
     return {**prediction, "label": None if abstains else prediction["label"], "abstain": abstains}
 
 
-def _token_level_costs(model: ElasticModel, examples: TokenizedExamples, subnet: Subnet) -> tuple[Any, Any]:
+def _static_costs(model: ElasticModel, examples: TokenizedExamples, subnet: Subnet) -> tuple[Any, Any]:
     """Layers and FLOPs of each text, all its windows together, ``(texts,)`` each."""
-    assert examples.alignment is not None
-    cost, num_texts = CostModel(model), len(examples.alignment.examples)
-    per_window = [cost.flops(subnet, int(tokens)) for tokens in examples.lengths]
-    flops = np.bincount(examples.alignment.example_index, weights=per_window, minlength=num_texts)
-    return np.full(num_texts, len(subnet.layers)), flops
+    cost = CostModel(model)
+    flops = np.array([cost.flops(subnet, int(tokens)) for tokens in examples.lengths])
+    if examples.alignment is not None:
+        num_texts = len(examples.alignment.examples)
+        flops = np.bincount(examples.alignment.example_index, weights=flops, minlength=num_texts)
+    return np.full(len(flops), len(subnet.layers)), flops
