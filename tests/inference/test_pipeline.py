@@ -12,11 +12,13 @@ import pyarrow.parquet
 import pytest
 from tests.factories.runs import call, needs_encoder
 from tests.factories.servers import LABELS, make_run
+from transformers import AutoTokenizer
 from transformers import pipeline as stock_pipeline
 
 import limbert
 from limbert.core.config import TaskType
-from limbert.errors import ConfigError, LimbertError
+from limbert.errors import CheckpointError, ConfigError, DataError, LimbertError
+from limbert.model.checkpoint import load_config_and_tokenizer
 
 pytestmark = needs_encoder
 TEXTS = ["It rained.", "What a fine day it was, and how it rained!", "No."]
@@ -156,3 +158,15 @@ def test_rows_without_a_text_have_no_prediction(folder: Path) -> None:
     assert [row["id"] for row in rows] == ["1", "2", "3"]
     assert [row["label"] is None for row in rows] == [False, True, False]
     assert rows[0]["text"] == "one"
+
+
+def test_tokens_without_an_embedding_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    tokenizer.add_tokens(["zzcustomzz"])
+    tokenizer.save_pretrained(run)
+    assert limbert.pipeline(run, device="cpu")("hello")
+    with pytest.raises(DataError, match="zzcustomzz"):
+        limbert.pipeline(run, device="cpu")("a zzcustomzz")
+    with pytest.raises(CheckpointError, match="resize_token_embeddings"):
+        load_config_and_tokenizer(str(run))

@@ -20,7 +20,7 @@ from limbert.data.split import reorder_labels, train_validation_split
 from limbert.data.task_registry import tokenize_for_task
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
-from limbert.errors import CheckpointError, ConfigError
+from limbert.errors import CheckpointError, ConfigError, DataError
 from limbert.model.checkpoint import load_tokenizer, read_record
 from limbert.model.elastic import ElasticModel
 
@@ -89,16 +89,27 @@ class LoadedCheckpoint:
     def tokenize(
         self, examples: Examples, *, task: Task | None = None, cache: bool = True, long_texts: LongTexts = "truncate"
     ) -> TokenizedExamples:
-        """Tokenise examples with the settings of the training; a stock checkpoint does not record its task."""
+        """Tokenise examples with the settings of the training; a stock checkpoint does not record its task.
+
+        Raises:
+            DataError: for a text with a token that the model has no embedding for.
+        """
         require(long_texts in ("truncate", "windows"), "long texts", long_texts, "truncate or windows")
         task = task or self.task
-        if task is None:
-            return tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
-        task.check_inputs(has_pairs=examples.pairs is not None)
         lengths: dict[str, Any] = {"max_length": self.max_length, "stride": self.data_config.stride}
-        if long_texts == "windows":
-            return tokenize_in_windows(examples, task, self.tokenizer, **lengths)
-        return tokenize_for_task(examples, task, self.tokenizer, use_cache=cache, **lengths)
+        if task is not None:
+            task.check_inputs(has_pairs=examples.pairs is not None)
+        if task is None:
+            tokens = tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
+        elif long_texts == "windows":
+            tokens = tokenize_in_windows(examples, task, self.tokenizer, **lengths)
+        else:
+            tokens = tokenize_for_task(examples, task, self.tokenizer, use_cache=cache, **lengths)
+        highest, vocab_size = int(tokens.tokens.ids.max(initial=0)), self.model.config.vocab_size
+        if highest >= vocab_size:
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise DataError(f"a text has token {token!r} (id {highest}); {self.path} embeds ids below {vocab_size}")
+        return tokens
 
     def with_data_config(self, **overrides: Any) -> "LoadedCheckpoint":
         """The same with other settings of reading files."""
@@ -127,9 +138,7 @@ def load_checkpoint(
             raise CheckpointError(f"{path} has no limbert.json; train it with limbert train first ({error})") from error
         if Path(path).exists() or "no checkpoint folder" in str(error):
             raise
-        is_local = Path(path).parent != Path() and Path(path).parent.is_dir()
-        hub = "" if is_local else ", nor a model of this name on the Hub"
-        raise CheckpointError(f"there is no folder {path}{hub}") from error
+        raise CheckpointError(f"there is no folder {path}, nor a model of this name on the Hub") from error
     model.network.eval().to(torch_device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
     tokenizer = load_tokenizer(path)
     record = model.record

@@ -20,23 +20,14 @@ from limbert.inference.runtimes import Runtime
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Predicts texts, see `pipeline`.
+    """Predicts texts; for the settings see `pipeline`."""
 
-    Attributes:
-        checkpoint: the loaded model with its tokenizer and task.
-        policy: what runs.
-        batch_size: texts per batch; the predictions do not depend on it.
-        long_texts: ``truncate``, or ``windows`` whose logits are averaged.
-        runtime: what computes, and in which precision.
-        network: the sub-network in that runtime; None: torch runs the policy.
-    """
-
-    checkpoint: LoadedCheckpoint
-    policy: Policy
+    checkpoint: LoadedCheckpoint  # the model with its tokenizer and task
+    policy: Policy  # what runs
     batch_size: int = 64
     long_texts: LongTexts = "truncate"
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    network: Runtime | None = None
+    network: Runtime | None = None  # the sub-network in that runtime; None: torch runs the policy
 
     @property
     def task(self) -> Task:
