@@ -107,7 +107,7 @@ def predict(
     from limbert.inference.policy import named_policy, resolve_policy
     from limbert.inference.predict import predict as run_prediction
 
-    checkpoint = load_checkpoint(run, device="cpu" if engine == "ray" else device)
+    checkpoint = load_checkpoint(run, device="cpu" if engine == "ray" else runtime.model_device(device))
     task, model = checkpoint.trained_task, checkpoint.model
     static = subnet.get("subnet", "1x1")
     name = policy.pop("policy", None) or f"static:{resolve_measured_names(checkpoint.path, [static])[0]}"
