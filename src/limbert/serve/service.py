@@ -107,8 +107,7 @@ class Service:
     """
 
     def __init__(self, run_dir: str | Path, settings: ServeSettings) -> None:
-        on_cpu = settings.runtime != "torch" and settings.device == "auto"
-        checkpoint = load_checkpoint(run_dir, device="cpu" if on_cpu else settings.device)
+        checkpoint = load_checkpoint(run_dir, device=settings.model_device(settings.device))
         model = checkpoint.model
         if checkpoint.task is None:
             raise CheckpointError(f"{run_dir} has no limbert.json; train it with limbert train first")
