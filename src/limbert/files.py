@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import stat
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -264,6 +265,30 @@ def try_lock(path: Path) -> int | None:
                 return None
             raise
         os.close(descriptor)  # its owner deleted the file between open and flock
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of `try_lock` inside the context; where there are no locks, nothing is locked.
+
+    Raises:
+        BlockingIOError: if another process holds the lock, unless ``wait``.
+        OSError: if the file cannot be created.
+    """
+    while True:
+        try:
+            descriptor = try_lock(path)
+            break
+        except BlockingIOError:
+            if not wait:
+                raise
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

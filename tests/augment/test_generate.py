@@ -22,7 +22,7 @@ from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
 from limbert.train.recipes import load_recipe, override_recipe
-from limbert.train.run import load_run_data, train_task
+from limbert.train.run import train_task
 from limbert.train.trainer import ElasticTrainer
 
 WORDS = ["dog", "cat", "café", "catdog", "sat", "ran"]
@@ -181,11 +181,13 @@ def test_no_augmented_validation_example_trains(
     teacher = str(folder / "teacher")
     name, options = ("logits", {"with_logits": teacher}) if with_logits else ("one", {})
     data_config = DataConfig(data=str(folder), augmented=str(augment(folder, name, **options).path), max_length=60)
-    trained: dict[str, TokenizedExamples] = {}
+    trained: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
     train = ElasticTrainer.train
 
     def record(self: ElasticTrainer, *arguments: object, **named: object) -> object:
-        trained[self.args.phase] = self.train_dataset.source
+        for part, dataset in ((trained, self.train_dataset), (validation, self.eval_dataset)):
+            part[self.args.phase] = getattr(dataset, "source", dataset)
         return train(self, *arguments, **named)
 
     monkeypatch.setattr(ElasticTrainer, "train", record)
@@ -199,13 +201,11 @@ def test_no_augmented_validation_example_trains(
         one_phase=["width.label_weight=1.0"],
         phases=config.phases,
     )
-    data = load_task_data(data_config, seed=config.seed)
-    eval_dataset = load_run_data(config, recipe, data).eval_dataset
-    train_task(config, recipe, data_config, data=data)
+    train_task(config, recipe, data_config)
     assert {phase: len(examples) for phase, examples in trained.items()} == {
         "finetune": 64, "width": 64 + 3 * 64, "depth": 64 + 3 * 64, "final": 64
     }  # fmt: skip
-    numbers = {_number(ids) for ids in _input_ids(eval_dataset)}
+    numbers = {_number(ids) for ids in _input_ids(validation["width"])}
     assert len(numbers) == 16
     assert not numbers & {_number(ids) for ids in _input_ids(trained["width"])}
     labels, original = trained["width"].labels, trained["finetune"].labels

@@ -21,6 +21,8 @@ from limbert.errors import ConfigError
         ("0.90", "share", 0.9),
         (".5", "share", 0.5),
         ("92.5", "share", 0.925),
+        ("0", "points", 0.0),
+        ("1.5", "points", 0.015),
     ],
 )
 def test_valid_quantities(text: str, quantity_type: QuantityType, value: float) -> None:
@@ -43,6 +45,7 @@ def test_valid_quantities(text: str, quantity_type: QuantityType, value: float) 
         ("20mb", "size"),
         ("101", "share"),
         ("101%", "share"),
+        ("101", "points"),
         ("nan", "share"),
         ("", "share"),
     ],

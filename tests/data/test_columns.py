@@ -62,20 +62,10 @@ def test_glue_columns_of_both_layouts():
     ("columns", "glue", "settings", "message"),
     [
         (("a", "b"), None, {"text_column": "a"}, "no label column .* file.tsv; columns: a, b"),
-        (
-            ("text", "label"),
-            None,
-            {"text_column": "body"},
-            "column 'body' not found in file.tsv; columns: text, label",
-        ),
+        (("text", "label"), None, {"text_column": "body"}, "column 'body' not found in file.tsv; columns: text, label"),
         (("a", "b"), "cola", {}, "column 'sentence' not found"),
         (("text", "label"), "mrpc", {}, "column '#1 String' not found"),
-        (
-            ("text", "label"),
-            "sst2",
-            {"text_column": "5", "label_column": "7"},
-            "column '5' not found",
-        ),
+        (("text", "label"), "sst2", {"text_column": "5", "label_column": "7"}, "column '5' not found"),
         (("text", "text", "label"), None, {}, r"2 columns are named 'text'"),
     ],
 )

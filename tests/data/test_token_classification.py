@@ -15,11 +15,7 @@ from limbert.data.readers import Examples
 from limbert.data.tagged_files import conll_table, join_words
 from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
 from limbert.data.tasks import custom_task
-from limbert.data.token_classification import (
-    entity_metrics,
-    extract_entities,
-    word_examples,
-)
+from limbert.data.token_classification import entity_metrics, extract_entities, word_examples
 from limbert.errors import ConfigError, DataError
 
 

@@ -1,6 +1,7 @@
 """Evaluation of sub-networks: batches equal single examples, and results hold metric, cost and parameters."""
 
 import numpy as np
+import pytest
 import torch
 from tests.factories.examples import TEXTS, make_examples
 from tests.factories.networks import make_network
@@ -8,9 +9,10 @@ from tests.factories.runs import needs_encoder
 
 from limbert import ElasticModel
 from limbert.data.tasks import Task
+from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import count_parameters, evaluate_policy, evaluate_subnets, fit_temperatures
 from limbert.inference.policy import Policy
-from limbert.inference.predict import inference_inputs, predict, predict_subnet_logits
+from limbert.inference.predict import abstain, inference_inputs, predict, predict_subnet_logits
 from limbert.method.calibration import calibration_error
 from limbert.model.flops import CostModel
 
@@ -79,3 +81,12 @@ def test_temperatures_change_scores_and_no_label() -> None:
         raw_error = calibration_error(logits, labels, task_type="classification")
         np.testing.assert_allclose([calibration.error, calibration.raw_error], [error, raw_error], atol=1e-6)
     assert result.calibration.temperature == temperature
+
+
+def test_unsure_predictions_abstain() -> None:
+    assert abstain({"label": "a", "score": 0.6}, 0.7) == {"label": None, "score": 0.6, "abstain": True}
+    assert abstain({"label": "a", "score": 0.7}, 0.7) == {"label": "a", "score": 0.7, "abstain": False}
+    with pytest.raises(ConfigError, match="probability"):
+        abstain({"label": "a", "score": 0.6}, 70)
+    with pytest.raises(ConfigError, match="classification"):
+        abstain({"score": 0.6}, 0.7)

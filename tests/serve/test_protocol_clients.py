@@ -106,6 +106,23 @@ def test_tei_nests_scores_of_batches(url: str, reference: Reference) -> None:
     agree(predict(TEXTS[3], truncate=True), reference.scores(TEXTS[3]))
 
 
+def test_unsure_predictions_have_no_label(url: str, reference: Reference) -> None:
+    scores = {text: max(reference.scores(text).values()) for text in ("It rained.", "Rain fell.")}
+    limit = sum(scores.values()) / 2
+    parameters = {"abstain_below": limit}
+    texts = [*scores]
+    for path, inputs in (("", texts), ("/predict", [[text] for text in texts])):
+        given = httpx.post(url + path, json={"inputs": inputs, "parameters": parameters}).raise_for_status().json()
+        for text, ranked in zip(texts, given, strict=True):
+            abstains = scores[text] < limit
+            assert (len(ranked) == 1, ranked[0]["label"] is None) == (abstains, abstains)
+            assert ranked[0]["score"] == pytest.approx(scores[text], abs=1e-5)
+    client = InferenceServerClient(url.removeprefix("http://"))
+    answer = client.infer("tiny", [tensor("TEXT", tuple(texts), binary=False)], parameters=parameters)
+    assert [not label for label in answer.as_numpy("LABEL").ravel()] == [scores[text] < limit for text in texts]
+    assert httpx.post(url, json={"inputs": texts, "parameters": {"abstain_below": 2}}).status_code == 422
+
+
 def tensor(name: str, texts: tuple[str, ...], *, binary: bool, column: bool = False) -> InferInput:
     values = np.array([text.encode() for text in texts], dtype=object).reshape((-1, 1) if column else (-1,))
     given = InferInput(name, list(values.shape), "BYTES")

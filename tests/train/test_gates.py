@@ -14,7 +14,6 @@ from limbert.core.config import GatesConfig
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError
 from limbert.model.width_gates import WidthGates
-from limbert.train.data import IndexDataset
 from limbert.train.gates import GateExamples, GateFeatures, cached_features, check_gates, fit_gates
 
 
@@ -25,7 +24,7 @@ def features(model: ElasticModel, examples: TokenizedExamples, folder: Path, **o
         "precision": "fp32",
         "name": "gates-train",
     }
-    return cached_features(model, IndexDataset(examples), cache_dir=folder,
+    return cached_features(model, examples, cache_dir=folder,
                            **defaults | options)  # fmt: skip
 
 

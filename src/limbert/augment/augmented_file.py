@@ -16,7 +16,7 @@ from limbert.errors import ConfigError, StorageError
 from limbert.files import atomic_file, files_fingerprint, json_fingerprint
 from limbert.model.checkpoint import library_versions, to_json
 
-OUTPUT_NAME = "train_aug"
+OUTPUT_NAME, RECORD_NAME = "train_aug", "train_aug.json"  # of settings, counts and versions
 _FILE_SETTINGS = ("lm", "with_logits", "neighbours", "stop_words")  # settings that name files
 _SUFFIXES = {".csv": ".csv", ".tsv": ".tsv", ".txt": ".tsv", "": ".tsv"}  # all others become .jsonl
 
@@ -76,17 +76,13 @@ class AugmentedFile:
         """Folder of finished shards, with the settings in ``settings.json``."""
         return self.folder / f"{OUTPUT_NAME}.work"
 
-    @property
-    def _record_path(self) -> Path:
-        return self.folder / f"{OUTPUT_NAME}.json"  # settings, counts and versions
-
     def finished_result(self) -> AugmentationResult | None:
         """The result of an earlier call with these settings; None if there is none, or an unfinished one.
 
         Raises:
             ConfigError: the folder holds a result with other settings, or a file that was not made here or changed.
         """
-        for path in (self.work / "settings.json", self._record_path):
+        for path in (self.work / "settings.json", self.folder / RECORD_NAME):
             record = _read_json_object(path)
             if record is not None and record.get("settings") != self.settings:
                 difference = _first_difference(record.get("settings"), self.settings)
@@ -104,9 +100,9 @@ class AugmentedFile:
     def create_work_folder(self, *, overwrite: bool) -> None:
         """Create the folder of finished shards; overwriting deletes those of other settings."""
         path, settings = self.work / "settings.json", {"settings": self.settings}
+        if overwrite and _read_json_object(path) != settings:
+            shutil.rmtree(self.work, ignore_errors=True)
         try:
-            if overwrite and _read_json_object(path) != settings:
-                shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot write {self.work}: {error.strerror}") from error
@@ -145,7 +141,7 @@ class AugmentedFile:
         except UnicodeEncodeError as error:
             raise StorageError(f"cannot write {self.path}: {error}") from error
         record = result.to_dict() | {"versions": library_versions(), "bytes": self.path.stat().st_size}
-        with atomic_file(self._record_path) as file:
+        with atomic_file(self.folder / RECORD_NAME) as file:
             file.write(to_json(record | {"settings": self.settings}))
         for suffix in {".jsonl", *_SUFFIXES.values()} - {self.suffix}:
             self.path.with_suffix(suffix).unlink(missing_ok=True)

@@ -92,15 +92,17 @@ def print_results(
     Args:
         results: in the order of the rows.
         latency: in seconds by name; adds the speed-up over the first.
-        baseline: metrics of a constant prediction: a last row. A sub-network with none above it is marked.
+        baseline: metrics of a constant prediction: a last row. Sub-networks no better in the first metric are marked.
         spread: of each result, the standard deviations of its metrics.
     """
+    from limbert.evaluation.results import mean_metric
+
     errors = ("calibration error", "uncalibrated") if results[0].calibration else ()
     speed = ("latency", "speed-up") if latency else ()
     header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *errors, *speed]
-    rows, marked = [], False
+    primary, rows, marked = next(iter(results[0].metrics)).rpartition("/")[2], [], False
     for index, result in enumerate(results):
-        degenerate = baseline is not None and all(result.metrics[name] <= value for name, value in baseline.items())
+        degenerate = baseline is not None and result.mean_metric(primary) <= mean_metric(baseline, primary)
         marked |= degenerate
         cells = [
             result.subnet + " *" * degenerate,

@@ -11,13 +11,12 @@ import typer
 from limbert.cli.config_options import ConfigOptions
 from limbert.cli.console import log_handler
 from limbert.cli.interrupt import quiet_interrupt
-from limbert.core.config import DataConfig, PhaseConfig, config_field
+from limbert.core.config import DataConfig, PhaseConfig, RuntimeConfig, config_field
 from limbert.errors import ConfigError
 
 Run = Annotated[str, typer.Argument(help="elastic model", metavar="RUN")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1, metavar="N")]
 Device = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1")]
-RunPrecision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 autocast")]
 BatchSize = Annotated[
     int,
     typer.Option("--batch-size", help="examples per batch; does not change the results", min=1, metavar="N"),
@@ -71,6 +70,7 @@ class _Budget:
     max_flops: str | None = config_field(None, "most FLOPs per example, such as 1G")
     max_size: str | None = config_field(None, "largest file, such as 20MB")
     min_metric: str | None = config_field(None, "lowest metric on dev, such as 0.90, 90 or 90%")
+    max_drop: str | None = config_field(None, "most points of the metric on dev below the full model, such as 1")
 
 
 def data_options(*fields: str) -> ConfigOptions:
@@ -87,6 +87,7 @@ TRAINING = {
 POLICY = ConfigOptions(_Policy, "Sub-network or policy", as_overrides=True)
 EXIT_RULE = ConfigOptions(_Policy, only=("exit_rule",), as_overrides=True)
 COSTS = ConfigOptions(_Budget, "Budget", only=("max_latency", "max_params", "max_flops", "max_size"), as_overrides=True)
+RUNTIME = ConfigOptions(RuntimeConfig, "Runtime")
 BUDGET = ConfigOptions(_Budget, "Budget", as_overrides=True)
 
 

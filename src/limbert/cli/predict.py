@@ -12,7 +12,7 @@ from limbert.cli import predict_on_ray as on_ray
 from limbert.cli import predict_server as on_server
 from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.cli.predict_options import PredictOptions
-from limbert.core.config import DataConfig, config_field
+from limbert.core.config import DataConfig, RuntimeConfig, config_field, require
 
 if TYPE_CHECKING:
     from limbert.inference.prediction_files import InputRows
@@ -28,6 +28,7 @@ class _Subnet:
     columns=ConfigOptions(DataConfig, "Input and output", only=("text_column", "pair_column"), as_overrides=True),
     subnet=ConfigOptions(_Subnet, "Sub-network or policy", as_overrides=True),
     policy=opt.POLICY,
+    runtime=opt.RUNTIME,
     ray=ConfigOptions(on_ray.RayOptions, "Ray", as_overrides=True),
     server=ConfigOptions(on_server.ServerOptions, "Server"),
 )
@@ -37,12 +38,12 @@ def predict(
     columns: dict[str, Any],
     subnet: dict[str, str],
     policy: dict[str, Any],
+    runtime: RuntimeConfig,
     ray: dict[str, Any],
     server: on_server.ServerOptions,
     run: Annotated[str | None, typer.Argument(help="elastic model; absent with --server", metavar="RUN")] = None,
     long_texts: opt.LongTexts = "truncate",
     batch_size: opt.BatchSize = 64,
-    precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
@@ -66,7 +67,7 @@ def predict(
         options = replace(options, output=check_output(options.output, options.input))
     if run is None:
         inputs, rows = on_server.predict_on_server(server, options, columns, **subnet | policy)
-        _print_predictions(inputs, rows, options.output, as_json)
+        _print_predictions(inputs, _abstaining(rows, options.abstain_below), options.output, as_json)
         return
     opt.prepare_libraries(threads)
     from limbert.cli.console import progress_bar
@@ -76,12 +77,13 @@ def predict(
     from limbert.evaluation.choose import resolve_measured_names
     from limbert.inference.pipeline import pipeline
 
-    settings: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "long_texts": long_texts} | policy
+    settings: dict[str, Any] = {"batch_size": batch_size, "long_texts": long_texts} | policy | vars(runtime)
     if subnet:
         (settings["subnet"],) = resolve_measured_names(run, [*subnet.values()])
-    pipe = pipeline(run, device="cpu" if engine == "ray" else device, **settings)
+    pipe = pipeline(run, device="cpu" if engine == "ray" else device, threads=threads, **settings)
     pipe = replace(pipe, checkpoint=pipe.checkpoint.with_data_config(**columns))
     if engine == "ray":
+        require(options.abstain_below is None, "--abstain-below", options.abstain_below, "left out with --engine ray")
         on_ray.predict_on_ray(pipe, options, ray, threads=threads, as_json=as_json)
         return
     handler = TASK_HANDLERS[pipe.task.task_type]
@@ -101,7 +103,13 @@ def predict(
         )
     is_dynamic = pipe.policy.subnet is None
     rows = [prediction.to_dict() | (prediction.cost_to_dict() if is_dynamic else {}) for prediction in predictions]
-    _print_predictions(inputs, rows, options.output, as_json)
+    _print_predictions(inputs, _abstaining(rows, options.abstain_below), options.output, as_json)
+
+
+def _abstaining(rows: list[dict[str, Any]], threshold: float | None) -> list[dict[str, Any]]:
+    from limbert.inference.predict import abstain
+
+    return rows if threshold is None else [abstain(row, threshold) for row in rows]
 
 
 def _print_predictions(
@@ -135,5 +143,5 @@ def _format(row: Mapping[str, Any]) -> str:
         return ", ".join(f"{span['text']} ({span['type']} {span['score']:.3f})" for span in row["entities"]) or "(none)"
     if "words" in row:
         return " ".join(f"{word['text']}/{word['tag']}" for word in row["words"])
-    name = row.get("label", row.get("answer"))
+    name = "(abstains)" if row.get("abstain") else row.get("label", row.get("answer"))
     return f"{row['score']:.3f}" if name is None else f"{name}  {row['score']:.3f}"

@@ -57,7 +57,12 @@ def predict_on_ray(
         if given not in (False, None, "truncate"):
             raise ConfigError(f"--{name} is for --engine plain")
     checkpoint = pipe.checkpoint
-    config = BatchPredictionConfig(pipe.policy, pipe.precision, pipe.batch_size, options.skip_bad_rows)
+    config = BatchPredictionConfig(
+        policy=pipe.policy,
+        batch_size=pipe.batch_size,
+        skip_bad_rows=options.skip_bad_rows,
+        **vars(pipe.runtime),
+    )
     import_optional("ray", extra="scale")
     with console.ProgressBar() as bar, redirect_stdout(sys.stderr):  # Ray prints; stdout is for results
         inputs = shard_input(

@@ -26,6 +26,7 @@ class PredictOptions:
     skip_bad_rows: bool = config_field(False, "rows without a text get an empty prediction instead of an error")
     top_k: int | None = config_field(None, "also the scores of the K best labels", minimum=1)
     scores: bool = config_field(False, "also the scores of all labels")
+    abstain_below: float | None = config_field(None, "no label where its score is below this, such as 0.7")
 
     def __post_init__(self) -> None:
         if bool(self.text) == bool(self.input):

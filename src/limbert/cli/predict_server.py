@@ -24,7 +24,7 @@ class ServerOptions:
 
 
 _SERVER_OPTIONS = {
-    *("server", "api_key", "subnet", "policy", "as_json"),
+    *("server", "api_key", "subnet", "policy", "as_json", "abstain_below"),
     *("text", "pair", "input", "output", "text_column", "pair_column", "keep", "skip_bad_rows", "top_k", "scores"),
 }
 

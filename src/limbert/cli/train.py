@@ -21,7 +21,7 @@ _MODEL_OF_RUN = "RUN"  # the model where --model is not given
 @dataclass(frozen=True)
 class _Kind:
     seeds: tuple[int, ...] | None = config_field(None, "train once per seed; prints mean and spread", panel="Output")
-    subnet: str | None = config_field(None, "fine-tune only this sub-network of RUN, and export it to OUTPUT")
+    subnet: str | None = config_field(None, "fine-tune and export only this sub-network of RUN")
     format: str | None = config_field(None, "with --subnet: hf (Transformers), onnx or openvino", panel="Output")
 
 
@@ -40,13 +40,13 @@ def train(
     gates: dict[str, Any],
     kind: dict[str, Any],
     run: opt.TrainingRun,
-    elastic_run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="instead of --model")] = None,
+    elastic_run: Annotated[str | None, typer.Argument(metavar="RUN", help="instead of --model", hidden=True)] = None,
 ) -> None:
-    """Train an elastic model. If interrupted, run the same command again to resume from the last checkpoint.
+    """Train an elastic model. If interrupted, run the same command again to resume.
 
     \b
     Example: limbert train --task mrpc --data glue/MRPC --model bert-base-uncased --output runs/mrpc
-    Example: limbert train --task mrpc --data glue/MRPC --model runs/mrpc --phases gates --output runs/gates
+    Example: limbert train --task mrpc --data MRPC --model runs/mrpc --phases gates --output gated
     Example: limbert train runs/mrpc --subnet 0.5x0.75 --output mrpc-small
     Example: torchrun --nproc-per-node 4 -m limbert train --data tickets --model ... --output ...
     """

@@ -12,6 +12,7 @@ from limbert.errors import ConfigError
 TaskType = Literal["classification", "regression", "multi-label", "token-classification", "question-answering"]
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 Precision = Literal["fp32", "bf16"]
+RuntimePrecision = Literal["fp32", "bf16", "int8"]
 
 
 def config_field(default: Any, help: str, **option: Any) -> Any:
@@ -125,7 +126,7 @@ class PhaseConfig:
 
     epochs: float = config_field(3.0, "passes over the training examples")
     max_steps: int | None = config_field(None, "stop the phase after this many optimizer steps")
-    min_steps: int = config_field(0, "raise the epochs until the phase has this many optimizer steps: for few examples")
+    min_steps: int | None = config_field(None, "raise the epochs until the phase has this many steps: for few examples")
     batch_size: int = config_field(32, "training examples per step and process")
     learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0")
     warmup: float = config_field(0.0, "fraction of the steps in which the learning rate rises from 0")
@@ -148,7 +149,7 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "more than 0")
         require(self.max_steps is None or self.max_steps > 0, "max steps", self.max_steps, "at least 1")
-        require(self.min_steps >= 0, "min steps", self.min_steps, "0 or more")
+        require(self.min_steps is None or self.min_steps > 0, "min steps", self.min_steps, "at least 1")
         require(self.batch_size > 0, "batch size", self.batch_size, "at least 1")
         require(0 < self.learning_rate < 1, "learning rate", self.learning_rate, "between 0 and 1")
         require(0 <= self.warmup < 1, "warm-up", self.warmup, "a fraction of the steps, from 0 to below 1")
@@ -162,6 +163,28 @@ class PhaseConfig:
         require(self.grafts >= 0, "grafts", self.grafts, "0 or more per epoch")
         require(0 < self.graft_rate < 1, "graft rate", self.graft_rate, "between 0 and 1")
         require(0 < self.graft_share <= 0.5, "graft share", self.graft_share, "above 0 and at most 0.5")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """What computes the sub-networks of a trained model, and in which precision."""
+
+    runtime: str = config_field(
+        "torch", "torch, onnxruntime, openvino, or auto: the fastest installed one, measured at start"
+    )
+    precision: RuntimePrecision = config_field(
+        "fp32", "fp32, bf16 (torch: autocast; openvino) or int8 (onnxruntime, openvino)"
+    )
+    max_drop: float = config_field(
+        1.0, "points of the metric that bf16 and int8 may lose to fp32 (onnxruntime, openvino)"
+    )
+
+    def __post_init__(self) -> None:
+        allowed = ("torch", "onnxruntime", "openvino", "auto")
+        require(self.runtime in allowed, "runtime", self.runtime, f"one of {', '.join(allowed)}")
+        precisions = get_args(RuntimePrecision)
+        require(self.precision in precisions, "precision", self.precision, f"one of {', '.join(precisions)}")
+        require(0 <= self.max_drop <= 100, "max drop", self.max_drop, "between 0 and 100 points")
 
 
 GateTarget = Literal["label", "agreement"]
@@ -225,7 +248,7 @@ class TrainConfig:
     checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
     tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
     device: str = config_field("auto", "auto (a GPU if any), cpu or cuda")
-    class_weights: str | None = config_field(None, "loss weights of the classes: balanced, or by label id 1,3.5")
+    class_weights: str | None = config_field(None, "of the loss on labels: balanced, or numbers by id such as 1,3.5")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
@@ -246,6 +269,12 @@ class TrainConfig:
         allowed = "balanced, or one number of 0 or more for each class, such as 1,3.5"
         require(numbers or weights == ["balanced"], "class weights", self.class_weights, allowed)
         require(self.checkpoint_every > 0, "checkpoint interval", self.checkpoint_every, "more than 0 seconds")
+
+    @property
+    def class_weight_values(self) -> list[float] | str | None:
+        """``class_weights`` as numbers, or "balanced"."""
+        weights = self.class_weights
+        return weights if weights in (None, "balanced") else [float(part) for part in weights.split(",")]
 
 
 AnyPhaseConfig = PhaseConfig | GatesConfig

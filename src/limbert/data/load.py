@@ -60,7 +60,10 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
         ConfigError: settings that contradict each other, or an unknown task.
         DataError: a missing or unusable file, column or row, or other examples than the config's fingerprints say.
     """
-    source = _DataSource.find(config, config.task, requested_task_type(config), splits)
+    task_type = requested_task_type(config)
+    if config.augmented is not None and task_type in TASK_COLUMNS:
+        raise ConfigError(f"augmented examples are given; {task_type} cannot use them")
+    source = _find(config, config.task, task_type, splits)
     training = source.read_train_table()
     task, train = training.task, training.examples(skip_bad_rows=config.skip_bad_rows).examples
     labels = train.labels or ()
@@ -80,13 +83,11 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
     augmented = None
     if config.augmented is not None:
         augmented = load_augmented_examples(config.augmented, training, skip_bad_rows=config.skip_bad_rows)
+    description = _describe(config, task, train, dev, training)
     if config.train_limit is not None and config.train_limit < len(train):
         chosen = np.random.default_rng(seed).choice(len(train), size=config.train_limit, replace=False)
-        limited = train.select(np.sort(chosen).tolist())
-    else:
-        limited = train
-    description = _describe(config, task, train, dev, training)
-    return TaskData(task, limited, dev, augmented, replace(config, fingerprints=fingerprints), description)
+        train = train.select(np.sort(chosen).tolist())
+    return TaskData(task, train, dev, augmented, replace(config, fingerprints=fingerprints), description)
 
 
 def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
@@ -98,7 +99,7 @@ def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
     Raises:
         DataError: other examples than the config's fingerprints say.
     """
-    source = _DataSource.find(config, config.task or task.name, task.task_type)
+    source = _find(config, config.task or task.name, task.task_type)
     if not source.tables.dev and config.held_out is None:
         raise source.no_dev_error()
     table = next(iter(source.tables.dev.values()), None) or source.train_table
@@ -117,7 +118,14 @@ def read_train_table(config: DataConfig) -> TrainTable:
     task_type = requested_task_type(config)
     if task_type in TASK_COLUMNS:
         raise ConfigError(f"task is {task_type}; only texts and pairs of texts with labels in a column are augmented")
-    return _DataSource.find(config, config.task, task_type).read_train_table()
+    return _find(config, config.task, task_type).read_train_table()
+
+
+def _find(
+    config: DataConfig, task_name: str | None, task_type: TaskType | None, splits: Mapping[str, Any] | None = None
+) -> "_DataSource":
+    glue = find_glue_task(task_name, task_type)
+    return _DataSource(config, task_type, glue, find_sources(config, glue, task_type=task_type, splits=splits))
 
 
 @dataclass(frozen=True)
@@ -127,22 +135,11 @@ class _DataSource:
     config: DataConfig
     task_type: TaskType | None
     glue: GlueTask | None
-    layouts: tuple[Columns, ...]
     tables: DataSources
 
-    @classmethod
-    def find(
-        cls,
-        config: DataConfig,
-        task_name: str | None,
-        task_type: TaskType | None,
-        splits: Mapping[str, Any] | None = None,
-    ) -> "_DataSource":
-        if task_type in TASK_COLUMNS and config.augmented is not None:
-            raise ConfigError(f"augmented examples are given; {task_type} cannot use them")
-        glue = find_glue_task(task_name, task_type)
-        tables = find_sources(config, glue, task_type=task_type, splits=splits)
-        return cls(config, task_type, glue, column_layouts(glue, task_type), tables)
+    @property
+    def layouts(self) -> tuple[Columns, ...]:
+        return column_layouts(self.glue, self.task_type)
 
     @property
     def name(self) -> str:

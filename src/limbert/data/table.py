@@ -7,15 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from limbert.data.text_rows import (
-    INVALID_UNICODE,
-    RawRow,
-    drop_trailing_blanks,
-    read_csv,
-    read_json,
-    read_lines,
-    read_tsv,
-)
+from limbert.data import text_rows
 from limbert.errors import DataError, first_line
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -109,16 +101,16 @@ def open_table(path: Path) -> Table:
     """The table in a file by its suffix, gzipped or not; a file with no suffix is read as TSV."""
     suffix = file_format(check_readable(path))
     if suffix == ".csv":
-        _, header, _ = next(read_csv(path), (1, [], None))
+        _, header, _ = next(text_rows.read_csv(path), (1, [], None))
         only = header[0] if len(header) == 1 else ""
         delimiter = next((sign for sign in _CSV_DELIMITERS if sign in only), ",")
-        return _delimited_table(path, partial(read_csv, delimiter=delimiter), header=True)
+        return _delimited_table(path, partial(text_rows.read_csv, delimiter=delimiter), text_rows.read_csv)
     if suffix in (".jsonl", ".json"):
         return _json_table(path)
     if suffix == ".parquet":
         return parquet_table(path)
     if suffix in (".tsv", ".txt", ""):
-        return _delimited_table(path, read_tsv, header=True)
+        return _delimited_table(path, text_rows.read_tsv, text_rows.read_tsv)
     raise DataError(f"{path}: format {suffix!r} is not read; expected one of {', '.join(FORMATS)}")
 
 
@@ -127,13 +119,16 @@ def lines_table(path: Path) -> Table:
     check_readable(path)
 
     def rows() -> Iterator[TableRow]:
-        for line, text, problem in drop_trailing_blanks(read_lines(path)):
+        for line, text, problem in text_rows.drop_trailing_blanks(text_rows.read_lines(path)):
             yield TableRow(line, {"text": text}, problem)
 
     return Table(str(path), ("text",), rows)
 
 
-def _delimited_table(path: Path, read: Callable[[Path], Iterator[RawRow]], *, header: bool) -> Table:
+def _delimited_table(
+    path: Path, read: Callable[[Path], Iterator[text_rows.RawRow]], read_headless: Any = None
+) -> Table:
+    header = read_headless is not None
     _, first, problem = next(read(path), (1, [], None))
     if problem is not None or not first:
         raise DataError(f"{path}:1: {problem or 'the line is blank'}; expected the names of the columns")
@@ -141,23 +136,23 @@ def _delimited_table(path: Path, read: Callable[[Path], Iterator[RawRow]], *, he
     expected = f"expected {len(columns)} columns as in the {'header' if header else 'first line'}"
 
     def rows() -> Iterator[TableRow]:
-        for line, cells, problem in drop_trailing_blanks(itertools.islice(read(path), int(header), None)):
+        for line, cells, problem in text_rows.drop_trailing_blanks(itertools.islice(read(path), int(header), None)):
             if problem is None and len(cells) != len(columns):
                 problem = f"{f'{len(cells)} columns' if cells else 'a blank line'}, {expected}"
             yield TableRow(line, {} if problem else dict(zip(columns, cells, strict=True)), problem)
 
-    headless = partial(_delimited_table, path, read, header=False) if header else None
+    headless = partial(_delimited_table, path, read_headless) if header else None
     return Table(str(path), columns, rows, without_header=headless)
 
 
 def _json_table(path: Path) -> Table:
-    sample = [*itertools.islice(read_json(path), _JSON_SAMPLE_ROWS)]
+    sample = [*itertools.islice(text_rows.read_json(path), _JSON_SAMPLE_ROWS)]
     columns = tuple(dict.fromkeys(key for _, value, _ in sample for key in value))
     if not columns:
         line, _, problem = sample[0] if sample else (1, {}, None)
         problem = problem or "no keys, expected one JSON object per line with a text in it"
         raise DataError(f"{path}:{line}: {problem}")
-    return Table(str(path), columns, lambda: itertools.starmap(TableRow, read_json(path)))
+    return Table(str(path), columns, lambda: itertools.starmap(TableRow, text_rows.read_json(path)))
 
 
 def parquet_table(path: Path, *, filesystem: Any = None) -> Table:
@@ -222,7 +217,7 @@ def arrow_rows(batches: Iterable[Any], schema: Any, *, start: int = 0) -> Iterat
         for cells, number in zip(rows, numbers, strict=False):
             for column, names in class_names.items() if cells else ():
                 cells[column] = name_of(cells[column], names)
-            yield TableRow(number, cells or {}, INVALID_UNICODE if cells is None else None)
+            yield TableRow(number, cells or {}, text_rows.INVALID_UNICODE if cells is None else None)
 
 
 def _decode_row(row: Any) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbert.core.config import DataConfig, Precision
+from limbert.core.config import DataConfig, RuntimeConfig, RuntimePrecision
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.load import load_evaluation_data, load_task_data
@@ -31,11 +31,18 @@ from limbert.evaluation.results import (
     policy_row_key,
     replace_json_lines,
 )
+from limbert.inference.compiled import SubnetCompiler, resolve_runtime
 from limbert.inference.engine import Engine
 from limbert.inference.load import load_checkpoint, override_data_config, warn_about_skipped_rows
 from limbert.inference.policy import Policy, named_policy, operating_points, reject_token_level_task, resolve_policy
-from limbert.inference.predict import batch_counter, inference_batches, predict_subnet_logits, run_policy
-from limbert.inference.runtimes import check_precision
+from limbert.inference.predict import (
+    batch_counter,
+    inference_batches,
+    predict_subnet_logits,
+    run_policy,
+    runtime_logits,
+)
+from limbert.inference.runtimes import Runtime
 from limbert.method.calibration import (
     CALIBRATED_TASK_TYPES,
     TEMPERATURES_KEY,
@@ -65,6 +72,7 @@ def evaluate(
     layers: str | None = None,
     long_texts: LongTexts = "truncate",
     batch_size: int = 64,
+    runtime: str = "torch",
     precision: str = "fp32",
     device: str = "auto",
     progress: Progress = no_progress,
@@ -84,7 +92,8 @@ def evaluate(
         layers: layers that a depth keeps, ``first`` or ``spread``; default: the model's rule.
         long_texts: ``truncate`` texts, or read them in overlapping ``windows`` whose logits are averaged.
         batch_size: examples per batch; only the time depends on it.
-        precision: ``fp32``, or ``bf16`` under autocast.
+        runtime: ``torch``, or for sub-networks ``onnxruntime``, ``openvino`` or ``auto``, the fastest.
+        precision: ``fp32``, ``bf16`` (torch: under autocast) or ``int8``, where the runtime has it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         progress: called with what runs, steps done and steps in all.
         data: settings of `DataConfig` (``data=``, ``dev=``, ``text_column=`` ...) instead of the training's.
@@ -95,7 +104,10 @@ def evaluate(
     Raises:
         LimbertError: for a model, name or data that cannot be used.
     """
-    run, checked_precision = os.path.expanduser(run), check_precision(precision)
+    run = os.path.expanduser(run)
+    config = RuntimeConfig(runtime, precision, max_drop=100.0)  # type: ignore[arg-type]  # checked by the dataclass
+    if policy is not None and runtime not in ("torch", "auto"):
+        raise ConfigError(f"a policy is evaluated on torch; for runtime {runtime} name sub-networks (--subnet)")
     task_type = requested_task_type(DataConfig(task=data.get("task")))  # a stock model does not record its head
     head = TASK_TYPE_SPECS[task_type].head if task_type else None
     checkpoint = load_checkpoint(run, head=head, device=device)
@@ -104,30 +116,36 @@ def evaluate(
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
         model.record.pop(TEMPERATURES_KEY, None)  # names mean other sub-networks now
     named = {name: model.subnet(name) for name in resolve_measured_names(run, subnets)}
-    config = override_data_config(checkpoint.data_config, **data)
+    data_config = override_data_config(checkpoint.data_config, **data)
     if checkpoint.task is not None:
-        task, splits = checkpoint.task, load_evaluation_data(config, checkpoint.task)
+        task, splits = checkpoint.task, load_evaluation_data(data_config, checkpoint.task)
     else:
-        loaded = load_task_data(config, seed=0)
+        loaded = load_task_data(data_config, seed=0)
         task, splits = loaded.task, loaded.dev
     warn_about_skipped_rows(splits)
-    source = config.dev or config.data or task.name
+    read_from = data_config.dev or data_config.data or task.name
 
     def tokenize() -> dict[str, TokenizedExamples]:
         tokenized = {}
         for name, part in splits.items():
             tokenized[name] = checkpoint.tokenize(part, task=task, long_texts=long_texts)
-            checkpoint.log_inputs(f"{name} of {source}", part, tokenized[name])
+            checkpoint.log_inputs(f"{name} of {read_from}", part, tokenized[name])
         return tokenized
 
     if policy is None:
+        selected = named or model.subnets() | model.searched_subnets()
+        source = replace(checkpoint, task=task, data_config=data_config)
+        largest = next(iter(selected.values()))
+        name = resolve_runtime(source, largest, config)
+        load = None if name == "torch" else SubnetCompiler(source, runtime=name, precision=config.precision).load
         return evaluate_subnets(
             model,
             tokenize(),
             task=task,
-            subnets=named or model.subnets() | model.searched_subnets(),
+            subnets=selected,
             batch_size=batch_size,
-            precision=checked_precision,
+            precision=config.precision,
+            load=load,
             progress=partial(progress, "evaluating"),
         )
     reject_token_level_task(task.task_type, f"policy {policy}")
@@ -143,7 +161,7 @@ def evaluate(
         task=task,
         policy=chosen,
         batch_size=batch_size,
-        precision=checked_precision,
+        precision=config.precision,
         progress=partial(progress, "evaluating"),
     )
     if isinstance(policy, str) and policy in operating_points(model.record) and os.access(run, os.W_OK):
@@ -151,7 +169,7 @@ def evaluate(
             policy,
             result,
             split="development",
-            source=source,
+            source=read_from,
             num_examples=sum(len(examples) for examples in eval_datasets.values()),
             batch_size=batch_size,
             device=model.network.device.type,
@@ -167,22 +185,31 @@ def evaluate_subnets(
     task: Task,
     subnets: Mapping[str, Subnet],
     batch_size: int = 64,
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
+    load: Callable[[Subnet], Runtime] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SubnetResult]:
     """Results of the named sub-networks on the named datasets of labelled examples, in the order of ``subnets``.
 
-    The model runs without dropout; its mode is restored. ``flops`` is the mean over all datasets.
+    The model runs without dropout; its mode is restored. With ``load`` each sub-network runs in the runtime that it
+    returns, one after the other. ``flops`` is the mean over all datasets.
     """
     cost = CostModel(model)
-    after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
+    passes = [*eval_datasets.values()] * (1 if load is None else len(subnets))
+    after_batch = batch_counter(passes, batch_size=batch_size, progress=progress)
     metrics: dict[str, dict[str, float]] = {name: {} for name in subnets}
     temperatures = {name: temperature_of(model, subnet) for name, subnet in subnets.items()}
     errors: dict[str, list[Calibration]] = {name: [] for name in subnets}
     for set_name, examples in eval_datasets.items():
-        logits = predict_subnet_logits(
-            model, examples, subnets=subnets, batch_size=batch_size, precision=precision, after_batch=after_batch
-        )
+        if load is None:
+            logits = predict_subnet_logits(
+                model, examples, subnets=subnets, batch_size=batch_size, precision=precision, after_batch=after_batch
+            )
+        else:
+            logits = {
+                name: runtime_logits(load(subnet), examples, batch_size=batch_size, after_batch=after_batch)
+                for name, subnet in subnets.items()
+            }
         for name in subnets:
             metrics[name] |= _prefixed_metrics(task, logits[name], examples, set_name, eval_datasets)
             errors[name] += _calibration(task, logits[name] / temperatures[name], logits[name], examples)
@@ -205,7 +232,7 @@ def fit_temperatures(
     *,
     task: Task,
     subnets: Mapping[str, Subnet],
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
 ) -> None:
     """Fit the temperatures of sub-networks on labelled examples, and put them into the model's record."""
     if task.task_type in CALIBRATED_TASK_TYPES:
@@ -228,7 +255,7 @@ def evaluate_policy(
     task: Task,
     policy: Policy,
     batch_size: int = 32,
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PolicyResult:
     """Evaluate a policy on the named datasets; the first batch runs once more before the time is measured."""

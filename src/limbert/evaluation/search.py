@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,13 @@ from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import CheckpointError, ConfigError, StorageError, import_optional
 from limbert.evaluation.benchmark import median_latency
 from limbert.evaluation.encoding import SubnetEncoding
-from limbert.evaluation.evaluate import Progress, evaluate_subnets, no_progress, primary_metric
+from limbert.evaluation.evaluate import Progress, evaluate_subnets, fit_temperatures, no_progress, primary_metric
 from limbert.evaluation.results import RESULTS_NAME, SubnetResult, replace_json_lines, require_writable_run
-from limbert.files import try_lock
+from limbert.files import locked
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, load_validation_split, override_data_config
 from limbert.inference.onnx_graph import quiet_loggers
 from limbert.inference.predict import predict_subnet_logits
+from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.model.checkpoint import (
     SEARCHED_SUBNETS_KEY,
     library_versions,
@@ -118,9 +119,10 @@ def search(
     task, model = checkpoint.trained_task, checkpoint.model
     config = override_data_config(checkpoint.data_config, **data)
     load_evaluation_data(config, task)  # refuses data without a development set before the work
+    validation = checkpoint.tokenize(load_validation_split(checkpoint, config))
     evaluator = SubnetEvaluator(
         model,
-        checkpoint.tokenize(load_validation_split(checkpoint, config)),
+        validation,
         task=task,
         objective=objective,
         batch_size=batch_size,
@@ -137,7 +139,9 @@ def search(
         seed=seed,
         progress=partial(progress, "searching"),
     )
-    return _save_front(run, checkpoint, results, config=config, objective=objective, progress=progress)
+    return _save_front(
+        run, checkpoint, results, config=config, objective=objective, validation=validation, progress=progress
+    )
 
 
 def _save_front(
@@ -147,6 +151,7 @@ def _save_front(
     *,
     config: DataConfig,
     objective: Objective,
+    validation: TokenizedExamples,
     progress: Progress,
 ) -> SearchResult:
     """Save the Pareto front in the run and evaluate it on the development set beside the grid."""
@@ -158,6 +163,7 @@ def _save_front(
     save_searched_subnets(run, new, metric=task.primary_metric, objective=objective)
     splits = load_evaluation_data(config, task)
     eval_datasets = {name: checkpoint.tokenize(examples) for name, examples in splits.items()}
+    _save_temperatures(run, model, {names[trial.subnet]: trial.subnet for trial in new}, validation, task=task)
     results = evaluate_subnets(
         model,
         eval_datasets,
@@ -182,6 +188,20 @@ def _save_front(
         for trial in front
     ]
     return SearchResult(len(trials), objective, task.primary_metric, rows)
+
+
+def _save_temperatures(
+    run: str, model: ElasticModel, subnets: Mapping[str, Subnet], validation: TokenizedExamples, *, task: Task
+) -> None:
+    """Fit the temperatures of new sub-networks, and save them in the run in place of those of earlier searches."""
+    saved = read_record(run)
+    model.record[SEARCHED_SUBNETS_KEY] = saved.get(SEARCHED_SUBNETS_KEY, {})
+    if subnets:
+        fit_temperatures(model, validation, task=task, subnets=subnets)
+    known = model.subnets().keys() | model.record[SEARCHED_SUBNETS_KEY].keys()
+    kept = {name: value for name, value in model.record.get(TEMPERATURES_KEY, {}).items() if name in known}
+    model.record[TEMPERATURES_KEY] = kept
+    update_record(run, lambda record: record.update({TEMPERATURES_KEY: kept}))
 
 
 def search_subnets(
@@ -244,18 +264,14 @@ def search_subnets(
 def _exclusive(journal: Path) -> Iterator[None]:
     """Refuse a second search with the same journal; the system releases the lock when a process is killed."""
     lock = journal.with_name(f".{journal.name}.running")
-    try:
-        descriptor = try_lock(lock)
-    except BlockingIOError as error:
-        raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
-    except OSError as error:
-        raise StorageError(f"cannot write {lock}: {error.strerror or error}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock))
+        except BlockingIOError as error:
+            raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
+        except OSError as error:
+            raise StorageError(f"cannot write {lock}: {error.strerror or error}") from error
         yield
-    finally:
-        if descriptor is not None:
-            lock.unlink(missing_ok=True)
-            os.close(descriptor)
 
 
 def _open_study(journal: Path, name: str) -> "optuna.Study":

@@ -1,20 +1,21 @@
 """`limbert.pipeline`: predictions for texts by a sub-network or a policy of a trained model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from limbert.core.config import Precision
+from limbert.core.config import RuntimeConfig
 from limbert.data.long_texts import LongTexts
 from limbert.data.readers import Examples
 from limbert.data.task_registry import TASK_HANDLERS
 from limbert.data.tasks import Task
 from limbert.errors import ConfigError
+from limbert.inference.compiled import open_policy, resolve_runtime
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, warn_if_untrained
 from limbert.inference.policy import Policy, named_policy, resolve_policy
 from limbert.inference.predict import Prediction, check_top_k, predict
-from limbert.inference.runtimes import check_precision
+from limbert.inference.runtimes import Runtime
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class Pipeline:
     checkpoint: LoadedCheckpoint  # the model with its tokenizer and task
     policy: Policy  # what runs
     batch_size: int = 64
-    precision: Precision = "fp32"
     long_texts: LongTexts = "truncate"
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)  # what computes, and in which precision
+    network: Runtime | None = None  # the sub-network in that runtime; None: torch runs the policy
 
     @property
     def task(self) -> Task:
@@ -98,8 +100,9 @@ class Pipeline:
             task=self.task,
             policy=self.policy,
             batch_size=self.batch_size,
-            precision=self.precision,
+            precision=self.runtime.precision,
             top_k=top_k,
+            runtime=self.network,
             progress=progress,
         )
 
@@ -113,9 +116,12 @@ def pipeline(
     exit_threshold: float | None = None,
     exit_rule: str | None = None,
     batch_size: int = 64,
+    runtime: str = "torch",
     precision: str = "fp32",
+    max_drop: float = 1.0,
     long_texts: LongTexts = "truncate",
     device: str = "auto",
+    threads: int | None = None,
 ) -> Pipeline:
     """Load a trained model for predictions: ``pipeline("runs/tickets", subnet="0.5x0.75")(["Where is my card?"])``.
 
@@ -127,16 +133,19 @@ def pipeline(
         exit_threshold: likewise.
         exit_rule: likewise.
         batch_size: texts per batch; the predictions do not depend on it.
-        precision: ``fp32``, or ``bf16`` under autocast.
+        runtime: ``torch``, or for a sub-network ``onnxruntime``, ``openvino`` or ``auto``, the fastest.
+        precision: ``fp32``, ``bf16`` (torch: under autocast) or ``int8``, where the runtime has it.
+        max_drop: points of the metric that bf16 and int8 may lose to fp32 outside torch.
         long_texts: ``truncate`` texts, or read them in overlapping ``windows`` whose logits are averaged.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        threads: of a runtime other than torch; None: as many as torch.
 
     Raises:
         LimbertError: for a model, name or setting that cannot be used.
     """
     if subnet is not None and policy is not None:
         raise ConfigError("provide either a sub-network or a policy")
-    checked_precision = check_precision(precision)
+    config = RuntimeConfig(runtime, precision, max_drop)  # type: ignore[arg-type]  # checked by the dataclass
     checkpoint = load_checkpoint(run, device=device)
     task, model = checkpoint.trained_task, checkpoint.model
     if not isinstance(policy, Policy):
@@ -146,4 +155,7 @@ def pipeline(
     resolve_policy(policy, model, task_type=task.task_type)  # refuses it before any text is read
     if policy.subnet is not None:
         warn_if_untrained(model, policy.subnet)
-    return Pipeline(checkpoint, policy, batch_size, checked_precision, long_texts)
+        name = resolve_runtime(checkpoint, model.subnet(policy.subnet), config, threads=threads)
+        config = replace(config, runtime=name)
+    network = open_policy(checkpoint, policy, config, threads=threads)
+    return Pipeline(checkpoint, policy, batch_size, long_texts, config, network)

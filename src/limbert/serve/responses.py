@@ -67,16 +67,29 @@ def predicted_labels(task: Task, logits: Sequence[float]) -> list[str]:
 
 
 def ranked_scores(
-    output: RequestOutput, task: Task, *, function_name: str | None = None, top_k: int | None = None
-) -> list[list[dict[str, str | float]]]:
-    """For each text ``{"label", "score"}`` of the ``top_k`` best outputs (None: of all), highest score first."""
-    return [
-        [
-            {"label": label, "score": score}
-            for label, score in scores_by_label(task, text.logits, function_name=function_name)[:top_k]
-        ]
-        for text in output.outputs
-    ]
+    output: RequestOutput,
+    task: Task,
+    *,
+    function_name: str | None = None,
+    top_k: int | None = None,
+    abstain_below: float | None = None,
+) -> list[list[dict[str, str | float | None]]]:
+    """For each text ``{"label", "score"}`` of the ``top_k`` best outputs (None: of all), highest score first.
+
+    Texts whose best probability is below ``abstain_below`` get one entry, with that score and no label.
+    """
+    ranked = []
+    for text in output.outputs:
+        pairs: list[tuple[str | None, float]] = [*scores_by_label(task, text.logits, function_name=function_name)]
+        if abstains(text.logits, task, abstain_below):
+            pairs = [(None, pairs[0][1])]
+        ranked.append([{"label": label, "score": score} for label, score in pairs[:top_k]])
+    return ranked
+
+
+def abstains(logits: Sequence[float], task: Task, abstain_below: float | None) -> bool:
+    """Whether the best probability is below the threshold."""
+    return abstain_below is not None and max(score_function(task)(logits)) < abstain_below
 
 
 def to_json(value: Any) -> bytes:

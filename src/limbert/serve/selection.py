@@ -28,6 +28,9 @@ class RequestOptions(RequestModel):
     min_quality: Annotated[_Number, Field(description="no variant below this quality runs, in the metric's unit")] = (
         None
     )
+    abstain_below: Annotated[
+        _Number, Field(ge=0, le=1, description="classification: no label where its score is below this")
+    ] = None
 
     @model_validator(mode="after")
     def _check_contradiction(self) -> Self:

@@ -17,6 +17,7 @@ import torch
 from limbert.errors import CheckpointError, ConfigError, DataError
 from limbert.inference.load import load_checkpoint, usable_cores
 from limbert.serve.batching import PendingRequest
+from limbert.serve.compiled_variants import compile_variants
 from limbert.serve.errors import (
     ApiError,
     InferenceError,
@@ -106,7 +107,8 @@ class Service:
     """
 
     def __init__(self, run_dir: str | Path, settings: ServeSettings) -> None:
-        checkpoint = load_checkpoint(run_dir, device=settings.device)
+        on_cpu = settings.runtime != "torch" and settings.device == "auto"
+        checkpoint = load_checkpoint(run_dir, device="cpu" if on_cpu else settings.device)
         model = checkpoint.model
         if checkpoint.task is None:
             raise CheckpointError(f"{run_dir} has no limbert.json; train it with limbert train first")
@@ -122,7 +124,7 @@ class Service:
         self.model_name = settings.name or Path(run_dir).resolve().name
         self.task = task = checkpoint.task
         self.max_length = settings.max_length or checkpoint.max_length  # longest input in tokens
-        self.variants = variants = ModelVariants.from_run(run_dir, model, task=task)
+        variants = ModelVariants.from_run(run_dir, model, task=task)
         if settings.policy != "adaptive" and variants.find(settings.policy) is None:
             known = ["adaptive", *(f"static:{name}" for name in variants.names("subnet")), *variants.names("policy")]
             raise ConfigError(f"policy is {settings.policy!r}; it must be one of {', '.join(known)}")
@@ -130,8 +132,10 @@ class Service:
         self.on_output: Callable[[RequestOutput], None] = lambda output: None
         vocab_size = model.network.config.vocab_size
         self._tokenizer = FastTokenizer(checkpoint.tokenizer, max_length=self.max_length, vocab_size=vocab_size)
+        self.variants, runtimes = compile_variants(checkpoint, variants, settings, threads=torch.get_num_threads())
+        precision = "fp32" if runtimes else settings.precision  # of what stays on torch
         self._runner = ModelRunner(
-            model, variants, self._tokenizer, task_type=task.task_type, precision=settings.precision
+            model, self.variants, self._tokenizer, task_type=task.task_type, precision=precision, runtimes=runtimes
         )
         self._counts = _Counts()
         self._started: _Started | None = None
@@ -167,6 +171,8 @@ class Service:
         arrival = time.perf_counter()
         started = self._check_available()
         self._check_texts(texts)
+        if options.abstain_below is not None and self.task.task_type != "classification":
+            raise InvalidRequestError(f"abstain_below is for classification; the task is {self.task.task_type}")
         variants, budget = started.selector.select(options)
         future: Future[RequestOutput] = Future()
         deadline = inf if budget is None else arrival + budget

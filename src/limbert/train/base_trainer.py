@@ -19,6 +19,7 @@ from limbert.model.elastic import ElasticModel
 from limbert.model.width_gates import GATES_FILENAME
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.checkpoints import STATE_NAME, checkpoint_path, load_optimizer, save_optimizer, write_into
+from limbert.train.data import Indices
 
 logger = logging.getLogger(__name__)
 
@@ -60,20 +61,15 @@ class UnwrappedTrainer(Trainer):
 
     def same_batches_loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
         """A loader that gives the same batches in every process, on the device; it tells its sampler the epoch."""
-        return prepare_data_loader(
-            self.loader(dataset, **options),
-            device=self.args.device,
-            num_processes=1,
-            process_index=0,
-            put_on_device=True,
-            non_blocking=True,
-        )
+        loader, device = self.loader(dataset, **options), self.args.device
+        one: dict[str, Any] = {"num_processes": 1, "process_index": 0}
+        return prepare_data_loader(loader, device=device, put_on_device=True, non_blocking=True, **one)
 
     def loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
-        """A DataLoader with the workers that the arguments set."""
+        """A DataLoader of indices with the workers that the arguments set; ``collate_fn`` fetches the examples."""
         args = self.args
         return DataLoader(
-            dataset,
+            Indices(dataset),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=args.dataloader_persistent_workers,

@@ -32,7 +32,7 @@ from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.base_trainer import step_seed
-from limbert.train.data import IndexDataset, pop_labels
+from limbert.train.data import pop_labels
 from limbert.train.distributed import all_gather_object, rank, world_size
 from limbert.train.trainer import ElasticTrainer
 
@@ -74,7 +74,7 @@ class GateExamples:
 
 def cached_features(
     model: ElasticModel,
-    dataset: IndexDataset,
+    dataset: Any,
     *,
     subnets: Sequence[Subnet],
     layer_indices: Sequence[int],
@@ -94,9 +94,6 @@ def cached_features(
         cache_dir: where shards are written; the same folder and name must mean the same model and examples.
         name: of the shards.
         progress: called with a description, the batches done, and in all.
-
-    Raises:
-        StorageError: if a shard cannot be written.
     """
     batches = evaluation_batches(dataset.lengths, batch_size=_BATCH_SIZE)
     starts = range(0, len(batches), _BATCHES_PER_SHARD)
@@ -114,11 +111,8 @@ def cached_features(
     for start, path in [*zip(starts, paths, strict=True)][rank() :: world_size()]:
         if _read_shard(path) is None:
             _write_shard(path, compute(start))
-    all_gather_object(None)  # all shards are written
-    shards = []
-    for start, path in zip(starts, paths, strict=True):
-        shard = _read_shard(path)
-        shards.append(compute(start) if shard is None else shard)  # None: written on another machine's disk
+    all_gather_object(None)  # all shards are written; one that is not here is on another machine's disk
+    shards = [_read_shard(path) or compute(start) for start, path in zip(starts, paths, strict=True)]
     back = torch.tensor([index for batch in batches for index in batch]).argsort()
     return GateFeatures(**{key: torch.cat([shard[key] for shard in shards])[back] for key in shards[0]})
 
@@ -132,7 +126,6 @@ def _features_of_batch(
     precision: Precision,
 ) -> dict[str, Tensor]:
     network, labels = model.network, pop_labels(batch)
-    assert labels is not None
     inputs = {key: tensor.to(network.device) for key, tensor in batch.items()}
     logits, first_tokens = [], []
     with evaluation_mode(network):
@@ -140,11 +133,11 @@ def _features_of_batch(
             with model.at(subnet), autocast(network.device, precision):
                 shared = SharedForward((subnet,))
                 outputs = run_shared_forward(model, shared, inputs, output_hidden_states=True)[subnet]
-            logits.append(outputs.logits.float())
+            logits.append(outputs.logits.float().cpu())
             states = [outputs.hidden_states[index][:, 0].float() for index in layer_indices]  # (batch, hidden)
-            first_tokens.append(torch.stack(states, dim=1))
-    stacked = {"logits": torch.stack(logits, dim=1), "first_tokens": torch.stack(first_tokens, dim=1)}
-    return {key: tensor.cpu() for key, tensor in stacked.items()} | {"labels": labels}
+            first_tokens.append(torch.stack(states, dim=1).cpu())
+    assert labels is not None
+    return {"logits": torch.stack(logits, dim=1), "first_tokens": torch.stack(first_tokens, dim=1), "labels": labels}
 
 
 def _read_shard(path: Path) -> dict[str, Tensor] | None:
@@ -165,12 +158,7 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
 
 
 def check_gates(model: ElasticModel, config: GatesConfig) -> None:
-    """Refuse gates that this model cannot have.
-
-    Raises:
-        ConfigError: for a head with an output for every token, a number of gates that does not divide the layers, or a
-            space of one width.
-    """
+    """ConfigError for a head with an output a token, gates that do not divide the layers, or a single width."""
     network = type(model.network).__name__
     if not network.endswith(TASK_TYPE_SPECS["classification"].class_suffix):
         raise ConfigError(
@@ -195,7 +183,7 @@ def train_gates(
     model = trainer.elastic
     subnets, count = _subnets_by_width(model), _gate_count(config, model)
 
-    def make(dataset: IndexDataset, name: str) -> GateExamples:
+    def make(dataset: Any, name: str) -> GateExamples:
         features = cached_features(
             model,
             dataset,
@@ -300,7 +288,7 @@ def _subnets_by_width(model: ElasticModel) -> dict[float, Subnet]:
     return {width: Subnet.uniform(model.shape, width=width) for width in widths}
 
 
-def _subsample(dataset: IndexDataset, max_examples: int, *, seed: int) -> IndexDataset:
+def _subsample(dataset: Any, max_examples: int, *, seed: int) -> Any:
     if len(dataset) <= max_examples:
         return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), size=max_examples, replace=False)))

@@ -1,12 +1,11 @@
 """Training from datasets in memory: the phases of a recipe on what `transformers.Trainer` takes."""
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from transformers import DataCollatorWithPadding, TrainerCallback, default_data_collator
+from transformers import TrainerCallback
 
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.errors import ConfigError
@@ -21,9 +20,7 @@ from limbert.train.output_run import RunData, run_phases
 from limbert.train.phases import PHASES, ConfiguredPhase, Phase
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
 from limbert.train.subnet_evaluation import task_of, task_type_of
-from limbert.train.trainer import ElasticTrainer
-
-logger = logging.getLogger(__name__)
+from limbert.train.trainer import ElasticTrainer, default_collator
 
 
 def train_model(
@@ -81,9 +78,7 @@ def train_model(
         "content": {"data": fingerprint},
     }
     network, task_type = model.network, args.task_type or task_type_of(model.network)
-    collator = data_collator or (
-        default_data_collator if processing_class is None else DataCollatorWithPadding(processing_class)
-    )
+    collator = data_collator or default_collator(processing_class)
     trainer_options = options | {
         "processing_class": processing_class, "data_collator": collator, "compute_metrics": compute_metrics
     }  # fmt: skip

@@ -77,11 +77,10 @@ def start_processes(config: TrainConfig) -> int:
 
 def arguments_of_run(config: TrainConfig, path: Path, *, task_type: TaskType) -> ElasticTrainingArguments:
     """The arguments that all phases of a run share, in its work folder."""
-    weights = config.class_weights
     return ElasticTrainingArguments(
         str(path),
         task_type=task_type,
-        class_weights=weights if weights in (None, "balanced") else [float(part) for part in weights.split(",")],
+        class_weights=config.class_weight_values,
         seed=config.seed,
         bf16=config.precision == "bf16",
         save_seconds=config.checkpoint_every,
@@ -105,7 +104,7 @@ def run_phases(
 
     Args:
         output: the folder; until the run is finished everything is in ``OUTPUT.training``.
-        settings: see `run_settings`; an unfinished run with others is refused.
+        settings: see `run_settings`; an unfinished run with others is refused, unless it is to be overwritten.
         load_data: reads and tokenises; called in one process of each machine first.
         make_arguments: of all phases, in the work folder.
         callbacks: of the Trainer, in the main process.
@@ -134,15 +133,22 @@ def run_phases(
             data.phases,
             args=args,
             callbacks=callbacks if rank() == 0 else (),
-            make_record=lambda done: data.record | {"phases": [*completed, *done], "settings": settings},
+            make_record=lambda done: data.record | {"phases": completed + done, "settings": settings},
             progress=progress,
             **data.training,
         )
         model.network.to(args.device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
         results = data.evaluate(model)
-        run_on_main(lambda: _save_output(model, output, folder.path / data.phases[-1][0].name, data, results, args))
+        run_on_main(lambda: _save_output(model, output, data, results, args))
     if data.baseline is not None and rank() == 0:
-        _warn_if_not_above_baseline(results, data.baseline, metric=data.training["metric"])
+        metric = data.training["metric"]
+        best, constant = max(row.mean_metric(metric) for row in results), mean_metric(data.baseline, metric)
+        if best <= constant:
+            logger.warning(
+                "no sub-network is better than always predicting the same: %s %.3f, baseline %.3f; "
+                "train for more steps (--epochs, --max-steps) or with a higher --learning-rate",
+                *(metric, best, constant),
+            )
     return results
 
 
@@ -234,11 +240,10 @@ def _finish_phase(
 ) -> None:
     """Write the model and the log so far in one renaming, then delete what is not needed any more."""
     folder, earlier = root / names[-1], [root / name for name in names[:-1]]
-    logs = [path / FINAL / LOG_NAME for path in earlier if (path / FINAL / LOG_NAME).exists()]
+    before = [file.read_text(encoding="utf-8") for name in earlier if (file := name / FINAL / LOG_NAME).exists()]
 
     def add_log(target: Path) -> None:
-        before = logs[-1].read_text(encoding="utf-8") if logs else ""
-        text = before + "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join([*before[-1:], *(json.dumps(row) + "\n" for row in rows)])
         (target / LOG_NAME).write_text(text, encoding="utf-8")
 
     model.save_pretrained(folder / FINAL, tokenizer=tokenizer, add_files=add_log)
@@ -274,40 +279,16 @@ def _phase_arguments(
         board = TensorBoardCallback()
         board.logging_dir = str(args.path / "tensorboard" / name)
         loggers.append(board)
-    own = replace(
-        args,
-        output_dir=str(args.path / name),
-        phase=name,
-        report_to=report_to,
-        push_to_hub=False,
-        logging_steps=argument_or(args, "logging_steps", _LOGGING_STEPS),
-        save_seconds=args.save_seconds or 120.0,
-    )
-    return own, loggers
-
-
-def _warn_if_not_above_baseline(results: Sequence[SubnetResult], baseline: Mapping[str, float], *, metric: str) -> None:
-    best, constant = max(result.mean_metric(metric) for result in results), mean_metric(baseline, metric)
-    if best <= constant:
-        logger.warning(
-            "no sub-network is better than always predicting the same: %s %.3f, baseline %.3f; "
-            "train for more steps (--epochs, --max-steps) or with a higher --learning-rate",
-            metric,
-            best,
-            constant,
-        )
+    steps, seconds = argument_or(args, "logging_steps", _LOGGING_STEPS), args.save_seconds or 120.0
+    own: dict[str, Any] = {"output_dir": str(args.path / name), "phase": name, "report_to": report_to}
+    return replace(args, push_to_hub=False, logging_steps=steps, save_seconds=seconds, **own), loggers
 
 
 def _save_output(
-    model: ElasticModel,
-    output: Path,
-    last: Path,
-    data: RunData,
-    results: Sequence[SubnetResult],
-    args: ElasticTrainingArguments,
+    model: ElasticModel, output: Path, data: RunData, results: Sequence[SubnetResult], args: ElasticTrainingArguments
 ) -> None:
     """Write the finished folder in one renaming, then delete the work folder."""
-    stamp = {
+    stamp: dict[str, Any] = {
         "seed": args.seed,
         "device": args.device.type,
         "threads": torch.get_num_threads(),
@@ -315,18 +296,17 @@ def _save_output(
         "versions": library_versions(),
         "examples": data.num_examples,
     }
-    if data.baseline is not None:
-        stamp["baseline"] = data.baseline
-    if results:
-        model.record |= result_record(results, device=args.device.type)
+    stamp |= {} if data.baseline is None else {"baseline": data.baseline}
+    model.record |= result_record(results, device=args.device.type) if results else {}
+    log, board = args.path / data.phases[-1][0].name / FINAL / LOG_NAME, args.path / "tensorboard"
 
     def add_files(folder: Path) -> None:
         rows = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]
         if rows:
             (folder / RESULTS_NAME).write_text("".join(rows), encoding="utf-8")
-        shutil.copy(last / FINAL / LOG_NAME, folder)
-        if (last.parent / "tensorboard").is_dir():
-            shutil.copytree(last.parent / "tensorboard", folder / "tensorboard")
+        shutil.copy(log, folder)
+        if board.is_dir():
+            shutil.copytree(board, folder / board.name)
 
     model.save_pretrained(output, tokenizer=data.training.get("processing_class"), add_files=add_files)
-    shutil.rmtree(last.parent, ignore_errors=True)
+    shutil.rmtree(args.path, ignore_errors=True)

@@ -105,6 +105,11 @@ _PHASES = (
 PHASES: dict[str, Phase] = {phase.name: phase for phase in _PHASES}
 
 
+def select_only(phase: Phase, subnet: str) -> Phase:
+    """The phase training nothing but one sub-network, by its name."""
+    return replace(phase, select_subnets=lambda model: {subnet: model.subnet(subnet)})
+
+
 def check_supervision(phases: Iterable[str], supervision: Supervision) -> None:
     """Raise ConfigError for the first phase that cannot learn from the data of a run, naming those that can."""
     for name in phases:
@@ -172,7 +177,8 @@ def encoder_arguments(
             f"{args.world_size} processes x {args.gradient_accumulation_steps} accumulated steps"
         )
     steps_per_epoch = math.ceil(num_examples / (per_device * shares))
-    steps = max(config.min_steps, math.ceil(argument_or(args, "num_train_epochs", config.epochs) * steps_per_epoch))
+    epochs = argument_or(args, "num_train_epochs", config.epochs)
+    steps = max(config.min_steps or 0, math.ceil(epochs * steps_per_epoch))
     own_evaluation = args.eval_strategy != "no"
     settings = {_OTHER_NAMES.get(name, name): value for name, value in vars(config).items() if name not in _NUMBERS}
     return replace(

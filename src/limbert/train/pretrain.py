@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig, Precision, TrainConfig, configs_from_options
 from limbert.core.space import Space
@@ -34,7 +34,7 @@ from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 from limbert.model.sparse_prediction import enable_sparse_prediction
 from limbert.train.base_trainer import step_seed
-from limbert.train.distributed import all_gather_object, local_main_process_first
+from limbert.train.distributed import gather_dict, local_main_process_first
 from limbert.train.output_run import RunData, arguments_of_run, run_phases, start_processes
 from limbert.train.phases import check_supervision
 from limbert.train.recipes import Recipe, load_recipe, override_recipe, with_trained_space
@@ -48,15 +48,7 @@ _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bi
 
 
 def pretrain(
-    model: str,
-    *,
-    corpus: str | Sequence[str],
-    output: str | Path,
-    recipe: str | Recipe = "pretrain",
-    callbacks: Sequence[TrainerCallback] = (),
-    progress: Progress = no_progress,
-    overwrite: bool = False,
-    **options: Any,
+    model: str, *, corpus: str | Sequence[str], output: str | Path, recipe: str | Recipe = "pretrain", **options: Any
 ) -> list[SubnetResult]:
     """Pre-train an elastic encoder on a corpus, as ``limbert pretrain`` does.
 
@@ -65,10 +57,8 @@ def pretrain(
         corpus: files, folders and globs.
         output: folder of the result, for ``limbert.train`` or `ElasticModel.from_pretrained`.
         recipe: a bundled one by name, a TOML file, or a `Recipe`.
-        callbacks: of the Trainer.
-        progress: called with the current step of the preparations, and its finished and all parts.
-        overwrite: replace a run with other settings.
-        options: other fields of `CorpusConfig` and `TrainConfig`.
+        options: other fields of `CorpusConfig` and `TrainConfig`; ``callbacks`` of the Trainer, ``progress``, called
+            with the current step of the preparations, and its finished and all parts, and ``overwrite``.
 
     Returns:
         Parameters, FLOPs and metrics of all sub-networks on held-out sequences.
@@ -77,17 +67,14 @@ def pretrain(
         TrainingInterrupted: after a signal; the same call resumes.
         LimbertError: in one line for everything else.
     """
-    options |= {
-        "model": model,
-        "corpus": (corpus,) if isinstance(corpus, str) else tuple(corpus),
-        "output": str(output),
-    }
-    if isinstance(recipe, str):
-        options["recipe"] = recipe
+    extra = {name: options.pop(name) for name in ("callbacks", "progress", "overwrite") if name in options}
+    corpora = (corpus,) if isinstance(corpus, str) else tuple(corpus)
+    options |= {"model": model, "corpus": corpora, "output": str(output)}
+    options |= {"recipe": recipe} if isinstance(recipe, str) else {}
     config, corpus_config = configs_from_options(options, TrainConfig, CorpusConfig)
     if isinstance(recipe, str):
         recipe = with_trained_space(override_recipe(load_recipe(recipe), phases=config.phases), model)
-    return pretrain_corpus(config, recipe, corpus_config, callbacks=callbacks, progress=progress, overwrite=overwrite)
+    return pretrain_corpus(config, recipe, corpus_config, **extra)
 
 
 def pretrain_corpus(
@@ -176,10 +163,6 @@ def _load_base(config: TrainConfig, recipe: Recipe) -> tuple[ElasticModel, PreTr
     """The base model of a run, its tokenizer, and whether it is a masked language model already.
 
     Without weights in its folder they are random, by the run's seed.
-
-    Raises:
-        CheckpointError: if config, tokenizer or weights cannot be read.
-        UnsupportedModelError: for a family that is not supported.
     """
     model_config, tokenizer = checkpoint.load_config_and_tokenizer(config.model)
     torch.manual_seed(config.seed)
@@ -213,7 +196,7 @@ def _load_run_data(
     def evaluate_dev(model: ElasticModel) -> list[SubnetResult]:
         subnets = model.subnets()
         measured = evaluate_mlm(model, dev, subnets=subnets_of_rank(subnets), precision=config.precision)
-        found = {result.subnet: result for part in all_gather_object(measured) for result in part}
+        found = gather_dict({result.subnet: result for result in measured})
         return [found[name] for name in subnets]
 
     data = RunData(
@@ -248,14 +231,8 @@ def _load_splits(
     dev_files = corpus_files(corpus.dev)
 
     def pack(patterns: tuple[str, ...], *, exclude: tuple[Path, ...] = ()) -> MaskedSequences:
-        packed = pack_corpus(
-            patterns,
-            corpus,
-            tokenizer,
-            max_length=max_length,
-            exclude=exclude,
-            progress=lambda done, total: progress("tokenising (MB)", done, total),
-        )
+        report = partial(progress, "tokenising (MB)")
+        packed = pack_corpus(patterns, corpus, tokenizer, max_length=max_length, exclude=exclude, progress=report)
         collator = CounterMaskingCollator(
             tokenizer, mlm_probability=corpus.mask_share, whole_words=corpus.whole_word, seed=config.seed
         )

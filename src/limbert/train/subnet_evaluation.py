@@ -25,8 +25,8 @@ from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.model.shared_forward import SubnetOutput, plan_shared_forwards, run_shared_forward
 from limbert.train.base_trainer import UnwrappedTrainer
-from limbert.train.data import Batch, IndexDataset, pop_labels
-from limbert.train.distributed import all_gather_object, rank, world_size
+from limbert.train.data import Batch, pop_labels
+from limbert.train.distributed import gather_dict, rank, world_size
 
 SubnetMetrics = dict[str, dict[str, float]]  # metrics by name, by the name of the sub-network
 EvaluateSubnets = Callable[[ElasticModel, Mapping[str, Subnet]], SubnetMetrics]
@@ -40,7 +40,7 @@ class SubnetEvaluator(UnwrappedTrainer):
         subnets: by name, largest first.
         evaluate_subnets: instead of the stock evaluation loop.
         metric_function: of one sub-network's predictions.
-        index: converts what users bring to `IndexDataset`.
+        index: gives what users bring the methods of `IndexDataset`.
     """
 
     subnets: dict[str, Subnet]
@@ -66,14 +66,14 @@ class SubnetEvaluator(UnwrappedTrainer):
         self._eval_order = None  # predict() returns the order of the dataset
         return self._test_loader(self.index(test_dataset))
 
-    def _test_loader(self, dataset: IndexDataset, **options: Any) -> DataLoader[Any]:
+    def _test_loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
         def collate(indices: list[int]) -> Batch:
             return dataset.prepare_inputs(dataset.collate(indices))
 
         loader = self.loader(dataset, collate_fn=collate, batch_size=self.args.eval_batch_size, **options)
         return self.accelerator.prepare(loader)
 
-    def validation_dataset(self) -> IndexDataset:
+    def validation_dataset(self) -> Any:
         """The evaluation data, the first of several; without any the training data."""
         dataset: Any = self.train_dataset if self.eval_dataset is None else self.eval_dataset
         return next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
@@ -86,8 +86,7 @@ class SubnetEvaluator(UnwrappedTrainer):
         if self.evaluate_subnets is None or eval_dataset is not None:
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         else:
-            measured = self.evaluate_subnets(self.elastic, subnets_of_rank(self.subnets))
-            found = {name: values for part in all_gather_object(measured) for name, values in part.items()}
+            found = gather_dict(self.evaluate_subnets(self.elastic, subnets_of_rank(self.subnets)))
             metrics = {f"{metric_key_prefix}_{key}": value for key, value in self._with_means(found).items()}
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -151,12 +150,9 @@ class SubnetEvaluator(UnwrappedTrainer):
         cost, lengths, metrics = CostModel(self.elastic), self.validation_dataset().lengths, self._last_metrics or {}
         return [
             SubnetResult(
-                name,
-                count_parameters(self.elastic, subnet),
-                cost.mean_flops(subnet, lengths),
-                metrics.get(name, {}),
+                name, count_parameters(self.elastic, item), cost.mean_flops(item, lengths), metrics.get(name, {})
             )
-            for name, subnet in self.subnets.items()
+            for name, item in self.subnets.items()
         ]
 
 
@@ -172,11 +168,7 @@ def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, 
 
 
 def task_type_of(network: PreTrainedModel) -> TaskType:
-    """What the outputs of a stock network mean, by its head and its config.
-
-    Raises:
-        ConfigError: for another head.
-    """
+    """What the outputs of a stock network mean, by its head and its config; ConfigError for another head."""
     name, config = type(network).__name__, network.config
     for task_type, spec in TASK_TYPE_SPECS.items():
         if name.endswith(spec.class_suffix) and spec.problem_type in (None, getattr(config, "problem_type", None)):
@@ -209,8 +201,4 @@ def default_metrics(network: PreTrainedModel, task_type: TaskType) -> MetricFunc
     if TASK_TYPE_SPECS[task_type].token_level:
         return None
     task = task_of(network, task_type)
-
-    def compute(prediction: Any) -> dict[str, float]:
-        return compute_task_metrics(task, prediction.predictions, prediction.label_ids)
-
-    return compute
+    return lambda prediction: compute_task_metrics(task, prediction.predictions, prediction.label_ids)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """ElasticTrainer: `transformers.Trainer` for several sub-networks of one elastic model in every step."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,8 @@ from limbert.train.checkpoints import last_checkpoint
 from limbert.train.data import (
     LABEL_NAMES,
     Batch,
-    IndexDataset,
     LossScale,
     StepBatches,
-    collate_shard,
     index_dataset,
     pop_labels,
     resolve_class_weights,
@@ -115,8 +113,7 @@ class ElasticTrainer(SubnetEvaluator):
         if isinstance(train_dataset, dict):
             eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
             train_dataset = train_dataset["train"]
-        padding = default_data_collator if processing_class is None else DataCollatorWithPadding(processing_class)
-        collator = data_collator or padding
+        collator = data_collator or default_collator(processing_class)
         self.index = partial(index_dataset, network=network, tokenizer=processing_class, collator=collator, args=args)
         super().__init__(
             network,
@@ -147,9 +144,8 @@ class ElasticTrainer(SubnetEvaluator):
         self.examples_seen += scale.batch_size
         batch = self._prepare_inputs(inputs)
         inputs = {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES}
-        inputs = with_expanded_mask(
-            inputs, self.elastic.network, self.elastic.family
-        )  # else passes wait for the device
+        network, family = self.elastic.network, self.elastic.family
+        inputs = with_expanded_mask(inputs, network, family)  # else passes wait for the device
         batch["labels"] = pop_labels(batch)
         if batch["labels"] is None and self.teacher is None:
             raise ConfigError("the training data has no labels and there is no teacher; add a column labels")
@@ -262,10 +258,9 @@ class ElasticTrainer(SubnetEvaluator):
         outputs, keep_states = {}, self.args.hidden_weight > 0
         for subnet in map(self._teacher_subnet, shared.subnets):
             if subnet not in cached:
+                alone = SharedForward((subnet,))
                 with torch.no_grad(), self.accelerator.autocast(), self.teacher.at(subnet):
-                    cached |= run_shared_forward(
-                        self.teacher, SharedForward((subnet,)), inputs, output_hidden_states=keep_states
-                    )
+                    cached |= run_shared_forward(self.teacher, alone, inputs, output_hidden_states=keep_states)
             outputs[subnet] = cached[subnet]
         return outputs
 
@@ -282,32 +277,31 @@ class ElasticTrainer(SubnetEvaluator):
 
     # -- data
 
-    @property
-    def step_batch_size(self) -> int:
-        """Examples of a step's batch (of one part of it, under gradient accumulation) over all processes."""
-        return self._train_batch_size * self.args.world_size
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         args, dataset = self.args, self.train_dataset
-        if not isinstance(dataset, IndexDataset):
+        if not hasattr(dataset, "collate"):
             raise ConfigError("training needs a train_dataset")
         num_labels = int(self.elastic.network.config.num_labels or 0)
+        labels = getattr(dataset, "labels", None) if args.class_weights is not None else None
         self._class_weights = resolve_class_weights(
-            args.class_weights, dataset, num_labels=num_labels, task_type=self.task_type
+            args.class_weights, labels, num_labels=num_labels, task_type=self.task_type
         )
         sampler = StepBatches(
             dataset,
-            batch_size=self.step_batch_size,
+            batch_size=self._train_batch_size * args.world_size,
             parts=args.gradient_accumulation_steps,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
-        collate = partial(
-            collate_shard,
-            dataset=dataset,
-            rank=args.process_index,
-            world_size=args.world_size,
-            class_weights=self._class_weights,
-        )
+
+        def collate(indices: Sequence[int]) -> dict[str, Any]:
+            part, scale = shard_batch(
+                dataset.collate(indices),
+                rank=args.process_index,
+                world_size=args.world_size,
+                class_weights=self._class_weights,
+            )
+            return dataset.prepare_inputs(part) | {"loss_scale": scale}
+
         return self.same_batches_loader(dataset, batch_sampler=sampler, collate_fn=collate)
 
     def importance_batches(self) -> Iterator[Iterable[WeightedMicroBatch]]:
@@ -316,17 +310,18 @@ class ElasticTrainer(SubnetEvaluator):
         Each comes in pieces no larger than what a process trains on, on the device, as stock networks take them.
         """
         dataset, count = self.validation_dataset(), self.args.world_size
+
+        def stock_inputs(part: Batch) -> Batch:
+            rows = dataset.prepare_inputs({name: tensor.contiguous() for name, tensor in part.items()})
+            batch: Batch = self._prepare_inputs(rows)
+            labels = pop_labels(batch)
+            return batch if labels is None else batch | label_inputs(labels, task_type=self.task_type)
+
         lengths = dataset.lengths[:MAX_IMPORTANCE_EXAMPLES]
-        for indices in evaluation_batches(lengths, batch_size=self.step_batch_size):
+        for indices in evaluation_batches(lengths, batch_size=self._train_batch_size * count):
             batch = dataset.collate(indices)
             parts = (shard_batch(batch, rank=rank, world_size=count) for rank in range(count))
-            yield ((self._stock_inputs(dataset, part), scale.labels) for part, scale in parts if scale.labels)
-
-    def _stock_inputs(self, dataset: IndexDataset, part: Batch) -> Batch:
-        rows = dataset.prepare_inputs({name: tensor.contiguous() for name, tensor in part.items()})
-        batch: Batch = self._prepare_inputs(rows)
-        labels = pop_labels(batch)
-        return batch if labels is None else batch | label_inputs(labels, task_type=self.task_type)
+            yield ((stock_inputs(part), scale.labels) for part, scale in parts if scale.labels)
 
     # -- a whole training
 
@@ -351,3 +346,8 @@ class ElasticTrainer(SubnetEvaluator):
                 step, steps = self.state.global_step, self.state.max_steps
                 raise TrainingInterrupted(f"Interrupted in phase {self.args.phase} at step {step} of {steps}.")
         return output
+
+
+def default_collator(tokenizer: Any) -> Any:
+    """Pads with the tokenizer, if there is one."""
+    return default_data_collator if tokenizer is None else DataCollatorWithPadding(tokenizer)

@@ -62,7 +62,7 @@ class ClassifyRequest(RequestModel):
 class LabelScore(BaseModel):
     """A label and its score."""
 
-    label: str
+    label: str | None  # null: it abstains
     score: float
 
 
@@ -77,8 +77,14 @@ def create_router(service: Service) -> APIRouter:
         parameters = body.parameters or Parameters()
         truncate = parameters.truncation not in (False, "do_not_truncate")
         output = await service.predict(body.texts, options=parameters, truncate=truncate)
-        name, top_k = parameters.function_to_apply, parameters.top_k
-        return json_response(ranked_scores(output, service.task, function_name=name, top_k=top_k), output)
+        scores = ranked_scores(
+            output,
+            service.task,
+            function_name=parameters.function_to_apply,
+            top_k=parameters.top_k,
+            abstain_below=parameters.abstain_below,
+        )
+        return json_response(scores, output)
 
     @routes.post("/models/{model_id:path}", **described)
     async def classify_by_name(

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from limbert.data.tasks import Task
 from limbert.serve.errors import ApiError, InvalidRequestError, RequestTooLargeError, UnavailableError
 from limbert.serve.responses import (
+    abstains,
     json_response,
     label_names,
     scores_by_label,
@@ -199,7 +200,7 @@ async def _infer(service: Service, body: bytes, json_length: str | None) -> Resp
     texts = _read_texts(content.inputs, memoryview(body)[length:], max_texts=service.settings.max_texts)
     requested = _requested_outputs(service.task, content.outputs)
     output = await service.predict(texts, options=parameters, truncate=parameters.truncate is not False)
-    tensors = [_output_tensor(service.task, output, item) for item in requested]
+    tensors = [_output_tensor(service.task, output, item, parameters.abstain_below) for item in requested]
     blobs = [
         tensor.move_data()
         for tensor, choice in zip(tensors, (item.parameters.binary_data for item in requested), strict=True)
@@ -281,13 +282,17 @@ def _requested_outputs(task: Task, requested: Sequence[RequestedOutput] | None) 
     return requested
 
 
-def _output_tensor(task: Task, output: RequestOutput, item: RequestedOutput) -> OutputTensor:
+def _output_tensor(
+    task: Task, output: RequestOutput, item: RequestedOutput, abstain_below: float | None
+) -> OutputTensor:
     labels, top = label_names(task), item.parameters.classification or 0
     function_name = "none" if item.name == "LOGITS" else None
     ranked = [scores_by_label(task, text.logits, function_name=function_name) for text in output.outputs]
     data: list[str] | list[float]
     if item.name == "LABEL":
-        shape, data = [len(ranked)], [pairs[0][0] for pairs in ranked]
+        silent = [abstains(text.logits, task, abstain_below) for text in output.outputs]
+        best_labels = ["" if none else pairs[0][0] for none, pairs in zip(silent, ranked, strict=True)]
+        shape, data = [len(ranked)], best_labels
     elif top:  # as the classification extension writes it
         best = ((label, score) for pairs in ranked for label, score in pairs[:top])
         shape, data = [len(ranked), top], [f"{score:.6f}:{labels.index(label)}:{label}" for label, score in best]

@@ -72,7 +72,8 @@ def create_router(service: Service) -> APIRouter:
         """Scores of a text or a pair, highest first; of a batch a list of these."""
         options = body.parameters or RequestOptions()
         output = await service.predict(body.texts, options=options, truncate=bool(body.truncate))
-        scores = ranked_scores(output, service.task, function_name="none" if body.raw_scores else None)
+        name, abstain_below = "none" if body.raw_scores else None, options.abstain_below
+        scores = ranked_scores(output, service.task, function_name=name, abstain_below=abstain_below)
         return json_response(scores if body.is_batch else scores[0], output)
 
     return routes
