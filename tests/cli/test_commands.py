@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 from limbert import Engine, ExitRule, Policy
 from limbert.data.readers import Examples
 from limbert.inference.load import load_checkpoint
+from limbert.method.calibration import temperature_of
 
 pytestmark = needs_encoder
 GATES = [*DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "flexible-bert"]
@@ -70,7 +71,7 @@ def test_train_and_evaluate_print_the_same_json(folder: Path) -> None:
     evaluated = json.loads(call(folder, "evaluate", "trained", "--json", "--batch-size", "7").stdout)
     assert [row["subnet"] for row in trained] == [row["subnet"] for row in evaluated]
     for row, other in zip(trained, evaluated, strict=True):
-        assert set(row) == {"subnet", "width", "depth", "params", "flops", "metrics"}
+        assert set(row) == {"subnet", "width", "depth", "params", "flops", "metrics", "calibration"}
         assert (row["params"], row["flops"]) == (other["params"], other["flops"])
         assert row["metrics"]["accuracy"] == pytest.approx(other["metrics"]["accuracy"], abs=0.003)
     assert trained[0]["subnet"] == "1x1"
@@ -118,7 +119,12 @@ def test_plain_transformers_loads_the_result(folder: Path) -> None:
     prediction = classify("Where is my card?")[0]
     alone = json.loads(call(folder, "predict", "trained", "--text", "Where is my card?", "--json").stdout)[0]
     assert prediction["label"] == alone["label"]
-    assert prediction["score"] == pytest.approx(alone["score"], abs=1e-5)
+    model = load_checkpoint(folder / "trained").model  # scores are calibrated, those of the stock pipeline are not
+    with torch.no_grad():
+        logits = model(**classify.tokenizer("Where is my card?", return_tensors="pt")).logits
+    assert prediction["score"] == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
+    calibrated = (logits / temperature_of(model, model.full)).softmax(-1)
+    assert alone["score"] == pytest.approx(float(calibrated.max()), abs=1e-5)
 
 
 def test_a_finetuned_model_skips_phase_finetune(folder: Path) -> None:
