@@ -23,10 +23,11 @@ import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ class Benchmark:
         for row in rows:
             row["met"] = row["status"] == 200 and row["seconds"] <= self.slo
             row["right"] = row["label"] == self.labels[row["text"]]
-        return [row for row in rows if row["due"] >= self.options.warm_up]
+        closed_loop = "concurrency" in load  # counts what ends after the warm-up, otherwise what is due after it
+        return [row for row in rows if row["due"] + closed_loop * row["seconds"] >= self.options.warm_up]
 
     def summary(self, step: str, rows: Sequence[Row]) -> Row:
         """Attainment, accuracy, latencies and variants of a step."""
@@ -164,24 +166,26 @@ class Benchmark:
         """Two workers under load, one of which is killed every 12 s: what is lost, and how long the SLO is missed."""
         duration = self.options.warm_up + 2.5 * KILL_INTERVAL
         times = steady(0.3)(capacity, duration, self.options.seed)
-        with self.server("--workers", "2") as (url, process), subprocess.Popen(
-            [sys.executable, "-c", _KILLER, str(process.pid), str(KILL_INTERVAL), "2"], stdout=subprocess.PIPE
-        ) as killer:  # fmt: skip
+        with self.server("--workers", "2") as (url, process):
+            killer = threading.Thread(target=_kill_workers, args=(process, self.options.warm_up))
+            killer.start()
             rows = self.send(url, times=times)
-            killer.wait()
+            killer.join()
         missed = [row["due"] for row in rows if not row["met"]]
-        recovery = max((due % KILL_INTERVAL for due in missed), default=0.0)
+        recovery = max(((due - self.options.warm_up) % KILL_INTERVAL for due in missed), default=0.0)
         return self.summary("kills of a worker", rows) | {"slowest_recovery_s": recovery}
 
 
-_KILLER = """
-import os, random, signal, sys, time, psutil
-parent, interval, count = psutil.Process(int(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3])
-for _ in range(count):
-    time.sleep(interval)
-    workers = [one for one in parent.children(recursive=True) if "spawn_main" in " ".join(one.cmdline())]
-    random.choice(workers).kill()
-"""
+def _kill_workers(parent: psutil.Process, warm_up: float, count: int = 2) -> None:
+    """Kill a worker process every 12 seconds."""
+    time.sleep(warm_up)
+    for _ in range(count):
+        time.sleep(KILL_INTERVAL)
+        workers = []
+        for child in parent.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # ended meanwhile
+                workers += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+        random.choice(workers).kill()
 
 
 def timeline(rows: Sequence[Row], duration: float) -> list[Row]:
@@ -256,6 +260,8 @@ def _run(bench: Benchmark, options: argparse.Namespace) -> None:
         for subnet in (full, smallest):
             row = bench.saturation(url, process, subnet, alone[subnet]["per_second"])
             _say(row)
+        if not row["per_second"]:
+            raise LimbertError(f"no response within {options.seconds:g} s: give more --seconds, or an idle machine")
         capacity = 0.8 * row["per_second"]
         duration = options.warm_up + options.seconds
         traces = {name: TRACES[name](capacity, duration, options.seed) for name in options.traces or TRACES}

@@ -253,3 +253,27 @@ def test_exits_and_logits_are_calibrated() -> None:
         torch.testing.assert_close(output.logits, expected[exit_index, range(BATCH)])
     with pytest.raises(ConfigError, match="temperatures"):
         Engine(model, replace(policy, temperatures=(1.0,)), task_type="classification")
+
+
+def test_cascade_reruns_unsure_examples() -> None:
+    model = make_model("bert")
+    names = ("0.5x0.25", "0.67x0.5", "1x1")
+    model.record["temperatures"] = {"0.5x0.25": 2.0, "1x1": 0.5}
+    stages = [Engine(model, Policy(subnet=name), task_type="classification").run(INPUTS) for name in names]
+    confidence = torch.stack([stage.logits.softmax(-1).amax(-1) for stage in stages])
+    rule = ExitRule("confidence", float(confidence[:2].median()))
+    engine = Engine(model, Policy(cascade=names, exits=rule), task_type="classification")
+    is_final = confidence >= rule.threshold
+    is_final[-1] = True
+    chosen = is_final.int().argmax(dim=0)
+    assert {*chosen.tolist()} == {0, 1, 2}
+    output, rows = engine.run(INPUTS), range(BATCH)
+    torch.testing.assert_close(output.logits, torch.stack([stage.logits for stage in stages])[chosen, rows])
+    for name in ("layers_run", "widths", "temperatures"):
+        values = torch.stack([getattr(stage.trace, name) for stage in stages])[chosen, rows]
+        assert torch.equal(getattr(output.trace, name), values)
+    costs = torch.stack([stage.trace.flops for stage in stages]).cumsum(dim=0)
+    assert torch.equal(output.trace.flops, costs[chosen, rows])
+    for row in range(0, BATCH, 5):
+        alone = engine.run(single_example(row))
+        torch.testing.assert_close(alone.logits[0], output.logits[row], atol=1e-5, rtol=1e-5)

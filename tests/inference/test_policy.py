@@ -1,6 +1,8 @@
 """Policies as data: saved ones are read back, combinations without meaning and unknown names are refused."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ POLICIES = [
     Policy(exits=ENTROPY),
     Policy(exits=ExitRule("patience", 1.0), widths=(0.5,)),
     Policy(gates=True, widths=(0.5, 1.0), exits=ExitRule("confidence", 0.9)),
+    Policy(cascade=("0.25x0.5", "1x1"), exits=ENTROPY),
 ]
 
 
@@ -33,13 +36,30 @@ def test_saved_policies_are_read_back(policy: Policy) -> None:
 def test_temperatures_are_read_back() -> None:
     policy = Policy(gates=True, exits=ENTROPY, temperatures=(2.0, 1.5))
     assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
-    for wrong in ({"temperatures": (0.0,)}, {"subnet": "1x1", "gates": False, "temperatures": (1.0,)}):
-        with pytest.raises(ConfigError):
-            Policy(**({"gates": True} | wrong))
+    with pytest.raises(ConfigError, match="temperatures"):
+        replace(policy, temperatures=(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cascade": ("1x1",)},
+        {"gates": True},
+        {"widths": (0.5,)},
+        {"exits": None},
+        {"exits": ExitRule("patience", 1.0)},
+        {"temperatures": (1.0,)},
+        {"cascade": ("small", "1x1")},
+    ],
+    ids=str,
+)
+def test_impossible_cascades_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        replace(Policy(cascade=("0.25x0.5", "1x1"), exits=ENTROPY), **wrong)
 
 
 def test_policies_have_readable_names() -> None:
-    names = ["static:0.5x0.75", "width", "width", "depth", "depth", "width+depth"]
+    names = ["static:0.5x0.75", "width", "width", "depth", "depth", "width+depth", "cascade:0.25x0.5,1x1"]
     assert [policy.name for policy in POLICIES] == names
     assert str(POLICIES[2]) == "width; widths 0.5, 0.55, 0.75, 0.75"
     assert str(POLICIES[3]) == "depth; entropy 0.15"

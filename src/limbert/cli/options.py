@@ -52,7 +52,9 @@ class _Space:
 @dataclass(frozen=True)
 class _Policy:
     policy: str | None = config_field(
-        None, "static:WIDTHxDEPTH, width (gates), depth (exits), width+depth, or an operating point such as balanced"
+        None,
+        "static:WIDTHxDEPTH, width (gates), depth (exits), width+depth, cascade:SMALL,LARGE (sub-networks), or an "
+        "operating point such as balanced",
     )
     widths: tuple[float, ...] | None = config_field(
         None, "with gates: the width of each choice, such as 0.5,0.75,0.75,0.75; else one width"

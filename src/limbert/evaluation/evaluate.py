@@ -269,8 +269,7 @@ def evaluate_policy(
         output = run_policy(engine, examples, batch_size=batch_size, device=device, after_batch=after_batch)
         metrics |= _prefixed_metrics(task, output.logits, examples, set_name, eval_datasets)
         outputs.append(output)
-        temperatures = [engine.plan.temperatures.get(int(layers), 1.0) for layers in output.layers_run]
-        raw_logits = output.logits * np.array(temperatures)[:, None]
+        raw_logits = output.logits * output.temperatures[:, None]
         errors += _calibration(task, output.logits, raw_logits, examples)
     lengths, rows_per_text = _lengths(eval_datasets)
     widths = np.concatenate([output.widths for output in outputs])

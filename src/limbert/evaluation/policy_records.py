@@ -6,7 +6,7 @@ and the logits at every exit are recorded.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class PolicyRecords:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         assert examples.labels is not None
+        self._cascade_rule: ExitRuleName = "entropy" if exit_rule == "patience" else exit_rule
         self.examples, self.task, self.labels = examples, task, examples.labels.numpy()
         cost, subnets = CostModel(model), model.subnets()
         #: logits of the sub-networks, ``(examples, outputs)``
@@ -101,17 +102,40 @@ class PolicyRecords:
                 yield replace(policy, exits=None, temperatures=temperatures and temperatures[-1:])
             if exits is not None:
                 logits = _calibrated(record.logits[:, indices], temperatures)
-                for rule in _candidate_rules(logits, exits.name, self.task, count=num_thresholds):
+                for rule in _candidate_rules(logits[:-1], exits.name, self.task, count=num_thresholds):
                     yield replace(policy, exits=rule, temperatures=temperatures)
 
+    def cascades(self, names: Sequence[str], indices: np.ndarray, *, num_thresholds: int) -> Iterator[Policy]:
+        """Cascades of two of these sub-networks, cheapest first; none for a regression. Otherwise as `policies`."""
+        rule, task_type = self._cascade_rule, self.task.task_type
+        if task_type == "regression":
+            return
+        logits = {name: self.subnet_logits[name][indices] for name in names}
+        fitted = {name: fit_temperature(own, self.labels[indices], task_type=task_type) for name, own in logits.items()}
+        for first, last in combinations(names, 2):
+            calibrated = logits[first][None] / fitted[first]
+            for exits in _candidate_rules(calibrated, rule, self.task, count=num_thresholds):
+                yield Policy(cascade=(first, last), exits=exits, temperatures=(fitted[first], fitted[last]))
+
     def outputs(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
-        """Logits ``(examples, outputs)`` and FLOPs ``(examples,)`` of one of the `policies`."""
+        """Logits ``(examples, outputs)``, not divided, and FLOPs ``(examples,)`` of one of the `policies`."""
+        if policy.cascade is not None:
+            return self._cascade_outputs(policy, *policy.cascade)
         record = self._records[_key(policy)]
         if policy.exits is None:
             return record.logits[-1], record.flops_without_exits
         logits = torch.from_numpy(_calibrated(record.logits, policy.temperatures))
         taken = _exit_indices(logits, policy.exits, self.task).numpy(), np.arange(len(self.examples))
         return record.logits[taken], record.flops[taken]
+
+    def _cascade_outputs(self, policy: Policy, first: str, last: str) -> tuple[np.ndarray, np.ndarray]:
+        assert policy.exits is not None
+        assert policy.temperatures is not None
+        cheap, dear = (self._records[_key(Policy(subnet=name))] for name in (first, last))
+        calibrated = torch.from_numpy(cheap.logits[0] / np.float32(policy.temperatures[0]))
+        is_final = policy.exits.should_exit([calibrated], task_type=self.task.task_type).numpy()
+        logits = np.where(is_final[:, None], cheap.logits[0], dear.logits[0])
+        return logits, cheap.flops[0] + np.where(is_final, 0, dear.flops[0])
 
 
 def _key(policy: Policy) -> object:
@@ -159,8 +183,8 @@ def _exit_indices(logits: torch.Tensor, rule: ExitRule, task: Task) -> torch.Ten
 
 
 def _candidate_rules(logits: np.ndarray, name: ExitRuleName, task: Task, *, count: int) -> list[ExitRule]:
-    """Rules whose thresholds are even quantiles of the examples' scores."""
-    exit_logits = torch.from_numpy(logits[:-1])
+    """Rules whose thresholds are even quantiles of the scores at all exits, ``(exits, examples, outputs)``."""
+    exit_logits = torch.from_numpy(logits)
     if name == "patience":
         if task.task_type != "regression":
             return [ExitRule(name, float(agreeing)) for agreeing in range(1, len(exit_logits))]

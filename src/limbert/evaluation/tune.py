@@ -188,10 +188,11 @@ def tune_policies(
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[PolicyCandidate]:
-    """Evaluate sub-networks, gates and exits on labelled examples, the full model first.
+    """Evaluate sub-networks, gates, exits and cascades on labelled examples, the full model first.
 
     Every non-decreasing mapping of the gates' choices to ``widths`` is tried, each with ``num_thresholds`` exit
-    thresholds at even quantiles of the examples' scores. A model without gates and exits has only its sub-networks.
+    thresholds at even quantiles of the examples' scores; then cascades of two sub-networks of the Pareto front. A model
+    without gates and exits has only its sub-networks and cascades.
     """
     reject_token_level_task(task.task_type, "tune")
     records = PolicyRecords(
@@ -213,12 +214,18 @@ def evaluate_candidates(
     """The metric and FLOPs of all recorded policies on these examples (default: all), the full model first."""
     if indices is None:
         indices = np.arange(len(records.examples))
-    task, candidates = records.task, []
-    for policy in records.policies(indices, num_thresholds=num_thresholds):
+    task = records.task
+
+    def evaluate(policy: Policy) -> PolicyCandidate:
         logits, flops = (values[indices] for values in records.outputs(policy))
         value = compute_metrics(task, logits, records.labels[indices])[task.primary_metric]
-        candidates.append(PolicyCandidate(policy, value, float(flops.mean(dtype=np.float64)) / records.full_flops))
-    return candidates
+        return PolicyCandidate(policy, value, float(flops.mean(dtype=np.float64)) / records.full_flops)
+
+    candidates = [evaluate(policy) for policy in records.policies(indices, num_thresholds=num_thresholds)]
+    best = pareto_policies([candidate for candidate in candidates if candidate.policy.subnet is not None])
+    names = [str(candidate.policy.subnet) for candidate in best]
+    cascades = records.cascades(names, indices, num_thresholds=num_thresholds)
+    return candidates + [evaluate(policy) for policy in cascades]
 
 
 def pareto_policies(candidates: Sequence[PolicyCandidate]) -> list[PolicyCandidate]:

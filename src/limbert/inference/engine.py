@@ -64,6 +64,11 @@ class Trace:
         """Layers that ran, ``(batch,)``."""
         return (self.option_indices >= 0).sum(dim=1)
 
+    @property
+    def temperatures(self) -> Tensor:
+        """What the logits were divided by, ``(batch,)``."""
+        return torch.tensor([self.plan.temperatures.get(layers, 1.0) for layers in self.layers_run.tolist()])
+
     @cached_property
     def flops(self) -> Tensor:
         """Floating-point operations of each example, gates and exit classifiers included, ``(batch,)``.
@@ -86,11 +91,43 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class CascadeTrace:
+    """What ran for each example of a batch in a cascade: ``first`` for all, then ``later`` for those at ``indices``.
+
+    Widths and layers are those of the sub-network that predicted; FLOPs are those of all.
+    """
+
+    first: "Trace | CascadeTrace"
+    later: "Trace | CascadeTrace"
+    indices: Tensor
+
+    @property
+    def widths(self) -> Tensor:
+        """As `Trace.widths`."""
+        return self.first.widths.index_copy(0, self.indices, self.later.widths)
+
+    @property
+    def layers_run(self) -> Tensor:
+        """As `Trace.layers_run`."""
+        return self.first.layers_run.index_copy(0, self.indices, self.later.layers_run)
+
+    @property
+    def temperatures(self) -> Tensor:
+        """As `Trace.temperatures`."""
+        return self.first.temperatures.index_copy(0, self.indices, self.later.temperatures)
+
+    @property
+    def flops(self) -> Tensor:
+        """As `Trace.flops`."""
+        return self.first.flops.index_add(0, self.indices, self.later.flops)
+
+
+@dataclass(frozen=True)
 class EngineOutput:
     """The output for a batch."""
 
     logits: Tensor  # ``(batch, outputs)``, calibrated, in the order of the inputs, on the model's device
-    trace: Trace
+    trace: Trace | CascadeTrace
 
 
 @dataclass
@@ -154,6 +191,8 @@ class Engine:
         self.policy = named_policy(policy, model.record) if isinstance(policy, str) else policy
         self._task_type = task_type or _recorded_task_type(model)
         self.plan = resolve_policy(self.policy, model, task_type=self._task_type)
+        rest = self.policy.rest
+        self._next = None if rest is None else Engine(model, rest, task_type=self._task_type, precision=precision)
         self._cost_model = CostModel(model)
         self._num_layers = model.shape.layers
         self._device = model.network.device
@@ -175,7 +214,20 @@ class Engine:
         They are padded on the right, on the model's device.
         """
         batch = self._run(inputs, allow_exit=True)
-        return EngineOutput(batch.ordered_logits().float(), self._trace(batch))
+        output = EngineOutput(batch.ordered_logits().float(), self._trace(batch))
+        return output if self._next is None else self._rerun_unsure(self._next, inputs, output)
+
+    def _rerun_unsure(self, engine: "Engine", inputs: Mapping[str, Tensor], output: EngineOutput) -> EngineOutput:
+        """Run the rest of a cascade for the examples whose prediction is not final."""
+        assert self.policy.exits is not None
+        is_final = self.policy.exits.should_exit([output.logits], task_type=self._task_type)
+        indices = (~is_final).nonzero()[:, 0]  # waits for the device
+        if not len(indices):
+            return output
+        tokens = int(inputs["attention_mask"][indices].sum(dim=1).max())
+        later = engine.run({name: tensor[indices, :tokens] for name, tensor in inputs.items()})
+        logits = output.logits.index_copy(0, indices, later.logits)
+        return EngineOutput(logits, CascadeTrace(output.trace, later.trace, indices.cpu()))
 
     @torch.inference_mode()
     def run_all_exits(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Trace]:

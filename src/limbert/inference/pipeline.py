@@ -26,7 +26,7 @@ class Pipeline:
     policy: Policy  # what runs
     batch_size: int = 64
     long_texts: LongTexts = "truncate"
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)  # what computes, and in which precision
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     network: Runtime | None = None  # the sub-network in that runtime; None: torch runs the policy
 
     @property

@@ -16,7 +16,7 @@ from limbert.method.early_exit import ExitRule, ExitRuleName
 from limbert.model.checkpoint import update_record
 from limbert.model.elastic import ElasticModel
 
-POLICY_FORMATS = "static:WIDTHxDEPTH, width, depth, width+depth"
+POLICY_FORMATS = "static:WIDTHxDEPTH, width, depth, width+depth, cascade:WIDTHxDEPTH,WIDTHxDEPTH"
 _DYNAMIC_NAMES = ("width", "depth", "width+depth")
 _RECORD_KEY = "operating_points"  # in limbert.json
 
@@ -30,9 +30,11 @@ class Policy:
         gates: whether width gates choose the width of each group of layers.
         widths: with gates, the width of each of their choices (None: as trained); without, the one width of all layers
             (None: full).
-        exits: when inputs exit early; None runs all layers.
-        temperatures: by which the logits at each exit, in order, and after the last layer are divided; None: those of
-            the sub-networks that end there, or 1.0 where gates choose the widths.
+        exits: when inputs exit early, of a cascade when a prediction is final; None runs all layers.
+        temperatures: by which the logits at each exit, in order, and after the last layer are divided, of a cascade
+            those of each sub-network; None: those of the sub-networks that end there, or 1.0 where gates choose the
+            widths.
+        cascade: sub-networks, cheapest first: an input whose prediction is not final runs again in the next.
 
     Raises:
         ConfigError: for a combination without meaning, or a name that no sub-network can have.
@@ -43,25 +45,46 @@ class Policy:
     widths: tuple[float, ...] | None = None
     exits: ExitRule | None = None
     temperatures: tuple[float, ...] | None = None
+    cascade: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if any(temperature <= 0 for temperature in self.temperatures or ()):
             raise ConfigError(f"temperatures are {self.temperatures}; they must be above 0")
-        if self.subnet is None:
+        if self.cascade is not None:
+            self._check_cascade(self.cascade)
+        elif self.subnet is None:
             if not self.gates and self.exits is None:
                 raise ConfigError(f"a policy needs a sub-network, gates or exits; write one of {POLICY_FORMATS}")
-            return
-        if self.gates or self.exits or self.widths or self.temperatures:
+        elif self.gates or self.exits or self.widths:
             raise ConfigError(f"policy static:{self.subnet} is one sub-network; widths and exits need a dynamic policy")
-        if not is_width_depth_name(self.subnet) and not self.subnet.startswith("found-"):
-            raise ConfigError(
-                f"cannot read sub-network {self.subnet!r}; write WIDTHxDEPTH, for example 0.5x0.75, or a name that "
-                f"limbert search found; an operating point is used by its name: Engine(model, {self.subnet!r})"
-            )
+        else:
+            _check_subnet_name(self.subnet)
+
+    def _check_cascade(self, cascade: tuple[str, ...]) -> None:
+        for name in cascade:
+            _check_subnet_name(name)
+        if len(cascade) < 2 or self.subnet or self.gates or self.widths:
+            raise ConfigError(f"policy {self.name} needs two sub-networks or more, and has no gates and widths")
+        if self.exits is None or self.exits.name == "patience":
+            raise ConfigError(f"policy {self.name} needs an exit threshold of the rule entropy or confidence")
+        if self.temperatures and len(self.temperatures) != len(cascade):
+            raise ConfigError(f"policy {self.name} has {len(self.temperatures)} temperatures; it needs {len(cascade)}")
+
+    @property
+    def rest(self) -> "Policy | None":
+        """What runs in a cascade after its first sub-network."""
+        if self.cascade is None:
+            return None
+        temperatures = self.temperatures and self.temperatures[1:]
+        if len(self.cascade) == 2:
+            return Policy(subnet=self.cascade[1], temperatures=temperatures)
+        return replace(self, cascade=self.cascade[1:], temperatures=temperatures)
 
     @property
     def name(self) -> str:
-        """``static:0.5x0.75``, ``width``, ``depth`` or ``width+depth``."""
+        """``static:0.5x0.75``, ``width``, ``depth``, ``width+depth`` or ``cascade:0.25x0.5,1x1``."""
+        if self.cascade is not None:
+            return f"cascade:{','.join(self.cascade)}"
         if self.subnet is not None:
             return f"static:{self.subnet}"
         return "+".join(part for part, used in (("width", self.gates), ("depth", self.exits)) if used)
@@ -98,6 +121,8 @@ class Policy:
         """A policy by its name, one of `POLICY_FORMATS`; ``exits`` are needed by ``depth`` and ``width+depth``."""
         if name.startswith("static:"):
             return cls(subnet=name.removeprefix("static:"), widths=widths, exits=exits)
+        if name.startswith("cascade:"):
+            return cls(cascade=tuple(name.removeprefix("cascade:").split(",")), widths=widths, exits=exits)
         if name not in _DYNAMIC_NAMES:
             raise ConfigError(f"unknown policy {name!r}; write one of {POLICY_FORMATS}")
         if ("depth" in name) != (exits is not None):
@@ -142,6 +167,14 @@ def save_operating_points(run_dir: str | Path, points: Mapping[str, OperatingPoi
     update_record(run_dir, lambda record: record.update({_RECORD_KEY: saved}))
 
 
+def _check_subnet_name(name: str) -> None:
+    if not is_width_depth_name(name) and not name.startswith("found-"):
+        raise ConfigError(
+            f"cannot read sub-network {name!r}; write WIDTHxDEPTH, for example 0.5x0.75, or a name that limbert search "
+            f"found; an operating point is used by its name: Engine(model, {name!r})"
+        )
+
+
 def default_exit_rule(task_type: TaskType) -> ExitRuleName:
     """The exit rule that fits the task type."""
     return "patience" if task_type == "regression" else "entropy"
@@ -161,7 +194,7 @@ def named_policy(
     The task type determines the default exit rule. Operating points have their own widths and exits; ``depth`` and
     ``width+depth`` need an exit threshold.
     """
-    if name.startswith("static:") or name in _DYNAMIC_NAMES:
+    if name.startswith(("static:", "cascade:")) or name in _DYNAMIC_NAMES:
         if exit_rule and exit_threshold is None:
             raise ConfigError(f"exit rule {exit_rule!r} needs an exit threshold (--exit-threshold)")
         rule = exit_rule or default_exit_rule(task_type)
@@ -202,12 +235,16 @@ class ExecutionPlan:
 
 
 def resolve_policy(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> ExecutionPlan:
-    """Check a policy against a model and make its execution plan."""
+    """Check a policy against a model and make its execution plan, of a cascade that of its first sub-network."""
     if policy.subnet is not None:
-        return _static_plan(model, policy.subnet)
+        return _static_plan(model, policy.subnet, policy.temperatures)
     reject_token_level_task(task_type, f"policy {policy.name}")
     layers = tuple(range(model.shape.layers))
     exit_layers: frozenset[int] = frozenset()
+    if policy.cascade is not None and policy.exits is not None:
+        policy.exits.check(task_type)
+        plans = [_static_plan(model, name, policy.temperatures) for name in policy.cascade]  # refuses what cannot run
+        return plans[0]
     if policy.exits is not None:
         policy.exits.check(task_type)
         exit_layers = _exit_layers(model)
@@ -246,7 +283,7 @@ def reject_token_level_task(task_type: TaskType, feature: str) -> None:
         )
 
 
-def _static_plan(model: ElasticModel, name: str) -> ExecutionPlan:
+def _static_plan(model: ElasticModel, name: str, temperatures: tuple[float, ...] | None = None) -> ExecutionPlan:
     subnet, width = model.subnet(name), parse_width_depth(name)[0] if is_width_depth_name(name) else None
     model.check(subnet)
     by_layer = {
@@ -255,8 +292,9 @@ def _static_plan(model: ElasticModel, name: str) -> ExecutionPlan:
     }
     options = tuple(dict.fromkeys(by_layer.values()))
     static_options = {layer: options.index(option) for layer, option in by_layer.items()}
-    temperatures = {len(subnet.layers): temperature_of(model, subnet)}
-    return ExecutionPlan(subnet.layers, options, {}, (), frozenset(), None, static_options, temperatures)
+    temperature = temperatures[0] if temperatures else temperature_of(model, subnet)
+    by_layers = {len(subnet.layers): temperature}
+    return ExecutionPlan(subnet.layers, options, {}, (), frozenset(), None, static_options, by_layers)
 
 
 def _temperatures(policy: Policy, model: ElasticModel, exit_layers: Iterable[int]) -> dict[int, float]:

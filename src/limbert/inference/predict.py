@@ -130,6 +130,7 @@ class PolicyOutputs:
     widths: np.ndarray  # ``(examples, layers)``, 0 where a layer did not run
     layers_run: np.ndarray  # ``(examples,)``
     flops: np.ndarray  # ``(examples,)``
+    temperatures: np.ndarray  # that the logits were divided by, ``(examples,)``
     seconds: float  # the engine's time for all examples
 
 
@@ -142,7 +143,7 @@ def run_policy(
     after_batch: Callable[[], None] = lambda: None,
 ) -> PolicyOutputs:
     """Run the engine's policy over examples; labels are ignored."""
-    names = ("logits", "widths", "layers_run", "flops")
+    names = ("logits", "widths", "layers_run", "flops", "temperatures")
     collectors = {name: OutputCollector(examples) for name in names}
     seconds = 0.0
     for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
@@ -152,8 +153,9 @@ def run_policy(
             logits = output.logits.cpu()  # waits for the device
         seconds += time.perf_counter() - start
         trace = output.trace
-        for name, values in zip(names, (logits, trace.widths, trace.layers_run, trace.flops), strict=True):
-            collectors[name].add(indices, values)
+        values = (logits, trace.widths, trace.layers_run, trace.flops, trace.temperatures)
+        for name, tensor in zip(names, values, strict=True):
+            collectors[name].add(indices, tensor)
         after_batch()
     return PolicyOutputs(**{name: collector.values for name, collector in collectors.items()}, seconds=seconds)
 

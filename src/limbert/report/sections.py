@@ -23,6 +23,7 @@ _POLICY_LEGEND: Mapping[str, LegendEntry] = {
     "width": ("s", "width-2", "width gates"),
     "depth": ("^", "heat-4", "early exit"),
     "width+depth": ("D", "width-5", "gates and exit"),
+    "cascade": ("v", "heat-2", "cascade"),
 }
 _GATES_PHASE = "gates"  # logs its validation loss with a minus sign; the other phases log the task's metric
 

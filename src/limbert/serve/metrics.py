@@ -80,19 +80,13 @@ class ServerMetrics(Collector):
             ("uptime_seconds", "Seconds since the start.", now.uptime),
         ):
             yield GaugeMetricFamily(f"limbert_{name}", text, value=float(value))
-        agreeing = {name: same / count for name, (same, count) in now.agreement.items()}
+        in_use = {name: name == now.variant for name in service.variants.by_name}
+        agreement = {name: agreeing / count for name, (agreeing, count) in now.agreement.items()}
+        compared = {name: count for name, (_, count) in now.agreement.items()}
         for name, text, by_variant in (
-            (
-                "size_in_use",
-                "1 for the variant in use.",
-                {name: name == now.variant for name in service.variants.by_name},
-            ),
-            ("shadow_agreement", "Fraction of the compared texts with the full model's labels.", agreeing),
-            (
-                "shadow_rows",
-                "Texts run at full size, too.",
-                {name: count for name, (_, count) in now.agreement.items()},
-            ),
+            ("size_in_use", "1 for the variant in use by the policy.", in_use),
+            ("shadow_agreement", "Fraction of the compared texts with the full model's labels.", agreement),
+            ("shadow_rows", "Texts compared with the full model.", compared),
         ):
             family = GaugeMetricFamily(f"limbert_{name}", text, labels=["size"])
             for variant, value in by_variant.items():

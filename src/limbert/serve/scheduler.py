@@ -8,6 +8,7 @@ the time. `benchmarks/scheduler.py` compares this rule with others.
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import inf
 
 from limbert.serve.batching import PendingRequest, PlannedBatch, QueuedText, first_batch
@@ -127,10 +128,11 @@ class Scheduler:
         """Remove and return the requests that can no longer meet their deadline."""
         if not self._num_with_deadline:
             return []
+        latency_of = cache(self._latency_of)
         late = {
             text.request: None
             for text in self._queue
-            if now + self._latency_of(text.request.variants[-1]).seconds(text.tokens) > text.request.deadline
+            if now + latency_of(text.request.variants[-1]).seconds(text.tokens) > text.request.deadline
         }
         for request in late:
             self.cancel(request)
