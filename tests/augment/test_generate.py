@@ -186,8 +186,7 @@ def test_no_augmented_validation_example_trains(
     train = ElasticTrainer.train
 
     def record(self: ElasticTrainer, *arguments: object, **named: object) -> object:
-        for part, dataset in ((trained, self.train_dataset), (validation, self.eval_dataset)):
-            part[self.args.phase] = getattr(dataset, "source", dataset)
+        trained[self.args.phase] = self.train_dataset
         return train(self, *arguments, **named)
 
     monkeypatch.setattr(ElasticTrainer, "train", record)
@@ -201,7 +200,9 @@ def test_no_augmented_validation_example_trains(
         one_phase=["width.label_weight=1.0"],
         phases=config.phases,
     )
-    train_task(config, recipe, data_config)
+    data = load_task_data(data_config, seed=config.seed)
+    eval_dataset = load_run_data(config, recipe, data).training["eval_dataset"]
+    train_task(config, recipe, data_config, data=data)
     assert {phase: len(examples) for phase, examples in trained.items()} == {
         "finetune": 64, "width": 64 + 3 * 64, "depth": 64 + 3 * 64, "final": 64
     }  # fmt: skip

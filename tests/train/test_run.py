@@ -314,8 +314,9 @@ def short_recipe(**changes: Any) -> Recipe:
     return override_recipe(load_recipe("dynabert"), every_phase=settings, phases=("finetune",))
 
 
-def test_seeds_end_in_a_table_of_mean_and_spread(folder: Path) -> None:
-    found = limbert.train("model", data="data", output="runs", recipe=short_recipe(), validation=0.2, seeds=(1, 2))
+def test_seeds_end_in_a_table_of_mean_and_spread(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = limbert.train("model", data="data", output="runs", recipe=short_recipe(), phases=("finetune",),
+                          validation=0.2, seeds=(1, 2))  # fmt: skip
     rows = [json.loads(line) for line in Path("runs/seeds.jsonl").read_text().splitlines()]
     for seed, results in found.items():
         assert read_results(f"runs/seed-{seed}") == results
@@ -323,6 +324,11 @@ def test_seeds_end_in_a_table_of_mean_and_spread(folder: Path) -> None:
     assert rows[0]["metrics"]["accuracy"] == pytest.approx(sum(values) / 2)
     assert rows[0]["spread"]["accuracy"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert rows[0]["seeds"] == [1, 2]
+    command = "--recipe dynabert --phases finetune --max-steps 2 --batch-size 8 --validation 0.2 --seeds 1,2"
+    app(["train", "--data", "data", "--model", "model", "--output", "runs", *command.split()], standalone_mode=False)
+    table = capsys.readouterr().out
+    assert f"{50 * sum(values):.1f} ± " in table
+    assert "runs/seed-1, runs/seed-2" in table
     with pytest.raises(ConfigError, match="different"):
         limbert.train("model", data="data", output="runs", recipe=short_recipe(), seeds=(1, 1))
 

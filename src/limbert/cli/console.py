@@ -120,7 +120,7 @@ def print_results(
         rows.append(cells)
     if baseline is not None:
         shown = [f"{100 * baseline[name]:.1f}" if name in baseline else "" for name in results[0].metrics]
-        rows.append(["baseline", "", "", *shown, *(("", "") if latency else ())])
+        rows.append(["baseline", "", "", *shown, *[""] * len((*errors, *speed))])
     print_table(header, rows, dim=range(1, len(rows), 2))
     if marked:
         say("* no better than the baseline, always the same prediction: train for more steps or at a higher rate")

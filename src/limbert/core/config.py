@@ -248,7 +248,7 @@ class TrainConfig:
     checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
     tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
     device: str = config_field("auto", "auto (a GPU if any), cpu or cuda")
-    class_weights: str | None = config_field(None, "of the loss on labels: balanced, or numbers by id such as 1,3.5")
+    class_weights: str | None = config_field(None, "loss weights of the classes: balanced, or by label id 1,3.5")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)

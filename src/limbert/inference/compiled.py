@@ -71,7 +71,8 @@ class SubnetCompiler:
         runtime: ``onnxruntime`` or ``openvino``.
         precision: one that the runtime has.
         threads: of the runtime; None: as many as torch.
-        cache_dir: default: ``compiled`` in the run directory, or a temporary folder if that cannot be written.
+        cache_dir: default: ``compiled`` in the run directory; a temporary folder if that cannot be written, and for a
+            stock model.
 
     Raises:
         ConfigError: for a runtime that is not installed or lacks the precision.
@@ -143,7 +144,7 @@ class SubnetCompiler:
     @cached_property
     def _writable_dir(self) -> Path:
         try:
-            if self._cache_dir.parent.is_dir():
+            if self._checkpoint.model.record and self._cache_dir.parent.is_dir():  # a run of Limbert
                 self._cache_dir.mkdir(exist_ok=True)
             if os.access(self._cache_dir, os.W_OK | os.X_OK):
                 return self._cache_dir

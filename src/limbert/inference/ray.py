@@ -120,11 +120,11 @@ class BatchPredictionConfig:
     """How batch prediction computes."""
 
     policy: Policy
-    runtime: str = "torch"
     precision: RuntimePrecision = "fp32"
-    max_drop: float = 1.0  # points of the metric that bf16 and int8 may lose
     batch_size: int = 64  # examples; predictions do not depend on it
     skip_bad_rows: bool = False  # give rows without a text an empty prediction instead of stopping at the first
+    runtime: str = "torch"
+    max_drop: float = 1.0  # points of the metric that bf16 and int8 may lose
 
     def __post_init__(self) -> None:
         check_runtime(self.runtime, self.precision)

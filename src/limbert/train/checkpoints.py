@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,12 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
     """
     steps = [path.name.rpartition("-")[2] for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
     for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
-        path = checkpoint_path(output_dir, step)
-        names = ("model.safetensors", _TENSORS, _VALUES, _SCHEDULER)
-        if all((path / name).exists() for name in names) and _is_json(path / STATE_NAME):
-            return path
+        path, names = checkpoint_path(output_dir, step), ("model.safetensors", _TENSORS, _VALUES, _SCHEDULER)
+        with suppress(OSError, ValueError):
+            json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+            if all((path / name).exists() for name in names):
+                return path
     return None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def save_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:

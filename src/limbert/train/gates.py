@@ -31,9 +31,9 @@ from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.base_trainer import step_seed
 from limbert.train.data import pop_labels
 from limbert.train.distributed import all_gather_object, rank, world_size
+from limbert.train.subnet_trainer import step_seed
 from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)
@@ -300,20 +300,16 @@ def gate_targets(
     """The index of the width that each example should run at, ``(examples,)``."""
     logits, labels = features.logits, features.labels
     full = logits[:, -1]
-    truth = labels if config.target == "label" else _predicted_labels(full, task_type)
+    truth = labels
+    if config.target == "agreement":
+        of_several = (full > 0).float() if task_type == "multi-label" else full.argmax(dim=-1)
+        truth = full[:, 0] if task_type == "regression" else of_several
     if config.cost is None:
         tolerance = config.tolerance * float(labels.float().std()) if task_type == "regression" else 0.0
         return narrowest_correct(is_correct(logits, truth, task_type=task_type, tolerance=tolerance))
     if config.target == "agreement" and task_type != "regression":
         truth = full.softmax(dim=-1) if task_type == "classification" else full.sigmoid()
     return lowest_cost(logits, truth, task_type=task_type, cost=config.cost, relative_flops=torch.tensor(widths))
-
-
-def _predicted_labels(logits: Tensor, task_type: TaskType) -> Tensor:
-    """Logits ``(examples, outputs)`` as labels."""
-    if task_type == "regression":
-        return logits[:, 0]
-    return (logits > 0).float() if task_type == "multi-label" else logits.argmax(dim=-1)
 
 
 def _log_targets(examples: GateExamples, widths: Sequence[float]) -> None:

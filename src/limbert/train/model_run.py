@@ -1,8 +1,9 @@
 """Training from datasets in memory: the phases of a recipe on what `transformers.Trainer` takes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from transformers import TrainerCallback
@@ -19,7 +20,7 @@ from limbert.train.distributed import init_distributed, run_on_main
 from limbert.train.output_run import RunData, run_phases
 from limbert.train.phases import PHASES, ConfiguredPhase, Phase
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
-from limbert.train.subnet_evaluation import task_of, task_type_of
+from limbert.train.subnet_trainer import task_of, task_type_of
 from limbert.train.trainer import ElasticTrainer, default_collator
 
 
@@ -68,13 +69,11 @@ def train_model(
             raise ConfigError("no eval_dataset is given; it chooses checkpoints and scores importance")
         split = train_dataset.train_test_split(0.1, seed=args.seed)
         train_dataset, eval_dataset = split["train"], split["test"]
+    steps = {phase.name: vars(config) for phase, config in configured}
     settings = {
         "train": {"seed": args.seed, "model": model.network.config._name_or_path or None},
         "args": _changed_arguments(args),
-        "recipe": {
-            "space": model.space.to_dict(),
-            "phases": {phase.name: vars(config) for phase, config in configured},
-        },
+        "recipe": {"space": model.space.to_dict(), "phases": steps},
         "content": {"data": fingerprint},
     }
     network, task_type = model.network, args.task_type or task_type_of(model.network)
@@ -84,9 +83,7 @@ def train_model(
     }  # fmt: skip
 
     def load_data() -> RunData:
-        prepare: Callable[[Any], Any] = lambda dataset: index_dataset(  # noqa: E731
-            dataset, network=network, tokenizer=processing_class, collator=collator, args=args
-        )
+        prepare = partial(index_dataset, network=network, tokenizer=processing_class, collator=collator, args=args)
         train, validation = prepare(train_dataset), prepare(eval_dataset)
 
         def evaluate(trained: ElasticModel) -> list[SubnetResult]:

@@ -20,22 +20,12 @@ from limbert.method.importance import importance_from_micro_batches
 from limbert.method.rewiring import rewire
 from limbert.model.checkpoint import library_versions
 from limbert.model.elastic import ElasticModel
+from limbert.train import distributed
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.distributed import (
-    all_gather_object,
-    broadcast_weights,
-    check_equal,
-    init_distributed,
-    local_main_process_first,
-    rank,
-    run_on_main,
-    world_size,
-)
 from limbert.train.gates import train_gates
-from limbert.train.phases import ConfiguredPhase, argument_or, check_phases, encoder_arguments
-from limbert.train.preview import preview_phases
+from limbert.train.phases import ConfiguredPhase, argument_or, check_phases, encoder_arguments, preview_phases
 from limbert.train.run_folder import RunFolder, is_run_finished
-from limbert.train.subnet_evaluation import result_record
+from limbert.train.subnet_trainer import result_record
 from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)
@@ -70,7 +60,7 @@ class RunData:
 def start_processes(config: TrainConfig) -> int:
     """Join the processes of a launcher, if any; their number. ConfigError for a device that they cannot have."""
     resolve_device(config.device)
-    count = init_distributed()
+    count = distributed.init_distributed()
     require(count == 1 or config.device == "auto", "device", config.device, "auto with several processes")
     return count
 
@@ -115,12 +105,12 @@ def run_phases(
         TrainingInterrupted: after a signal; the same call resumes.
         ConfigError, StorageError, CheckpointError, SubnetError, ProcessError, DivergedError: in one line each.
     """
-    output = Path(output)
+    output = Path(output) if Path(output).name else Path(output).absolute()
     if is_run_finished(output, settings, overwrite=overwrite):
         logger.info("%s is finished already, with these settings (--overwrite trains it again)", output)
         return read_results(output) if (output / RESULTS_NAME).exists() else []
     folder = RunFolder(output.with_name(output.name + ".training"), settings, overwrite=overwrite)
-    with local_main_process_first():
+    with distributed.local_main_process_first():
         data = load_data()
     model = data.load_base()
     completed = [*model.record.get("phases", ())]
@@ -132,15 +122,15 @@ def run_phases(
             model,
             data.phases,
             args=args,
-            callbacks=callbacks if rank() == 0 else (),
+            callbacks=callbacks if distributed.rank() == 0 else (),
             make_record=lambda done: data.record | {"phases": completed + done, "settings": settings},
             progress=progress,
             **data.training,
         )
         model.network.to(args.device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
         results = data.evaluate(model)
-        run_on_main(lambda: _save_output(model, output, data, results, args))
-    if data.baseline is not None and rank() == 0:
+        distributed.run_on_main(lambda: _save_output(model, output, data, results, args))
+    if data.baseline is not None and distributed.rank() == 0:
         metric = data.training["metric"]
         best, constant = max(row.mean_metric(metric) for row in results), mean_metric(data.baseline, metric)
         if best <= constant:
@@ -194,7 +184,7 @@ def train_phases(
     root, names = args.path, [phase.name for phase, _ in phases]
     is_rewired = "width" in model.record.get("phases", ())
     done = max((number for number, name in enumerate(names, start=1) if (root / name / FINAL).is_dir()), default=0)
-    check_equal(done, description=f"in {root} as the number of finished phases")
+    distributed.check_equal(done, description=f"in {root} as the number of finished phases")
     if done:
         model = load(root / names[done - 1] / FINAL)
         logger.info("resuming after phase %s from %s", names[done - 1], root / names[done - 1] / FINAL)
@@ -222,16 +212,16 @@ def train_phases(
             model.gates = None  # they fitted the weights before
             if phase.rewires and not is_rewired:
                 rewire(model, importance_from_micro_batches(model, trainer.importance_batches()))
-                broadcast_weights(model.network)
+                distributed.broadcast_weights(model.network)
             if phase.uses_teacher:
                 trainer.teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval())
             trainer.train(resume_from_checkpoint=True)
             rows = _log_rows(phase.name, trainer.state.log_history, metric=metric)
         model.record = make_record(names[:number])
-        if rank() == 0:
+        if distributed.rank() == 0:
             tokenizer = trainer_options.get("processing_class")
             _finish_phase(model, root, names[:number], tokenizer=tokenizer, rows=rows)
-        all_gather_object(None)  # the others wait for the result
+        distributed.all_gather_object(None)  # the others wait for the result
     return model
 
 
@@ -292,7 +282,7 @@ def _save_output(
         "seed": args.seed,
         "device": args.device.type,
         "threads": torch.get_num_threads(),
-        "processes": world_size(),
+        "processes": distributed.world_size(),
         "versions": library_versions(),
         "examples": data.num_examples,
     }

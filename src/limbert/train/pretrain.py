@@ -33,13 +33,12 @@ from limbert.model.flops import CostModel
 from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 from limbert.model.sparse_prediction import enable_sparse_prediction
-from limbert.train.base_trainer import step_seed
 from limbert.train.distributed import gather_dict, local_main_process_first
 from limbert.train.output_run import RunData, arguments_of_run, run_phases, start_processes
 from limbert.train.phases import check_supervision
 from limbert.train.recipes import Recipe, load_recipe, override_recipe, with_trained_space
 from limbert.train.run_folder import run_settings
-from limbert.train.subnet_evaluation import subnets_of_rank
+from limbert.train.subnet_trainer import step_seed, subnets_of_rank
 
 logger = logging.getLogger(__name__)
 

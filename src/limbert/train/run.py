@@ -99,7 +99,7 @@ def over_seeds(found: Mapping[int, Sequence[SubnetResult]]) -> list[tuple[Subnet
         values = {metric: [result.metrics[metric] for result in results] for metric in results[0].metrics}
         spread = {metric: float(np.std(numbers, ddof=1)) for metric, numbers in values.items()}
         means = {metric: float(np.mean(numbers)) for metric, numbers in values.items()}
-        rows.append((replace(results[0], metrics=means), spread))
+        rows.append((replace(results[0], metrics=means, calibration=None), spread))
     return rows
 
 

@@ -32,7 +32,7 @@ from limbert.train.distributed import gather_dict
 from limbert.train.output_run import RunData
 from limbert.train.phases import select_only, warn_about_phases
 from limbert.train.recipes import Recipe
-from limbert.train.subnet_evaluation import SubnetMetrics, subnets_of_rank
+from limbert.train.subnet_trainer import SubnetMetrics, subnets_of_rank
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
         subnets = model.subnets() if subnet is None else {subnet: model.subnet(subnet)}
         mine = subnets_of_rank(subnets)  # each process measures some
         fit_temperatures(model, validation, task=task, subnets=mine, precision=config.precision)
-        if temperatures := gather_dict(model.record.get(TEMPERATURES_KEY, {})):
-            model.record[TEMPERATURES_KEY] = temperatures
         measured = evaluate_subnets(model, dev, task=task, subnets=mine, precision=config.precision)
         found = gather_dict({result.subnet: result for result in measured})
+        temperatures = gather_dict(model.record.get(TEMPERATURES_KEY, {}))
+        model.record |= {TEMPERATURES_KEY: temperatures} if temperatures else {}
         return [found[name] for name in subnets]
 
     return RunData(

@@ -31,7 +31,6 @@ from limbert.model.shared_forward import (
     train_shared_forward,
 )
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.base_trainer import step_seed
 from limbert.train.callbacks import GracefulStop, Grafting, LogLastStep, StopOnDivergence, stop_on_signals
 from limbert.train.checkpoints import last_checkpoint
 from limbert.train.data import (
@@ -45,18 +44,19 @@ from limbert.train.data import (
     shard_batch,
 )
 from limbert.train.distributed import all_reduce_gradients, broadcast_weights, check_equal, collective_errors
-from limbert.train.subnet_evaluation import (
+from limbert.train.subnet_trainer import (
     EvaluateSubnets,
     MetricFunction,
-    SubnetEvaluator,
+    SubnetTrainer,
     default_metrics,
+    step_seed,
     task_type_of,
 )
 
 MAX_IMPORTANCE_EXAMPLES = 10_000
 
 
-class ElasticTrainer(SubnetEvaluator):
+class ElasticTrainer(SubnetTrainer):
     """Trains sub-networks of an elastic model together, on labels and towards a teacher.
 
     Used as `transformers.Trainer`. Each step chooses sub-networks, runs them on the same batch with shared layer runs,
