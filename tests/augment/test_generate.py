@@ -23,6 +23,7 @@ from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
 from limbert.train.recipes import load_recipe, override_recipe
 from limbert.train.run import train_task
+from limbert.train.task_examples import load_run_data
 from limbert.train.trainer import ElasticTrainer
 
 WORDS = ["dog", "cat", "café", "catdog", "sat", "ran"]
@@ -182,7 +183,6 @@ def test_no_augmented_validation_example_trains(
     name, options = ("logits", {"with_logits": teacher}) if with_logits else ("one", {})
     data_config = DataConfig(data=str(folder), augmented=str(augment(folder, name, **options).path), max_length=60)
     trained: dict[str, Any] = {}
-    validation: dict[str, Any] = {}
     train = ElasticTrainer.train
 
     def record(self: ElasticTrainer, *arguments: object, **named: object) -> object:
@@ -206,7 +206,7 @@ def test_no_augmented_validation_example_trains(
     assert {phase: len(examples) for phase, examples in trained.items()} == {
         "finetune": 64, "width": 64 + 3 * 64, "depth": 64 + 3 * 64, "final": 64
     }  # fmt: skip
-    numbers = {_number(ids) for ids in _input_ids(validation["width"])}
+    numbers = {_number(ids) for ids in _input_ids(eval_dataset)}
     assert len(numbers) == 16
     assert not numbers & {_number(ids) for ids in _input_ids(trained["width"])}
     labels, original = trained["width"].labels, trained["finetune"].labels
