@@ -1,36 +1,39 @@
-"""Does an adaptive server keep its promise under load? Real HTTP on loopback, with requests that arrive at random.
+"""Serving under load: real HTTP on loopback, requests of one text that arrive as a trace says (`arrivals.py`).
 
-A server, a load generator (`open_loop.py`) and this program are three processes on the cores of this machine.
-Measured, on the texts of a development set with their labels:
+A server, a load generator (`open_loop.py`) and this program are three processes on the cores of this machine. Texts and
+labels are a development set's. Steps, each counted after `--warm-up` seconds:
 
-* the engine alone, without any server, as what could be had at best;
-* what HTTP, tokenising and scheduling add to it at low load: round trip less the time of the engine, per request;
-* throughput with many clients at once, against the engine alone with batches of the same tokens;
-* at rising rates, the fixed full model and the adaptive policy: latencies, refusals, what answered and how well. A rate
-  is held where p99 is within the SLO and at most 1 % are refused;
-* after the highest rate, a low one: whether the quality comes back.
+* alone: the engine without a server, one text at a time and in batches of the same tokens;
+* overhead: round trip less inference at low load; saturation: throughput with 128 clients, of the largest and the
+  smallest sub-network, with processor time per request and the server's memory;
+* traces: the policy `adaptive` and its rivals: fixed sub-networks with the same admission control (a request that
+  would be late is refused), and without;
+* kills: two workers, one of which is killed every 12 seconds.
 
-Arrivals are a Poisson process. Latency counts from the time a request was due to leave. Each step is 2 s of warm-up
-that are not counted, and the seconds that are.
+Per trace and rival: SLO attainment, the percentage of all requests answered by the deadline (refusals are misses), and
+the accuracy of these. Capacity, of which traces are fractions, is 0.8 of the smallest sub-network's saturation.
 
-Example: python benchmarks/serve.py runs/sst2 --data glue/SST-2
+Example: python benchmarks/serve.py runs/sst2 --data glue/SST-2 --plots docs
 """
 
 import argparse
 import json
-import os
+import random
+import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from arrivals import TRACES, steady
 
 from limbert import LimbertError
 from limbert.core.config import DataConfig
@@ -44,55 +47,242 @@ from limbert.model.checkpoint import library_versions
 from limbert.serve.service import default_threads
 from limbert.serve.settings import ServeSettings
 
-WARM_UP = 2.0  # seconds of each step that are not counted
-REFUSED = 0.01  # share of refusals with which a rate is still held
 GENERATOR = Path(__file__).with_name("open_loop.py")
+FIELDS = ("text", "due", "seconds", "status", "variant", "label", "inference", "again")
+KILL_INTERVAL = 12.0  # seconds
+WINDOW = 0.5  # seconds of a point of the time line
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Material:
-    """Texts, the labels that they should get, and what the engine alone makes of them."""
+class Benchmark:
+    """The texts with their labels, the options, and how one step is measured."""
 
-    texts: list[str]
-    labels: list[str]
-    alone_seconds: list[float]  # a text by itself
-    throughput: float  # texts a second in batches
-    all_cores: float  # the same with all cores
+    def __init__(self, options: argparse.Namespace) -> None:
+        opened = load_checkpoint(options.run)
+        if opened.task is None or opened.task.task_type != "classification":
+            raise LimbertError(f"{options.run} does not classify")
+        data = load_evaluation_data(DataConfig(task=opened.task.name, data=options.data), opened.task)
+        examples = next(iter(data.values()))
+        if examples.pairs is not None:
+            raise LimbertError("this benchmark sends single texts; the task has pairs")
+        self.options, self.slo = options, options.slo / 1000
+        self.texts = list(examples.texts)
+        self.labels = [opened.task.labels[int(label)] for label in examples.labels or ()]
+        self._opened, self._examples = opened, examples
+
+    def engine_alone(self, subnet: str) -> Row:
+        """Median milliseconds of one text, and texts per second in batches, without a server."""
+        torch.set_num_threads(self.options.threads)
+        opened = self._opened
+        tokens = tokenize_texts(self._examples, opened.tokenizer, max_length=opened.max_length, use_cache=False)
+        engine = Engine(opened.model, Policy(subnet=subnet), task_type="classification")
+        max_tokens = ServeSettings().max_batch_tokens
+        batches = evaluation_batches(tokens.lengths, batch_size=len(tokens), max_tokens=max_tokens)
+
+        def seconds(rows: Sequence[int]) -> float:
+            inputs = {name: tensor for name, tensor in tokens.collate(rows).items() if name != "labels"}
+            start = time.perf_counter()
+            engine.run(inputs).logits.tolist()
+            return time.perf_counter() - start
+
+        single = statistics.median(seconds([index]) for index in range(min(200, len(tokens))))
+        together = min(sum(map(seconds, batches)) for _ in range(2))
+        return {"step": f"engine alone, {subnet}", "p50_ms": 1000 * single, "per_second": len(tokens) / together}
+
+    def send(self, url: str, *, parameters: Row | None = None, **load: Any) -> list[Row]:
+        """Send requests at ``times``, or with ``concurrency`` for ``seconds``; those after the warm-up are returned."""
+        bodies = [json.dumps({"inputs": text, "parameters": parameters or {}}) for text in self.texts]
+        task = {"url": url, "bodies": bodies, "seed": self.options.seed, **load}
+        done = subprocess.run(
+            [sys.executable, str(GENERATOR)], input=json.dumps(task), capture_output=True, text=True, check=True
+        )
+        rows = [dict(zip(FIELDS, row, strict=True)) for row in json.loads(done.stdout)["rows"]]
+        for row in rows:
+            row["met"] = row["status"] == 200 and row["seconds"] <= self.slo
+            row["right"] = row["label"] == self.labels[row["text"]]
+        closed_loop = "concurrency" in load  # counts what ends after the warm-up, otherwise what is due after it
+        return [row for row in rows if row["due"] + closed_loop * row["seconds"] >= self.options.warm_up]
+
+    def summary(self, step: str, rows: Sequence[Row]) -> Row:
+        """Attainment, accuracy, latencies and variants of a step."""
+        answered = [row for row in rows if row["status"] == 200]
+        met = [row for row in rows if row["met"]]
+        times = sorted(row["seconds"] for row in answered) or [float("nan")]
+        variants = Counter(row["variant"] for row in answered)
+        return {
+            "step": step,
+            "requests": len(rows),
+            "attainment": len(met) / max(1, len(rows)),
+            "accuracy": statistics.fmean(row["right"] for row in met) if met else None,
+            "refused": sum(row["status"] == 429 for row in rows) / max(1, len(rows)),
+            "lost": sum(row["status"] not in (200, 429) for row in rows),
+            "sent_again": sum(row["again"] for row in rows),
+            "p50_ms": 1000 * times[len(times) // 2],
+            "p99_ms": 1000 * times[int(0.99 * len(times))],
+            "variants": {name: count / len(answered) for name, count in variants.most_common()},
+        }
+
+    @contextmanager
+    def server(self, *arguments: str) -> Iterator[tuple[str, psutil.Process]]:
+        """A server in a process of its own: its address and the process."""
+        options = self.options
+        command = [
+            sys.executable, "-m", "limbert", "serve", options.run, "--port", "0", "--json", "--slo",
+            f"{options.slo:g}ms", "--threads", str(options.threads), *shlex.split(options.serve), *arguments,
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                if not line:
+                    raise LimbertError("the server did not start")
+                yield json.loads(line)["url"], psutil.Process(process.pid)
+            finally:
+                process.terminate()
+
+    def overhead(self, url: str, rate: float) -> Row:
+        """Round trip less inference, at a low rate."""
+        times = steady(1.0)(rate, self.options.warm_up + self.options.seconds, self.options.seed)
+        rows = [row for row in self.send(url, times=times) if row["status"] == 200]
+        extra = statistics.median(row["seconds"] - row["inference"] for row in rows)
+        return {"step": "overhead", "rate": rate, "overhead_p50_ms": 1000 * extra}
+
+    def saturation(self, url: str, process: psutil.Process, subnet: str, alone: float) -> Row:
+        """Throughput of a sub-network with 128 clients, and what a request costs."""
+        seconds, before, begin = self.options.seconds, sum(process.cpu_times()[:2]), time.perf_counter()
+        duration = self.options.warm_up + seconds
+        rows = self.send(url, parameters={"subnet": subnet}, concurrency=128, seconds=duration)
+        answered = sum(row["status"] == 200 and row["due"] + row["seconds"] <= duration for row in rows) / seconds
+        spent = (sum(process.cpu_times()[:2]) - before) / (time.perf_counter() - begin)
+        return {
+            "step": f"saturation, {subnet}",
+            "per_second": answered,
+            "fraction_of_engine": answered / alone,
+            "core_ms_per_request": 1000 * spent / max(answered, 1e-9),
+            "memory_mb": process.memory_info().rss / 1e6,
+        }
+
+    def kills(self, capacity: float) -> Row:
+        """Two workers under load, one of which is killed every 12 s: what is lost, and how long the SLO is missed."""
+        duration = self.options.warm_up + 2.5 * KILL_INTERVAL
+        times = steady(0.3)(capacity, duration, self.options.seed)
+        with self.server("--workers", "2") as (url, process):
+            killer = threading.Thread(target=_kill_workers, args=(process, self.options.warm_up))
+            killer.start()
+            rows = self.send(url, times=times)
+            killer.join()
+        missed = [row["due"] for row in rows if not row["met"]]
+        recovery = max(((due - self.options.warm_up) % KILL_INTERVAL for due in missed), default=0.0)
+        return self.summary("kills of a worker", rows) | {"slowest_recovery_s": recovery}
+
+
+def _kill_workers(parent: psutil.Process, warm_up: float, count: int = 2) -> None:
+    """Kill a worker process every 12 seconds."""
+    time.sleep(warm_up)
+    for _ in range(count):
+        time.sleep(KILL_INTERVAL)
+        workers = []
+        for child in parent.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # ended meanwhile
+                workers += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+        random.choice(workers).kill()
+
+
+def timeline(rows: Sequence[Row], duration: float) -> list[Row]:
+    """Rate, longest latency, attainment and variants by window of half a second."""
+    windows: dict[int, list[Row]] = {}
+    for row in rows:
+        windows.setdefault(int(row["due"] / WINDOW), []).append(row)
+    return [
+        {
+            "time": index * WINDOW,
+            "rate": len(window) / WINDOW,
+            "longest_ms": 1000 * max((row["seconds"] for row in window if row["status"] == 200), default=float("nan")),
+            "attainment": statistics.fmean(row["met"] for row in window),
+            "variants": Counter(row["variant"] for row in window if row["status"] == 200),
+        }
+        for index, window in sorted(windows.items())
+    ]
+
+
+def draw(results: Sequence[Row], lines: Sequence[Row], slo: float, folder: Path) -> None:
+    """``serving.png`` (attainment against accuracy) and ``serving-time.png`` (rate, variants and latency over time)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    by_rule: dict[str, list[Row]] = {}
+    for row in results:
+        by_rule.setdefault(row["rule"], []).append(row)
+    for rule, rows in by_rule.items():
+        points = [(100 * row["attainment"], 100 * row["accuracy"]) for row in rows if row["accuracy"] is not None]
+        axes.scatter(*zip(*points, strict=True), label=rule, marker="o" if rule == "adaptive" else "x")
+    axes.set(xlabel="SLO attainment, %", ylabel="accuracy of the answers in time, %")
+    axes.legend()
+    figure.savefig(folder / "serving.png", dpi=140)
+    figure, (rate, mix, longest) = pyplot.subplots(3, figsize=(8, 6), sharex=True, layout="constrained")
+    time = [line["time"] for line in lines]
+    names = sorted({name for line in lines for name in line["variants"]}, reverse=True)
+    rate.plot(time, [line["rate"] for line in lines])
+    totals = [max(1, sum(line["variants"].values())) for line in lines]
+    shares = [[line["variants"][name] / total for line, total in zip(lines, totals, strict=True)] for name in names]
+    mix.stackplot(time, shares, labels=names)
+    mix.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+    longest.plot(time, [line["longest_ms"] for line in lines])
+    longest.axhline(1000 * slo, linestyle="--", color="grey")
+    rate.set(ylabel="requests/s")
+    mix.set(ylabel="sub-networks")
+    longest.set(ylabel="longest latency, ms", xlabel="seconds", ylim=(0, None))
+    figure.savefig(folder / "serving-time.png", dpi=140)
 
 
 def main() -> None:
-    arguments = _arguments()
+    options = _arguments()
+    random.seed(options.seed)
     try:
-        material = _material(arguments)
+        _run(Benchmark(options), options)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
-    report: dict[str, Any] = {
-        "benchmark": "serve",
-        "run": Path(arguments.run).name,
-        "device": describe_this_machine(arguments.threads),
-        "versions": library_versions(),
-        "slo_ms": arguments.slo,
-        "engine_alone": {
-            "p50_ms": 1000 * statistics.median(material.alone_seconds),
-            "texts_per_second": material.throughput,
-            "texts_per_second_all_cores": material.all_cores,
-        },
-    }
-    _say(report, arguments)
-    fixed = f"static:{arguments.full}"
-    with _server(arguments, fixed) as url:
-        _say(_overhead(url, material, arguments), arguments)
-        _say(_saturation(url, material, arguments), arguments)
-        left = _ladder(url, "fixed", [share * material.throughput for share in arguments.shares], material, arguments)
-    leaves = next((row["rate"] for row in left if not row["held"]), None)
-    base = leaves or left[-1]["rate"]
-    with _server(arguments, "adaptive") as url:
-        rates = [multiple * base for multiple in arguments.multiples]
-        held = _ladder(url, "adaptive", rates, material, arguments, stop_after=2)
-        calm = _step(url, "adaptive, after the load", 0.3 * base, material, arguments)
-        _say(calm, arguments)
-    best = max((row["rate"] for row in held if row["held"]), default=0.0)
-    _say({"fixed_leaves_at": leaves, "adaptive_holds": best, "ratio": best / leaves if leaves else None}, arguments)
+
+
+def _run(bench: Benchmark, options: argparse.Namespace) -> None:
+    full, *_, smallest = options.subnets
+    device = describe_this_machine(options.threads)
+    _say({"benchmark": "serve", "device": device, "versions": library_versions(), "options": vars(options)})
+    alone = {subnet: bench.engine_alone(subnet) for subnet in (full, smallest)}
+    for row in alone.values():
+        _say(row)
+    results, lines = [], []
+    with bench.server("--policy", f"static:{full}") as (url, process):
+        _say(bench.overhead(url, 0.1 * alone[full]["per_second"]))
+        for subnet in (full, smallest):
+            row = bench.saturation(url, process, subnet, alone[subnet]["per_second"])
+            _say(row)
+        if not row["per_second"]:
+            raise LimbertError(f"no response within {options.seconds:g} s: give more --seconds, or an idle machine")
+        capacity = 0.8 * row["per_second"]
+        duration = options.warm_up + options.seconds
+        traces = {name: TRACES[name](capacity, duration, options.seed) for name in options.traces or TRACES}
+        for name, times in traces.items():
+            for subnet in (full, smallest):
+                rows = bench.send(url, parameters={"subnet": subnet}, times=times)
+                results.append(bench.summary(name, rows) | {"rule": f"{subnet}, no admission control"})
+                _say(results[-1])
+    with bench.server("--policy", "adaptive") as (url, _):
+        rivals = {"adaptive": {}} | {subnet: {"subnet": subnet} for subnet in options.subnets}
+        for name, times in traces.items():
+            for rule, parameters in rivals.items():
+                rows = bench.send(url, parameters=parameters, times=times)
+                results.append(bench.summary(name, rows) | {"rule": rule})
+                _say(results[-1])
+                if rule == "adaptive":
+                    lines = timeline(rows, duration)  # of the last trace
+    if not options.no_kills:
+        _say(bench.kills(capacity))
+    if options.plots:
+        draw(results, lines, bench.slo, Path(options.plots))
 
 
 def _arguments() -> argparse.Namespace:
@@ -100,177 +290,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", help="elastic model that classifies")
     parser.add_argument("--data", required=True, help="folder with the development set of its task")
     parser.add_argument("--slo", type=float, default=50.0, help="milliseconds")
-    parser.add_argument("--full", default="1x1", help="the fixed sub-network that adaptive is compared with")
+    parser.add_argument(
+        "--subnets", nargs="+", default=["1x1", "0.5x0.75", "0.25x0.5"], help="fixed rivals, best first"
+    )
+    parser.add_argument("--traces", nargs="+", choices=TRACES, help="(default: all)")
     parser.add_argument("--threads", type=int, default=default_threads(1), help="of the model, in server and alone")
-    parser.add_argument("--seconds", type=float, default=10.0, help="counted of each step")
-    shares = "rates of the fixed sub-network, as fractions of the engine's throughput; stops where p99 leaves the SLO"
-    parser.add_argument(
-        "--shares", type=float, nargs="+", default=[0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], help=shares
-    )
-    multiples = "rates of adaptive, as multiples of the last one that the fixed sub-network sustains"
-    parser.add_argument(
-        "--multiples", type=float, nargs="+", default=[0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6], help=multiples
-    )
+    parser.add_argument("--serve", default="", help="more options of limbert serve, such as '--precision bf16'")
+    parser.add_argument("--seconds", type=float, default=6.0, help="counted of each step")
+    parser.add_argument("--warm-up", type=float, default=1.0)
+    parser.add_argument("--plots", help="folder for serving.png and serving-time.png")
+    parser.add_argument("--no-kills", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter steps, about two minutes")
-    parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.seconds, arguments.shares, arguments.multiples = 4.0, [0.4, 0.6, 0.8, 1.0], [1, 2, 3, 4]
-    return arguments
+    return parser.parse_args()
 
 
-def _material(arguments: argparse.Namespace) -> Material:
-    """The development set, and the engine alone on it, before any server runs."""
-    opened = load_checkpoint(arguments.run)
-    if opened.task is None or opened.task.task_type != "classification":
-        raise LimbertError(f"{arguments.run} does not classify")
-    data = load_evaluation_data(DataConfig(task=opened.task.name, data=arguments.data), opened.task)
-    examples = next(iter(data.values()))
-    if examples.pairs is not None:
-        raise LimbertError("this benchmark sends single texts; the task has pairs")
-    torch.set_num_threads(arguments.threads)
-    tokens = tokenize_texts(examples, opened.tokenizer, max_length=opened.max_length, use_cache=False)
-    engine = Engine(opened.model, Policy(subnet=arguments.full), task_type="classification")
-    singly = []
-    for index in range(len(examples)):
-        inputs = {name: tensor for name, tensor in tokens.collate([index]).items() if name != "labels"}
-        start = time.perf_counter()
-        engine.run(inputs).logits.tolist()
-        singly.append(time.perf_counter() - start)
-    most = ServeSettings().max_batch_tokens
-    throughput = _throughput(engine, tokens, most)
-    torch.set_num_threads(max(arguments.threads, len(os.sched_getaffinity(0))))
-    all_cores = _throughput(engine, tokens, most)
-    labels = [opened.task.labels[int(label)] for label in examples.labels or ()]
-    return Material(list(examples.texts), labels, singly, throughput, all_cores)
-
-
-def _throughput(engine: Engine, tokens: Any, most: int) -> float:
-    """Texts a second in batches of so many tokens, the best of three rounds."""
-    batches = evaluation_batches(tokens.lengths, batch_size=len(tokens), max_tokens=most)
-    inputs = [{k: v for k, v in tokens.collate(batch).items() if k != "labels"} for batch in batches]
-    rounds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for batch in inputs:
-            engine.run(batch).logits.tolist()
-        rounds.append(time.perf_counter() - start)
-    return len(tokens) / min(rounds)
-
-
-@contextmanager
-def _server(arguments: argparse.Namespace, policy: str) -> Iterator[str]:
-    """A server in a process of its own; yields its address."""
-    command = [
-        sys.executable, "-m", "limbert", "serve", arguments.run, "--port", "0", "--policy", policy, "--json",
-        "--slo", f"{arguments.slo:g}ms", "--threads", str(arguments.threads),
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            if not line:
-                sys.exit("benchmark: error: the server did not start")
-            yield json.loads(line)["url"]
-        finally:
-            server.terminate()
-
-
-def _generate(url: str, material: Material, arguments: argparse.Namespace, **how: Any) -> dict[str, Any]:
-    task = {"url": url, "texts": material.texts, "seed": arguments.seed, **how}
-    done = subprocess.run(
-        [sys.executable, str(GENERATOR)], input=json.dumps(task), capture_output=True, text=True, check=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    names = ("text", "due", "seconds", "status", "size", "label", "inference")
-    found["rows"] = [dict(zip(names, row, strict=True)) for row in found["rows"]]
-    found["rows"] = [row for row in found["rows"] if row["due"] >= WARM_UP]
-    return found
-
-
-def _overhead(url: str, material: Material, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the way through the server adds to the engine's time, at a tenth of what it could do."""
-    rate = 0.1 * material.throughput
-    rows = _generate(url, material, arguments, rate=rate, seconds=WARM_UP + arguments.seconds)["rows"]
-    answered = [row for row in rows if row["status"] == 200]
-    return {
-        "step": "overhead",
-        "rate": rate,
-        "p50_ms": 1000 * statistics.median(row["seconds"] for row in answered),
-        "overhead_p50_ms": 1000
-        * statistics.median(row["seconds"] - material.alone_seconds[row["text"]] for row in answered),
-        "overhead_to_own_engine_p50_ms": 1000
-        * statistics.median(row["seconds"] - row["inference"] for row in answered),
-    }
-
-
-def _saturation(url: str, material: Material, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Throughput with 128 clients in a closed loop."""
-    found = _generate(url, material, arguments, concurrency=128, seconds=WARM_UP + arguments.seconds)
-    answered = sum(row["status"] == 200 for row in found["rows"]) / arguments.seconds
-    return {
-        "step": "saturation",
-        "texts_per_second": answered,
-        "share_of_engine": answered / material.throughput,
-        "share_of_engine_all_cores": answered / material.all_cores,
-        "generator_cpu": found["cpu"],
-    }
-
-
-def _ladder(
-    url: str, name: str, rates: list[float], material: Material, arguments: argparse.Namespace, stop_after: int = 1
-) -> list[dict[str, Any]]:
-    """Steps at rising rates, until several in a row miss the SLO."""
-    rows: list[dict[str, Any]] = []
-    for rate in rates:
-        rows.append(_step(url, name, rate, material, arguments))
-        _say(rows[-1], arguments)
-        if len(rows) >= stop_after and not any(row["held"] for row in rows[-stop_after:]):
-            break
-    return rows
-
-
-def _step(url: str, name: str, rate: float, material: Material, arguments: argparse.Namespace) -> dict[str, Any]:
-    found = _generate(url, material, arguments, rate=rate, seconds=WARM_UP + arguments.seconds)
-    rows = found["rows"]
-    answered = [row for row in rows if row["status"] == 200]
-    refused = sum(row["status"] == 429 for row in rows) / len(rows)
-    times = sorted(row["seconds"] for row in answered) or [float("inf")]
-    p99 = times[int(0.99 * len(times))]
-    right = [row["label"] == material.labels[row["text"]] for row in answered]
-    sizes = Counter(row["size"] for row in answered)
-    return {
-        "step": name,
-        "rate": rate,
-        "requests": len(rows),
-        "p50_ms": 1000 * times[len(times) // 2],
-        "p99_ms": 1000 * p99,
-        "refused": refused,
-        "failed": sum(row["status"] not in (200, 429) for row in rows) / len(rows),
-        "accuracy": sum(right) / len(right) if right else None,
-        "sizes": {size: count / len(answered) for size, count in sizes.most_common()},
-        "generator_cpu": found["cpu"],
-        "held": 1000 * p99 <= arguments.slo and refused <= REFUSED and len(answered) > 0.9 * len(rows),
-    }
-
-
-def _say(row: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """One result, at once."""
-    if arguments.json:
-        print(json.dumps(row), flush=True)
-        return
-    if "sizes" not in row:
-        shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-        print("  ".join(f"{key} {value}" for key, value in shown.items() if key != "versions"), flush=True)
-        return
-    sizes = ", ".join(f"{size} {100 * share:.0f} %" for size, share in row["sizes"].items())
-    print(
-        f"{row['step']:25} {row['rate']:7.0f}/s  p50 {row['p50_ms']:7.1f} ms  p99 {row['p99_ms']:8.1f} ms  "
-        f"refused {100 * row['refused']:5.2f} %  accuracy {100 * (row['accuracy'] or 0):5.1f}  "
-        f"{'held' if row['held'] else 'NOT HELD':8}  generator {100 * row['generator_cpu']:3.0f} % of a core  {sizes}",
-        flush=True,
-    )
+def _say(row: Row) -> None:
+    print(json.dumps(row, default=str, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,15 @@ def test_folder_replaces_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["model"]
 
 
+def test_current_folder_is_filled_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with atomic_folder(".") as folder:
+        (folder / "part").mkdir()
+        (folder / "text").write_text("new")
+    assert {path.name for path in Path().iterdir()} == {"part", "text"}
+    assert os.path.samefile(tmp_path, ".")
+
+
 def test_cache_keeps_what_another_process_wrote(tmp_path: Path) -> None:
     target = tmp_path / "cache"
     with (

@@ -19,7 +19,8 @@ FLOORS = (
     ("method",),
     ("inference",),
     ("evaluation", "augment"),
-    ("train", "export", "serve"),
+    ("export", "serve"),
+    ("train",),
     ("report",),
     ("cli",),
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from limbert.evaluation.tune import tune as tune
     from limbert.export.export import export_model as export_model
     from limbert.inference.engine import Engine as Engine
+    from limbert.inference.pipeline import pipeline as pipeline
     from limbert.inference.policy import Policy as Policy
     from limbert.method.early_exit import ExitRule as ExitRule
     from limbert.model.elastic import ElasticModel as ElasticModel
@@ -46,6 +47,7 @@ _HOMES = {
     "choose": "limbert.evaluation.choose",
     "evaluate": "limbert.evaluation.evaluate",
     "export_model": "limbert.export.export",
+    "pipeline": "limbert.inference.pipeline",
     "search": "limbert.evaluation.search",
     "tune": "limbert.evaluation.tune",
     "pretrain": "limbert.train.pretrain",
@@ -70,6 +72,7 @@ __all__ = [
     "choose",
     "evaluate",
     "export_model",
+    "pipeline",
     "pretrain",
     "search",
     "train",

@@ -10,6 +10,7 @@
     ├── CheckpointError                    a checkpoint folder that is missing, incomplete or broken
     ├── StorageError                       the disk is full, or a file or folder cannot be written
     ├── ExportError                        an exported model whose predictions differ from its source
+    ├── OutOfMemoryError                   not enough memory for a batch; says which size to try
     ├── DivergedError                      a training loss that is NaN or infinite
     ├── ProcessError                       another process of the same training run has ended
     ├── ServeError                         an error response of the server (limbert.serve.errors)
@@ -22,6 +23,8 @@ Each message is one line that names the value, what is allowed and what to try n
 error: a run that was stopped by a signal raises it after saving its state.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -52,6 +55,10 @@ class CheckpointError(LimbertError):
 
 class StorageError(LimbertError):
     """The disk is full, or a file or folder cannot be written."""
+
+
+class OutOfMemoryError(LimbertError):
+    """Not enough memory for a batch."""
 
 
 class DivergedError(LimbertError):
@@ -100,6 +107,24 @@ class ProcessError(LimbertError):
 
 class TrainingInterrupted(Exception):
     """Training was stopped by a signal; its state is saved, and the same call resumes it."""
+
+
+@contextmanager
+def explain_out_of_memory(batch_size: int | None) -> Iterator[None]:
+    """Turn the errors of allocators of CPUs and GPUs into one that names the batch size to try, if it is known.
+
+    Raises:
+        OutOfMemoryError: instead of MemoryError, or a RuntimeError of that meaning.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reasons = ("out of memory", "allocate memory", "bad_alloc")
+        if not isinstance(error, MemoryError) and not any(reason in str(error) for reason in reasons):
+            raise
+        size = "" if batch_size is None else f" with a batch size of {batch_size}"
+        smaller = f"--batch-size {batch_size // 2}" if batch_size and batch_size > 1 else "a smaller --batch-size"
+        raise OutOfMemoryError(f"out of memory{size}; try {smaller}, or a smaller --max-length") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import stat
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,6 +80,10 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _replace_folder(new: Path, target: Path, *, keep_existing: bool) -> None:
+    if target.is_dir() and os.path.samefile(target, os.curdir) and not any(target.iterdir()):
+        for path in new.iterdir():  # replaced as a whole, the current folder would no longer be in its place
+            path.rename(target / path.name)
+        return
     try:
         new.rename(target)  # fails if the target is a folder that is not empty
         return
@@ -108,7 +113,7 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
         StorageError: if the disk is full or ``path`` cannot be written; an existing file is unchanged.
     """
     try:
-        if _is_special_file(Path(path)):
+        if is_special_file(Path(path)):
             with open(path, "w", encoding="utf-8") as file:
                 yield file
             return
@@ -129,7 +134,8 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
         raise StorageError(f"cannot write {path}: {_reason(error)}") from error
 
 
-def _is_special_file(path: Path) -> bool:
+def is_special_file(path: Path) -> bool:
+    """Whether a path is a device, pipe or socket, or below ``/dev``."""
     if path.is_absolute() and path.parts[:2] == ("/", "dev"):  # /dev/stdout may be a link to a regular file
         return True
     return path.exists() and not path.is_file() and not path.is_dir()
@@ -259,6 +265,30 @@ def try_lock(path: Path) -> int | None:
                 return None
             raise
         os.close(descriptor)  # its owner deleted the file between open and flock
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of `try_lock` inside the context; where there are no locks, nothing is locked.
+
+    Raises:
+        BlockingIOError: if another process holds the lock, unless ``wait``.
+        OSError: if the file cannot be created.
+    """
+    while True:
+        try:
+            descriptor = try_lock(path)
+            break
+        except BlockingIOError:
+            if not wait:
+                raise
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Augmentation resumes, is reproducible, and no augmented example of a validation example trains."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ from tests.factories.tokenizers import byte_level
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import limbert
-from limbert.augment import resumable_map
+from limbert.augment import generate
 from limbert.augment.augmented_file import AugmentationResult
 from limbert.core.config import DataConfig, TrainConfig
+from limbert.data.augmented import compute_source_id
 from limbert.data.load import load_task_data
+from limbert.data.table import open_table
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
 from limbert.method.losses import label_loss, logit_loss
 from limbert.train.recipes import load_recipe, override_recipe
-from limbert.train.run import load_run_data, train_task
+from limbert.train.run import train_task
+from limbert.train.task_examples import load_run_data
 from limbert.train.trainer import ElasticTrainer
 
 WORDS = ["dog", "cat", "café", "catdog", "sat", "ran"]
@@ -46,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resumable_map, "BATCHES_PER_SHARD", 1)
+    monkeypatch.setattr(generate, "EXAMPLES_PER_SHARD", 32)
 
 
 def augment(folder: Path, output: str, **options: Any) -> AugmentationResult:
@@ -62,8 +66,7 @@ def test_interrupted_run_ends_with_the_same_file(folder: Path) -> None:
     assert (result.num_examples, result.num_augmented, result.path.name) == (80, 240, "train_aug.csv")
     record = json.loads((folder / "one" / "train_aug.json").read_text())
     assert result.num_masked_words == record["masked_words"] > 80
-    assert seen[0] == ("choosing words", 0, 4)  # 120 different texts, 32 per shard
-    assert seen[-1] == ("writing augmented examples", 2, 2)
+    assert seen == [("augmenting", done, 3) for done in range(4)]
     assert not (folder / "one" / "train_aug.work").exists()
 
     def stop(step: str, done: int, total: int) -> None:
@@ -71,7 +74,7 @@ def test_interrupted_run_ends_with_the_same_file(folder: Path) -> None:
             stops.remove((step, done))
             raise KeyboardInterrupt
 
-    stops = {("choosing words", 1), ("choosing words", 3), ("writing augmented examples", 1)}
+    stops = {("augmenting", done) for done in range(3)}
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             augment(folder, "two", progress=stop)
@@ -179,11 +182,11 @@ def test_no_augmented_validation_example_trains(
     teacher = str(folder / "teacher")
     name, options = ("logits", {"with_logits": teacher}) if with_logits else ("one", {})
     data_config = DataConfig(data=str(folder), augmented=str(augment(folder, name, **options).path), max_length=60)
-    trained: dict[str, TokenizedExamples] = {}
+    trained: dict[str, Any] = {}
     train = ElasticTrainer.train
 
     def record(self: ElasticTrainer, *arguments: object, **named: object) -> object:
-        trained[self.args.phase] = self.train_dataset.source
+        trained[self.args.phase] = self.train_dataset
         return train(self, *arguments, **named)
 
     monkeypatch.setattr(ElasticTrainer, "train", record)
@@ -198,7 +201,7 @@ def test_no_augmented_validation_example_trains(
         phases=config.phases,
     )
     data = load_task_data(data_config, seed=config.seed)
-    eval_dataset = load_run_data(config, recipe, data).eval_dataset
+    eval_dataset = load_run_data(config, recipe, data).training["eval_dataset"]
     train_task(config, recipe, data_config, data=data)
     assert {phase: len(examples) for phase, examples in trained.items()} == {
         "finetune": 64, "width": 64 + 3 * 64, "depth": 64 + 3 * 64, "final": 64
@@ -231,3 +234,26 @@ def test_soft_labels_give_the_distillation_loss() -> None:
     student, teacher = torch.randn(5, 3), torch.randn(5, 3)
     soft = label_loss(student, teacher.softmax(dim=-1), task_type="classification")
     torch.testing.assert_close(soft, logit_loss(student, teacher, task_type="classification"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_written_rows_are_read_back(folder: Path, tmp_path: Path, suffix: str) -> None:
+    """Every format gives the same texts and cells, with quotes and line ends where the format has them."""
+    texts = ['a "big" dog', "dog, and 'cat'", "čšž 😀 dog", *([] if suffix == "tsv" else ["dog\rreturn", "dog\nline"])]
+    rows = [(text, ["no", "yes"][row % 2], f'note, "{row}"') for row, text in enumerate(texts * 2)]
+    path = tmp_path / f"train.{suffix}"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if suffix == "csv":
+            csv.writer(file).writerows([("text", "label", "note"), *rows])
+        elif suffix == "tsv":
+            file.writelines("\t".join(row) + "\n" for row in [("text", "label", "note"), *rows])
+        else:
+            file.writelines(json.dumps(dict(zip(("text", "label", "note"), row, strict=True))) + "\n" for row in rows)
+    result = augment(folder, f"written-{suffix}", train=str(path))
+    written = [row.cells for row in open_table(result.path).rows()]
+    assert len(written) == result.num_augmented > 10
+    for cells in written:
+        text, label, note = rows[int(cells["note"].split('"')[1])]
+        assert (cells["label"], cells["note"]) == (label, note)
+        assert cells["augmented_from"] == compute_source_id((text,))
+        assert [part for part in cells["text"] if not part.isalpha()] == [part for part in text if not part.isalpha()]

@@ -116,6 +116,7 @@ def test_plain_transformers_loads_the_result(folder: Path) -> None:
     network = AutoModelForSequenceClassification.from_pretrained(folder / "trained")
     assert "card_arrival" in network.config.label2id
     stock = pipeline("text-classification", model=str(folder / "trained"))
+    assert stock.tokenizer.model_max_length == 64  # the length that the model was trained with
     rows = stock("Where is my card?", top_k=None, function_to_apply="none")
     logits = {row["label"]: row["score"] for row in rows}
     temperature = json.loads((folder / "trained" / "limbert.json").read_text())["temperatures"]["1x1"]
@@ -271,7 +272,8 @@ def test_retraining_the_encoder_drops_its_gates(folder: Path) -> None:
 
 
 BAD_LINES = [
-    (["evaluate", "nowhere/model"], "cannot load nowhere/model"),
+    (["evaluate", "nowhere/model"], "there is no folder nowhere/model, nor a model of this name on the Hub"),
+    (["predict", "small/nope", "--text", "a"], "limbert: error: no checkpoint folder at small/nope\n"),
     (["evaluate", "./nowhere"], "no checkpoint folder at ./nowhere"),
     (["evaluate", "trained", "--subnet", "0.01x1"], "width 0.01 of 4 heads keeps no head"),
     (["evaluate", "trained", "--subnet", "half"], "cannot read sub-network 'half'; write WIDTHxDEPTH"),
@@ -403,6 +405,20 @@ def test_a_nan_loss_ends_the_run(folder: Path) -> None:
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("limbert: error")]
     assert "loss is nan at step 2; try a lower learning rate" in line
     assert not (folder / "never").exists()
+
+
+def test_out_of_memory_names_a_batch_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr("transformers.BertForSequenceClassification.forward", allocate)
+    train = ["train", *DATA_OPTIONS, "--model", "small", "--output", "huge", "--batch-size", "96"]
+    for command, advice in ((["evaluate", "trained", "--batch-size", "50"], "25"), (train, "48")):
+        done = call(folder, *command)
+        assert done.returncode == 1
+        error = done.stderr.splitlines()[-1]
+        assert error.startswith("limbert: error: out of memory")
+        assert f"--batch-size {advice}" in error
 
 
 def test_debug_shows_a_traceback(folder: Path) -> None:

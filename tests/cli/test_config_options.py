@@ -16,7 +16,7 @@ from limbert.errors import ConfigError
 class Example:
     source: str = config_field("", "a folder", required=True)
     limit: int | None = config_field(None, "at most this many")
-    rate: float = config_field(0.1, "a rate", aliases=("--lr",))
+    rate: float = config_field(0.1, "a rate")
     names: tuple[str, ...] | None = config_field(None, "names")
     widths: tuple[float, ...] = config_field((0.5, 1.0), "widths")
     files: tuple[str, ...] = config_field((), "files", repeats=True)
@@ -49,7 +49,7 @@ def test_defaults_are_those_of_the_dataclass() -> None:
 
 def test_values_are_parsed_by_the_fields_type() -> None:
     words = (
-        "--source x --limit 3 --lr 0.2 --names a,b --widths 0.25,1 --files p --files q --budget 20ms --gates 4 --skip"
+        "--source x --limit 3 --rate 0.2 --names a,b --widths 0.25,1 --files p --files q --budget 20ms --gates 4 --skip"
     )
     expected = Example("x", 3, 0.2, ("a", "b"), (0.25, 1.0), ("p", "q"), 0.02, "a", 4, True)
     assert run(*words.split(), "--gates", "4", "--other") == (expected, True)
@@ -73,5 +73,5 @@ def test_a_required_option_must_be_given() -> None:
 
 def test_help_has_panel_flag_and_default() -> None:
     text = str(run("--help"))
-    for word in ("Data", "--gates", "--lr", "50ms", "0.5,1.0"):
+    for word in ("Data", "--gates", "--rate", "50ms", "0.5,1.0"):
         assert word in text

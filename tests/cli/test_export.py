@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, pipeline
 
 from limbert import ElasticModel, export_model
 from limbert.errors import ExportError
+from limbert.evaluation.hardware import describe_this_machine
 from limbert.export import export as export_run
 from limbert.export import formats
 from limbert.export.formats import EXPORTERS
@@ -84,7 +85,8 @@ def test_export_predicts_the_same(folder: Path, format: str) -> None:
     card = (folder / format / "README.md").read_text()
     assert ModelCard(card).data.license == "unknown"
     assert tokenizer.model_max_length == load_checkpoint(folder / "trained").max_length
-    assert "Sub-network `0.5x0.75`" in card
+    for fact in ("Sub-network `0.5x0.75`", "Base model: small", "Data: demo_data", describe_this_machine()):
+        assert fact in card
     (code,) = CODE.findall(card)
     names: dict[str, Any] = {}
     with redirect_stdout(io.StringIO()) as shown:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.factories.runs import call, environment
+from typer.main import get_command
 
 from limbert.cli.main import app
 from limbert.train.phases import warn_about_phases
@@ -45,9 +46,9 @@ def test_help_of_train_fits_two_screens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "suggested"),
     [
-        (["predict", "run", "--top-k", "3"], None),
+        (["train", "--top-k", "3"], None),
         (["train", "--learnig-rate", "1e-4"], "--learning-rate"),
-        (["train", "--max_length", "64"], "--max-length"),
+        (["train", "--max_lenght", "64"], "--max-length"),
         (["train", "--wrong"], None),
         (["fly"], None),
     ],
@@ -59,6 +60,21 @@ def test_unknown_options_get_near_suggestions(arguments: list[str], suggested: s
         assert "Possible options" not in done.stderr
     else:
         assert suggested in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "known"),
+    [
+        ("train", ["--lr", "1e-4", "--bs=8"], {"learning_rate": 1e-4, "batch_size": 8}),
+        ("train", ["--max_seq_length", "64", "--num_train_epochs=2"], {"max_length": 64, "epochs": 2.0}),
+        ("predict", ["-i", "in.csv", "-o", "-o"], {"input": "in.csv", "output": "-o"}),
+        ("predict", ["--text", "--lr"], {"text": ["--lr"]}),
+    ],
+)
+def test_other_names_of_options_are_known(verb: str, given: list[str], known: dict[str, object]) -> None:
+    required = ["--model", "m", "--output", "x"] if verb == "train" else []
+    context = get_command(app).commands[verb].make_context(verb, [*required, *given])  # type: ignore[attr-defined]
+    assert {name: context.params[name] for name in known} == known
 
 
 def test_version_is_printed(tmp_path: Path) -> None:

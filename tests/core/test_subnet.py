@@ -48,9 +48,13 @@ def test_every_depth_keeps_existing_layers(total: int, rule: str) -> None:
 
 
 def test_errors_name_value_and_allowed_values() -> None:
-    with pytest.raises(SubnetError, match=r"width 0.03 of 12 heads keeps no head; smallest: 0.042"):
+    with pytest.raises(SubnetError, match=r"width 0.03 of 12 heads keeps no head; one head is 0.0833"):
         Subnet.uniform(BERT_BASE, width=0.03)
-    assert Subnet.uniform(BERT_BASE, width=0.042).heads[0] == 1
+    assert Subnet.uniform(BERT_BASE, width=0.0833).heads[0] == 1
+    with pytest.raises(SubnetError, match=r"--widths 0.5,1 --depths 0.5,1") as caught:
+        Space(depths=(0.5, 1.0)).named_subnets(Shape(2, 2, 8))
+    assert "\n" not in str(caught.value)
+    assert len(Space((0.5, 1.0), (0.5, 1.0)).named_subnets(Shape(2, 2, 8))) == 4
     with pytest.raises(SubnetError, match=r"depth 1.5 is not in \(0, 1\]"):
         Subnet.uniform(BERT_BASE, depth=1.5)
     with pytest.raises(SubnetError, match="unknown layer rule 'last'; allowed: first, spread"):

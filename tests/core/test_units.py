@@ -20,6 +20,9 @@ from limbert.errors import ConfigError
         ("90%", "share", 0.9),
         ("0.90", "share", 0.9),
         (".5", "share", 0.5),
+        ("92.5", "share", 0.925),
+        ("0", "points", 0.0),
+        ("1.5", "points", 0.015),
     ],
 )
 def test_valid_quantities(text: str, quantity_type: QuantityType, value: float) -> None:
@@ -40,8 +43,9 @@ def test_valid_quantities(text: str, quantity_type: QuantityType, value: float) 
         ("12MB", "count"),
         ("20", "size"),
         ("20mb", "size"),
-        ("90", "share"),
+        ("101", "share"),
         ("101%", "share"),
+        ("101", "points"),
         ("nan", "share"),
         ("", "share"),
     ],

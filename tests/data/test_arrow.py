@@ -30,7 +30,12 @@ def test_class_ids_become_names(tmp_path):
     reviews([1, 0, -1, 1]).to_parquet(tmp_path / "a.parquet")
     table = parquet_table(tmp_path / "a.parquet")
     assert table.class_names == {"label": ("neg", "pos")}
-    assert [(row.line_number, row.cells[1]) for row in table.rows()] == [(1, "pos"), (2, "neg"), (3, None), (4, "pos")]
+    assert [(row.line_number, row.cells["label"]) for row in table.rows()] == [
+        (1, "pos"),
+        (2, "neg"),
+        (3, None),
+        (4, "pos"),
+    ]
 
 
 @pytest.mark.parametrize("kind", [datasets.Sequence, datasets.List, lambda feature: [feature]])
@@ -51,7 +56,7 @@ def test_hub_data_set_keeps_class_order(tmp_path):
     reviews([0, 1]).to_parquet(folder / "validation.parquet")
     tables = dataset_tables(str(folder))
     assert set(tables) == {"train", "validation"}
-    assert [row.cells for row in tables["train"].rows()][2] == ("review number 2", "neg")
+    assert [row.cells for row in tables["train"].rows()][2] == {"text": "review number 2", "label": "neg"}
     assert tables["train"].class_names == {"label": ("neg", "pos")}
     assert [list(row) for row in tables["train"].rows()] == [list(row) for row in tables["train"].rows()]
 
@@ -100,7 +105,7 @@ def test_invalid_utf8_is_named_with_its_row(tmp_path):
     column = pyarrow.StringArray.from_buffers(3, *texts.buffers()[1:])
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
     rows = [*parquet_table(tmp_path / "a.parquet").rows()]
-    assert [(row.line_number, row.cells[0], row.problem is None) for row in rows] == [
+    assert [(row.line_number, row.cells.get("text"), row.problem is None) for row in rows] == [
         (1, "fine", True),
         (2, None, False),
         (3, "fine too", True),

@@ -4,20 +4,20 @@ import pytest
 
 from limbert.core.config import DataConfig
 from limbert.data.columns import choose_columns
-from limbert.data.table import Table
-from limbert.data.tasks import Columns, glue_task
-from limbert.data.text_rows import TableRow
+from limbert.data.table import Table, TableRow
+from limbert.data.tasks import Columns, column_layouts, find_glue_task
 from limbert.errors import DataError
 
 
 def table(*columns, row=None):
-    cells = row or ["some words"] * len(columns)
+    cells = dict(zip(columns, row or ["some words"] * len(columns), strict=True))
     return Table("file.tsv", columns, lambda: iter([TableRow(2, cells)] * 3))
 
 
 def chosen(source, glue=None, *, labelled=True, **settings):
     config = DataConfig(**settings)
-    return choose_columns(lambda header: source, config, glue and glue_task(glue), labelled=labelled)[1]
+    layouts = column_layouts(find_glue_task(glue, None), None)
+    return choose_columns(source, config, layouts, labelled=labelled)[1]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_common_names_are_guessed(columns, expected):
 def test_first_column_of_several_words_is_text():
     source = table("label", "id", "date", "remark", "note", row=["a", "x17", "2024", "some words", "more words"])
     assert chosen(source) == Columns("remark", None, "label")
-    with pytest.raises(DataError, match="none with texts of several words; it has 'label', 'id'"):
+    with pytest.raises(DataError, match=r"none with texts of several words .*; columns: label, id"):
         chosen(table("label", "id", row=["two words", "x17"]))
 
 
@@ -61,16 +61,11 @@ def test_glue_columns_of_both_layouts():
 @pytest.mark.parametrize(
     ("columns", "glue", "settings", "message"),
     [
-        (("a", "b"), None, {"text_column": "a"}, r"file.tsv: no label column .* it has 'a', 'b'"),
-        (("text", "label"), None, {"text_column": "body"}, r"no column 'body'; it has 'text', 'label'"),
-        (("a", "b"), "cola", {}, r"no column 'sentence'; it has 'a', 'b'"),
-        (("text", "label"), "mrpc", {}, r"no column '#1 String'; it has 'text', 'label'"),
-        (
-            ("text", "label"),
-            "sst2",
-            {"text_column": "5", "label_column": "7"},
-            r"no column '5'; it has 'text', 'label'",
-        ),
+        (("a", "b"), None, {"text_column": "a"}, "no label column .* file.tsv; columns: a, b"),
+        (("text", "label"), None, {"text_column": "body"}, "column 'body' not found in file.tsv; columns: text, label"),
+        (("a", "b"), "cola", {}, "column 'sentence' not found"),
+        (("text", "label"), "mrpc", {}, "column '#1 String' not found"),
+        (("text", "label"), "sst2", {"text_column": "5", "label_column": "7"}, "column '5' not found"),
         (("text", "text", "label"), None, {}, r"2 columns are named 'text'"),
     ],
 )

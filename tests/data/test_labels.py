@@ -5,7 +5,7 @@ import pytest
 from limbert.core.config import DataConfig
 from limbert.data.labels import LabelParser, infer_task
 from limbert.data.tasks import custom_task
-from limbert.errors import ConfigError, DataError
+from limbert.errors import DataError
 
 
 def inferred(labels, *, class_names=None, **settings):
@@ -38,7 +38,7 @@ def test_given_settings_decide():
     assert inferred(["0.0", "1.0", "1.0"], task_type="classification").labels == ("0.0", "1.0")
     assert inferred(["b", "a"], label_names=("b", "a", "c")).labels == ("b", "a", "c")
     assert inferred(["neg", "pos", "neg"], class_names=("pos", "neg", "neutral")).labels == ("pos", "neg", "neutral")
-    with pytest.raises(ConfigError, match="for a regression"):
+    with pytest.raises(DataError, match="regression; it has none"):
         inferred([0.5], task_type="regression", label_names=("a", "b"))
 
 
@@ -53,17 +53,18 @@ def test_implausible_classifications_are_refused():
 
 def test_ids_are_read_only_if_unambiguous():
     task = custom_task("classification", ("ham", "spam"))
-    assert [LabelParser(task, accept_ids=True).parse(value) for value in ("spam", " ham ", "1", 0)] == [1, 0, 1, 0]
+    assert [LabelParser(task, task.labels).parse(value) for value in ("spam", " ham ", "1", 0)] == [1, 0, 1, 0]
     with pytest.raises(ValueError, match="label '0' is unknown, expected one of ham, spam"):
-        LabelParser(task, accept_ids=False).parse("0")
-    stars = LabelParser(custom_task("classification", ("1", "2", "3")), accept_ids=True)
+        LabelParser(task).parse("0")
+    assert LabelParser(task, ("spam", "ham")).parse("0") == 1  # ids in another order than the model's
+    stars = LabelParser(custom_task("classification", ("1", "2", "3")), ("1", "2", "3"))
     assert [stars.parse(value) for value in ("1", 3)] == [0, 2]
     with pytest.raises(ValueError, match="label '0' is unknown"):
         stars.parse(0)
 
 
 def test_scores_are_finite_numbers():
-    reader = LabelParser(custom_task("regression", ()), accept_ids=True)
+    reader = LabelParser(custom_task("regression", ()))
     scores = [reader.parse(value) for value in ("3.800", 4, " 1e1 ")]
     assert scores == [3.8, 4.0, 10.0]
     assert all(type(score) is float for score in scores)
@@ -75,7 +76,7 @@ def test_scores_are_finite_numbers():
 @pytest.mark.parametrize("text", ["1e39", "-1e308", "1_0.5"])
 def test_scores_must_fit_float32(text):
     with pytest.raises(ValueError, match="expected a"):
-        LabelParser(custom_task("regression", ()), accept_ids=False).parse(text)
+        LabelParser(custom_task("regression", ())).parse(text)
 
 
 def test_label_may_hold_thousands_of_digits():
@@ -84,8 +85,6 @@ def test_label_may_hold_thousands_of_digits():
 
 
 def test_messages_shorten_long_label_lists():
-    reader = LabelParser(
-        custom_task("classification", tuple(f"intent {index}" for index in range(77))), accept_ids=False
-    )
+    reader = LabelParser(custom_task("classification", tuple(f"intent {index}" for index in range(77))))
     with pytest.raises(ValueError, match=r"intent 7, \.\.\. \(77 in all\)"):
         reader.parse("other")

@@ -1,6 +1,7 @@
 """Windows hold every answer, the best span is found, metrics are SQuAD's."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from limbert.data.question_answering import (
 )
 from limbert.data.readers import Examples, ReferenceAnswers
 from limbert.data.split import split_by_group, split_validation
-from limbert.data.squad_files import open_questions, read_questions
 from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
 from limbert.data.tasks import custom_task
 from limbert.errors import ConfigError, DataError
@@ -101,6 +101,15 @@ def test_long_question_is_truncated(tokenizer):
         question_examples(["why"], None)
 
 
+def read_questions(path, task=None):
+    """The examples of a file, as training or, with a task, as development data."""
+    if task is not None:
+        return load_evaluation_data(DataConfig(dev=str(path)), task)["dev"]
+    data = load_task_data(DataConfig(task="squad", train=str(path), dev=str(path)), seed=0)
+    assert replace(data.task, has_pairs=None) == TASK
+    return data.train
+
+
 def squad(articles: int = 4, **changes: object) -> str:
     asked = {"id": "1", "question": "Where?", "answers": [{"text": "Oslo", "answer_start": 3}]} | changes
     data = [
@@ -111,7 +120,7 @@ def squad(articles: int = 4, **changes: object) -> str:
 
 
 def test_squad_file_and_columns_read_alike(write):
-    _, examples = read_questions(open_questions(write("train.json", squad())), DataConfig(), None)
+    examples = read_questions(write("train.json", squad()))
     assert len(examples) == 10
     assert examples.labels[0] == ReferenceAnswers(("Oslo",), (3,))
     rows = [
@@ -119,9 +128,9 @@ def test_squad_file_and_columns_read_alike(write):
         for text, pair, group in zip(examples.texts, examples.pairs, examples.groups, strict=True)
     ]
     lines = write("train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    assert read_questions(open_questions(lines), DataConfig(), TASK) == (TASK, examples)
+    assert read_questions(lines) == read_questions(lines, TASK) == examples
     marked = write("marked.json", "\ufeff" + squad())
-    assert read_questions(open_questions(marked), DataConfig(), TASK) == (TASK, examples)
+    assert read_questions(marked, TASK) == examples
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,7 @@ def test_squad_file_and_columns_read_alike(write):
 )
 def test_bad_question_is_named_with_its_number(write, changes, message):
     with pytest.raises(DataError, match=message):
-        read_questions(open_questions(write("train.json", squad(**changes))), DataConfig(), None)
+        read_questions(write("train.json", squad(**changes)))
 
 
 def test_articles_are_held_out_whole(write):

@@ -4,7 +4,7 @@ import pytest
 
 from limbert.core.config import DataConfig
 from limbert.data.load import load_task_data
-from limbert.data.readers import Examples, read_examples
+from limbert.data.readers import Examples, parse_text_row, read_examples
 from limbert.data.table import open_table
 from limbert.data.tasks import Columns
 from limbert.errors import DataError
@@ -53,22 +53,22 @@ def test_malformed_row_is_named_or_counted(write, line, message):
 def test_json_texts_must_be_strings(write, value, message):
     path = write("a.jsonl", f'{{"text": "fine"}}\n{{"text": {value}}}\n')
     with pytest.raises(DataError, match=f"a.jsonl:2: {message}"):
-        read_examples(open_table(path), Columns("text", None, None), skip_bad_rows=False)
+        read_examples(open_table(path), Columns("text"), parse_text_row, skip_bad_rows=False)
 
 
 @pytest.mark.parametrize("value", ["null", '""', "NaN", "{}"])
 def test_json_labels_are_names_or_numbers(write, value):
     path = write("a.jsonl", f'{{"text": "fine", "label": 1}}\n{{"text": "fine", "label": {value}}}\n')
     with pytest.raises(DataError, match=r"a.jsonl:2: (no label|dict) in column 'label', expected"):
-        read_examples(open_table(path), Columns("text", None, "label"), skip_bad_rows=False)
+        read_examples(open_table(path), Columns("text", None, "label"), parse_text_row, skip_bad_rows=False)
 
 
 def test_files_without_usable_rows_are_refused(write):
     columns = Columns("text", None, "label")
     with pytest.raises(DataError, match="no rows below the header"):
-        read_examples(open_table(write("a.csv", "text,label\n")), columns, skip_bad_rows=True)
+        read_examples(open_table(write("a.csv", "text,label\n")), columns, parse_text_row, skip_bad_rows=True)
     with pytest.raises(DataError, match="none of the 2 rows can be used"):
-        read_examples(open_table(write("a.csv", "text,label\na\nb\n")), columns, skip_bad_rows=True)
+        read_examples(open_table(write("a.csv", "text,label\na\nb\n")), columns, parse_text_row, skip_bad_rows=True)
 
 
 def test_select_keeps_texts_pairs_and_labels_together():

@@ -11,7 +11,7 @@ ROW = "text\tlabel\nsome words\ta\n"
 
 
 def names(sources):
-    return {part: opener(True).name.rsplit("/", 1)[-1] for part, opener in sources.dev.items()}
+    return {part: table.name.rsplit("/", 1)[-1] for part, table in sources.dev.items()}
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,7 @@ def test_other_tokenizer_has_other_fingerprint(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"",
-        lambda content: content[: len(content) // 2],
-        lambda content: b"x" * len(content),
-    ],
+    "damage", [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: b"x" * len(content)]
 )
 def test_broken_cache_is_built_again(tokenizer, tmp_path, damage, caplog):
     first = tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)

@@ -1,6 +1,7 @@
 """Entities are counted as in seqeval, labels are at first tokens, truncated words count as missed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +12,25 @@ from limbert.core.config import DataConfig
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.readers import Examples
-from limbert.data.tagged_files import join_words, open_tagged, read_tagged, read_untagged
+from limbert.data.tagged_files import conll_table, join_words
 from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
 from limbert.data.tasks import custom_task
-from limbert.data.token_classification import (
-    entity_metrics,
-    extract_entities,
-    word_examples,
-)
+from limbert.data.token_classification import entity_metrics, extract_entities, word_examples
 from limbert.errors import ConfigError, DataError
+
+
+def read_tagged(path, task=None, **settings):
+    """The task and the examples of a file; with a task only those of development data."""
+    config = DataConfig(task="ner", train=str(path), dev=str(path), **settings)
+    if task is not None:
+        return task, load_evaluation_data(replace(config, train=None), task)["dev"]
+    data = load_task_data(config, seed=0)
+    return replace(data.task, has_pairs=None), data.train
+
+
+def read_untagged(path):
+    return load_texts(path, DataConfig(), task_type="token-classification")
+
 
 TAGS = ("O", "B-person", "I-person", "B-creative-work", "I-creative-work")
 CONLL = "-DOCSTART-\tO\n\nAnn\tB-person\nLee\tI-person\nsings\tO\n.\tO\n\nin\tO\nOslo\tB-place\n"
@@ -60,39 +71,39 @@ def test_conll_and_json_lines_read_alike(write):
     ]
     lines = write("train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     names = ("O", "B-person", "I-person", "B-place", "I-place")
-    task, examples = read_tagged(open_tagged(conll), DataConfig(), None)
+    task, examples = read_tagged(conll)
     assert task == custom_task("token-classification", names)
     assert examples.texts == ("Ann Lee sings .", "in Oslo")
     assert examples.labels == ((1, 2, 0, 0), (0, 3))
-    again = read_tagged(open_tagged(lines), DataConfig(label_names=names), None)
+    again = read_tagged(lines, label_names=names)
     assert again == (task, examples)
     with pytest.raises(DataError, match="tags are numbers"):
-        read_tagged(open_tagged(lines), DataConfig(), None)
+        read_tagged(lines)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("Ann\tB-person\nLee\n", "train.conll:1: the word 'Lee' has no tag"), ("\n\n", "no sentence")],
+    [("Ann\tB-person\nLee\n", "train.conll:1: the word 'Lee' has no tag"), ("\n\n", "train.conll: no rows")],
 )
 def test_bad_sentence_is_named_with_its_line(write, text, message):
     with pytest.raises(DataError, match=message):
-        read_tagged(open_tagged(write("train.conll", text)), DataConfig(), None)
+        read_tagged(write("train.conll", text))
     good = write("good.conll", CONLL)
-    task, _ = read_tagged(open_tagged(good), DataConfig(), None)
+    task, _ = read_tagged(good)
     unknown = write("dev.conll", "Oslo\tB-city\n\nAnn\tB-person\n")
     with pytest.raises(DataError, match=r"dev.conll:1: tag 'B-city' is unknown"):
-        read_tagged(open_tagged(unknown), DataConfig(), task)
-    assert read_tagged(open_tagged(unknown), DataConfig(skip_bad_rows=True), task)[1].bad_rows == 1
-    with pytest.raises(DataError, match=r"all.conll: none of the 1 sentences can be used"):
-        read_tagged(open_tagged(write("all.conll", "Oslo\tB-city\n")), DataConfig(skip_bad_rows=True), task)
+        read_tagged(unknown, task)
+    assert read_tagged(unknown, task, skip_bad_rows=True)[1].bad_rows == 1
+    with pytest.raises(DataError, match=r"all.conll: no row has a label of the task"):
+        read_tagged(write("all.conll", "Oslo\tB-city\n"), task, skip_bad_rows=True)
     half = write("half.jsonl", '{"tokens": ["fine"], "tags": ["O"]}\n{"tokens": ["\\ud83d"], "tags": ["O"]}\n')
     with pytest.raises(DataError, match=r"half.jsonl:2: invalid Unicode"):
-        read_tagged(open_tagged(half), DataConfig(), None)
+        read_tagged(half)
 
 
 def test_only_tabs_and_spaces_separate_columns(write):
     path = write("train.conll", "New\u00a0York  B-place\nnow O\n")
-    _, examples = read_tagged(open_tagged(path), DataConfig(), None)
+    _, examples = read_tagged(path)
     assert examples.texts == ("New\u00a0York now",)
     assert [len(words) for words in examples.word_spans] == [2]
 
@@ -161,7 +172,7 @@ def test_metrics_of_real_sentences_equal_seqeval(real_data, tokenizer):
 
 
 def test_other_tags_are_measured_by_accuracy(write, tokenizer):
-    task, examples = read_tagged(open_tagged(write("t.conll", "Ann NN\nsings VB\n\nhe PR\n")), DataConfig(), None)
+    task, examples = read_tagged(write("t.conll", "Ann NN\nsings VB\n\nhe PR\n"))
     assert task.metrics == ("accuracy",)
     tokens = tokenize_for_task(examples, task, tokenizer, max_length=16)
     right = logits_for(tokens, task, examples.labels)
@@ -173,8 +184,8 @@ def test_other_tags_are_measured_by_accuracy(write, tokenizer):
 def test_odd_tag_is_a_bad_row(write, tag):
     path = write("train.conll", f"{CONLL}\nAnn\tB-person\nLee\t{tag}\n")
     with pytest.raises(DataError, match=rf"train.conll:11: tag '{tag}' is unknown, expected one of O, B-person, I-p"):
-        read_tagged(open_tagged(path), DataConfig(), None)
-    task, examples = read_tagged(open_tagged(path), DataConfig(skip_bad_rows=True), None)
+        read_tagged(path)
+    task, examples = read_tagged(path, skip_bad_rows=True)
     assert (task.primary_metric, len(examples), examples.bad_rows) == ("entity_f1", 2, 1)
     with pytest.raises(DataError, match=f"tag '{tag}' is among entity tags"):
         custom_task("token-classification", ("O", "B-person", tag))
@@ -187,7 +198,7 @@ def test_bilou_and_bmes_mark_the_same_entities(write, scheme, usual):
         tags = [tag if tag == "O" else f"{tag}-{random.choice(['a', 'b'])}" for tag in random.choice([*scheme], size=9)]
         assert extract_entities(tags) == extract_entities([usual[scheme.index(tag[0])] + tag[1:] for tag in tags])
     sentence = "".join(f"w\t{tag}\n" if tag == "O" else f"w\t{tag}-{'ab'[tag > 'L']}\n" for tag in scheme)
-    task, _ = read_tagged(open_tagged(write("train.conll", sentence + "w\tB-c\n")), DataConfig(), None)
+    task, _ = read_tagged(write("train.conll", sentence + "w\tB-c\n"))
     assert task.primary_metric == "entity_f1"
     assert {*task.labels} == {"O", *(f"{prefix}-{kind}" for prefix in scheme if prefix != "O" for kind in "abc")}
 
@@ -198,31 +209,31 @@ def test_comments_are_no_words(write, separator):
     comments = "# newdoc id = 7\n# sent_id = 1\n# text = Ann # Lee\n"
     alone = "# a file of names\n\n"
     path = write("train.conll", f"{alone}{comments}{words}# newpar id = 8\n\n# a third one\nBo{separator}O\n")
-    read = [row.cells for row in open_tagged(path).rows()]
+    read = [tuple(row.cells.values()) for row in conll_table(path).rows()]
     assert read == [
         (["Ann", "#", "Lee"], ["B-person", "O", "I-person"]),
         (["#", "#hashtag"], ["O", "O"]),
         (["Bo"], ["O"]),
     ]
-    assert [row.line_number for row in open_tagged(path).rows()] == [6, 10, 16]
+    assert [row.line_number for row in conll_table(path).rows()] == [6, 10, 16]
     lone = write("lone.conll", f"#{separator}O\n\n#{separator}O\n")
-    assert [row.cells[0] for row in open_tagged(lone).rows()] == [["#"], ["#"]]
+    assert [row.cells["tokens"] for row in conll_table(lone).rows()] == [["#"], ["#"]]
     columns = "# NN I-NP O\nAnn NN I-NP O\n".replace(" ", separator)
     four = write("four.conll", f"# sent_id = 1\n{columns}")
-    assert [row.cells for row in open_tagged(four).rows()] == [(["#", "Ann"], ["O", "O"])]
+    assert [tuple(row.cells.values()) for row in conll_table(four).rows()] == [(["#", "Ann"], ["O", "O"])]
 
 
 def test_unlabelled_texts_are_read(write):
     plain = write("texts.txt", "Ann sings.\nOslo\n")
-    assert read_untagged(plain, DataConfig()).word_spans == (((0, 3), (4, 9), (9, 10)), ((0, 4),))
+    assert read_untagged(plain).word_spans == (((0, 3), (4, 9), (9, 10)), ((0, 4),))
     split = load_texts(
         write("texts.jsonl", '{"tokens": ["Ann", "sings."]}\n'), DataConfig(), task_type="token-classification"
     )
     assert split.word_spans == (((0, 3), (4, 10)),)
-    with pytest.raises(DataError, match=r"blank.txt:2: no words"):
-        read_untagged(write("blank.txt", "Ann sings.\n\nOslo\n"), DataConfig())
+    with pytest.raises(DataError, match=r"blank.txt:2: no text"):
+        read_untagged(write("blank.txt", "Ann sings.\n\nOslo\n"))
     for name, empty in (("blank.txt", "\n\n"), ("none.conll", "-DOCSTART-\tO\n")):
-        with pytest.raises(DataError, match=f"{name}: no words"):
-            read_untagged(write(name, empty), DataConfig())
+        with pytest.raises(DataError, match=f"{name}: no rows"):
+            read_untagged(write(name, empty))
     with pytest.raises(ConfigError, match="not a pair"):
         word_examples(["a"], ["b"])

@@ -24,7 +24,7 @@ NAMES = ("1x1", "0.5x0.5")
 def test_standalone_sub_network_equals_its_view(case: str, tmp_path: Path) -> None:
     model = ElasticModel(make_network(case))
     subnet = Subnet((0, 2), (3, 6), (30, 17))
-    save_standalone(model, subnet, tmp_path / "alone", with_onnx=False)
+    save_standalone(model, subnet, tmp_path / "alone")
     alone = load_standalone(tmp_path / "alone")
     assert not any(tensor.is_meta for tensor in [*alone.parameters(), *alone.buffers()])
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_peak_memory_follows_layers_and_activations(tmp_path: Path) -> None:
         str(layers): Subnet(tuple(range(layers)), (8,) * layers, (2048,) * layers) for layers in (1, 4)
     }
     for name, subnet in sizes.items():
-        save_standalone(model, subnet, tmp_path / name, with_onnx=False)
+        save_standalone(model, subnet, tmp_path / name)
 
     def peaks(*names: str, **changes: int) -> list[int]:
         folders = [tmp_path / name for name in names]

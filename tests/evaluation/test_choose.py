@@ -69,6 +69,36 @@ def test_minimal_metric_alone_chooses_the_fastest(folder: Path) -> None:
     assert (choice.best.profile.subnet, choice.num_measured) == ("0.5x0.5", 4)
 
 
+def test_drop_is_counted_from_the_full_sub_network(folder: Path) -> None:
+    assert chosen(folder, max_drop="1") == ["0.5x0.5", "0.5x1", "1x1"]  # the fastest first
+    assert chosen(folder, max_drop="0.5") == ["0.5x0.5", "1x1"]
+    assert chosen(folder, max_drop="0") == ["1x1"]
+    assert chosen(folder, max_drop="1", max_latency="5s")[0] == "1x1"  # the best first
+    with pytest.raises(ConfigError, match=r"loss of metric 0\.5, 0\.2 points over --max-drop 0\.3"):
+        limbert.choose(folder, max_drop="0.3", max_latency="6ms")
+
+
+def test_runtimes_and_precisions_compete(tmp_path: Path) -> None:
+    rows = [make_row(name) for name in COSTS]
+    rows += [make_row(name, latency_ms=COSTS[name][0] / 2, backend="openvino", precision="bf16") for name in COSTS]
+    int8 = [make_row(name, latency_ms=COSTS[name][0] / 4, backend="openvino", precision="int8") for name in COSTS]
+    rows += [replace(row, metric_loss=0.008) for row in int8]
+    folder = make_run(tmp_path, rows)
+
+    def best(**limits: str) -> tuple[str, str, float]:
+        subnet = limbert.choose(folder, **limits).best
+        return subnet.profile.subnet, subnet.profile.setup.precision, round(subnet.drop, 4)
+
+    assert best(max_drop="1") == ("0.5x0.5", "bf16", 0.005)  # 3 ms; in int8 it loses 1.3 points
+    assert best(max_drop="1.3") == ("0.5x0.5", "int8", 0.013)
+    assert best(max_drop="1", precision="int8") == ("1x1", "int8", 0.008)
+    assert best(min_metric="90.5") == ("0.5x0.5", "bf16", 0.005)
+    assert best(max_latency="6ms") == ("0.5x0.5", "bf16", 0.005)  # as good as in fp32, and faster
+    assert limbert.choose(folder, max_drop="1").num_measured == 12
+    with pytest.raises(ConfigError, match="precision fp16"):
+        limbert.choose(folder, max_drop="1", precision="fp16")
+
+
 def test_unmet_budget_names_the_nearest(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         limbert.choose(folder, max_latency="2ms")
@@ -89,8 +119,10 @@ def test_rows_of_different_setups_never_mix(tmp_path: Path) -> None:
     rows += [replace(row, setup=replace(row.setup, threads=2), measured="2025-01-01T00:00:00") for row in rows[:4]]
     folder = make_run(tmp_path, rows)
     comparable = comparable_rows(folder)
-    assert {row.setup for row in comparable} == {replace(SETUP, backend="openvino", batch=1, tokens=128)}
-    assert len(comparable) == 4
+    setup = replace(SETUP, batch=1, tokens=128)
+    assert {row.setup for row in comparable} == {setup, replace(setup, backend="openvino")}
+    assert len(comparable) == 8
+    assert {row.setup for row in comparable_rows(folder, backend="openvino")} == {replace(setup, backend="openvino")}
     comparable = comparable_rows(folder, backend="torch", tokens=32)
     assert {row.setup for row in comparable} == {replace(SETUP, batch=1, tokens=32)}
     assert {row.setup.batch for row in comparable_rows(folder, batch=8)} == {8}

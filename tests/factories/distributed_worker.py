@@ -23,7 +23,8 @@ from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import TrainingInterrupted
 from limbert.train.distributed import init_distributed, rank
-from limbert.train.phases import PHASES, train_phases
+from limbert.train.output_run import train_phases
+from limbert.train.phases import PHASES
 
 ROWS, BATCH = 13, 6  # an epoch is 6, 6 and 1 rows: two processes have 3 each, and in the last step one has none
 STEPS = 6

@@ -11,7 +11,8 @@ from limbert import ElasticModel, ElasticTrainer, ElasticTrainingArguments, Spac
 from limbert.core.config import AnyPhaseConfig
 from limbert.data.tasks import Task
 from limbert.data.tokenize import RaggedTokens, TokenizedExamples
-from limbert.train.phases import PHASES, train_phases
+from limbert.train.output_run import train_phases
+from limbert.train.phases import PHASES
 
 TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 WIDTHS = (0.34, 0.5, 1.0)
@@ -52,5 +53,5 @@ def train_phase(
 ) -> ElasticModel:
     """One phase on random examples."""
     data = {"train_dataset": make_examples(90, seed=1), "eval_dataset": make_examples(60, seed=2)}
-    arguments = options.pop("args", None) or make_arguments(folder)
-    return train_phases(model or make_model(), [(PHASES[name], config)], args=arguments, **data | options)
+    settings = data | {"args": make_arguments(folder), "metric": "accuracy"} | options
+    return train_phases(model or make_model(), [(PHASES[name], config)], **settings)

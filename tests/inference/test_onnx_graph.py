@@ -118,7 +118,7 @@ def test_refusals_name_the_value(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tflite"):
         load_runtime("tflite", network)
     with pytest.raises(ConfigError, match="bf16"):
-        load_runtime("torch", network, precision="bf16")
+        load_runtime("onnxruntime", network, precision="bf16")
     (tmp_path / "broken.onnx").write_text("nothing")
     for name in RUNTIMES:
         pytest.importorskip(name)

@@ -165,6 +165,22 @@ def test_other_task_types_predict_the_same(folder: Path, task_type: Any) -> None
     assert [*rows[0]] == ["id", *prediction_columns(task)]
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_other_runtimes_predict_the_same(folder: Path, opened: LoadedCheckpoint) -> None:
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library)
+    policy = Policy(subnet="0.5x0.5")
+    options: dict[str, Any] = {"policy": policy, "shard_rows": 400, "keep_columns": ("id",)}
+    predict_folder(folder, opened, "onnx", runtime="onnxruntime", **options)
+    rows = read_output(folder / "onnx")
+    expected = predict_plainly(opened, TEXTS, [134, 133, 133], policy)
+    for name in ("label", "layers", "flops"):
+        assert [row[name] for row in rows] == [row[name] for row in expected]
+    assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in expected], abs=1e-4)
+    with pytest.raises(ConfigError, match="runtime"):
+        predict_folder(folder, opened, "onnx", **options)
+
+
 def test_token_level_tasks_are_refused() -> None:
     with pytest.raises(ConfigError, match="question-answering"):
         prediction_columns(custom_task("question-answering", ()))

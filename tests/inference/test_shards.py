@@ -10,7 +10,7 @@ import pytest
 from tests.factories.batch_jobs import make_texts, write_parquet
 
 from limbert.core.config import DataConfig
-from limbert.data.readers import read_examples
+from limbert.data.readers import parse_text_row, read_examples
 from limbert.data.table import Table, open_table
 from limbert.data.tasks import Columns
 from limbert.errors import ConfigError, DataError
@@ -69,7 +69,7 @@ def read_plainly(path: Path, columns: Columns) -> list[object]:
     for row in table.rows():
         one = Table(table.name, table.columns, lambda row=row: iter([row]))  # type: ignore[misc]
         try:
-            raw = read_examples(one, columns, skip_bad_rows=False).examples
+            raw = read_examples(one, columns, parse_text_row, skip_bad_rows=False).examples
             found.append((*raw.texts, *(raw.pairs or ())))
         except DataError as error:
             found.append(str(error))

@@ -1,8 +1,8 @@
-"""Latency models follow the measured batches, and the offered load decays."""
+"""Latency models follow the measured batches."""
 
 import pytest
 
-from limbert.serve.latency_model import LatencyModel, LatencyTracker, OfferedLoad
+from limbert.serve.latency_model import LatencyModel, LatencyTracker
 
 
 def test_fit_goes_through_both_points() -> None:
@@ -32,14 +32,3 @@ def test_one_outlier_changes_little() -> None:
     tracker = LatencyTracker({"large": LatencyModel(1e-3, 2e-4)})
     tracker.observe("large", tokens=100, seconds=5.0)
     assert tracker.latency_model("large").seconds(100) < 1.2 * 21e-3
-
-
-def test_utilization_is_per_level_and_decays() -> None:
-    models = {"large": LatencyModel(1e-3, 2e-4), "small": LatencyModel(1e-3, 5e-5)}
-    load = OfferedLoad()
-    for step in range(1000):  # ten seconds of 100 texts of 25 tokens
-        load.record(("large", "small"), num_texts=1, tokens=25, now=step / 100)
-    large, small = (load.utilization(level, models.__getitem__, batch_seconds=20e-3, now=10.0) for level in (0, 1))
-    assert large == pytest.approx(100 * 25 * 2e-4 / 0.95, rel=0.1)  # batches of 20 ms lose 1 ms to the fixed cost
-    assert small == pytest.approx(100 * 25 * 5e-5 / 0.95, rel=0.1)
-    assert load.utilization(0, models.__getitem__, batch_seconds=20e-3, now=20.0) < 1e-3

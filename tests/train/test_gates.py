@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 from tests.factories.networks import CONFIGS, LAYERS, make_network, most_different
-from tests.factories.phases import WIDTHS, make_arguments, make_examples, make_model, train_phase
+from tests.factories.phases import WIDTHS, make_examples, make_model, train_phase
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import GatesConfig
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError
 from limbert.model.width_gates import WidthGates
-from limbert.train.data import IndexDataset
-from limbert.train.gates import GateDataset, GateFeatures, GateTrainer, cached_features, check_gates
+from limbert.train.gates import GateExamples, GateFeatures, cached_features, check_gates, fit_gates
 
 
 def features(model: ElasticModel, examples: TokenizedExamples, folder: Path, **options: Any) -> GateFeatures:
@@ -25,7 +24,7 @@ def features(model: ElasticModel, examples: TokenizedExamples, folder: Path, **o
         "precision": "fp32",
         "name": "gates-train",
     }
-    return cached_features(model, IndexDataset(examples), cache_dir=folder,
+    return cached_features(model, examples, cache_dir=folder,
                            **defaults | options)  # fmt: skip
 
 
@@ -127,11 +126,10 @@ def test_a_gate_learns_from_every_width_below(tmp_path: Path) -> None:
     first_tokens = torch.zeros(600, 2, 1, 8)
     for width in range(2):
         first_tokens[:, width, 0, width] = 2.0 * targets - 1
-    data = GateDataset(first_tokens, targets)
+    data = GateExamples(first_tokens, targets)
     torch.manual_seed(0)
     gates = WidthGates(num_gates=1, hidden_size=8, widths=(0.5, 1.0))
-    arguments = make_arguments(tmp_path, num_train_epochs=10, per_device_train_batch_size=32, learning_rate=1e-2,
-                               save_strategy="no", remove_unused_columns=False)  # fmt: skip
-    GateTrainer(gates, arguments, config=GatesConfig(), train_dataset=data, eval_dataset=data).train()
+    rows = fit_gates(gates, GatesConfig(epochs=10, learning_rate=1e-2), data, data, seed=5, phase="gates")
+    assert rows[-1]["validation"] > rows[2]["validation"]
     for width in range(2):
         assert torch.equal(gates(first_tokens[:, width])[:, 0].argmax(dim=-1), targets)

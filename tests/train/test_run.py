@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -13,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.factories.networks import make_network
 from tests.factories.tokenizers import byte_level
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 import limbert
-from limbert import ElasticModel
+from limbert import ElasticModel, Subnet
 from limbert.cli.main import app
+from limbert.cli.training import baseline_of
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.data.augmented import AugmentedExamples
 from limbert.data.load import load_task_data
 from limbert.errors import ConfigError
+from limbert.evaluation.results import read_results
+from limbert.model.checkpoint import update_record
 from limbert.train import run_folder
-from limbert.train.recipes import load_recipe, override_recipe
+from limbert.train.recipes import Recipe, load_recipe, override_recipe
 from limbert.train.run import task_fingerprint, train_task
 from limbert.train.run_folder import (
     RunFolder,
@@ -281,5 +284,104 @@ def test_command_and_python_give_the_same_weights(folder: Path) -> None:
     card = Path("command/README.md").read_text()
     for part in ("# command", "Base model: model", "| 0.5x0.5 |", " M |", "text-classification", "Recipe: mine.toml"):
         assert part in card
-    assert ElasticModel.from_pretrained("python").record["phases"] == [*phases]
-    shutil.rmtree("python")
+    records = [json.loads(Path(name, "limbert.json").read_text()) for name in ("command", "python")]
+    assert records[0] == records[1]
+    assert records[0]["settings"]["data"]["fingerprints"]
+    assert records[0]["phases"] == [*phases]
+
+
+def test_class_weights_reach_the_trainer(folder: Path) -> None:
+    seen = []
+
+    class Weights(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seen.append(args.class_weights)
+
+    for weights in ("balanced", "1,3.5", [2, 1]):
+        limbert.train("model", data="data", output="run", overwrite=True, phases=("finetune",), validation=0.2,
+                      recipe=short_recipe(), class_weights=weights, callbacks=[Weights()])  # fmt: skip
+    assert seen == ["balanced", [1.0, 3.5], [2.0, 1.0]]
+    for weights in ("even", "1,x", "1,,2"):
+        with pytest.raises(ConfigError, match="balanced"):
+            TrainConfig(model="m", output="o", class_weights=weights)
+    with pytest.raises(ConfigError, match="2 numbers"):
+        limbert.train("model", data="data", output="other", recipe=short_recipe(), class_weights="1,2,3")
+
+
+def short_recipe(**changes: Any) -> Recipe:
+    """Two steps of fine-tuning."""
+    settings = {"max_steps": 2, "batch_size": 8} | changes
+    return override_recipe(load_recipe("dynabert"), every_phase=settings, phases=("finetune",))
+
+
+def test_seeds_end_in_a_table_of_mean_and_spread(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = limbert.train("model", data="data", output="runs", recipe=short_recipe(), phases=("finetune",),
+                          validation=0.2, seeds=(1, 2))  # fmt: skip
+    rows = [json.loads(line) for line in Path("runs/seeds.jsonl").read_text().splitlines()]
+    for seed, results in found.items():
+        assert read_results(f"runs/seed-{seed}") == results
+    values = [results[0].metrics["accuracy"] for results in found.values()]
+    assert rows[0]["metrics"]["accuracy"] == pytest.approx(sum(values) / 2)
+    assert rows[0]["spread"]["accuracy"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert rows[0]["seeds"] == [1, 2]
+    command = "--recipe dynabert --phases finetune --max-steps 2 --batch-size 8 --validation 0.2 --seeds 1,2"
+    app(["train", "--data", "data", "--model", "model", "--output", "runs", *command.split()], standalone_mode=False)
+    table = capsys.readouterr().out
+    assert f"{50 * sum(values):.1f} ± " in table
+    assert "runs/seed-1, runs/seed-2" in table
+    with pytest.raises(ConfigError, match="different"):
+        limbert.train("model", data="data", output="runs", recipe=short_recipe(), seeds=(1, 1))
+
+
+def test_one_subnet_is_specialised_and_exported(folder: Path) -> None:
+    limbert.train("model", data="data", output="run", recipe=short_recipe(), validation=0.2)
+    found = Subnet((0, 1), (1, 2), (16, 32))  # another width in each layer, as a search finds them
+    update_record("run", lambda record: record.update(subnets={"found-1": found.to_dict()}))
+    steps = {"max_steps": 4, "learning_rate": 1e-3}
+    recipe = override_recipe(load_recipe("limbert"), every_phase=steps, phases=["specialise"])
+    before = ElasticModel.from_pretrained("run").extract(found)
+    (result,) = limbert.train("run", subnet="found-1", output="special", recipe=recipe, validation=0.2)
+    assert result.subnet == "found-1"
+    assert read_results("special") == [result]
+    assert not Path("special/limbert.json").exists()
+    assert not Path("special.elastic").exists()
+    after = AutoModelForSequenceClassification.from_pretrained("special", trust_remote_code=True)
+    shapes = {name: weight.shape for name, weight in before.state_dict().items()}
+    assert shapes == {name: weight.shape for name, weight in after.state_dict().items()}
+    assert after.config.id2label == {0: "no", 1: "yes"}
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    assert any(not torch.equal(*pair) for pair in pairs)
+    with pytest.raises(ConfigError, match="exists"):
+        limbert.train("run", subnet="found-1", output="special")
+    with pytest.raises(ConfigError, match="specialise"):
+        limbert.train("run", data="data", output="other", phases=("specialise",))
+
+
+def test_what_a_run_will_do_is_said_before(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="limbert")
+    recipe = override_recipe(load_recipe("limbert"), every_phase={"epochs": 1.0, "batch_size": 8}, phases=["finetune"])
+    recipe.phases["finetune"] = replace(recipe.phases["finetune"], min_steps=10)
+    limbert.train("model", data="data", output="run", recipe=recipe, validation=0.2, max_length=10)
+    text = caplog.text
+    for part in ("examples: 32 train, 8 validation, 40 dev", "label ids: the order of the training data's names",
+                 "finetune 10 steps (2.5 epochs, instead of 1", "estimated time in all: ",
+                 "baseline, always predicting the same: accuracy 50.0", "truncated"):  # fmt: skip
+        assert part in text
+    rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert max(row["step"] for row in rows) == 10
+
+
+def test_a_degenerate_run_ends_with_advice(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
+
+    class Baselines(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+            seen.append((args.metric_for_best_model, args.baseline))
+
+    for name in ("train", "dev"):  # texts that say nothing about their labels
+        Path("data", f"{name}.csv").write_text("text,label\n" + "a dog,no\na dog,yes\n" * 20)
+    limbert.train("model", data="data", output="run", recipe=short_recipe(), validation=0.2, metric="macro_f1",
+                  callbacks=[Baselines()])  # fmt: skip
+    assert seen[-1] == ("macro_f1", pytest.approx(1 / 3))
+    assert "no sub-network is better" in caplog.text
+    assert baseline_of("run") == {"macro_f1": pytest.approx(1 / 3), "accuracy": 0.5}

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pydoc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from transformers import (
 from limbert import ElasticModel, ElasticTrainer, LimbertError, Space, Subnet
 from limbert.errors import ConfigError, DivergedError
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
-from limbert.train.data import LossScale
+from limbert.train.data import LossScale, resolve_class_weights
 
 LABELS = torch.tensor([0, 2, 1])
 WHOLE = LossScale(tokens=1.0, labels=1.0, batch_size=3)
@@ -132,17 +133,6 @@ def test_sampling_keeps_both_ends(tmp_path: Path) -> None:
     assert {subnet for found in chosen for subnet in found} == {*subnets}
     assert trainer.choose_subnets(7) == chosen[7]
     assert step_trainer(tmp_path, teacher=False).choose_subnets(0) == subnets
-
-
-def test_learning_rate_rises_and_falls_linearly(tmp_path: Path) -> None:
-    trainer = step_trainer(tmp_path, teacher=False, warmup_steps=0.2)
-    scheduler = trainer.create_scheduler(num_training_steps=10)
-    rates = []
-    for _ in range(10):
-        rates += scheduler.get_last_lr()[:1]
-        trainer.optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx([1e-3 * part for part in (0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)])
 
 
 def test_dropout_follows_the_step_alone(tmp_path: Path) -> None:
@@ -355,6 +345,11 @@ def test_class_weights_and_smoothing_reach_the_loss(tmp_path: Path) -> None:
     torch.testing.assert_close(trainer.label_loss(logits, labels, None), expected(logits, labels))
     with pytest.raises(ConfigError, match="class_weights"):
         make_trainer(tmp_path, class_weights=[1.0]).get_train_dataloader()
+    several = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    weights = resolve_class_weights("balanced", several, num_labels=2, task_type="multi-label")
+    torch.testing.assert_close(weights, torch.tensor([1 / 3, 3.0]))  # the positives weigh as much as the negatives
+    with pytest.raises(ConfigError, match="class_weights"):
+        resolve_class_weights("balanced", torch.tensor([0.5, 0.1]), num_labels=1, task_type="regression")
 
 
 def test_tensorboard_shows_every_subnetwork(tmp_path: Path) -> None:
@@ -372,6 +367,36 @@ def test_tensorboard_shows_every_subnetwork(tmp_path: Path) -> None:
     events = EventAccumulator(str(log))
     events.Reload()
     assert {"train/loss", "eval/accuracy", "eval/0.5x0.75/accuracy"} <= {*events.Tags()["scalars"]}
+
+
+def test_trackers_get_settings_and_every_subnetwork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the boundary that the callbacks of W&B and MLflow use: they send the settings and every log."""
+    settings: list[str] = []
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            settings.append(json.dumps(args.to_sanitized_dict() | model.config.to_dict()))
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            seen.update(logs)
+
+    seen: dict[str, float] = {}
+    known = "transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK"
+    monkeypatch.setitem(pydoc.locate(known), "wandb", Tracker)
+    make_trainer(tmp_path, report_to="wandb", max_steps=2, eval_strategy="steps", eval_steps=1, logging_steps=1,
+                 save_strategy="no").train()  # fmt: skip
+    assert "hidden_weight" in settings[0]
+    assert {"loss", "eval_accuracy", "eval_0.5x0.75/accuracy"} <= {*seen}
+
+
+@pytest.mark.parametrize("library", ["wandb", "mlflow"])
+def test_offline_trackers_write_a_run(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
+    make_trainer(tmp_path / "run", report_to=library, max_steps=2, logging_steps=1, save_strategy="no").train()
+    assert [*tmp_path.glob({"wandb": "wandb/offline-run-*", "mlflow": "mlruns/*/*/metrics/*"}[library])]
 
 
 def test_own_losses_override_one_method(tmp_path: Path) -> None:

@@ -2,23 +2,23 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
-
-from datasets import Dataset
+from typing import Any
 
 from limbert.core.config import AugmentConfig, DataConfig
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN
 from limbert.data.readers import TrainTable
-from limbert.data.table_format import FileSuffix, TableFormat, table_format_of
+from limbert.data.table import file_format
+from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, StorageError
 from limbert.files import atomic_file, files_fingerprint, json_fingerprint
 from limbert.model.checkpoint import library_versions, to_json
 
-OUTPUT_NAME = "train_aug"
+OUTPUT_NAME, RECORD_NAME = "train_aug", "train_aug.json"  # of settings, counts and versions
 _FILE_SETTINGS = ("lm", "with_logits", "neighbours", "stop_words")  # settings that name files
+_SUFFIXES = {".csv": ".csv", ".tsv": ".tsv", ".txt": ".tsv", "": ".tsv"}  # all others become .jsonl
 
 
 @dataclass(frozen=True)
@@ -42,39 +42,39 @@ class AugmentedFile:
     """A file of augmented examples in the format of the training file, with its record and its work folder."""
 
     folder: Path
-    row_format: TableFormat
-    text_columns: tuple[int, ...]  # indices
+    suffix: str  # Parquet files and Hub data sets become JSON lines
+    columns: tuple[str, ...]  # the training file's, the id of the training example, perhaps logits
+    text_columns: tuple[str, ...]
+    has_header: bool
     settings: dict[str, Any]
 
     @classmethod
     def open(
-        cls, config: AugmentConfig, data: DataConfig, training: TrainTable, *, rows: list[Sequence[object]]
+        cls, config: AugmentConfig, data: DataConfig, training: TrainTable, *, rows: Sequence[Mapping[str, Any]]
     ) -> "AugmentedFile":
         """Look at the folder; nothing is written."""
-        folder, table, columns = Path(config.output), training.table, training.columns
+        folder, columns, source = Path(config.output), training.columns, Path(training.table.name)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"output {folder} is a file; choose a folder, new or existing")
         extra = (SOURCE_ID_COLUMN,) if config.with_logits is None else (SOURCE_ID_COLUMN, LOGITS_COLUMN)
         return cls(
             folder,
-            table_format_of(table, extra_columns=extra, has_header=not columns.are_positions),
-            tuple(table.columns.index(name) for name in (columns.text, columns.pair) if name is not None),
+            _SUFFIXES.get(file_format(source), ".jsonl") if source.is_file() else ".jsonl",
+            (*training.table.columns, *extra),
+            tuple(name for name in (columns.text, columns.pair) if name is not None),
+            not columns.are_positions,
             _settings(config, data, rows),
         )
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self.folder / f"{OUTPUT_NAME}{self.row_format.suffix}"
+        return self.folder / f"{OUTPUT_NAME}{self.suffix}"
 
     @property
     def work(self) -> Path:
         """Folder of finished shards, with the settings in ``settings.json``."""
         return self.folder / f"{OUTPUT_NAME}.work"
-
-    @property
-    def _record_path(self) -> Path:
-        return self.folder / f"{OUTPUT_NAME}.json"  # settings, counts and versions
 
     def finished_result(self) -> AugmentationResult | None:
         """The result of an earlier call with these settings; None if there is none, or an unfinished one.
@@ -82,7 +82,7 @@ class AugmentedFile:
         Raises:
             ConfigError: the folder holds a result with other settings, or a file that was not made here or changed.
         """
-        for path in (self.work / "settings.json", self._record_path):
+        for path in (self.work / "settings.json", self.folder / RECORD_NAME):
             record = _read_json_object(path)
             if record is not None and record.get("settings") != self.settings:
                 difference = _first_difference(record.get("settings"), self.settings)
@@ -100,54 +100,62 @@ class AugmentedFile:
     def create_work_folder(self, *, overwrite: bool) -> None:
         """Create the folder of finished shards; overwriting deletes those of other settings."""
         path, settings = self.work / "settings.json", {"settings": self.settings}
+        if overwrite and _read_json_object(path) != settings:
+            shutil.rmtree(self.work, ignore_errors=True)
         try:
-            if overwrite and _read_json_object(path) != settings:
-                shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot write {self.work}: {error.strerror}") from error
         with atomic_file(path) as file:
             file.write(to_json(settings))
 
-    def texts_of(self, rows: list[Sequence[object]]) -> list[tuple[str, ...]]:
-        """The one or two texts of each row."""
-        return [tuple(str(row[column]) for column in self.text_columns) for row in rows]
+    def texts_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """The one or two texts of a training row."""
+        return tuple(str(row[name]) for name in self.text_columns)
 
     def format_row(
-        self, row: Sequence[object], texts: tuple[str, ...], source_id: str, logits: Sequence[float] | None
+        self, row: Mapping[str, Any], texts: Sequence[str], source_id: str, logits: Sequence[float] | None
     ) -> str:
         """One line of the file: a training row with other texts, its ``source_id`` and a teacher's logits."""
-        cells = list(row)
-        for column, text in zip(self.text_columns, texts, strict=True):
-            cells[column] = text
-        extra = [] if logits is None else [" ".join(f"{value:.4f}" for value in logits)]
-        return self.row_format.format_row([*cells, source_id, *extra])
+        cells = {**row, **dict(zip(self.text_columns, texts, strict=True)), SOURCE_ID_COLUMN: source_id}
+        if logits is not None:
+            cells[LOGITS_COLUMN] = " ".join(f"{value:.4f}" for value in logits)
+        if self.suffix == ".jsonl":
+            known = {name: cell for name, cell in cells.items() if cell is not None}
+            return json.dumps(known, ensure_ascii=False, default=str) + "\n"
+        return self._format_cells([cells.get(name) for name in self.columns])
 
-    def finish(self, lines: Dataset, result: AugmentationResult) -> None:
+    def _format_cells(self, cells: Sequence[object]) -> str:
+        if self.suffix == ".csv":
+            return format_csv_row(cells)
+        return "\t".join("" if cell is None else str(cell) for cell in cells) + "\n"
+
+    def finish(self, shards: Sequence[Path], result: AugmentationResult) -> None:
         """Write the file, then its record; delete the work folder and files of other formats from earlier calls."""
         try:
             with atomic_file(self.path) as file:
-                file.write(self.row_format.header())
-                for batch in lines.iter(10_000):
-                    file.writelines(batch["line"])
+                if self.has_header and self.suffix != ".jsonl":
+                    file.write(self._format_cells(self.columns))
+                for shard in shards:
+                    file.writelines(json.loads(shard.read_text(encoding="utf-8"))["lines"])
         except UnicodeEncodeError as error:
             raise StorageError(f"cannot write {self.path}: {error}") from error
         record = result.to_dict() | {"versions": library_versions(), "bytes": self.path.stat().st_size}
-        with atomic_file(self._record_path) as file:
+        with atomic_file(self.folder / RECORD_NAME) as file:
             file.write(to_json(record | {"settings": self.settings}))
-        for suffix in {*get_args(FileSuffix)} - {self.path.suffix}:
+        for suffix in {".jsonl", *_SUFFIXES.values()} - {self.suffix}:
             self.path.with_suffix(suffix).unlink(missing_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def _settings(config: AugmentConfig, data: DataConfig, rows: list[Sequence[object]]) -> dict[str, Any]:
+def _settings(config: AugmentConfig, data: DataConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All settings that decide the output, with fingerprints of the data and the named files, as JSON values."""
     settings = asdict(config) | {"copies": config.augmented_per_example(len(rows))}
     del settings["output"]
     values = {
         "augment": settings,
         "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
-        "rows": json_fingerprint(rows),
+        "rows": json_fingerprint([[*row.values()] for row in rows]),
         "content": {name: files_fingerprint(settings[name]) for name in _FILE_SETTINGS if settings[name] is not None},
     }
     plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back

@@ -5,10 +5,11 @@ tokens cannot be predicted at one mask; its candidates are its nearest neighbour
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,16 +50,14 @@ class WholeWordVocabulary:
 
 def find_whole_words(tokenizer: PreTrainedTokenizerBase) -> WholeWordVocabulary:
     """Find the words that a fast tokenizer encodes as one token."""
-    special = {*tokenizer.all_special_ids}
-    token_ids = [token_id for token_id in range(len(tokenizer)) if token_id not in special]
+    token_ids = sorted({*range(len(tokenizer))} - {*tokenizer.all_special_ids})
     decoded = tokenizer.backend_tokenizer.decode_batch([[token_id] for token_id in token_ids])
-    words = [(token_id, text.strip()) for token_id, text in zip(token_ids, decoded, strict=True)]
-    words = [(token_id, word) for token_id, word in words if is_word(word)]
+    words = {token_id: word for token_id, text in zip(token_ids, decoded, strict=True) if is_word(word := text.strip())}
 
     def single_tokens(prefix: str) -> dict[int, str]:
-        texts = [prefix + word for _, word in words]
+        texts = [prefix + word for word in words.values()]
         encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return {token_id: word for (token_id, word), ids in zip(words, encoded, strict=True) if ids == [token_id]}
+        return {token_id: words[token_id] for token_id, ids in zip(words, encoded, strict=True) if ids == [token_id]}
 
     after_space = single_tokens(" ")
     known = {*after_space.values()}  # an ending such as "ness" is one token alone, but not a word after a space
@@ -94,8 +93,7 @@ def read_word_vectors(path: str | Path, *, max_words: int = MAX_WORDS) -> WordVe
 
     Entries that do not consist of letters are skipped. DataError: ``FILE:LINE: what, expected``.
     """
-    words: list[str] = []
-    vectors: list[np.ndarray] = []
+    vectors: list[tuple[str, np.ndarray]] = []
     dimensions = 0
     try:
         with Path(path).open(encoding="utf-8") as file:
@@ -107,19 +105,18 @@ def read_word_vectors(path: str | Path, *, max_words: int = MAX_WORDS) -> WordVe
                 if len(parts) < 2 or len(parts) <= dimensions:
                     expected = f"a word and {dimensions or 'some'}"
                     raise DataError(f"{path}:{number}: {len(parts) - 1} numbers, expected {expected}")
-                word = " ".join(parts[:-dimensions])  # a few entries of large files contain spaces
-                if is_word(word):
-                    words.append(word)
-                    vectors.append(_parse_vector(parts[-dimensions:], f"{path}:{number}"))
-                if len(words) == max_words:
+                if is_word(word := " ".join(parts[:-dimensions])):  # a few entries of large files contain spaces
+                    vectors.append((word, _parse_vector(parts[-dimensions:], f"{path}:{number}")))
+                if len(vectors) == max_words:
                     break
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; expected GloVe's or word2vec's text format, not binary") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if not words:
+    if not vectors:
         raise DataError(f"{path}: no words with vectors; expected lines such as 'house 0.12 -0.5 ...'")
-    return WordVectors(words, np.stack(vectors))
+    words, rows = zip(*vectors, strict=True)
+    return WordVectors(words, np.stack(rows))
 
 
 def _parse_vector(parts: list[str], location: str) -> np.ndarray:
@@ -214,36 +211,33 @@ class WordCandidateGenerator:
         masks: dict[tuple[int, int], MaskedText] = {}  # by text and word
         for index, text in enumerate(texts):
             words.append([])
-            for (start, end), tokens, encoded in self._words_with_tokens(text):
+            spans = find_replaceable_words(text, stop_words=self._stop_words)
+            encoded, tokens = self._encode(text) if spans else ({}, [])
+            starts, ends = [token[1] for token in tokens], [token[2] for token in tokens]
+            for start, end in spans:
+                inside = tokens[bisect_right(ends, start) : bisect_left(starts, end)]
                 candidates: tuple[str, ...] = ()
-                if len(tokens) == 1 and tokens[0][1:] == (start, end):
-                    masks[index, len(words[-1])] = self._mask_token(encoded, tokens[0][0], text[start:end])
+                if len(inside) == 1 and inside[0][1:] == (start, end):
+                    masks[index, len(words[-1])] = self._mask_token(encoded, inside[0][0], text[start:end])
                 else:
-                    token_ids = [encoded["input_ids"][token] for token, _, _ in tokens]
-                    candidates = self._nearest_words(text[start:end], token_ids)
+                    candidates = self._nearest_words(
+                        text[start:end], [encoded["input_ids"][part[0]] for part in inside]
+                    )
                 words[-1].append(ReplaceableWord(start, end, candidates))
         for (index, word), candidates in zip(masks, self._predict([*masks.values()]), strict=True):
             words[index][word] = replace(words[index][word], candidates=candidates)
         return words, np.bincount([index for index, _ in masks], minlength=len(texts)).tolist()
 
-    def _words_with_tokens(
-        self, text: str
-    ) -> Iterator[tuple[tuple[int, int], list[tuple[int, int, int]], dict[str, list[int]]]]:
-        """The span of each replaceable word, its tokens ``(index, start, end)`` and the encoded text."""
-        spans = find_replaceable_words(text, stop_words=self._stop_words)
-        if not spans:
-            return
+    def _encode(self, text: str) -> tuple[Any, list[tuple[int, int, int]]]:
+        """The encoded text, and the tokens of its characters, ``(index, start, end)`` without white space around."""
         encoded = self._tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-        tokens = [
-            (index, *_trim_whitespace(text, *offsets))
-            for index, offsets in enumerate(encoded["offset_mapping"])
-            if not encoded["special_tokens_mask"][index] and offsets[0] < offsets[1]
-        ]
-        starts, ends = [token[1] for token in tokens], [token[2] for token in tokens]
-        for start, end in spans:
-            yield (start, end), tokens[bisect_right(ends, start) : bisect_left(starts, end)], encoded
+        tokens = []
+        for index, (start, end) in enumerate(encoded["offset_mapping"]):
+            if not encoded["special_tokens_mask"][index] and start < end:
+                tokens.append((index, end - len(text[start:end].lstrip()), end))  # some tokenizers include a space
+        return encoded, tokens
 
-    def _mask_token(self, encoded: dict[str, list[int]], index: int, word: str) -> MaskedText:
+    def _mask_token(self, encoded: Any, index: int, word: str) -> MaskedText:
         """Replace a token by the mask; a long text is cut on both sides of it."""
         ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
         before, after = special.index(0), special[::-1].index(0)
@@ -293,13 +287,6 @@ def mask_logits(network: PreTrainedModel, masks: Sequence[MaskedText], *, pad_id
     inputs = {"input_ids": ids, "attention_mask": attention_mask, "positions": positions}
     logits: Tensor = network(**{name: tensor.to(network.device) for name, tensor in inputs.items()}).logits
     return logits
-
-
-def _trim_whitespace(text: str, start: int, end: int) -> tuple[int, int]:
-    """A token's span without the white space that some tokenizers include."""
-    while start < end and text[start].isspace():
-        start += 1
-    return start, end
 
 
 def _max_length(network: PreTrainedModel) -> int:

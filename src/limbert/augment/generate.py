@@ -1,40 +1,35 @@
-"""Augment the training examples of a task: candidate words for all texts, then examples with words replaced.
+"""Augment the training examples of a task: find candidates for their words, then sample texts with words replaced.
 
-Both steps are mapped in shards of fixed size. A finished shard is a file in ``train_aug.work``, so that an interrupted
+Examples are worked on in shards of fixed size. A finished shard is a file in ``train_aug.work``, so that an interrupted
 run resumes, and the output does not depend on the number of processes. ``train_aug.*`` appears when all is done.
 """
 
 import functools
+import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
 
 from limbert.augment.augmented_file import AugmentationResult, AugmentedFile
 from limbert.augment.candidates import WordCandidateGenerator, load_masked_lm, read_word_vectors
-from limbert.augment.resumable_map import BatchFunction, map_in_shards, open_shards
-from limbert.augment.words import FUNCTION_WORDS, ReplaceableWord, read_stop_words, sample_augmented_texts
+from limbert.augment.resumable_map import ShardFunction, map_shards
+from limbert.augment.words import FUNCTION_WORDS, read_stop_words, sample_augmented_texts
 from limbert.core.config import AugmentConfig, DataConfig, TrainConfig, configs_from_options
 from limbert.core.space import Space
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN, compute_source_id
 from limbert.data.load import read_train_table
-from limbert.data.readers import Examples, TrainTable
+from limbert.data.metrics import text_examples
+from limbert.data.readers import TrainTable
 from limbert.data.tasks import Task
 from limbert.data.tokenize import tokenize_texts
 from limbert.errors import ConfigError, DataError
 from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
 from limbert.inference.predict import predict_subnet_logits
 
-TEXTS_PER_BATCH, EXAMPLES_PER_BATCH = 32, 64  # part of the result: texts of a batch share model calls
-
-_INTEGERS = List(Value("int64"))
-_CANDIDATE_FEATURES = Features(
-    start=_INTEGERS, end=_INTEGERS, candidates=List(List(Value("string"))), masked=Value("int64")
-)
+EXAMPLES_PER_SHARD = 128  # part of the result: texts of a shard share model calls
 
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -70,52 +65,37 @@ def augment(
         return result
     _check_inputs(config, training.task)
     output.create_work_folder(overwrite=overwrite)
-    unique_texts = [*dict.fromkeys(text for example in output.texts_of(rows) for text in example)]
-    old_shards, started = {*output.work.glob("*.arrow")}, time.monotonic()
-    candidates = map_in_shards(
-        functools.partial(_load_candidates, config),
-        unique_texts,
-        output.work,
-        name="candidates",
-        batch_size=TEXTS_PER_BATCH,
-        features=_CANDIDATE_FEATURES,
-        workers=workers,
-        progress=functools.partial(progress, "choosing words"),
-    )
+    items, starts = [*enumerate(rows)], range(0, len(rows), EXAMPLES_PER_SHARD)
+    shards = {output.work / f"{start:08d}.json": items[start : start + EXAMPLES_PER_SHARD] for start in starts}
+    old, started = {path for path in shards if path.exists()}, time.monotonic()
+    load = functools.partial(_load_augmenter, config, data, training.task, output, num_rows=len(rows))
+    map_shards(load, shards, workers=workers, progress=functools.partial(progress, "augmenting"))
     minutes = (time.monotonic() - started) / 60
-    new_masks = sum(sum(Dataset.from_file(str(path))["masked"]) for path in {*output.work.glob("*.arrow")} - old_shards)
-    lines = map_in_shards(
-        functools.partial(_load_sampling, config, data, training.task, output, rows, unique_texts),
-        range(len(rows)),
-        output.work,
-        name="examples",
-        batch_size=EXAMPLES_PER_BATCH,
-        features=Features(line=Value("string")),
-        workers=workers if config.with_logits is not None else 1,
-        progress=functools.partial(progress, "writing augmented examples"),
-    )
-    if not len(lines):
+    counts = {path: json.loads(path.read_text(encoding="utf-8"))["counts"] for path in shards}  # augmented, masked
+    new_masks = sum(masked for path, (_, masked) in counts.items() if path not in old)
+    num_augmented, num_masked = (sum(column) for column in zip(*counts.values(), strict=True))
+    if not num_augmented:
         shutil.rmtree(output.work, ignore_errors=True)
         raise DataError("no word was replaced in any training example; nothing was written")
-    result = AugmentationResult(
-        output.path,
-        num_examples=len(rows),
-        num_augmented=len(lines),
-        num_masked_words=sum(candidates["masked"]),
-        masks_per_minute=round(new_masks / minutes) if new_masks else None,
-    )
-    output.finish(lines, result)
+    per_minute = round(new_masks / minutes) if new_masks else None
+    result = AugmentationResult(output.path, len(rows), num_augmented, num_masked, per_minute)
+    output.finish([*shards], result)
     return result
 
 
-def _read_labelled_rows(data: DataConfig) -> tuple[TrainTable, list[Sequence[object]]]:
+def _read_labelled_rows(data: DataConfig) -> tuple[TrainTable, list[dict[str, Any]]]:
     """The training table, and its rows that have a text and a label of the task."""
     training = read_train_table(data)
-    training = replace(training, table=training.table.with_all_columns()[0])  # augmented examples repeat whole rows
-    for name in {SOURCE_ID_COLUMN, LOGITS_COLUMN} & {*training.table.columns}:
-        raise DataError(f"{training.table.name}: it has a column {name!r}; it is augmented already")
-    usable = training.examples.parse_labels(training.label_parser.parse, skip_bad_rows=data.skip_bad_rows)
-    return training, training.table.rows_at(usable.line_numbers)
+    table = training.table
+    usable = training.examples(skip_bad_rows=data.skip_bad_rows)
+    rows = table.rows_at(usable.line_numbers)
+    for name in {SOURCE_ID_COLUMN, LOGITS_COLUMN} & {*table.columns, *(name for row in rows for name in row)}:
+        raise DataError(f"{table.name}: it has a column {name!r}; it is augmented already")
+    if len({*table.columns}) < len(table.columns):
+        raise DataError(
+            f"{table.name}: two columns have one name; expected different names: {', '.join(table.columns)}"
+        )
+    return training, rows
 
 
 def _check_inputs(config: AugmentConfig, task: Task) -> None:
@@ -129,7 +109,10 @@ def _check_inputs(config: AugmentConfig, task: Task) -> None:
         _load_teacher(config.with_logits, task)
 
 
-def _load_candidates(config: AugmentConfig) -> BatchFunction:
+def _load_augmenter(
+    config: AugmentConfig, data: DataConfig, task: Task, output: AugmentedFile, *, num_rows: int
+) -> ShardFunction:
+    """A function from numbered training rows to the lines of their augmented examples, with counts."""
     network, tokenizer = load_masked_lm(config.lm)
     generator = WordCandidateGenerator(
         network,
@@ -140,64 +123,39 @@ def _load_candidates(config: AugmentConfig) -> BatchFunction:
         max_tokens=config.context,
         precision=config.precision,
     )
-
-    def find_candidates(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        words, masked = generator.generate(batch["item"])
-        return {
-            "start": [[word.start for word in text] for text in words],
-            "end": [[word.end for word in text] for text in words],
-            "candidates": [[word.candidates for word in text] for text in words],
-            "masked": masked,
-        }
-
-    return find_candidates
-
-
-def _load_sampling(
-    config: AugmentConfig,
-    data: DataConfig,
-    task: Task,
-    output: AugmentedFile,
-    rows: list[Sequence[object]],
-    unique_texts: list[str],
-) -> BatchFunction:
     teacher = None if config.with_logits is None else _load_teacher_logits(config, data, task)
-    candidates = open_shards(output.work, "candidates")
-    text_ids = {text: number for number, text in enumerate(unique_texts)}
-    texts = output.texts_of(rows)
-    count = config.augmented_per_example(len(rows))
+    count = config.augmented_per_example(num_rows)
 
-    def words_of(text: str) -> list[ReplaceableWord]:
-        found = candidates[text_ids[text]]
-        spans = zip(found["start"], found["end"], found["candidates"], strict=True)
-        return [ReplaceableWord(start, end, tuple(words)) for start, end, words in spans]
-
-    def sample(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def augment_rows(rows: list[Any]) -> Any:
+        texts = {number: output.texts_of(row) for number, row in rows}
+        unique = [*dict.fromkeys(text for example in texts.values() for text in example)]
+        words, masked = generator.generate(unique)
+        words_of = dict(zip(unique, words, strict=True))
         augmented = [
-            (row, variant)
-            for row in batch["item"]
+            (number, row, variant)
+            for number, row in rows
             for variant in sample_augmented_texts(
-                texts[row],
-                [words_of(text) for text in texts[row]],
+                texts[number],
+                [words_of[text] for text in texts[number]],
                 count=count,
                 probability=config.probability,
-                generator=np.random.default_rng([config.seed, row]),
+                generator=np.random.default_rng([config.seed, number]),
             )
         ]
         logits: Any = [None] * len(augmented)
         if teacher is not None and augmented:
-            logits = teacher([variant for _, variant in augmented])
+            logits = teacher([variant for _, _, variant in augmented])
         lines = [
-            output.format_row(rows[row], variant, compute_source_id(texts[row]), values)
-            for (row, variant), values in zip(augmented, logits, strict=True)
+            output.format_row(row, variant, compute_source_id(texts[number]), values)
+            for (number, row, variant), values in zip(augmented, logits, strict=True)
         ]
-        return {"line": lines}
+        return {"counts": [len(lines), sum(masked)], "lines": lines}
 
-    return sample
+    return augment_rows
 
 
 def _load_teacher(path: str, task: Task) -> TaskBaseCheckpoint:
-    teacher = load_base_checkpoint(TrainConfig(model=path, output="-"), task)
+    teacher = load_base_checkpoint(TrainConfig(model=path, output="-", phases=()), task)  # it is fine-tuned
     if not teacher.is_finetuned:
         outputs = ", ".join(task.labels) or "one score"
         raise ConfigError(f"teacher {path} is not fine-tuned for this task; it must predict {outputs}")
@@ -215,7 +173,7 @@ def _load_teacher_logits(
 
     def predict(texts: list[tuple[str, ...]]) -> np.ndarray:
         firsts, *pairs = zip(*texts, strict=True)
-        examples = Examples(firsts, pairs[0] if pairs else None, None)
+        examples = text_examples(firsts, pairs[0] if pairs else None)
         tokens = tokenize_texts(examples, teacher.tokenizer, max_length=max_length, use_cache=False)
         logits = predict_subnet_logits(
             model, tokens, subnets={"full": model.full}, batch_size=64, precision=config.precision

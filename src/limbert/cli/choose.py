@@ -1,4 +1,4 @@
-"""``limbert choose``: the best sub-network within a budget, from measured costs and metrics."""
+"""``limbert choose``: the best sub-network, runtime and precision within a budget, from measured costs and metrics."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -17,7 +17,10 @@ _EXPORT_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 class _Measurements:
     batch: int | None = config_field(None, "of the measurements (default: 1, or the smallest)")
     tokens: int | None = config_field(None, "of the measurements (default: the most)")
-    backend: str | None = config_field(None, "of the measurements (default: where the full model is fastest)")
+    backend: str | None = config_field(
+        None, "of the measurements (default: all that were measured)", aliases=("--runtime",)
+    )
+    precision: str | None = config_field(None, "of the measurements (default: all that were measured)")
     profile_path: str | None = config_field(
         None,
         "profile.jsonl from the machine to choose for (default: the run's own, this machine)",
@@ -33,12 +36,14 @@ def choose(
     runners_up: Annotated[int, typer.Option(help="how many others are shown", min=0, metavar="N")] = 4,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Choose the sub-network with the highest metric within the given limits; with --min-metric alone the fastest.
+    """Choose the highest metric within the given limits; with --min-metric or --max-drop alone the fastest.
 
-    Costs are those that limbert profile measured, metrics those on the development set (results.jsonl). Nothing is run.
-    Limits can be combined. The exit status is 1 if they cannot be met.
+    Sub-networks compete in every runtime and precision that limbert profile measured; metrics are those on the
+    development set (results.jsonl), less what bf16 or int8 lost there. Nothing is run. Limits can be combined. The exit
+    status is 1 if they cannot be met.
 
     \b
+    Example: limbert choose runs/mrpc --max-drop 1
     Example: limbert choose runs/mrpc --max-latency 5ms --max-size 80MB
     Example: limbert choose runs/mrpc --min-metric 0.77 --device-profile phone/profile.jsonl
     """
@@ -56,12 +61,16 @@ def choose(
     setup, subnet = best.profile.setup, best.profile.subnet
     console.say(f"Measured: {setup}; {describe_hardware(best.profile.hardware, device=setup.device)}")
     console.say(
-        f"{subnet} ({best.measured_name}) is the best of {len(choice.ranked)} sub-networks within the limits, "
-        f"of {choice.num_measured} measured"
+        f"{subnet} on {setup.backend} in {setup.precision} ({best.measured_name}) is the best of {len(choice.ranked)} "
+        f"measurements within the limits, of {choice.num_measured}"
     )
-    print_profile_table([other.profile for other in shown], {other.profile.subnet: other for other in shown}, bold=[0])
-    if setup.backend in _EXPORT_FORMATS:  # the latency is that of this runtime, not of predict's torch
-        export_format = _EXPORT_FORMATS[setup.backend]
-        console.say(f"Next: limbert export {run} --subnet {subnet} --format {export_format} --output ...")
-    else:
+    print_profile_table([other.profile for other in shown], shown, bold=[0])
+    if setup.backend not in _EXPORT_FORMATS:
         console.say(f"Next: limbert predict {run} --subnet {best.measured_name} --text ...")
+        return
+    runtime = f"--runtime {setup.backend} --precision {setup.precision}"  # that its latency is of
+    console.say(f"Next: limbert predict {run} --subnet {subnet} {runtime} --text ...")
+    console.say(f"      limbert serve {run} --policy static:{subnet} {runtime}")
+    int8 = " --int8" * (setup.precision == "int8")
+    export_format = _EXPORT_FORMATS[setup.backend]
+    console.say(f"      limbert export {run} --subnet {subnet} --format {export_format}{int8} --output ...")

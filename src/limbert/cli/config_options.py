@@ -16,23 +16,14 @@ from limbert.errors import ConfigError
 
 @dataclass(frozen=True)
 class ConfigOptions:
-    """The options of one config dataclass.
-
-    Attributes:
-        config: the dataclass; its fields with a ``help`` that are not ``hidden`` become options.
-        panel: heading of the options in ``--help``.
-        only: the fields to offer; all of them if empty.
-        defaults: defaults that differ from the dataclass's, by field.
-        helps: help texts that differ from the dataclass's, by field.
-        as_overrides: a verb receives a dict of the given values alone, instead of an instance of ``config``.
-    """
+    """The options of one config dataclass: its fields with a ``help`` that are not ``hidden``."""
 
     config: type
-    panel: str = "Options"
-    only: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    helps: Mapping[str, str] = field(default_factory=dict)
-    as_overrides: bool = False
+    panel: str = "Options"  # heading of the options in ``--help``
+    only: tuple[str, ...] = ()  # the fields to offer; all of them if empty
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # that differ from the dataclass's, by field
+    helps: Mapping[str, str] = field(default_factory=dict)  # that differ from the dataclass's, by field
+    as_overrides: bool = False  # a verb receives a dict of the given values alone, instead of an instance
 
     def offered(self) -> list[Field[Any]]:
         """The fields that are options, in the dataclass's order."""
@@ -76,7 +67,6 @@ class ConfigOptions:
             default = inspect.Parameter.empty
         option = typer.Option(
             "--" + name.replace("_", "-"),
-            *metadata.get("aliases", ()),
             help=self.helps.get(item.name, metadata["help"]),
             metavar=metavar,
             min=metadata.get("minimum"),

@@ -1,6 +1,7 @@
 """What the commands print: messages, JSON, tables of results and progress bars."""
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,17 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """Print a message on standard error."""
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _LogHandler(logging.Handler):
+    """Prints the library's log messages on standard error, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        stderr.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+log_handler = _LogHandler()
 
 
 def print_json(value: Any) -> None:
@@ -68,18 +80,36 @@ def print_table(
     stdout.print(table)
 
 
-def print_results(results: Sequence["SubnetResult"], latency: Mapping[str, float] | None = None) -> None:
-    """Print sub-networks with their costs and metrics; with ``latency`` in seconds also the speed-up over the first."""
+def print_results(
+    results: Sequence["SubnetResult"],
+    latency: Mapping[str, float] | None = None,
+    *,
+    baseline: Mapping[str, float] | None = None,
+    spread: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """Print sub-networks with their costs and metrics.
+
+    Args:
+        results: in the order of the rows.
+        latency: in seconds by name; adds the speed-up over the first.
+        baseline: metrics of a constant prediction: a last row. Sub-networks no better in the first metric are marked.
+        spread: of each result, the standard deviations of its metrics.
+    """
+    from limbert.evaluation.results import mean_metric
+
     errors = ("calibration error", "uncalibrated") if results[0].calibration else ()
     speed = ("latency", "speed-up") if latency else ()
     header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *errors, *speed]
-    rows = []
-    for result in results:
+    primary, rows, marked = next(iter(results[0].metrics)).rpartition("/")[2], [], False
+    for index, result in enumerate(results):
+        degenerate = baseline is not None and result.mean_metric(primary) <= mean_metric(baseline, primary)
+        marked |= degenerate
         cells = [
-            result.subnet,
+            result.subnet + " *" * degenerate,
             *(format_quantity(cost, quantity_type="count") for cost in (result.params, result.flops)),
         ]
-        cells += [f"{100 * value:.1f}" for value in result.metrics.values()]
+        for name, value in result.metrics.items():
+            cells.append(f"{100 * value:.1f}" + (f" ± {100 * spread[index][name]:.1f}" if spread else ""))
         if errors:
             calibration = result.calibration
             values = (calibration.error, calibration.raw_error) if calibration else ()
@@ -88,7 +118,12 @@ def print_results(results: Sequence["SubnetResult"], latency: Mapping[str, float
             own, full = latency[result.subnet], latency[results[0].subnet]
             cells += [f"{1000 * own:.2f} ms", f"{full / own:.2f} x"]
         rows.append(cells)
+    if baseline is not None:
+        shown = [f"{100 * baseline[name]:.1f}" if name in baseline else "" for name in results[0].metrics]
+        rows.append(["baseline", "", "", *shown, *[""] * len((*errors, *speed))])
     print_table(header, rows, dim=range(1, len(rows), 2))
+    if marked:
+        say("* no better than the baseline, always the same prediction: train for more steps or at a higher rate")
 
 
 def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:

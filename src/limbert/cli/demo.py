@@ -75,6 +75,8 @@ def _print_results(output: str, data_config: DataConfig) -> None:
     from limbert.data.load import load_evaluation_data
     from limbert.evaluation.results import read_results
     from limbert.inference.load import load_checkpoint
+    from limbert.inference.pipeline import Pipeline
+    from limbert.inference.policy import Policy
 
     checkpoint = load_checkpoint(output)
     task, results = checkpoint.trained_task, read_results(output)
@@ -88,7 +90,8 @@ def _print_results(output: str, data_config: DataConfig) -> None:
     for sentence in EXAMPLE_TEXTS:
         console.say(f"\n{sentence}")
         for name in DEMO_SUBNETS:
-            console.say(f"  {name:9} {_predict_label(checkpoint, sentence, name)}")
+            (prediction,) = Pipeline(checkpoint, Policy(subnet=name))(sentence)
+            console.say(f"  {name:9} {prediction['label']} ({prediction['score']:.2f})")
     console.say(
         f"\nSaved elastic model to {output}: plain Transformers loads it at full size, Limbert at any.\n"
         "Next:\n"
@@ -106,14 +109,3 @@ def _measure_latency(checkpoint: "LoadedCheckpoint") -> dict[str, float]:
     networks = {name: checkpoint.model.view(subnet) for name, subnet in checkpoint.model.subnets().items()}
     with progress_bar("measuring") as advance:
         return median_latency(networks, inputs, progress=advance)
-
-
-def _predict_label(checkpoint: "LoadedCheckpoint", text: str, subnet_name: str) -> str:
-    from limbert.data.readers import Examples
-    from limbert.inference.policy import Policy
-    from limbert.inference.predict import predict
-
-    tokens = checkpoint.tokenize(Examples((text,), None, None), cache=False)
-    policy = Policy(subnet=subnet_name)
-    (prediction,) = predict(checkpoint.model, tokens, task=checkpoint.trained_task, policy=policy)
-    return f"{prediction.label} ({prediction.score:.2f})"

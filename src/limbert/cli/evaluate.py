@@ -5,17 +5,20 @@ from typing import Annotated, Any
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli.config_options import config_options
+from limbert.cli.config_options import ConfigOptions, config_options
+from limbert.core.config import RuntimeConfig
 
 
 @config_options(
     data=opt.data_options("task", "data", "dev", "text_column", "pair_column", "label_column", "skip_bad_rows"),
     policy=opt.POLICY,
+    runtime=ConfigOptions(RuntimeConfig, "Runtime", only=("runtime", "precision"), as_overrides=True),
 )
 def evaluate(
     run: Annotated[str, typer.Argument(help="elastic model, or a stock model fine-tuned on the task", metavar="RUN")],
     data: dict[str, Any],
     policy: dict[str, Any],
+    runtime: dict[str, str],
     subnet: Annotated[
         list[str] | None,
         typer.Option(
@@ -26,8 +29,8 @@ def evaluate(
     layers: Annotated[
         str | None, typer.Option(help="layers a depth keeps: first or spread (default: the model's)")
     ] = None,
+    long_texts: opt.LongTexts = "truncate",
     batch_size: opt.BatchSize = 64,
-    precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
@@ -39,6 +42,7 @@ def evaluate(
 
     \b
     Example: limbert evaluate runs/mrpc --data glue/MRPC --subnet 0.5x0.75 --subnet 0.25x0.5
+    Example: limbert evaluate runs/mrpc --subnet 0.5x0.75 --runtime openvino --precision int8
     Example: limbert evaluate runs/mrpc --policy width+depth --widths 0.5,0.75,0.75,0.75 --exit-threshold 0.15
     """
     opt.check_policy_options(policy, subnet)
@@ -47,7 +51,7 @@ def evaluate(
     from limbert.evaluation import evaluate as evaluation
     from limbert.evaluation.results import PolicyResult
 
-    options: dict[str, Any] = {"layers": layers, "precision": precision, "device": device} | policy | data
+    options: dict[str, Any] = {"layers": layers, "long_texts": long_texts, "device": device} | policy | runtime | data
     with console.ProgressBar() as progress:
         results = evaluation.evaluate(run, subnets=subnet or (), batch_size=batch_size, progress=progress, **options)
     of_policy = isinstance(results[0], PolicyResult)

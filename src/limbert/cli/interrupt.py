@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 
 @contextmanager
@@ -15,22 +14,15 @@ def quiet_interrupt() -> Iterator[None]:
 
     An exception in the middle of an import would be printed with its traceback, or be swallowed by a library.
     """
-    with _handler(signal.SIGINT, _exit, only_if=signal.default_int_handler):
-        yield
-
-
-@contextmanager
-def _handler(number: signal.Signals, handler: Any, *, only_if: Any = None) -> Iterator[None]:
-    previous = signal.getsignal(number)
-    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
-    if not in_main_thread or (only_if is not None and previous is not only_if):
+    is_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    if not is_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    signal.signal(number, handler)
+    signal.signal(signal.SIGINT, _exit)
     try:
         yield
     finally:
-        signal.signal(number, previous)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

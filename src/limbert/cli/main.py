@@ -1,6 +1,7 @@
 """The command ``limbert``: its verbs by name, and errors in one line. A verb imports what it needs when it runs."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -23,23 +24,53 @@ from limbert.cli.search import search
 from limbert.cli.serve import serve
 from limbert.cli.train import train
 from limbert.cli.tune import tune
-from limbert.errors import ConfigError, LimbertError
+from limbert.errors import ConfigError, LimbertError, explain_out_of_memory
 
 DISTRIBUTED_VERBS = ("train", "pretrain", "demo")  # all others run in one process
 
 
+_OTHER_NAMES = {  # of options, as other programs call them
+    "-i": "--input",
+    "-o": "--output",
+    "--all-scores": "--scores",
+    "--base-model": "--model",
+    "--bs": "--batch-size",
+    "--dataset": "--data",
+    "--dataset-name": "--data",
+    "--lr": "--learning-rate",
+    "--max-seq-length": "--max-length",
+    "--model-name-or-path": "--model",
+    "--num-epochs": "--epochs",
+    "--num-train-epochs": "--epochs",
+    "--output-dir": "--output",
+    "--per-device-eval-batch-size": "--batch-size",
+    "--per-device-train-batch-size": "--batch-size",
+    "--topk": "--top-k",
+    "--train-file": "--train",
+    "--validation-file": "--dev",
+}
+
+
 class _Verb(TyperCommand):
-    """A command that suggests options for a misspelt one; the dashes do not count as likeness."""
+    """A command that knows other names of its options, and suggests options for a misspelt one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            if type(error).__name__ == "NoSuchOption":  # Typer does not export the class
-                names = [name for param in self.params for name in param.opts if name.startswith("--")]
-                matches = get_close_matches(error.option_name[2:], [name[2:] for name in names], cutoff=0.7)  # type: ignore[attr-defined]
-                error.possibilities = [f"--{name}" for name in matches]  # type: ignore[attr-defined]
-            raise
+        known = [name for param in self.params for name in param.opts if name.startswith("--")]
+        while True:
+            try:
+                return super().parse_args(ctx, [*args])
+            except Exception as error:
+                if type(error).__name__ != "NoSuchOption":  # Typer does not export the class
+                    raise
+                given: str = error.option_name  # type: ignore[attr-defined]
+                plain = given.replace("_", "-")
+                name = _OTHER_NAMES.get(plain, plain)
+                if name == given or name not in known:  # the dashes do not count as likeness
+                    matches = get_close_matches(plain[2:], [option[2:] for option in known], cutoff=0.7)
+                    error.possibilities = [f"--{option}" for option in matches]  # type: ignore[attr-defined]
+                    raise
+                index = [part.partition("=")[0] for part in args].index(given)
+                args = [*args[:index], name + args[index][len(given) :], *args[index + 1 :]]
 
 
 app = typer.Typer(
@@ -71,7 +102,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        with _output_of_rank_zero(arguments):
+        given = re.search(r"--(?:batch-size|bs)[ =](\d+)", " ".join(arguments))
+        with _output_of_rank_zero(arguments), explain_out_of_memory(given and int(given[1])):
             app(arguments)
     except LimbertError as error:
         if debug:

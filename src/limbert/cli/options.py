@@ -9,17 +9,20 @@ from typing import Annotated
 import typer
 
 from limbert.cli.config_options import ConfigOptions
+from limbert.cli.console import log_handler
 from limbert.cli.interrupt import quiet_interrupt
-from limbert.core.config import DataConfig, PhaseConfig, config_field
+from limbert.core.config import DataConfig, PhaseConfig, RuntimeConfig, config_field
 from limbert.errors import ConfigError
 
 Run = Annotated[str, typer.Argument(help="elastic model", metavar="RUN")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1, metavar="N")]
 Device = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1")]
-RunPrecision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 autocast")]
 BatchSize = Annotated[
     int,
-    typer.Option("--batch-size", "--bs", help="examples per batch; does not change the results", min=1, metavar="N"),
+    typer.Option("--batch-size", help="examples per batch; does not change the results", min=1, metavar="N"),
+]
+LongTexts = Annotated[
+    str, typer.Option("--long-texts", help="truncate, or windows: overlapping parts whose logits are averaged")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table", rich_help_panel="Output")]
 
@@ -68,7 +71,8 @@ class _Budget:
     max_params: str | None = config_field(None, "most parameters, such as 12M")
     max_flops: str | None = config_field(None, "most FLOPs per example, such as 1G")
     max_size: str | None = config_field(None, "largest file, such as 20MB")
-    min_metric: str | None = config_field(None, "lowest metric on dev, such as 0.90 or 90%")
+    min_metric: str | None = config_field(None, "lowest metric on dev, such as 0.90, 90 or 90%")
+    max_drop: str | None = config_field(None, "most points of the metric on dev below the full model, such as 1")
 
 
 def data_options(*fields: str) -> ConfigOptions:
@@ -85,6 +89,7 @@ TRAINING = {
 POLICY = ConfigOptions(_Policy, "Sub-network or policy", as_overrides=True)
 EXIT_RULE = ConfigOptions(_Policy, only=("exit_rule",), as_overrides=True)
 COSTS = ConfigOptions(_Budget, "Budget", only=("max_latency", "max_params", "max_flops", "max_size"), as_overrides=True)
+RUNTIME = ConfigOptions(RuntimeConfig, "Runtime")
 BUDGET = ConfigOptions(_Budget, "Budget", as_overrides=True)
 
 
@@ -119,8 +124,9 @@ def prepare_libraries(threads: int | None) -> None:
     finally:
         gc.freeze()
         gc.enable()
-    if logging.lastResort is not None:  # warnings of the library, as plain lines on standard error
-        logging.getLogger("limbert").addHandler(logging.lastResort)
+    logger = logging.getLogger("limbert")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [log_handler]
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,9 +1,8 @@
 """``limbert predict``: predictions for texts, by a sub-network or a dynamic policy."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,44 +11,11 @@ from limbert.cli import options as opt
 from limbert.cli import predict_on_ray as on_ray
 from limbert.cli import predict_server as on_server
 from limbert.cli.config_options import ConfigOptions, config_options
-from limbert.core.config import DataConfig, config_field, require
-from limbert.data.text_rows import find_lone_surrogate
-from limbert.errors import ConfigError
+from limbert.cli.predict_options import PredictOptions
+from limbert.core.config import DataConfig, RuntimeConfig, config_field, require
 
 if TYPE_CHECKING:
-    from limbert.data.readers import Examples
-    from limbert.inference.load import LoadedCheckpoint
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    text: tuple[str, ...] = config_field((), "text (or question); may be repeated", repeats=True)
-    pair: tuple[str, ...] = config_field((), "second text, or context of a question; one for each --text", repeats=True)
-    input: str | None = config_field(None, "file: CSV, TSV, JSONL, Parquet, plain lines, CoNLL or SQuAD")
-    output: str | None = config_field(None, "JSONL file for the predictions (default: the terminal)")
-    abstain_below: float | None = config_field(None, "no label where its score is below this, such as 0.7")
-
-    def __post_init__(self) -> None:
-        if bool(self.text) == bool(self.input):
-            raise ConfigError("Provide --text or --input")
-        if self.pair and len(self.pair) != len(self.text):
-            raise ConfigError(f"{len(self.pair)} --pair for {len(self.text)} --text; each text needs one")
-        for part in self.text + self.pair:
-            if find_lone_surrogate({"text": part}) is not None:
-                raise ConfigError(f"text {part!r} is invalid Unicode; write it in UTF-8")
-
-    def output_file(self) -> str | None:
-        """The output file with ``~`` expanded; refuses one that cannot be written."""
-        if not self.output:
-            return None
-        path = Path(self.output).expanduser()
-        if self.input and path.resolve() == Path(self.input).expanduser().resolve():
-            raise ConfigError(f"output {self.output} is the input; choose another file")
-        if not path.absolute().parent.is_dir():
-            raise ConfigError(f"the folder of output {self.output} does not exist; make it first")
-        if path.is_dir():
-            raise ConfigError(f"output {self.output} is a folder; write the name of a file")
-        return str(path)
+    from limbert.inference.prediction_files import InputRows
 
 
 @dataclass(frozen=True)
@@ -58,24 +24,26 @@ class _Subnet:
 
 
 @config_options(
-    inputs=ConfigOptions(_Inputs, "Input and output"),
+    options=ConfigOptions(PredictOptions, "Input and output"),
     columns=ConfigOptions(DataConfig, "Input and output", only=("text_column", "pair_column"), as_overrides=True),
     subnet=ConfigOptions(_Subnet, "Sub-network or policy", as_overrides=True),
     policy=opt.POLICY,
+    runtime=opt.RUNTIME,
     ray=ConfigOptions(on_ray.RayOptions, "Ray", as_overrides=True),
     server=ConfigOptions(on_server.ServerOptions, "Server"),
 )
 def predict(
     context: typer.Context,
-    inputs: _Inputs,
+    options: PredictOptions,
     columns: dict[str, Any],
     subnet: dict[str, str],
     policy: dict[str, Any],
+    runtime: RuntimeConfig,
     ray: dict[str, Any],
     server: on_server.ServerOptions,
     run: Annotated[str | None, typer.Argument(help="elastic model; absent with --server", metavar="RUN")] = None,
+    long_texts: opt.LongTexts = "truncate",
     batch_size: opt.BatchSize = 64,
-    precision: opt.RunPrecision = "fp32",
     threads: opt.Threads = None,
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
@@ -84,59 +52,58 @@ def predict(
 
     \b
     Example: limbert predict runs/mrpc --subnet 0.25x0.5 --text "It rained." --pair "Rain fell."
-    Example: limbert predict runs/mrpc --policy balanced --input pairs.tsv --output predictions.jsonl
+    Example: limbert predict runs/mrpc --policy balanced --input pairs.tsv --output predictions.csv
+    Example: zcat texts.gz | limbert predict runs/tickets --input - --top-k 3 --output - > predictions.jsonl
     Example: limbert predict runs/mrpc --engine ray --input 's3://bucket/pairs/*.parquet' --output s3://bucket/predicted
     Example: limbert predict --server http://127.0.0.1:8080 --input texts.txt
     """
+    from limbert.inference.prediction_files import check_output, given_rows
+
     on_server.check_server_options(context)
     engine = ray.pop("engine", "plain")
     on_ray.check_engine_options(engine, device, ray)
     opt.check_policy_options({} if run is None else policy, subnet)
-    output = inputs.output_file() if engine == "plain" else inputs.output
+    if options.output and engine == "plain":
+        options = replace(options, output=check_output(options.output, options.input))
     if run is None:
-        examples, rows = on_server.predict_on_server(
-            server, inputs.text, inputs.pair, inputs.input, columns, **subnet | policy
-        )
-        _print_predictions(examples, _abstaining(rows, inputs.abstain_below), output, as_json)
+        inputs, rows = on_server.predict_on_server(server, options, columns, **subnet | policy)
+        _print_predictions(inputs, _abstaining(rows, options.abstain_below), options.output, as_json)
         return
     opt.prepare_libraries(threads)
-    from limbert.cli import console
+    from limbert.cli.console import progress_bar
+    from limbert.core.task_types import TASK_TYPE_SPECS
+    from limbert.data.task_files import load_texts
+    from limbert.data.task_registry import TASK_HANDLERS
     from limbert.evaluation.choose import resolve_measured_names
-    from limbert.inference.load import load_checkpoint, warn_if_untrained
-    from limbert.inference.policy import named_policy, resolve_policy
-    from limbert.inference.predict import predict as run_prediction
-    from limbert.inference.runtimes import check_precision
+    from limbert.inference.pipeline import pipeline
 
-    checked_precision = check_precision(precision)
-    checkpoint = load_checkpoint(run, device="cpu" if engine == "ray" else device)
-    task, model = checkpoint.trained_task, checkpoint.model
-    static = subnet.get("subnet", "1x1")
-    name = policy.pop("policy", None) or f"static:{resolve_measured_names(checkpoint.path, [static])[0]}"
-    chosen = named_policy(name, model.record, task_type=task.task_type, **policy)
-    resolve_policy(chosen, model, task_type=task.task_type)  # refuses it before the input is read
-    if chosen.subnet is not None:
-        warn_if_untrained(model, chosen.subnet)
-    checkpoint = replace(checkpoint, data_config=replace(checkpoint.data_config, **columns))
+    settings: dict[str, Any] = {"batch_size": batch_size, "long_texts": long_texts} | policy | vars(runtime)
+    if subnet:
+        (settings["subnet"],) = resolve_measured_names(run, [*subnet.values()])
+    pipe = pipeline(run, device="cpu" if engine == "ray" else device, threads=threads, **settings)
+    pipe = replace(pipe, checkpoint=pipe.checkpoint.with_data_config(**columns))
     if engine == "ray":
-        settings = {"policy": chosen, "precision": checked_precision, "batch_size": batch_size}
-        require(inputs.abstain_below is None, "--abstain-below", inputs.abstain_below, "left out with --engine ray")
-        on_ray.predict_on_ray(checkpoint, inputs.input, output, ray, threads=threads, as_json=as_json, **settings)
+        require(options.abstain_below is None, "--abstain-below", options.abstain_below, "left out with --engine ray")
+        on_ray.predict_on_ray(pipe, options, ray, threads=threads, as_json=as_json)
         return
-    examples = _load_inputs(checkpoint, inputs)
-    tokens = checkpoint.tokenize(examples, cache=inputs.input is not None)
-    with console.progress_bar("predicting") as progress:
-        predictions = run_prediction(
-            model,
-            tokens,
-            task=task,
-            policy=chosen,
-            batch_size=batch_size,
-            precision=checked_precision,
+    handler = TASK_HANDLERS[pipe.task.task_type]
+    if options.input is None:
+        inputs = given_rows(handler.make_examples(options.text, options.pair or None))
+    else:
+        has_own_formats = TASK_TYPE_SPECS[pipe.task.task_type].token_level
+        reader = partial(load_texts, task_type=pipe.task.task_type) if has_own_formats else None
+        inputs = options.read_input(pipe.checkpoint.data_config, read_examples=reader)
+    with progress_bar("predicting") as progress:
+        predictions = pipe.predict(
+            inputs.examples,
+            top_k=len(pipe.task.labels) if options.scores else options.top_k,
+            cache=options.input is not None,
+            source=None if options.input is None else inputs.source,
             progress=progress,
         )
-    is_dynamic = chosen.subnet is None
+    is_dynamic = pipe.policy.subnet is None
     rows = [prediction.to_dict() | (prediction.cost_to_dict() if is_dynamic else {}) for prediction in predictions]
-    _print_predictions(examples, _abstaining(rows, inputs.abstain_below), output, as_json)
+    _print_predictions(inputs, _abstaining(rows, options.abstain_below), options.output, as_json)
 
 
 def _abstaining(rows: list[dict[str, Any]], threshold: float | None) -> list[dict[str, Any]]:
@@ -145,42 +112,33 @@ def _abstaining(rows: list[dict[str, Any]], threshold: float | None) -> list[dic
     return rows if threshold is None else [abstain(row, threshold) for row in rows]
 
 
-def _load_inputs(checkpoint: "LoadedCheckpoint", inputs: _Inputs) -> "Examples":
-    from limbert.data.load import load_texts
-    from limbert.data.task_registry import TASK_HANDLERS
-
-    task_type = checkpoint.trained_task.task_type
-    if inputs.input is None:
-        return TASK_HANDLERS[task_type].make_examples(inputs.text, inputs.pair or None)
-    config = replace(checkpoint.data_config, skip_bad_rows=False)  # one prediction per row, or an error
-    return load_texts(inputs.input, config, task_type=task_type)
-
-
 def _print_predictions(
-    examples: "Examples", predictions: list[dict[str, Any]], output: str | None, as_json: bool
+    inputs: "InputRows", predictions: list[dict[str, Any]], output: str | None, as_json: bool
 ) -> None:
-    """Predictions with their texts, to a file (whole or not at all) or the terminal."""
+    """Predictions with their rows, to a file (whole or not at all) or the terminal."""
     from limbert.cli import console
-    from limbert.files import atomic_file
+    from limbert.inference.prediction_files import is_table, write_rows
 
-    texts, pairs = examples.texts, examples.pairs
-    inputs = [{"text": text} if pairs is None else {"text": text, "pair": pairs[i]} for i, text in enumerate(texts)]
-    rows = [fields | values for fields, values in zip(inputs, predictions, strict=True)]
+    rows = inputs.with_predictions(predictions)
+    if output is None or not is_table(output):
+        rows = inputs.with_texts(rows)
     if output:
-        with atomic_file(output) as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        console.note(f"Saved {len(rows)} predictions in {output}")
+        write_rows(output, rows)
+        empty = f", {inputs.examples.bad_rows} of them empty (no text)" if inputs.examples.bad_rows else ""
+        console.note(f"Saved {len(rows)} predictions in {'standard output' if output == '-' else output}{empty}")
     elif as_json:
         console.print_json(rows)
     else:
         for row in rows:
-            console.say(f"{_format(row)}  {' | '.join(part for part in (row['text'], row.get('pair')) if part)}")
+            texts = [text for text in (row.get("text"), row.get("pair")) if text]
+            console.say(f"{_format(row)}  {' | '.join(texts)}" if texts else "(no text)")
 
 
 def _format(row: Mapping[str, Any]) -> str:
     """One prediction in one line."""
-    if "labels" in row:
-        return ", ".join(f"{label['label']} {label['score']:.3f}" for label in row["labels"]) or "(no label)"
+    if "scores" in row or "labels" in row:
+        labels = row["scores"] if "scores" in row else row["labels"]
+        return ", ".join(f"{label['label']} {label['score']:.3f}" for label in labels) or "(no label)"
     if "entities" in row:
         return ", ".join(f"{span['text']} ({span['type']} {span['score']:.3f})" for span in row["entities"]) or "(none)"
     if "words" in row:

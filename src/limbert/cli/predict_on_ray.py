@@ -9,7 +9,8 @@ from limbert.core.config import config_field, require
 from limbert.errors import ConfigError, import_optional
 
 if TYPE_CHECKING:
-    from limbert.inference.load import LoadedCheckpoint
+    from limbert.cli.predict_options import PredictOptions
+    from limbert.inference.pipeline import Pipeline
 
 DEFAULT_SHARD_ROWS = 5_000
 
@@ -22,9 +23,7 @@ class RayOptions:
         None, "plain (this process, the default) or ray (workers on this machine, or on $RAY_ADDRESS)"
     )
     workers: int | None = config_field(None, "workers (default: one for each --threads cores)", minimum=1)
-    keep: tuple[str, ...] | None = config_field(None, "input columns to repeat in the output, A,B (default: all)")
     shard_rows: int | None = config_field(None, "most rows in an output file (default: 5000)", minimum=1)
-    skip_bad_rows: bool = config_field(False, "rows without a text get an empty prediction instead of an error")
 
 
 def check_engine_options(engine: str, device: str, ray: dict[str, Any]) -> None:
@@ -38,19 +37,10 @@ def check_engine_options(engine: str, device: str, ray: dict[str, Any]) -> None:
         raise ConfigError(f"--device {device} is for --engine plain; Ray workers run on CPUs")
     if engine == "plain" and ray:
         raise ConfigError(f"--{next(iter(ray)).replace('_', '-')} is for --engine ray")
-    if ray.get("keep", "all") == ():
-        raise ConfigError("--keep is ''; name columns of the input, or leave it out to keep all")
 
 
 def predict_on_ray(
-    checkpoint: "LoadedCheckpoint",
-    input: str | None,
-    output: str | None,
-    ray: dict[str, Any],
-    *,
-    threads: int | None,
-    as_json: bool,
-    **settings: Any,
+    pipe: "Pipeline", options: "PredictOptions", ray: dict[str, Any], *, threads: int | None, as_json: bool
 ) -> None:
     """Predict the rows of the input files and print a summary.
 
@@ -61,14 +51,24 @@ def predict_on_ray(
     from limbert.inference.ray import BatchPredictionConfig, predict_files, prediction_columns
     from limbert.inference.shards import shard_input
 
-    if not input or not output:
+    if not options.input or not options.output:
         raise ConfigError("--engine ray reads files and writes a folder: provide --input and --output")
+    for name, given in {"scores": options.scores, "top-k": options.top_k, "long-texts": pipe.long_texts}.items():
+        if given not in (False, None, "truncate"):
+            raise ConfigError(f"--{name} is for --engine plain")
+    checkpoint = pipe.checkpoint
+    config = BatchPredictionConfig(
+        policy=pipe.policy,
+        batch_size=pipe.batch_size,
+        skip_bad_rows=options.skip_bad_rows,
+        **vars(pipe.runtime),
+    )
     import_optional("ray", extra="scale")
     with console.ProgressBar() as bar, redirect_stdout(sys.stderr):  # Ray prints; stdout is for results
         inputs = shard_input(
-            input,
+            options.input,
             checkpoint.data_config,
-            keep_columns=ray.get("keep"),
+            keep_columns=options.keep,
             prediction_columns=prediction_columns(checkpoint.trained_task),
             max_shard_rows=ray.get("shard_rows", DEFAULT_SHARD_ROWS),
             progress=lambda done, total: bar("reading files", done, total),
@@ -77,16 +77,16 @@ def predict_on_ray(
             str(checkpoint.path),
             checkpoint,
             inputs,
-            output,
-            config=BatchPredictionConfig(**settings, skip_bad_rows=ray.get("skip_bad_rows", False)),
+            options.output,
+            config=config,
             workers=ray.get("workers"),
             threads=threads,
             progress=lambda done, total: bar("predicting rows", done, total),
         )
     if as_json:
         names = ("rows", "shards", "resumed", "bad_rows", "workers", "threads")
-        console.print_json({name: getattr(result, name) for name in names} | {"output": output})
+        console.print_json({name: getattr(result, name) for name in names} | {"output": options.output})
         return
     bad = f", {result.bad_rows} of them empty (no text)" if result.bad_rows else ""
     resumed = f" ({result.resumed} from an earlier run)" if result.resumed else ""
-    console.note(f"Saved {result.rows} predictions in {result.shards} shards{resumed} in {output}{bad}")
+    console.note(f"Saved {result.rows} predictions in {result.shards} shards{resumed} in {options.output}{bad}")

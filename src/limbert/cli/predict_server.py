@@ -1,19 +1,18 @@
 """``limbert predict --server``: predictions from a server instead of a model on this machine."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from limbert.core.config import DataConfig, config_field
+from limbert.core.config import DataConfig, config_field, require
 from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
+    from limbert.cli.predict_options import PredictOptions
     from limbert.client import ServerPrediction
-    from limbert.data.readers import Examples
+    from limbert.inference.prediction_files import InputRows
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class ServerOptions:
 
 _SERVER_OPTIONS = {
     *("server", "api_key", "subnet", "policy", "as_json", "abstain_below"),
-    *("text", "pair", "input", "output", "text_column", "pair_column"),
+    *("text", "pair", "input", "output", "text_column", "pair_column", "keep", "skip_bad_rows", "top_k", "scores"),
 }
 
 
@@ -50,15 +49,13 @@ def check_server_options(context: typer.Context) -> None:
 
 def predict_on_server(
     server: ServerOptions,
-    text: Sequence[str],
-    pair: Sequence[str],
-    path: str | None,
-    columns: dict[str, str],
+    options: "PredictOptions",
+    columns: dict[str, Any],
     *,
     subnet: str | None = None,
     policy: str | None = None,
-) -> "tuple[Examples, list[dict[str, Any]]]":
-    """Texts of the command line or of a file, and their predictions as ``limbert predict`` writes them.
+) -> "tuple[InputRows, list[dict[str, Any]]]":
+    """Rows of the command line or of a file, and their predictions as ``limbert predict`` writes them.
 
     Without a sub-network or policy the server's policy decides; a prediction names its sub-network as ``size``.
 
@@ -69,24 +66,31 @@ def predict_on_server(
     """
     from limbert.cli.console import progress_bar
     from limbert.client import Client
-    from limbert.data.readers import Examples, read_texts
+    from limbert.data.readers import Examples
+    from limbert.inference.prediction_files import given_rows
 
     client = Client(str(server.server), api_key=server.api_key)
-    if path is None:
-        examples = Examples(tuple(text), tuple(pair) or None, None)
+    if options.input is None:
+        inputs = given_rows(Examples(options.text, options.pair or None, None))
     else:
-        examples = read_texts(Path(path).expanduser(), DataConfig(**columns))  # type: ignore[arg-type]
-    rows: list[dict[str, Any]] = []
+        inputs = options.read_input(DataConfig(**columns))
+    examples, rows = inputs.examples, list[dict[str, Any]]()
     with progress_bar("predicting") as advance, client:
         chunk_size, task_type = 16 * client.max_batch_size, client.task_type
+        has_scores = options.scores or options.top_k is not None
+        require(not has_scores or task_type != "regression", "top k", options.top_k, "left out: a regression has none")
         for start in range(0, len(examples), chunk_size):
             pairs = None if examples.pairs is None else examples.pairs[start : start + chunk_size]
             texts = examples.texts[start : start + chunk_size]
             for prediction in client.predict(texts, pairs=pairs, subnet=subnet, policy=policy):
-                row = _prediction_json(prediction, task_type)
-                rows.append(row | {"size": prediction.subnet} if prediction.subnet else row)
+                rows.append(_prediction_json(prediction, task_type))
+                if has_scores:
+                    best = [*prediction.scores.items()][: None if options.scores else options.top_k]
+                    rows[-1]["scores"] = [{"label": label, "score": score} for label, score in best]
+                if prediction.subnet:
+                    rows[-1]["size"] = prediction.subnet
             advance(len(rows), len(examples))
-    return examples, rows
+    return inputs, rows
 
 
 def _prediction_json(prediction: "ServerPrediction", task_type: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """``limbert pretrain``: from an encoder and plain text to an elastic encoder that any task can fine-tune."""
 
+from dataclasses import fields
 from typing import Any
 
 from limbert.cli import options as opt
@@ -18,7 +19,11 @@ _HELPS = {
 @config_options(
     corpus=ConfigOptions(CorpusConfig, "Data"),
     config=ConfigOptions(
-        TrainConfig, "Model and training", defaults={"recipe": "pretrain", "validation": 0.05}, helps=_HELPS
+        TrainConfig,
+        "Model and training",
+        only=tuple(item.name for item in fields(TrainConfig) if item.name != "class_weights"),
+        defaults={"recipe": "pretrain", "validation": 0.05},
+        helps=_HELPS,
     ),
     **opt.TRAINING,
 )

@@ -1,6 +1,6 @@
 """``limbert profile``: measured costs of every sub-network on this machine, saved in the run."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,10 @@ class _Measurements:
     lengths: str | None = config_field(
         None, "tokens per example, such as 32,128 (default: 128, or the model's longest)", option="tokens"
     )
-    backends: str = config_field("torch", "any of torch,onnxruntime,openvino", option="backend")
+    backends: str = config_field("torch", "any of torch,onnxruntime,openvino", option="backend", aliases=("--runtime",))
+    precisions: str = config_field(
+        "fp32", "any of fp32,bf16,int8, in the runtimes that have them (torch: fp32)", option="precision"
+    )
     device: str = config_field("cpu", "cpu, or cuda for torch")
     subnets: str = config_field("all", "all, or names such as 1x1,0.5x0.75")
     rounds: int = config_field(50, "forward passes of each sub-network", minimum=5)
@@ -41,6 +44,7 @@ class _Measurements:
         return vars(self) | {
             "subnets": () if names == ("all",) else names,
             "backends": opt.split_commas(self.backends),
+            "precisions": opt.split_commas(self.precisions),
             "batch_sizes": _parse_positive_ints(self.batch_sizes, "--batch"),
             "lengths": () if self.lengths is None else _parse_positive_ints(self.lengths, "--tokens"),
         }
@@ -58,9 +62,11 @@ def profile(
 
     First the smallest, a middle and the largest, which shows whether a budget can be met at all; then all, taking
     turns. The rows are saved in the run (profile.jsonl), in place of earlier ones of the same setup on this machine.
+    Files of onnxruntime and openvino are verified against torch, and what bf16 and int8 cost is measured on dev.
 
     \b
-    Example: limbert profile runs/mrpc --batch 1,32 --tokens 32,128 --backend torch,onnxruntime
+    Example: limbert profile runs/mrpc --batch 1,32 --tokens 32,128 --runtime torch,onnxruntime
+    Example: limbert profile runs/mrpc --runtime onnxruntime,openvino --precision fp32,bf16,int8
     Example: limbert profile runs/mrpc --tokens 64 --max-latency 5ms
     """
     opt.prepare_libraries(threads)
@@ -116,7 +122,7 @@ def _print_constraint_checks(constraints: "Sequence[Constraint]", rows: "Sequenc
         if within:
             say(f"{limit} can be met: {within[-1].profile.subnet} has {constraint.shown_value(within[-1])}")
         else:
-            where = f"on {setup.backend}, batch {setup.batch}, {setup.tokens} tokens"
+            where = f"on {setup.backend} {setup.precision}, batch {setup.batch}, {setup.tokens} tokens"
             say(f"{limit} cannot be met {where}: {name} has {constraint.describe_excess(cheapest)}")
 
 
@@ -130,31 +136,33 @@ def _print_profile(run: str, rows: "Sequence[ProfileRow]") -> None:
     folder, setup = Path(run).expanduser(), rows[0].setup
     machine = describe_hardware(rows[0].hardware, device=setup.device)
     say(f"\n{setup}; {machine}; {rows[0].rounds} rounds")
-    measured = measured_subnets(folder, rows) if (folder / RESULTS_NAME).exists() else []
-    print_profile_table(rows, {subnet.profile.subnet: subnet for subnet in measured})
+    print_profile_table(rows, measured_subnets(folder, rows) if (folder / RESULTS_NAME).exists() else [])
 
 
 def print_profile_table(
-    rows: "Sequence[ProfileRow]", measured: "Mapping[str, MeasuredSubnet]", *, bold: Collection[int] = ()
+    rows: "Sequence[ProfileRow]", measured: "Sequence[MeasuredSubnet]", *, bold: Collection[int] = ()
 ) -> None:
     """Print measured costs, and the measured names of sub-networks with a known metric.
 
     Args:
         rows: in the order shown.
-        measured: sub-networks with a known metric, by name.
+        measured: those of the rows with a known metric.
         bold: indices of rows in bold.
     """
     from limbert.cli.console import print_table
 
-    header = ["sub-network", "params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "name"]
+    names = {id(subnet.profile): subnet.measured_name for subnet in measured}
+    several = len({(row.setup.backend, row.setup.precision) for row in rows}) > 1
+    header = ["sub-network", *["runtime"] * several]
+    header += ["params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "name"]
     cells: list[list[str]] = []
     for row in rows:
         memory: Any = None if row.peak_memory_bytes is None else row.peak_memory_bytes / 1e6
         costs = (row.params / 1e6, row.flops / 1e9, row.file_bytes / 1e6, memory)
         numbers = (*costs, row.latency_p50_ms, row.latency_p95_ms, row.throughput)
-        name = measured[row.subnet].measured_name if row.subnet in measured else ""
-        cells.append([row.subnet, *map(_format_number, numbers), name])
-    print_table(header, cells, bold=bold, compact=True)
+        runtime = [f"{row.setup.backend} {row.setup.precision}"] * several
+        cells.append([row.subnet, *runtime, *map(_format_number, numbers), names.get(id(row), "")])
+    print_table(header, cells, bold=bold, compact=True, text_columns=1 + several)
 
 
 def _format_number(value: float | None) -> str:

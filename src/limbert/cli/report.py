@@ -34,7 +34,7 @@ def report(
     from limbert.report.read import read_run
 
     data = read_run(run)
-    page = Path(output).expanduser() if output is not None else Path(run) / REPORT_NAME
+    page = Path(output).expanduser() if output is not None else Path(run).expanduser() / REPORT_NAME
     if page.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"output {page} must end in .html")
     if page.is_dir() or not page.absolute().parent.is_dir():

@@ -48,6 +48,7 @@ def serve(run: opt.Run, settings: ServeSettings, mode: _ServeMode, as_json: opt.
     Example: limbert serve runs/mrpc --ray --replicas 1:8 --threads 2 --host 0.0.0.0
     """
     mode.check(settings)
+    run = os.path.expanduser(run)
     if mode.background:
         _serve_in_background(as_json=as_json)
         return

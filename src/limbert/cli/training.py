@@ -1,10 +1,11 @@
 """What ``train`` and ``pretrain`` share: a recipe from options, and the progress of a training in the terminal."""
 
-import logging
+import json
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,8 +16,9 @@ from limbert.core.config import TrainConfig
 from limbert.errors import ConfigError, TrainingInterrupted
 
 if TYPE_CHECKING:
-    from limbert.evaluation.results import SubnetResult
     from limbert.train.recipes import Recipe
+
+Result = TypeVar("Result")
 
 _LINES_EVERY = 100  # steps, if the output is no terminal
 
@@ -45,7 +47,16 @@ def build_recipe(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
     return trained
 
 
-def run_in_terminal(run: "Callable[[TerminalProgress], list[SubnetResult]]") -> "list[SubnetResult]":
+def baseline_of(run: str) -> dict[str, float] | None:
+    """The metrics of the best constant prediction, from the results of a run; None where there are none."""
+    path = Path(run) / "results.jsonl"
+    if not path.exists():
+        return None
+    baseline: dict[str, float] | None = json.loads(path.read_text(encoding="utf-8").partition("\n")[0]).get("baseline")
+    return baseline
+
+
+def run_in_terminal(run: "Callable[[TerminalProgress], Result]") -> "Result":
     """Call a training with its progress shown.
 
     Raises:
@@ -83,19 +94,13 @@ class TerminalProgress(TrainerCallback):
             disable=not stderr.is_terminal,  # lines are printed instead
         )
         self._task: Any = None
-        self._logger = logging.getLogger("limbert")
 
     def __enter__(self) -> "TerminalProgress":
-        self._previous = self._logger.level, self._logger.handlers
-        self._logger.setLevel(logging.INFO)
-        self._logger.handlers = [_PrintedMessages()]
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        level, self._logger.handlers = self._previous
-        self._logger.setLevel(level)
 
     def prepare(self, description: str, done: int, total: int) -> None:
         """Show a computation before the first step of a phase."""
@@ -130,15 +135,10 @@ class TerminalProgress(TrainerCallback):
             return
         value, count = metrics[f"eval_{name}"], sum(key.endswith(f"/{name}") for key in metrics)
         best = state.best_metric is None or (value > state.best_metric) == bool(args.greater_is_better)
+        remark = ", best so far" * best
+        if args.baseline is not None and value <= args.baseline:
+            remark = f", no better than always predicting the same ({100 * args.baseline:.1f})"
         note(
             f"{args.phase}, step {state.global_step}: validation {name} {100 * value:.1f} "
-            f"(mean of {count} sub-network{'s' * (count != 1)}){', best so far' * best}"
+            f"(mean of {count} sub-network{'s' * (count != 1)}){remark}"
         )
-
-
-class _PrintedMessages(logging.Handler):
-    """Prints log messages above the progress bars."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        stderr.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,5 +1,7 @@
 """Settings of a run as frozen dataclasses, one per concern; the ``help`` of a field is the text of ``--help``."""
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +12,7 @@ from limbert.errors import ConfigError
 TaskType = Literal["classification", "regression", "multi-label", "token-classification", "question-answering"]
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 Precision = Literal["fp32", "bf16"]
+RuntimePrecision = Literal["fp32", "bf16", "int8"]
 
 
 def config_field(default: Any, help: str, **option: Any) -> Any:
@@ -19,7 +22,7 @@ def config_field(default: Any, help: str, **option: Any) -> Any:
         default: of the field and of its command-line option.
         help: of the option.
         option: how the option differs from the field (see `limbert.cli.config_options`): ``option`` its name,
-            ``aliases`` more flags, ``quantity`` its unit, ``repeats`` whether it may be given several times,
+            ``quantity`` its unit, ``repeats`` whether it may be given several times,
             ``required``, ``envvar``, ``minimum``, ``panel`` its heading in the help, ``hidden`` if it is no option.
     """
     return field(default=default, metadata={"help": help, **option})
@@ -51,16 +54,22 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
 
 
+def _expand_home(config: object, *names: str) -> None:
+    """Replace ``~`` at the beginning of these paths of a config."""
+    for name in names:
+        object.__setattr__(config, name, os.path.expanduser(getattr(config, name)))
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the examples come from and how they are read."""
 
     task: str | None = config_field(None, "GLUE task such as mrpc, ner or squad; omit for other data")
-    data: str | None = config_field(None, "folder with train.*, dev.* (and test.*), or a data set on the Hub")
+    data: str | None = config_field(None, "folder with train.*, dev.* (and test.*), or a Hub data set")
     train: str | None = config_field(None, "training file: CSV, TSV, JSONL or Parquet, instead of --data")
     dev: str | None = config_field(None, "development file, for reporting only, instead of --data")
     text_column: str | None = config_field(None, "column with the text (default: the task's, or found by name)")
-    pair_column: str | None = config_field(None, "column with the second text (default: the task's, or found by name)")
+    pair_column: str | None = config_field(None, "column with the second text (default: likewise)")
     label_column: str | None = config_field(None, "column with the label (default: the task's, or found by name)")
     task_type: TaskType | None = config_field(
         None, f"{', '.join(TASK_TYPES[:-1])} or {TASK_TYPES[-1]} (default: from task or labels)"
@@ -69,7 +78,7 @@ class DataConfig:
     train_limit: int | None = config_field(None, "use this many training examples, chosen with the seed")
     augmented: str | None = config_field(None, "augmented examples for phases with a teacher (limbert augment)")
     skip_bad_rows: bool = config_field(False, "skip and count malformed rows, instead of stopping")
-    max_length: int = config_field(128, "truncate inputs to N tokens (question answering: windows)")
+    max_length: int = config_field(128, "longest input in tokens; the rest is cut off")
     held_out: float | None = config_field(None, "fraction of the training data held out as missing dev data")
     label_separator: str | None = config_field(None, "multi-label: separator of labels in a cell (default: ,)")
     label_columns: tuple[str, ...] | None = config_field(
@@ -79,7 +88,7 @@ class DataConfig:
     fingerprints: dict[str, str] | None = config_field(
         None, "fingerprints of the examples read in training, by train and dev; others are refused", hidden=True
     )
-    stride: int | None = config_field(None, "question answering: tokens that windows overlap (default: a quarter)")
+    stride: int | None = config_field(None, "question answering: tokens that windows overlap (default: 1/4)")
 
     def __post_init__(self) -> None:
         require(
@@ -117,8 +126,9 @@ class PhaseConfig:
 
     epochs: float = config_field(3.0, "passes over the training examples")
     max_steps: int | None = config_field(None, "stop the phase after this many optimizer steps")
-    batch_size: int = config_field(32, "training examples per step and process", aliases=("--bs",))
-    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0", aliases=("--lr",))
+    min_steps: int | None = config_field(None, "raise the epochs until the phase has this many steps: for few examples")
+    batch_size: int = config_field(32, "training examples per step and process")
+    learning_rate: float = config_field(2e-5, "peak learning rate; it decays linearly to 0")
     warmup: float = config_field(0.0, "fraction of the steps in which the learning rate rises from 0")
     weight_decay: float = config_field(0.0, "decoupled weight decay of AdamW")
     adam_epsilon: float = config_field(1e-8, "AdamW's epsilon")
@@ -139,6 +149,7 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "more than 0")
         require(self.max_steps is None or self.max_steps > 0, "max steps", self.max_steps, "at least 1")
+        require(self.min_steps is None or self.min_steps > 0, "min steps", self.min_steps, "at least 1")
         require(self.batch_size > 0, "batch size", self.batch_size, "at least 1")
         require(0 < self.learning_rate < 1, "learning rate", self.learning_rate, "between 0 and 1")
         require(0 <= self.warmup < 1, "warm-up", self.warmup, "a fraction of the steps, from 0 to below 1")
@@ -152,6 +163,28 @@ class PhaseConfig:
         require(self.grafts >= 0, "grafts", self.grafts, "0 or more per epoch")
         require(0 < self.graft_rate < 1, "graft rate", self.graft_rate, "between 0 and 1")
         require(0 < self.graft_share <= 0.5, "graft share", self.graft_share, "above 0 and at most 0.5")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """What computes the sub-networks of a trained model, and in which precision."""
+
+    runtime: str = config_field(
+        "torch", "torch, onnxruntime, openvino, or auto: the fastest installed one, measured at start"
+    )
+    precision: RuntimePrecision = config_field(
+        "fp32", "fp32, bf16 (torch: autocast; openvino) or int8 (onnxruntime, openvino)"
+    )
+    max_drop: float = config_field(
+        1.0, "points of the metric that bf16 and int8 may lose to fp32 (onnxruntime, openvino)"
+    )
+
+    def __post_init__(self) -> None:
+        allowed = ("torch", "onnxruntime", "openvino", "auto")
+        require(self.runtime in allowed, "runtime", self.runtime, f"one of {', '.join(allowed)}")
+        precisions = get_args(RuntimePrecision)
+        require(self.precision in precisions, "precision", self.precision, f"one of {', '.join(precisions)}")
+        require(0 <= self.max_drop <= 100, "max drop", self.max_drop, "between 0 and 100 points")
 
 
 GateTarget = Literal["label", "agreement"]
@@ -215,17 +248,33 @@ class TrainConfig:
     checkpoint_every: float = config_field(120.0, "seconds between checkpoints", panel="Output")
     tensorboard: bool = config_field(False, "also write a TensorBoard log", panel="Output")
     device: str = config_field("auto", "auto (a GPU if any), cpu or cuda")
+    class_weights: str | None = config_field(None, "loss weights of the classes: balanced, or by label id 1,3.5")
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
         require(bool(self.model), "model", self.model, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
+        _expand_home(self, "model", "output")
+        if Path(self.output).name in ("", ".."):  # has no name to derive that of the work folder from
+            object.__setattr__(self, "output", os.path.abspath(self.output))
         require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         allowed = "auto, cpu or cuda; choose one of several GPUs with CUDA_VISIBLE_DEVICES"
         require(self.device in ("auto", "cpu", "cuda"), "device", self.device, allowed)
         require(0 < self.validation < 1, "validation fraction", self.validation, "between 0 and 1")
         require(self.validation_limit > 1, "validation limit", self.validation_limit, "at least 2")
+        if self.class_weights is not None and not isinstance(self.class_weights, str):
+            object.__setattr__(self, "class_weights", ",".join(map(str, self.class_weights)))
+        weights = (self.class_weights or "balanced").split(",")
+        numbers = all(re.fullmatch(r"\s*\d*\.?\d+(e-?\d+)?\s*", part) for part in weights)
+        allowed = "balanced, or one number of 0 or more for each class, such as 1,3.5"
+        require(numbers or weights == ["balanced"], "class weights", self.class_weights, allowed)
         require(self.checkpoint_every > 0, "checkpoint interval", self.checkpoint_every, "more than 0 seconds")
+
+    @property
+    def class_weight_values(self) -> list[float] | str | None:
+        """``class_weights`` as numbers, or "balanced"."""
+        weights = self.class_weights
+        return weights if weights in (None, "balanced") else [float(part) for part in weights.split(",")]
 
 
 AnyPhaseConfig = PhaseConfig | GatesConfig
@@ -298,6 +347,7 @@ class AugmentConfig:
         require_seed(self.seed)
         require(bool(self.lm), "language model", self.lm, "a folder or a hub name")
         require(bool(self.output), "output", self.output, "a folder")
+        _expand_home(self, "lm", "output", "neighbours")
         require(self.copies is None or self.copies > 0, "copies", self.copies, "at least 1")
         require(self.candidates > 0, "candidates", self.candidates, "at least 1")
         require(0 < self.probability <= 1, "probability", self.probability, "above 0 and at most 1")

@@ -88,11 +88,19 @@ class Space:
         """All distinct sub-networks, full size first.
 
         Fractions that round to the same heads, neurons and layers are one sub-network, named after the larger.
+
+        Raises:
+            SubnetError: if one keeps no head or no layer; names the fractions to use instead.
         """
         unique: dict[Subnet, NamedSubnet] = {}
         for depth in reversed(self.depths):
             for width in reversed(self.widths):
-                subnet = Subnet.uniform(shape, width=width, depth=depth, layers=self.layers)
+                try:
+                    subnet = Subnet.uniform(shape, width=width, depth=depth, layers=self.layers)
+                except SubnetError as error:
+                    options = {"widths": (self.widths, shape.heads), "depths": (self.depths, shape.layers)}
+                    usable = " ".join(f"--{name} {_usable(*values)}" for name, values in options.items())
+                    raise SubnetError(f"{error}; use {usable}") from None
                 unique.setdefault(subnet, NamedSubnet(width_depth_name(width, depth), width, depth, subnet))
         return tuple(unique.values())
 
@@ -116,3 +124,9 @@ class Space:
             return cls(widths=tuple(values["widths"]), depths=tuple(values["depths"]), layers=values["layers"])
         except (KeyError, TypeError) as error:
             raise ConfigError(f"a space needs widths, depths and layers, got {values!r}") from error
+
+
+def _usable(fractions: tuple[float, ...], count: int) -> str:
+    """The fractions of ``count`` that they round to, each once and none of them nothing: ``0.5,1``."""
+    kept = {max(1, round(fraction * count)) for fraction in fractions}
+    return ",".join(f"{number / count:.3g}" for number in sorted(kept))

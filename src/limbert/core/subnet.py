@@ -74,11 +74,11 @@ class Subnet:
         neurons = heads * shape.neurons // shape.heads
         if kept == 0:
             raise SubnetError(
-                f"depth {depth:g} of {shape.layers} layers keeps no layer; smallest: {_smallest_fraction(shape.layers)}"
+                f"depth {depth:g} of {shape.layers} layers keeps no layer; one layer is {1 / shape.layers:.3g}"
             )
         if heads == 0 or neurons == 0:
             raise SubnetError(
-                f"width {width:g} of {shape.heads} heads keeps no head; smallest: {_smallest_fraction(shape.heads)}"
+                f"width {width:g} of {shape.heads} heads keeps no head; one head is {1 / shape.heads:.3g}"
             )
         return cls(_kept_layers(kept, depth, layers), (heads,) * kept, (neurons,) * kept)
 
@@ -120,8 +120,3 @@ def _kept_layers(num_kept: int, depth: float, rule: LayerRule) -> tuple[int, ...
         return tuple(range(num_kept))
     exact = Fraction(str(depth))  # as written: floor(3 / 0.6) is 5, also if 3 / 0.6 is rounded down
     return tuple(math.floor(i / exact) for i in range(num_kept))
-
-
-def _smallest_fraction(count: int) -> str:
-    """The smallest fraction of ``count`` that rounds to one, to three decimals."""
-    return f"{math.ceil(1000 / (2 * count) + 1e-9) / 1000:g}"

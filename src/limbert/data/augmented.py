@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from limbert.data.columns import check_columns
+from limbert.data.columns import check_columns, with_columns
 from limbert.data.labels import LabelParser, parse_float
-from limbert.data.readers import Examples, TrainTable, read_examples
+from limbert.data.readers import Examples, ParsedRow, TrainTable, parse_text_row
 from limbert.data.table import Table, open_table
 from limbert.data.tasks import Columns, Task
 from limbert.errors import DataError
@@ -78,58 +78,57 @@ def load_augmented_examples(path: str, training: TrainTable, *, skip_bad_rows: b
     """Read a file of `limbert augment`, with source ids and perhaps logits in extra columns; or one with the columns
     of the training file alone, perhaps with logits instead of labels.
     """
-    columns, parser = training.columns, training.label_parser
-    table = open_table(Path(path).expanduser(), header=not columns.are_positions)
+    columns, parser, original = training.columns, training.label_parser, training.raw
+    table = with_columns(open_table(Path(path).expanduser()), columns)
     check_columns(table, columns)
-    is_multi_label = parser.task.task_type == "multi-label"
-    raw = read_examples(table, columns, skip_bad_rows=skip_bad_rows, multi_label=is_multi_label)
-    extra = _extra_columns(table, training.table, columns)
-    rows = zip(table.rows_at(raw.line_numbers), raw.examples.labels or (), strict=True)
-    raw = replace(raw, examples=replace(raw.examples, labels=tuple(rows)))
+    source_column, logits_column = _extra_columns(table, training.table, columns)
 
-    def parse(row: Any) -> tuple[Sequence[object], Any, list[float] | None]:
-        return row[0], *_parse_label_and_logits(row[0], row[1], extra, parser)
+    def parse(cells: Mapping[str, Any]) -> tuple[ParsedRow, list[float] | None, str, tuple[str, ...]]:
+        row = parse_text_row(cells, columns, multi_label=parser.task.task_type == "multi-label")
+        if source_column is None:
+            label, logits = _parse_label_or_logits(row.label, parser)
+            return row._replace(label=label), logits, "", _other_cells(cells, table, columns)
+        label, cell = parser.parse(row.label), cells.get(logits_column or "")
+        logits = None if cell is None else _parse_logits(cell, parser.task.num_outputs)
+        return row._replace(label=label), logits, sys.intern(str(cells.get(source_column))), ()
 
-    parsed = raw.parse_labels(parse, skip_bad_rows=skip_bad_rows).examples
-    cells, labels, logits = zip(*(parsed.labels or ()), strict=True)
-    examples = replace(parsed, labels=labels)
+    _, parsed, bad_rows = table.parse(parse, skip_bad_rows=skip_bad_rows)
+    if not parsed:
+        raise DataError(f"{table.name}: no row has a text and a label of the task; expected at least one")
+    rows, logits, source_ids, others = zip(*parsed, strict=True)
+    texts, pairs, labels, *_ = zip(*rows, strict=True)
+    examples = Examples(texts, pairs if columns.pair else None, labels, bad_rows)
     if 0 < (missing := logits.count(None)) < len(logits):
         raise DataError(f"{table.name}: {missing} rows have no logits; expected logits in all rows or in none")
-    if SOURCE_ID_COLUMN in extra:
-        source_ids: tuple[str | None, ...] = tuple(sys.intern(str(row[extra[SOURCE_ID_COLUMN]])) for row in cells)
-    else:
-        original = training.examples
+    if source_column is None:
         train_rows = training.table.rows_at(original.line_numbers)
+        train_cells = [_other_cells(cells, training.table, columns) for cells in train_rows]
         source_ids = _match_source_ids(
-            [*zip(_source_ids(examples), _other_cells(cells, table, columns), strict=True)],
-            [*zip(_source_ids(original.examples), _other_cells(train_rows, training.table, columns), strict=True)],
+            [*zip(_source_ids(examples), others, strict=True)],
+            [*zip(_source_ids(original.examples), train_cells, strict=True)],
             file_name=table.name,
         )
     return AugmentedExamples(examples, source_ids, None if missing else np.array(logits, dtype=np.float32))
 
 
-def _extra_columns(table: Table, train_table: Table, columns: Columns) -> dict[str, int]:
-    """Indices of the columns that `limbert augment` adds: by name, or by position in files without header."""
-    names, num_train = (SOURCE_ID_COLUMN, LOGITS_COLUMN), len(train_table.columns)
+def _extra_columns(table: Table, train_table: Table, columns: Columns) -> tuple[str | None, str | None]:
+    """The columns that `limbert augment` adds: by name, or by position in files without header."""
     if not columns.are_positions:
-        return {name: table.columns.index(name) for name in names if name in table.columns}
-    num_extra = len(table.columns) - num_train
-    if not 0 <= num_extra <= 2:
+        source, logits = (name if name in table.columns else None for name in (SOURCE_ID_COLUMN, LOGITS_COLUMN))
+        return source, logits
+    num_train = len(train_table.columns)
+    if not num_train <= len(table.columns) <= num_train + 2:
         raise DataError(
             f"{table.name}: {len(table.columns)} columns; expected the {num_train} of {train_table.name}, "
             "then the id of the training example, then logits"
         )
-    return {name: num_train + index for index, name in enumerate(names[:num_extra])}
+    source, logits = [*table.columns[num_train:], None, None][:2]
+    return source, logits
 
 
-def _parse_label_and_logits(
-    row: Sequence[object], value: object, extra_columns: Mapping[str, int], label_parser: LabelParser
-) -> tuple[Any, list[float] | None]:
-    """The label, and the logits if the row has them; ValueError if it has neither or they do not fit the task."""
+def _parse_label_or_logits(value: Any, label_parser: LabelParser) -> tuple[Any, list[float] | None]:
+    """The label of a row of a released file, where the logits of a classification stand in its place."""
     task = label_parser.task
-    if SOURCE_ID_COLUMN in extra_columns:
-        cell = row[extra_columns[LOGITS_COLUMN]] if LOGITS_COLUMN in extra_columns else None
-        return label_parser.parse(value), None if cell is None else _parse_logits(cell, task.num_outputs)
     parts = value.split() if isinstance(value, str) else []
     if task.task_type != "classification" or len(parts) < 2 or parse_float(parts[0]) is None:
         return label_parser.parse(value), None
@@ -141,17 +140,15 @@ def _parse_label_and_logits(
 
 
 def _parse_logits(cell: object, num_outputs: int) -> list[float]:
-    parts = [parse_float(part) for part in str(cell).split()]
-    numbers = [number for number in parts if number is not None]
-    if len(parts) != num_outputs or len(numbers) != num_outputs:
+    numbers = [parse_float(part) for part in str(cell).split()]
+    if len(numbers) != num_outputs or None in numbers:
         raise ValueError(f"logits {str(cell)[:60]!r}, expected {num_outputs} finite numbers separated by spaces")
-    return numbers
+    return numbers  # type: ignore[return-value]
 
 
-def _other_cells(rows: Sequence[Sequence[object]], table: Table, columns: Columns) -> list[tuple[str, ...]]:
-    """The cells of each row that augmentation does not change, such as the number of the row."""
-    indices = [index for index, name in enumerate(table.columns) if name not in columns.names]
-    return [tuple(str(row[index]) for index in indices) for row in rows]
+def _other_cells(cells: Mapping[str, Any], table: Table, columns: Columns) -> tuple[str, ...]:
+    """The cells that augmentation does not change, such as the number of the row."""
+    return tuple(str(cells.get(name)) for name in table.columns if name not in columns.names)
 
 
 # -- files without source ids
@@ -207,11 +204,10 @@ def _match_by_order(augmented_ids: Sequence[str], train_ids: Sequence[str]) -> t
     unchanged = _longest_increasing_pairs(pairs)
     if 2 * len(unchanged) <= len(train_ids):
         return (None,) * len(augmented_ids)
-    matches: list[str | None] = []
+    matches: list[str | None] = [None]
     for row in range(len(augmented_ids)):
-        previous = matches[-1] if matches else None
-        matches.append(train_ids[unchanged[row]] if row in unchanged else previous)
-    return tuple(matches)
+        matches.append(train_ids[unchanged[row]] if row in unchanged else matches[-1])
+    return tuple(matches[1:])
 
 
 def _longest_increasing_pairs(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:

@@ -1,12 +1,12 @@
-"""The columns that hold an example: given by the settings, known from GLUE, or guessed from names and contents."""
+"""The columns that hold an example: given by the settings, known from the task, or guessed from names and contents."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from limbert.core.config import DataConfig
 from limbert.data.table import Table
-from limbert.data.tasks import Columns, GlueTask
+from limbert.data.tasks import Columns
 from limbert.errors import DataError
 
 LABEL_COLUMN_NAMES = ("label", "labels", "category", "class", "target", "intent", "score", "gold_label")
@@ -19,15 +19,14 @@ PAIR_COLUMN_NAMES = (
 )
 _SAMPLE_ROWS = 100  # rows searched for a column of text
 
-TableOpener = Callable[[bool], Table]  # called with: does the file have a header?
-
 
 def choose_columns(
-    opener: TableOpener, config: DataConfig, glue: GlueTask | None, *, labelled: bool
+    table: Table, config: DataConfig, layouts: Sequence[Columns] = (), *, labelled: bool
 ) -> tuple[Table, Columns]:
-    """Open a table and choose the columns to read; False for ``labelled`` leaves the label column out.
+    """Choose the columns to read, and the table with them; False for ``labelled`` leaves the label column out.
 
-    Columns named by the config are taken; a GLUE task brings the others. On other data, names compared without case:
+    Columns named by the config are taken; the first of the task's ``layouts`` that the table has brings the others.
+    Without layouts, names compared without case:
 
     - label: the first of ``LABEL_COLUMN_NAMES`` in the table;
     - text and pair, if no text column is given: the first of ``TEXT_COLUMN_NAMES`` in the table; else the first pair
@@ -38,42 +37,50 @@ def choose_columns(
     """
     label = config.label_column if labelled and config.label_columns is None else None
     given = Columns(config.text_column, config.pair_column, label, (config.label_columns or ()) if labelled else ())
-    if glue is None:
-        table = opener(not given.are_positions)
-        return table, check_columns(table, _guess_columns(table, given, labelled=labelled))
-    candidates = []
-    for layout in glue.column_layouts:
-        wanted = Columns(
-            given.text or layout.text, given.pair or layout.pair, (label or layout.label) if labelled else None
-        )
-        candidates.append((opener(not wanted.are_positions), wanted))
-        if {*wanted.names} <= {*candidates[-1][0].columns}:
-            return candidates[-1][0], check_columns(*candidates[-1])
-    table, wanted = min(candidates, key=lambda item: item[1].are_positions)  # report names, not positions
-    return table, check_columns(table, wanted)
+    wanted = [
+        Columns(given.text or layout.text, given.pair or layout.pair, (label or layout.label) if labelled else None)
+        for layout in layouts
+    ]
+    if not layouts:
+        wanted = [given if given.are_positions else _guess_columns(table, given, labelled=labelled)]
+    tables = [with_columns(table, columns) for columns in wanted]
+    fits = [{*columns.names} <= {*found.columns} for found, columns in zip(tables, wanted, strict=True)]
+    names = [not columns.are_positions for columns in wanted]  # rather named in the error than positions
+    choice = fits.index(True) if any(fits) else names.index(True) if any(names) else 0
+    return tables[choice], check_columns(tables[choice], wanted[choice])
+
+
+def with_columns(table: Table, columns: Columns) -> Table:
+    """The table, read without header if the columns are positions."""
+    return table.without_header() if columns.are_positions and table.without_header else table
 
 
 def check_columns(table: Table, columns: Columns) -> Columns:
     """The columns, if the table has each of them once."""
     for name in columns.names:
-        if name not in table.columns:
+        count = table.columns.count(name)
+        if count > 1:
+            raise DataError(f"{table.name}: {count} columns are named {name!r}; expected one")
+        if count == 0:
             guess = ""
             if name in columns.guessed:
                 options = "--text-column, --pair-column or --label-column"
                 guess = f" (guessed from {columns.guessed_from}; choose another with {options})"
-            raise table.error(f"no column {name!r}{guess}")
-        if table.columns.count(name) > 1:
-            raise DataError(f"{table.name}: {table.columns.count(name)} columns are named {name!r}; expected one")
+            raise _error(table, f"column {name!r} not found in {table.name}{guess}")
     return columns
+
+
+def _error(table: Table, problem: str) -> DataError:
+    return DataError(f"{problem}; columns: {', '.join(table.columns)}")
 
 
 def _guess_columns(table: Table, given: Columns, *, labelled: bool) -> Columns:
     by_lower = {column.lower(): column for column in reversed(table.columns)}
     columns = given
-    if labelled and given.label is None and not given.label_columns:
+    if labelled and not given.has_labels:
         label = next((by_lower[name] for name in LABEL_COLUMN_NAMES if name in by_lower), None)
         if label is None:
-            raise table.error(f"no label column given and none named {', '.join(LABEL_COLUMN_NAMES)}")
+            raise _error(table, f"no label column given and none named {', '.join(LABEL_COLUMN_NAMES)} in {table.name}")
         columns = replace(columns, label=label)
     if given.text is None:
         columns = _guess_texts(table, columns, by_lower)
@@ -90,10 +97,10 @@ def _guess_texts(table: Table, columns: Columns, by_lower: dict[str, str]) -> Co
         if first in free and (second in free or columns.pair):
             return replace(columns, text=free[first], pair=columns.pair or free[second])
     rows = [row.cells for row in itertools.islice(table.rows(), _SAMPLE_ROWS) if row.problem is None]
-    for index, column in enumerate(table.columns):
-        texts = sum(isinstance(cell := cells[index], str) and len(cell.split()) > 1 for cells in rows)
+    for column in table.columns:
+        texts = sum(isinstance(cell := cells.get(column), str) and len(cell.split()) > 1 for cells in rows)
         if column not in columns.names and texts * 2 > len(rows):
             return replace(columns, text=column)
     if not rows:
         raise DataError(f"{table.name}: no rows below the header; expected at least one")
-    raise table.error("no text column given and none with texts of several words")
+    raise _error(table, f"no text column given and none with texts of several words in {table.name}")

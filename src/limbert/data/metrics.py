@@ -47,17 +47,10 @@ def text_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) ->
     return compute_metrics(task, logits, examples.labels.numpy())
 
 
-def _f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1 (the paraphrase, the duplicate)."""
-    from sklearn.metrics import f1_score
+def _scikit_learn(function: str, predicted: np.ndarray, labels: np.ndarray, **options: Any) -> float:
+    from sklearn import metrics
 
-    return float(f1_score(labels, predicted, zero_division=0.0))
-
-
-def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(labels, predicted))  # 0 where predictions or labels are all the same
+    return float(getattr(metrics, function)(labels, predicted, **options))
 
 
 def _correlation(function: str, predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -74,39 +67,27 @@ def _correlation(function: str, predicted: np.ndarray, labels: np.ndarray) -> fl
     return value if np.isfinite(value) else 0.0
 
 
-def _macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of the classes' F1: all classes of a multi-label task, else those in predictions or labels."""
-    if predicted.ndim == 1:
-        from sklearn.metrics import f1_score
+def _f1(average: str, predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Mean F1 of the classes in predictions or labels; of a multi-label task of all classes, or over all its labels.
 
-        return float(f1_score(labels, predicted, average="macro", zero_division=0.0))
-    correct, total = _class_counts(predicted, labels)
-    return float((2 * correct / np.maximum(total, 1)).mean())
-
-
-def _micro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """F1 over all pairs of example and class; 0 if no class applies and none is predicted."""
-    correct, total = _class_counts(predicted, labels)
-    return float(2 * correct.sum() / max(total.sum(), 1))
-
-
-def _class_counts(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each class ``(classes,)``: correct positive predictions; positive predictions plus positive labels.
-
-    scikit-learn reads one column as two classes, and counts a correct negative as found.
+    scikit-learn reads one column of labels as two classes, and counts a correct negative as found.
     """
-    positive, actual = predicted > 0, labels > 0
-    return (positive & actual).sum(axis=0), positive.sum(axis=0) + actual.sum(axis=0)
+    if predicted.ndim == 1:
+        return _scikit_learn("f1_score", predicted, labels, average=average, zero_division=0.0)
+    axis = 0 if average == "macro" else None
+    correct = ((predicted > 0) & (labels > 0)).sum(axis)
+    total = (predicted > 0).sum(axis) + (labels > 0).sum(axis)
+    return float(np.mean(2 * correct / np.maximum(total, 1)))
 
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": lambda predicted, labels: float((predicted == labels).mean()),
-    "f1": _f1,
-    "matthews": _matthews,
+    "f1": partial(_scikit_learn, "f1_score", zero_division=0.0),  # of class 1 (the paraphrase, the duplicate)
+    "matthews": partial(_scikit_learn, "matthews_corrcoef"),  # 0 where predictions or labels are all the same
     "pearson": partial(_correlation, "pearsonr"),
     "spearman": partial(_correlation, "spearmanr"),
-    "micro_f1": _micro_f1,
-    "macro_f1": _macro_f1,
+    "micro_f1": partial(_f1, "micro"),
+    "macro_f1": partial(_f1, "macro"),
     "subset_accuracy": lambda predicted, labels: float((predicted == labels).all(axis=1).mean()),
 }
 
@@ -115,6 +96,25 @@ def label_counts(task: Task, examples: Examples) -> np.ndarray:
     """How often each class occurs in the labels, ``(classes,)``."""
     ids = [np.atleast_1d(np.asarray(label, dtype=np.int64)) for label in examples.labels or ()]
     return np.bincount(np.concatenate([*ids, np.empty(0, dtype=np.int64)]), minlength=len(task.labels))
+
+
+def baseline_logits(task: Task, train: Examples) -> np.ndarray:
+    """Constant logits ``(outputs,)`` of the best guess without looking at the text, from the training labels.
+
+    Classification and token classification: the most frequent class; multi-label: the classes of most examples;
+    regression: the mean score.
+
+    Raises:
+        DataError: question answering, which has no such guess.
+    """
+    if task.task_type == "question-answering":
+        raise DataError("question answering has no majority-class baseline")
+    if task.task_type == "regression":
+        return np.asarray([np.mean(train.labels or ())], dtype=np.float32)
+    counts = label_counts(task, train)
+    if task.task_type == "multi-label":
+        return np.where(counts > MULTI_LABEL_THRESHOLD * len(train), 1.0, -1.0).astype(np.float32)
+    return np.eye(len(counts), dtype=np.float32)[counts.argmax()]
 
 
 def multi_hot(examples: Examples, num_classes: int) -> np.ndarray | None:
@@ -137,10 +137,8 @@ def classification_predictions(task: Task, logits: np.ndarray, examples: Tokeniz
     from scipy.special import softmax
 
     probabilities = softmax(logits, axis=-1)  # (examples, classes)
-    return [
-        {"label": task.labels[index], "score": float(score)}
-        for index, score in zip(probabilities.argmax(axis=-1), probabilities.max(axis=-1), strict=True)
-    ]
+    best = zip(probabilities.argmax(axis=-1), probabilities.max(axis=-1), strict=True)
+    return [{"label": task.labels[index], "score": float(score)} for index, score in best]
 
 
 def regression_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> list[dict[str, Any]]:
@@ -152,34 +150,8 @@ def multi_label_predictions(task: Task, logits: np.ndarray, examples: TokenizedE
     """``labels``: those with a probability over the threshold, the most probable first, with their scores."""
     from scipy.special import expit
 
-    return [
-        {
-            "labels": [
-                {"label": task.labels[index], "score": float(row[index])}
-                for index in np.argsort(-row, kind="stable")
-                if row[index] > MULTI_LABEL_THRESHOLD
-            ]
-        }
-        for row in expit(logits.astype(np.float64))
-    ]
+    def labels(row: np.ndarray) -> list[dict[str, Any]]:
+        chosen = [index for index in np.argsort(-row, kind="stable") if row[index] > MULTI_LABEL_THRESHOLD]
+        return [{"label": task.labels[index], "score": float(row[index])} for index in chosen]
 
-
-def baseline_logits(task: Task, train: Examples) -> np.ndarray:
-    """Constant logits ``(outputs,)`` of the best guess without looking at the text, from the training labels.
-
-    Classification and token classification: the most frequent class; multi-label: the classes of most examples;
-    regression: the mean score.
-
-    Raises:
-        DataError: question answering, which has no such guess.
-    """
-    assert train.labels is not None
-    if task.task_type == "question-answering":
-        raise DataError("question answering has no majority-class baseline")
-    if task.task_type == "regression":
-        return np.asarray([np.mean(train.labels)], dtype=np.float32)
-    ids = [np.atleast_1d(np.asarray(label, dtype=np.int64)) for label in train.labels]
-    counts = np.bincount(np.concatenate(ids), minlength=len(task.labels))
-    if task.task_type == "multi-label":
-        return np.where(counts > MULTI_LABEL_THRESHOLD * len(train), 1.0, -1.0).astype(np.float32)
-    return np.eye(len(counts), dtype=np.float32)[counts.argmax()]
+    return [{"labels": labels(row)} for row in expit(logits.astype(np.float64))]

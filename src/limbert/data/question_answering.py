@@ -111,20 +111,15 @@ def best_spans(
     """
     alignment = examples.alignment
     assert alignment is not None
-    spans: list[list[AnswerSpan]] = [[] for _ in alignment.examples.texts]
+    spans: list[dict[tuple[int, int], float]] = [{} for _ in alignment.examples.texts]  # logits by characters
     for row, (begin, stop) in enumerate(itertools.pairwise(examples.tokens.offsets)):
         tokens = begin + np.flatnonzero(alignment.char_starts[begin:stop] >= 0)
+        found = spans[alignment.example_index[row]]
         for logit, first, last in _best_window_spans(logits[tokens], n_best_size):
-            spans[alignment.example_index[row]].append(
-                AnswerSpan(logit, int(alignment.char_starts[tokens[first]]), int(alignment.char_ends[tokens[last]]))
-            )
-    best = []
-    for candidates in spans:
-        distinct: dict[tuple[int, int], AnswerSpan] = {}  # overlapping windows find the same span
-        for span in sorted(candidates, key=lambda span: -span.logit):
-            distinct.setdefault((span.start, span.end), span)
-        best.append([*distinct.values()][:n_best_size])
-    return best
+            span = int(alignment.char_starts[tokens[first]]), int(alignment.char_ends[tokens[last]])
+            found[span] = max(logit, found.get(span, logit))  # overlapping windows find the same span
+    ranked = [sorted(found.items(), key=lambda item: -item[1])[:n_best_size] for found in spans]
+    return [[AnswerSpan(logit, *span) for span, logit in best] for best in ranked]
 
 
 def _best_window_spans(logits: np.ndarray, n_best_size: int) -> list[tuple[float, int, int]]:
@@ -133,14 +128,11 @@ def _best_window_spans(logits: np.ndarray, n_best_size: int) -> list[tuple[float
         return []  # the context has no token
     padded = np.concatenate([logits[:, 1], np.full(MAX_ANSWER_TOKENS - 1, -np.inf, dtype=logits.dtype)])
     spans = logits[:, :1] + np.lib.stride_tricks.sliding_window_view(padded, MAX_ANSWER_TOKENS)  # (tokens, lengths)
-    flat = spans.ravel()
-    best = np.argpartition(flat, -n_best_size)[-n_best_size:] if len(flat) > n_best_size else np.arange(len(flat))
-    firsts, lengths = np.divmod(best, MAX_ANSWER_TOKENS)
-    return [
-        (float(flat[index]), int(first), int(first + length))
-        for index, first, length in zip(best, firsts, lengths, strict=True)
-        if np.isfinite(flat[index])
-    ]
+    count = min(n_best_size, spans.size)
+    best = np.argpartition(spans, spans.size - count, axis=None)[-count:]
+    firsts, lengths = np.unravel_index(best, spans.shape)
+    rows = zip(spans.flat[best].tolist(), firsts.tolist(), (firsts + lengths).tolist(), strict=True)
+    return [row for row in rows if np.isfinite(row[0])]
 
 
 def squad_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
@@ -150,9 +142,8 @@ def squad_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -
     assert source.pairs is not None
     assert source.labels is not None
     f1, exact = 0.0, 0.0
-    for context, spans, answers in zip(
-        source.pairs, best_spans(logits, examples, n_best_size=1), source.labels, strict=True
-    ):
+    best = best_spans(logits, examples, n_best_size=1)
+    for context, spans, answers in zip(source.pairs, best, source.labels, strict=True):
         text = context[spans[0].start : spans[0].end] if spans else ""
         f1 += max(token_f1(text, answer) for answer in answers.texts)
         exact += max(float(normalize_answer(text) == normalize_answer(answer)) for answer in answers.texts)

@@ -1,16 +1,13 @@
 """Examples (texts with labels), and reading them from the rows of a table."""
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from limbert.core.config import DataConfig
-from limbert.data.columns import check_columns, choose_columns
 from limbert.data.labels import LabelParser, label_text
-from limbert.data.table import Table, check_readable, file_format, lines_table, open_table, parse_rows
-from limbert.data.tasks import Columns, Task, glue_task
+from limbert.data.table import Table, parse_values
+from limbert.data.tasks import Columns, Task
 from limbert.errors import DataError
 
 CharSpan = tuple[int, int]  # of a text: index of its first character, and of the one after its last
@@ -46,10 +43,22 @@ class Examples:
 
     def select(self, indices: Sequence[int]) -> "Examples":
         """The examples at these indices, in this order."""
-        columns: dict[str, Any] = {name: getattr(self, name) for name in _COLUMNS}
-        known = {name: values for name, values in columns.items() if values is not None}
+        known = {name: values for name in _COLUMNS if (values := getattr(self, name)) is not None}
         chosen: dict[str, Any] = {name: tuple(map(values.__getitem__, indices)) for name, values in known.items()}
         return replace(self, **chosen)
+
+
+class ParsedRow(NamedTuple):
+    """One example as it is in the file; the label is not checked yet."""
+
+    text: str
+    pair: str | None = None
+    label: Any = None
+    word_spans: tuple[CharSpan, ...] | None = None
+    group: str | None = None
+
+
+RowParser = Callable[[Mapping[str, Any], Columns], ParsedRow]  # raises ValueError for a malformed row
 
 
 @dataclass(frozen=True)
@@ -60,26 +69,26 @@ class TableExamples:
     line_numbers: Sequence[int]
     examples: Examples
 
-    def parse_labels(self, parse: Callable[[object], Any], *, skip_bad_rows: bool) -> "TableExamples":
+    def parse_labels(self, parse: Callable[[Any], Any], *, skip_bad_rows: bool) -> "TableExamples":
         """The examples whose labels ``parse`` accepts, with the values that it returns."""
         rows = zip(self.line_numbers, enumerate(self.examples.labels or ()), strict=True)
-        lines, parsed, bad_rows = parse_rows(
+        lines, parsed, bad_rows = parse_values(
             self.source, rows, lambda row: (row[0], parse(row[1])), skip_bad_rows=skip_bad_rows
         )
         if not parsed:
             raise DataError(f"{self.source}: no row has a label of the task; expected at least one")
-        indices, values = zip(*parsed, strict=True)
-        examples = replace(self.examples.select(indices), labels=values, bad_rows=self.examples.bad_rows + bad_rows)
-        return replace(self, line_numbers=lines, examples=examples)
+        indices, labels = zip(*parsed, strict=True)
+        examples = replace(self.examples.select(indices), labels=labels, bad_rows=self.examples.bad_rows + bad_rows)
+        return TableExamples(self.source, lines, examples)
 
 
 @dataclass(frozen=True)
 class TrainTable:
-    """The training rows of a task whose labels are in columns, and what they say about the task."""
+    """The training rows of a task, and what they say about it."""
 
     table: Table
     columns: Columns
-    examples: TableExamples  # labels as in the file
+    raw: TableExamples  # labels as in the file
     label_parser: LabelParser
 
     @property
@@ -87,39 +96,35 @@ class TrainTable:
         """What is predicted."""
         return self.label_parser.task
 
+    def examples(self, *, skip_bad_rows: bool) -> TableExamples:
+        """The examples with labels of the task."""
+        return self.raw.parse_labels(self.label_parser.parse, skip_bad_rows=skip_bad_rows)
+
 
 def read_examples(
-    table: Table,
-    columns: Columns,
-    *,
-    skip_bad_rows: bool,
-    excluded_labels: Sequence[str] = (),
-    multi_label: bool = False,
+    table: Table, columns: Columns, parse: RowParser, *, skip_bad_rows: bool, excluded_labels: Sequence[str] = ()
 ) -> TableExamples:
-    """Read the texts, pairs and labels of all rows, the labels as in the file.
+    """Read the examples in all rows, the labels as in the file; rows with ``excluded_labels`` are no malformed ones."""
 
-    Args:
-        table: the rows.
-        columns: those to read; the table has them.
-        skip_bad_rows: count malformed rows instead of stopping at the first.
-        excluded_labels: labels of rows that are left out without counting as malformed.
-        multi_label: whether a row may have any number of labels, including none.
-    """
-    text_columns = [(table.columns.index(name), name) for name in (columns.text, columns.pair) if name is not None]
+    def parse_included(cells: Mapping[str, Any]) -> ParsedRow | None:
+        row = parse(cells, columns)
+        return None if row.label in excluded_labels else row
 
-    def parse(cells: Sequence[object]) -> tuple[list[str], object] | None:
-        label = _raw_label(cells, table, columns, multi_label=multi_label)
-        if label in excluded_labels:
-            return None
-        return [check_text(cells[index], name) for index, name in text_columns], label
-
-    lines, rows, bad_rows = table.parse(parse, skip_bad_rows=skip_bad_rows)
+    lines, rows, bad_rows = table.parse(parse_included, skip_bad_rows=skip_bad_rows)
     if not rows:
         reason = f"none of the {bad_rows} rows can be used" if bad_rows else "no rows below the header"
         raise DataError(f"{table.name}: {reason}; expected at least one")
-    texts, *pairs = zip(*(texts for texts, _ in rows), strict=True)
-    labels = tuple(label for _, label in rows) if columns.has_labels else None
-    return TableExamples(table.name, lines, Examples(texts, pairs[0] if pairs else None, labels, bad_rows))
+    texts, *others = zip(*rows, strict=True)
+    pairs, labels, word_spans, groups = (None if values[0] is None else values for values in others)
+    return TableExamples(table.name, lines, Examples(texts, pairs, labels, bad_rows, word_spans, groups))
+
+
+def parse_text_row(cells: Mapping[str, Any], columns: Columns, *, multi_label: bool = False) -> ParsedRow:
+    """A text, perhaps its pair, and its label, several as a tuple; ``multi_label`` allows a cell without any."""
+    label = _raw_label(cells, columns, multi_label=multi_label)
+    text = check_text(cells.get(str(columns.text)), str(columns.text))
+    pair = None if columns.pair is None else check_text(cells.get(columns.pair), columns.pair)
+    return ParsedRow(text, pair, label)
 
 
 def check_text(value: object, column: str) -> str:
@@ -135,30 +140,16 @@ def check_text(value: object, column: str) -> str:
     return value
 
 
-def read_texts(path: Path, config: DataConfig) -> Examples:
-    """Texts, or pairs of texts, for prediction: one per line of a ``.txt`` file, else as training files are read."""
-    glue = glue_task(config.task) if config.task is not None else None
-    if file_format(path) == ".txt":
-        table = lines_table(check_readable(path))
-        pair = config.pair_column or (glue.column_layouts[0].pair if glue else None)
-        columns = check_columns(table, Columns("text", pair, None))
-    else:
-        table, columns = choose_columns(lambda header: open_table(path, header=header), config, glue, labelled=False)
-    return read_examples(table, columns, skip_bad_rows=config.skip_bad_rows).examples
-
-
-def _raw_label(cells: Sequence[object], table: Table, columns: Columns, *, multi_label: bool) -> object:
-    """The label as it is in the file, several as a tuple; None without a label column."""
+def _raw_label(cells: Mapping[str, Any], columns: Columns, *, multi_label: bool) -> object:
     if columns.label_columns:
-        values = {name: cells[table.columns.index(name)] for name in columns.label_columns}
-        flags = {name: _FLAGS.get(label_text(value)) for name, value in values.items()}
+        flags = {name: _FLAGS.get(label_text(cells.get(name))) for name in columns.label_columns}
         for name, flag in flags.items():
             if flag is None:
-                raise ValueError(f"{values[name]!r} in label column {name!r}, expected 0 or 1")
+                raise ValueError(f"{cells.get(name)!r} in label column {name!r}, expected 0 or 1")
         return tuple(name for name, flag in flags.items() if flag)
     if columns.label is None:
         return None
-    value = _parse_list(cells[table.columns.index(columns.label)])
+    value = _parse_list(cells.get(columns.label))
     if isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
         numbers = [part for part in value if not isinstance(part, str)]
         if len({*numbers}) < len(numbers) or any(isinstance(part, (bool, float)) for part in numbers):

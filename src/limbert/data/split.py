@@ -31,14 +31,11 @@ def split_validation(examples: Examples, task: Task, *, fraction: float, seed: i
         raise ConfigError(f"validation fraction is {fraction}; it must be between 0 and 1")
     if examples.labels is None:
         raise DataError("examples without labels cannot be split for validation; expected labelled examples")
-    values: Any = examples.labels
-    if any(isinstance(label, tuple) for label in values):  # a number for each set of labels
-        sets = [tuple(sorted({*label})) for label in values]
-        numbers = {labels: number for number, labels in enumerate(sorted({*sets}))}
-        values = [numbers[labels] for labels in sets]
-    labels = np.asarray(values)
+    values: list[Any] = [tuple(sorted({*label})) if isinstance(label, tuple) else label for label in examples.labels]
+    numbers = {value: number for number, value in enumerate(sorted({*values}))}
+    labels = np.asarray([numbers[value] for value in values])
     shuffled = np.random.default_rng(seed).permutation(len(labels))
-    strata = labels if task.task_type == "classification" else np.zeros(len(labels), dtype=np.int64)
+    strata = labels if task.task_type == "classification" else np.zeros_like(labels)
     _, stays = np.unique(strata[shuffled], return_index=True)  # the first of each class
     candidates = np.delete(shuffled, stays)
     if not len(candidates):

@@ -1,32 +1,18 @@
-"""What each task type does with data, as a table: tokenise, measure, decode, and read files of its own."""
+"""What each task type does with examples, as a table: tokenise, measure, decode."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from limbert.core.config import DataConfig, TaskType
+from limbert.core.config import TaskType
 from limbert.data import metrics, question_answering, token_classification
 from limbert.data.readers import Examples
-from limbert.data.squad_files import SQUAD_FORMATS, open_questions, read_questions, read_unlabelled_questions
-from limbert.data.table import Table
-from limbert.data.tagged_files import TAGGED_FORMATS, open_tagged, read_tagged, read_untagged
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
-
-
-@dataclass(frozen=True)
-class TaskFileReader:
-    """How a task type with file formats of its own reads them."""
-
-    formats: tuple[str, ...]  # suffixes
-    open_table: Callable[[Path], Table]
-    read_labelled: Callable[[Table, DataConfig, Task | None], tuple[Task, Examples]]  # infers the task if it is None
-    read_unlabelled: Callable[[Path, DataConfig], Examples]
 
 
 @dataclass(frozen=True)
@@ -37,7 +23,6 @@ class TaskHandler:
     make_examples: Callable[[Sequence[str], Sequence[str] | None], Examples]  # of texts and second texts
     compute_metrics: Callable[[Task, np.ndarray, TokenizedExamples], dict[str, float]]
     decode_predictions: Callable[[Task, np.ndarray, TokenizedExamples], list[dict[str, Any]]]
-    file_reader: TaskFileReader | None = None  # None for tables of texts and labels
 
 
 def _tokenize_texts(
@@ -63,14 +48,12 @@ TASK_HANDLERS: Mapping[TaskType, TaskHandler] = {
         token_classification.word_examples,
         token_classification.tag_metrics,
         token_classification.tag_predictions,
-        TaskFileReader(TAGGED_FORMATS, open_tagged, read_tagged, read_untagged),
     ),
     "question-answering": TaskHandler(
         question_answering.tokenize_windows,
         question_answering.question_examples,
         question_answering.squad_metrics,
         question_answering.answer_predictions,
-        TaskFileReader(SQUAD_FORMATS, open_questions, read_questions, read_unlabelled_questions),
     ),
 }
 
@@ -86,13 +69,8 @@ def tokenize_for_task(
 ) -> TokenizedExamples:
     """Examples of a task as tokens with labels, of at most ``max_length`` tokens, special ones included.
 
-    Args:
-        examples: of the task.
-        task: what is predicted.
-        tokenizer: a fast one with a padding token.
-        max_length: longest input.
-        stride: question answering: tokens that windows share; None is a quarter of the longest input.
-        use_cache: read and write the token cache, if the task type has one.
+    Windows of question answering share ``stride`` tokens (None: a quarter of the longest input). ``use_cache``, where
+    the task type has a token cache.
     """
     tokenize = TASK_HANDLERS[task.task_type].tokenize
     return tokenize(examples, task, tokenizer, max_length=max_length, stride=stride, use_cache=use_cache)

@@ -124,8 +124,8 @@ class Columns:
     """The columns that hold an example; digits are indices in a file without header, counted from 0."""
 
     text: str | None
-    pair: str | None
-    label: str | None
+    pair: str | None = None
+    label: str | None = None
     label_columns: tuple[str, ...] = ()  # instead of ``label``: a column of 0 and 1 for each label
     guessed: tuple[str, ...] = field(default=(), compare=False)  # columns that no setting named
     guessed_from: str | None = field(default=None, compare=False)  # the table in which they were found
@@ -146,6 +146,17 @@ class Columns:
         return self.text is not None and all(name.isdecimal() for name in self.names)
 
 
+# Of task types whose columns have usual names; without labels the last two of token classification are plain texts.
+TASK_COLUMNS: Mapping[TaskType, tuple[Columns, ...]] = {
+    "token-classification": tuple(
+        Columns(words, None, tags)
+        for words in ("tokens", "words", "text", "sentence")
+        for tags in ("tags", "ner_tags", "labels", "ner")
+    ),
+    "question-answering": (Columns("question", "context", "answers"),),
+}
+
+
 @dataclass(frozen=True)
 class GlueTask:
     """One GLUE task: what it predicts, and the layout of its files and of its Hub data set."""
@@ -157,52 +168,33 @@ class GlueTask:
 
 
 GLUE_HUB_NAME = "nyu-mll/glue"  # the Hub data set; its configurations are named as the tasks here
+_MNLI_PARTS = (("matched", "dev_matched"), ("mismatched", "dev_mismatched"))
+_ENTAILMENT, _MNLI_LABELS = ("entailment", "not_entailment"), ("entailment", "neutral", "contradiction")
+_ACCURACY, _ACCURACY_F1 = ("accuracy",), ("accuracy", "f1")
+_SENTENCE, _PAIR = Columns("sentence", None, "label"), Columns("sentence1", "sentence2", "label")
+_QUESTIONS = tuple(Columns("question1", "question2", label) for label in ("is_duplicate", "label"))
+_MRPC = Columns("#1 String", "#2 String", "Quality")
+_MNLI = (Columns("sentence1", "sentence2", "gold_label"), Columns("premise", "hypothesis", "label"))
 
-_ENTAILMENT = ("entailment", "not_entailment")
-_PAIR = Columns("sentence1", "sentence2", "label")
 
-
-def _glue_task(
+def _glue(
     name: str, labels: tuple[str, ...], metrics: tuple[str, ...], *layouts: Columns, **options: Any
 ) -> tuple[str, GlueTask]:
     task_type: TaskType = "classification" if labels else "regression"
     return name, GlueTask(Task(name, task_type, labels, metrics, layouts[0].pair is not None), layouts, **options)
 
 
-_ACCURACY, _ACCURACY_F1 = ("accuracy",), ("accuracy", "f1")
 GLUE: Mapping[str, GlueTask] = dict(
     (
-        _glue_task(
-            "cola",
-            ("unacceptable", "acceptable"),
-            ("matthews",),
-            Columns("sentence", None, "label"),
-            Columns("3", None, "1"),
-        ),
-        _glue_task("sst2", ("negative", "positive"), _ACCURACY, Columns("sentence", None, "label")),
-        _glue_task(
-            "mrpc", ("not_equivalent", "equivalent"), _ACCURACY_F1, Columns("#1 String", "#2 String", "Quality"), _PAIR
-        ),
-        _glue_task("stsb", (), ("pearson", "spearman"), Columns("sentence1", "sentence2", "score"), _PAIR),
-        _glue_task(
-            "qqp",
-            ("not_duplicate", "duplicate"),
-            _ACCURACY_F1,
-            Columns("question1", "question2", "is_duplicate"),
-            Columns("question1", "question2", "label"),
-        ),
-        _glue_task(
-            "mnli",
-            ("entailment", "neutral", "contradiction"),
-            _ACCURACY,
-            Columns("sentence1", "sentence2", "gold_label"),
-            Columns("premise", "hypothesis", "label"),
-            dev_files=(("matched", "dev_matched"), ("mismatched", "dev_mismatched")),
-            excluded_labels=("-",),
-        ),
-        _glue_task("qnli", _ENTAILMENT, _ACCURACY, Columns("question", "sentence", "label")),
-        _glue_task("rte", _ENTAILMENT, _ACCURACY, _PAIR),
-        _glue_task("wnli", _ENTAILMENT[::-1], _ACCURACY, _PAIR),
+        _glue("cola", ("unacceptable", "acceptable"), ("matthews",), _SENTENCE, Columns("3", None, "1")),
+        _glue("sst2", ("negative", "positive"), _ACCURACY, _SENTENCE),
+        _glue("mrpc", ("not_equivalent", "equivalent"), _ACCURACY_F1, _MRPC, _PAIR),
+        _glue("stsb", (), ("pearson", "spearman"), Columns("sentence1", "sentence2", "score"), _PAIR),
+        _glue("qqp", ("not_duplicate", "duplicate"), _ACCURACY_F1, *_QUESTIONS),
+        _glue("mnli", _MNLI_LABELS, _ACCURACY, *_MNLI, dev_files=_MNLI_PARTS, excluded_labels=("-",)),
+        _glue("qnli", _ENTAILMENT, _ACCURACY, Columns("question", "sentence", "label")),
+        _glue("rte", _ENTAILMENT, _ACCURACY, _PAIR),
+        _glue("wnli", _ENTAILMENT[::-1], _ACCURACY, _PAIR),
     )
 )
 
@@ -213,6 +205,16 @@ def glue_task(name: str) -> GlueTask:
     if plain not in GLUE:
         raise ConfigError(f"task is {name!r}; it must be one of {', '.join((*GLUE, *_TASK_TYPE_ALIASES))}")
     return GLUE[plain]
+
+
+def find_glue_task(name: str | None, task_type: TaskType | None) -> GlueTask | None:
+    """The GLUE task of a name; None without a name, and for the task types with columns of their own."""
+    return None if name is None or task_type in TASK_COLUMNS else glue_task(name)
+
+
+def column_layouts(glue: GlueTask | None, task_type: TaskType | None) -> tuple[Columns, ...]:
+    """The usual columns of a task, () if they are guessed."""
+    return glue.column_layouts if glue else TASK_COLUMNS.get(task_type or "classification", ())
 
 
 def _normalize_name(name: str) -> str:

@@ -12,9 +12,9 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from limbert.errors import DataError, first_line
 
@@ -22,23 +22,7 @@ INVALID_UNICODE = "the bytes are not UTF-8; expected UTF-8 text"
 _SNIFFED_BYTES = 1 << 16  # read to detect the encoding and the line ends
 _MAX_CELL_CHARS = 2**31 - 1  # the csv module stops at 131,072 characters by default
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape leaves of bytes that are not UTF-8
-
-
-class TableRow(NamedTuple):
-    """One row: its line (its number from 1 in Parquet and Hub data), its cells, and what is wrong with it."""
-
-    line_number: int
-    cells: Sequence[object]
-    problem: str | None = None
-
-
-def drop_trailing_blanks(rows: Iterable[TableRow]) -> Iterator[TableRow]:
-    blanks: list[TableRow] = []
-    for row in rows:
-        blanks.append(row)
-        if row.cells or row.problem is not None:
-            yield from blanks
-            blanks.clear()
+RawRow = tuple[int, Any, str | None]  # line, content (empty on a blank line), what is wrong with it
 
 
 def decode_lines(path: Path, *, max_chars: int = -1) -> Iterator[tuple[int, str | None, bool]]:
@@ -75,64 +59,83 @@ def _detect_encoding(head: bytes) -> tuple[str, str]:
     return encoding, "\r" if "\r" in sample and "\n" not in sample else "\n"
 
 
-def read_lines(path: Path) -> Iterator[TableRow]:
+def read_lines(path: Path) -> Iterator[RawRow]:
+    """The text of each line, ``""`` where it holds spaces only."""
     for number, text, _ in decode_lines(path):
-        if text is None:
-            yield TableRow(number, (), INVALID_UNICODE)
-        else:
-            text = text.removesuffix("\n").removesuffix("\r")
-            yield TableRow(number, (text,) if text.strip(" ") else ())
+        line = (text or "").removesuffix("\n").removesuffix("\r")
+        yield number, line if line.strip(" ") else "", INVALID_UNICODE if text is None else None
 
 
-def read_tsv(path: Path) -> Iterator[TableRow]:
+def read_tsv(path: Path) -> Iterator[RawRow]:
     """Tab-separated cells without quoting, as in GLUE: quote characters are text."""
-    for line, cells, problem in read_lines(path):
-        yield TableRow(line, str(cells[0]).split("\t") if cells else (), problem)
+    return ((line, text.split("\t") if text else [], problem) for line, text, problem in read_lines(path))
 
 
-def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[TableRow]:
+def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[RawRow]:
     """Records as in RFC 4180, named by their first line.
 
     A record that breaks the rules is read again with backslashes as escape characters. If that fails too, it is one
     bad row up to the line where its quotes are balanced: no line inside a quoted cell becomes a row of its own.
     """
     csv.field_size_limit(_MAX_CELL_CHARS)
-    source = decode_lines(path)
-    pending: deque[tuple[int, str | None, bool]] = deque()
-    used: list[tuple[int, str | None, bool]] = []
+    source, pending = decode_lines(path), deque[tuple[int, str | None, bool]]()
 
-    def lines() -> Iterator[str]:
+    def lines(taken: list[tuple[int, str | None, bool]]) -> Iterator[str]:
         while item := pending.popleft() if pending else next(source, None):
-            used.append(item)
+            taken.append(item)
             yield item[1] or "\n"
 
-    def unread() -> Iterator[str]:
-        pending.extendleft(reversed(used))
-        used.clear()
-        return lines()
+    def read_record(**options: Any) -> tuple[Any, list[tuple[int, str | None, bool]]]:
+        """The cells (None at the end of the file), or the error, and the lines of a record."""
+        taken: list[tuple[int, str | None, bool]] = []
+        try:
+            return next(csv.reader(lines(taken), delimiter=delimiter, strict=True, **options), None), taken
+        except csv.Error as error:
+            pending.extendleft(reversed(taken))
+            return error, taken
 
     while True:
-        used.clear()
-        problem, cells = None, list[str]()
-        try:
-            cells = next(csv.reader(lines(), delimiter=delimiter, strict=True))
-        except StopIteration:
+        (cells, taken), problem = read_record(), None
+        if cells is None:
             return
-        except csv.Error as error:
+        if isinstance(error := cells, csv.Error):
+            cells, taken = read_record(escapechar="\\")
+        if isinstance(cells, csv.Error):
+            cells, taken, quotes = [], [], 0
+            problem = f"broken CSV ({error}); expected cells with closed quotes"
+            for line in lines(taken):
+                quotes += line.count('"')
+                if quotes % 2 == 0:
+                    break
+        undecoded = next((number for number, text, _ in taken if text is None), None)
+        yield (taken[0][0], cells, problem) if undecoded is None else (undecoded, [], INVALID_UNICODE)
+
+
+def read_json(path: Path) -> Iterator[RawRow]:
+    """The object of each line."""
+    expected = "expected one JSON object per line"
+    for number, line, problem in drop_trailing_blanks(read_lines(path)):
+        value: Any = {}
+        if problem is None:
             try:
-                cells = next(csv.reader(unread(), delimiter=delimiter, strict=True, escapechar="\\"))
-            except csv.Error:
-                problem = f"broken CSV ({error}); expected cells with closed quotes"
-                quotes = 0
-                for line in unread():
-                    quotes += line.count('"')
-                    if quotes % 2 == 0:
-                        break
-        undecodable = next((number for number, text, _ in used if text is None), None)
-        if undecodable is not None:
-            yield TableRow(undecodable, (), INVALID_UNICODE)
-        else:
-            yield TableRow(used[0][0], () if problem else cells, problem)
+                value = json.loads(line) if line else None
+            except (ValueError, RecursionError) as error:
+                value, problem = {}, f"broken JSON ({error}), {expected}"
+            if not isinstance(value, dict):
+                value, problem = {}, f"{f'JSON of type {type(value).__name__}' if line else 'a blank line'}, {expected}"
+            elif "\\u" in line and (column := find_lone_surrogate(value)) is not None:
+                value, problem = {}, f"invalid Unicode (half of a surrogate pair) in column {column!r}"
+        yield number, value, problem
+
+
+def drop_trailing_blanks(rows: Iterable[RawRow]) -> Iterator[RawRow]:
+    """The rows up to the last that is not blank."""
+    blanks: list[RawRow] = []
+    for row in rows:
+        blanks.append(row)
+        if row[1] or row[2] is not None:
+            yield from blanks
+            blanks.clear()
 
 
 def find_lone_surrogate(values: Mapping[str, object]) -> str | None:
@@ -145,17 +148,8 @@ def find_lone_surrogate(values: Mapping[str, object]) -> str | None:
     return None
 
 
-def read_json(path: Path) -> Iterator[tuple[int, dict[str, object] | None, str | None]]:
-    for line, cells, problem in drop_trailing_blanks(read_lines(path)):
-        value = None
-        if problem is None:
-            try:
-                value = json.loads(str(cells[0])) if cells else None
-                if not isinstance(value, dict):
-                    found = "a blank line" if not cells else f"JSON of type {type(value).__name__}"
-                    value, problem = None, f"{found}, expected one JSON object per line"
-                elif (column := find_lone_surrogate(value)) is not None:
-                    value, problem = None, f"invalid Unicode (half of a surrogate pair) in column {column!r}"
-            except (ValueError, RecursionError) as error:
-                problem = f"broken JSON ({error}), expected one JSON object per line"
-        yield line, value, problem
+def format_csv_row(cells: Iterable[object]) -> str:
+    """One line of a CSV file; None is an empty cell, and cells with any line end are quoted."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\r\n").writerow("" if cell is None else str(cell) for cell in cells)
+    return file.getvalue().removesuffix("\r\n") + "\n"

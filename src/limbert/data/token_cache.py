@@ -1,19 +1,19 @@
 """Cache of token ids in Arrow files, found by a digest of the texts and the tokenizer."""
 
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from limbert.errors import first_line
+from limbert.files import json_fingerprint
 
 logger = logging.getLogger(__name__)
 
-_CACHE_VERSION = "1"  # raise it when the meaning of the cached arrays changes
+_CACHE_VERSION = "2"  # raise it when the meaning of the cached arrays changes
 
 
 def default_cache_dir() -> Path:
@@ -22,32 +22,16 @@ def default_cache_dir() -> Path:
 
 
 def tokenization_fingerprint(
-    tokenizer: Any, texts: Iterable[str], pairs: Iterable[str] | None, *, max_length: int
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *, max_length: int
 ) -> str:
     """A digest of everything that decides the token ids: the tokenizer's state, the truncation, and the texts.
 
     Unlike the fingerprint of `datasets`, it does not change when the tokenizer is used: the backend's own truncation
     and padding, which every call sets anew, are left out.
     """
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state.pop("truncation", None)
-    state.pop("padding", None)
-    identity = [
-        _CACHE_VERSION,
-        type(tokenizer).__name__,
-        state,
-        list(tokenizer.model_input_names),
-        tokenizer.truncation_side,
-        max_length,
-        pairs is not None,
-    ]
-    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=20)
-    for part in (texts, pairs or ()):
-        for text in part:
-            encoded = text.encode()
-            digest.update(len(encoded).to_bytes(8, "little"))  # a letter moved to the next text changes the digest
-            digest.update(encoded)
-    return digest.hexdigest()
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    options = [type(tokenizer).__name__, tokenizer.model_input_names, tokenizer.truncation_side, max_length]
+    return json_fingerprint([_CACHE_VERSION, state, options, texts, pairs])
 
 
 def map_with_cache(
@@ -68,8 +52,9 @@ def map_with_cache(
     import datasets
     import pyarrow
 
+    columns = {"text": list(texts)} | ({} if pairs is None else {"pair": list(pairs)})
+
     def read_or_build(path: Path) -> dict[str, Any]:
-        columns = {"text": list(texts)} | ({} if pairs is None else {"pair": list(pairs)})
         with hidden_progress_bars():
             mapped = datasets.Dataset.from_dict(columns).map(
                 lambda batch: dict(encode(batch["text"], batch.get("pair"))),
@@ -85,7 +70,7 @@ def map_with_cache(
         return {name: mapped.data.column(name).combine_chunks() for name in names}
 
     try:
-        path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "tokens" / f"{key}.arrow"
+        path = Path(cache_dir or default_cache_dir()) / "tokens" / f"{key}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             return read_or_build(path)

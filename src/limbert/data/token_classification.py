@@ -1,6 +1,5 @@
 """Token classification: words of a text, labels of their first tokens, entities and their metrics."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.readers import CharSpan, Examples
+from limbert.data.tagged_files import split_words
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_aligned
 from limbert.errors import ConfigError
-
-_WORD = re.compile(r"[@#]?\w+(?:[-'\u2019./]\w+)*|[^\w\s]")
 
 
 class Entity(NamedTuple):
@@ -60,11 +58,6 @@ def entity_metrics(references: Iterable[Sequence[str]], predictions: Iterable[Se
     }
 
 
-def split_words(text: str) -> tuple[CharSpan, ...]:
-    """The words of a plain text; punctuation is a word, but not within one (``O'Neill``)."""
-    return tuple(match.span() for match in _WORD.finditer(text))
-
-
 def word_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples:
     """Plain texts, split into words."""
     if pairs:
@@ -73,7 +66,14 @@ def word_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples
 
 
 def tokenize_words(
-    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, **unused: Any
+    examples: Examples,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    stride: int | None = None,
+    return_overflowing_tokens: bool = False,
+    **unused: Any,
 ) -> TokenizedExamples:
     """Tokens of texts with known words; the label of a word is that of its first token.
 
@@ -88,7 +88,8 @@ def tokenize_words(
         labels = () if examples.labels is None else np.asarray([*examples.labels[number], IGNORE_INDEX])[word_of]
         return spans[:, 0], spans[:, 1], np.asarray(labels, dtype=np.int64)
 
-    return tokenize_aligned(examples, tokenizer, align, has_token_labels=True, max_length=max_length)
+    windows = {"stride": stride, "return_overflowing_tokens": True} if return_overflowing_tokens else {}
+    return tokenize_aligned(examples, tokenizer, align, has_token_labels=True, max_length=max_length, **windows)
 
 
 def _word_of_first_token(words: Sequence[CharSpan], offsets: Sequence[CharSpan]) -> np.ndarray:
@@ -112,19 +113,14 @@ def _word_predictions(logits: np.ndarray, examples: TokenizedExamples) -> list[l
 
     alignment = examples.alignment
     assert alignment is not None
-    assert alignment.examples.word_spans is not None
     tokens = np.flatnonzero(alignment.char_starts >= 0)
     example_of = np.repeat(alignment.example_index, examples.lengths)[tokens]
     classes, probabilities = logits[tokens].argmax(axis=-1), softmax(logits[tokens], axis=-1).max(axis=-1)
     columns = (example_of, alignment.char_starts[tokens], classes, probabilities)
-    by_start = {
-        (example, start): (label, probability)
-        for example, start, label, probability in zip(*(column.tolist() for column in columns), strict=True)
-    }
-    return [
-        [by_start.get((example, start)) for start, _ in words]
-        for example, words in enumerate(alignment.examples.word_spans)
-    ]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    by_start = {(example, start): (label, probability) for example, start, label, probability in rows}
+    spans = enumerate(alignment.examples.word_spans or ())
+    return [[by_start.get((example, start)) for start, _ in words] for example, words in spans]
 
 
 def tag_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:

@@ -28,18 +28,10 @@ class RaggedTokens:
     offsets: np.ndarray  # (examples + 1,) int64
 
     @classmethod
-    def from_encodings(cls, encodings: Sequence[Any]) -> "RaggedTokens":
-        """The tokens of all rows of encodings by a tokenizer."""
-        ids, types = (
-            [row for encoded in encodings for row in encoded.get(name, ())] for name in ("input_ids", "token_type_ids")
-        )
+    def from_rows(cls, ids: Sequence[Any], type_ids: Sequence[Any]) -> "RaggedTokens":
+        """Tokens from those of each example."""
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        return cls(_concatenate(ids), _concatenate(types) if types else None, offsets)
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name."""
-        arrays = {"ids": self.ids, "offsets": self.offsets}
-        return arrays if self.type_ids is None else arrays | {"types": self.type_ids}
+        return cls(_concatenate(ids), _concatenate(type_ids) if type_ids else None, offsets)
 
 
 def _concatenate(rows: Sequence[Any], dtype: type = np.int32) -> np.ndarray:
@@ -80,13 +72,19 @@ class TokenizedExamples:
         """Tokens per example, ``(examples,)``."""
         return np.diff(self.tokens.offsets)
 
+    def token_indices(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Indices, among all tokens, of these examples' tokens, example by example."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        starts = self.tokens.offsets[chosen]
+        lengths = self.tokens.offsets[chosen + 1] - starts
+        ends = np.cumsum(lengths)
+        return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+
     def select(self, indices: Sequence[int] | np.ndarray) -> "TokenizedExamples":
         """Some of the examples, in the given order; not for token-level tasks, whose metrics need whole texts."""
         assert self.alignment is None
-        chosen = np.asarray(indices, dtype=np.int64)
-        lengths = self.lengths[chosen]
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        token_index = np.repeat(self.tokens.offsets[chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        chosen, token_index = np.asarray(indices, dtype=np.int64), self.token_indices(indices)
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[chosen], dtype=np.int64)])
         types = None if self.tokens.type_ids is None else self.tokens.type_ids[token_index]
         labels = None if self.labels is None else self.labels[torch.from_numpy(chosen)]
         return replace(self, tokens=RaggedTokens(self.tokens.ids[token_index], types, offsets), labels=labels)
@@ -94,12 +92,12 @@ class TokenizedExamples:
     def concatenate(self, other: "TokenizedExamples") -> "TokenizedExamples":
         """These examples, then others of the same tokenizer with labels of the same form."""
         assert self.alignment is None
-        parts = (self.tokens, other.tokens)
-        types = [part.type_ids for part in parts if part.type_ids is not None]
+        first, second = self.tokens, other.tokens
+        types = [part.type_ids for part in (first, second) if part.type_ids is not None]
         tokens = RaggedTokens(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate(types) if len(types) == 2 else None,
-            np.concatenate([parts[0].offsets, parts[1].offsets[1:] + parts[0].offsets[-1]]),
+            np.concatenate([first.ids, second.ids]),
+            np.concatenate(types) if types else None,
+            np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
         )
         labels = [part.labels for part in (self, other) if part.labels is not None]
         return replace(self, tokens=tokens, labels=torch.cat(labels) if len(labels) == 2 else None)
@@ -123,31 +121,24 @@ class TokenizedExamples:
             ``input_ids``, ``attention_mask`` and, if the tokenizer has them, ``token_type_ids``, each long
             ``(batch, tokens)``; ``labels`` ``(batch,)`` or of the task's shape, if they are known.
         """
-        chosen = np.asarray(indices, dtype=np.int64)
-        token_index, mask = self._token_indices_and_mask(chosen)
-        batch = {
-            "input_ids": _pad(self.tokens.ids, token_index, mask, fill=self.pad_token_id),
-            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
-        }
+        chosen, token_index = np.asarray(indices, dtype=np.int64), self.token_indices(indices)
+        lengths = self.tokens.offsets[chosen + 1] - self.tokens.offsets[chosen]
+        mask = np.arange(lengths.max()) < lengths[:, None]  # (batch, tokens)
+
+        def pad(flat: np.ndarray, fill: int) -> Tensor:
+            values = np.full(mask.shape, fill, dtype=np.int64)
+            values[mask] = flat[token_index]
+            return torch.from_numpy(values)
+
+        mask_tensor = torch.from_numpy(mask.astype(np.int64))
+        batch = {"input_ids": pad(self.tokens.ids, self.pad_token_id), "attention_mask": mask_tensor}
         if self.tokens.type_ids is not None:
-            batch["token_type_ids"] = _pad(self.tokens.type_ids, token_index, mask, fill=self.pad_token_type_id)
-        if self.labels is not None and self.has_token_labels:
-            batch["labels"] = _pad(self.labels.numpy(), token_index, mask, fill=IGNORE_INDEX)
-        elif self.labels is not None:
-            batch["labels"] = self.labels[torch.from_numpy(chosen)]
+            batch["token_type_ids"] = pad(self.tokens.type_ids, self.pad_token_type_id)
+        if self.labels is not None:
+            by_token = self.has_token_labels
+            labels = pad(self.labels.numpy(), IGNORE_INDEX) if by_token else self.labels[torch.from_numpy(chosen)]
+            batch["labels"] = labels
         return batch
-
-    def token_indices(self, indices: Sequence[int]) -> np.ndarray:
-        """Indices, among all tokens, of these examples' tokens without padding, example by example."""
-        return self._token_indices_and_mask(np.asarray(indices, dtype=np.int64))[0]
-
-    def _token_indices_and_mask(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of a batch's tokens among all tokens, and the mask ``(batch, tokens)`` of their positions."""
-        starts = self.tokens.offsets[indices]
-        lengths = self.tokens.offsets[indices + 1] - starts
-        columns = np.arange(lengths.max())
-        mask = columns < lengths[:, None]
-        return (starts[:, None] + columns)[mask], mask
 
 
 def tokenize_texts(
@@ -158,19 +149,14 @@ def tokenize_texts(
     cache_dir: Path | None = None,
     use_cache: bool = True,
 ) -> TokenizedExamples:
-    """Tokenise the examples, or read the tokens that an earlier run cached for the same texts and tokenizer.
+    """Tokenise texts or pairs, or read the tokens that an earlier run cached for the same texts and tokenizer.
 
-    Args:
-        examples: texts, or pairs of texts; of a pair that is too long the longer text is truncated.
-        tokenizer: a fast one with a padding token.
-        max_length: longest input in tokens, special tokens included.
-        cache_dir: folder of the cache; None is `default_cache_dir`.
-        use_cache: read and write the cache.
+    Inputs have at most ``max_length`` tokens, special ones included: of a pair the longer text is truncated. The cache
+    is in ``cache_dir``; None is `default_cache_dir`.
     """
     check_tokenizer(tokenizer)
     if not len(examples):
         raise DataError("no examples to tokenise; expected at least one")
-
     tokens = None
     if use_cache:
         names = [name for name in tokenizer.model_input_names if name in ("input_ids", "token_type_ids")]
@@ -188,16 +174,13 @@ def tokenize_texts(
             offsets = np.cumsum([0, *rows["input_ids"].value_lengths().to_numpy()], dtype=np.int64)
             tokens = RaggedTokens(ids, types[0] if types else None, offsets)
     if tokens is None:
-        tokens = RaggedTokens.from_encodings(
-            [encoded for _, encoded in _encode_chunks(examples, tokenizer, _CHUNK, max_length=max_length)]
-        )
+        chunks = [encoded for _, encoded in _encode_chunks(examples, tokenizer, _CHUNK, max_length=max_length)]
+        tokens = _tokens_of(chunks)
     labels = None
     if examples.labels is not None:
         scores = any(isinstance(label, float) for label in examples.labels)
         labels = torch.tensor(examples.labels, dtype=torch.float32 if scores else torch.long)
-    return TokenizedExamples(
-        tokens, labels, pad_token_id=int(tokenizer.pad_token_id), pad_token_type_id=int(tokenizer.pad_token_type_id)
-    )
+    return TokenizedExamples(tokens, labels, *_padding_ids(tokenizer))
 
 
 def tokenize_aligned(
@@ -211,13 +194,9 @@ def tokenize_aligned(
 ) -> TokenizedExamples:
     """Tokenise the examples of a token-level task.
 
-    Args:
-        examples: texts, or pairs of texts.
-        tokenizer: a fast one with a padding token.
-        align: called with the index of an example, the tokenizer's encodings, and the index of a row in them; returns
-            the row's ``char_starts`` and ``char_ends`` (see `TokenAlignment`), and its labels if the examples have any.
-        has_token_labels: whether a row has a label per token, or the first and the last token of an answer.
-        options: of the tokenizer.
+    ``align`` is called with the index of an example, the tokenizer's encodings, and the index of a row in them. It
+    returns the row's ``char_starts`` and ``char_ends`` (see `TokenAlignment`), and its labels if the examples have any:
+    one per token, or without ``has_token_labels`` the first and the last token of an answer.
     """
     check_tokenizer(tokenizer)
     options |= {"max_length": max_length, "return_offsets_mapping": True}
@@ -227,18 +206,13 @@ def tokenize_aligned(
             example_index.append(begin + number)
             aligned.append(align(begin + number, encoded, row))
         chunks.append({name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded})
+    starts, ends = (_concatenate([row[index] for row in aligned]) for index in (0, 1))
     labels = None
     if examples.labels is not None:
         labels = torch.from_numpy(_concatenate([row[2] for row in aligned], np.int64))
-    starts, ends = (_concatenate([row[index] for row in aligned]) for index in (0, 1))
-    return TokenizedExamples(
-        RaggedTokens.from_encodings(chunks),
-        labels if labels is None or has_token_labels else labels.reshape(-1, 2),
-        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # checked above
-        pad_token_type_id=int(tokenizer.pad_token_type_id),
-        has_token_labels=has_token_labels,
-        alignment=TokenAlignment(examples, np.asarray(example_index), starts, ends),
-    )
+        labels = labels if has_token_labels else labels.reshape(-1, 2)
+    alignment = TokenAlignment(examples, np.asarray(example_index), starts, ends)
+    return TokenizedExamples(_tokens_of(chunks), labels, *_padding_ids(tokenizer), has_token_labels, alignment)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -247,6 +221,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ConfigError(f"tokenizer is {type(tokenizer).__name__}; it must be a fast one (with a tokenizer.json)")
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"padding token of {type(tokenizer).__name__} is not set; it must be, to form batches")
+
+
+def _padding_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    return int(tokenizer.pad_token_id), int(tokenizer.pad_token_type_id)  # type: ignore[arg-type]  # checked
+
+
+def _tokens_of(chunks: Sequence[Any]) -> RaggedTokens:
+    names = ("input_ids", "token_type_ids")
+    return RaggedTokens.from_rows(*([row for encoded in chunks for row in encoded.get(name, ())] for name in names))
 
 
 def _encode_chunks(
@@ -300,10 +283,3 @@ def evaluation_batches(
 
 def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
-
-
-def _pad(flat: np.ndarray, indices: np.ndarray, mask: np.ndarray, *, fill: int) -> Tensor:
-    """The values at ``indices`` where the mask ``(batch, tokens)`` is true, ``fill`` elsewhere."""
-    values = np.full(mask.shape, fill, dtype=np.int64)
-    values[mask] = flat[indices]
-    return torch.from_numpy(values)

@@ -1,10 +1,11 @@
 """Benchmarks of sub-networks on this machine: latency with all of them in turns, peak memory of each loaded alone."""
 
 import os
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -14,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limbert.core.config import require
+from limbert.core.config import RuntimePrecision, require
 from limbert.core.subnet import Subnet
-from limbert.errors import CheckpointError, ConfigError, import_optional
+from limbert.errors import CheckpointError, ConfigError
 from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.evaluation.hardware import hardware_info
-from limbert.evaluation.memory import example_batch, model_file, peak_memory_bytes, save_standalone
+from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes, save_standalone
 from limbert.evaluation.results import (
     PROFILE_NAME,
     ProfileRow,
@@ -30,8 +31,9 @@ from limbert.evaluation.results import (
     replace_json_lines,
     require_writable_run,
 )
-from limbert.inference.load import resolve_device
-from limbert.inference.runtimes import RUNTIMES, Runtime, load_runtime
+from limbert.inference.compiled import CompiledSubnet, SubnetCompiler
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint, resolve_device
+from limbert.inference.runtimes import RUNTIMES, Runtime, check_runtime, load_runtime
 from limbert.model.checkpoint import library_versions, read_record
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
@@ -49,6 +51,7 @@ def benchmark(
     *,
     subnets: Sequence[str] = (),
     backends: Sequence[str] = ("torch",),
+    precisions: Sequence[RuntimePrecision] = ("fp32",),
     batch_sizes: Sequence[int] = (1,),
     lengths: Sequence[int] = (),
     device: str = "cpu",
@@ -60,13 +63,15 @@ def benchmark(
 ) -> list[ProfileRow]:
     """Measure parameters, FLOPs, file size, peak memory, latency and throughput of sub-networks on this machine.
 
-    Every combination of backend, batch size and length is one setup; its rows are saved in the run (``profile.jsonl``)
-    as soon as they are measured, in place of earlier ones of the same setup on the same hardware.
+    Every combination of backend, precision, batch size and length is one setup; its rows are saved in the run
+    (``profile.jsonl``) as soon as they are measured, in place of earlier ones of the same setup on the same hardware.
+    The files of other runtimes than torch are verified as `SubnetCompiler` does, and deleted at the end.
 
     Args:
         run: elastic model.
         subnets: names: ``WIDTHxDEPTH``, found by a search, or measured (``3.1ms-91.4``); default: all.
         backends: ``torch``, ``onnxruntime``, ``openvino``.
+        precisions: ``fp32``, ``bf16``, ``int8``; each is measured in the backends that have it, fp32 alone in torch.
         batch_sizes: examples per forward pass.
         lengths: tokens per example; default: 128, or the model's longest input.
         device: ``cpu``, or ``cuda`` with torch.
@@ -86,10 +91,11 @@ def benchmark(
     require_writable_run(run)
     if (Path(run) / PROFILE_NAME).exists():
         read_profile(Path(run) / PROFILE_NAME)  # refuses a broken one before the work
-    model = ElasticModel.from_pretrained(run)
+    checkpoint = load_checkpoint(run) if {*backends} - {"torch"} else None
+    model = ElasticModel.from_pretrained(run) if checkpoint is None else checkpoint.model
     setups = [
-        ProfileSetup(backend, device, torch.get_num_threads(), batch, tokens)
-        for backend in backends
+        ProfileSetup(backend, device, torch.get_num_threads(), batch, tokens, precision)
+        for backend, precision in _backend_precisions(backends, precisions)
         for batch in batch_sizes
         for tokens in lengths or (min(_DEFAULT_TOKENS, model.max_input_length),)
     ]
@@ -103,7 +109,9 @@ def benchmark(
         model.check(subnet)
     rows: list[ProfileRow] = []
     with tempfile.TemporaryDirectory(prefix="limbert-") as folder:
-        profiler = Profiler(model, selected, Path(folder), rounds=rounds, max_seconds=max_seconds)
+        profiler = Profiler(
+            model, selected, Path(folder), rounds=rounds, max_seconds=max_seconds, checkpoint=checkpoint
+        )
         if on_preview is not None:
             by_size = sorted(selected, key=lambda name: sum(selected[name].heads) + sum(selected[name].neurons))
             three = list(dict.fromkeys((by_size[0], by_size[len(by_size) // 2], by_size[-1])))
@@ -116,12 +124,26 @@ def benchmark(
     return rows
 
 
+def _backend_precisions(
+    backends: Sequence[str], precisions: Sequence[RuntimePrecision]
+) -> Iterator[tuple[str, RuntimePrecision]]:
+    """The pairs to measure; a precision that none of the backends has is refused with the pair."""
+    for precision in precisions:
+        known = [name for name in backends if name not in RUNTIMES or precision in _profiled_precisions(name)]
+        yield from ((name, precision) for name in known or backends)
+
+
+def _profiled_precisions(backend: str) -> tuple[RuntimePrecision, ...]:
+    """Those that its files are compiled in; the autocast of torch is not measured."""
+    return ("fp32",) if backend == "torch" else RUNTIMES[backend].precisions
+
+
 def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
     """Raise ConfigError for a setup that cannot be measured: no such runtime, library, device or length."""
     require(setup.backend in RUNTIMES, "backend", setup.backend, f"one of {', '.join(RUNTIMES)}")
-    if setup.backend != "torch":
-        for library in ("onnx", "onnxscript", setup.backend):
-            import_optional(library, extra="export")
+    check_runtime(setup.backend, setup.precision)
+    if setup.precision not in _profiled_precisions(setup.backend):
+        raise ConfigError(f"backend {setup.backend} is profiled in fp32; {setup.precision}: onnxruntime or openvino")
     require(setup.device in ("cpu", "cuda"), "device", setup.device, "cpu or cuda")
     if setup.device == "cuda" and setup.backend != "torch":
         raise ConfigError(f"backend {setup.backend} is measured on the CPU only; on cuda measure torch")
@@ -132,16 +154,29 @@ def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
 
 
 class Profiler:
-    """Measures sub-networks of one model on this machine; ``folder`` is for the saved sub-networks, empty at first."""
+    """Measures sub-networks of one model on this machine; ``folder`` is for the saved sub-networks, empty at first.
+
+    Other runtimes than torch need the ``checkpoint`` of the model, with texts to verify on.
+    """
 
     def __init__(
-        self, model: ElasticModel, subnets: Mapping[str, Subnet], folder: Path, *, rounds: int, max_seconds: float
+        self,
+        model: ElasticModel,
+        subnets: Mapping[str, Subnet],
+        folder: Path,
+        *,
+        rounds: int,
+        max_seconds: float,
+        checkpoint: LoadedCheckpoint | None = None,
     ) -> None:
+        self._checkpoint = checkpoint
         self._model, self._subnets, self._folder = model, {"": _WARMUP_SUBNET, **subnets}, folder
         self._rounds, self._max_seconds = rounds, max_seconds
         self._cost_model = CostModel(model)
-        self._loaded_for: tuple[str, str, int] | None = None
+        self._loaded_for: tuple[str, str, int, str] | None = None
         self._runtimes: dict[str, Runtime] = {}
+        self._compiled: dict[str, CompiledSubnet] = {}  # by name; empty for torch
+        self._compilers: dict[tuple[str, str, int], SubnetCompiler] = {}
 
     def measure(
         self, setup: ProfileSetup, names: Sequence[str], *, progress: Progress = no_progress
@@ -149,7 +184,7 @@ class Profiler:
         """Rows of the named sub-networks in one setup that `check_setup` has accepted."""
         self._load(setup, names, progress)
         inputs = example_batch(self._model.network.config, batch=setup.batch, tokens=setup.tokens)
-        title = f"{setup.backend} {setup.batch}x{setup.tokens}"
+        title = f"{setup.backend} {setup.precision} {setup.batch}x{setup.tokens}"
         times = time_interleaved(
             {name: partial(self._runtimes[name], inputs) for name in names},
             rounds=self._rounds,
@@ -157,7 +192,10 @@ class Profiler:
             progress=partial(progress, f"{title}: latency"),
         )
         progress(f"{title}: memory", 0, 1)
-        peaks = peak_memory_bytes([self._path(name) for name in names], setup, warmup_folder=self._path(""))
+        sources = [self._compiled[name].path if self._compiled else self._path(name) for name in names]
+        peaks = peak_memory_bytes(
+            sources, setup, warmup_folder=self._path(""), warmup_file=self._warmup_file(setup.backend)
+        )
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return [
             self._row(name, setup, times[name], peak, measured=now) for name, peak in zip(names, peaks, strict=True)
@@ -168,12 +206,14 @@ class Profiler:
     ) -> ProfileRow:
         subnet = self._subnets[name]
         p50, p95 = (1000 * float(np.quantile(seconds, level)) for level in (0.5, 0.95))
-        runtime_version = {} if setup.backend == "torch" else {setup.backend: version(setup.backend)}
+        compiled = self._compiled.get(name)
+        size = (self._path(name) / WEIGHTS_NAME).stat().st_size if compiled is None else compiled.file_bytes
+        runtime_version = {} if compiled is None else {setup.backend: version(setup.backend)}
         return ProfileRow(
             subnet=name,
             params=count_parameters(self._model, subnet),
             flops=self._cost_model.flops(subnet, setup.tokens),
-            file_bytes=model_file(self._path(name), setup.backend).stat().st_size,
+            file_bytes=size,
             peak_memory_bytes=peak_memory_bytes,
             latency_p50_ms=p50,
             latency_p95_ms=p95,
@@ -183,28 +223,60 @@ class Profiler:
             hardware=hardware_info(),
             versions=library_versions() | runtime_version,
             measured=measured,
+            metric_loss=0.0 if compiled is None else compiled.metric_loss,
         )
 
     def _path(self, name: str) -> Path:
         return self._folder / (name or "warmup")
 
     def _load(self, setup: ProfileSetup, names: Sequence[str], progress: Progress) -> None:
-        """Save the sub-networks that are not saved yet, and load them into the setup's runtime."""
-        with_onnx = setup.backend != "torch"
-        for done, name in enumerate(("", *names)):
-            progress("saving" + " as ONNX" * with_onnx, done, len(names) + 1)
-            if not model_file(self._path(name), setup.backend).exists():
-                save_standalone(self._model, self._subnets[name], self._path(name), with_onnx=with_onnx)
-        loaded_for = (setup.backend, setup.device, setup.threads)
+        """Save or compile the sub-networks that are not loaded yet, and load them into the setup's runtime."""
+        loaded_for = (setup.backend, setup.device, setup.threads, setup.precision)
+        compiled_dir = self._folder / "compiled"
         if self._loaded_for != loaded_for:
-            self._runtimes, self._loaded_for = {}, loaded_for
+            self._runtimes, self._compiled, self._loaded_for = {}, {}, loaded_for
+            shutil.rmtree(compiled_dir, ignore_errors=True)
         if setup.device == "cuda":
             nn.Module.cuda(self._model.network)
-        for name in names:
-            if name not in self._runtimes:
+        on_torch = setup.backend == "torch"
+        for done, name in enumerate(("", *names)):
+            progress("saving" if on_torch else f"compiling for {setup.backend}", done, len(names) + 1)
+            if (on_torch or not name) and not self._path(name).exists():
+                save_standalone(self._model, self._subnets[name], self._path(name))
+            if not name or name in self._runtimes:
+                continue
+            if on_torch:
                 view = self._model.view(self._subnets[name])
-                source = model_file(self._path(name), setup.backend) if with_onnx else view
-                self._runtimes[name] = load_runtime(setup.backend, source, threads=setup.threads)
+                self._runtimes[name] = load_runtime("torch", view, threads=setup.threads)
+                continue
+            compiler = self._compiler(setup, compiled_dir)
+            self._compiled[name] = compiler.compile(self._subnets[name])
+            self._runtimes[name] = compiler.open(self._compiled[name])
+
+    def _compiler(self, setup: ProfileSetup, folder: Path) -> SubnetCompiler:
+        """One compiler for each runtime, precision and number of threads, which keeps the texts that it verifies on."""
+        key = (setup.backend, setup.precision, setup.threads)
+        if key not in self._compilers:
+            assert self._checkpoint is not None
+            self._compilers[key] = SubnetCompiler(
+                self._checkpoint,
+                runtime=setup.backend,
+                precision=setup.precision,
+                threads=setup.threads,
+                cache_dir=folder,
+            )
+        return self._compilers[key]
+
+    def _warmup_file(self, backend: str) -> Path | None:
+        """The tiny network in a file of the runtime."""
+        library = RUNTIMES[backend]
+        if library.write is None:
+            return None
+        folder = self._folder / f"warmup-{backend}"
+        if not folder.exists():
+            folder.mkdir()
+            library.write(self._model.view(_WARMUP_SUBNET), folder, ("input_ids", "attention_mask"))
+        return folder / library.model_name
 
 
 def time_interleaved(

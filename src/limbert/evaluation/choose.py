@@ -1,4 +1,4 @@
-"""Choice of a sub-network within a budget, from measured costs (profile) and metrics (results)."""
+"""Choice of a sub-network, runtime and precision within a budget, from measured costs and metrics."""
 
 import os
 import re
@@ -16,10 +16,11 @@ from limbert.model.checkpoint import read_record
 
 @dataclass(frozen=True)
 class MeasuredSubnet:
-    """A measured sub-network."""
+    """A sub-network measured in one runtime and precision."""
 
     profile: ProfileRow  # its measured costs
-    metric_value: float  # the task's primary metric on the development set
+    metric_value: float  # the task's primary metric on the development set, in this precision
+    drop: float = 0.0  # of the metric to the full sub-network's in fp32
 
     @property
     def measured_name(self) -> str:
@@ -41,6 +42,7 @@ class _BudgetMetric:
     value_of: Callable[[MeasuredSubnet], float]
     description: str
     is_minimum: bool = False
+    is_metric: bool = False  # limits the metric, not a cost
 
 
 BUDGET_METRICS: Mapping[str, _BudgetMetric] = {
@@ -48,7 +50,10 @@ BUDGET_METRICS: Mapping[str, _BudgetMetric] = {
     "--max-params": _BudgetMetric("count", lambda subnet: subnet.profile.params, "parameters"),
     "--max-flops": _BudgetMetric("count", lambda subnet: subnet.profile.flops, "FLOPs per example"),
     "--max-size": _BudgetMetric("size", lambda subnet: subnet.profile.file_bytes, "file size"),
-    "--min-metric": _BudgetMetric("share", lambda subnet: subnet.metric_value, "metric", is_minimum=True),
+    "--min-metric": _BudgetMetric(
+        "share", lambda subnet: subnet.metric_value, "metric", is_minimum=True, is_metric=True
+    ),
+    "--max-drop": _BudgetMetric("points", lambda subnet: subnet.drop, "loss of metric", is_metric=True),
 }
 
 
@@ -77,14 +82,13 @@ class Constraint:
         """How far a sub-network misses the limit, as a fraction of the limit; 0 if it meets it."""
         value = self.budget_metric.value_of(subnet)
         over = self.limit - value if self.budget_metric.is_minimum else value - self.limit
-        return max(0.0, over / self.limit)
+        return max(0.0, over - 1e-9) / (self.limit or 0.01)
 
     def describe_excess(self, subnet: MeasuredSubnet) -> str:
         """``median latency 7.3 ms, 2.3 ms (46 %) over --max-latency 5.0 ms``."""
         missing = self._format(abs(self.budget_metric.value_of(subnet) - self.limit))
         side = "under" if self.budget_metric.is_minimum else "over"
-        is_fraction = self.budget_metric.quantity_type == "share"
-        unit = " points" if is_fraction else f" ({100 * self.excess(subnet):.0f} %)"
+        unit = " points" if self.budget_metric.is_metric else f" ({100 * self.excess(subnet):.0f} %)"
         return f"{self.shown_value(subnet)}, {missing}{unit} {side} {self.shown_limit}"
 
     def _format(self, value: float) -> str:
@@ -102,10 +106,10 @@ def parse_constraints(options: Mapping[str, str | None]) -> list[Constraint]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Sub-networks within a budget."""
+    """Sub-networks within a budget, each in the runtimes and precisions that were measured."""
 
     ranked: list[MeasuredSubnet]  # the best first; never empty
-    num_measured: int  # comparable sub-networks, within the budget or not
+    num_measured: int  # comparable measurements, within the budget or not
 
     @property
     def best(self) -> MeasuredSubnet:
@@ -121,14 +125,17 @@ def choose(
     max_flops: str | None = None,
     max_size: str | None = None,
     min_metric: str | None = None,
+    max_drop: str | None = None,
     backend: str | None = None,
+    precision: str | None = None,
     batch: int | None = None,
     tokens: int | None = None,
     profile_path: str | Path | None = None,
 ) -> Choice:
-    """Choose the sub-network with the highest metric within a budget; with ``min_metric`` alone the fastest.
+    """Choose the highest metric within a budget; with limits of the metric alone the fastest sub-network.
 
-    Nothing is run: costs come from the profile, metrics from the results on the development set.
+    Every runtime and precision that was measured takes part. Nothing is run: costs come from the profile, metrics from
+    the results on the development set, less what bf16 or int8 lost when they were measured.
 
     Args:
         run: elastic model with a profile.
@@ -136,8 +143,10 @@ def choose(
         max_params: most parameters, such as ``12M``.
         max_flops: most FLOPs per example, such as ``1G``.
         max_size: largest file, such as ``20MB``.
-        min_metric: lowest metric, such as ``0.90`` or ``90%``.
-        backend: runtime of the measurements to use; this and the next three: see `comparable_rows`.
+        min_metric: lowest metric, such as ``0.90``, ``90`` or ``90%``.
+        max_drop: most points of the metric below the full sub-network in fp32, such as ``1``.
+        backend: runtime of the measurements to use; this and the next four: see `comparable_rows`.
+        precision: of the measurements to use.
         batch: examples per forward pass of the measurements.
         tokens: per example of the measurements.
         profile_path: a profile from another machine instead of the run's own.
@@ -153,14 +162,15 @@ def choose(
         "--max-flops": max_flops,
         "--max-size": max_size,
         "--min-metric": min_metric,
+        "--max-drop": max_drop,
     }
     constraints = parse_constraints(limits)
     if not constraints:
         raise ConfigError(f"give at least one limit: {', '.join(limits)}")
     if not Path(run).is_dir():
         raise CheckpointError(f"there is no folder {run}; give the output folder of limbert train")
-    rows = comparable_rows(run, backend=backend, batch=batch, tokens=tokens, profile_path=profile_path)
-    measured = measured_subnets(run, rows)
+    wanted = {"backend": backend, "precision": precision, "batch": batch, "tokens": tokens}
+    measured = measured_subnets(run, comparable_rows(run, profile_path=profile_path, **wanted))
     if not measured:
         raise ConfigError(f"no sub-network of the profile is in {run}/{RESULTS_NAME}; measure those of this run")
     ranked = rank_within_budget(measured, constraints)
@@ -172,12 +182,12 @@ def choose(
 
 
 def rank_within_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[Constraint]) -> list[MeasuredSubnet]:
-    """Sub-networks that meet every limit, best first: by metric, or with a minimal metric alone by latency.
+    """Sub-networks that meet every limit, best first: by metric, or with limits of the metric alone by latency.
 
     Ties go to the faster, then to the one with fewer FLOPs.
     """
     meeting = [subnet for subnet in subnets if all(limit.excess(subnet) == 0 for limit in constraints)]
-    fastest_first = all(limit.budget_metric.is_minimum for limit in constraints)
+    fastest_first = all(limit.budget_metric.is_metric for limit in constraints)
 
     def rank(subnet: MeasuredSubnet) -> tuple[float, float, int]:
         metric = 0.0 if fastest_first else subnet.metric_value
@@ -223,8 +233,11 @@ def measured_subnets(run: str | Path, rows: Sequence[ProfileRow]) -> list[Measur
     task = read_record(run).get("task", {}) if Path(run).is_dir() else {}
     if not task.get("metrics"):
         raise CheckpointError(f"{run} has no limbert.json that names its task; train it with limbert train first")
-    metrics = {result.subnet: result.mean_metric(task["metrics"][0]) for result in read_results(run)}
-    return [MeasuredSubnet(row, metrics[row.subnet]) for row in rows if row.subnet in metrics]
+    results = read_results(run)
+    metrics = {result.subnet: result.mean_metric(task["metrics"][0]) for result in results}
+    full = metrics[max(results, key=lambda result: result.flops).subnet] if results else 0.0
+    values = [(row, metrics[row.subnet] - row.metric_loss) for row in rows if row.subnet in metrics]
+    return [MeasuredSubnet(row, value, full - value) for row, value in values]
 
 
 def _read_run_profile(run: str | Path) -> list[ProfileRow]:
@@ -235,18 +248,13 @@ def _read_run_profile(run: str | Path) -> list[ProfileRow]:
 
 
 def comparable_rows(
-    run: str | Path,
-    *,
-    backend: str | None = None,
-    batch: int | None = None,
-    tokens: int | None = None,
-    profile_path: str | Path | None = None,
+    run: str | Path, *, profile_path: str | Path | None = None, **wanted: int | str | None
 ) -> list[ProfileRow]:
-    """Rows that were measured in the same way: one machine, runtime, batch size and length.
+    """Rows that were measured in the same way: one machine, device, number of threads, batch size and length.
 
     By default: of the run's own profile those of this machine, of a given file those of the machine measured last; the
-    device and threads measured last; batch 1 if it was measured, else the smallest; the most tokens; and the runtime in
-    which the full model (the most FLOPs) is fastest.
+    device and threads measured last; batch 1 if it was measured, else the smallest; the most tokens; and all runtimes
+    and precisions. ``wanted`` fixes ``backend``, ``precision``, ``batch`` or ``tokens``.
     """
     name = Path(run) / PROFILE_NAME if profile_path is None else Path(profile_path).expanduser()
     rows = _read_run_profile(run) if profile_path is None else read_profile(name)
@@ -263,22 +271,18 @@ def comparable_rows(
             )
     hardware = _latest_row(rows).hardware
     rows = [row for row in rows if row.hardware == hardware]
-    for option, wanted in (("batch", batch), ("tokens", tokens), ("backend", backend)):
+    for option, value in wanted.items():
         known = sorted({getattr(row.setup, option) for row in rows})
-        if wanted is not None and wanted not in known:
-            raise ConfigError(
-                f"no measurement with {option} {wanted} in {name}; measured: {', '.join(map(str, known))}"
-            )
-        rows = [row for row in rows if wanted in (None, getattr(row.setup, option))]
-    for option in ("device", "threads", "precision"):
+        if value is not None and value not in known:
+            raise ConfigError(f"no measurement with {option} {value} in {name}; measured: {', '.join(map(str, known))}")
+        rows = [row for row in rows if value in (None, getattr(row.setup, option))]
+    for option in ("device", "threads"):
         latest = getattr(_latest_row(rows).setup, option)
         rows = [row for row in rows if getattr(row.setup, option) == latest]
     smallest_batch = min(row.setup.batch for row in rows)
     rows = [row for row in rows if row.setup.batch == smallest_batch]
     most_tokens = max(row.setup.tokens for row in rows)
-    rows = [row for row in rows if row.setup.tokens == most_tokens]
-    setup = max(rows, key=lambda row: (row.flops, -row.latency_p50_ms)).setup
-    return [row for row in rows if row.setup == setup]
+    return [row for row in rows if row.setup.tokens == most_tokens]
 
 
 def _latest_row(rows: Sequence[ProfileRow]) -> ProfileRow:

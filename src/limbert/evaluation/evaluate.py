@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbert.core.config import DataConfig, Precision
+from limbert.core.config import DataConfig, RuntimeConfig, RuntimePrecision
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.load import load_evaluation_data, load_task_data
-from limbert.data.readers import Examples
+from limbert.data.long_texts import LongTexts, average_windows, window_starts
 from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tasks import Task, requested_task_type
 from limbert.data.tokenize import TokenizedExamples
@@ -31,11 +31,18 @@ from limbert.evaluation.results import (
     policy_row_key,
     replace_json_lines,
 )
+from limbert.inference.compiled import SubnetCompiler, resolve_runtime
 from limbert.inference.engine import Engine
-from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config, warn_about_skipped_rows
+from limbert.inference.load import load_checkpoint, override_data_config, warn_about_skipped_rows
 from limbert.inference.policy import Policy, named_policy, operating_points, reject_token_level_task, resolve_policy
-from limbert.inference.predict import batch_counter, inference_batches, predict_subnet_logits, run_policy
-from limbert.inference.runtimes import check_precision
+from limbert.inference.predict import (
+    batch_counter,
+    inference_batches,
+    predict_subnet_logits,
+    run_policy,
+    runtime_logits,
+)
+from limbert.inference.runtimes import Runtime
 from limbert.method.calibration import (
     CALIBRATED_TASK_TYPES,
     TEMPERATURES_KEY,
@@ -63,7 +70,9 @@ def evaluate(
     exit_threshold: float | None = None,
     exit_rule: str | None = None,
     layers: str | None = None,
+    long_texts: LongTexts = "truncate",
     batch_size: int = 64,
+    runtime: str = "torch",
     precision: str = "fp32",
     device: str = "auto",
     progress: Progress = no_progress,
@@ -81,8 +90,10 @@ def evaluate(
         exit_threshold: likewise.
         exit_rule: likewise.
         layers: layers that a depth keeps, ``first`` or ``spread``; default: the model's rule.
+        long_texts: ``truncate`` texts, or read them in overlapping ``windows`` whose logits are averaged.
         batch_size: examples per batch; only the time depends on it.
-        precision: ``fp32``, or ``bf16`` under autocast.
+        runtime: ``torch``, or for sub-networks ``onnxruntime``, ``openvino`` or ``auto``, the fastest.
+        precision: ``fp32``, ``bf16`` (torch: under autocast) or ``int8``, where the runtime has it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         progress: called with what runs, steps done and steps in all.
         data: settings of `DataConfig` (``data=``, ``dev=``, ``text_column=`` ...) instead of the training's.
@@ -93,7 +104,10 @@ def evaluate(
     Raises:
         LimbertError: for a model, name or data that cannot be used.
     """
-    run, checked_precision = os.path.expanduser(run), check_precision(precision)
+    run = os.path.expanduser(run)
+    config = RuntimeConfig(runtime, precision, max_drop=100.0)  # type: ignore[arg-type]  # checked by the dataclass
+    if policy is not None and runtime not in ("torch", "auto"):
+        raise ConfigError(f"a policy is evaluated on torch; for runtime {runtime} name sub-networks (--subnet)")
     task_type = requested_task_type(DataConfig(task=data.get("task")))  # a stock model does not record its head
     head = TASK_TYPE_SPECS[task_type].head if task_type else None
     checkpoint = load_checkpoint(run, head=head, device=device)
@@ -102,21 +116,36 @@ def evaluate(
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
         model.record.pop(TEMPERATURES_KEY, None)  # names mean other sub-networks now
     named = {name: model.subnet(name) for name in resolve_measured_names(run, subnets)}
-    config = override_data_config(checkpoint.data_config, **data)
+    data_config = override_data_config(checkpoint.data_config, **data)
     if checkpoint.task is not None:
-        task, splits = checkpoint.task, load_evaluation_data(config, checkpoint.task)
+        task, splits = checkpoint.task, load_evaluation_data(data_config, checkpoint.task)
     else:
-        loaded = load_task_data(config, seed=0)
+        loaded = load_task_data(data_config, seed=0)
         task, splits = loaded.task, loaded.dev
     warn_about_skipped_rows(splits)
+    read_from = data_config.dev or data_config.data or task.name
+
+    def tokenize() -> dict[str, TokenizedExamples]:
+        tokenized = {}
+        for name, part in splits.items():
+            tokenized[name] = checkpoint.tokenize(part, task=task, long_texts=long_texts)
+            checkpoint.log_inputs(f"{name} of {read_from}", part, tokenized[name])
+        return tokenized
+
     if policy is None:
+        selected = named or model.subnets() | model.searched_subnets()
+        source = replace(checkpoint, task=task, data_config=data_config)
+        largest = next(iter(selected.values()))
+        name = resolve_runtime(source, largest, config)
+        load = None if name == "torch" else SubnetCompiler(source, runtime=name, precision=config.precision).load
         return evaluate_subnets(
             model,
-            _tokenize(checkpoint, splits, task),
+            tokenize(),
             task=task,
-            subnets=named or model.subnets() | model.searched_subnets(),
+            subnets=selected,
             batch_size=batch_size,
-            precision=checked_precision,
+            precision=config.precision,
+            load=load,
             progress=partial(progress, "evaluating"),
         )
     reject_token_level_task(task.task_type, f"policy {policy}")
@@ -125,14 +154,14 @@ def evaluate(
         settings: dict[str, Any] = {"widths": widths, "exit_threshold": exit_threshold, "exit_rule": exit_rule}
         chosen = named_policy(chosen, model.record, task_type=task.task_type, **settings)
     resolve_policy(chosen, model, task_type=task.task_type)  # refuses it before the examples are tokenised
-    eval_datasets = _tokenize(checkpoint, splits, task)
+    eval_datasets = tokenize()
     result = evaluate_policy(
         model,
         eval_datasets,
         task=task,
         policy=chosen,
         batch_size=batch_size,
-        precision=checked_precision,
+        precision=config.precision,
         progress=partial(progress, "evaluating"),
     )
     if isinstance(policy, str) and policy in operating_points(model.record) and os.access(run, os.W_OK):
@@ -140,17 +169,13 @@ def evaluate(
             policy,
             result,
             split="development",
-            source=config.dev or config.data or task.name,
+            source=read_from,
             num_examples=sum(len(examples) for examples in eval_datasets.values()),
             batch_size=batch_size,
             device=model.network.device.type,
         )
         replace_json_lines(Path(run) / POLICIES_NAME, [row], key=policy_row_key)
     return [result]
-
-
-def _tokenize(checkpoint: LoadedCheckpoint, splits: Mapping[str, Examples], task: Task) -> dict[str, TokenizedExamples]:
-    return {name: checkpoint.tokenize(examples, task=task) for name, examples in splits.items()}
 
 
 def evaluate_subnets(
@@ -160,31 +185,40 @@ def evaluate_subnets(
     task: Task,
     subnets: Mapping[str, Subnet],
     batch_size: int = 64,
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
+    load: Callable[[Subnet], Runtime] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SubnetResult]:
     """Results of the named sub-networks on the named datasets of labelled examples, in the order of ``subnets``.
 
-    The model runs without dropout; its mode is restored. ``flops`` is the mean over all datasets.
+    The model runs without dropout; its mode is restored. With ``load`` each sub-network runs in the runtime that it
+    returns, one after the other. ``flops`` is the mean over all datasets.
     """
     cost = CostModel(model)
-    after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
+    passes = [*eval_datasets.values()] * (1 if load is None else len(subnets))
+    after_batch = batch_counter(passes, batch_size=batch_size, progress=progress)
     metrics: dict[str, dict[str, float]] = {name: {} for name in subnets}
     temperatures = {name: temperature_of(model, subnet) for name, subnet in subnets.items()}
     errors: dict[str, list[Calibration]] = {name: [] for name in subnets}
     for set_name, examples in eval_datasets.items():
-        logits = predict_subnet_logits(
-            model, examples, subnets=subnets, batch_size=batch_size, precision=precision, after_batch=after_batch
-        )
+        if load is None:
+            logits = predict_subnet_logits(
+                model, examples, subnets=subnets, batch_size=batch_size, precision=precision, after_batch=after_batch
+            )
+        else:
+            logits = {
+                name: runtime_logits(load(subnet), examples, batch_size=batch_size, after_batch=after_batch)
+                for name, subnet in subnets.items()
+            }
         for name in subnets:
             metrics[name] |= _prefixed_metrics(task, logits[name], examples, set_name, eval_datasets)
             errors[name] += _calibration(task, logits[name] / temperatures[name], logits[name], examples)
-    lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
+    lengths, rows_per_text = _lengths(eval_datasets)
     return [
         SubnetResult(
             name,
             count_parameters(model, subnet),
-            cost.mean_flops(subnet, lengths),
+            rows_per_text * cost.mean_flops(subnet, lengths),
             metrics[name],
             _mean_calibration(errors[name], temperatures[name]),
         )
@@ -198,7 +232,7 @@ def fit_temperatures(
     *,
     task: Task,
     subnets: Mapping[str, Subnet],
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
 ) -> None:
     """Fit the temperatures of sub-networks on labelled examples, and put them into the model's record."""
     if task.task_type in CALIBRATED_TASK_TYPES:
@@ -221,7 +255,7 @@ def evaluate_policy(
     task: Task,
     policy: Policy,
     batch_size: int = 32,
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PolicyResult:
     """Evaluate a policy on the named datasets; the first batch runs once more before the time is measured."""
@@ -237,15 +271,15 @@ def evaluate_policy(
         outputs.append(output)
         raw_logits = output.logits * output.temperatures[:, None]
         errors += _calibration(task, output.logits, raw_logits, examples)
-    lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
+    lengths, rows_per_text = _lengths(eval_datasets)
     widths = np.concatenate([output.widths for output in outputs])
     layers_run = np.concatenate([output.layers_run for output in outputs])
     return PolicyResult(
         policy=policy,
         metrics=metrics,
-        flops_mean=float(np.concatenate([output.flops for output in outputs]).mean()),
-        flops_full=CostModel(model).mean_flops(model.full, lengths),
-        time_per_example=sum(output.seconds for output in outputs) / len(lengths),
+        flops_mean=rows_per_text * float(np.concatenate([output.flops for output in outputs]).mean()),
+        flops_full=rows_per_text * CostModel(model).mean_flops(model.full, lengths),
+        time_per_example=rows_per_text * sum(output.seconds for output in outputs) / len(lengths),
         width_shares=[_fractions(layer) for layer in widths.T],
         exit_shares={int(layers): fraction for layers, fraction in _fractions(layers_run).items()},
         calibration=_mean_calibration(errors, None),
@@ -258,10 +292,11 @@ def _calibration(
     """The calibration of logits with and without temperatures; nothing for tasks without probabilities."""
     if task.task_type not in CALIBRATED_TASK_TYPES:
         return []
-    error, raw = (
-        calibration_error(values, _labels(examples), task_type=task.task_type) for values in (logits, raw_logits)
-    )
-    return [Calibration(error, raw)]
+    errors = []
+    for values in (logits, raw_logits):
+        per_text, texts = average_windows(task, values, examples)
+        errors.append(calibration_error(per_text, _labels(texts), task_type=task.task_type))
+    return [Calibration(*errors)]
 
 
 def _mean_calibration(parts: Sequence[Calibration], temperature: float | None) -> Calibration | None:
@@ -318,7 +353,14 @@ def _prefixed_metrics(
 ) -> dict[str, float]:
     """Metrics by name, with several datasets by ``SET/METRIC``."""
     prefix = "" if len(eval_datasets) == 1 else f"{set_name}/"
-    return {prefix + metric: value for metric, value in compute_task_metrics(task, logits, examples).items()}
+    metrics = compute_task_metrics(task, *average_windows(task, logits, examples))
+    return {prefix + metric: value for metric, value in metrics.items()}
+
+
+def _lengths(eval_datasets: Mapping[str, TokenizedExamples]) -> tuple[np.ndarray, float]:
+    """Tokens per row of all datasets, and the mean number of rows per text: long texts may have several windows."""
+    lengths = np.concatenate([examples.lengths for examples in eval_datasets.values()])
+    return lengths, len(lengths) / sum(len(window_starts(examples)[0]) for examples in eval_datasets.values())
 
 
 def _fractions(values: np.ndarray) -> dict[float, float]:

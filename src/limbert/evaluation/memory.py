@@ -25,7 +25,6 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from limbert.core.subnet import Subnet
 from limbert.errors import LimbertError
 from limbert.evaluation.results import ProfileSetup
-from limbert.inference.onnx_graph import write_onnx
 from limbert.inference.runtimes import load_runtime
 from limbert.model.checkpoint import write_json
 from limbert.model.elastic import ElasticModel
@@ -33,25 +32,17 @@ from limbert.model.families import family_of, stack_of
 from limbert.model.views import ViewFactory
 
 WEIGHTS_NAME = "model.safetensors"
-ONNX_NAME = "model.onnx"
 _SUBNET_NAME = "subnet.json"
 PEAK_MEMORY_SUPPORTED = sys.platform == "linux"  # elsewhere ru_maxrss has other units, and forking is unsafe
 
 
-def save_standalone(model: ElasticModel, subnet: Subnet, folder: Path, *, with_onnx: bool) -> None:
-    """Write a sub-network's weights and config into a new folder, with ``with_onnx`` also its ONNX file."""
+def save_standalone(model: ElasticModel, subnet: Subnet, folder: Path) -> None:
+    """Write a sub-network's weights and config into a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model.network.config.save_pretrained(folder)
     write_json(folder / _SUBNET_NAME, subnet.to_dict() | {"class": type(model.network).__name__})
     weights = {name: tensor.contiguous().clone() for name, tensor in model.view(subnet).state_dict().items()}
     save_file(weights, folder / WEIGHTS_NAME)
-    if with_onnx:
-        write_onnx(model.view(subnet), folder / ONNX_NAME)
-
-
-def model_file(folder: Path, backend: str) -> Path:
-    """The file of a saved sub-network that a runtime loads."""
-    return folder / (WEIGHTS_NAME if backend == "torch" else ONNX_NAME)
 
 
 def load_standalone(folder: Path) -> PreTrainedModel:
@@ -76,15 +67,18 @@ def example_batch(network_config: PretrainedConfig, *, batch: int, tokens: int) 
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def peak_memory_bytes(folders: Sequence[Path], setup: ProfileSetup, *, warmup_folder: Path) -> list[int | None]:
+def peak_memory_bytes(
+    sources: Sequence[Path], setup: ProfileSetup, *, warmup_folder: Path, warmup_file: Path | None = None
+) -> list[int | None]:
     """Peak memory of each sub-network, loaded alone in a process of its own; None on systems other than Linux.
 
-    The folders are those of `save_standalone`. That of the warm-up, a tiny sub-network, runs first, so that the
-    libraries are initialised.
+    The sources are folders of `save_standalone` for torch, and files for the other runtimes. The warm-up, a tiny
+    sub-network, runs first, so that the libraries are initialised: its folder, and for other runtimes also its file.
     """
     if not PEAK_MEMORY_SUPPORTED:
-        return [None] * len(folders)
-    job = {"folders": [str(folder) for folder in (warmup_folder, *folders)], "setup": vars(setup)}
+        return [None] * len(sources)
+    paths = [str(path) for path in (warmup_file or warmup_folder, *sources)]
+    job = {"config": str(warmup_folder), "sources": paths, "setup": vars(setup)}
     done = subprocess.run(
         [sys.executable, "-m", __name__], input=json.dumps(job), capture_output=True, text=True, check=False
     )
@@ -95,54 +89,54 @@ def peak_memory_bytes(folders: Sequence[Path], setup: ProfileSetup, *, warmup_fo
     return peaks
 
 
-def _measure(folder: Path, warmup_folder: Path, setup: ProfileSetup) -> int:
+def _measure(source: Path, warmup: Path, config: PretrainedConfig, setup: ProfileSetup) -> int:
     """Peak bytes of a sub-network, measured in a forked process."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writer, str(_peak_of_this_process(folder, warmup_folder, setup)).encode())
+        os.write(writer, str(_peak_of_this_process(source, warmup, config, setup)).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         measured = pipe.read()
     _, status = os.waitpid(child, 0)
     if status != 0:  # an exception has been printed by the process itself
-        sys.exit(f"{folder.name}: killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else 1)
+        sys.exit(f"{source.name}: killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else 1)
     return int(measured)
 
 
-def _peak_of_this_process(folder: Path, warmup_folder: Path, setup: ProfileSetup) -> int:
+def _peak_of_this_process(source: Path, warmup: Path, config: PretrainedConfig, setup: ProfileSetup) -> int:
     """Run the warm-up network, then the sub-network: by how many bytes the second raises the memory in use."""
     import resource  # not on every system, and only needed here
 
     torch.set_num_threads(setup.threads)
-    _load_and_run(warmup_folder, replace(setup, batch=1, tokens=8))
+    _load_and_run(warmup, config, replace(setup, batch=1, tokens=8))
     if setup.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        _load_and_run(folder, setup)
+        _load_and_run(source, config, setup)
         return torch.cuda.max_memory_allocated() - before
     before = psutil.Process().memory_info().rss
-    _load_and_run(folder, setup)
+    _load_and_run(source, config, setup)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # the warm-up's peak is never higher
 
 
-def _load_and_run(folder: Path, setup: ProfileSetup) -> None:
-    loaded = load_standalone(folder) if setup.backend == "torch" else model_file(folder, setup.backend)
+def _load_and_run(source: Path, config: PretrainedConfig, setup: ProfileSetup) -> None:
+    loaded = load_standalone(source) if setup.backend == "torch" else source
     if setup.device == "cuda":
         assert isinstance(loaded, nn.Module)
         nn.Module.cuda(loaded)
-    runtime = load_runtime(setup.backend, loaded, threads=setup.threads)
-    runtime(example_batch(AutoConfig.from_pretrained(folder), batch=setup.batch, tokens=setup.tokens))
+    runtime = load_runtime(setup.backend, loaded, threads=setup.threads, precision=setup.precision)
+    runtime(example_batch(config, batch=setup.batch, tokens=setup.tokens))
 
 
 def main() -> None:
-    """Read a job from standard input, measure each folder in a forked process, and write the bytes as JSON."""
+    """Read a job from standard input, measure each source in a forked process, and write the bytes as JSON."""
     job = json.load(sys.stdin)
-    warmup_folder, *folders = map(Path, job["folders"])
-    setup = ProfileSetup(**job["setup"])
-    sys.stdout.write(json.dumps([_measure(folder, warmup_folder, setup) for folder in folders]))
+    warmup, *sources = map(Path, job["sources"])
+    setup, config = ProfileSetup(**job["setup"]), AutoConfig.from_pretrained(job["config"])
+    sys.stdout.write(json.dumps([_measure(source, warmup, config, setup) for source in sources]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from limbert.core.config import RuntimePrecision
 from limbert.core.space import is_width_depth_name, parse_width_depth
 from limbert.errors import CheckpointError, StorageError
 from limbert.files import read_json_lines, write_json_lines
@@ -115,11 +116,12 @@ class ProfileSetup:
     threads: int  # CPU threads
     batch: int  # examples per forward pass
     tokens: int  # tokens per example
-    precision: str = "fp32"
+    precision: RuntimePrecision = "fp32"
 
     def __str__(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.device == "cpu" else ""
-        return f"{self.backend} on {self.device}, batch {self.batch}, {self.tokens} tokens{threads}"
+        precision = "" if self.precision == "fp32" else f" {self.precision}"
+        return f"{self.backend}{precision} on {self.device}, batch {self.batch}, {self.tokens} tokens{threads}"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class ProfileRow:
     subnet: str
     params: int  # parameters, embeddings and head included
     flops: int  # floating-point operations of one example with this many tokens
-    file_bytes: int  # of the weights file (safetensors), or of the ONNX file that the other runtimes load
+    file_bytes: int  # of the weights file (safetensors), or of the files that the other runtimes load
     peak_memory_bytes: int | None  # see `limbert.evaluation.memory`; None where it cannot be measured
     latency_p50_ms: float  # median milliseconds per forward pass
     latency_p95_ms: float  # 95th percentile
@@ -139,6 +141,7 @@ class ProfileRow:
     hardware: dict[str, Any]  # of the machine, see `limbert.evaluation.hardware`
     versions: dict[str, str]  # of the libraries
     measured: str  # time of the measurement, ISO 8601
+    metric_loss: float = 0.0  # of the primary metric on dev to fp32, as a fraction: what bf16 or int8 costs
 
     def to_dict(self) -> dict[str, Any]:
         """A flat JSON row."""
@@ -149,6 +152,7 @@ class ProfileRow:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The row that `to_dict` wrote; KeyError if a value is missing."""
         setup = ProfileSetup(**{field.name: values[field.name] for field in fields(ProfileSetup)})
+        values = {"metric_loss": 0.0} | dict(values)  # rows of earlier versions are all fp32
         return cls(setup=setup, **{field.name: values[field.name] for field in fields(cls) if field.name != "setup"})
 
 

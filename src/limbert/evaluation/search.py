@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from limbert.evaluation.benchmark import median_latency
 from limbert.evaluation.encoding import SubnetEncoding
 from limbert.evaluation.evaluate import Progress, evaluate_subnets, fit_temperatures, no_progress, primary_metric
 from limbert.evaluation.results import RESULTS_NAME, SubnetResult, replace_json_lines, require_writable_run
-from limbert.files import try_lock
+from limbert.files import locked
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, load_validation_split, override_data_config
 from limbert.inference.onnx_graph import quiet_loggers
 from limbert.inference.predict import predict_subnet_logits
@@ -264,18 +264,14 @@ def search_subnets(
 def _exclusive(journal: Path) -> Iterator[None]:
     """Refuse a second search with the same journal; the system releases the lock when a process is killed."""
     lock = journal.with_name(f".{journal.name}.running")
-    try:
-        descriptor = try_lock(lock)
-    except BlockingIOError as error:
-        raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
-    except OSError as error:
-        raise StorageError(f"cannot write {lock}: {error.strerror or error}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock))
+        except BlockingIOError as error:
+            raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
+        except OSError as error:
+            raise StorageError(f"cannot write {lock}: {error.strerror or error}") from error
         yield
-    finally:
-        if descriptor is not None:
-            lock.unlink(missing_ok=True)
-            os.close(descriptor)
 
 
 def _open_study(journal: Path, name: str) -> "optuna.Study":

@@ -127,7 +127,9 @@ def tune(
     for width in widths:
         Subnet.uniform(model.shape, width=width)  # refuses one that keeps no head
     config = override_data_config(checkpoint.data_config, **data)
-    examples = checkpoint.tokenize(load_validation_split(checkpoint, config))
+    validation, source = load_validation_split(checkpoint, config), config.train or config.data or task.name
+    examples = checkpoint.tokenize(validation)
+    checkpoint.log_inputs(f"validation split of {source}", validation, examples)
     records = PolicyRecords(
         model,
         examples,
@@ -157,7 +159,7 @@ def tune(
                 progress=partial(progress, f"evaluating {name}"),
             ),
             split="validation",
-            source=config.train or config.data or task.name,
+            source=source,
             num_examples=len(examples),
             batch_size=_POINT_BATCH_SIZE,
             device=model.network.device.type,

@@ -14,9 +14,10 @@ from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.export.export_result import EXPORT_RECORD_NAME, ExportConfig, ExportResult
 from limbert.export.formats import EXPORTERS
 from limbert.export.model_card import dev_metrics, export_card
-from limbert.export.verify import (
-    RuntimeBenchmark,
-    benchmark_runtimes,
+from limbert.export.verify import RuntimeBenchmark, benchmark_runtimes
+from limbert.files import atomic_folder
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config, warn_if_untrained
+from limbert.inference.parity import (
     calibration_batches,
     compare_outputs,
     labelled_examples,
@@ -24,8 +25,6 @@ from limbert.export.verify import (
     parity_examples,
     require_parity,
 )
-from limbert.files import atomic_folder
-from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config, warn_if_untrained
 from limbert.inference.runtimes import Runtime, load_runtime
 from limbert.method.calibration import calibrated_network
 from limbert.model.checkpoint import library_versions, write_json

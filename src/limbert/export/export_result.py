@@ -8,7 +8,8 @@ from typing import Any
 from limbert.core.config import require
 from limbert.errors import ConfigError
 from limbert.export.formats import EXPORTERS
-from limbert.export.verify import ParityResult, RuntimeBenchmark
+from limbert.export.verify import RuntimeBenchmark
+from limbert.inference.parity import ParityResult
 
 EXPORT_RECORD_NAME = "export.json"  # marks a folder as an export
 

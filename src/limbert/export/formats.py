@@ -6,14 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from limbert.errors import StorageError, import_optional
-from limbert.export.huggingface import load_huggingface, save_huggingface, stock_config
-from limbert.export.quantize import CalibrationLoader, quantize_onnx, quantize_openvino
-from limbert.inference.onnx_graph import input_names, write_onnx
-from limbert.inference.runtimes import Runtime, load_runtime
-
-ONNX_NAME = "model.onnx"  # the name that ONNX servers expect
-OPENVINO_NAME = "openvino_model.xml"
+from limbert.inference.quantize import CalibrationLoader
+from limbert.inference.runtimes import RUNTIMES, Runtime, load_runtime
+from limbert.model.standalone import load_standalone, stock_config
 
 
 @dataclass(frozen=True)
@@ -22,55 +17,40 @@ class Exporter:
 
     runtime_title: str  # name of the runtime for readers
     runtime: str  # its key in ``RUNTIMES``
-    libraries: tuple[str, ...]  # libraries of the extra ``export`` that it needs
-    model_name: str  # the file that the runtime loads; empty if it is the folder
     weights_name: str  # the file with the weights
     write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]  # into a folder, with these inputs
+    model_name: str = ""  # the file that the runtime loads; empty if it is the folder
+    libraries: tuple[str, ...] = ()  # libraries of the extra ``export`` that it needs
     quantize: Callable[[Path, CalibrationLoader], None] | None = None  # to int8, in place
 
     def load(self, folder: Path, threads: int | None) -> Runtime:
         """Load the folder in its own runtime."""
-        source = folder / self.model_name if self.model_name else load_huggingface(folder)
+        source = folder / self.model_name if self.model_name else load_standalone(folder)
         return load_runtime(self.runtime, source, threads=threads)
 
 
-def _write_onnx(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
-    names = tuple(name for name in input_names(network) if name in inputs)
-    write_onnx(network, folder / ONNX_NAME, inputs=names)
-    stock_config(network).save_pretrained(folder)
+def _runtime_exporter(name: str) -> Exporter:
+    """The files that a runtime loads, and the stock config."""
+    library = RUNTIMES[name]
+    assert library.write is not None
+    write_files = library.write
+
+    def write(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
+        write_files(network, folder, inputs)
+        stock_config(network).save_pretrained(folder)
+
+    return Exporter(
+        library.title, name, library.weights_name, write, library.model_name, library.libraries, library.quantize
+    )
 
 
-def _write_openvino(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
-    """Converts the ONNX file. Weights stay fp32: by default OpenVINO saves them as fp16."""
-    openvino = import_optional("openvino", extra="export")
-    _write_onnx(network, folder, inputs)
-    onnx_file = folder / ONNX_NAME
-    try:
-        openvino.save_model(openvino.Core().read_model(str(onnx_file)), folder / OPENVINO_NAME, compress_to_fp16=False)
-    except RuntimeError as error:  # also raised for a full disk
-        raise StorageError(f"OpenVINO cannot write {folder / OPENVINO_NAME}: {error}") from error
-    onnx_file.unlink()
-
-
-_ONNX_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
-_OPENVINO_LIBRARIES = ("onnx", "onnxscript", "openvino")
 EXPORTERS: dict[str, Exporter] = {
     "hf": Exporter(
         "PyTorch with Transformers",
         "torch",
-        (),
-        "",
         "model.safetensors",
-        lambda network, folder, inputs: save_huggingface(network, folder),
+        lambda network, folder, inputs: network.save_pretrained(folder),
     ),
-    "onnx": Exporter("ONNX Runtime", "onnxruntime", _ONNX_LIBRARIES, ONNX_NAME, ONNX_NAME, _write_onnx, quantize_onnx),
-    "openvino": Exporter(
-        "OpenVINO",
-        "openvino",
-        _OPENVINO_LIBRARIES,
-        OPENVINO_NAME,
-        "openvino_model.bin",
-        _write_openvino,
-        quantize_openvino,
-    ),
+    "onnx": _runtime_exporter("onnxruntime"),
+    "openvino": _runtime_exporter("openvino"),
 }

@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 
 from limbert.core.subnet import Shape, Subnet
 from limbert.data.tasks import Task
-from limbert.evaluation.hardware import describe_this_machine
+from limbert.evaluation.hardware import describe_hardware, describe_this_machine
 from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME
 from limbert.export.export_result import ExportConfig, ExportResult
 from limbert.export.formats import EXPORTERS
-from limbert.export.huggingface import auto_class_of, is_stock
 from limbert.files import read_json_lines
 from limbert.inference.load import LoadedCheckpoint
+from limbert.model.card import training_facts
+from limbert.model.standalone import auto_class_of, is_stock
 
 _PIPELINE_TAGS = {
     "SequenceClassification": "text-classification",
@@ -38,9 +39,10 @@ def export_card(
     parts = [
         f"---\n{_metadata(result, checkpoint, network).to_yaml()}\n---",
         _summary(result, checkpoint, subnet, takes_pairs=takes_pairs),
+        "\n".join(f"- {fact}" for fact in training_facts(checkpoint.model.record)),
+        _int8_section(result) if result.benchmarks else "",
         _metrics_section(result),
         _profile_section(result),
-        _int8_section(result) if result.benchmarks else "",
         _parity_section(result),
         f"## Use\n\n{_usage_code(result.config, network, checkpoint.task, takes_pairs=takes_pairs)}",
     ]
@@ -99,12 +101,14 @@ def _profile_section(result: ExportResult) -> str:
     rows = []
     for row in _subnet_rows(result.config.run, PROFILE_NAME, result.config.subnet):
         if "latency_p50_ms" in row:
-            setup = [str(row.get(name)) for name in ("backend", "device", "threads", "batch", "tokens")]
+            machine = describe_hardware(row["hardware"], device=row["device"]) if "hardware" in row else ""
+            setup = [machine, *(str(row.get(name)) for name in ("backend", "device", "threads", "batch", "tokens"))]
             times = [f"{row['latency_p50_ms']:.2f}", f"{row['latency_p95_ms']:.2f}", f"{row['throughput']:.0f}"]
             rows.append(f"| {' | '.join(setup + times)} |")
     head = (
-        "## Measured (fp32)\n\n| runtime | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
-        "|---|---|---:|---:|---:|---:|---:|---:|\n"
+        "## Measured (fp32)\n\n"
+        "| machine | runtime | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
+        "|---|---|---|---:|---:|---:|---:|---:|---:|\n"
     )
     return head + "\n".join(rows) if rows else ""
 
@@ -126,8 +130,9 @@ def _int8_section(result: ExportResult) -> str:
 def _parity_section(result: ExportResult) -> str:
     when = "before int8, " if result.benchmarks else ""
     return (
-        f"Verified at export: {when}on {result.parity.examples} {result.parity_data} the outputs differ from the "
-        f"source's by at most {result.parity.max_relative_difference:.1g} of the largest output."
+        f"Verified at export on {describe_this_machine(result.config.threads)}: {when}on {result.parity.examples} "
+        f"{result.parity_data} the outputs differ from the source's by at most "
+        f"{result.parity.max_relative_difference:.1g} of the largest output."
     )
 
 

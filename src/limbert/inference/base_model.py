@@ -1,5 +1,6 @@
 """The base model of a training run: a pretrained encoder, a model fine-tuned on the task, or an elastic model."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,11 +60,13 @@ class TaskBaseCheckpoint:
 def load_base_checkpoint(config: TrainConfig, task: Task) -> TaskBaseCheckpoint:
     """Read the config and tokenizer of a run's base model.
 
-    It counts as fine-tuned on the task if its config names a head for this task type with as many outputs and, where
-    the labels have names of their own, the same names; their order is then the model's.
+    It counts as fine-tuned on the task if its config names a head for this task type with the same label names; their
+    order is then the model's. Names such as LABEL_0 say nothing: such a head is used only if the run's phases are given
+    and do not begin with the training of a new one.
     """
     model_config, tokenizer = load_config_and_tokenizer(config.model)
-    labels = _label_order(model_config, task)
+    phases_say_so = config.phases is not None and "finetune" not in config.phases
+    labels = _label_order(model_config, task, trust_numbered=phases_say_so)
     return TaskBaseCheckpoint(
         path=config.model,
         task=task if labels is None else replace(task, labels=labels),
@@ -82,7 +85,7 @@ def trained_space(path_or_hub_id: str) -> Space | None:
     return Space.from_dict(record["space"]) if trained and "space" in record else None
 
 
-def _label_order(config: Any, task: Task) -> tuple[str, ...] | None:
+def _label_order(config: Any, task: Task, *, trust_numbered: bool) -> tuple[str, ...] | None:
     """The task's labels in the order of the model's outputs; None if its head is for something else."""
     architectures = getattr(config, "architectures", None) or [""]
     spec = TASK_TYPE_SPECS[task.task_type]
@@ -92,7 +95,9 @@ def _label_order(config: Any, task: Task) -> tuple[str, ...] | None:
     if (getattr(config, "problem_type", None) == multi_label) != (spec.problem_type == multi_label):
         return None
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
-    if not task.labels or all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+    if task.task_type != "question-answering" and all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return task.labels if trust_numbered else None
+    if not task.labels:
         return task.labels
     if {*names} == {*task.labels}:
         return tuple(names)

@@ -11,11 +11,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from limbert.core.config import Precision, TaskType
+from limbert.core.config import RuntimePrecision, TaskType
 from limbert.deprecation import RenamedAttribute, renamed_arguments
 from limbert.errors import ConfigError
 from limbert.inference.encoder_shell import EncoderShell
 from limbert.inference.policy import ExecutionPlan, Policy, named_policy, resolve_policy
+from limbert.inference.runtimes import check_runtime
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.model.inference_mode import autocast
@@ -184,8 +185,9 @@ class Engine:
         policy: Policy | str,
         *,
         task_type: TaskType | None = None,
-        precision: Precision = "fp32",
+        precision: RuntimePrecision = "fp32",
     ) -> None:
+        check_runtime("torch", precision)
         self.policy = named_policy(policy, model.record) if isinstance(policy, str) else policy
         self._task_type = task_type or _recorded_task_type(model)
         self.plan = resolve_policy(self.policy, model, task_type=self._task_type)
@@ -194,7 +196,7 @@ class Engine:
         self._cost_model = CostModel(model)
         self._num_layers = model.shape.layers
         self._device = model.network.device
-        self._precision: Precision = precision
+        self._precision: RuntimePrecision = precision
         self._gates = None if model.gates is None else model.gates.to(self._device)
         self._encoder_shell = EncoderShell(model.new_view(model.full), model.family)
         self._layers = {

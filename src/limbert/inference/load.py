@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from limbert.core.config import DataConfig, TrainConfig, require
 from limbert.core.space import Space
 from limbert.data.load import load_task_data
+from limbert.data.long_texts import LongTexts, count_truncated, tokenize_in_windows
 from limbert.data.readers import Examples
 from limbert.data.split import reorder_labels, train_validation_split
 from limbert.data.task_registry import tokenize_for_task
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
-from limbert.errors import CheckpointError, ConfigError
+from limbert.errors import CheckpointError, ConfigError, DataError
 from limbert.model.checkpoint import load_tokenizer, read_record
 from limbert.model.elastic import ElasticModel
 
@@ -42,6 +43,13 @@ def usable_cores() -> int:
     """Logical cores that this process may use; all of them where the system has no CPU affinity."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def saved_data_config(record: Mapping[str, Any]) -> DataConfig:
+    """How the training data was read, from ``limbert.json``; defaults where it says nothing."""
+    saved, known = record.get("settings", {}).get("data", {}), {field.name for field in fields(DataConfig)}
+    values: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in saved.items()}
+    return DataConfig(**{key: value for key, value in values.items() if key in known})
 
 
 def override_data_config(saved: DataConfig, **overrides: Any) -> DataConfig:
@@ -78,15 +86,40 @@ class LoadedCheckpoint:
             raise CheckpointError(f"{self.path} {reason}; train it with limbert train first")
         return self.task
 
-    def tokenize(self, examples: Examples, *, task: Task | None = None, cache: bool = True) -> TokenizedExamples:
-        """Tokenise examples with the settings of the training; a stock checkpoint does not record its task."""
+    def tokenize(
+        self, examples: Examples, *, task: Task | None = None, cache: bool = True, long_texts: LongTexts = "truncate"
+    ) -> TokenizedExamples:
+        """Tokenise examples with the settings of the training; a stock checkpoint does not record its task.
+
+        Raises:
+            DataError: for a text with a token that the model has no embedding for.
+        """
+        require(long_texts in ("truncate", "windows"), "long texts", long_texts, "truncate or windows")
         task = task or self.task
+        lengths: dict[str, Any] = {"max_length": self.max_length, "stride": self.data_config.stride}
+        if task is not None:
+            task.check_inputs(has_pairs=examples.pairs is not None)
         if task is None:
-            return tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
-        task.check_inputs(has_pairs=examples.pairs is not None)
-        return tokenize_for_task(
-            examples, task, self.tokenizer, max_length=self.max_length, stride=self.data_config.stride, use_cache=cache
-        )
+            tokens = tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
+        elif long_texts == "windows":
+            tokens = tokenize_in_windows(examples, task, self.tokenizer, **lengths)
+        else:
+            tokens = tokenize_for_task(examples, task, self.tokenizer, use_cache=cache, **lengths)
+        highest, vocab_size = int(tokens.tokens.ids.max(initial=0)), self.model.config.vocab_size
+        if highest >= vocab_size:
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise DataError(f"a text has token {token!r} (id {highest}); {self.path} embeds ids below {vocab_size}")
+        return tokens
+
+    def with_data_config(self, **overrides: Any) -> "LoadedCheckpoint":
+        """The same with other settings of reading files."""
+        return replace(self, data_config=replace(self.data_config, **overrides))
+
+    def log_inputs(self, source: str, examples: Examples, tokens: TokenizedExamples) -> None:
+        """Log where the examples are from, their number, and how many of them are truncated."""
+        truncated = count_truncated(examples, tokens, self.tokenizer, max_length=self.max_length)
+        note = f", {truncated} truncated at {self.max_length} tokens (see --long-texts)" if truncated else ""
+        _logger.info("%s: %d example%s%s", source, len(examples), "s" * (len(examples) != 1), note)
 
 
 def load_checkpoint(
@@ -105,16 +138,13 @@ def load_checkpoint(
             raise CheckpointError(f"{path} has no limbert.json; train it with limbert train first ({error})") from error
         if Path(path).exists() or "no checkpoint folder" in str(error):
             raise
-        raise CheckpointError(f"there is no folder {path}; as the name of a model on the Hub: {error}") from error
+        raise CheckpointError(f"there is no folder {path}, nor a model of this name on the Hub") from error
     model.network.eval().to(torch_device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
     tokenizer = load_tokenizer(path)
     record = model.record
-    saved = record.get("settings", {}).get("data", {})
-    known = {field.name for field in fields(DataConfig)}
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     try:
         task = Task.from_dict(record["task"]) if "task" in record else None
-        data = DataConfig(**{name: value for name, value in values.items() if name in known})
+        data = saved_data_config(record)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"limbert.json of {path} is broken: {error}") from error
     return LoadedCheckpoint(model, tokenizer, task, data, min(data.max_length, model.max_input_length), path)

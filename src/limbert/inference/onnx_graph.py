@@ -164,13 +164,14 @@ def _strip_metadata(proto: Any) -> None:
 
 @contextmanager
 def quiet_loggers(*names: str) -> Iterator[None]:
-    """Inside, these loggers of other libraries (``""``: the root logger) report errors only."""
+    """Inside, these loggers of other libraries (``""``: the root logger) report errors only and get no handler."""
     loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
+    levels, handlers = [logger.level for logger in loggers], [[*logger.handlers] for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level, kept in zip(loggers, levels, handlers, strict=True):
             logger.setLevel(level)
+            logger.handlers[:] = kept

@@ -10,19 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbert.core.config import Precision, require
+from limbert.core.config import RuntimePrecision, require
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.data.long_texts import average_windows, window_starts
 from limbert.data.task_registry import decode_predictions
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
-from limbert.errors import ConfigError
+from limbert.errors import ConfigError, explain_out_of_memory
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy, named_policy, resolve_policy
+from limbert.inference.runtimes import Runtime
 from limbert.method.calibration import temperature_of
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.model.inference_mode import autocast, evaluation_mode
+from limbert.model.outputs import logits_of
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 
 
@@ -86,14 +89,14 @@ def predict_subnet_logits(
     *,
     subnets: Mapping[str, Subnet],
     batch_size: int,
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """Logits by the sub-networks' names, without dropout: ``(examples, outputs)``, or ``(all tokens, outputs)``."""
     device = model.network.device
     collectors = {subnet: OutputCollector(examples) for subnet in subnets.values()}
     shared_forwards = plan_shared_forwards(subnets.values())
-    with evaluation_mode(model.network):
+    with evaluation_mode(model.network), explain_out_of_memory(batch_size):
         for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
             for shared in shared_forwards:
                 with model.at(shared.merged_subnet), autocast(device, precision):
@@ -102,6 +105,21 @@ def predict_subnet_logits(
                     collectors[subnet].add_logits(indices, output.logits, inputs["attention_mask"])
             after_batch()
     return {name: collectors[subnet].values for name, subnet in subnets.items()}
+
+
+def runtime_logits(
+    runtime: Runtime,
+    examples: TokenizedExamples,
+    *,
+    batch_size: int,
+    after_batch: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Logits of a loaded network: ``(examples, outputs)``, or ``(all tokens, outputs)``."""
+    collector = OutputCollector(examples)
+    for indices, inputs in inference_batches(examples, batch_size=batch_size, device=torch.device("cpu")):
+        collector.add_logits(indices, logits_of(runtime.outputs(inputs)), inputs["attention_mask"])
+        after_batch()
+    return collector.values
 
 
 @dataclass(frozen=True)
@@ -130,8 +148,9 @@ def run_policy(
     seconds = 0.0
     for indices, inputs in inference_batches(examples, batch_size=batch_size, device=device):
         start = time.perf_counter()
-        output = engine.run(inputs)
-        logits = output.logits.cpu()  # waits for the device
+        with explain_out_of_memory(batch_size):
+            output = engine.run(inputs)
+            logits = output.logits.cpu()  # waits for the device
         seconds += time.perf_counter() - start
         trace = output.trace
         values = (logits, trace.widths, trace.layers_run, trace.flops, trace.temperatures)
@@ -146,7 +165,8 @@ class Prediction:
     """The prediction for one example.
 
     Its values are ``label`` and ``score`` of a classification, ``score`` of a regression, ``labels`` of a multi-label
-    task, ``entities`` of token classification, ``answer``, ``score``, ``start`` and ``end`` of question answering.
+    task, ``entities`` of token classification, ``answer``, ``score``, ``start`` and ``end`` of question answering; with
+    ``top_k`` also ``scores``, the best labels with their scores.
     """
 
     values: Mapping[str, Any]
@@ -179,32 +199,76 @@ def predict(
     task: Task,
     policy: Policy | str,
     batch_size: int = 64,
-    precision: Precision = "fp32",
+    precision: RuntimePrecision = "fp32",
+    top_k: int | None = None,
+    runtime: Runtime | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Prediction]:
-    """One prediction per example, in order, without dropout.
+    """One prediction per text, in order, without dropout.
 
-    The policy may be given by its name, such as that of an operating point. The batch size changes no prediction.
+    The policy may be given by its name, such as that of an operating point. The batch size changes no prediction. With
+    ``top_k``, each prediction of a task with classes has the ``scores`` of that many labels, the best first. A
+    ``runtime`` that holds the policy's sub-network runs it instead of the model.
     """
+    if top_k is not None:
+        check_top_k(task, top_k)
     after_batch = batch_counter([examples], batch_size=batch_size, progress=progress)
     if isinstance(policy, str):
         policy = named_policy(policy, model.record)
-    if TASK_TYPE_SPECS[task.task_type].token_level:
+    if runtime is not None or TASK_TYPE_SPECS[task.task_type].token_level:
         resolve_policy(policy, model, task_type=task.task_type)
         assert policy.subnet is not None
         subnet = model.subnet(policy.subnet)
-        logits = predict_subnet_logits(
-            model, examples, subnets={"": subnet}, batch_size=batch_size, precision=precision, after_batch=after_batch
-        )[""] / temperature_of(model, subnet)
-        layers_run, flops = _token_level_costs(model, examples, subnet)
+        if runtime is not None:
+            logits = runtime_logits(runtime, examples, batch_size=batch_size, after_batch=after_batch)
+        else:
+            logits = predict_subnet_logits(
+                model,
+                examples,
+                subnets={"": subnet},
+                batch_size=batch_size,
+                precision=precision,
+                after_batch=after_batch,
+            )[""]
+        logits = logits / temperature_of(model, subnet)
+        layers_run, flops = _static_costs(model, examples, subnet)
     else:
         engine = Engine(model, policy, task_type=task.task_type, precision=precision)
         outputs = run_policy(
             engine, examples, batch_size=batch_size, device=model.network.device, after_batch=after_batch
         )
-        logits, layers_run, flops = outputs.logits, outputs.layers_run, outputs.flops
-    decoded = zip(decode_predictions(task, logits, examples), layers_run, flops, strict=True)
-    return [Prediction(values, int(layers), int(operations)) for values, layers, operations in decoded]
+        first, _ = window_starts(examples)
+        layers_run, flops = (
+            function.reduceat(values, first)
+            for function, values in ((np.maximum, outputs.layers_run), (np.add, outputs.flops))
+        )
+        logits = outputs.logits
+    logits, examples = average_windows(task, logits, examples)
+    values = decode_predictions(task, logits, examples)
+    if top_k is not None:
+        best = _best_labels(task, logits, top_k)
+        values = [row | {"scores": scores} for row, scores in zip(values, best, strict=True)]
+    predicted = zip(values, layers_run, flops, strict=True)
+    return [Prediction(row, int(layers), int(operations)) for row, layers, operations in predicted]
+
+
+def check_top_k(task: Task, top_k: int) -> None:
+    """Raise ConfigError for a task without classes per text, or a number below 1."""
+    require(top_k >= 1, "top k", top_k, "at least 1")
+    has_classes = task.task_type in ("classification", "multi-label")
+    require(has_classes, "top k", top_k, f"left out: a {task.task_type} model has no scores of several labels")
+
+
+def _best_labels(task: Task, logits: np.ndarray, top_k: int) -> list[list[dict[str, Any]]]:
+    """The best labels of each text with their scores, the best first; logits ``(texts, classes)``."""
+    from scipy.special import expit, softmax
+
+    scores = expit(logits) if task.task_type == "multi-label" else softmax(logits, axis=-1)
+    order = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
+    return [
+        [{"label": task.labels[index], "score": float(row[index])} for index in indices]
+        for row, indices in zip(scores, order, strict=True)
+    ]
 
 
 def abstain(prediction: Mapping[str, Any], threshold: float) -> dict[str, Any]:
@@ -220,10 +284,11 @@ def abstain(prediction: Mapping[str, Any], threshold: float) -> dict[str, Any]:
     return {**prediction, "label": None if abstains else prediction["label"], "abstain": abstains}
 
 
-def _token_level_costs(model: ElasticModel, examples: TokenizedExamples, subnet: Subnet) -> tuple[Any, Any]:
+def _static_costs(model: ElasticModel, examples: TokenizedExamples, subnet: Subnet) -> tuple[Any, Any]:
     """Layers and FLOPs of each text, all its windows together, ``(texts,)`` each."""
-    assert examples.alignment is not None
-    cost, num_texts = CostModel(model), len(examples.alignment.examples)
-    per_window = [cost.flops(subnet, int(tokens)) for tokens in examples.lengths]
-    flops = np.bincount(examples.alignment.example_index, weights=per_window, minlength=num_texts)
-    return np.full(num_texts, len(subnet.layers)), flops
+    cost = CostModel(model)
+    flops = np.array([cost.flops(subnet, int(tokens)) for tokens in examples.lengths])
+    if examples.alignment is not None:
+        num_texts = len(examples.alignment.examples)
+        flops = np.bincount(examples.alignment.example_index, weights=flops, minlength=num_texts)
+    return np.full(len(flops), len(subnet.layers)), flops

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from limbert.core.config import Precision, TaskType, require
+from limbert.core.config import RuntimeConfig, RuntimePrecision, TaskType, require
 from limbert.data.readers import Examples
 from limbert.data.tasks import Task
 from limbert.data.token_cache import default_cache_dir
@@ -28,9 +29,11 @@ from limbert.errors import (
     first_line,
     import_optional,
 )
+from limbert.inference.compiled import open_policy
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint
 from limbert.inference.policy import Policy
 from limbert.inference.predict import predict
+from limbert.inference.runtimes import Runtime, check_runtime
 from limbert.inference.shards import Shard, ShardedInput, ShardReader
 from limbert.inference.storage import Storage, check_settings, open_output
 from limbert.model.checkpoint import RECORD_FILENAME, find_file
@@ -117,12 +120,19 @@ class BatchPredictionConfig:
     """How batch prediction computes."""
 
     policy: Policy
-    precision: Precision = "fp32"
+    precision: RuntimePrecision = "fp32"
     batch_size: int = 64  # examples; predictions do not depend on it
     skip_bad_rows: bool = False  # give rows without a text an empty prediction instead of stopping at the first
+    runtime: str = "torch"
+    max_drop: float = 1.0  # points of the metric that bf16 and int8 may lose
 
     def __post_init__(self) -> None:
-        require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+        check_runtime(self.runtime, self.precision)
+
+    @property
+    def runtime_config(self) -> RuntimeConfig:
+        """What computes the policy's sub-network."""
+        return RuntimeConfig(self.runtime, self.precision, self.max_drop)
 
 
 @dataclass(frozen=True)
@@ -232,6 +242,8 @@ def _job_settings(
         "cut": hashlib.blake2b(repr(inputs.shards).encode(), digest_size=8).hexdigest(),
         "sources": inputs.files,
     }
+    if config.runtime != "torch":  # absent in the output folders of earlier versions
+        values["runtime"] = config.runtime
     return dict(json.loads(json.dumps(values)))
 
 
@@ -303,7 +315,7 @@ class ShardWorker:
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-        self._output, self._config, self._count_attempt = output, config, count_attempt
+        self._output, self._config, self._count_attempt, self._threads = output, config, count_attempt, threads
         self._opened = load_checkpoint(unpack_checkpoint(fetch_files()))
         self._reader = ShardReader(inputs, skip_bad_rows=config.skip_bad_rows)
 
@@ -330,6 +342,11 @@ class ShardWorker:
             error = str(raised)
         return ShardResult(shard.name, rows, bad_rows, os.getpid(), started, time.time(), error)
 
+    @cached_property
+    def _runtime(self) -> Runtime | None:
+        config = self._config
+        return open_policy(self._opened, config.policy, config.runtime_config, threads=self._threads)
+
     def _predict(self, examples: Examples) -> list[dict[str, Any]]:
         if not examples.texts:
             return []
@@ -341,6 +358,7 @@ class ShardWorker:
             policy=self._config.policy,
             batch_size=self._config.batch_size,
             precision=self._config.precision,
+            runtime=self._runtime,
         )
         return [prediction.to_dict() | prediction.cost_to_dict() for prediction in predictions]
 

@@ -10,17 +10,9 @@ from typing import Any
 from limbert.core.config import DataConfig
 from limbert.data.columns import choose_columns
 from limbert.data.readers import Examples, check_text
-from limbert.data.table import (
-    Table,
-    check_readable,
-    class_names_from_schema,
-    column_values,
-    lines_table,
-    open_table,
-    parquet_table,
-)
-from limbert.data.tasks import Columns, glue_task
-from limbert.data.text_rows import INVALID_UNICODE, TableRow
+from limbert.data.table import Table, TableRow, arrow_rows, parquet_table
+from limbert.data.task_files import open_file
+from limbert.data.tasks import Columns, column_layouts, find_glue_task
 from limbert.errors import ConfigError, DataError
 from limbert.inference.storage import Storage, raise_as
 
@@ -98,34 +90,33 @@ def shard_input(
     return ShardedInput(storage, files, columns, kept, shards)
 
 
-def _open_table(storage: Storage, path: str, columns: tuple[str, ...] | None = None) -> Table:
-    suffix = Path(path).suffix.lower()
-    if suffix == ".parquet":
+def _open_table(storage: Storage, path: str) -> Table:
+    if path.lower().endswith(".parquet"):
         return parquet_table(Path(path), filesystem=storage.filesystem)
     if not storage.is_local:
         raise DataError(f"{path}: only Parquet files are read from an object store")
-    if suffix == ".txt":
-        return lines_table(check_readable(Path(path)))
-    return open_table(Path(path), columns=columns)
+    return open_file(Path(path), labelled=False)
 
 
 def _choose_text_columns(storage: Storage, path: str, config: DataConfig) -> Columns:
-    def opener(header: bool) -> Table:
-        if not header:
-            raise ConfigError(f"{path}: columns are given by number; --engine ray needs columns with names")
-        return _open_table(storage, path)
-
     config = replace(config, text_column="text") if path.lower().endswith(".txt") else config
-    glue = glue_task(config.task) if config.task is not None else None
-    return choose_columns(opener, config, glue, labelled=False)[1]
+    layouts = column_layouts(find_glue_task(config.task, None), None)
+    _, columns = choose_columns(_open_table(storage, path), config, layouts, labelled=False)
+    if columns.are_positions:
+        raise ConfigError(f"{path}: columns are given by number; --engine ray needs columns with names")
+    return columns
 
 
 def _describe_file(storage: Storage, info: Any) -> tuple[dict[str, str], int, float]:
     """The types of a file's columns, its rows, and the mean bytes of a row in memory."""
-    table = _open_table(storage, info.path)
     if not info.path.lower().endswith(".parquet"):
-        table, rows = table.with_all_columns()
-        return dict.fromkeys(table.columns, "string"), rows, 2 * info.size / max(1, rows)
+        table, rows = _open_table(storage, info.path), 0
+        is_json, names = info.path.lower().endswith((".jsonl", ".json")), dict.fromkeys(table.columns, "string")
+        for row in table.rows():
+            rows += 1
+            if is_json:  # the last line may bring a new key
+                names |= dict.fromkeys(row.cells, "string")
+        return names, rows, 2 * info.size / max(1, rows)
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(info.path, filesystem=storage.filesystem) as file:
@@ -168,7 +159,7 @@ class ShardReader:
     def __init__(self, inputs: ShardedInput, *, skip_bad_rows: bool) -> None:
         self._storage, self._kept, self._names = inputs.storage, inputs.kept_columns, inputs.columns.names
         self._skip_bad_rows = skip_bad_rows
-        self._path, self._next_row, self._columns = "", 0, dict[str, int]()  # of the text file that is open
+        self._path, self._next_row = "", 0  # of the text file that is open
         self._rows: Iterator[TableRow] = iter(())
 
     def read(self, shard: Shard) -> tuple[Any, list[int], Examples]:
@@ -183,7 +174,7 @@ class ShardReader:
             try:
                 if row.problem is not None:
                     raise ValueError(row.problem)
-                usable[index] = [check_text(cell, name) for cell, name in zip(row.cells, self._names, strict=True)]
+                usable[index] = [check_text(row.cells.get(name), name) for name in self._names]
             except ValueError as error:
                 if not self._skip_bad_rows:
                     raise DataError(f"{shard.path}:{row.line_number}: {error}") from None
@@ -209,35 +200,21 @@ class ShardReader:
                 if position >= end:
                     break
             table = pyarrow.Table.from_batches(pieces, file.schema_arrow if not pieces else None)
-        class_names = class_names_from_schema(table.schema)
-        texts = [column_values(table.column(name), class_names.get(name)) for name in self._names]
-        invalid = {index for _, indices in texts for index in indices}
-        rows = [
-            TableRow(shard.start + 1 + index, cells, INVALID_UNICODE if index in invalid else None)
-            for index, cells in enumerate(zip(*(values for values, _ in texts), strict=True))
-        ]
-        return table.select([*self._kept]), rows
+        texts = table.select([*self._names])
+        return table.select([*self._kept]), [*arrow_rows([texts], table.schema, start=shard.start)]
 
     def _read_text_file(self, shard: Shard) -> tuple[Any, list[TableRow]]:
         """Kept cells become strings: JSON where they were not."""
         import pyarrow
 
         if shard.path != self._path or shard.start < self._next_row:
-            table = _open_table(self._storage, shard.path, columns=tuple(dict.fromkeys([*self._kept, *self._names])))
-            self._columns = {name: table.columns.index(name) for name in table.columns}
-            self._path, self._next_row, self._rows = shard.path, 0, table.rows()
+            self._path, self._next_row, self._rows = shard.path, 0, _open_table(self._storage, shard.path).rows()
         skipped = shard.start - self._next_row
         rows = [*itertools.islice(self._rows, skipped, skipped + shard.rows)]
         self._next_row = shard.start + shard.rows
 
-        def cells(name: str) -> list[Any]:
-            return [None if row.problem else row.cells[self._columns[name]] for row in rows]
-
         def as_text(cell: Any) -> str | None:
             return cell if cell is None or isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
 
-        kept = {name: pyarrow.array([*map(as_text, cells(name))], pyarrow.string()) for name in self._kept}
-        texts = zip(*map(cells, self._names), strict=True)
-        return pyarrow.table(kept), [
-            TableRow(row.line_number, text, row.problem) for row, text in zip(rows, texts, strict=True)
-        ]
+        kept = {name: [as_text(row.cells.get(name)) for row in rows] for name in self._kept}
+        return pyarrow.table({name: pyarrow.array(cells, pyarrow.string()) for name, cells in kept.items()}), rows

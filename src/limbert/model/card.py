@@ -41,12 +41,11 @@ def model_card(
         has_gates: whether the checkpoint has width gates.
     """
     class_name = type(network).__name__
-    base_model = str(record.get("settings", {}).get("train", {}).get("model") or "")
-    is_hub_name = bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", base_model)) and not Path(base_model).exists()
+    base_model = _base_model(record)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=next((tag for suffix, tag in _PIPELINE_TAGS.items() if class_name.endswith(suffix)), None),
-        base_model=base_model if is_hub_name else None,
+        base_model=base_model if _is_hub_name(base_model) else None,
         license=record.get("license"),
         tags=["limbert", "elastic"],
     )
@@ -54,8 +53,6 @@ def model_card(
         f"Network: {class_name}, {shape.layers} layers, {shape.heads} heads and {shape.neurons} neurons per layer",
         f"Sub-networks: {len(subnets)}, named WIDTHxDEPTH",
     ]
-    if base_model:
-        facts.append(f"Base model: {base_model if is_hub_name else Path(base_model).name}")
     if has_gates:
         facts.append("Width gates: choose the width per input")
     parts = [
@@ -63,15 +60,25 @@ def model_card(
         f"# {name}",
         "An elastic model trained with Limbert: one set of weights that runs at several widths and depths. "
         "Transformers loads this folder as the full model.",
-        "\n".join(f"- {fact}" for fact in [*facts, *_training_facts(record)]),
+        "\n".join(f"- {fact}" for fact in [*facts, *training_facts(record)]),
         *_subnet_table(subnets, record),
         f"## Use\n\n{_usage(name, class_name, subnets)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _training_facts(record: Mapping[str, Any]) -> Iterator[str]:
+def _base_model(record: Mapping[str, Any]) -> str:
+    return str(record.get("settings", {}).get("train", {}).get("model") or "")
+
+
+def _is_hub_name(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()
+
+
+def training_facts(record: Mapping[str, Any]) -> Iterator[str]:
     """How the model was trained; of local files only the names are published."""
+    if base_model := _base_model(record):
+        yield f"Base model: {base_model if _is_hub_name(base_model) else Path(base_model).name}"
     task, settings = record.get("task") or {}, record.get("settings", {})
     train, source = settings.get("train", {}), settings.get("data") or settings.get("corpus") or {}
     if task:

@@ -148,7 +148,7 @@ def load_config_and_tokenizer(path_or_hub_id: str) -> tuple[PreTrainedConfig, Pr
     """Load the config and the tokenizer of a checkpoint without its weights.
 
     Raises:
-        CheckpointError: if the config or the tokenizer cannot be read.
+        CheckpointError: if the config or the tokenizer cannot be read, or the model has no embedding for some tokens.
         UnsupportedModelError: for a family that is not supported.
     """
     check_checkpoint_path(path_or_hub_id)
@@ -159,6 +159,11 @@ def load_config_and_tokenizer(path_or_hub_id: str) -> tuple[PreTrainedConfig, Pr
     tokenizer = load_tokenizer(path_or_hub_id)
     if config.model_type not in FAMILIES:
         raise unsupported_family_error(config.model_type)
+    if (highest := max(tokenizer.get_vocab().values())) >= config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {path_or_hub_id} has ids up to {highest}, its model embeds those below "
+            f"{config.vocab_size}; save the model after resize_token_embeddings, or the tokenizer without added tokens"
+        )
     return config, tokenizer
 
 
@@ -255,6 +260,7 @@ def check_checkpoint_path(path_or_hub_id: str | Path) -> None:
     name = str(path_or_hub_id)
     path = Path(name)
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
+    looks_local |= path.parent != Path() and path.parent.is_dir()  # runs/nope, where there is a folder runs
     if not looks_local:
         return
     if not path.is_dir():

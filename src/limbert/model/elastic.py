@@ -31,6 +31,7 @@ from limbert.model.families import (
 from limbert.model.inference_mode import evaluation_mode
 from limbert.model.layerwise import PreparedBatch, layers_bypassed, record_layer_calls, recorded_states
 from limbert.model.sliced_linear import layer_widths, make_sliced, set_widths
+from limbert.model.standalone import make_standalone
 from limbert.model.views import ViewFactory
 from limbert.model.width_gates import GATES_FILENAME, WidthGates, read_gates, save_gates
 
@@ -94,7 +95,7 @@ class ElasticModel:
                 checkpoint's config names; default: the head for the task in ``limbert.json``, else sequence
                 classification.
             new_head: whether a task head that the checkpoint does not have is initialised at random, for training.
-                Default: if ``num_labels`` is given. All other weights must be in the checkpoint.
+                Default: if ``num_labels`` or ``id2label`` is given. All other weights must be in the checkpoint.
             model_kwargs: passed on to Transformers, for example ``num_labels=3`` or ``dtype=torch.bfloat16``.
 
         Raises:
@@ -103,7 +104,9 @@ class ElasticModel:
             UnsupportedModelError: for a family that is not in the table of families.
         """
         if new_head is None:
-            new_head = "num_labels" in model_kwargs
+            new_head = bool({"num_labels", "id2label"} & model_kwargs.keys())
+        if "id2label" in model_kwargs:
+            model_kwargs.setdefault("label2id", {name: index for index, name in model_kwargs["id2label"].items()})
         loaded = checkpoint.load_network(path_or_hub_id, head=head, new_head=new_head, **model_kwargs)
         network, record = loaded.network, loaded.record
         saved_space = Space.from_dict(record.pop("space")) if "space" in record else None
@@ -343,13 +346,14 @@ class ElasticModel:
     def extract(self, subnet: Subnet) -> PreTrainedModel:
         """The sub-network as a standalone model with its own weights, which can be trained.
 
-        Its weights load into a stock class only if every layer keeps all heads and neurons.
+        Its ``save_pretrained`` writes a folder that Transformers loads, with ``trust_remote_code=True`` if some layer
+        has fewer heads.
 
         Raises:
             SubnetError: as `at`.
         """
         with self._lock:
-            return copy.deepcopy(self.new_view(subnet)).requires_grad_(True)
+            return make_standalone(copy.deepcopy(self.new_view(subnet)).requires_grad_(True))
 
     @contextmanager
     def recorded_states(self) -> Iterator[list[Tensor]]:

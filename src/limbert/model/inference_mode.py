@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
-from limbert.core.config import Precision
+from limbert.core.config import RuntimePrecision
 
 
 @contextmanager
@@ -21,6 +21,6 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
         network.train(training)
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+def autocast(device: torch.device, precision: RuntimePrecision) -> AbstractContextManager[object]:
     """Autocast to bfloat16 for ``bf16``; no autocast for ``fp32``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -19,7 +19,8 @@ def train_command(data: RunData) -> str | None:
         train, recipe = settings["train"], settings["recipe"]
         words = ["limbert", "train", *_changed_options(DataConfig, settings["data"])]
         words += ["--model", train["model"], "--output", data.path]
-        words += _changed_options(TrainConfig, train, ("recipe", "phases", "seed", "precision", "validation"))
+        names = ("recipe", "phases", "seed", "precision", "validation", "class_weights")
+        words += _changed_options(TrainConfig, train, names)
         words += _recipe_options(train["recipe"], recipe)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -29,21 +29,13 @@ _CSS_VARIABLES = {colour: f"var(--{name})" for name, colour in _PLACEHOLDERS.ite
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page that is also written as a file.
+    """A picture of the page that is also written as a file."""
 
-    Attributes:
-        name: file name without ending.
-        alt_text: what it shows, for screen readers.
-        draw: draws it into an empty figure.
-        wide: size on wide pages and in the file.
-        narrow: size on phones; None where ``wide`` is narrow enough.
-    """
-
-    name: str
-    alt_text: str
-    draw: Callable[["Figure", Colours], None]
-    wide: Size
-    narrow: Size | None = None
+    name: str  # of the file, without ending
+    alt_text: str  # what it shows, for screen readers
+    draw: Callable[["Figure", Colours], None]  # into an empty figure
+    wide: Size  # on wide pages and in the file
+    narrow: Size | None = None  # on phones; None where ``wide`` is narrow enough
 
     def figure(self, size: Size, colours: Colours) -> "Figure":
         """The drawn figure; one point is one CSS pixel."""

@@ -23,29 +23,17 @@ _SMALLEST_HEAT_SPAN = 0.01  # a smaller difference of the metric does not use th
 
 @dataclass(frozen=True)
 class ScatterPoint:
-    """A measured sub-network or policy.
+    """A measured sub-network or policy."""
 
-    Attributes:
-        cost: on the horizontal axis; less is better.
-        value: on the vertical axis; more is better.
-        tooltip: all that is known about it.
-        marker: of matplotlib.
-        colour: name in the palette.
-        size: of the marker, in pixels.
-        label: written beside it if it is on the front or has a priority.
-        priority: labels of higher priority are placed first, and always.
-        on_front: whether the Pareto front may contain it.
-    """
-
-    cost: float
-    value: float
-    tooltip: str
-    marker: str
-    colour: str
-    size: float = 10
-    label: str = ""
-    priority: int = 0
-    on_front: bool = True
+    cost: float  # on the horizontal axis; less is better
+    value: float  # on the vertical axis; more is better
+    tooltip: str  # all that is known about it
+    marker: str  # of matplotlib
+    colour: str  # name in the palette
+    size: float = 10  # of the marker, in pixels
+    label: str = ""  # written beside it if it is on the front or has a priority
+    priority: int = 0  # labels of higher priority are placed first, and always
+    on_front: bool = True  # whether the Pareto front may contain it
 
 
 def scatter(
@@ -60,16 +48,10 @@ def scatter(
     band: tuple[float, float] | None = None,
     baseline: float | None = None,
 ) -> None:
-    """Values against costs, with the Pareto front as a line of steps.
+    """Values of the points (at least one) against their costs, with the Pareto front as a line of steps.
 
-    Args:
-        points: at least one.
-        x_label: name and unit of the cost.
-        y_label: name and unit of the value.
-        legend_rows: heading and entries of each row of the legend.
-        label_front: whether points on the front are emphasised and labelled.
-        band: an interval of the value that is shaded.
-        baseline: a value that is drawn as a dashed line if it lies within the plot.
+    The labels name cost and value with their units. Points on the front are emphasised and labelled with
+    ``label_front``; ``band``, an interval of the value, is shaded; ``baseline`` is a dashed line.
     """
     _add_legend(figure, colours, legend_rows)
     axes = figure.subplots()
@@ -131,12 +113,9 @@ def stacked_bars(
     heading: str = "",
     legend: Sequence[LegendEntry] = (),
 ) -> None:
-    """Horizontal bars of fractions of the examples.
+    """Horizontal bars of fractions of the examples, by label: segments of fraction, colour name, end of the tooltip.
 
-    Args:
-        bars: for each bar, by its label, the segments: fraction, colour name, end of the tooltip's label.
-        heading: of the legend.
-        legend: of the colours; without it, each bar has one segment and its value at its end.
+    Without a legend of the colours, each bar has one segment and its value at its end.
     """
     if legend:
         _add_legend(figure, colours, [(heading, legend)])
@@ -165,15 +144,7 @@ def training_curves(
     figure: "Figure", colours: Colours, *, losses: Series, scores: Series, score_label: str, decimals: int,
     lower_is_better: bool,
 ) -> None:  # fmt: skip
-    """The training loss and the validation score of one phase by optimizer step; the best score is marked.
-
-    Args:
-        losses: of training; may be empty.
-        scores: of validation; may be empty.
-        score_label: name and unit of the score.
-        decimals: of scores.
-        lower_is_better: which score is the best.
-    """
+    """The training loss and the validation score of one phase by optimizer step; the best score is marked."""
     curves = [(title, series) for title, series in (("training loss", losses), (score_label, scores)) if series]
     all_axes = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
     for axes, (title, series) in zip(all_axes, curves, strict=True):

@@ -30,30 +30,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunData:
-    """The files of one run.
+    """The files of one run; all but the first five may be empty."""
 
-    Attributes:
-        path: the run directory, as the user wrote it.
-        record: ``limbert.json``.
-        task: the task the model was trained for.
-        space: the trained sub-networks.
-        results: one row per sub-network, measured on the development set; ``examples`` (their number) and ``baseline``
-            (metrics of the majority class) are optional.
-        profile: measured latency, size and memory; may be empty.
-        policy_candidates: policies that ``limbert tune`` tried on the validation split; may be empty.
-        policy_results: operating points, each measured on the development set or the validation split.
-        training_log: losses and validation scores by phase and step.
-    """
-
-    path: str
-    record: Row
-    task: Task
-    space: Space
-    results: list[Row]
-    profile: list[ProfileRow]
-    policy_candidates: list[Row]
-    policy_results: list[Row]
-    training_log: list[Row]
+    path: str  # the run directory, as the user wrote it
+    record: Row  # ``limbert.json``
+    task: Task  # that the model was trained for
+    space: Space  # the trained sub-networks
+    results: list[Row]  # a row per sub-network, on the development set; ``examples`` and ``baseline`` are optional
+    profile: list[ProfileRow]  # measured latency, size and memory
+    policy_candidates: list[Row]  # policies that ``limbert tune`` tried on the validation split
+    policy_results: list[Row]  # operating points, each on the development set or the validation split
+    training_log: list[Row]  # losses and validation scores by phase and step
 
     @property
     def metric(self) -> str:
@@ -139,7 +126,7 @@ def read_run(path: str) -> RunData:
         CheckpointError: if it is missing, was not made by ``limbert train``, or a file in it is broken; names the file
             and line.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         raise CheckpointError(f"no model folder at {path}")
     for name in (RECORD_NAME, RESULTS_NAME):

@@ -111,21 +111,13 @@ def heat_map_picture(data: RunData) -> Picture:
 
 @dataclass(frozen=True)
 class PointResult:
-    """An operating point on the development set, with static sub-networks to compare it with.
+    """An operating point on the development set, with static sub-networks to compare it with."""
 
-    Attributes:
-        name: of the operating point.
-        point: its settings, and its metric and FLOPs on the validation split.
-        dev: its row for the development set, if it was evaluated there.
-        same_flops: the best sub-network that takes no more FLOPs.
-        same_metric: the sub-network with the fewest FLOPs that is at least as good.
-    """
-
-    name: str
-    point: Row
-    dev: Row | None
-    same_flops: Row | None
-    same_metric: Row | None
+    name: str  # of the operating point
+    point: Row  # its settings, and its metric and FLOPs on the validation split
+    dev: Row | None  # its row for the development set, if it was evaluated there
+    same_flops: Row | None  # the best sub-network that takes no more FLOPs
+    same_metric: Row | None  # the sub-network with the fewest FLOPs that is at least as good
 
 
 def point_results(data: RunData) -> list[PointResult]:
@@ -143,13 +135,9 @@ def point_results(data: RunData) -> list[PointResult]:
 
 
 def search_picture(candidates: list[Row], points: Mapping[str, Row], metric: str, num_examples: int | None) -> Picture:
-    """The policies that ``limbert tune`` tried on the validation split, and the operating points chosen from them.
+    """The policies that ``limbert tune`` tried on the validation split (``tune.jsonl``), and the points chosen of them.
 
-    Args:
-        candidates: rows of ``tune.jsonl``.
-        points: operating points by name, as in ``limbert.json``.
-        metric: of the candidates.
-        num_examples: of the validation split.
+    ``points`` are operating points by name, as in ``limbert.json``; ``num_examples`` is the size of the split.
     """
     found = []
     for row in candidates:

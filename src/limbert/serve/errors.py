@@ -40,8 +40,8 @@ class OverloadedError(ServeError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        milliseconds = max(1, math.ceil(retry_after * 1000))
-        self.headers = {"retry-after": str(max(1, math.ceil(retry_after))), "retry-after-ms": str(milliseconds)}
+        seconds, milliseconds = (max(1, math.ceil(unit * retry_after)) for unit in (1, 1000))
+        self.headers = {"retry-after": str(seconds), "retry-after-ms": str(milliseconds)}
 
 
 class UnavailableError(ServeError):

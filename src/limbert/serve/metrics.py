@@ -6,6 +6,7 @@ Each worker process counts for itself and a scrape reaches one of them, named by
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -22,29 +23,26 @@ _BUCKETS = (
 )  # seconds
 
 
-class ServerMetrics:
-    """Counters of requests and texts, and gauges that read a service at each scrape."""
+class ServerMetrics(Collector):
+    """Counters of requests and texts, and the state of a service, read at each scrape."""
 
     def __init__(self, service: Service) -> None:
-        self._registry = registry = CollectorRegistry()
+        self._service, self._registry = service, CollectorRegistry()
+        registry, histogram = self._registry, partial(Histogram, registry=self._registry, buckets=_BUCKETS)
         self._requests = Counter("limbert_requests", "HTTP requests.", ["protocol", "status"], registry=registry)
-        self._duration = Histogram(
-            "limbert_request_duration_seconds", "From the first byte read to the last byte written.", ["protocol"],
-            registry=registry, buckets=_BUCKETS,
-        )  # fmt: skip
+        self._duration = histogram(
+            "limbert_request_duration_seconds", "From the first byte read to the last byte written.", ["protocol"]
+        )
         self._texts = Counter("limbert_rows", "Texts completed, by variant.", ["size"], registry=registry)
         self._tokens = Counter("limbert_tokens", "Tokens of the completed texts.", registry=registry)
         self._flops = Counter("limbert_flops", "Floating-point operations for the completed texts.", registry=registry)
         self._truncated = Counter("limbert_truncated_rows", "Texts truncated to the maximum length.", registry=registry)
         self._stages = {
-            stage: Histogram(f"limbert_{stage}_seconds", text, registry=registry, buckets=_BUCKETS)
-            for stage, text in (
-                ("queue", "Time in the queue of a request's last text."),
-                ("tokenization", "Time for tokenisation of a request."),
-                ("inference", "Time for the last batch of a request."),
-            )
+            "queue": histogram("limbert_queue_seconds", "Time in the queue of a request's last text."),
+            "tokenization": histogram("limbert_tokenization_seconds", "Time for tokenisation of a request."),
+            "inference": histogram("limbert_inference_seconds", "Time for the last batch of a request."),
         }
-        registry.register(_ServiceCollector(service))
+        registry.register(self)
         ProcessCollector(registry=registry)
 
     def observe_output(self, output: RequestOutput) -> None:
@@ -66,19 +64,12 @@ class ServerMetrics:
         """All metrics in the text format."""
         return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
-
-class _ServiceCollector(Collector):
-    """State of the service, read once per scrape."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
     def describe(self) -> Iterator[Metric]:
         """Nothing: registering does not read the service."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics now."""
+        """The state of the service now."""
         service, now = self._service, self._service.snapshot()
         for name, text, value in (
             ("healthy", "1 unless inference has failed.", service.healthy),
@@ -89,10 +80,18 @@ class _ServiceCollector(Collector):
             ("uptime_seconds", "Seconds since the start.", now.uptime),
         ):
             yield GaugeMetricFamily(f"limbert_{name}", text, value=float(value))
-        in_use = GaugeMetricFamily("limbert_size_in_use", "1 for the variant in use by the policy.", labels=["size"])
-        for name in service.variants.by_name:
-            in_use.add_metric([name], float(name == now.variant))
-        yield in_use
+        in_use = {name: name == now.variant for name in service.variants.by_name}
+        agreement = {name: agreeing / count for name, (agreeing, count) in now.agreement.items()}
+        compared = {name: count for name, (_, count) in now.agreement.items()}
+        for name, text, by_variant in (
+            ("size_in_use", "1 for the variant in use by the policy.", in_use),
+            ("shadow_agreement", "Fraction of the compared texts with the full model's labels.", agreement),
+            ("shadow_rows", "Texts compared with the full model.", compared),
+        ):
+            family = GaugeMetricFamily(f"limbert_{name}", text, labels=["size"])
+            for variant, value in by_variant.items():
+                family.add_metric([variant], float(value))
+            yield family
         yield CounterMetricFamily("limbert_refused_requests", "Requests refused by admission control.", now.refused)
         yield CounterMetricFamily("limbert_size_changes", "Changes of the variant in use.", now.level_changes)
         yield InfoMetricFamily("limbert_worker", "The worker process.", value={"pid": str(os.getpid())})

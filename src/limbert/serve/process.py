@@ -57,7 +57,12 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             return
         del service
         started = multiprocessing.get_context("spawn").Event()
-        threading.Thread(target=_call_after, args=(started, announce), daemon=True).start()
+
+        def announce_later() -> None:
+            started.wait()
+            announce()
+
+        threading.Thread(target=announce_later, daemon=True).start()
         config = uvicorn.Config(
             partial(_worker_app, str(run_dir), settings, started),
             factory=True,
@@ -65,12 +70,15 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             timeout_worker_healthcheck=_WORKER_START_TIMEOUT,
             **common,
         )
-        uvicorn.supervisors.Multiprocess(config, sockets=[listener]).run()
 
+        class Supervisor(uvicorn.supervisors.Multiprocess):  # type: ignore[misc] # imported here
+            def keep_subprocess_alive(self) -> None:
+                """Close the workers' ends of the pipes, so that a health check ends when its worker is killed."""
+                for worker in self.processes:
+                    worker.child_conn.close()
+                super().keep_subprocess_alive()
 
-def _call_after(event: "Event", function: Callable[[], None]) -> None:
-    event.wait()
-    function()
+        Supervisor(config, sockets=[listener]).run()
 
 
 def _worker_app(run_dir: str, settings: ServeSettings, started: "Event") -> "FastAPI":

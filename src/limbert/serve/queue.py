@@ -4,10 +4,11 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from limbert.serve.batching import PendingRequest, PlannedBatch, QueuedText
+from limbert.serve.batching import OnDone, PendingRequest, PlannedBatch, QueuedText
 from limbert.serve.errors import InferenceError, OverloadedError, ServeError, UnavailableError
 from limbert.serve.latency_model import LatencyTracker
 from limbert.serve.runner import ModelRunner, RequestOutput, RequestTiming, TextOutput
@@ -16,6 +17,7 @@ from limbert.serve.tokenizer import TokenizedText
 
 logger = logging.getLogger(__name__)
 _PROBE_INTERVAL = 1.0  # seconds
+_MAX_BACKGROUND = 16  # requests that wait for an empty queue
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,10 @@ class RequestQueue:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._pending: dict[PendingRequest, None] = {}
+        self._pending: set[PendingRequest] = set()
+        self._background: deque[PendingRequest] = deque()  # of one text each; they run while nothing else is queued
         self._condition = threading.Condition()
         self._closed: str | None = None  # why
-        self._probe: PlannedBatch | None = None
         self._last_probe_at = -math.inf
 
     def submit(self, request: PendingRequest) -> None:
@@ -52,40 +54,43 @@ class RequestQueue:
             else:
                 refusal = self._scheduler.admit(request, now)
                 if refusal is None:
-                    self._pending[request] = None
+                    self._pending.add(request)
                     self._condition.notify()
                     return
-                self._schedule_probe(request, now=now)
                 error = OverloadedError(refusal.reason, retry_after=refusal.retry_after)
+                # Latency models learn from batches only: after a start on a busy machine all might be refused forever.
+                if self._scheduler.idle and now - self._last_probe_at >= _PROBE_INTERVAL:
+                    self._last_probe_at = now
+                    self._add_background(request.texts[0], request.variants[-1])
         request.on_done(error)
 
-    def _schedule_probe(self, request: PendingRequest, *, now: float) -> None:
-        """Run a text of a refused request on an idle server, once per second at most, and drop its output.
+    def submit_background(self, text: TokenizedText, variant: str, on_done: OnDone) -> None:
+        """Run a text once nothing else is queued; dropped if too many wait for that."""
+        with self._condition:
+            if self._closed is None and len(self._background) < _MAX_BACKGROUND:
+                self._add_background(text, variant, on_done)
 
-        Latency models learn from batches only: after a start on a busy machine all requests might be refused forever.
-        """
-        if self._scheduler.idle and now - self._last_probe_at >= _PROBE_INTERVAL:
-            self._last_probe_at = now
-            probe = PendingRequest(request.lengths, request.variants, now, texts=request.texts)
-            tokens = request.lengths[0]
-            self._probe = PlannedBatch(request.variants[-1], [QueuedText(probe, 0, tokens, 0)], tokens, tokens, 0.0)
-            self._condition.notify()
+    def _add_background(self, text: TokenizedText, variant: str, on_done: OnDone = lambda result: None) -> None:
+        request = PendingRequest((len(text.input_ids),), (variant,), 0.0, texts=(text,), on_done=on_done)
+        request.outputs, request.remaining = [None], 1
+        self._background.append(request)
+        self._condition.notify()
 
     def next_batch(self) -> PlannedBatch | None:
         """Wait for the next batch; None once the queue is closed."""
         while True:
             with self._condition:
-                while self._closed is None and not self._scheduler.queued and self._probe is None:
-                    self._condition.wait()
+                self._condition.wait_for(lambda: self._closed or self._scheduler.queued or self._background)
                 if self._closed is not None:
                     return None
-                probe, self._probe = self._probe, None
-                if probe is not None and not self._scheduler.queued:
-                    return probe
                 now = time.perf_counter()
+                if not self._scheduler.queued:
+                    request = self._background.popleft()
+                    self._pending.add(request)
+                    text = QueuedText(request, 0, request.lengths[0], 0)
+                    return PlannedBatch(request.variants[0], [text], text.tokens, 0.0)
                 expired = self._scheduler.expire(now)
-                for request in expired:
-                    del self._pending[request]
+                self._pending.difference_update(expired)
                 batch = self._scheduler.next_batch(now)
                 for text in batch.texts if batch else ():
                     text.request.started_at = now
@@ -114,7 +119,7 @@ class RequestQueue:
                     queued_seconds = request.started_at - request.queued_at
                     timing = RequestTiming(request.tokenization_seconds, queued_seconds, seconds)
                     results[request] = RequestOutput(tuple(filter(None, request.outputs)), timing)
-                del self._pending[request]
+                self._pending.remove(request)
         for request, result in results.items():
             request.on_done(result)
 
@@ -123,14 +128,14 @@ class RequestQueue:
         with self._condition:
             request.cancelled = True
             if request in self._pending:
-                del self._pending[request]
+                self._pending.remove(request)
                 self._scheduler.cancel(request)
 
     def close(self, reason: str) -> None:
         """Accept nothing any more, and end all pending requests with `UnavailableError`."""
         with self._condition:
             self._closed = self._closed or reason
-            pending, self._pending = list(self._pending), {}
+            pending, self._pending = self._pending, set()
             for request in pending:
                 self._scheduler.cancel(request)
             self._condition.notify_all()
@@ -138,10 +143,12 @@ class RequestQueue:
             request.on_done(UnavailableError(reason))
 
     def state(self) -> QueueState:
-        """The scheduler at this moment."""
+        """The queue at this moment."""
         with self._condition:
-            queue = self._scheduler
-            return QueueState(queue.variant, queue.queued, queue.queued_tokens, queue.level_changes, queue.idle)
+            scheduler = self._scheduler
+            return QueueState(
+                scheduler.variant, scheduler.queued, scheduler.queued_tokens, scheduler.level_changes, scheduler.idle
+            )
 
 
 class InferenceThread(threading.Thread):

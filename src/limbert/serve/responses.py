@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.data.tasks import Task
 from limbert.errors import UnsupportedModelError
 from limbert.serve.errors import InferenceError
@@ -31,15 +32,15 @@ _SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"softmax": _softmax, "sigmoid": _s
 _BY_TASK_TYPE = {"classification": "softmax", "multi-label": "sigmoid", "regression": "none"}
 
 
-def score_function(task: Task) -> ScoreFunction:
-    """Logits to scores for a task.
+def score_function(task: Task, name: str | None = None) -> ScoreFunction:
+    """Logits to scores: ``softmax``, ``sigmoid`` or ``none``, or as the task type needs.
 
     Raises:
         UnsupportedModelError: for a task that does not score whole texts.
     """
     if task.task_type not in _BY_TASK_TYPE:
         raise UnsupportedModelError(f"task type is {task.task_type}; the server supports {', '.join(_BY_TASK_TYPE)}")
-    return _SCORE_FUNCTIONS[_BY_TASK_TYPE[task.task_type]]
+    return _SCORE_FUNCTIONS[name or _BY_TASK_TYPE[task.task_type]]
 
 
 def label_names(task: Task) -> tuple[str, ...]:
@@ -47,10 +48,22 @@ def label_names(task: Task) -> tuple[str, ...]:
     return task.labels or ("score",)
 
 
-def check_finite(logits: Sequence[float]) -> None:
-    """Raise `InferenceError` if an output is not finite."""
+def scores_by_label(
+    task: Task, logits: Sequence[float], *, function_name: str | None = None
+) -> list[tuple[str, float]]:
+    """Label and score of each output, highest score first; outputs that are not finite are an `InferenceError`."""
     if not all(map(math.isfinite, logits)):
         raise InferenceError("the model's outputs for this text are not finite")
+    scores = score_function(task, function_name)(logits)
+    return sorted(zip(label_names(task), scores, strict=True), key=lambda pair: -pair[1])
+
+
+def predicted_labels(task: Task, logits: Sequence[float]) -> list[str]:
+    """The most probable label, or of several those that apply, most probable first; none of a regression."""
+    ranked = scores_by_label(task, logits)
+    if task.task_type == "multi-label":
+        return [label for label, score in ranked if score > MULTI_LABEL_THRESHOLD]
+    return [] if task.task_type == "regression" else [ranked[0][0]]
 
 
 def ranked_scores(
@@ -61,25 +74,16 @@ def ranked_scores(
     top_k: int | None = None,
     abstain_below: float | None = None,
 ) -> list[list[dict[str, str | float | None]]]:
-    """For each text ``{"label", "score"}`` of each output, highest score first.
+    """For each text ``{"label", "score"}`` of the ``top_k`` best outputs (None: of all), highest score first.
 
-    Args:
-        output: of the request.
-        task: of the model.
-        function_name: logits to scores: ``softmax``, ``sigmoid`` or ``none``; None: by task type.
-        top_k: best scores to return; None: all.
-        abstain_below: texts whose best probability is below it get one entry, with that score and no label.
+    Texts whose best probability is below ``abstain_below`` get one entry, with that score and no label.
     """
-    function = score_function(task) if function_name is None else _SCORE_FUNCTIONS[function_name]
-    ranked: list[list[dict[str, str | float | None]]] = []
+    ranked = []
     for text in output.outputs:
-        check_finite(text.logits)
-        pairs: list[tuple[float, str | None]] = sorted(
-            zip(function(text.logits), label_names(task), strict=True), key=lambda pair: -pair[0]
-        )
+        pairs: list[tuple[str | None, float]] = [*scores_by_label(task, text.logits, function_name=function_name)]
         if abstains(text.logits, task, abstain_below):
-            pairs = [(pairs[0][0], None)]
-        ranked.append([{"label": label, "score": score} for score, label in pairs[:top_k]])
+            pairs = [(None, pairs[0][1])]
+        ranked.append([{"label": label, "score": score} for label, score in pairs[:top_k]])
     return ranked
 
 

@@ -2,15 +2,17 @@
 
 import time
 import timeit
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
-from limbert.core.config import Precision, TaskType
+from limbert.core.config import RuntimePrecision, TaskType
 from limbert.inference.engine import Engine
+from limbert.inference.runtimes import Runtime
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.serve.latency_model import LatencyModel
@@ -58,6 +60,8 @@ class RequestOutput:
 class ModelRunner:
     """An engine for each variant, all on the weights of one model in evaluation mode; the tokenizer says how to pad.
 
+    ``runtimes`` holds, by name, the networks of variants that are computed outside the engine.
+
     Raises:
         UnsupportedModelError: if the task head is not one for sequence classification.
     """
@@ -69,10 +73,12 @@ class ModelRunner:
         tokenizer: FastTokenizer,
         *,
         task_type: TaskType,
-        precision: Precision,
+        precision: RuntimePrecision,
+        runtimes: Mapping[str, Runtime] = MappingProxyType({}),
     ) -> None:
         self._tokenizer, self._cost = tokenizer, CostModel(model)
         self._device, self._model = model.network.device, model
+        self._runtimes = runtimes
         self._engines = {
             variant.name: Engine(model, variant.policy, task_type=task_type, precision=precision)
             for variant in variants.variants
@@ -87,13 +93,20 @@ class ModelRunner:
 
     def run(self, variant: str, texts: Sequence[TokenizedText]) -> list[TextOutput]:
         """The outputs of a batch, in order; each text gets what it gets alone."""
-        output = self._engines[variant].run(self._collate(texts))
-        logits = output.logits.tolist()  # waits for the device
+        inputs = self._collate(texts)
+        engine, runtime = self._engines[variant], self._runtimes.get(variant)
+        output = engine.run(inputs) if runtime is None else None
+        if output is not None:
+            logits = output.logits.tolist()  # waits for the device
+        elif runtime is not None:
+            (temperature,) = engine.plan.temperatures.values()
+            logits = (runtime(inputs) / temperature).tolist()
         static = self._static_subnets.get(variant)
         if static is not None:
             subnet, layers, widths = static
             costs = [(self._subnet_flops(subnet, len(text.input_ids)), layers, widths) for text in texts]
         else:
+            assert output is not None
             trace = output.trace
             columns = zip(trace.flops.tolist(), trace.layers_run.tolist(), trace.widths.tolist(), strict=True)
             costs = [(int(flops), layers, tuple(widths)) for flops, layers, widths in columns]

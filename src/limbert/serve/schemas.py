@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Discriminator, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
@@ -80,6 +81,11 @@ def by_json_type(message: str) -> Discriminator:
         custom_error_type="refused",
         custom_error_message=message,
     )
+
+
+def model_path(name: str) -> Any:
+    """Type of a path parameter that is the model's name."""
+    return Annotated[str, Path(json_schema_extra={"enum": [name]})]
 
 
 def validation_error(errors: Sequence[Any]) -> ServeError:

@@ -1,6 +1,6 @@
 """What a request may ask for, and the variants that may run it under the server's policy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -73,18 +73,12 @@ class VariantSelector:
         has_budget = options.latency_budget_ms is not None
         budget = (options.latency_budget_ms or 0.0) / 1000 if has_budget else self._slo if self.adaptive else None
         named = self._requested_variant(options)
-        if named is not None:
-            if options.min_quality is not None and not self._reaches(named, options.min_quality):
-                quality = self._variants.comparable_quality(named)
-                known = "was not measured" if quality is None else f"is {quality:.4g}"
-                raise InvalidRequestError(
-                    f"min_quality is {options.min_quality:g}; the {named.metric} of {named.name} {known}"
-                )
-            return (named.name,), budget
         allowed = self.ranked_variants if self.adaptive or has_budget else self.ranked_variants[:1]
+        if named is not None:
+            allowed = (named,)
         if options.min_quality is not None:
-            reaching = [variant for variant in allowed if self._reaches(variant, options.min_quality)]
-            allowed = tuple(reaching) or (self._fastest_variant(options.min_quality),)
+            reaching = self._reaching(allowed, options.min_quality)
+            allowed = reaching or (self._fastest_variant(options.min_quality, named),)
         return tuple(variant.name for variant in allowed), budget
 
     def _requested_variant(self, options: RequestOptions) -> Variant | None:
@@ -97,14 +91,16 @@ class VariantSelector:
             raise InvalidRequestError(f"{kind} {name[:100]!r} is unknown{suggestion(name, known)}")
         return variant
 
-    def _reaches(self, variant: Variant, min_quality: float) -> bool:
-        quality = self._variants.comparable_quality(variant)
-        return quality is not None and quality >= min_quality
+    def _reaching(self, variants: Sequence[Variant], min_quality: float) -> tuple[Variant, ...]:
+        quality = self._variants.comparable_quality
+        return tuple(one for one in variants if (value := quality(one)) is not None and value >= min_quality)
 
-    def _fastest_variant(self, min_quality: float) -> Variant:
-        reaching = [variant for variant in self._variants.variants if self._reaches(variant, min_quality)]
-        if not reaching:
-            qualities = [self._variants.comparable_quality(variant) or 0.0 for variant in self._variants.variants]
-            best = f"the best variant has {max(qualities):.4g}" if any(qualities) else "no variant was measured"
-            raise InvalidRequestError(f"min_quality is {min_quality:g} ({self._variants.full.metric}); {best}")
-        return min(reaching, key=lambda variant: self._usual_seconds[variant.name])
+    def _fastest_variant(self, min_quality: float, named: Variant | None) -> Variant:
+        """Of all variants that reach a quality, or of one that the request names."""
+        variants = self._variants.variants if named is None else (named,)
+        if reaching := self._reaching(variants, min_quality):
+            return min(reaching, key=lambda variant: self._usual_seconds[variant.name])
+        known = [quality for variant in variants if (quality := self._variants.comparable_quality(variant)) is not None]
+        which = "the best variant" if named is None else named.name
+        best = f"that of {which} is {max(known):.4g}" if known else f"that of {which} was not measured"
+        raise InvalidRequestError(f"min_quality is {min_quality:g} ({self._variants.full.metric}); {best}")

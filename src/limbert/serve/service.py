@@ -1,12 +1,13 @@
 """The model behind all protocols: validates, tokenises and queues requests, and keeps counts."""
 
 import asyncio
+import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -16,7 +17,10 @@ import torch
 from limbert.errors import CheckpointError, ConfigError, DataError
 from limbert.inference.load import load_checkpoint, usable_cores
 from limbert.serve.batching import PendingRequest
+from limbert.serve.compiled_variants import compile_variants
 from limbert.serve.errors import (
+    ApiError,
+    InferenceError,
     InvalidRequestError,
     OverloadedError,
     RequestTooLargeError,
@@ -25,8 +29,8 @@ from limbert.serve.errors import (
 )
 from limbert.serve.latency_model import LatencyTracker
 from limbert.serve.queue import InferenceThread, QueueState, RequestQueue
-from limbert.serve.responses import score_function
-from limbert.serve.runner import ModelRunner, RequestOutput
+from limbert.serve.responses import predicted_labels, score_function
+from limbert.serve.runner import ModelRunner, RequestOutput, TextOutput
 from limbert.serve.scheduler import Scheduler, SchedulerConfig
 from limbert.serve.selection import RequestOptions, VariantSelector
 from limbert.serve.settings import ServeSettings
@@ -41,13 +45,10 @@ _DEFAULT_OPTIONS = RequestOptions()
 _SHUTTING_DOWN = "the server is shutting down"
 
 
-@dataclass(frozen=True)
-class ServerSnapshot:
+@dataclass(frozen=True, kw_only=True)
+class ServerSnapshot(QueueState):
     """The server at one moment; counts are since the start."""
 
-    variant: str  # the best that requests without options get now
-    queued: int  # texts
-    queued_tokens: int
     running: int  # requests in progress, queued ones included
     requests_per_second: float  # over the last ten seconds
     p50_ms: float | None  # median latency of those; None: there were none
@@ -56,32 +57,32 @@ class ServerSnapshot:
     completed: int
     cancelled: int  # their client disconnected
     texts_by_variant: dict[str, int]  # completed texts
-    level_changes: int  # of the quality level
+    agreement: dict[str, tuple[int, int]]  # by variant: texts with the full model's labels, and those compared
     uptime: float  # seconds
 
 
 @dataclass
 class _Counts:
-    """Counts since the start; only the event loop writes them."""
+    """Counts since the start; the event loop writes them, and the compute thread those of the agreement."""
 
+    running: int = 0
     refused: int = 0
     completed: int = 0
     cancelled: int = 0
-    running: int = 0
     texts_by_variant: Counter[str] = field(default_factory=Counter)
+    agreeing: Counter[str] = field(default_factory=Counter)
+    compared: Counter[str] = field(default_factory=Counter)
     started_at: float = field(default_factory=time.monotonic)
     latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_MAX_LATENCIES))  # (at, seconds)
 
     def rate_and_percentiles(self) -> tuple[float, float | None, float | None]:
         """Requests per second, median and 99th percentile of their latency in ms, over the last ten seconds."""
         now = time.monotonic()
-        while self.latencies and self.latencies[0][0] < now - _WINDOW:
-            self.latencies.popleft()
-        if not self.latencies:
+        recent = [(at, latency) for at, latency in self.latencies if at >= now - _WINDOW]
+        if not recent:
             return 0.0, None, None
-        seconds = sorted(latency for _, latency in self.latencies)
-        is_full = len(seconds) == _MAX_LATENCIES
-        span = now - self.latencies[0][0] if is_full else min(_WINDOW, now - self.started_at)
+        span = now - recent[0][0] if len(recent) == _MAX_LATENCIES else min(_WINDOW, now - self.started_at)
+        seconds = sorted(latency for _, latency in recent)
         p50, p99 = (1000 * seconds[int(q * len(seconds))] for q in (0.5, 0.99))
         return len(seconds) / max(span, 1e-3), p50, p99
 
@@ -106,11 +107,14 @@ class Service:
     """
 
     def __init__(self, run_dir: str | Path, settings: ServeSettings) -> None:
-        checkpoint = load_checkpoint(run_dir, device=settings.device)
+        on_cpu = settings.runtime != "torch" and settings.device == "auto"
+        checkpoint = load_checkpoint(run_dir, device="cpu" if on_cpu else settings.device)
         model = checkpoint.model
         if checkpoint.task is None:
             raise CheckpointError(f"{run_dir} has no limbert.json; train it with limbert train first")
         score_function(checkpoint.task)  # refuses other tasks
+        if settings.shadow and checkpoint.task.task_type == "regression":
+            raise ConfigError("--shadow compares labels; a regression has none")
         if settings.max_length is not None and settings.max_length > model.max_input_length:
             raise ConfigError(
                 f"maximum length is {settings.max_length}; the model supports at most {model.max_input_length} tokens"
@@ -120,7 +124,7 @@ class Service:
         self.model_name = settings.name or Path(run_dir).resolve().name
         self.task = task = checkpoint.task
         self.max_length = settings.max_length or checkpoint.max_length  # longest input in tokens
-        self.variants = variants = ModelVariants.from_run(run_dir, model, task=task)
+        variants = ModelVariants.from_run(run_dir, model, task=task)
         if settings.policy != "adaptive" and variants.find(settings.policy) is None:
             known = ["adaptive", *(f"static:{name}" for name in variants.names("subnet")), *variants.names("policy")]
             raise ConfigError(f"policy is {settings.policy!r}; it must be one of {', '.join(known)}")
@@ -128,8 +132,10 @@ class Service:
         self.on_output: Callable[[RequestOutput], None] = lambda output: None
         vocab_size = model.network.config.vocab_size
         self._tokenizer = FastTokenizer(checkpoint.tokenizer, max_length=self.max_length, vocab_size=vocab_size)
+        self.variants, runtimes = compile_variants(checkpoint, variants, settings, threads=torch.get_num_threads())
+        precision = "fp32" if runtimes else settings.precision  # of what stays on torch
         self._runner = ModelRunner(
-            model, variants, self._tokenizer, task_type=task.task_type, precision=settings.precision
+            model, self.variants, self._tokenizer, task_type=task.task_type, precision=precision, runtimes=runtimes
         )
         self._counts = _Counts()
         self._started: _Started | None = None
@@ -144,9 +150,7 @@ class Service:
         tracker = LatencyTracker(models)
         usual_seconds = {name: model.seconds(8 * min(32, self.max_length)) for name, model in models.items()}
         selector = VariantSelector(self.variants, usual_seconds, policy=settings.policy, slo=settings.slo)
-        config = SchedulerConfig(
-            settings.slo, settings.max_batch_tokens, settings.max_queue, adaptive=selector.adaptive
-        )
+        config = SchedulerConfig(settings.slo, settings.max_batch_tokens, settings.max_queue)
         names = [variant.name for variant in selector.ranked_variants]
         queue = RequestQueue(Scheduler(names, tracker.latency_model, config))
         thread = InferenceThread(queue, self._runner, tracker)
@@ -170,15 +174,14 @@ class Service:
         if options.abstain_below is not None and self.task.task_type != "classification":
             raise InvalidRequestError(f"abstain_below is for classification; the task is {self.task.task_type}")
         variants, budget = started.selector.select(options)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[RequestOutput] = loop.create_future()
+        future: Future[RequestOutput] = Future()
         deadline = inf if budget is None else arrival + budget
-        request = PendingRequest((), variants, arrival, deadline, on_done=partial(_set_result, loop, future))
+        request = PendingRequest((), variants, arrival, deadline, on_done=partial(_set_result, future))
         counts = self._counts
         counts.running += 1
         try:
             started.tokenizer_threads.submit(self._tokenize, started.queue, request, texts, truncate)
-            output = await future
+            output = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             counts.cancelled += 1
             started.queue.cancel(request)
@@ -190,20 +193,33 @@ class Service:
             counts.running -= 1
         counts.completed += 1
         counts.latencies.append((time.monotonic(), time.perf_counter() - arrival))
-        for text in output.outputs:
-            counts.texts_by_variant[text.variant] += 1
+        counts.texts_by_variant.update(text.variant for text in output.outputs)
+        if self.settings.shadow:
+            self._compare_with_full(started.queue, request, output)
         self.on_output(output)
         return output
 
+    def _compare_with_full(self, queue: RequestQueue, request: PendingRequest, output: RequestOutput) -> None:
+        """Run some of the texts at full size once nothing is queued, and count whether the labels agree."""
+        full, counts = self.variants.full.name, self._counts
+
+        def compare(text: TextOutput, result: RequestOutput | ServeError) -> None:
+            with suppress(InferenceError):  # the full model's outputs are not finite
+                if isinstance(result, RequestOutput):
+                    labels, expected = (predicted_labels(self.task, one.logits) for one in (text, *result.outputs))
+                    counts.agreeing[text.variant] += set(labels) == set(expected)
+                    counts.compared[text.variant] += 1
+
+        for tokens, text in zip(request.texts, output.outputs, strict=True):
+            if text.variant != full and random.random() < self.settings.shadow:
+                queue.submit_background(tokens, full, partial(compare, text))
+
     def snapshot(self) -> ServerSnapshot:
         """The server at this moment."""
-        state = self._started.queue.state() if self._started else QueueState(self.settings.policy)
         counts = self._counts
         rate, p50_ms, p99_ms = counts.rate_and_percentiles()
         return ServerSnapshot(
-            variant=state.variant,
-            queued=state.queued,
-            queued_tokens=state.queued_tokens,
+            **asdict(self._started.queue.state() if self._started else QueueState(self.settings.policy)),
             running=counts.running,
             requests_per_second=rate,
             p50_ms=p50_ms,
@@ -212,7 +228,7 @@ class Service:
             completed=counts.completed,
             cancelled=counts.cancelled,
             texts_by_variant=dict(counts.texts_by_variant),
-            level_changes=state.level_changes,
+            agreement={name: (counts.agreeing[name], count) for name, count in [*counts.compared.items()]},
             uptime=time.monotonic() - counts.started_at,
         )
 
@@ -224,7 +240,8 @@ class Service:
     @property
     def ready(self) -> bool:
         """Started, healthy and not shutting down."""
-        return self._started is not None and self._started.inference_thread.working and not self._draining
+        alive = self._started is not None and self._started.inference_thread.is_alive()
+        return alive and self.healthy and not self._draining
 
     async def drain(self, timeout: float) -> None:
         """Accept no more requests, wait for those in progress (seconds at most), then `close`."""
@@ -241,6 +258,11 @@ class Service:
             self._started.queue.close(_SHUTTING_DOWN)
             self._started.inference_thread.join(timeout=10)
             self._started.tokenizer_threads.shutdown()
+
+    def check_name(self, name: str) -> None:
+        """Raise `ApiError` unless this is the model's name."""
+        if name != self.model_name:
+            raise ApiError(404, f"model is {name[:200]!r}; this server has {self.model_name!r}")
 
     def _check_available(self) -> _Started:
         if self._draining:
@@ -287,21 +309,12 @@ class Service:
             request.on_done(InvalidRequestError(f"a text cannot be tokenised: {type(error).__name__}"))
 
 
-def _set_result(
-    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[RequestOutput]", result: RequestOutput | ServeError
-) -> None:
-    """Complete a future of another thread's event loop."""
-
-    def complete() -> None:
-        if future.done():  # cancelled
-            return
+def _set_result(future: "Future[RequestOutput]", result: RequestOutput | ServeError) -> None:
+    with suppress(InvalidStateError):  # cancelled
         if isinstance(result, ServeError):
             future.set_exception(result)
         else:
             future.set_result(result)
-
-    with suppress(RuntimeError):  # the loop is closed, and its futures with it
-        loop.call_soon_threadsafe(complete)
 
 
 def default_threads(workers: int) -> int:

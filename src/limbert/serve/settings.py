@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from limbert.core.config import Precision, config_field, require
+from limbert.core.config import RuntimeConfig, config_field, require
 
 
 @dataclass(frozen=True)
-class ServeSettings:
+class ServeSettings(RuntimeConfig):
     """Address, policy, limits and resources of a server."""
 
     host: str = config_field("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
@@ -33,13 +33,19 @@ class ServeSettings:
         None, "CPU threads of a process's model (default: all cores but one, divided by the workers)"
     )
     device: str = config_field("auto", "auto (a GPU if there is one), cpu, cuda or cuda:1: where the model runs")
-    precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
+    shadow: float = config_field(
+        0.0, "fraction of texts to run at full size too while nothing is queued, to measure how often labels agree"
+    )
+    variants: int | None = config_field(
+        None, "sub-networks to load, outside torch each with its own weights (default: what fits into free memory)"
+    )
     name: str | None = config_field(None, "model id in URLs (default: the name of the run's folder)")
     drain: float = config_field(
         30.0, "time for requests in progress to finish when the server shuts down", quantity="latency"
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.host), "host", self.host, "an address")
         require(0 <= self.port < 65536, "port", self.port, "from 0 to 65535")
         require(0 < self.slo <= 3600, "slo", self.slo, "more than 0 and at most an hour, in seconds")
@@ -52,7 +58,8 @@ class ServeSettings:
         for origin in self.cors_origins:
             is_origin = origin == "*" or ("://" in origin and not origin.endswith("/"))
             require(is_origin, "CORS origin", origin, "* or scheme://host[:port], without a path")
-        require(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+        require(self.variants is None or self.variants > 0, "variants", self.variants, "at least 1")
         require(self.max_body > 0, "body limit", self.max_body, "at least 1 byte")
         require(self.body_timeout > 0, "body timeout", self.body_timeout, "more than 0 seconds")
+        require(0 <= self.shadow <= 1, "shadow", self.shadow, "a fraction from 0 to 1")
         require(self.drain >= 0, "drain", self.drain, "0 or more seconds")

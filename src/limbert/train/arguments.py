@@ -17,8 +17,7 @@ class ElasticTrainingArguments(TrainingArguments):
     """Arguments of `ElasticTrainer`. All of `transformers.TrainingArguments`, and the fields below.
 
     Some defaults differ: losses that are no number are not filtered but end the run, the newest and the best checkpoint
-    are kept, callbacks such as early stopping continue from their saved state. With the linear schedule the warm-up
-    starts above 0 and weight decay applies to all weights.
+    are kept, callbacks such as early stopping continue from their saved state.
 
     Raises:
         ConfigError: for a value out of range, or an option that training several sub-networks cannot follow.
@@ -38,6 +37,9 @@ class ElasticTrainingArguments(TrainingArguments):
     graft_fraction: float = config_field(0.5, "fraction of the heads and neurons that counts as the weaker ones")
     class_weights: Sequence[float] | str | None = config_field(
         None, "weight of each class in the label loss, or 'balanced': inversely proportional to its frequency"
+    )
+    baseline: float | None = config_field(
+        None, "metric_for_best_model of a constant prediction: no validation at or below it is called the best so far"
     )
     max_length: int = config_field(128, "longest input in tokens, for datasets with text columns")
     text_columns: Sequence[str] | None = config_field(
@@ -62,26 +64,22 @@ class ElasticTrainingArguments(TrainingArguments):
         for name, reason in _UNSUPPORTED.items():
             if getattr(self, name):
                 raise ConfigError(f"{name} is set; ElasticTrainer does not support it: {reason}")
-        require(
-            self.save_total_limit != 1, "save_total_limit", 1, "None or at least 2: the newest and the best checkpoint"
-        )
-        require(
-            self.train_sampling_strategy in ("random", "group_by_length"),
-            "train_sampling_strategy",
-            self.train_sampling_strategy,
-            "random or group_by_length: batches are always random and of similar lengths",
-        )
-        require(
-            self.task_type is None or self.task_type in TASK_TYPES, "task_type", self.task_type, ", ".join(TASK_TYPES)
-        )
-        require(self.teacher_width in ("full", "matched"), "teacher_width", self.teacher_width, "full or matched")
-        require(
-            self.sampled_subnets == 0 or self.sampled_subnets >= 2, "sampled_subnets", self.sampled_subnets, "0 or >= 2"
-        )
-        require(0 < self.graft_rate < 1, "graft_rate", self.graft_rate, "between 0 and 1")
-        require(0 < self.graft_fraction <= 0.5, "graft_fraction", self.graft_fraction, "above 0 and at most 0.5")
+        checks: dict[str, tuple[bool, str]] = {
+            "save_total_limit": (self.save_total_limit != 1, "None or at least 2: the newest and the best checkpoint"),
+            "train_sampling_strategy": (
+                self.train_sampling_strategy in ("random", "group_by_length"),
+                "random or group_by_length: batches are always random and of similar lengths",
+            ),
+            "task_type": (self.task_type in (None, *TASK_TYPES), ", ".join(TASK_TYPES)),
+            "teacher_width": (self.teacher_width in ("full", "matched"), "full or matched"),
+            "sampled_subnets": (self.sampled_subnets == 0 or self.sampled_subnets >= 2, "0 or at least 2"),
+            "graft_rate": (0 < self.graft_rate < 1, "between 0 and 1"),
+            "graft_fraction": (0 < self.graft_fraction <= 0.5, "above 0 and at most 0.5"),
+        }
         for name in ("label_weight", "logit_weight", "hidden_weight", "full_weight", "grafts_per_epoch"):
-            require((getattr(self, name) or 0) >= 0, name, getattr(self, name), "0 or more")
+            checks[name] = ((getattr(self, name) or 0) >= 0, "0 or more")
+        for name, (holds, allowed) in checks.items():
+            require(holds, name, getattr(self, name), allowed)
         super().__post_init__()
 
 

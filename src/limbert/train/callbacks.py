@@ -55,18 +55,13 @@ class GracefulStop(TrainerCallback):
 
     Attributes:
         requested: set it to stop from code.
+        sum_of_votes: over all processes since the last step, ``(2,)``; set by the trainer.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.sum_of_votes: Tensor | None = None
         self._saved_at = time.monotonic()
-        self._votes: Tensor | None = None  # sums over all processes since the last step
-
-    @contextmanager
-    def handling_signals(self) -> Iterator[None]:
-        """Obey SIGINT and SIGTERM inside."""
-        with stop_on_signals():
-            yield
 
     def _wishes(self, args: Any) -> tuple[bool, bool]:
         due = args.save_seconds is not None and time.monotonic() - self._saved_at > args.save_seconds
@@ -76,17 +71,14 @@ class GracefulStop(TrainerCallback):
         """``(2,)``: whether this process wants to stop, and to save."""
         return torch.tensor(self._wishes(args), dtype=torch.float32).to(args.device, non_blocking=True)
 
-    def set_votes(self, votes: Tensor) -> None:
-        """Take the sums of all processes' votes."""
-        self._votes = votes
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._saved_at = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._votes is not None and self._votes.device.type != "cpu" and not control.should_log:
+        votes = self.sum_of_votes
+        if votes is not None and votes.device.type != "cpu" and not control.should_log:
             return
-        self.requested, save = self._wishes(args) if self._votes is None else (self._votes > 0).tolist()
+        self.requested, save = self._wishes(args) if votes is None else (votes > 0).tolist()
         if state.global_step < state.max_steps and (self.requested or save):
             control.should_save = True
             control.should_training_stop |= self.requested
@@ -111,13 +103,6 @@ class StopOnDivergence(TrainerCallback):
             raise DivergedError(
                 f"loss is {loss} at step {state.global_step}; try a lower learning rate, and check the labels"
             )
-
-
-class BroadcastWeights(TrainerCallback):
-    """Starts all processes from the main process's weights."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        broadcast_weights(model)
 
 
 class Grafting(TrainerCallback):

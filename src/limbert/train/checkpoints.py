@@ -2,24 +2,19 @@
 
 import json
 import os
-import shutil
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from limbert.errors import CheckpointError, ConfigError
-from limbert.model.checkpoint import RECORD_FILENAME, write_json
-from limbert.model.elastic import ElasticModel
-from limbert.model.width_gates import GATES_FILENAME
-from limbert.train.base_trainer import UnwrappedTrainer
+from limbert.model.checkpoint import write_json
 
 STATE_NAME = "trainer_state.json"
 _TENSORS, _VALUES, _SCHEDULER = "optimizer.safetensors", "optimizer.json", "scheduler.json"
@@ -37,19 +32,12 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
     """
     steps = [path.name.rpartition("-")[2] for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
     for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
-        path = checkpoint_path(output_dir, step)
-        names = ("model.safetensors", _TENSORS, _VALUES, _SCHEDULER)
-        if all((path / name).exists() for name in names) and _is_json(path / STATE_NAME):
-            return path
+        path, names = checkpoint_path(output_dir, step), ("model.safetensors", _TENSORS, _VALUES, _SCHEDULER)
+        with suppress(OSError, ValueError):
+            json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+            if all((path / name).exists() for name in names):
+                return path
     return None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def save_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
@@ -63,12 +51,13 @@ def save_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     tensors = {f"{index}/{key}": value for (index, key), value in entries.items() if isinstance(value, Tensor)}
     state["state"] = [[*key, value] for key, value in entries.items() if not isinstance(value, Tensor)]
     for name, content, owner in ((_VALUES, state, optimizer), (_SCHEDULER, scheduler.state_dict(), scheduler)):
-        if not _is_plain(content):
+        try:
+            write_json(folder / name, content)
+        except TypeError as error:
             raise ConfigError(
                 f"the state of {type(getattr(owner, 'optimizer', owner)).__name__} holds more than tensors and numbers "
                 "and cannot be saved; use another optimizer or scheduler, or save_only_model=True"
-            )
-        write_json(folder / name, content)
+            ) from error
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, folder / _TENSORS)
 
 
@@ -92,14 +81,6 @@ def load_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
         raise CheckpointError(f"{folder} cannot be read; delete it to resume from the one before: {error}") from error
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
-
-
 def write_into(directory: Any, save: Callable[[Path], None]) -> None:
     """Add files to a folder, each one whole or not at all; what else is there stays.
 
@@ -113,53 +94,3 @@ def write_into(directory: Any, save: Callable[[Path], None]) -> None:
         save(folder)
         for path in folder.iterdir():
             os.replace(path, Path(directory) / path.name)
-
-
-class CheckpointedTrainer(UnwrappedTrainer):
-    """A Trainer of an elastic model whose checkpoints are elastic checkpoints with the training's state beside them."""
-
-    elastic: ElasticModel
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.args.should_save:
-            write_into(output_dir or self.args.output_dir, self._save_elastic)
-
-    def _save_elastic(self, folder: Path, add_files: Callable[[Path], None] = lambda folder: None) -> None:
-        self.elastic.save_pretrained(folder, tokenizer=self.processing_class, add_files=add_files)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        started, state, output_dir = time.monotonic(), self.state, self.args.output_dir
-        folder = checkpoint_path(output_dir, state.global_step)
-        if state.best_global_step:
-            state.best_model_checkpoint = str(checkpoint_path(output_dir, state.best_global_step))
-        if self.args.should_save:
-            callbacks: list[Any] = [*self.callback_handler.callbacks, self.control]
-            exportable = [callback for callback in callbacks if isinstance(callback, ExportableState)]
-            state.stateful_callbacks = TrainerState(stateful_callbacks=exportable).stateful_callbacks  # type: ignore[arg-type]
-            self._save_elastic(folder, self._add_training_state)
-            rotate_checkpoints(str(output_dir), self.args.save_total_limit, state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()  # others may load the best one next
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
-        self.speed_since += time.monotonic() - started
-
-    def _add_training_state(self, folder: Path) -> None:
-        if not self.args.save_only_model:
-            save_optimizer(folder, self.optimizer, self.lr_scheduler)
-        self.state.save_to_json(str(folder / STATE_NAME))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
-            if self.state.best_global_step:  # beside this one, wherever the folder was when it was saved
-                best = checkpoint_path(Path(checkpoint).parent, self.state.best_global_step)
-                self.state.best_model_checkpoint = str(best)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing: every step seeds itself."""
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        for name in (RECORD_FILENAME, GATES_FILENAME):  # the stock method copies config and weights
-            if self.args.should_save and (Path(checkpoint_folder) / name).exists():
-                shutil.copy(Path(checkpoint_folder) / name, str(self.args.output_dir))
-        super()._push_from_checkpoint(checkpoint_folder)

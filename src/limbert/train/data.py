@@ -10,9 +10,10 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from limbert.core.config import TaskType
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.tokenize import training_batches
 from limbert.errors import ConfigError, DataError
@@ -23,52 +24,36 @@ Batch = dict[str, Tensor]
 LABEL_NAMES = ("labels", "label", "label_ids", "start_positions", "end_positions")
 
 
-class IndexDataset(Dataset[int]):
-    """A dataset by index: how long its examples are, in which batches an epoch visits them, how a batch is made.
+class IndexDataset:
+    """A dataset of tokenised examples, with the methods that a training needs (those of `TokenizedExamples`).
 
     Args:
-        source: tokenised examples. One with its own ``collate(indices)``, ``batches(batch_size=, seed=, epoch=)`` and
-            ``prepare_inputs(batch)``, such as `TokenizedExamples`, makes its batches itself.
-        collator: makes a batch of a list of examples, for all other datasets.
+        source: examples by index: dictionaries.
+        collator: makes a batch of a list of examples.
         columns: keys of an example that the collator is given; None gives all.
     """
 
     def __init__(
-        self,
-        source: Any,
-        *,
-        collator: Callable[[list[Any]], Mapping[str, Any]] = lambda examples: {},
-        columns: Sequence[str] | None = None,
+        self, source: Any, *, collator: Callable[[list[Any]], Mapping[str, Any]], columns: Sequence[str] | None = None
     ) -> None:
         if isinstance(source, IterableDataset | datasets.IterableDataset):
             raise ConfigError(f"{type(source).__name__} has no length; give a dataset with examples by index")
         self.source, self._collator, self._columns = source, collator, columns
-        self._makes_batches = hasattr(source, "collate")
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> int:
-        return index
-
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, ``(examples,)``."""
-        if self._makes_batches:
-            return np.asarray(self.source.lengths)
         return np.array([len(ids) for ids in self._column("input_ids")])
 
     def batches(self, *, batch_size: int, seed: int, epoch: int) -> Sequence[list[int]]:
         """One epoch of batches of indices, every example once."""
-        make = self.source.batches if self._makes_batches else partial(training_batches, self.lengths)
-        batches: Sequence[list[int]] = make(batch_size=batch_size, seed=seed, epoch=epoch)
-        return batches
+        return training_batches(self.lengths, batch_size=batch_size, seed=seed, epoch=epoch)
 
     def collate(self, indices: Sequence[int]) -> Batch:
         """The batch of some examples; every tensor has a row for each."""
-        if self._makes_batches:
-            made: Batch = self.source.collate(indices)
-            return made
         fetch = getattr(self.source, "__getitems__", lambda indices: [self.source[index] for index in indices])
         rows = fetch([*indices])
         if self._columns is not None:
@@ -77,24 +62,21 @@ class IndexDataset(Dataset[int]):
 
     def prepare_inputs(self, batch: Batch) -> Batch:
         """The network's inputs and ``labels`` of a batch or some of its rows."""
-        prepare = getattr(self.source, "prepare_inputs", None)
-        return batch if prepare is None else prepare(batch)
+        return batch
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "IndexDataset":
         """Some of the examples, in the order given."""
-        subset: Callable[[Any], Any] = partial(torch.utils.data.Subset, self.source)
+        subset: Callable[[Any], Any] = partial(Subset, self.source)
         chosen = getattr(self.source, "select", subset)(indices)
         return IndexDataset(chosen, collator=self._collator, columns=self._columns)
 
-    def class_ids(self) -> Tensor | None:
-        """The class of every label, ``(labels,)``, without ignored ones; None where labels are no classes."""
-        if self._makes_batches:
-            labels = self.source.labels
-        else:
-            names = getattr(self.source, "column_names", None) or [*self.source[0]]
-            name = next((name for name in LABEL_NAMES[:3] if name in names), None)
-            labels = None if name is None else torch.tensor(np.hstack(self._column(name)))
-        return None if labels is None or labels.is_floating_point() else labels[labels != IGNORE_INDEX]
+    @property
+    def labels(self) -> Tensor | None:
+        """All labels: class ids ``(labels,)``, values ``(examples,)``, ``(examples, classes)``, or None."""
+        names = getattr(self.source, "column_names", None) or [*self.source[0]]
+        name = next((name for name in LABEL_NAMES[:3] if name in names), None)
+        labels = None if name is None else torch.from_numpy(np.hstack(self._column(name)))
+        return labels.reshape(len(self), -1).squeeze(1) if labels is not None and labels.is_floating_point() else labels
 
     def _column(self, name: str) -> list[Any]:
         if isinstance(self.source, datasets.Dataset):
@@ -102,8 +84,21 @@ class IndexDataset(Dataset[int]):
         return [self.source[index][name] for index in range(len(self))]
 
 
+class Indices(Dataset[int]):
+    """The indices of a dataset, for a DataLoader whose ``collate_fn`` fetches the examples."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._length = len(dataset)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
 def index_dataset(dataset: Any, *, network: PreTrainedModel, tokenizer: Any, collator: Any, args: Any) -> Any:
-    """A dataset, or each of several by name, as `IndexDataset`; those and None stay as they are.
+    """A dataset, or each of several by name, with the methods of `IndexDataset`; what has them, and None, stay.
 
     A `datasets.Dataset` with text columns is tokenised, label names become the network's ids.
 
@@ -111,11 +106,11 @@ def index_dataset(dataset: Any, *, network: PreTrainedModel, tokenizer: Any, col
         ConfigError: without a tokenizer for texts, or if the text columns are not clear.
         DataError: for a label name that the network does not have.
     """
-    convert = partial(index_dataset, network=network, tokenizer=tokenizer, collator=collator, args=args)
-    if dataset is None or isinstance(dataset, IndexDataset | str):
+    if dataset is None or isinstance(dataset, str) or hasattr(dataset, "collate"):
         return dataset
     if isinstance(dataset, dict):
-        return {name: convert(part) for name, part in dataset.items()}
+        options = {"network": network, "tokenizer": tokenizer, "collator": collator, "args": args}
+        return {name: index_dataset(part, **options) for name, part in dataset.items()}
     if isinstance(dataset, datasets.Dataset):
         dataset = _with_label_ids(dataset, network.config.label2id or {})
         if "input_ids" not in dataset.column_names:
@@ -133,7 +128,7 @@ def _with_label_ids(dataset: datasets.Dataset, label2id: Mapping[Any, Any]) -> d
     if unknown:
         raise DataError(
             f"label {unknown[0]!r} in column {name!r} is not a label of the model; its labels: "
-            f"{', '.join(map(str, label2id))}; give them to from_pretrained as label2id and id2label"
+            f"{', '.join(map(str, label2id))}; give them to from_pretrained as id2label"
         )
     return dataset.remove_columns(name).add_column("labels", [label2id[label] for label in dataset[name]])
 
@@ -173,7 +168,7 @@ class StepBatches(Sampler[list[int]]):
         seed: of the order.
     """
 
-    def __init__(self, dataset: Any, *, batch_size: int, parts: int = 1, seed: int) -> None:
+    def __init__(self, dataset: Any, *, batch_size: int, parts: int, seed: int) -> None:
         self._dataset, self._batch_size, self._parts, self._seed, self._epoch = dataset, batch_size, parts, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -209,14 +204,6 @@ class LossScale:
     batch_size: int
 
 
-def collate_shard(
-    indices: Sequence[int], *, dataset: IndexDataset, rank: int, world_size: int, class_weights: Tensor | None
-) -> dict[str, Any]:
-    """This process's rows of a batch, with ``loss_scale``."""
-    part, scale = shard_batch(dataset.collate(indices), rank=rank, world_size=world_size, class_weights=class_weights)
-    return dataset.prepare_inputs(part) | {"loss_scale": scale}
-
-
 def shard_batch(
     batch: Batch, *, rank: int, world_size: int, class_weights: Tensor | None = None
 ) -> tuple[Batch, LossScale]:
@@ -225,28 +212,23 @@ def shard_batch(
     A process without a row takes the first one with a scale of 0, so that its passes reach the same weights as the
     others'.
     """
+
+    def count_labels(rows: Batch) -> float:
+        labels = rows.get("labels", rows.get("start_positions"))
+        if labels is None or labels.is_floating_point():
+            return 0.0 if labels is None else float(len(labels))
+        counted = labels[labels != IGNORE_INDEX]
+        return float(len(counted) if class_weights is None else class_weights[counted].sum())
+
     size = len(batch["attention_mask"])
-    count_labels = partial(_count_labels, class_weights=class_weights)
     if world_size == 1:
         return batch, LossScale(1.0, float(count_labels(batch) > 0), size)
     rows = slice(rank, None, world_size) if rank < size else slice(0, 1)
     part = {name: tensor[rows] for name, tensor in batch.items()}
     if rank >= size:
         return part, LossScale(0.0, 0.0, size)
-    tokens, labels = (count(part) / max(1e-9, count(batch)) for count in (_count_tokens, count_labels))
-    return part, LossScale(tokens, labels, size)
-
-
-def _count_tokens(batch: Batch) -> float:
-    return float(batch["attention_mask"].sum())
-
-
-def _count_labels(batch: Batch, *, class_weights: Tensor | None) -> float:
-    labels = batch.get("labels", batch.get("start_positions"))
-    if labels is None or labels.is_floating_point():
-        return 0.0 if labels is None else float(len(labels))
-    counted = labels[labels != IGNORE_INDEX]
-    return float(len(counted) if class_weights is None else class_weights[counted].sum())
+    tokens = float(part["attention_mask"].sum() / batch["attention_mask"].sum().clamp_min(1))
+    return part, LossScale(tokens, count_labels(part) / max(1e-9, count_labels(batch)), size)
 
 
 def pop_labels(batch: Batch) -> Tensor | None:
@@ -257,18 +239,29 @@ def pop_labels(batch: Batch) -> Tensor | None:
 
 
 def resolve_class_weights(
-    weights: Sequence[float] | str | None, dataset: IndexDataset, *, num_labels: int
+    weights: Sequence[float] | str | None, labels: Tensor | None, *, num_labels: int, task_type: TaskType
 ) -> Tensor | None:
-    """The weight of each class, ``(classes,)``, as given or ``balanced``: inversely proportional to its frequency.
+    """The weight of each class in the label loss, ``(classes,)``; with several labels that of an example that has it.
+
+    Args:
+        weights: one number a class; ``balanced``: inversely proportional to the frequency of the class, or with several
+            labels the number of examples without it for each with it; None for none.
+        labels: of the training data.
+        num_labels: classes.
+        task_type: what the labels mean.
 
     Raises:
         ConfigError: if there is not one weight a class, or the labels are no classes.
     """
     if weights is None:
         return None
-    class_ids = dataset.class_ids() if weights == "balanced" else None
-    if class_ids is not None:
-        return balanced_class_weights(class_ids, num_labels)
-    if isinstance(weights, str) or len(weights) != num_labels:
+    has_classes = labels is not None and task_type not in ("regression", "question-answering")
+    if labels is not None and has_classes and weights == "balanced":
+        if task_type == "multi-label":
+            positive = labels.sum(dim=0).clamp_min(1.0)
+            return (len(labels) - positive) / positive
+        classes = labels.argmax(dim=-1) if labels.ndim > 1 else labels[labels != IGNORE_INDEX]
+        return balanced_class_weights(classes, num_labels)
+    if isinstance(weights, str) or len(weights) != num_labels or not has_classes:
         raise ConfigError(f"class_weights is {weights!r}; it must be 'balanced' or {num_labels} numbers, one a class")
     return torch.tensor([*weights], dtype=torch.float32)

@@ -25,11 +25,7 @@ _ERROR_WORDS = ("gloo", "nccl", "connection", "peer", "timed out", "broken pipe"
 
 @contextmanager
 def collective_errors() -> Iterator[None]:
-    """Turn the failure of an exchange into a ProcessError: its cause is the end of another process.
-
-    Raises:
-        ProcessError: for a failed exchange.
-    """
+    """Turn the failure of an exchange into a ProcessError: its cause is the end of another process."""
     try:
         yield
     except RuntimeError as error:
@@ -77,8 +73,7 @@ def rank() -> int:
 def all_reduce_gradients(parameters: Sequence[nn.Parameter], *, extra: Tensor) -> Tensor:
     """Collective: replace every gradient by its sum over all processes, in one exchange; the sum of ``extra`` ``(n,)``.
 
-    Gradients travel in one buffer in the order of the parameters, a missing one as zeros; afterwards they are views of
-    it. A parameter without a gradient stays without.
+    Gradients travel in one buffer, a missing one as zeros, and are views of it afterwards.
     """
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters]
     flat = torch.cat([gradient.flatten() for gradient in [*gradients, extra.to(gradients[0])]])
@@ -101,47 +96,45 @@ def broadcast_weights(network: nn.Module) -> None:
 @collective_errors()
 def all_gather_object(value: Value) -> list[Value]:
     """Collective: the value of each process, by rank. For small values: they are pickled between the processes."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
     return values
+
+
+def gather_dict(mine: dict[str, Value]) -> dict[str, Value]:
+    """Collective: the entries of all processes."""
+    return {key: value for part in all_gather_object(mine) for key, value in part.items()}
 
 
 def run_on_main(function: Callable[[], Value]) -> Value:
     """Collective: call a function in the main process; all processes return its value or raise its error."""
-    outcome: list[Any] = [None, None]
+    value: Any = None
+    error: Exception | None = None
     if rank() == 0:
         try:
-            outcome[0] = function()
-        except Exception as error:
-            outcome[1] = error
-    if world_size() > 1:
-        with collective_errors():
-            dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    value: Value = outcome[0]
-    return value
+            value = function()
+        except Exception as raised:
+            error = raised
+    value, error = all_gather_object((value, error))[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[no-any-return]
 
 
 @contextmanager
 def local_main_process_first() -> Iterator[None]:
     """Collective: one process of each machine runs the block first, the others then find what it cached."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
-    if local_rank > 0:
+    is_first = world_size() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+    if not is_first:
         all_gather_object(None)
     yield
-    if local_rank == 0:
+    if is_first:
         all_gather_object(None)
 
 
 def check_equal(value: object, *, description: str) -> None:
-    """Collective: make sure that all processes found the same on their disks.
-
-    Raises:
-        ConfigError: if one found something else.
-    """
+    """Collective: ConfigError unless all processes found the same on their disks."""
     values = all_gather_object(value)
     for index, other in enumerate(values):
         if other != values[0]:

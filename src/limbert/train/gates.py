@@ -1,4 +1,4 @@
-"""Training of width gates on a frozen encoder: its outputs are computed once and cached, then a small Trainer runs.
+"""Training of width gates on a frozen encoder, whose outputs are computed once and cached.
 
 The encoder runs without dropout, so one pass of each width over the training examples is all that is needed of it. The
 cache is written in shards: a killed run loses one. Several processes share the passes, and all train the same gates.
@@ -6,9 +6,9 @@ cache is written in shards: a killed run loses one. Several processes share the 
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerCallback
+from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
 
 from limbert.core.config import GatesConfig, Precision, TaskType
 from limbert.core.subnet import Subnet
@@ -32,10 +31,9 @@ from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.base_trainer import UnwrappedTrainer, step_seed
-from limbert.train.callbacks import BroadcastWeights, LogLastStep
-from limbert.train.data import IndexDataset, StepBatches, pop_labels
+from limbert.train.data import pop_labels
 from limbert.train.distributed import all_gather_object, rank, world_size
+from limbert.train.subnet_trainer import step_seed
 from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,9 +59,22 @@ class GateFeatures:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class GateExamples:
+    """What gates read, and the choice that each should make.
+
+    Attributes:
+        first_tokens: ``(examples, widths, gates, hidden)``: what each gate reads where the layers below ran at a width.
+        targets: ``(examples,)``, the index of the width that each example should run at.
+    """
+
+    first_tokens: Tensor
+    targets: Tensor
+
+
 def cached_features(
     model: ElasticModel,
-    dataset: IndexDataset,
+    dataset: Any,
     *,
     subnets: Sequence[Subnet],
     layer_indices: Sequence[int],
@@ -83,9 +94,6 @@ def cached_features(
         cache_dir: where shards are written; the same folder and name must mean the same model and examples.
         name: of the shards.
         progress: called with a description, the batches done, and in all.
-
-    Raises:
-        StorageError: if a shard cannot be written.
     """
     batches = evaluation_batches(dataset.lengths, batch_size=_BATCH_SIZE)
     starts = range(0, len(batches), _BATCHES_PER_SHARD)
@@ -103,11 +111,8 @@ def cached_features(
     for start, path in [*zip(starts, paths, strict=True)][rank() :: world_size()]:
         if _read_shard(path) is None:
             _write_shard(path, compute(start))
-    all_gather_object(None)  # all shards are written
-    shards = []
-    for start, path in zip(starts, paths, strict=True):
-        shard = _read_shard(path)
-        shards.append(compute(start) if shard is None else shard)  # None: written on another machine's disk
+    all_gather_object(None)  # all shards are written; one that is not here is on another machine's disk
+    shards = [_read_shard(path) or compute(start) for start, path in zip(starts, paths, strict=True)]
     back = torch.tensor([index for batch in batches for index in batch]).argsort()
     return GateFeatures(**{key: torch.cat([shard[key] for shard in shards])[back] for key in shards[0]})
 
@@ -120,9 +125,7 @@ def _features_of_batch(
     layer_indices: Sequence[int],
     precision: Precision,
 ) -> dict[str, Tensor]:
-    network = model.network
-    labels = pop_labels(batch)
-    assert labels is not None
+    network, labels = model.network, pop_labels(batch)
     inputs = {key: tensor.to(network.device) for key, tensor in batch.items()}
     logits, first_tokens = [], []
     with evaluation_mode(network):
@@ -130,14 +133,11 @@ def _features_of_batch(
             with model.at(subnet), autocast(network.device, precision):
                 shared = SharedForward((subnet,))
                 outputs = run_shared_forward(model, shared, inputs, output_hidden_states=True)[subnet]
-            logits.append(outputs.logits.float())
+            logits.append(outputs.logits.float().cpu())
             states = [outputs.hidden_states[index][:, 0].float() for index in layer_indices]  # (batch, hidden)
-            first_tokens.append(torch.stack(states, dim=1))
-    return {
-        "logits": torch.stack(logits, dim=1).cpu(),
-        "first_tokens": torch.stack(first_tokens, dim=1).cpu(),
-        "labels": labels,
-    }
+            first_tokens.append(torch.stack(states, dim=1).cpu())
+    assert labels is not None
+    return {"logits": torch.stack(logits, dim=1), "first_tokens": torch.stack(first_tokens, dim=1), "labels": labels}
 
 
 def _read_shard(path: Path) -> dict[str, Tensor] | None:
@@ -157,118 +157,8 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
         raise StorageError(f"cannot write {path}: {error}") from error
 
 
-@dataclass(frozen=True)
-class GateDataset(Dataset[int]):
-    """What gates read, and the choice that each should make.
-
-    Attributes:
-        first_tokens: ``(examples, widths, gates, hidden)``: what each gate reads where the layers below ran at a width.
-        targets: ``(examples,)``, the index of the width that each example should run at.
-    """
-
-    first_tokens: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-    def batches(self, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-        """One epoch of batches of indices in random order."""
-        order = np.random.default_rng([seed, epoch]).permutation(len(self))
-        return [order[start : start + batch_size].tolist() for start in range(0, len(self), batch_size)]
-
-
-class GateTrainer(UnwrappedTrainer):
-    """Trains width gates on cached features; every process trains the same gates on whole batches.
-
-    Args:
-        gates: trained in place.
-        args: number of epochs, batch size, learning rate, seed, phase.
-        config: the temperatures.
-        train_dataset, eval_dataset: features and targets.
-        callbacks: of the Trainer.
-    """
-
-    args: ElasticTrainingArguments
-
-    def __init__(
-        self,
-        gates: WidthGates,
-        args: ElasticTrainingArguments,
-        *,
-        config: GatesConfig,
-        train_dataset: GateDataset,
-        eval_dataset: GateDataset,
-        callbacks: Sequence[TrainerCallback] = (),
-    ) -> None:
-        callbacks = [BroadcastWeights(), LogLastStep(), *callbacks]
-        super().__init__(gates, args, train_dataset=train_dataset, eval_dataset=eval_dataset, callbacks=callbacks)
-        self.gates, self.config, self.data, self.held_out = gates, config, train_dataset, eval_dataset
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        size = self.args.per_device_train_batch_size
-        sampler = StepBatches(self.data, batch_size=size, seed=self.args.seed)
-        collate = partial(torch.tensor, dtype=torch.long)
-        return self.same_batches_loader(
-            self.data, batch_sampler=sampler, collate_fn=lambda indices: {"indices": collate(indices)}
-        )
-
-    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Tensor:
-        """Loss of one batch: for each example the layers below ran at a random width."""
-        step, steps, device = self.state.global_step, self.state.max_steps, self.args.device
-        indices = inputs["indices"].cpu()
-        self.examples_seen += len(indices)
-        generator = torch.Generator().manual_seed(step_seed(self.args.seed, self.args.phase + " step", step))
-        low, high = self.config.end_temperature, self.config.start_temperature
-        temperature = high + step / max(1, steps - 1) * (low - high)
-        widths = torch.randint(self.data.first_tokens.shape[1], (len(indices),), generator=generator)
-        logits = model(self.data.first_tokens[indices, widths].to(device))
-        weights = balanced_class_weights(self.data.targets, len(self.gates.widths)).to(device)
-        targets = self.data.targets[indices].to(device)
-        return gate_loss(logits, targets, weights=weights, temperature=temperature, generator=generator)
-
-    @torch.no_grad()
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Class-balanced negative log-likelihood without noise, mean over all widths that the layers below may have."""
-        device, targets = self.args.device, self.held_out.targets
-        weights = balanced_class_weights(targets, len(self.gates.widths)).to(device)
-        losses = [
-            gate_loss(
-                self.gates(states.to(device)), targets.to(device), weights=weights, temperature=1.0, generator=None
-            )
-            for states in self.held_out.first_tokens.unbind(dim=1)
-        ]
-        metrics = {"eval_loss": torch.stack(losses).mean().item()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-class _KeepBest(TrainerCallback):
-    """Keeps the weights with the lowest validation loss in memory."""
-
-    def __init__(self) -> None:
-        self.loss = math.inf
-        self.weights: dict[str, Tensor] = {}
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_: Any
-    ) -> None:
-        if metrics["eval_loss"] < self.loss:
-            self.loss = metrics["eval_loss"]
-            self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
 def check_gates(model: ElasticModel, config: GatesConfig) -> None:
-    """Refuse gates that this model cannot have.
-
-    Raises:
-        ConfigError: for a head with an output for every token, a number of gates that does not divide the layers, or a
-            space of one width.
-    """
+    """ConfigError for a head with an output a token, gates that do not divide the layers, or a single width."""
     network = type(model.network).__name__
     if not network.endswith(TASK_TYPE_SPECS["classification"].class_suffix):
         raise ConfigError(
@@ -280,59 +170,109 @@ def check_gates(model: ElasticModel, config: GatesConfig) -> None:
 
 
 def train_gates(
-    trainer: ElasticTrainer,
-    config: GatesConfig,
-    *,
-    args: ElasticTrainingArguments,
-    callbacks: Sequence[TrainerCallback] = (),
-    progress: Progress = no_progress,
-) -> list[dict[str, float]]:
-    """Train the gates of a trainer's model; the encoder stays as it is. Those with the lowest validation loss are kept.
+    trainer: ElasticTrainer, config: GatesConfig, *, args: ElasticTrainingArguments, progress: Progress = no_progress
+) -> list[dict[str, Any]]:
+    """Train the gates of a trainer's model; the encoder stays as it is. The rows of the log.
 
     Args:
         trainer: has the model, with at least two widths in its space, and labelled data.
         config: the phase's settings.
-        args: the phase's folder (of the cache), name, seed and precision; the rest follows from ``config``.
-        callbacks: of the gates' own Trainer, whose log is returned.
-        progress: called with a description, the batches done, and in all.
+        args: the phase's folder (of the cache), name, seed and precision.
+        progress: called with a description, the batches or steps done, and in all.
     """
     model = trainer.elastic
     subnets, count = _subnets_by_width(model), _gate_count(config, model)
-    make = partial(_gate_dataset, trainer, config, subnets=subnets, num_gates=count, args=args, progress=progress)
-    chosen = _subsample(trainer.train_dataset, config.max_rows, seed=args.seed)
-    train = make(chosen, name=f"{args.phase}-train")
-    held_out = make(trainer.validation_dataset(), name=f"{args.phase}-validation")
+
+    def make(dataset: Any, name: str) -> GateExamples:
+        features = cached_features(
+            model,
+            dataset,
+            subnets=list(subnets.values()),
+            layer_indices=gate_layer_indices(count, model.shape.layers),
+            precision="bf16" if args.bf16 else "fp32",
+            cache_dir=args.path,
+            name=f"{args.phase}-{name}",
+            progress=progress,
+        )
+        targets = gate_targets(features, config, task_type=trainer.task_type, widths=[*subnets])
+        return GateExamples(features.first_tokens, targets)
+
+    train = make(_subsample(trainer.train_dataset, config.max_rows, seed=args.seed), "train")
+    validation = make(trainer.validation_dataset(), "validation")
     _log_targets(train, [*subnets])
     torch.manual_seed(step_seed(args.seed, args.phase, 0))
     gates = WidthGates(num_gates=count, hidden_size=train.first_tokens.shape[-1], widths=tuple(subnets))
-    best, steps = _KeepBest(), math.ceil(config.epochs * math.ceil(len(train) / config.batch_size))
-    arguments = replace(
-        args,
-        num_train_epochs=config.epochs,
-        max_steps=-1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=1,
-        learning_rate=config.learning_rate,
-        warmup_steps=0,
-        weight_decay=0.0,
-        lr_scheduler_type="linear",
-        max_grad_norm=0.0,
-        bf16=False,
-        logging_steps=max(1, steps // _LOGS_PER_PHASE),
-        eval_strategy="epoch",
-        save_strategy="no",
-        load_best_model_at_end=False,
-        metric_for_best_model=None,
-        label_smoothing_factor=0.0,
-    )
-    gate_trainer = GateTrainer(
-        gates, arguments, config=config, train_dataset=train, eval_dataset=held_out, callbacks=[best, *callbacks]
-    )
-    gate_trainer.train()
-    gates.load_state_dict(best.weights)
-    logger.info("gates: validation loss %.3f (chance: %.3f)", best.loss, math.log(len(subnets)))
-    model.gates = gates.requires_grad_(False).eval().to(model.network.device)
-    return gate_trainer.state.log_history
+    gates.to(model.network.device)
+    rows = fit_gates(gates, config, train, validation, seed=args.seed, phase=args.phase, progress=progress)
+    model.gates = gates
+    return rows
+
+
+def fit_gates(
+    gates: WidthGates,
+    config: GatesConfig,
+    train: GateExamples,
+    validation: GateExamples,
+    *,
+    seed: int,
+    phase: str,
+    progress: Progress = no_progress,
+) -> list[dict[str, Any]]:
+    """Train gates in place; they end with the weights of the lowest validation loss. The rows of the log."""
+    examples, num_widths, device = len(train.targets), len(gates.widths), next(gates.parameters()).device
+    steps_per_epoch = math.ceil(examples / config.batch_size)
+    steps = math.ceil(config.epochs * steps_per_epoch)
+    optimizer = torch.optim.AdamW(gates.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
+    weights = balanced_class_weights(train.targets, num_widths).to(device)
+    started = time.monotonic()
+    lowest, best, rows, losses = math.inf, {}, list[dict[str, Any]](), list[Tensor]()
+    for step in range(steps):
+        epoch, number = divmod(step, steps_per_epoch)
+        if number == 0:
+            progress(phase, step, steps)
+            order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(examples))
+        indices = order[number * config.batch_size : (number + 1) * config.batch_size]
+        generator = torch.Generator().manual_seed(step_seed(seed, f"{phase} step", step))
+        low, high = config.end_temperature, config.start_temperature
+        temperature = high + step / max(1, steps - 1) * (low - high)
+        below = torch.randint(num_widths, (len(indices),), generator=generator)  # the width of the layers below
+        logits = gates(train.first_tokens[indices, below].to(device))
+        targets = train.targets[indices].to(device)
+        loss = gate_loss(logits, targets, weights=weights, temperature=temperature, generator=generator)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+        head = {"phase": phase, "step": step + 1}
+        if step + 1 == steps or (step + 1) % max(1, steps // _LOGS_PER_PHASE) == 0:
+            speed = (step + 1) * config.batch_size / (time.monotonic() - started)
+            mean = torch.stack(losses).mean().item()
+            rows.append(head | {"loss": mean, "learning_rate": rate, "examples_per_second": speed})
+            losses.clear()
+        if step + 1 == steps or number + 1 == steps_per_epoch:
+            held_out = validation_loss(gates, validation)
+            rows.append(head | {"validation": -held_out})
+            if held_out < lowest:
+                lowest, best = held_out, {name: tensor.clone() for name, tensor in gates.state_dict().items()}
+    gates.load_state_dict(best)
+    gates.requires_grad_(False).eval()
+    logger.info("gates: validation loss %.3f (chance: %.3f)", lowest, math.log(num_widths))
+    return rows
+
+
+@torch.no_grad()
+def validation_loss(gates: WidthGates, examples: GateExamples) -> float:
+    """Class-balanced negative log-likelihood without noise, mean over all widths that the layers below may have."""
+    device = next(gates.parameters()).device
+    weights, targets = balanced_class_weights(examples.targets, len(gates.widths)).to(device), examples.targets
+    losses = [
+        gate_loss(gates(states.to(device)), targets.to(device), weights=weights, temperature=1.0, generator=None)
+        for states in examples.first_tokens.unbind(dim=1)
+    ]
+    return torch.stack(losses).mean().item()
 
 
 def _gate_count(config: GatesConfig, model: ElasticModel) -> int:
@@ -348,37 +288,10 @@ def _subnets_by_width(model: ElasticModel) -> dict[float, Subnet]:
     return {width: Subnet.uniform(model.shape, width=width) for width in widths}
 
 
-def _subsample(dataset: Any, max_examples: int, *, seed: int) -> IndexDataset:
+def _subsample(dataset: Any, max_examples: int, *, seed: int) -> Any:
     if len(dataset) <= max_examples:
-        chosen: IndexDataset = dataset
-        return chosen
-    indices = np.random.default_rng(seed).choice(len(dataset), size=max_examples, replace=False)
-    return dataset.select(np.sort(indices))
-
-
-def _gate_dataset(
-    trainer: ElasticTrainer,
-    config: GatesConfig,
-    dataset: IndexDataset,
-    *,
-    subnets: Mapping[float, Subnet],
-    num_gates: int,
-    args: ElasticTrainingArguments,
-    name: str,
-    progress: Progress,
-) -> GateDataset:
-    features = cached_features(
-        trainer.elastic,
-        dataset,
-        subnets=list(subnets.values()),
-        layer_indices=gate_layer_indices(num_gates, trainer.elastic.shape.layers),
-        precision="bf16" if args.bf16 else "fp32",
-        cache_dir=args.path,
-        name=name,
-        progress=progress,
-    )
-    targets = gate_targets(features, config, task_type=trainer.task_type, widths=[*subnets])
-    return GateDataset(features.first_tokens, targets)
+        return dataset
+    return dataset.select(np.sort(np.random.default_rng(seed).choice(len(dataset), size=max_examples, replace=False)))
 
 
 def gate_targets(
@@ -387,7 +300,10 @@ def gate_targets(
     """The index of the width that each example should run at, ``(examples,)``."""
     logits, labels = features.logits, features.labels
     full = logits[:, -1]
-    truth = labels if config.target == "label" else _predicted_labels(full, task_type)
+    truth = labels
+    if config.target == "agreement":
+        of_several = (full > 0).float() if task_type == "multi-label" else full.argmax(dim=-1)
+        truth = full[:, 0] if task_type == "regression" else of_several
     if config.cost is None:
         tolerance = config.tolerance * float(labels.float().std()) if task_type == "regression" else 0.0
         return narrowest_correct(is_correct(logits, truth, task_type=task_type, tolerance=tolerance))
@@ -396,16 +312,9 @@ def gate_targets(
     return lowest_cost(logits, truth, task_type=task_type, cost=config.cost, relative_flops=torch.tensor(widths))
 
 
-def _predicted_labels(logits: Tensor, task_type: TaskType) -> Tensor:
-    """Logits ``(examples, outputs)`` as labels."""
-    if task_type == "regression":
-        return logits[:, 0]
-    return (logits > 0).float() if task_type == "multi-label" else logits.argmax(dim=-1)
-
-
-def _log_targets(dataset: GateDataset, widths: Sequence[float]) -> None:
+def _log_targets(examples: GateExamples, widths: Sequence[float]) -> None:
     """Log how often each width is the target: gates cannot learn a choice that hardly occurs."""
-    counts = torch.bincount(dataset.targets, minlength=len(widths)).tolist()
+    counts = torch.bincount(examples.targets, minlength=len(widths)).tolist()
     fractions = [count / sum(counts) for count in counts]
     parts = (f"{width:g} for {100 * part:.1f} %" for width, part in zip(widths, fractions, strict=True))
     logger.info("target widths: %s", ", ".join(parts))

@@ -1,25 +1,27 @@
 """Training from datasets in memory: the phases of a recipe on what `transformers.Trainer` takes."""
 
 import json
-import logging
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from transformers import TrainerCallback
+
+from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.errors import ConfigError
-from limbert.evaluation.results import LOG_NAME
+from limbert.evaluation.evaluate import Progress, no_progress
+from limbert.evaluation.results import SubnetResult
 from limbert.files import json_fingerprint
 from limbert.model.elastic import ElasticModel
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.checkpoints import write_into
+from limbert.train.data import index_dataset
 from limbert.train.distributed import init_distributed, run_on_main
-from limbert.train.phases import FINAL, ConfiguredPhase, Phase, check_phases, train_phases
+from limbert.train.output_run import RunData, run_phases
+from limbert.train.phases import PHASES, ConfiguredPhase, Phase
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
-from limbert.train.run_folder import RunFolder
-from limbert.train.subnet_evaluation import task_of, task_type_of
-
-logger = logging.getLogger(__name__)
+from limbert.train.subnet_trainer import task_of, task_type_of
+from limbert.train.trainer import ElasticTrainer, default_collator
 
 
 def train_model(
@@ -31,9 +33,14 @@ def train_model(
     recipe: str | Recipe = "limbert",
     phases: Sequence[str | Phase] | None = None,
     processing_class: Any = None,
+    data_collator: Any = None,
+    compute_metrics: Any = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Progress = no_progress,
+    overwrite: bool = False,
     **options: Any,
 ) -> ElasticModel:
-    """Run the phases of a recipe on datasets; the trained model is saved into ``args.output_dir``.
+    """Run the phases of a recipe on datasets; ``args.output_dir`` then holds the trained model and its results.
 
     Args:
         model: the base model; its space is the one that is trained.
@@ -43,14 +50,15 @@ def train_model(
         recipe: a bundled one by name, a TOML file, or a `Recipe`.
         phases: names of phases instead of all of the recipe's, or phases of your own.
         processing_class: the tokenizer, saved along.
-        options: of `ElasticTrainer` and `train_phases`: ``compute_metrics``, ``callbacks``, ``data_collator``, ...
+        data_collator, compute_metrics, options: of `ElasticTrainer`.
+        callbacks, progress, overwrite: see `run_phases`.
 
     Raises:
         ConfigError: for another run's folder, or settings that this model or data cannot have.
         TrainingInterrupted: after a signal; the same call resumes.
     """
     given = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    configured = _configure(given, phases, world=init_distributed())
+    configured = _configure(given, phases, world_size=init_distributed())
     if isinstance(train_dataset, dict):
         eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
         train_dataset = train_dataset["train"]
@@ -61,74 +69,70 @@ def train_model(
             raise ConfigError("no eval_dataset is given; it chooses checkpoints and scores importance")
         split = train_dataset.train_test_split(0.1, seed=args.seed)
         train_dataset, eval_dataset = split["train"], split["test"]
+    steps = {phase.name: vars(config) for phase, config in configured}
     settings = {
         "train": {"seed": args.seed, "model": model.network.config._name_or_path or None},
         "args": _changed_arguments(args),
-        "recipe": {
-            "space": model.space.to_dict(),
-            "phases": {phase.name: vars(config) for phase, config in configured},
-        },
+        "recipe": {"space": model.space.to_dict(), "phases": steps},
         "content": {"data": fingerprint},
     }
-    settings = json.loads(json.dumps(settings, default=str))
-    folder, completed = RunFolder(args.path, settings), [*model.record.get("phases", ())]
-    record = {"task": model.record.get("task") or _task_record(model, args), "settings": settings}
-    check_phases(model, configured)
-    with folder.opened():
-        if (folder.path / "config.json").exists():
-            logger.info("%s is finished already, with these settings", folder.path)
-            return ElasticModel.from_pretrained(folder.path)
-        model = train_phases(
-            model,
-            configured,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            is_rewired="width" in completed,
-            processing_class=processing_class,
-            make_record=lambda done: record | {"phases": completed + done},
-            **options,
+    network, task_type = model.network, args.task_type or task_type_of(model.network)
+    collator = data_collator or default_collator(processing_class)
+    trainer_options = options | {
+        "processing_class": processing_class, "data_collator": collator, "compute_metrics": compute_metrics
+    }  # fmt: skip
+
+    def load_data() -> RunData:
+        prepare = partial(index_dataset, network=network, tokenizer=processing_class, collator=collator, args=args)
+        train, validation = prepare(train_dataset), prepare(eval_dataset)
+
+        def evaluate(trained: ElasticModel) -> list[SubnetResult]:
+            quiet = replace(args, report_to=[], push_to_hub=False)
+            trainer = ElasticTrainer(trained, quiet, eval_dataset=validation, **trainer_options)
+            trainer.evaluate()
+            results = trainer.subnet_results()
+            return results if results[0].metrics else []
+
+        has_metrics = compute_metrics is not None or TASK_TYPE_SPECS[task_type].token_level
+        default = "loss" if has_metrics else task_of(network, task_type).primary_metric
+        task = None if "MaskedLM" in type(network).__name__ else task_of(network, task_type).to_dict()
+        return RunData(
+            phases=configured,
+            load_base=lambda: model,
+            training=trainer_options
+            | {"train_dataset": train, "eval_dataset": validation, "metric": args.metric_for_best_model or default},
+            evaluate=evaluate,
+            record={"task": model.record.get("task") or task},
+            num_examples=len(validation),
         )
-        last = configured[-1][0].name
-        run_on_main(lambda: _publish_model(model, folder.path / last, tokenizer=processing_class, args=args))
-    return model
+
+    plain = json.loads(json.dumps(settings, default=str))
+    run_phases(
+        args.path,
+        plain,
+        load_data,
+        lambda path: replace(args, output_dir=str(path), push_to_hub=False),
+        callbacks=callbacks,
+        progress=progress,
+        overwrite=overwrite,
+    )
+    trained = ElasticModel.from_pretrained(args.path, head="as-saved")
+    if args.push_to_hub:
+        name = args.hub_model_id or args.path.absolute().name
+        upload = {"tokenizer": processing_class, "private": args.hub_private_repo, "token": args.hub_token}
+        run_on_main(lambda: trained.push_to_hub(name, **upload))
+    return trained
 
 
-def _configure(recipe: Recipe, phases: Sequence[str | Phase] | None, *, world: int) -> list[ConfiguredPhase]:
+def _configure(recipe: Recipe, phases: Sequence[str | Phase] | None, *, world_size: int) -> list[ConfiguredPhase]:
     """Phases by name with the recipe's settings, own ones with their defaults; batch sizes of all processes."""
     chosen = [*(phases or recipe.phases)]
     named = override_recipe(recipe, phases=[phase for phase in chosen if isinstance(phase, str)])
-    known = dict(zip(named.phases, named.with_world_size(world).configured_phases(), strict=True))
+    configs = named.with_world_size(world_size).phases
     return [
-        known[phase] if isinstance(phase, str) else (phase, phase.config_class(**phase.defaults)) for phase in chosen
+        (PHASES[phase], configs[phase]) if isinstance(phase, str) else (phase, phase.config_class(**phase.defaults))
+        for phase in chosen
     ]
-
-
-def _publish_model(model: ElasticModel, last: Path, *, tokenizer: Any, args: ElasticTrainingArguments) -> None:
-    """Put the result of the last phase into the output folder, and on the Hub if that is wanted."""
-
-    def save(folder: Path) -> None:
-        def add_log(target: Path) -> None:
-            shutil.copy(last / FINAL / LOG_NAME, target)
-
-        model.save_pretrained(folder, tokenizer=tokenizer, add_files=add_log)
-
-    write_into(last.parent, save)
-    shutil.rmtree(last)
-    if args.push_to_hub:
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=args.hub_token)
-        name = args.hub_model_id or last.parent.absolute().name
-        repo = api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
-        ignored = ["settings.json", "tensorboard/*"]
-        api.upload_folder(repo_id=repo.repo_id, folder_path=str(last.parent), ignore_patterns=ignored)
-
-
-def _task_record(model: ElasticModel, args: ElasticTrainingArguments) -> dict[str, Any] | None:
-    if type(model.network).__name__.endswith("ForMaskedLM"):
-        return None
-    return task_of(model.network, args.task_type or task_type_of(model.network)).to_dict()
 
 
 def _changed_arguments(args: ElasticTrainingArguments) -> dict[str, Any]:

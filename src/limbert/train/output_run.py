@@ -1,31 +1,37 @@
 """Runs that end in an output folder: phases in a work folder beside it, results on held-out data, one renaming."""
 
+import copy
 import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 
-from limbert.core.config import TrainConfig, require
-from limbert.core.subnet import Subnet
+from limbert.core.config import GatesConfig, TaskType, TrainConfig, require
 from limbert.evaluation.evaluate import Progress, no_progress
 from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, mean_metric, read_results
 from limbert.inference.load import resolve_device
+from limbert.method.importance import importance_from_micro_batches
+from limbert.method.rewiring import rewire
 from limbert.model.checkpoint import library_versions
 from limbert.model.elastic import ElasticModel
+from limbert.train import distributed
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.distributed import all_gather_object, local_main_process_first, rank, run_on_main, world_size
-from limbert.train.phases import FINAL, check_phases, train_phases
-from limbert.train.recipes import Recipe
+from limbert.train.gates import train_gates
+from limbert.train.phases import ConfiguredPhase, argument_or, check_phases, encoder_arguments, preview_phases
 from limbert.train.run_folder import RunFolder, is_run_finished
-from limbert.train.subnet_evaluation import EvaluateSubnets, result_record, subnets_of_rank
+from limbert.train.subnet_trainer import result_record
+from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)
+
+FINAL = "final"  # folder of a finished phase's model
+_LOGGING_STEPS = 10  # each log waits for the device once
 
 
 @dataclass(frozen=True)
@@ -33,44 +39,53 @@ class RunData:
     """What the phases of one run train on, and how their result is measured and recorded.
 
     Attributes:
-        tokenizer: saved with the model.
-        load_base: loads the base model.
-        load_phase: loads the result of a finished phase.
-        train_dataset, distill_dataset, eval_dataset: as `train_phases` takes them.
-        evaluate_subnets: on the validation split.
-        evaluate_dev: results on data that neither trained nor chose anything.
-        metric: that chooses checkpoints.
-        num_dev_examples: that ``evaluate_dev`` runs.
-        baseline: metrics of the best constant prediction on them; None where there is none.
+        phases: with their settings, batch sizes those of all processes together.
+        load_base: loads the base model; phases of earlier runs are in its record.
+        training: of `train_phases`: datasets, metric, tokenizer, how to evaluate and to load.
+        evaluate: collective: results of the sub-networks on data that trained nothing; empty if they have no metrics.
         record: what ``limbert.json`` says beside phases and settings.
-        completed_phases: of earlier runs that trained the base model.
-        skipped_phase: of the recipe, that the base model makes unnecessary.
-        task_type: what the outputs mean.
+        num_examples: that ``evaluate`` runs.
+        baseline: metrics of the best constant prediction on them; None where there is none.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    phases: Sequence[ConfiguredPhase]
     load_base: Callable[[], ElasticModel]
-    load_phase: Callable[[Path], ElasticModel]
-    train_dataset: Any
-    distill_dataset: Any
-    eval_dataset: Any
-    evaluate_subnets: EvaluateSubnets
-    evaluate_dev: Callable[[ElasticModel, Mapping[str, Subnet]], list[SubnetResult]]
-    metric: str
-    num_dev_examples: int
-    baseline: dict[str, float] | None
+    training: dict[str, Any]
+    evaluate: Callable[[ElasticModel], list[SubnetResult]]
     record: dict[str, Any]
-    completed_phases: tuple[str, ...]
-    skipped_phase: str | None
-    task_type: str
+    num_examples: int
+    baseline: dict[str, float] | None = None
+
+
+def start_processes(config: TrainConfig) -> int:
+    """Join the processes of a launcher, if any; their number. ConfigError for a device that they cannot have."""
+    resolve_device(config.device)
+    count = distributed.init_distributed()
+    require(count == 1 or config.device == "auto", "device", config.device, "auto with several processes")
+    return count
+
+
+def arguments_of_run(config: TrainConfig, path: Path, *, task_type: TaskType) -> ElasticTrainingArguments:
+    """The arguments that all phases of a run share, in its work folder."""
+    return ElasticTrainingArguments(
+        str(path),
+        task_type=task_type,
+        class_weights=config.class_weight_values,
+        seed=config.seed,
+        bf16=config.precision == "bf16",
+        save_seconds=config.checkpoint_every,
+        report_to=["tensorboard"] if config.tensorboard else [],
+        disable_tqdm=True,
+        use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),
+    )
 
 
 def run_phases(
-    config: TrainConfig,
-    recipe: Recipe,
-    *,
+    output: str | Path,
     settings: dict[str, Any],
     load_data: Callable[[], RunData],
+    make_arguments: Callable[[Path], ElasticTrainingArguments],
+    *,
     callbacks: Sequence[TrainerCallback] = (),
     progress: Progress = no_progress,
     overwrite: bool = False,
@@ -78,10 +93,10 @@ def run_phases(
     """Train what is left to train, write the output folder, and return the results on held-out data.
 
     Args:
-        config: base model, output, seed, precision.
-        recipe: with the batch sizes of all processes together.
-        settings: see `run_settings`; an unfinished run with others is refused.
+        output: the folder; until the run is finished everything is in ``OUTPUT.training``.
+        settings: see `run_settings`; an unfinished run with others is refused, unless it is to be overwritten.
         load_data: reads and tokenises; called in one process of each machine first.
+        make_arguments: of all phases, in the work folder.
         callbacks: of the Trainer, in the main process.
         progress: called with a description, the steps done, and in all.
         overwrite: replace a model or an unfinished run with other settings.
@@ -90,96 +105,198 @@ def run_phases(
         TrainingInterrupted: after a signal; the same call resumes.
         ConfigError, StorageError, CheckpointError, SubnetError, ProcessError, DivergedError: in one line each.
     """
-    resolve_device(config.device)
-    require(world_size() == 1 or config.device == "auto", "device", config.device, "auto with several processes")
-    if is_run_finished(config.output, settings, overwrite=overwrite):
-        logger.info("%s is finished already, with these settings (--overwrite trains it again)", config.output)
-        return read_results(config.output)
-    output = Path(config.output)
+    output = Path(output) if Path(output).name else Path(output).absolute()
+    if is_run_finished(output, settings, overwrite=overwrite):
+        logger.info("%s is finished already, with these settings (--overwrite trains it again)", output)
+        return read_results(output) if (output / RESULTS_NAME).exists() else []
     folder = RunFolder(output.with_name(output.name + ".training"), settings, overwrite=overwrite)
-    with local_main_process_first():
+    with distributed.local_main_process_first():
         data = load_data()
     model = data.load_base()
-    model.space = recipe.space
-    phases = [(phase, settled) for phase, settled in recipe.configured_phases() if phase.name != data.skipped_phase]
-    check_phases(model, phases)
+    completed = [*model.record.get("phases", ())]
+    check_phases(model, data.phases)
     with folder.opened():
-        args = ElasticTrainingArguments(  # here, since it resets accelerate's state
-            str(folder.path),
-            task_type=data.task_type,  # type: ignore[arg-type]
-            seed=config.seed,
-            bf16=config.precision == "bf16",
-            save_seconds=config.checkpoint_every,
-            report_to=["tensorboard"] if config.tensorboard else [],
-            disable_tqdm=True,
-            use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),
-        )
+        args = make_arguments(folder.path)
+        preview_phases(model, data.phases, args, **data.training)
         model = train_phases(
             model,
-            phases,
+            data.phases,
             args=args,
-            train_dataset=data.train_dataset,
-            eval_dataset=data.eval_dataset,
-            distill_dataset=data.distill_dataset,
-            is_rewired="width" in data.completed_phases,
-            evaluate_subnets=data.evaluate_subnets,
-            metric=data.metric,
-            processing_class=data.tokenizer,
-            callbacks=callbacks if rank() == 0 else (),
-            load=data.load_phase,
-            make_record=lambda done: data.record | {"phases": [*data.completed_phases, *done], "settings": settings},
+            callbacks=callbacks if distributed.rank() == 0 else (),
+            make_record=lambda done: data.record | {"phases": completed + done, "settings": settings},
             progress=progress,
+            **data.training,
         )
         model.network.to(args.device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
-        subnets = model.subnets()
-        measured = data.evaluate_dev(model, subnets_of_rank(subnets, args))  # each process measures some
-        found = {result.subnet: result for part in all_gather_object(measured) for result in part}
-        results = [found[name] for name in subnets]
-        run_on_main(lambda: _save_output(model, output, folder.path / phases[-1][0].name, data, results, args))
-    if data.baseline is not None and rank() == 0:
-        _warn_if_not_above_baseline(results, data.baseline, metric=data.metric)
+        results = data.evaluate(model)
+        distributed.run_on_main(lambda: _save_output(model, output, data, results, args))
+    if data.baseline is not None and distributed.rank() == 0:
+        metric = data.training["metric"]
+        best, constant = max(row.mean_metric(metric) for row in results), mean_metric(data.baseline, metric)
+        if best <= constant:
+            logger.warning(
+                "no sub-network is better than always predicting the same: %s %.3f, baseline %.3f; "
+                "train for more steps (--epochs, --max-steps) or with a higher --learning-rate",
+                *(metric, best, constant),
+            )
     return results
 
 
-def _warn_if_not_above_baseline(results: Sequence[SubnetResult], baseline: Mapping[str, float], *, metric: str) -> None:
-    best, constant = max(result.mean_metric(metric) for result in results), mean_metric(baseline, metric)
-    if best <= constant:
-        logger.warning(
-            "no sub-network is better than always predicting the same: %s %.3f, baseline %.3f; "
-            "train for more steps (--epochs, --max-steps) or with a higher --learning-rate",
-            metric,
-            best,
-            constant,
+def train_phases(
+    model: ElasticModel,
+    phases: Sequence[ConfiguredPhase],
+    *,
+    args: ElasticTrainingArguments,
+    metric: str,
+    train_dataset: Any,
+    eval_dataset: Any,
+    distill_dataset: Any = None,
+    baseline: float | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    load: Callable[[Path], ElasticModel] = ElasticModel.from_pretrained,
+    make_record: Callable[[list[str]], dict[str, Any]] = lambda phases: {},
+    progress: Progress = no_progress,
+    **trainer_options: Any,
+) -> ElasticModel:
+    """Run phases in order, each into ``output_dir/PHASE/final``. The same call resumes what was interrupted.
+
+    Args:
+        model: the base model, changed in place. Phase width does not sort heads and neurons that an earlier run, named
+            in its record, has sorted.
+        phases: with their settings, of which the batch size is that of all processes together.
+        args: for all phases; what differs from its default is used instead of the settings of a phase that trains the
+            encoder.
+        metric: that chooses checkpoints.
+        train_dataset: as `ElasticTrainer` takes it, or a function of the phase's name.
+        eval_dataset: chooses checkpoints and scores importance.
+        distill_dataset: instead of ``train_dataset`` in phases with a teacher.
+        baseline: the metric of a constant prediction, see `ElasticTrainingArguments`.
+        callbacks: of the phases that train the encoder.
+        load: the model of a finished phase.
+        make_record: what else ``limbert.json`` says after these phases.
+        progress: called with a description, the steps done, and in all.
+        trainer_options: as `ElasticTrainer` takes them.
+
+    Raises:
+        ConfigError: for settings that this model or data cannot have.
+        TrainingInterrupted, DivergedError, StorageError, ProcessError: as `ElasticTrainer.train`.
+    """
+    root, names = args.path, [phase.name for phase, _ in phases]
+    is_rewired = "width" in model.record.get("phases", ())
+    done = max((number for number, name in enumerate(names, start=1) if (root / name / FINAL).is_dir()), default=0)
+    distributed.check_equal(done, description=f"in {root} as the number of finished phases")
+    if done:
+        model = load(root / names[done - 1] / FINAL)
+        logger.info("resuming after phase %s from %s", names[done - 1], root / names[done - 1] / FINAL)
+    check_phases(model, phases[done:])
+    for number, (phase, config) in enumerate(phases[done:], start=done + 1):
+        data = distill_dataset if phase.uses_teacher and distill_dataset is not None else train_dataset
+        data = data(phase.name) if callable(data) else data
+        phase_args, loggers = _phase_arguments(args, phase.name)
+        encoder_args = phase_args
+        if not isinstance(config, GatesConfig):
+            encoder_args = encoder_arguments(phase_args, config, num_examples=len(data), metric=metric)
+            encoder_args.baseline = baseline
+        trainer = ElasticTrainer(
+            model,
+            encoder_args,
+            subnets=phase.select_subnets(model),
+            train_dataset=data,
+            eval_dataset=eval_dataset,
+            callbacks=[*callbacks, *loggers],
+            **trainer_options,
         )
+        if isinstance(config, GatesConfig):
+            rows = train_gates(trainer, config, args=phase_args, progress=progress)
+        else:
+            model.gates = None  # they fitted the weights before
+            if phase.rewires and not is_rewired:
+                rewire(model, importance_from_micro_batches(model, trainer.importance_batches()))
+                distributed.broadcast_weights(model.network)
+            if phase.uses_teacher:
+                trainer.teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval())
+            trainer.train(resume_from_checkpoint=True)
+            rows = _log_rows(phase.name, trainer.state.log_history, metric=metric)
+        model.record = make_record(names[:number])
+        if distributed.rank() == 0:
+            tokenizer = trainer_options.get("processing_class")
+            _finish_phase(model, root, names[:number], tokenizer=tokenizer, rows=rows)
+        distributed.all_gather_object(None)  # the others wait for the result
+    return model
+
+
+def _finish_phase(
+    model: ElasticModel, root: Path, names: Sequence[str], *, tokenizer: Any, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the model and the log so far in one renaming, then delete what is not needed any more."""
+    folder, earlier = root / names[-1], [root / name for name in names[:-1]]
+    before = [file.read_text(encoding="utf-8") for name in earlier if (file := name / FINAL / LOG_NAME).exists()]
+
+    def add_log(target: Path) -> None:
+        text = "".join([*before[-1:], *(json.dumps(row) + "\n" for row in rows)])
+        (target / LOG_NAME).write_text(text, encoding="utf-8")
+
+    model.save_pretrained(folder / FINAL, tokenizer=tokenizer, add_files=add_log)
+    for path in folder.iterdir():
+        if path.name != FINAL:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in earlier:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _log_rows(phase: str, history: Sequence[Mapping[str, float]], *, metric: str) -> list[dict[str, Any]]:
+    """The rows of ``log.jsonl`` of a phase: losses, and ``validation``, the metric."""
+    rows: list[dict[str, Any]] = []
+    for record in history:
+        head = {"phase": phase, "step": record["step"]}
+        if "loss" in record:
+            rows.append(head | {key: record[key] for key in ("loss", "learning_rate", "examples_per_second")})
+        elif f"eval_{metric}" in record:
+            rows.append(head | {"validation": record[f"eval_{metric}"]})
+    return rows
+
+
+def _phase_arguments(
+    args: ElasticTrainingArguments, name: str
+) -> tuple[ElasticTrainingArguments, list[TrainerCallback]]:
+    """The arguments of a phase's folder; TensorBoard's log is kept beside the phases, one run a phase."""
+    loggers: list[TrainerCallback] = []
+    report_to = [*(args.report_to or ())]
+    if "tensorboard" in report_to:
+        from transformers.integrations.integration_utils import TensorBoardCallback
+
+        report_to.remove("tensorboard")
+        board = TensorBoardCallback()
+        board.logging_dir = str(args.path / "tensorboard" / name)
+        loggers.append(board)
+    steps, seconds = argument_or(args, "logging_steps", _LOGGING_STEPS), args.save_seconds or 120.0
+    own: dict[str, Any] = {"output_dir": str(args.path / name), "phase": name, "report_to": report_to}
+    return replace(args, push_to_hub=False, logging_steps=steps, save_seconds=seconds, **own), loggers
 
 
 def _save_output(
-    model: ElasticModel,
-    output: Path,
-    last: Path,
-    data: RunData,
-    results: Sequence[SubnetResult],
-    args: ElasticTrainingArguments,
+    model: ElasticModel, output: Path, data: RunData, results: Sequence[SubnetResult], args: ElasticTrainingArguments
 ) -> None:
     """Write the finished folder in one renaming, then delete the work folder."""
-    stamp = {
+    stamp: dict[str, Any] = {
         "seed": args.seed,
         "device": args.device.type,
         "threads": torch.get_num_threads(),
-        "processes": world_size(),
+        "processes": distributed.world_size(),
         "versions": library_versions(),
-        "examples": data.num_dev_examples,
+        "examples": data.num_examples,
     }
-    if data.baseline is not None:
-        stamp["baseline"] = data.baseline
-    model.record |= result_record(results, device=args.device.type)
+    stamp |= {} if data.baseline is None else {"baseline": data.baseline}
+    model.record |= result_record(results, device=args.device.type) if results else {}
+    log, board = args.path / data.phases[-1][0].name / FINAL / LOG_NAME, args.path / "tensorboard"
 
     def add_files(folder: Path) -> None:
         rows = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]
-        (folder / RESULTS_NAME).write_text("".join(rows), encoding="utf-8")
-        shutil.copy(last / FINAL / LOG_NAME, folder)
-        if (last.parent / "tensorboard").is_dir():
-            shutil.copytree(last.parent / "tensorboard", folder / "tensorboard")
+        if rows:
+            (folder / RESULTS_NAME).write_text("".join(rows), encoding="utf-8")
+        shutil.copy(log, folder)
+        if board.is_dir():
+            shutil.copytree(board, folder / board.name)
 
-    model.save_pretrained(output, tokenizer=data.tokenizer, add_files=add_files)
-    shutil.rmtree(last.parent, ignore_errors=True)
+    model.save_pretrained(output, tokenizer=data.training.get("processing_class"), add_files=add_files)
+    shutil.rmtree(args.path, ignore_errors=True)

@@ -1,38 +1,27 @@
-"""The training phases, and the function that runs several of them in order, interrupted and resumed at will."""
+"""The training phases: which sub-networks each trains, from what, with which settings, and for how many steps."""
 
-import copy
-import json
 import logging
 import math
-import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
+import numpy as np
+import torch
 
 from limbert.core.config import AnyPhaseConfig, GatesConfig, PhaseConfig
 from limbert.core.subnet import Subnet
-from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.errors import ConfigError
-from limbert.evaluation.evaluate import Progress, no_progress
-from limbert.evaluation.results import LOG_NAME
-from limbert.method.importance import importance_from_micro_batches
-from limbert.method.rewiring import rewire
 from limbert.model.elastic import ElasticModel
+from limbert.model.outputs import logits_of
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.distributed import all_gather_object, broadcast_weights, check_equal, rank
-from limbert.train.gates import check_gates, train_gates
-from limbert.train.subnet_evaluation import task_of, task_type_of
-from limbert.train.trainer import ElasticTrainer
+from limbert.train.data import pop_labels
+from limbert.train.gates import check_gates
 
 logger = logging.getLogger(__name__)
 
 Supervision = Literal["labels", "text"]
-FINAL = "final"  # folder of a finished phase's model
-_LOGGING_STEPS = 10  # each log waits for the device once
 
 
 @dataclass(frozen=True)
@@ -98,6 +87,21 @@ _PHASES = (
     Phase("final", "all widths at all depths on the true labels, without a teacher", supervision=_LABELS_OR_TEXT),
     Phase("gates", "gates that choose each input's widths, with the encoder frozen", trains_gates=True, defaults={}),
     Phase(
+        "specialise",
+        "one sub-network of an elastic run, taught by the run's full size (--subnet)",
+        uses_teacher=True,
+        defaults={
+            "logit_weight": 1.0,
+            "hidden_weight": 1.0,
+            "learning_rate": 1e-4,
+            "warmup": 0.1,
+            "epochs": 1.0,
+            "min_steps": 300,
+            "max_steps": 1000,
+        },
+        supervision=frozenset(),
+    ),
+    Phase(
         "mlm",
         "the whole model on the masked words of a text: the teacher of pre-training",
         _full_subnet,
@@ -105,6 +109,11 @@ _PHASES = (
     ),
 )
 PHASES: dict[str, Phase] = {phase.name: phase for phase in _PHASES}
+
+
+def select_only(phase: Phase, subnet: str) -> Phase:
+    """The phase training nothing but one sub-network, by its name."""
+    return replace(phase, select_subnets=lambda model: {subnet: model.subnet(subnet)})
 
 
 def check_supervision(phases: Iterable[str], supervision: Supervision) -> None:
@@ -126,9 +135,9 @@ def warn_about_phases(phases: Iterable[str], *, completed: Iterable[str], is_fin
     """
     widths_trained = bool({"width", "depth", "final"} & {*completed})
     for name in phases:
-        if PHASES[name].trains_gates and not widths_trained:
+        if name == "gates" and not widths_trained:
             logger.warning("phase %s chooses among widths that no phase has trained; run phase width before it", name)
-        if PHASES[name].uses_teacher and not is_finetuned:
+        if name in ("width", "depth") and not is_finetuned:
             logger.warning("phase %s has a teacher that is not fine-tuned; run phase finetune before it", name)
         widths_trained |= name in ("width", "depth", "final")
         is_finetuned |= name in ("finetune", "final")
@@ -142,176 +151,19 @@ def check_phases(model: ElasticModel, phases: Iterable[ConfiguredPhase]) -> None
             check_gates(model, config)
 
 
-def train_phases(
-    model: ElasticModel,
-    phases: Sequence[ConfiguredPhase],
-    *,
-    args: ElasticTrainingArguments,
-    train_dataset: Any,
-    eval_dataset: Any,
-    distill_dataset: Any = None,
-    is_rewired: bool = False,
-    metric: str | None = None,
-    compute_metrics: Any = None,
-    processing_class: Any = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    load: Callable[[Path], ElasticModel] = ElasticModel.from_pretrained,
-    make_record: Callable[[list[str]], dict[str, Any]] = lambda phases: {},
-    progress: Progress = no_progress,
-    **trainer_options: Any,
-) -> ElasticModel:
-    """Run phases in order, each into ``output_dir/PHASE/final``. The same call resumes what was interrupted.
-
-    Args:
-        model: the base model, changed in place.
-        phases: with their settings, of which the batch size is that of all processes together.
-        args: for all phases; what differs from its default is used instead of the settings of a phase that trains the
-            encoder.
-        train_dataset: as `ElasticTrainer` takes it, or a function of the phase's name.
-        eval_dataset: chooses checkpoints and scores importance.
-        distill_dataset: instead of ``train_dataset`` in phases with a teacher.
-        is_rewired: whether the heads and neurons of the base model are sorted already, so that their order must stay.
-        metric: that chooses checkpoints; default: the first of the task's, else the loss.
-        compute_metrics, processing_class, trainer_options: as `ElasticTrainer` takes them.
-        callbacks: those with a state of their own (early stopping) see only phases that train the encoder.
-        load: the model of a finished phase.
-        make_record: what else ``limbert.json`` says after these phases.
-        progress: called with a description, the steps done, and in all.
-
-    Raises:
-        ConfigError: for settings that this model or data cannot have.
-        TrainingInterrupted, DivergedError, StorageError, ProcessError: as `ElasticTrainer.train`.
-    """
-    root, names = args.path, [phase.name for phase, _ in phases]
-    done = max((number for number, name in enumerate(names, start=1) if (root / name / FINAL).is_dir()), default=0)
-    check_equal(done, description=f"in {root} as the number of finished phases")
-    if done:
-        model = load(root / names[done - 1] / FINAL)
-        logger.info("resuming after phase %s from %s", names[done - 1], root / names[done - 1] / FINAL)
-    check_phases(model, phases[done:])
-    metric = metric or args.metric_for_best_model or _default_metric(model, args, compute_metrics)
-    for number, (phase, config) in enumerate(phases[done:], start=done + 1):
-        data = distill_dataset if phase.uses_teacher and distill_dataset is not None else train_dataset
-        data = data(phase.name) if callable(data) else data
-        phase_args, loggers = _phase_arguments(args, phase.name)
-        encoder_args = phase_args
-        if isinstance(config, PhaseConfig):
-            encoder_args = encoder_arguments(phase_args, config, num_examples=len(data), metric=metric)
-        trainer = ElasticTrainer(
-            model,
-            encoder_args,
-            subnets=phase.select_subnets(model),
-            train_dataset=data,
-            eval_dataset=eval_dataset,
-            compute_metrics=compute_metrics,
-            processing_class=processing_class,
-            callbacks=[*callbacks, *loggers],
-            **trainer_options,
-        )
-        if isinstance(config, GatesConfig):
-            stateless = [callback for callback in callbacks if not isinstance(callback, ExportableState)]
-            history = train_gates(trainer, config, args=phase_args, callbacks=[*stateless, *loggers], progress=progress)
-            rows = log_rows(phase.name, history, metric="loss", sign=-1)
-        else:
-            model.gates = None  # they fitted the weights before
-            if phase.rewires and not is_rewired:
-                rewire(model, importance_from_micro_batches(model, trainer.importance_batches()))
-                broadcast_weights(model.network)
-            if phase.uses_teacher:
-                trainer.teacher = ElasticModel(copy.deepcopy(model.network).requires_grad_(False).eval())
-            trainer.train(resume_from_checkpoint=True)
-            rows = log_rows(phase.name, trainer.state.log_history, metric=metric)
-        model.record = make_record(names[:number])
-        if rank() == 0:
-            _finish_phase(model, root, names[:number], tokenizer=processing_class, rows=rows)
-        all_gather_object(None)  # the others wait for the result
-    return model
-
-
-def _finish_phase(
-    model: ElasticModel, root: Path, names: Sequence[str], *, tokenizer: Any, rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """Write the model and the log so far in one renaming, then delete what is not needed any more."""
-    folder, earlier = root / names[-1], [root / name for name in names[:-1]]
-    logs = [path / FINAL / LOG_NAME for path in earlier if (path / FINAL / LOG_NAME).exists()]
-
-    def add_log(target: Path) -> None:
-        before = logs[-1].read_text(encoding="utf-8") if logs else ""
-        text = before + "".join(json.dumps(row) + "\n" for row in rows)
-        (target / LOG_NAME).write_text(text, encoding="utf-8")
-
-    model.save_pretrained(folder / FINAL, tokenizer=tokenizer, add_files=add_log)
-    for path in folder.iterdir():
-        if path.name != FINAL:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in earlier:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def log_rows(phase: str, history: Iterable[Mapping[str, float]], *, metric: str, sign: int = 1) -> list[dict[str, Any]]:
-    """The rows of ``log.jsonl`` of a phase: losses, and ``validation``, the metric times ``sign``: higher is better."""
-    rows: list[dict[str, Any]] = []
-    for record in history:
-        head = {"phase": phase, "step": record["step"]}
-        if "loss" in record:
-            rows.append(head | {key: record[key] for key in ("loss", "learning_rate", "examples_per_second")})
-        elif f"eval_{metric}" in record:
-            rows.append(head | {"validation": sign * record[f"eval_{metric}"]})
-    return rows
-
-
-def _default_metric(model: ElasticModel, args: ElasticTrainingArguments, compute_metrics: Any) -> str:
-    task_type = args.task_type or task_type_of(model.network)
-    if compute_metrics is not None or TASK_TYPE_SPECS[task_type].token_level:
-        return "loss"
-    return task_of(model.network, task_type).primary_metric
-
-
-def _phase_arguments(
-    args: ElasticTrainingArguments, name: str
-) -> tuple[ElasticTrainingArguments, list[TrainerCallback]]:
-    """The arguments of a phase's folder; TensorBoard's log is kept beside the phases, one run a phase."""
-    loggers: list[TrainerCallback] = []
-    report_to = [*(args.report_to or ())]
-    if "tensorboard" in report_to:
-        from transformers.integrations.integration_utils import TensorBoardCallback
-
-        report_to.remove("tensorboard")
-        board = TensorBoardCallback()
-        board.logging_dir = str(args.path / "tensorboard" / name)
-        loggers.append(board)
-    own = replace(
-        args,
-        output_dir=str(args.path / name),
-        phase=name,
-        report_to=report_to,
-        push_to_hub=False,
-        logging_steps=_own(args, "logging_steps", _LOGGING_STEPS),
-        save_seconds=args.save_seconds or 120.0,
-    )
-    return own, loggers
-
-
-_CONFIG_FIELDS = {  # of ElasticTrainingArguments: the field of PhaseConfig
-    "learning_rate": "learning_rate",
-    "warmup_steps": "warmup",
-    "weight_decay": "weight_decay",
-    "adam_epsilon": "adam_epsilon",
-    "max_grad_norm": "max_grad_norm",
-    "label_weight": "label_weight",
-    "logit_weight": "logit_weight",
-    "hidden_weight": "hidden_weight",
-    "teacher_width": "teacher_width",
-    "full_weight": "full_weight",
-    "sampled_subnets": "sampled",
-    "grafts_per_epoch": "grafts",
-    "graft_rate": "graft_rate",
-    "graft_fraction": "graft_share",
+_OTHER_NAMES = {  # fields of PhaseConfig that ElasticTrainingArguments call otherwise
+    "warmup": "warmup_steps",
+    "sampled": "sampled_subnets",
+    "grafts": "grafts_per_epoch",
+    "graft_share": "graft_fraction",
 }
+_FORWARD = 1 / 3  # of the time of a forward and a backward pass
+_TIMED_EXAMPLES = 8
+_NUMBERS = ("epochs", "max_steps", "min_steps", "batch_size", "evaluations")  # from which others are computed
 _DEFAULTS = {item.name: item.default for item in fields(ElasticTrainingArguments)}
 
 
-def _own(args: ElasticTrainingArguments, name: str, value: Any) -> Any:
+def argument_or(args: ElasticTrainingArguments, name: str, value: Any) -> Any:
     """The argument if it differs from its default, else the value."""
     given = getattr(args, name)
     return value if given == _DEFAULTS[name] else given
@@ -326,20 +178,22 @@ def encoder_arguments(
         ConfigError: if the processes cannot share the batch evenly.
     """
     shares = args.world_size * args.gradient_accumulation_steps
-    per_device = _own(args, "per_device_train_batch_size", config.batch_size // shares)
+    per_device = argument_or(args, "per_device_train_batch_size", config.batch_size // shares)
     if not per_device or (per_device == config.batch_size // shares and config.batch_size % shares):
         raise ConfigError(
             f"batch size is {config.batch_size} over all processes; it must be a multiple of {shares}: "
             f"{args.world_size} processes x {args.gradient_accumulation_steps} accumulated steps"
         )
     steps_per_epoch = math.ceil(num_examples / (per_device * shares))
-    steps = math.ceil(_own(args, "num_train_epochs", config.epochs) * steps_per_epoch)
+    epochs = argument_or(args, "num_train_epochs", config.epochs)
+    steps = max(config.min_steps or 0, math.ceil(epochs * steps_per_epoch))
     own_evaluation = args.eval_strategy != "no"
+    settings = {_OTHER_NAMES.get(name, name): value for name, value in vars(config).items() if name not in _NUMBERS}
     return replace(
         args,
-        **{name: _own(args, name, getattr(config, source)) for name, source in _CONFIG_FIELDS.items()},
+        **{name: argument_or(args, name, value) for name, value in settings.items()},
         per_device_train_batch_size=per_device,
-        per_device_eval_batch_size=_own(args, "per_device_eval_batch_size", 64),
+        per_device_eval_batch_size=argument_or(args, "per_device_eval_batch_size", 64),
         max_steps=min(steps, args.max_steps if args.max_steps > 0 else config.max_steps or steps),
         eval_strategy=args.eval_strategy if own_evaluation else "steps",
         eval_steps=args.eval_steps if own_evaluation else math.ceil(steps_per_epoch / config.evaluations),
@@ -348,3 +202,67 @@ def encoder_arguments(
         metric_for_best_model=metric,
         greater_is_better=args.greater_is_better if args.metric_for_best_model else not metric.endswith("loss"),
     )
+
+
+def describe_steps(args: ElasticTrainingArguments, config: PhaseConfig, *, num_examples: int) -> str:
+    """``200 steps (8.7 epochs, for at least 200 steps)``; ``args`` are those of the phase."""
+    batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    epochs = args.max_steps / math.ceil(num_examples / batch)
+    raised = config.min_steps == args.max_steps and epochs > config.epochs
+    note = f", instead of {config.epochs:g}: few examples need at least {config.min_steps} steps" if raised else ""
+    return f"{args.max_steps} steps ({epochs:.3g} epochs{note})"
+
+
+def preview_phases(
+    model: ElasticModel,
+    phases: Sequence[ConfiguredPhase],
+    args: ElasticTrainingArguments,
+    *,
+    train_dataset: Any,
+    metric: str,
+    distill_dataset: Any = None,
+    **_: Any,
+) -> None:
+    """Log steps and epochs of every phase, and the time of all, estimated from that of a few examples at full size.
+
+    Args: as of `train_phases`.
+    """
+    shown, passes, data = [], 0.0, train_dataset  # forward and backward passes of one example through the full network
+    for phase, config in phases:
+        data = distill_dataset if phase.uses_teacher and distill_dataset is not None else train_dataset
+        data = data(phase.name) if callable(data) else data
+        subnets = phase.select_subnets(model).values()
+        sizes = np.array([sum(subnet.neurons) for subnet in subnets]) / sum(model.full.neurons)
+        if isinstance(config, GatesConfig):
+            shown.append(f"{phase.name} {config.epochs:g} epochs")
+            passes += min(len(data), config.max_rows) * sizes.sum() * _FORWARD
+            continue
+        settings = encoder_arguments(args, config, num_examples=len(data), metric=metric)
+        shown.append(f"{phase.name} {describe_steps(settings, config, num_examples=len(data))}")
+        trained = sizes.sum()
+        if 0 < settings.sampled_subnets < len(sizes):  # the largest, the smallest, and others at random
+            trained = sizes[0] + sizes[-1] + (settings.sampled_subnets - 2) * sizes[1:-1].mean()
+        teacher = _FORWARD if phase.uses_teacher else 0.0
+        batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        passes += settings.max_steps * batch * (trained + teacher)
+    logger.info("phases: %s", ", ".join(shown))
+    seconds = passes * _seconds_per_example(model, data, args.device)
+    text = f"{seconds / 60:.0f} min" if 90 < seconds < 5400 else f"{seconds / 3600:.1f} h"
+    logger.info("estimated time in all: %s", text if seconds > 90 else f"{seconds:.0f} s")
+
+
+def _seconds_per_example(model: ElasticModel, dataset: Any, device: torch.device) -> float:
+    """Seconds of a forward and a backward pass of the full network, for an example of about the mean length."""
+    order = np.argsort(np.abs(dataset.lengths - dataset.lengths.mean()), kind="stable")
+    batch = dataset.prepare_inputs(dataset.collate(order[:_TIMED_EXAMPLES].tolist()))
+    pop_labels(batch)
+    network: Any = model.network.to(device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
+    network.train()
+    inputs, started = {name: tensor.to(device) for name, tensor in batch.items()}, 0.0
+    for _ in range(2):  # the first one warms up
+        started = time.monotonic()
+        logits_of(network(**inputs)).float().square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    network.zero_grad(set_to_none=True)
+    return (time.monotonic() - started) / len(batch["input_ids"])

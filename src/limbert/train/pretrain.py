@@ -5,11 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig, Precision, TrainConfig, configs_from_options
 from limbert.core.space import Space
@@ -33,12 +33,12 @@ from limbert.model.flops import CostModel
 from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 from limbert.model.sparse_prediction import enable_sparse_prediction
-from limbert.train.base_trainer import step_seed
-from limbert.train.distributed import init_distributed, local_main_process_first
-from limbert.train.output_run import RunData, run_phases
+from limbert.train.distributed import gather_dict, local_main_process_first
+from limbert.train.output_run import RunData, arguments_of_run, run_phases, start_processes
 from limbert.train.phases import check_supervision
 from limbert.train.recipes import Recipe, load_recipe, override_recipe, with_trained_space
 from limbert.train.run_folder import run_settings
+from limbert.train.subnet_trainer import step_seed, subnets_of_rank
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +47,7 @@ _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bi
 
 
 def pretrain(
-    model: str,
-    *,
-    corpus: str | Sequence[str],
-    output: str | Path,
-    recipe: str | Recipe = "pretrain",
-    callbacks: Sequence[TrainerCallback] = (),
-    progress: Progress = no_progress,
-    overwrite: bool = False,
-    **options: Any,
+    model: str, *, corpus: str | Sequence[str], output: str | Path, recipe: str | Recipe = "pretrain", **options: Any
 ) -> list[SubnetResult]:
     """Pre-train an elastic encoder on a corpus, as ``limbert pretrain`` does.
 
@@ -64,10 +56,8 @@ def pretrain(
         corpus: files, folders and globs.
         output: folder of the result, for ``limbert.train`` or `ElasticModel.from_pretrained`.
         recipe: a bundled one by name, a TOML file, or a `Recipe`.
-        callbacks: of the Trainer.
-        progress: called with the current step of the preparations, and its finished and all parts.
-        overwrite: replace a run with other settings.
-        options: other fields of `CorpusConfig` and `TrainConfig`.
+        options: other fields of `CorpusConfig` and `TrainConfig`; ``callbacks`` of the Trainer, ``progress``, called
+            with the current step of the preparations, and its finished and all parts, and ``overwrite``.
 
     Returns:
         Parameters, FLOPs and metrics of all sub-networks on held-out sequences.
@@ -76,41 +66,31 @@ def pretrain(
         TrainingInterrupted: after a signal; the same call resumes.
         LimbertError: in one line for everything else.
     """
-    options |= {
-        "model": model,
-        "corpus": (corpus,) if isinstance(corpus, str) else tuple(corpus),
-        "output": str(output),
-    }
-    if isinstance(recipe, str):
-        options["recipe"] = recipe
+    extra = {name: options.pop(name) for name in ("callbacks", "progress", "overwrite") if name in options}
+    corpora = (corpus,) if isinstance(corpus, str) else tuple(corpus)
+    options |= {"model": model, "corpus": corpora, "output": str(output)}
+    options |= {"recipe": recipe} if isinstance(recipe, str) else {}
     config, corpus_config = configs_from_options(options, TrainConfig, CorpusConfig)
     if isinstance(recipe, str):
         recipe = with_trained_space(override_recipe(load_recipe(recipe), phases=config.phases), model)
-    return pretrain_corpus(config, recipe, corpus_config, callbacks=callbacks, progress=progress, overwrite=overwrite)
+    return pretrain_corpus(config, recipe, corpus_config, **extra)
 
 
 def pretrain_corpus(
-    config: TrainConfig,
-    recipe: Recipe,
-    corpus: CorpusConfig,
-    *,
-    callbacks: Sequence[TrainerCallback] = (),
-    progress: Progress = no_progress,
-    overwrite: bool = False,
+    config: TrainConfig, recipe: Recipe, corpus: CorpusConfig, *, progress: Progress = no_progress, **options: Any
 ) -> list[SubnetResult]:
     """`pretrain` with its settings as config objects; the recipe has the batch sizes of one process."""
     check_supervision(recipe.phases, "text")
-    recipe = recipe.with_world_size(init_distributed())
+    recipe = recipe.with_world_size(start_processes(config))
     with local_main_process_first():
         data, fingerprint = _load_run_data(config, recipe, corpus, progress=progress)
     return run_phases(
-        config,
-        recipe,
-        settings=run_settings(config, recipe.to_dict(), corpus, fingerprint=fingerprint),
-        load_data=lambda: data,
-        callbacks=callbacks,
+        config.output,
+        run_settings(config, recipe.to_dict(), corpus, fingerprint=fingerprint),
+        lambda: data,
+        partial(arguments_of_run, config, task_type="classification"),
         progress=progress,
-        overwrite=overwrite,
+        **options,
     )
 
 
@@ -171,89 +151,89 @@ def evaluate_mlm(
     ]
 
 
-class MlmBaseCheckpoint(NamedTuple):
-    """A base model for pre-training."""
-
-    network: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    missing: Literal["weights", "head", "nothing"]  # what the checkpoint lacks and is random
-    completed_phases: tuple[str, ...]  # of earlier runs
+def to_elastic_mlm(network: PreTrainedModel, space: Space, *, completed_phases: Sequence[str] = ()) -> ElasticModel:
+    """A masked language model as an elastic model with sparse prediction."""
+    model = ElasticModel(network, space=space, record={"phases": [*completed_phases]})
+    enable_sparse_prediction(network)
+    return model
 
 
-def load_mlm_base(config: TrainConfig) -> MlmBaseCheckpoint:
-    """Load the base model of a run; without weights in its folder they are random, by the run's seed.
+def _load_base(config: TrainConfig, recipe: Recipe) -> tuple[ElasticModel, PreTrainedTokenizerBase, bool]:
+    """The base model of a run, its tokenizer, and whether it is a masked language model already.
 
-    Raises:
-        CheckpointError: if config, tokenizer or weights cannot be read.
-        UnsupportedModelError: for a family that is not supported.
+    Without weights in its folder they are random, by the run's seed.
     """
     model_config, tokenizer = checkpoint.load_config_and_tokenizer(config.model)
     torch.manual_seed(config.seed)
     folder = Path(config.model)
     if folder.is_dir() and not any(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):
+        logger.info("%s has no weights; it starts from random values", config.model)
         network = AutoModelForMaskedLM.from_config(model_config, dtype=torch.float32)
-        return MlmBaseCheckpoint(network, tokenizer, "weights", ())
+        return to_elastic_mlm(network, recipe.space), tokenizer, False
     loaded = checkpoint.load_network(config.model, head="masked-lm", new_head=True)
-    completed = tuple(loaded.record.get("phases", ()))
-    return MlmBaseCheckpoint(loaded.network, tokenizer, "head" if loaded.new_parameters else "nothing", completed)
-
-
-def to_elastic_mlm(network: PreTrainedModel, space: Space) -> ElasticModel:
-    """A masked language model as an elastic model with sparse prediction."""
-    model = ElasticModel(network, space=space)
-    enable_sparse_prediction(network)
-    return model
+    if loaded.new_parameters:
+        logger.info("%s has no language-model head; it starts from random values", config.model)
+    model = to_elastic_mlm(loaded.network, recipe.space, completed_phases=loaded.record.get("phases", ()))
+    return model, tokenizer, not loaded.new_parameters
 
 
 def _load_run_data(
     config: TrainConfig, recipe: Recipe, corpus: CorpusConfig, *, progress: Progress
 ) -> tuple[RunData, str]:
     """What the run trains on, and its fingerprint."""
-    base = load_mlm_base(config)
-    train, validation, dev = _load_splits(config, corpus, base, progress=progress)
-    fingerprint = json_fingerprint([train.fingerprint, validation.fingerprint, dev.fingerprint])
+    model, tokenizer, is_mlm = _load_base(config, recipe)
+    max_length = min(corpus.max_length, max_input_length(model.config))
+    train, validation, dev = _load_splits(config, corpus, tokenizer, max_length=max_length, progress=progress)
+    phases = recipe.configured_phases()
+    if is_mlm and config.phases is None and "mlm" in recipe.phases:
+        logger.info("%s is a masked language model already; phase mlm is skipped", config.model)
+        phases = [(phase, settings) for phase, settings in phases if phase.name != "mlm"]
+
+    def load_phase(folder: Path) -> ElasticModel:
+        return to_elastic_mlm(checkpoint.load_network(folder, head="masked-lm").network, recipe.space)
+
+    def evaluate_dev(model: ElasticModel) -> list[SubnetResult]:
+        subnets = model.subnets()
+        measured = evaluate_mlm(model, dev, subnets=subnets_of_rank(subnets), precision=config.precision)
+        found = gather_dict({result.subnet: result for result in measured})
+        return [found[name] for name in subnets]
+
     data = RunData(
-        tokenizer=base.tokenizer,
-        load_base=lambda: to_elastic_mlm(base.network, recipe.space),
-        load_phase=lambda folder: to_elastic_mlm(
-            checkpoint.load_network(folder, head="masked-lm").network, recipe.space
-        ),
-        train_dataset=lambda phase: train.with_seed(step_seed(config.seed, phase, 0)),
-        distill_dataset=None,
-        eval_dataset=validation,
-        evaluate_subnets=lambda model, subnets: mlm_metrics(
-            model, validation, subnets=subnets, precision=config.precision
-        ),
-        evaluate_dev=lambda model, subnets: evaluate_mlm(model, dev, subnets=subnets, precision=config.precision),
-        metric="accuracy",
-        num_dev_examples=len(dev),
-        baseline=None,
+        phases=phases,
+        load_base=lambda: model,
+        training={
+            "train_dataset": lambda phase: train.with_seed(step_seed(config.seed, phase, 0)),
+            "eval_dataset": validation,
+            "evaluate_subnets": lambda model, subnets: mlm_metrics(
+                model, validation, subnets=subnets, precision=config.precision
+            ),
+            "metric": "accuracy",
+            "processing_class": tokenizer,
+            "load": load_phase,
+        },
+        evaluate=evaluate_dev,
         record={"objective": "masked-lm"},
-        completed_phases=base.completed_phases,
-        skipped_phase=_skipped_phase(config, recipe, base),
-        task_type="classification",
+        num_examples=len(dev),
     )
-    return data, fingerprint
+    return data, json_fingerprint([train.fingerprint, validation.fingerprint, dev.fingerprint])
 
 
 def _load_splits(
-    config: TrainConfig, corpus: CorpusConfig, base: MlmBaseCheckpoint, *, progress: Progress
+    config: TrainConfig,
+    corpus: CorpusConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    progress: Progress,
 ) -> tuple[MaskedSequences, MaskedSequences, MaskedSequences]:
     """Sequences to train on, to choose checkpoints by, and to report on."""
-    max_length = min(corpus.max_length, max_input_length(base.network.config))
     dev_files = corpus_files(corpus.dev)
 
     def pack(patterns: tuple[str, ...], *, exclude: tuple[Path, ...] = ()) -> MaskedSequences:
-        packed = pack_corpus(
-            patterns,
-            corpus,
-            base.tokenizer,
-            max_length=max_length,
-            exclude=exclude,
-            progress=lambda done, total: progress("tokenising (MB)", done, total),
-        )
+        report = partial(progress, "tokenising (MB)")
+        packed = pack_corpus(patterns, corpus, tokenizer, max_length=max_length, exclude=exclude, progress=report)
         collator = CounterMaskingCollator(
-            base.tokenizer, mlm_probability=corpus.mask_share, whole_words=corpus.whole_word, seed=config.seed
+            tokenizer, mlm_probability=corpus.mask_share, whole_words=corpus.whole_word, seed=config.seed
         )
         return MaskedSequences(packed, collator)
 
@@ -274,15 +254,3 @@ def _load_splits(
         return train, validation, sample_sequences(pack(corpus.dev), max_sequences=limit, seed=seed)
     train, (validation, dev) = split(num_splits=2)
     return train, validation, dev
-
-
-def _skipped_phase(config: TrainConfig, recipe: Recipe, base: MlmBaseCheckpoint) -> str | None:
-    """Phase mlm if the base is a masked language model already, unless it was asked for."""
-    if base.missing != "nothing":
-        what = "weights" if base.missing == "weights" else "language-model head"
-        logger.info("%s has no %s; it starts from random values", config.model, what)
-        return None
-    if config.phases is not None or "mlm" not in recipe.phases:
-        return None
-    logger.info("%s is a masked language model already; phase mlm is skipped", config.model)
-    return "mlm"

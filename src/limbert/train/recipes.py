@@ -24,9 +24,7 @@ class Recipe:
 
     def with_world_size(self, world_size: int) -> "Recipe":
         """The recipe with the batch sizes of all processes together; runs with equal ones are the same run."""
-        phases = {
-            name: replace(config, batch_size=world_size * config.batch_size) for name, config in self.phases.items()
-        }
+        phases = {name: replace(part, batch_size=world_size * part.batch_size) for name, part in self.phases.items()}
         return replace(self, phases=phases)
 
     def configured_phases(self) -> list[ConfiguredPhase]:
@@ -35,17 +33,13 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint's record."""
-        return {
-            "space": self.space.to_dict(),
-            "phases": {name: asdict(config) for name, config in self.phases.items()},
-        }
+        return {"space": self.space.to_dict(), "phases": {name: asdict(part) for name, part in self.phases.items()}}
 
 
 def bundled_recipes() -> list[str]:
     """Names of the recipes that come with Limbert."""
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in files("limbert.train").iterdir() if entry.name.endswith(".toml")
-    )
+    names = (entry.name for entry in files("limbert.train").iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -54,14 +48,13 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         ConfigError: for an unknown name, a file that is not TOML, or an unknown or impossible setting.
     """
+    source: Any = Path(name_or_path)
     if name_or_path in bundled_recipes():
-        text = (files("limbert.train") / f"{name_or_path}.toml").read_text(encoding="utf-8")
-    elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
-    else:
+        source = files("limbert.train") / f"{name_or_path}.toml"
+    if not source.is_file():
         raise ConfigError(f"no recipe {name_or_path!r}; bundled: {', '.join(bundled_recipes())}; or give a TOML file")
     try:
-        values = tomllib.loads(text)
+        values = tomllib.loads(source.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {name_or_path}: {error}") from error
     unknown = {*values} - {"space", "phases"}
@@ -127,40 +120,35 @@ def with_trained_space(recipe: Recipe, model: str) -> Recipe:
 def _phase_config(phase: str, settings: Mapping[str, Any]) -> AnyPhaseConfig:
     if phase not in PHASES:
         raise ConfigError(f"unknown phase {phase!r}; allowed: {', '.join(PHASES)}")
-    config_class = PHASES[phase].config_class
     for name in settings:
-        _check_setting(phase, name, config_class)
-    return config_class(**(dict(PHASES[phase].defaults) | dict(settings)))
+        _check_setting(phase, name)
+    return PHASES[phase].config_class(**(dict(PHASES[phase].defaults) | dict(settings)))
 
 
-def _check_setting(phase: str, name: str, config_class: type[AnyPhaseConfig]) -> None:
-    known = sorted(field.name for field in fields(config_class))
+def _check_setting(phase: str, name: str) -> None:
+    known = sorted(field.name for field in fields(PHASES[phase].config_class))
     if name not in known:
         raise ConfigError(f"unknown setting {phase}.{name}; allowed: {', '.join(known)}")
 
 
 def _parse_setting(text: str, configs: Mapping[str, AnyPhaseConfig]) -> tuple[str, str, Any]:
-    path, _, value = text.partition("=")
+    """Phase, setting and value; whole numbers serve where a fraction is expected, other mismatches are refused."""
+    path, _, word = text.partition("=")
     phase, _, setting = path.strip().partition(".")
-    if phase not in configs or not value:
+    if phase not in configs or not word:
         raise ConfigError(
             f"cannot read setting {text!r}; write PHASE.SETTING=VALUE with a phase of this run: {', '.join(configs)}"
         )
-    config_class = type(configs[phase])
-    _check_setting(phase, setting, config_class)
+    _check_setting(phase, setting)
     try:
-        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+        value = tomllib.loads(f"value = {word.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return phase, setting, _coerce(setting, parsed, get_type_hints(config_class)[setting])
-
-
-def _coerce(setting: str, value: Any, annotation: Any) -> Any:
-    """Whole numbers serve where a fraction is expected; other mismatches are refused."""
-    options = get_args(annotation) or (annotation,)
-    wanted = str if isinstance(options[0], str) else options[0]  # a Literal's options are its words
+        value = word.strip()
+    hint = get_type_hints(type(configs[phase]))[setting]
+    wanted = (get_args(hint) or (hint,))[0]
+    wanted = str if isinstance(wanted, str) else wanted  # a Literal's options are its words
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise ConfigError(f"{setting} is {value!r}; it must be a {wanted.__name__}")
-    return value
+    return phase, setting, value

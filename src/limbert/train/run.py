@@ -1,76 +1,149 @@
-"""The public function `train`, and training on a task's files: split and tokenised for a base model, then evaluated."""
+"""The public function `train`, and training on a task's files: one run, one a seed, or one sub-network of a run."""
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
-from transformers import TrainerCallback
+import numpy as np
 
-from limbert.core.config import DataConfig, TrainConfig, configs_from_options
-from limbert.core.subnet import Subnet
-from limbert.data.augmented import AugmentedExamples
+from limbert.core.config import DataConfig, TrainConfig, configs_from_options, require
 from limbert.data.load import TaskData, load_task_data
-from limbert.data.readers import Examples
-from limbert.data.split import train_validation_split
-from limbert.data.task_registry import baseline_metrics, compute_task_metrics, tokenize_for_task
-from limbert.data.tasks import Task
-from limbert.data.tokenize import TokenizedExamples
-from limbert.evaluation.evaluate import Progress, evaluate_subnets, fit_temperatures, no_progress
-from limbert.evaluation.results import SubnetResult
-from limbert.files import json_fingerprint
-from limbert.inference.base_model import load_base_checkpoint
-from limbert.inference.predict import predict_subnet_logits
-from limbert.method.losses import label_loss
+from limbert.errors import ConfigError
+from limbert.evaluation.choose import resolve_measured_names
+from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult
+from limbert.export.export import export_model
+from limbert.files import json_fingerprint, write_json_lines
+from limbert.inference.load import override_data_config, saved_data_config
+from limbert.model.checkpoint import read_record
 from limbert.model.elastic import ElasticModel
-from limbert.train.distributed import init_distributed
+from limbert.train.distributed import run_on_main
 from limbert.train.model_run import train_model
-from limbert.train.output_run import RunData, run_phases
-from limbert.train.phases import check_supervision, warn_about_phases
+from limbert.train.output_run import arguments_of_run, run_phases, start_processes
+from limbert.train.phases import check_supervision
 from limbert.train.recipes import Recipe, load_recipe, override_recipe, with_trained_space
 from limbert.train.run_folder import run_settings
-from limbert.train.subnet_evaluation import SubnetMetrics
+from limbert.train.task_examples import load_run_data
 
 logger = logging.getLogger(__name__)
 
+SEEDS_NAME = "seeds.jsonl"  # mean and spread of the metrics over several seeds
 
-def train(model: str | Path | ElasticModel, **options: Any) -> "list[SubnetResult] | ElasticModel":
+
+def train(model: str | Path | ElasticModel, **options: Any) -> Any:
     """Train an elastic model: from files as the command does, or from datasets in memory.
 
     ``train("bert-base-uncased", data="tickets", output="runs/tickets", recipe="limbert")`` does what ``limbert train``
     does and returns the results of all sub-networks. ``data`` is a folder, a data set's name on the Hub or a
-    `DataConfig`; further keywords are the fields of `TrainConfig` and `DataConfig`, ``callbacks`` and ``overwrite``.
+    `DataConfig`; further keywords are the fields of `TrainConfig` and `DataConfig`, and those of `train_task`. With
+    ``seeds=(1, 2, 3)`` see `train_seeds`, with ``subnet="0.5x0.75"`` see `specialise`.
 
     ``train(elastic_model, args=, train_dataset=, eval_dataset=, recipe=)`` takes what `transformers.Trainer` takes and
     returns the trained model, see `train_model`. Either call, repeated after an interruption, resumes.
     """
-    return train_model(model, **options) if isinstance(model, ElasticModel) else train_files(str(model), **options)
+    return train_model(model, **options) if isinstance(model, ElasticModel) else _train_files(str(model), **options)
 
 
-def train_files(
+def _train_files(
     model: str,
     *,
-    data: str | Path | DataConfig,
     output: str | Path,
-    recipe: str | Recipe = "limbert",
-    callbacks: Sequence[TrainerCallback] = (),
-    progress: Progress = no_progress,
+    data: str | Path | DataConfig | None = None,
+    recipe: str | Recipe | None = None,
+    seeds: Sequence[int] = (),
+    subnet: str | None = None,
+    **options: Any,
+) -> Any:
+    extra = {name: options.pop(name) for name in ("callbacks", "progress", "overwrite", "format") if name in options}
+    options |= {"model": model, "output": str(output)} | ({"recipe": recipe} if isinstance(recipe, str) else {})
+    options |= {"data": str(data)} if isinstance(data, str | Path) else {}
+    classes = (TrainConfig,) if isinstance(data, DataConfig) else (TrainConfig, DataConfig)
+    config, *data_configs = configs_from_options(options, *classes)
+    data_config = data if isinstance(data, DataConfig) else data_configs[0]
+    if subnet is not None:
+        return specialise(config, subnet, data_config, recipe=recipe if isinstance(recipe, Recipe) else None, **extra)
+    if not isinstance(recipe, Recipe):
+        recipe = with_trained_space(override_recipe(load_recipe(config.recipe), phases=config.phases), model)
+    if seeds:
+        return train_seeds(config, recipe, data_config, seeds, **extra)
+    return train_task(config, recipe, data_config, **extra)
+
+
+def train_seeds(
+    config: TrainConfig, recipe: Recipe, data_config: DataConfig, seeds: Sequence[int], **options: Any
+) -> dict[int, list[SubnetResult]]:
+    """One run a seed, each in ``OUTPUT/seed-N``; mean and spread of their metrics in ``OUTPUT/seeds.jsonl``.
+
+    Args as of `train_task`; the seed of ``config`` does not count.
+
+    Returns:
+        The results of each seed.
+    """
+    require(len({*seeds}) == len(seeds) > 1, "seeds", [*seeds], "at least two different numbers")
+    found = {}
+    for seed in seeds:
+        run = replace(config, seed=seed, output=f"{config.output}/seed-{seed}")
+        found[seed] = train_task(run, recipe, data_config, **options)
+    rows = [result.to_dict() | {"spread": spread, "seeds": [*seeds]} for result, spread in over_seeds(found)]
+    run_on_main(lambda: write_json_lines(Path(config.output) / SEEDS_NAME, rows))
+    return found
+
+
+def over_seeds(found: Mapping[int, Sequence[SubnetResult]]) -> list[tuple[SubnetResult, dict[str, float]]]:
+    """For each sub-network the mean of its metrics over the seeds, and their standard deviations."""
+    rows = []
+    for results in zip(*found.values(), strict=True):
+        values = {metric: [result.metrics[metric] for result in results] for metric in results[0].metrics}
+        spread = {metric: float(np.std(numbers, ddof=1)) for metric, numbers in values.items()}
+        means = {metric: float(np.mean(numbers)) for metric, numbers in values.items()}
+        rows.append((replace(results[0], metrics=means, calibration=None), spread))
+    return rows
+
+
+def specialise(
+    config: TrainConfig,
+    subnet: str,
+    data_config: DataConfig,
+    *,
+    recipe: Recipe | None = None,
+    format: str = "hf",
     overwrite: bool = False,
     **options: Any,
 ) -> list[SubnetResult]:
-    """`train` from files; see there."""
-    options |= {"model": model, "output": str(output)} | ({"recipe": recipe} if isinstance(recipe, str) else {})
-    if not isinstance(data, DataConfig):
-        options["data"] = str(data)
-    classes = (TrainConfig,) if isinstance(data, DataConfig) else (TrainConfig, DataConfig)
-    config, *data_configs = configs_from_options(options, *classes)
-    if isinstance(recipe, str):
-        recipe = with_trained_space(override_recipe(load_recipe(recipe), phases=config.phases), model)
-    data_config = data if isinstance(data, DataConfig) else data_configs[0]
-    return train_task(config, recipe, data_config, callbacks=callbacks, progress=progress, overwrite=overwrite)
+    """Fine-tune one sub-network of an elastic run, taught by the run's full size, and export it.
+
+    Args:
+        config: the run is its ``model``; ``output`` becomes the exported folder, with the results in ``results.jsonl``.
+        subnet: ``WIDTHxDEPTH``, or a name found by a search or a measurement.
+        data_config: settings that replace the run's own.
+        recipe: with the one phase ``specialise``.
+        format: of the export.
+        overwrite: replace an earlier export.
+        options: of `train_task`.
+
+    Raises:
+        ConfigError: if the output exists, or the model is not an elastic run on this data.
+    """
+    output, work = Path(config.output), f"{config.output}.elastic"
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise ConfigError(f"output {output} exists; choose another folder or --overwrite")
+    (name,) = resolve_measured_names(config.model, [subnet])
+    given = {key: value for key, value in vars(data_config).items() if value != getattr(DataConfig(), key)}
+    data = override_data_config(saved_data_config(read_record(config.model)), **given)
+    recipe = with_trained_space(recipe or override_recipe(load_recipe("limbert"), phases=["specialise"]), config.model)
+    results = train_task(replace(config, output=work), recipe, data, subnet=name, overwrite=overwrite, **options)
+
+    def export() -> None:
+        export_model(work, output, subnet=name, format=format, overwrite=overwrite)
+        for file in (RESULTS_NAME, LOG_NAME):
+            shutil.copy(Path(work) / file, output)
+        shutil.rmtree(work)
+
+    run_on_main(export)
+    return results
 
 
 def train_task(
@@ -79,9 +152,8 @@ def train_task(
     data_config: DataConfig,
     *,
     data: TaskData | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    progress: Progress = no_progress,
-    overwrite: bool = False,
+    subnet: str | None = None,
+    **options: Any,
 ) -> list[SubnetResult]:
     """Train on a task's files, as ``limbert train`` does; the results of all sub-networks on the development data.
 
@@ -90,22 +162,22 @@ def train_task(
         recipe: with the batch sizes of one process.
         data_config: where the data is.
         data: the examples that it names, if they are read already.
-        callbacks, progress, overwrite: see `run_phases`.
+        subnet: name of the only sub-network that is trained and evaluated.
+        options: ``callbacks``, ``progress`` and ``overwrite`` of `run_phases`.
 
     Raises:
         LimbertError: see `run_phases`.
     """
-    check_supervision(recipe.phases, "labels")
-    recipe = recipe.with_world_size(init_distributed())
+    check_supervision([name for name in recipe.phases if subnet is None or name != "specialise"], "labels")
+    recipe = recipe.with_world_size(start_processes(config))
     data = data or load_task_data(data_config, seed=config.seed)
+    settings = run_settings(config, recipe.to_dict(), data.config, fingerprint=task_fingerprint(data))
     return run_phases(
-        config,
-        recipe,
-        settings=run_settings(config, recipe.to_dict(), data.config, fingerprint=task_fingerprint(data)),
-        load_data=lambda: load_run_data(config, recipe, data),
-        callbacks=callbacks,
-        progress=progress,
-        overwrite=overwrite,
+        config.output,
+        settings | ({"subnet": subnet} if subnet else {}),
+        lambda: load_run_data(config, recipe, data, subnet=subnet),
+        partial(arguments_of_run, config, task_type=data.task.task_type),
+        **options,
     )
 
 
@@ -115,138 +187,3 @@ def task_fingerprint(data: TaskData) -> str:
     logits = None if copies is None or copies.logits is None else copies.logits.tolist()
     augmented = None if copies is None else [copies.examples.texts, copies.examples.pairs, copies.source_ids, logits]
     return json_fingerprint([data.config.fingerprints, augmented])
-
-
-def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData) -> RunData:
-    """Split and tokenise a task's examples for a base model."""
-    base = load_base_checkpoint(config, data.task)
-    task, max_length = base.task, min(data.config.max_length, base.max_length)
-
-    def tokenize(part: Examples) -> TokenizedExamples:
-        return tokenize_for_task(part, task, base.tokenizer, max_length=max_length, stride=data.config.stride)
-
-    examples = base.map_labels(data.train, data.task)
-    train_part, validation_part = train_validation_split(examples, task, config)
-    train_dataset, eval_dataset = tokenize(train_part), tokenize(validation_part)
-    distill_dataset = None
-    if data.augmented is not None:
-        augmented = base.map_augmented_labels(data.augmented, data.task)
-        distill_dataset = with_augmented(
-            train_dataset,
-            augmented,
-            tokenize(augmented.examples),
-            train_examples=train_part,
-            validation_examples=validation_part,
-        )
-    dev = {name: tokenize(base.map_labels(part, data.task)) for name, part in data.dev.items()}
-    skipped = "finetune" if base.is_finetuned and config.phases is None and "finetune" in recipe.phases else None
-    if skipped:
-        logger.info("%s is fine-tuned for these labels; phase finetune is skipped", config.model)
-    phases, precision = [name for name in recipe.phases if name != skipped], config.precision
-    warn_about_phases(phases, completed=base.completed_phases, is_finetuned=base.is_finetuned)
-
-    def load_phase(folder: Path) -> ElasticModel:
-        return ElasticModel.from_pretrained(folder, space=recipe.space)
-
-    def validate(model: ElasticModel, subnets: Mapping[str, Subnet]) -> SubnetMetrics:
-        return validation_metrics(model, subnets, eval_dataset, task=task, precision=precision)
-
-    def evaluate_dev(model: ElasticModel, subnets: Mapping[str, Subnet]) -> list[SubnetResult]:
-        fit_temperatures(model, eval_dataset, task=task, subnets=subnets, precision=precision)
-        return evaluate_subnets(model, dev, task=task, subnets=subnets, precision=precision)
-
-    return RunData(
-        tokenizer=base.tokenizer,
-        load_base=lambda: base.load_model(recipe.space),
-        load_phase=load_phase,
-        train_dataset=train_dataset,
-        distill_dataset=distill_dataset,
-        eval_dataset=eval_dataset,
-        evaluate_subnets=validate,
-        evaluate_dev=evaluate_dev,
-        metric=task.primary_metric,
-        num_dev_examples=sum(map(len, data.dev.values())),
-        baseline=_baseline(task, examples, dev),
-        record={"task": task.to_dict()},
-        completed_phases=base.completed_phases,
-        skipped_phase=skipped,
-        task_type=task.task_type,
-    )
-
-
-def _baseline(task: Task, train: Examples, dev: Mapping[str, TokenizedExamples]) -> dict[str, float] | None:
-    """Metrics of the best constant prediction, with several development sets by ``SET/METRIC``."""
-    if task.task_type == "question-answering":
-        return None
-    measured = {name: baseline_metrics(task, train, part) for name, part in dev.items()}
-    return {
-        metric if len(dev) == 1 else f"{name}/{metric}": value
-        for name, metrics in measured.items()
-        for metric, value in metrics.items()
-    }
-
-
-def validation_metrics(
-    model: ElasticModel, subnets: Mapping[str, Subnet], dataset: TokenizedExamples, *, task: Task, precision: Any
-) -> SubnetMetrics:
-    """The primary metric and the loss of sub-networks on labelled examples, by name."""
-    outputs = predict_subnet_logits(model, dataset, subnets=subnets, batch_size=64, precision=precision)
-    primary = task.primary_metric
-    return {
-        name: {
-            primary: compute_task_metrics(task, logits, dataset)[primary],
-            "loss": _validation_loss(torch.from_numpy(logits), dataset, task),
-        }
-        for name, logits in outputs.items()
-    }
-
-
-def _validation_loss(logits: torch.Tensor, dataset: TokenizedExamples, task: Task) -> float:
-    """The mean label loss; logits ``(examples, outputs)``, or ``(all tokens, outputs)`` of tasks at tokens."""
-    labels, mask = dataset.labels, None
-    assert labels is not None
-    if task.task_type == "token-classification":
-        logits, labels = logits[None], labels[None]
-    elif task.task_type == "question-answering":
-        logits = pad_sequence(list(logits.split(dataset.lengths.tolist())), batch_first=True)
-        mask = (torch.arange(logits.shape[1]) < torch.from_numpy(dataset.lengths)[:, None]).long()
-    return float(label_loss(logits, labels, task_type=task.task_type, mask=mask))
-
-
-def with_augmented(
-    train_dataset: TokenizedExamples,
-    augmented: AugmentedExamples,
-    augmented_dataset: TokenizedExamples,
-    *,
-    train_examples: Examples,
-    validation_examples: Examples,
-) -> TokenizedExamples:
-    """The training examples, then their augmented ones; those made of validation examples are left out.
-
-    A teacher's logits that come with them take the place of their labels: the label loss of a phase, if it has a
-    weight, is then taken to the softmax (with several labels the sigmoid, in a regression the value).
-
-    Args:
-        train_dataset: the training examples.
-        augmented: all augmented examples, with the class ids of the model.
-        augmented_dataset: the same, tokenised.
-        train_examples, validation_examples: the two parts of the training data.
-
-    Raises:
-        DataError: if no augmented example is left.
-    """
-    indices = augmented.trainable_indices(train=train_examples, validation=validation_examples)
-    left_out = len(augmented) - len(indices)
-    note = f"; {left_out} left out: made of validation examples or unknown ones" if left_out else ""
-    logger.info("%d augmented examples in the phases with a teacher%s", len(indices), note)
-    chosen = augmented_dataset.select(indices)
-    if augmented.logits is None:
-        return train_dataset.concatenate(chosen)
-    assert train_dataset.labels is not None
-    logits = torch.from_numpy(augmented.logits[indices])  # (examples, outputs)
-    if train_dataset.labels.ndim > 1:  # several labels
-        return train_dataset.concatenate(chosen.with_labels(logits.sigmoid()))
-    if train_dataset.labels.is_floating_point():
-        return train_dataset.concatenate(chosen.with_labels(logits[:, 0]))
-    certain = train_dataset.with_labels(F.one_hot(train_dataset.labels, logits.shape[-1]).float())
-    return certain.concatenate(chosen.with_labels(logits.softmax(dim=-1)))

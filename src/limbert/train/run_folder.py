@@ -64,8 +64,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def is_run_finished(output: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
     """Whether the output holds the result of a run with these settings.
 
-    Raises:
-        ConfigError: if it holds something else, unless ``overwrite`` allows another trained model to be replaced.
+    ConfigError if it holds something else, unless ``overwrite`` allows another trained model to be replaced.
     """
     output = Path(output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -118,11 +117,7 @@ class RunFolder:
         """Collective: create the folder with the settings in it, and keep other runs from writing there.
 
         The lock ends with the block, or with this process in whatever way. What a killed run left half-written is
-        deleted.
-
-        Raises:
-            ConfigError: if another run is writing here.
-            StorageError: if the folder cannot be written.
+        deleted. ConfigError if another run is writing here, StorageError if the folder cannot be written.
         """
         lock = self.path.with_name(self.path.name + ".lock")  # beside the folder, which comes and goes
         descriptor = run_on_main(lambda: self._create(lock))

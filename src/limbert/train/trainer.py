@@ -1,6 +1,6 @@
 """ElasticTrainer: `transformers.Trainer` for several sub-networks of one elastic model in every step."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from limbert.core.config import TaskType
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.tokenize import evaluation_batches
-from limbert.errors import ConfigError, TrainingInterrupted
+from limbert.errors import ConfigError, TrainingInterrupted, explain_out_of_memory
 from limbert.method.importance import WeightedMicroBatch
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
@@ -31,34 +31,32 @@ from limbert.model.shared_forward import (
     train_shared_forward,
 )
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.base_trainer import step_seed
-from limbert.train.callbacks import BroadcastWeights, GracefulStop, Grafting, LogLastStep, StopOnDivergence
+from limbert.train.callbacks import GracefulStop, Grafting, LogLastStep, StopOnDivergence, stop_on_signals
 from limbert.train.checkpoints import last_checkpoint
 from limbert.train.data import (
     LABEL_NAMES,
     Batch,
-    IndexDataset,
     LossScale,
     StepBatches,
-    collate_shard,
     index_dataset,
     pop_labels,
     resolve_class_weights,
     shard_batch,
 )
-from limbert.train.distributed import all_reduce_gradients, check_equal, collective_errors
-from limbert.train.subnet_evaluation import (
+from limbert.train.distributed import all_reduce_gradients, broadcast_weights, check_equal, collective_errors
+from limbert.train.subnet_trainer import (
     EvaluateSubnets,
     MetricFunction,
-    SubnetEvaluator,
+    SubnetTrainer,
     default_metrics,
+    step_seed,
     task_type_of,
 )
 
 MAX_IMPORTANCE_EXAMPLES = 10_000
 
 
-class ElasticTrainer(SubnetEvaluator):
+class ElasticTrainer(SubnetTrainer):
     """Trains sub-networks of an elastic model together, on labels and towards a teacher.
 
     Used as `transformers.Trainer`. Each step chooses sub-networks, runs them on the same batch with shared layer runs,
@@ -115,8 +113,7 @@ class ElasticTrainer(SubnetEvaluator):
         if isinstance(train_dataset, dict):
             eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
             train_dataset = train_dataset["train"]
-        padding = default_data_collator if processing_class is None else DataCollatorWithPadding(processing_class)
-        collator = data_collator or padding
+        collator = data_collator or default_collator(processing_class)
         self.index = partial(index_dataset, network=network, tokenizer=processing_class, collator=collator, args=args)
         super().__init__(
             network,
@@ -131,7 +128,7 @@ class ElasticTrainer(SubnetEvaluator):
         if teacher is not None:
             teacher.network.to(args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.stop = GracefulStop()
-        for callback in (BroadcastWeights(), LogLastStep(), StopOnDivergence(), Grafting(self), self.stop):
+        for callback in (LogLastStep(), StopOnDivergence(), Grafting(self), self.stop):
             self.add_callback(callback)
         self._trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._class_weights: Tensor | None = None
@@ -147,9 +144,8 @@ class ElasticTrainer(SubnetEvaluator):
         self.examples_seen += scale.batch_size
         batch = self._prepare_inputs(inputs)
         inputs = {name: tensor for name, tensor in batch.items() if name not in LABEL_NAMES}
-        inputs = with_expanded_mask(
-            inputs, self.elastic.network, self.elastic.family
-        )  # else passes wait for the device
+        network, family = self.elastic.network, self.elastic.family
+        inputs = with_expanded_mask(inputs, network, family)  # else passes wait for the device
         batch["labels"] = pop_labels(batch)
         if batch["labels"] is None and self.teacher is None:
             raise ConfigError("the training data has no labels and there is no teacher; add a column labels")
@@ -179,8 +175,7 @@ class ElasticTrainer(SubnetEvaluator):
                 )
         embedding.backward()
         if self.accelerator.sync_gradients and self.args.world_size > 1:
-            votes = self.stop.votes(self.args)
-            self.stop.set_votes(all_reduce_gradients(self._trainable, extra=votes))
+            self.stop.sum_of_votes = all_reduce_gradients(self._trainable, extra=self.stop.votes(self.args))
         return total / len(subnets) * self.args.world_size  # the stock Trainer logs the mean over processes
 
     def subnet_loss(
@@ -263,10 +258,9 @@ class ElasticTrainer(SubnetEvaluator):
         outputs, keep_states = {}, self.args.hidden_weight > 0
         for subnet in map(self._teacher_subnet, shared.subnets):
             if subnet not in cached:
+                alone = SharedForward((subnet,))
                 with torch.no_grad(), self.accelerator.autocast(), self.teacher.at(subnet):
-                    cached |= run_shared_forward(
-                        self.teacher, SharedForward((subnet,)), inputs, output_hidden_states=keep_states
-                    )
+                    cached |= run_shared_forward(self.teacher, alone, inputs, output_hidden_states=keep_states)
             outputs[subnet] = cached[subnet]
         return outputs
 
@@ -283,30 +277,31 @@ class ElasticTrainer(SubnetEvaluator):
 
     # -- data
 
-    @property
-    def step_batch_size(self) -> int:
-        """Examples of a step's batch (of one part of it, under gradient accumulation) over all processes."""
-        return self._train_batch_size * self.args.world_size
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         args, dataset = self.args, self.train_dataset
-        if not isinstance(dataset, IndexDataset):
+        if not hasattr(dataset, "collate"):
             raise ConfigError("training needs a train_dataset")
         num_labels = int(self.elastic.network.config.num_labels or 0)
-        self._class_weights = resolve_class_weights(args.class_weights, dataset, num_labels=num_labels)
+        labels = getattr(dataset, "labels", None) if args.class_weights is not None else None
+        self._class_weights = resolve_class_weights(
+            args.class_weights, labels, num_labels=num_labels, task_type=self.task_type
+        )
         sampler = StepBatches(
             dataset,
-            batch_size=self.step_batch_size,
+            batch_size=self._train_batch_size * args.world_size,
             parts=args.gradient_accumulation_steps,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
-        collate = partial(
-            collate_shard,
-            dataset=dataset,
-            rank=args.process_index,
-            world_size=args.world_size,
-            class_weights=self._class_weights,
-        )
+
+        def collate(indices: Sequence[int]) -> dict[str, Any]:
+            part, scale = shard_batch(
+                dataset.collate(indices),
+                rank=args.process_index,
+                world_size=args.world_size,
+                class_weights=self._class_weights,
+            )
+            return dataset.prepare_inputs(part) | {"loss_scale": scale}
+
         return self.same_batches_loader(dataset, batch_sampler=sampler, collate_fn=collate)
 
     def importance_batches(self) -> Iterator[Iterable[WeightedMicroBatch]]:
@@ -315,17 +310,18 @@ class ElasticTrainer(SubnetEvaluator):
         Each comes in pieces no larger than what a process trains on, on the device, as stock networks take them.
         """
         dataset, count = self.validation_dataset(), self.args.world_size
+
+        def stock_inputs(part: Batch) -> Batch:
+            rows = dataset.prepare_inputs({name: tensor.contiguous() for name, tensor in part.items()})
+            batch: Batch = self._prepare_inputs(rows)
+            labels = pop_labels(batch)
+            return batch if labels is None else batch | label_inputs(labels, task_type=self.task_type)
+
         lengths = dataset.lengths[:MAX_IMPORTANCE_EXAMPLES]
-        for indices in evaluation_batches(lengths, batch_size=self.step_batch_size):
+        for indices in evaluation_batches(lengths, batch_size=self._train_batch_size * count):
             batch = dataset.collate(indices)
             parts = (shard_batch(batch, rank=rank, world_size=count) for rank in range(count))
-            yield ((self._stock_inputs(dataset, part), scale.labels) for part, scale in parts if scale.labels)
-
-    def _stock_inputs(self, dataset: IndexDataset, part: Batch) -> Batch:
-        rows = dataset.prepare_inputs({name: tensor.contiguous() for name, tensor in part.items()})
-        batch: Batch = self._prepare_inputs(rows)
-        labels = pop_labels(batch)
-        return batch if labels is None else batch | label_inputs(labels, task_type=self.task_type)
+            yield ((stock_inputs(part), scale.labels) for part, scale in parts if scale.labels)
 
     # -- a whole training
 
@@ -342,9 +338,16 @@ class ElasticTrainer(SubnetEvaluator):
             resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
         path = str(resume_from_checkpoint) if resume_from_checkpoint else None
         check_equal(path and Path(path).name, description=f"in {self.args.output_dir} as the newest checkpoint")
-        with self.stop.handling_signals(), collective_errors():
+        memory_errors = explain_out_of_memory(self.args.per_device_train_batch_size)
+        broadcast_weights(self.model)
+        with stop_on_signals(), collective_errors(), memory_errors:
             output = super().train(path, **options)
             if self.stop.requested and self.state.global_step < self.state.max_steps:
                 step, steps = self.state.global_step, self.state.max_steps
                 raise TrainingInterrupted(f"Interrupted in phase {self.args.phase} at step {step} of {steps}.")
         return output
+
+
+def default_collator(tokenizer: Any) -> Any:
+    """Pads with the tokenizer, if there is one."""
+    return default_data_collator if tokenizer is None else DataCollatorWithPadding(tokenizer)

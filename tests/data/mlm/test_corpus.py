@@ -82,7 +82,7 @@ def test_text_column_of_a_table(suffix: str, tmp_path: Path, write: Callable) ->
     assert list(stream_text(path, CorpusConfig(corpus=("-",), text_column="body"))) == [
         "one text", None, "two", None, None
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"'text'.*'body'"):
+    with pytest.raises(DataError, match=r"'text' not found .*; columns: id, body"):
         list(stream_text(path, CorpusConfig(corpus=("-",), text_column="text")))
 
 

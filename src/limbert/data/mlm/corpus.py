@@ -59,17 +59,14 @@ def stream_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
 
 
 def _stream_rows(path: Path, config: CorpusConfig) -> Iterator[str | None]:
-    table, columns = choose_columns(
-        lambda header: open_table(path, header=header), DataConfig(text_column=config.text_column), None, labelled=False
-    )
-    column = table.columns.index(str(columns.text))
+    table, columns = choose_columns(open_table(path), DataConfig(text_column=config.text_column), labelled=False)
     for row in table.rows():
-        text = row.cells[column] if row.problem is None else None
+        text = row.cells.get(str(columns.text))
         if isinstance(text, str) and text.strip():
             yield from _split_pieces(text.strip())
             yield None
         elif not config.skip_bad_rows:
-            problem = row.problem or f"no text in column {table.columns[column]!r}, expected some"
+            problem = row.problem or f"no text in column {columns.text!r}, expected some"
             raise DataError(f"{table.name}:{row.line_number}: {problem}")
 
 

@@ -35,12 +35,7 @@ def pack_corpus(
     ``$LIMBERT_CACHE`` (``~/.cache/limbert``), about five bytes per token, and found again by the tokenizer and the
     files' names, sizes and modification times.
 
-    Args:
-        patterns, exclude: see `corpus_files`.
-        config: how to read the files.
-        tokenizer: a fast one.
-        max_length: tokens of a sequence, special ones included.
-        progress: called with megabytes read and in total.
+    ``progress`` is called with megabytes read and in total. For ``patterns`` and ``exclude`` see `corpus_files`.
 
     Returns:
         Columns ``input_ids`` and ``word_starts`` (whether a token begins a word), both of ``max_length`` with padding
@@ -98,34 +93,28 @@ def _pack_sequences(
     max_length: int,
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
-    ids, starts, row = np.empty(0, np.int32), np.empty(0, bool), 0
-    content = max_length - 2
-
-    def make_sequence(tokens: np.ndarray, word_starts: np.ndarray) -> dict[str, Any]:
-        sequence = np.full(max_length, tokenizer.pad_token_id, dtype=np.int32)
-        sequence[0], sequence[len(tokens) + 1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-        sequence[1 : len(tokens) + 1] = tokens
-        padded = np.ones(max_length, dtype=bool)
-        padded[2 : len(tokens) + 1] = word_starts[1:]  # the rest of a word that was cut counts as a word
-        return {"input_ids": sequence, "word_starts": padded, "length": len(tokens) + 2, "row": row}
-
-    for new_ids, new_starts in _tokenize_stream(files, config, tokenizer, progress=progress):
-        ids, starts = np.concatenate([ids, new_ids]), np.concatenate([starts, new_starts])
-        full = len(ids) // content * content
-        for start in range(0, full, content):
-            yield make_sequence(ids[start : start + content], starts[start : start + content])
+    ids, starts, row, content = np.empty(0, np.int32), np.empty(0, bool), 0, max_length - 2
+    for new_ids, new_starts, is_last in _tokenize_stream(files, config, tokenizer, progress=progress):
+        ids, starts = np.append(ids, np.asarray(new_ids, np.int32)), np.append(starts, np.asarray(new_starts, bool))
+        end = len(ids) if is_last else len(ids) // content * content
+        for start in range(0, end, content):
+            tokens, word_starts = ids[start : start + content], starts[start : start + content]
+            sequence = np.full(max_length, tokenizer.pad_token_id, dtype=np.int32)
+            sequence[0], sequence[len(tokens) + 1] = tokenizer.cls_token_id, tokenizer.sep_token_id
+            sequence[1 : len(tokens) + 1] = tokens
+            padded = np.ones(max_length, dtype=bool)
+            padded[2 : len(tokens) + 1] = word_starts[1:]  # the rest of a word that was cut counts as a word
+            yield {"input_ids": sequence, "word_starts": padded, "length": len(tokens) + 2, "row": row}
             row += 1
-        ids, starts = ids[full:], starts[full:]
-    if len(ids):
-        yield make_sequence(ids, starts)
-    elif not row:
+        ids, starts = ids[end:], starts[end:]
+    if not row:
         raise DataError(f"{', '.join(map(str, files[:3]))}: no text in the corpus; expected some")
 
 
 def _tokenize_stream(
     files: Sequence[Path], config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, *, progress: Progress
-) -> Iterator[tuple[list[int], list[bool]]]:
-    """Token ids and word starts of all files, part by part, with a separator between documents."""
+) -> Iterator[tuple[list[int], list[bool], bool]]:
+    """Token ids and word starts of all files, part by part, with a separator between documents; the last is empty."""
     total, done, document_ended, is_first = sum(path.stat().st_size for path in files), 0, False, True
     for path in files:
         file_start = done
@@ -146,10 +135,11 @@ def _tokenize_stream(
                     words = encoding.word_ids
                     ids += encoding.ids
                     starts += [word is None or word != last for word, last in zip(words, [None, *words], strict=False)]
-            yield ids, starts
+            yield ids, starts, False
             done += sum(len(text.encode()) + 1 for text in texts)
             progress(min(done, total) >> 20, total >> 20)
         done = file_start + path.stat().st_size
+    yield [], [], True
 
 
 def _batches(pieces: Iterator[str | None]) -> Iterator[list[str | None]]:

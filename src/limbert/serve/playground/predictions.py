@@ -4,10 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 from limbert.core.space import is_width_depth_name, parse_width_depth
-from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.data.tasks import Task
 from limbert.serve.protocols.health import VariantInfo
-from limbert.serve.responses import check_finite, label_names, score_function
+from limbert.serve.responses import predicted_labels, scores_by_label
 from limbert.serve.runner import RequestOutput
 from limbert.serve.service import Service
 from limbert.serve.variants import Variant
@@ -36,16 +35,12 @@ def _variant_json(variant: Variant) -> dict[str, Any]:
 def prediction_json(task: Task, output: RequestOutput) -> dict[str, Any]:
     """The prediction for one text: labels or value, all scores (highest first), what ran, and milliseconds by stage."""
     (text,) = output.outputs
-    check_finite(text.logits)
-    is_regression = task.task_type == "regression"
-    scores = zip(label_names(task), score_function(task)(text.logits), strict=True)
-    ranked = [] if is_regression else sorted(scores, key=lambda pair: -pair[1])
-    applying = [label for label, score in ranked if score > MULTI_LABEL_THRESHOLD]
+    is_regression, scores = task.task_type == "regression", scores_by_label(task, text.logits)
     return {
         "variant": text.variant,
-        "labels": applying if task.task_type == "multi-label" else [label for label, _ in ranked[:1]],
+        "labels": predicted_labels(task, text.logits),
         "value": text.logits[0] if is_regression else None,
-        "scores": ranked,
+        "scores": [] if is_regression else scores,
         "tokens": text.tokens,
         "truncated": text.truncated,
         "flops": text.flops,

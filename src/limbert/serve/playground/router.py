@@ -102,17 +102,14 @@ def _page_files() -> dict[str, bytes]:
     """The page's files by name; its colours are the report's."""
     folder = files("limbert.serve.playground")
     contents = {name: (folder / name).read_bytes() for name in ("page.html", "page.css", *_SCRIPTS)}
-    return contents | {"colours.css": _color_css().encode()}
-
-
-def _color_css() -> str:
     light, dark = (
         "".join(f"--{name}:{pair[index]};" for name, pair in palette_colours().items()) + f"color-scheme:{scheme};"
         for index, scheme in enumerate(("light", "dark"))
     )
-    return (
+    colours = (
         f":root {{{light}}}\n"
         f"@media (prefers-color-scheme: dark) {{ :root {{{dark}}} }}\n"
         f":root[data-theme=light] {{{light}}}\n"
         f":root[data-theme=dark] {{{dark}}}\n"
     )
+    return contents | {"colours.css": colours.encode()}

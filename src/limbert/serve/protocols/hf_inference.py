@@ -2,13 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 from pydantic import BaseModel, BeforeValidator, Field, Tag
 from starlette.responses import Response
 
-from limbert.serve.errors import ApiError
 from limbert.serve.responses import json_response, ranked_scores
-from limbert.serve.schemas import RequestModel, by_json_type, prediction_responses
+from limbert.serve.schemas import RequestModel, by_json_type, model_path, prediction_responses
 from limbert.serve.selection import RequestOptions
 from limbert.serve.service import Service
 from limbert.serve.tokenizer import TextInput
@@ -70,10 +69,9 @@ class LabelScore(BaseModel):
 def create_router(service: Service) -> APIRouter:
     """``POST /`` and ``POST /models/{model_id}``."""
     routes = APIRouter(tags=["Hugging Face inference"])
-    Model = Annotated[str, Path(json_schema_extra={"enum": [service.model_name]})]
     described: Any = {"responses": prediction_responses(list[list[LabelScore]]), "response_class": Response}
 
-    @routes.post("/", summary="Classify", operation_id="hf_classify", **described)
+    @routes.post("/", **described)
     async def classify(body: ClassifyRequest) -> Response:
         """Classify a text, a pair, or a batch of these; for each all scores, highest first."""
         parameters = body.parameters or Parameters()
@@ -88,11 +86,13 @@ def create_router(service: Service) -> APIRouter:
         )
         return json_response(scores, output)
 
-    @routes.post("/models/{model_id:path}", summary="Classify by model name", operation_id="hf_model", **described)
-    async def classify_by_name(body: ClassifyRequest, model_id: Model) -> Response:
+    @routes.post("/models/{model_id:path}", **described)
+    async def classify_by_name(
+        body: ClassifyRequest,
+        model_id: model_path(service.model_name),  # type: ignore[valid-type]
+    ) -> Response:
         """The same under the model's name."""
-        if model_id != service.model_name:
-            raise ApiError(404, f"model is {model_id[:200]!r}; this server has {service.model_name!r}")
+        service.check_name(model_id)
         return await classify(body)
 
     return routes

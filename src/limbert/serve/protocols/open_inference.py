@@ -6,7 +6,7 @@ from importlib.metadata import version
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,10 +15,9 @@ from limbert.data.tasks import Task
 from limbert.serve.errors import ApiError, InvalidRequestError, RequestTooLargeError, UnavailableError
 from limbert.serve.responses import (
     abstains,
-    check_finite,
     json_response,
     label_names,
-    score_function,
+    scores_by_label,
     to_json,
     usage_headers,
     variant_names,
@@ -28,6 +27,7 @@ from limbert.serve.schemas import (
     RequestModel,
     by_json_type,
     error_responses,
+    model_path,
     prediction_responses,
     suggestion,
     validation_error,
@@ -38,38 +38,6 @@ from limbert.serve.tokenizer import TextInput
 
 _JSON_LENGTH = "inference-header-content-length"
 _STRING_LENGTH = struct.Struct("<I")  # before each string of a binary tensor
-
-
-class ServerMetadata(BaseModel):
-    """The server and its extensions."""
-
-    name: str = "limbert"
-    version: str = version("limbert")
-    extensions: list[str] = ["binary_tensor_data", "classification"]
-
-
-class TensorMetadata(BaseModel):
-    """Name, datatype and shape; -1: any size."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ModelMetadata(BaseModel):
-    """The model's inputs and outputs."""
-
-    name: str
-    platform: str = "limbert"
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class ModelReady(BaseModel):
-    """The model accepts requests."""
-
-    name: str
-    ready: Literal[True] = True
 
 
 class InferParameters(RequestOptions):
@@ -93,7 +61,7 @@ class TensorParameters(RequestModel):
 
     binary_data_size: Annotated[int | None, Field(ge=0)] = None
     binary_data: bool | None = None
-    classification: Annotated[int | None, Field(ge=0)] = None
+    classification: Annotated[int, Field(ge=0)] | None = None
     shared_memory_region: None = None
 
 
@@ -108,7 +76,7 @@ class InputTensor(RequestModel):
     name: Literal["TEXT", "TEXT_PAIR"]
     datatype: Literal["BYTES"]
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=2)]
-    parameters: TensorParameters | None = None
+    parameters: TensorParameters = TensorParameters()
     data: list[_Item] | None = None
 
 
@@ -128,18 +96,38 @@ class InferRequest(RequestModel):
     parameters: InferParameters | None = None
 
 
+class TensorMetadata(BaseModel):
+    """Name, datatype and shape; -1: any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
 class OutputTensor(TensorMetadata):
     """An output; its data may follow the JSON as binary data."""
 
     parameters: dict[str, Any] | None = None
     data: list[str] | list[float] | None = None
 
-    def to_bytes(self) -> bytes:
-        """The data of the binary tensor extension: little-endian float32, or strings after their length."""
+    def move_data(self) -> bytes:
+        """The data of the binary tensor extension (little-endian float32, or strings after their length), removed."""
         if self.datatype == "BYTES":
             strings = [str(item).encode() for item in self.data or ()]
-            return b"".join(_STRING_LENGTH.pack(len(item)) + item for item in strings)
-        return struct.pack(f"<{len(self.data or ())}f", *(self.data or ()))
+            binary = b"".join(_STRING_LENGTH.pack(len(item)) + item for item in strings)
+        else:
+            binary = struct.pack(f"<{len(self.data or ())}f", *(self.data or ()))
+        self.data, self.parameters = None, {"binary_data_size": len(binary)}
+        return binary
+
+
+class ModelMetadata(BaseModel):
+    """The model's inputs and outputs."""
+
+    name: str
+    platform: str = "limbert"
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
 
 
 class InferResponse(BaseModel):
@@ -154,50 +142,41 @@ class InferResponse(BaseModel):
 def create_router(service: Service) -> APIRouter:
     """All paths under ``/v2`` but the server's health."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    Model = Annotated[str, Path(json_schema_extra={"enum": [service.model_name]})]
+    Model = model_path(service.model_name)
     binary: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    schema = {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}}
 
-    def check_model(name: str) -> None:
-        if name != service.model_name:
-            raise ApiError(404, f"model is {name[:200]!r}; this server has {service.model_name!r}")
-
-    @routes.get("", summary="Server", operation_id="oip_server", responses=error_responses(401))
-    async def server() -> ServerMetadata:
+    @routes.get("", responses=error_responses(401))
+    async def server() -> dict[str, Any]:
         """The server and its extensions."""
-        return ServerMetadata()
+        extensions = ["binary_tensor_data", "classification"]
+        return {"name": "limbert", "version": version("limbert"), "extensions": extensions}
 
-    @routes.get("/models/{model}", summary="Model", operation_id="oip_model", responses=error_responses(401, 404, 422))
-    async def model_metadata(model: Model) -> ModelMetadata:
+    @routes.get("/models/{model}", responses=error_responses(401, 404, 422))
+    async def model_metadata(model: Model) -> ModelMetadata:  # type: ignore[valid-type]
         """The model's inputs and outputs."""
-        check_model(model)
+        service.check_name(model)
         inputs = [TensorMetadata(name=name, datatype="BYTES", shape=[-1]) for name in ("TEXT", "TEXT_PAIR")]
         return ModelMetadata(name=service.model_name, inputs=inputs, outputs=output_tensors(service.task))
 
-    @routes.get("/models/{model}/ready", summary="Model ready", operation_id="oip_model_ready",
-                responses=error_responses(401, 404, 422, 503))  # fmt: skip
-    async def model_ready(model: Model) -> ModelReady:
+    @routes.get("/models/{model}/ready", responses=error_responses(401, 404, 422, 503))
+    async def model_ready(model: Model) -> dict[str, str | bool]:  # type: ignore[valid-type]
         """Whether the model accepts requests."""
-        check_model(model)
-        if not (service.ready and service.healthy):
+        service.check_name(model)
+        if not service.ready:
             raise UnavailableError(f"model {service.model_name} is not ready")
-        return ModelReady(name=service.model_name)
+        return {"name": service.model_name, "ready": True}
 
     @routes.post(
         "/models/{model}/infer",
-        summary="Infer",
         operation_id="oip_infer",
         response_class=Response,
         responses=prediction_responses(InferResponse, content=binary),
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}} | binary,
-            }
-        },
+        openapi_extra={"requestBody": {"required": True, "content": schema | binary}},
     )
-    async def infer(request: Request, model: Model) -> Response:
+    async def infer(request: Request, model: Model) -> Response:  # type: ignore[valid-type]
         """Labels, scores and logits of texts; tensors in JSON or binary."""
-        check_model(model)
+        service.check_name(model)
         try:
             return await _infer(service, await request.body(), request.headers.get(_JSON_LENGTH))
         except ValidationError as error:
@@ -219,24 +198,17 @@ async def _infer(service: Service, body: bytes, json_length: str | None) -> Resp
     content = InferRequest.model_validate_json(body[:length])
     parameters = content.parameters or InferParameters()
     texts = _read_texts(content.inputs, memoryview(body)[length:], max_texts=service.settings.max_texts)
-    available = {tensor.name: tensor for tensor in output_tensors(service.task)}
-    requested = content.outputs or [RequestedOutput(name=name) for name in available]
-    for index, item in enumerate(requested):
-        if item.name not in available or item.name in [other.name for other in requested[:index]]:
-            raise InvalidRequestError(
-                f"outputs[{index}] {item.name[:100]!r} is unknown or repeated{suggestion(item.name, list(available))}"
-            )
-        top, count = item.parameters.classification or 0, available[item.name].shape[-1]
-        if top > max(count, 0):
-            raise InvalidRequestError(f"classification of {item.name} is {top}; it must be at most {max(count, 0)}")
+    requested = _requested_outputs(service.task, content.outputs)
     output = await service.predict(texts, options=parameters, truncate=parameters.truncate is not False)
-    response = _infer_response(service, content.id, output, requested, parameters.abstain_below)
-    blobs = []
-    for tensor, item in zip(response.outputs, requested, strict=True):
-        is_binary = item.parameters.binary_data
-        if parameters.binary_data_output if is_binary is None else is_binary:
-            blobs.append(tensor.to_bytes())
-            tensor.data, tensor.parameters = None, {"binary_data_size": len(blobs[-1])}
+    tensors = [_output_tensor(service.task, output, item, parameters.abstain_below) for item in requested]
+    blobs = [
+        tensor.move_data()
+        for tensor, choice in zip(tensors, (item.parameters.binary_data for item in requested), strict=True)
+        if (parameters.binary_data_output if choice is None else choice)
+    ]
+    stages = {f"{stage}_ms": round(value, 3) for stage, value in output.timing.milliseconds().items()}
+    used = {"size": variant_names(output), **stages}
+    response = InferResponse(model_name=service.model_name, id=content.id, parameters=used, outputs=tensors)
     head = response.model_dump(exclude_none=True)
     if not blobs:
         return json_response(head, output)
@@ -248,15 +220,14 @@ async def _infer(service: Service, body: bytes, json_length: str | None) -> Resp
 def _read_texts(inputs: Sequence[InputTensor], binary: memoryview, *, max_texts: int) -> list[TextInput]:
     columns: dict[str, list[str]] = {}
     for tensor in inputs:
-        name, size = tensor.name, tensor.parameters.binary_data_size if tensor.parameters else None
+        name, size = tensor.name, tensor.parameters.binary_data_size
         if name in columns:
             raise InvalidRequestError(f"inputs has {name} twice")
         if tensor.shape[1:] not in ([], [1]):
             raise InvalidRequestError(f"the shape of {name} is {tensor.shape}; it must be [n] or [n, 1]")
         if size is None:
-            columns[name] = list(
-                chain.from_iterable([item] if isinstance(item, str) else item for item in tensor.data or ())
-            )
+            nested = ([item] if isinstance(item, str) else item for item in tensor.data or ())
+            columns[name] = list(chain.from_iterable(nested))
         elif size > len(binary):
             raise InvalidRequestError(f"binary_data_size of {name} is {size}; {len(binary)} bytes are left in the body")
         else:
@@ -267,11 +238,10 @@ def _read_texts(inputs: Sequence[InputTensor], binary: memoryview, *, max_texts:
         raise InvalidRequestError(f"the body has {len(binary)} bytes after its tensors")
     if "TEXT" not in columns:
         raise InvalidRequestError("inputs has no tensor TEXT")
-    texts, pairs = columns["TEXT"], columns.get("TEXT_PAIR")
+    texts = columns["TEXT"]
+    pairs = columns.get("TEXT_PAIR", [None] * len(texts))
     if len(texts) > max_texts:
         raise RequestTooLargeError(f"TEXT has {len(texts)} texts; at most {max_texts} are allowed")
-    if pairs is None:
-        return [(text, None) for text in texts]
     if len(pairs) != len(texts):
         raise InvalidRequestError(f"TEXT_PAIR has {len(pairs)} texts; TEXT has {len(texts)}")
     return list(zip(texts, pairs, strict=True))
@@ -299,35 +269,35 @@ def output_tensors(task: Task) -> list[TensorMetadata]:
     return [label, *numbers] if task.task_type == "classification" else numbers
 
 
-def _infer_response(
-    service: Service,
-    request_id: str | None,
-    output: RequestOutput,
-    requested: Sequence[RequestedOutput],
-    abstain_below: float | None,
-) -> InferResponse:
-    function, labels = score_function(service.task), label_names(service.task)
-    for text in output.outputs:
-        check_finite(text.logits)
-    logits = [list(text.logits) for text in output.outputs]  # (texts, outputs)
-    tensors = []
-    for item in requested:
-        top = item.parameters.classification or 0
-        values = logits if item.name == "LOGITS" else [function(row) for row in logits]
-        data: list[str] | list[float]
-        if item.name == "LABEL":
-            shape, data = (
-                [len(values)],
-                ["" if abstains(row, service.task, abstain_below) else labels[row.index(max(row))] for row in logits],
-            )
-        elif top:
-            ranked = (sorted(enumerate(row), key=lambda entry: -entry[1])[:top] for row in values)
-            classes = chain.from_iterable(ranked)  # as the classification extension writes them
-            shape, data = [len(values), top], [f"{value:.6f}:{index}:{labels[index]}" for index, value in classes]
-        else:
-            shape, data = [len(values), len(labels)], list(chain.from_iterable(values))
-        datatype = "BYTES" if item.name == "LABEL" or top else "FP32"
-        tensors.append(OutputTensor(name=item.name, datatype=datatype, shape=shape, data=data))
-    stages = {f"{stage}_ms": round(value, 3) for stage, value in output.timing.milliseconds().items()}
-    parameters = {"size": variant_names(output), **stages}
-    return InferResponse(model_name=service.model_name, id=request_id, parameters=parameters, outputs=tensors)
+def _requested_outputs(task: Task, requested: Sequence[RequestedOutput] | None) -> Sequence[RequestedOutput]:
+    available = {tensor.name: tensor for tensor in output_tensors(task)}
+    requested = requested or [RequestedOutput(name=name) for name in available]
+    for index, item in enumerate(requested):
+        if item.name not in available or item.name in [other.name for other in requested[:index]]:
+            near = suggestion(item.name, list(available))
+            raise InvalidRequestError(f"outputs[{index}] {item.name[:100]!r} is unknown or repeated{near}")
+        top, most = item.parameters.classification or 0, max(0, available[item.name].shape[-1])
+        if top > most:
+            raise InvalidRequestError(f"classification of {item.name} is {top}; it must be at most {most}")
+    return requested
+
+
+def _output_tensor(
+    task: Task, output: RequestOutput, item: RequestedOutput, abstain_below: float | None
+) -> OutputTensor:
+    labels, top = label_names(task), item.parameters.classification or 0
+    function_name = "none" if item.name == "LOGITS" else None
+    ranked = [scores_by_label(task, text.logits, function_name=function_name) for text in output.outputs]
+    data: list[str] | list[float]
+    if item.name == "LABEL":
+        silent = [abstains(text.logits, task, abstain_below) for text in output.outputs]
+        best_labels = ["" if none else pairs[0][0] for none, pairs in zip(silent, ranked, strict=True)]
+        shape, data = [len(ranked)], best_labels
+    elif top:  # as the classification extension writes it
+        best = ((label, score) for pairs in ranked for label, score in pairs[:top])
+        shape, data = [len(ranked), top], [f"{score:.6f}:{labels.index(label)}:{label}" for label, score in best]
+    else:
+        by_label = [dict(pairs) for pairs in ranked]
+        shape, data = [len(ranked), len(labels)], [scores[label] for scores in by_label for label in labels]
+    datatype = "BYTES" if item.name == "LABEL" or top else "FP32"
+    return OutputTensor(name=item.name, datatype=datatype, shape=shape, data=data)

@@ -65,13 +65,9 @@ def create_router(service: Service) -> APIRouter:
     """``POST /predict``."""
     routes = APIRouter(tags=["Text Embeddings Inference"])
 
-    @routes.post(
-        "/predict",
-        summary="Predict",
-        operation_id="tei_predict",
-        responses=prediction_responses(list[LabelScore] | list[list[LabelScore]]),
-        response_class=Response,
-    )
+    scores = prediction_responses(list[LabelScore] | list[list[LabelScore]])
+
+    @routes.post("/predict", responses=scores, response_class=Response)
     async def predict(body: PredictRequest) -> Response:
         """Scores of a text or a pair, highest first; of a batch a list of these."""
         options = body.parameters or RequestOptions()

@@ -1,15 +1,21 @@
-"""Evaluation of all sub-networks by a Trainer: metrics of each and their means, the best checkpoint."""
+"""A `transformers.Trainer` of an elastic model: unwrapped, with whole checkpoints, evaluating all sub-networks."""
 
+import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import rotate_checkpoints
 
 from limbert.core.config import TaskType
 from limbert.core.subnet import Subnet
@@ -21,34 +27,149 @@ from limbert.evaluation.evaluate import count_parameters
 from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.results import SubnetResult
 from limbert.method.calibration import TEMPERATURES_KEY
+from limbert.model.checkpoint import RECORD_FILENAME
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.model.shared_forward import SubnetOutput, plan_shared_forwards, run_shared_forward
-from limbert.train.checkpoints import CheckpointedTrainer
-from limbert.train.data import Batch, IndexDataset, pop_labels
-from limbert.train.distributed import all_gather_object
+from limbert.model.width_gates import GATES_FILENAME
+from limbert.train.arguments import ElasticTrainingArguments
+from limbert.train.checkpoints import STATE_NAME, checkpoint_path, load_optimizer, save_optimizer, write_into
+from limbert.train.data import Batch, Indices, pop_labels
+from limbert.train.distributed import gather_dict, rank, world_size
+
+logger = logging.getLogger(__name__)
 
 SubnetMetrics = dict[str, dict[str, float]]  # metrics by name, by the name of the sub-network
 EvaluateSubnets = Callable[[ElasticModel, Mapping[str, Subnet]], SubnetMetrics]
 MetricFunction = Callable[[EvalPrediction], dict[str, float]]
 
 
-class SubnetEvaluator(CheckpointedTrainer):
-    """The evaluation of `ElasticTrainer`.
+class SubnetTrainer(Trainer):
+    """What `ElasticTrainer` has beside its training steps.
+
+    It runs without DistributedDataParallel and without autocast around ``forward``, its checkpoints are elastic
+    checkpoints with the training's state beside them, and it evaluates every sub-network.
 
     Attributes:
+        elastic: the model.
         subnets: by name, largest first.
         evaluate_subnets: instead of the stock evaluation loop.
         metric_function: of one sub-network's predictions.
-        index: converts what users bring to `IndexDataset`.
+        index: gives what users bring the methods of `IndexDataset`.
+        examples_seen: over all processes since the last log.
+        speed_since: when that was; moved on by what is no training.
     """
 
+    args: ElasticTrainingArguments
+    elastic: ElasticModel
+    model: Any  # transformers' types allow None and dictionaries everywhere
+    train_dataset: Any
+    eval_dataset: Any
     subnets: dict[str, Subnet]
     evaluate_subnets: EvaluateSubnets | None
     metric_function: MetricFunction | None
     index: Callable[[Any], Any]
     _eval_order: np.ndarray | None = None
     _last_metrics: SubnetMetrics | None = None
+
+    def __init__(self, model: nn.Module, args: ElasticTrainingArguments, **options: Any) -> None:
+        config = getattr(model, "config", None)
+        use_cache = getattr(config, "use_cache", None)
+        if args.device.type == "cuda" and args.n_gpu > 1:
+            logger.warning("training on one of %d GPUs; start with torchrun to use all of them", args.n_gpu)
+            args._n_gpu = 1  # else the stock Trainer splits every batch over threads
+        super().__init__(model, args, **options)
+        if config is not None and use_cache is not None:
+            config.use_cache = use_cache  # the stock Trainer sets it, and saves it with every checkpoint
+        if args.disable_tqdm:
+            self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = False  # True counts the labels of every step in all processes
+        self.examples_seen, self.speed_since = 0, time.monotonic()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.accelerator.prepare_model = lambda model, **_: model
+
+    def same_batches_loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
+        """A loader that gives the same batches in every process, on the device; it tells its sampler the epoch."""
+        loader, device = self.loader(dataset, **options), self.args.device
+        one: dict[str, Any] = {"num_processes": 1, "process_index": 0}
+        return prepare_data_loader(loader, device=device, put_on_device=True, non_blocking=True, **one)
+
+    def loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
+        """A DataLoader of indices with the workers that the arguments set; ``collate_fn`` fetches the examples."""
+        args = self.args
+        return DataLoader(
+            Indices(dataset),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            **options,
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            now = time.monotonic()
+            logs["examples_per_second"] = self.examples_seen / max(now - self.speed_since, 1e-9)
+            self.examples_seen, self.speed_since = 0, now
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the stock estimate assumes one pass of the full network
+
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        """Nothing: every saved elastic model has its card."""
+
+    # -- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self._last_metrics:  # the model card shows them
+            self.elastic.record |= result_record(self.subnet_results(), device=self.args.device.type)
+        if self.args.should_save:
+            write_into(output_dir or self.args.output_dir, self._save_elastic)
+
+    def _save_elastic(self, folder: Path, add_files: Callable[[Path], None] = lambda folder: None) -> None:
+        self.elastic.save_pretrained(folder, tokenizer=self.processing_class, add_files=add_files)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        started, state, output_dir = time.monotonic(), self.state, self.args.output_dir
+        folder = checkpoint_path(output_dir, state.global_step)
+        if state.best_global_step:
+            state.best_model_checkpoint = str(checkpoint_path(output_dir, state.best_global_step))
+        if self.args.should_save:
+            callbacks: list[Any] = [*self.callback_handler.callbacks, self.control]
+            exportable = [callback for callback in callbacks if isinstance(callback, ExportableState)]
+            state.stateful_callbacks = TrainerState(stateful_callbacks=exportable).stateful_callbacks  # type: ignore[arg-type]
+            self._save_elastic(folder, self._add_training_state)
+            rotate_checkpoints(str(output_dir), self.args.save_total_limit, state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()  # others may load the best one next
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        self.speed_since += time.monotonic() - started
+
+    def _add_training_state(self, folder: Path) -> None:
+        if not self.args.save_only_model:
+            save_optimizer(folder, self.optimizer, self.lr_scheduler)
+        self.state.save_to_json(str(folder / STATE_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
+            if self.state.best_global_step:  # beside this one, wherever the folder was when it was saved
+                best = checkpoint_path(Path(checkpoint).parent, self.state.best_global_step)
+                self.state.best_model_checkpoint = str(best)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing: every step seeds itself."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        for name in (RECORD_FILENAME, GATES_FILENAME):  # the stock method copies config and weights
+            if self.args.should_save and (Path(checkpoint_folder) / name).exists():
+                shutil.copy(Path(checkpoint_folder) / name, str(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    # -- evaluation
 
     def label_loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         """The supervised loss, a scalar."""
@@ -66,14 +187,14 @@ class SubnetEvaluator(CheckpointedTrainer):
         self._eval_order = None  # predict() returns the order of the dataset
         return self._test_loader(self.index(test_dataset))
 
-    def _test_loader(self, dataset: IndexDataset, **options: Any) -> DataLoader[Any]:
+    def _test_loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
         def collate(indices: list[int]) -> Batch:
             return dataset.prepare_inputs(dataset.collate(indices))
 
         loader = self.loader(dataset, collate_fn=collate, batch_size=self.args.eval_batch_size, **options)
         return self.accelerator.prepare(loader)
 
-    def validation_dataset(self) -> IndexDataset:
+    def validation_dataset(self) -> Any:
         """The evaluation data, the first of several; without any the training data."""
         dataset: Any = self.train_dataset if self.eval_dataset is None else self.eval_dataset
         return next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
@@ -86,8 +207,7 @@ class SubnetEvaluator(CheckpointedTrainer):
         if self.evaluate_subnets is None or eval_dataset is not None:
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         else:
-            measured = self.evaluate_subnets(self.elastic, subnets_of_rank(self.subnets, self.args))
-            found = {name: values for part in all_gather_object(measured) for name, values in part.items()}
+            found = gather_dict(self.evaluate_subnets(self.elastic, subnets_of_rank(self.subnets)))
             metrics = {f"{metric_key_prefix}_{key}": value for key, value in self._with_means(found).items()}
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -141,26 +261,23 @@ class SubnetEvaluator(CheckpointedTrainer):
                 self.state.best_global_step, is_best = self.state.global_step, True
         return is_best or save_asked  # save_strategy="best" saves nothing else in a step with an evaluation
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self._last_metrics:  # the model card shows them
-            self.elastic.record |= result_record(self.subnet_results(), device=self.args.device.type)
-        super()._save(output_dir, state_dict)
-
-    def create_model_card(self, *args: Any, **options: Any) -> None:
-        """Nothing: every saved elastic model has its card."""
-
     def subnet_results(self) -> list[SubnetResult]:
         """Parameters, FLOPs and the metrics of the last evaluation of every sub-network."""
         cost, lengths, metrics = CostModel(self.elastic), self.validation_dataset().lengths, self._last_metrics or {}
         return [
             SubnetResult(
-                name,
-                count_parameters(self.elastic, subnet),
-                cost.mean_flops(subnet, lengths),
-                metrics.get(name, {}),
+                name, count_parameters(self.elastic, item), cost.mean_flops(item, lengths), metrics.get(name, {})
             )
-            for name, subnet in self.subnets.items()
+            for name, item in self.subnets.items()
         ]
+
+
+def step_seed(seed: int, name: str, step: int) -> int:
+    """A seed for every step of every phase."""
+    value = 14695981039346656037  # FNV-1a: the same on every machine, unlike hash()
+    for byte in f"{seed} {name} {step}".encode():
+        value = (value ^ byte) * 1099511628211 % 2**64
+    return value % 2**63
 
 
 def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, Any]:
@@ -175,11 +292,7 @@ def result_record(results: Sequence[SubnetResult], *, device: str) -> dict[str, 
 
 
 def task_type_of(network: PreTrainedModel) -> TaskType:
-    """What the outputs of a stock network mean, by its head and its config.
-
-    Raises:
-        ConfigError: for another head.
-    """
+    """What the outputs of a stock network mean, by its head and its config; ConfigError for another head."""
     name, config = type(network).__name__, network.config
     for task_type, spec in TASK_TYPE_SPECS.items():
         if name.endswith(spec.class_suffix) and spec.problem_type in (None, getattr(config, "problem_type", None)):
@@ -198,22 +311,13 @@ def task_of(network: PreTrainedModel, task_type: TaskType) -> Task:
     return custom_task(task_type, names)
 
 
-def subnets_of_rank(subnets: Mapping[str, Subnet], args: Any) -> dict[str, Subnet]:
-    """The sub-networks that one process evaluates, each with the metrics that a single process computes.
-
-    Those that share layer runs stay together, unless there are more processes than such groups; large groups are
-    paired with small ones.
-
-    Args:
-        subnets: all, by name.
-        args: with ``world_size`` and ``process_index``.
-    """
-    count, rank = args.world_size, args.process_index
+def subnets_of_rank(subnets: Mapping[str, Subnet]) -> dict[str, Subnet]:
+    """The sub-networks that this process evaluates: every n-th group of those that share layer runs."""
     groups = [shared.subnets for shared in plan_shared_forwards(subnets.values())]
-    if len(groups) < count:
+    if len(groups) < world_size():
         groups = [(subnet,) for subnet in subnets.values()]
-    mine = groups[rank :: 2 * count] + groups[2 * count - 1 - rank :: 2 * count]
-    return {name: subnet for name, subnet in subnets.items() if any(subnet in group for group in mine)}
+    mine = {subnet for group in groups[rank() :: world_size()] for subnet in group}
+    return {name: subnet for name, subnet in subnets.items() if subnet in mine}
 
 
 def default_metrics(network: PreTrainedModel, task_type: TaskType) -> MetricFunction | None:
@@ -221,8 +325,4 @@ def default_metrics(network: PreTrainedModel, task_type: TaskType) -> MetricFunc
     if TASK_TYPE_SPECS[task_type].token_level:
         return None
     task = task_of(network, task_type)
-
-    def compute(prediction: Any) -> dict[str, float]:
-        return compute_task_metrics(task, prediction.predictions, prediction.label_ids)
-
-    return compute
+    return lambda prediction: compute_task_metrics(task, prediction.predictions, prediction.label_ids)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A Transformers export predicts the same bit for bit as its sub-network, stock or with a modelling file."""
+"""A saved sub-network predicts the same bit for bit when loaded, stock or with a modelling file."""
 
 import json
 import subprocess
@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from limbert import ElasticModel, Subnet
 from limbert.errors import UnsupportedModelError
-from limbert.export.huggingface import is_stock, load_huggingface, save_huggingface
 from limbert.model.checkpoint import TASK_HEADS
+from limbert.model.standalone import is_stock, load_standalone, make_standalone
 
 UNEVEN = Subnet((0, 2, 3), (2, 3, 6), (17, 60, 30))
 NARROW = Subnet((0, 3), (3, 3), (30, 30))
@@ -58,10 +58,10 @@ def small(case: str, subnet: Subnet, head: str = "sequence-classification") -> P
 @pytest.mark.parametrize("subnet", [UNEVEN, NARROW, FEWER_NEURONS, UNEVEN_NEURONS], ids=str)
 def test_every_family_predicts_bit_for_bit(case: str, subnet: Subnet, tmp_path: Path) -> None:
     network = small(case, subnet)
-    save_huggingface(network, tmp_path)
+    network.save_pretrained(tmp_path)
     assert is_stock(network) == (subnet is FEWER_NEURONS) == (not (tmp_path / "modeling_limbert.py").exists())
     with torch.no_grad():
-        expected, found = (one(**make_inputs()).logits for one in (network, load_huggingface(tmp_path)))
+        expected, found = (one(**make_inputs()).logits for one in (network, load_standalone(tmp_path)))
     assert torch.equal(expected, found)
     if subnet is FEWER_NEURONS:
         with torch.no_grad():
@@ -72,29 +72,16 @@ def test_every_family_predicts_bit_for_bit(case: str, subnet: Subnet, tmp_path: 
             AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=False)
 
 
-@pytest.mark.parametrize("subnet", [Subnet((0, 2), (6, 6), (60, 60)), FEWER_NEURONS, NARROW], ids=str)
-def test_saved_extract_loads_or_is_refused(subnet: Subnet, tmp_path: Path) -> None:
-    network = small("bert", subnet)
-    network.save_pretrained(tmp_path)
-    if subnet.neurons != (60, 60):
-        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-            AutoModelForSequenceClassification.from_pretrained(tmp_path)
-        return
-    with torch.no_grad():
-        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()(**make_inputs()).logits
-        assert torch.equal(loaded, network(**make_inputs()).logits)
-
-
 @pytest.mark.parametrize("head", TASK_HEADS)
 @pytest.mark.parametrize("case", most_different(("bert", "modernbert", "deberta-v2"), quick=("bert",)))
 def test_every_head_predicts_bit_for_bit(case: str, head: str, tmp_path: Path) -> None:
     network = small(case, UNEVEN, head)
-    save_huggingface(network, tmp_path)
+    network.save_pretrained(tmp_path)
     inputs = make_inputs(batch=4)
     if head == "multiple-choice":
         inputs = {name: tensor.unflatten(0, (2, 2)) for name, tensor in inputs.items()}
     with torch.no_grad():
-        expected, found = network(**inputs), load_huggingface(tmp_path)(**inputs)
+        expected, found = network(**inputs), load_standalone(tmp_path)(**inputs)
     tensors = [name for name, value in expected.items() if isinstance(value, torch.Tensor)]
     assert tensors
     assert all(torch.equal(expected[name], found[name]) for name in tensors)
@@ -109,7 +96,7 @@ def test_export_loads_and_trains_without_limbert(
     case: str, subnet: Subnet, trust: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = small(case, subnet)
-    save_huggingface(network, tmp_path / "export")
+    network.save_pretrained(tmp_path / "export")
     inputs = make_inputs()
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -131,6 +118,7 @@ def test_export_loads_and_trains_without_limbert(
 
 
 def test_heads_without_auto_class_are_refused(tmp_path: Path) -> None:
-    network = transformers.BertForPreTraining(make_config("bert"))
+    network = make_standalone(transformers.BertForPreTraining(make_config("bert")))
     with pytest.raises(UnsupportedModelError, match="BertForPreTraining"):
-        save_huggingface(network, tmp_path)
+        network.save_pretrained(tmp_path)
+    assert not [*tmp_path.iterdir()]

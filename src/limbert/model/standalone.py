@@ -1,4 +1,4 @@
-"""A sub-network as a stock Transformers folder, with a modelling file beside if some layer has fewer heads.
+"""A sub-network as a model of its own, saved for Transformers: with a modelling file if some layer has fewer heads.
 
 The number of layers and the feed-forward width are options of every stock config, so a sub-network with all heads and
 equally many neurons in each layer needs nothing else. Fewer heads have no option: head size is hidden size / heads.
@@ -14,7 +14,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from limbert.errors import UnsupportedModelError
-from limbert.export import modeling_limbert
+from limbert.model import modeling_limbert
 from limbert.model.checkpoint import TASK_HEADS
 from limbert.model.families import FAMILIES, Family, layer_parts, stack_of
 
@@ -41,25 +41,41 @@ def stock_config(network: PreTrainedModel) -> PretrainedConfig:
     return config
 
 
-def save_huggingface(network: PreTrainedModel, folder: Path) -> None:
-    """Write weights and config, and the modelling file where stock Transformers cannot build the sub-network."""
-    auto_class = auto_class_of(network)
-    if auto_class is None:
-        raise UnsupportedModelError(
-            f"{type(network).__name__} has no Auto class that could load it; heads with one: {', '.join(TASK_HEADS)}"
-        )
-    config = stock_config(network)
-    network.save_pretrained(folder)
-    if not is_stock(network):
-        config.auto_map = {auto_class: f"{_MODELING_MODULE}.{type(network).__name__}"}
-        code = Path(modeling_limbert.__file__).read_text(encoding="utf-8")
-        code = code.replace(_TEMPLATE_CLASS, type(network).__name__)
-        (folder / f"{_MODELING_MODULE}.py").write_text(code, encoding="utf-8")
-    config.save_pretrained(folder)
+class _Standalone:
+    """What `make_standalone` adds to a stock class."""
+
+    def save_pretrained(self: Any, save_directory: str | Path, **options: Any) -> None:
+        """Write weights and config, and the modelling file where stock Transformers cannot build the sub-network.
+
+        Raises:
+            UnsupportedModelError: if no Auto class of Transformers loads a network with this task head.
+        """
+        auto_class = auto_class_of(self)
+        if auto_class is None:
+            raise UnsupportedModelError(
+                f"{type(self).__name__} has no Auto class that could load it; heads with one: {', '.join(TASK_HEADS)}"
+            )
+        super().save_pretrained(save_directory, **options)  # type: ignore[misc]  # the stock class's
+        if not options.get("is_main_process", True):
+            return
+        config = stock_config(self)
+        if not is_stock(self):
+            config.auto_map = {auto_class: f"{_MODELING_MODULE}.{type(self).__name__}"}
+            code = Path(modeling_limbert.__file__).read_text(encoding="utf-8")
+            code = code.replace(_TEMPLATE_CLASS, type(self).__name__)
+            (Path(save_directory) / f"{_MODELING_MODULE}.py").write_text(code, encoding="utf-8")
+        config.save_pretrained(save_directory)
 
 
-def load_huggingface(folder: Path) -> PreTrainedModel:
-    """Load a folder of `save_huggingface` as Transformers would, without copying its code into Transformers' cache."""
+def make_standalone(network: PreTrainedModel) -> PreTrainedModel:
+    """The network, changed in place so that its ``save_pretrained`` writes a folder that Transformers loads."""
+    stock = type(network)
+    network.__class__ = type(stock.__name__, (_Standalone, stock), {"__module__": stock.__module__})
+    return network
+
+
+def load_standalone(folder: Path) -> PreTrainedModel:
+    """Load a saved folder as Transformers would, without copying its code into Transformers' cache."""
     config = transformers.AutoConfig.from_pretrained(folder)
     source: Any = transformers
     code = folder / f"{_MODELING_MODULE}.py"

@@ -1,4 +1,4 @@
-"""Verification of exports: it finds differences at tokens and ignores those at padding."""
+"""Parity of runtimes: it finds differences at tokens and ignores those at padding."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from limbert.errors import ExportError
-from limbert.export.verify import compare_outputs, require_parity
+from limbert.inference.parity import compare_outputs, require_parity
 from limbert.inference.runtimes import Runtime
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0]])

@@ -1,0 +1,74 @@
+"""A server in another runtime: outputs equal the engine's, and only the loaded sub-networks are offered."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.factories.runs import needs_encoder
+from tests.factories.servers import Reference, make_run, opened
+
+from limbert.errors import ConfigError
+from limbert.inference.compiled import CompiledSubnet, SubnetCompiler
+from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
+from limbert.method.early_exit import ExitRule
+from limbert.serve.errors import InvalidRequestError
+from limbert.serve.selection import RequestOptions
+from limbert.serve.service import Service
+
+pytestmark = needs_encoder
+for library in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(library)
+QUALITY = {"1x1": 0.9, "0.5x1": 0.8, "1x0.5": 0.85, "0.5x0.5": 0.7}
+TEXTS = ["a film", "a long and slow but in the end rather moving film", "no"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("serve") / "run")
+    lines = [{"subnet": name, "params": 1, "flops": 1, "metrics": {"accuracy": QUALITY[name]}} for name in QUALITY]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    early = Policy(widths=(0.5,), exits=ExitRule("confidence", 0.6))
+    save_operating_points(folder, {"early": OperatingPoint(early, "accuracy", 0.99, 0.4)})
+    return folder
+
+
+def rows(service: Service, **options: Any) -> list[Any]:
+    request = service.predict([(text, None) for text in TEXTS], options=RequestOptions(**options))
+    return [*asyncio.run(asyncio.wait_for(request, 60)).outputs]
+
+
+def test_outputs_equal_the_engines(run: Path) -> None:
+    reference = Reference(run)
+    with opened(run, runtime="onnxruntime", variants=2) as service:
+        assert service.variants.names("subnet") == ["1x1", "0.5x0.5"]
+        for name in ("1x1", "0.5x0.5"):
+            for text, row in zip(TEXTS, rows(service, subnet=name), strict=True):
+                assert row.variant == name
+                expected = reference.logits(text, subnet=name)
+                torch.testing.assert_close(torch.tensor(row.logits), expected, atol=1e-4, rtol=1e-4)
+        assert {row.variant for row in rows(service, policy="early")} == {"early"}
+        with pytest.raises(InvalidRequestError, match=r"1x0\.5"):
+            rows(service, subnet="1x0.5")
+
+
+def test_quality_counts_the_loss_of_precision(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = {1: 0.5, 2: 0.004}  # by layers
+    original = SubnetCompiler._cached
+
+    def lossy(self: SubnetCompiler, subnet: Any) -> CompiledSubnet:
+        return CompiledSubnet(original(self, subnet).path, losses[len(subnet.layers)])
+
+    monkeypatch.setattr(SubnetCompiler, "_cached", lossy)
+    with opened(run, runtime="onnxruntime", policy="adaptive") as service:
+        assert {variant.name: variant.quality for variant in service.variants.variants if variant.kind == "subnet"} == {
+            "1x1": pytest.approx(0.896)
+        }
+        assert {row.variant for row in rows(service)} == {"1x1"}
+    with (
+        pytest.raises(ConfigError, match=r"50\.00 points"),
+        opened(run, runtime="onnxruntime", policy="static:0.5x0.5"),
+    ):
+        pass
