@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,16 @@ def test_own_phases_run_with_their_settings(tmp_path: Path) -> None:
     own = Phase("smallest", select_subnets=lambda model: {"0.5x0.5": model.subnet("0.5x0.5")})
     model = train(tmp_path, phases=[own])
     assert model.record["phases"] == ["smallest"]
+
+
+def test_a_run_knows_its_baseline(tmp_path: Path) -> None:
+    rows = rows_of(20, seed=2)
+    data = DATA | {"compute_metrics": None, "eval_dataset": rows}
+    arguments = make_arguments(tmp_path / "run", max_steps=1)
+    limbert.train(make_model(), recipe="dynabert", phases=["finetune"], args=arguments, **data)
+    (row, *_) = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    most_frequent = Counter(DATA["train_dataset"]["label"][:]).most_common(1)[0][0]
+    assert row["baseline"] == {"accuracy": rows["label"][:].count(most_frequent) / 20}
 
 
 def test_without_an_evaluation_set_a_tenth_is_taken(tmp_path: Path) -> None:

@@ -6,9 +6,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback
 
 from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.data.metrics import baseline_logits
+from limbert.data.metrics import compute_metrics as compute_task_metrics
+from limbert.data.readers import Examples
+from limbert.data.tasks import Task
 from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import Progress, no_progress
 from limbert.evaluation.results import SubnetResult
@@ -95,15 +100,18 @@ def train_model(
 
         has_metrics = compute_metrics is not None or TASK_TYPE_SPECS[task_type].token_level
         default = "loss" if has_metrics else task_of(network, task_type).primary_metric
-        task = None if "MaskedLM" in type(network).__name__ else task_of(network, task_type).to_dict()
+        task = None if "MaskedLM" in type(network).__name__ else task_of(network, task_type)
+        metric = (args.metric_for_best_model or default).removeprefix("eval_")
+        baseline = None if has_metrics or task is None else _baseline(task, train, validation)
+        data = {"train_dataset": train, "eval_dataset": validation, "metric": metric}
         return RunData(
             phases=configured,
             load_base=lambda: model,
-            training=trainer_options
-            | {"train_dataset": train, "eval_dataset": validation, "metric": args.metric_for_best_model or default},
+            training=trainer_options | data | {"baseline": (baseline or {}).get(metric)},
             evaluate=evaluate,
-            record={"task": model.record.get("task") or task},
+            record={"task": model.record.get("task") or (task and task.to_dict())},
             num_examples=len(validation),
+            baseline=baseline if metric in (baseline or {}) else None,
         )
 
     plain = json.loads(json.dumps(settings, default=str))
@@ -122,6 +130,15 @@ def train_model(
         upload = {"tokenizer": processing_class, "private": args.hub_private_repo, "token": args.hub_token}
         run_on_main(lambda: trained.push_to_hub(name, **upload))
     return trained
+
+
+def _baseline(task: Task, train: Any, validation: Any) -> dict[str, float] | None:
+    """Metrics of the best constant prediction on the validation data; None where labels are no classes or values."""
+    labels = getattr(validation, "labels", None)
+    if labels is None or train.labels is None or task.task_type not in ("classification", "regression"):
+        return None
+    constant = baseline_logits(task, Examples((), None, tuple(train.labels.tolist())))
+    return compute_task_metrics(task, np.tile(constant, (len(labels), 1)), labels.numpy())
 
 
 def _configure(recipe: Recipe, phases: Sequence[str | Phase] | None, *, world_size: int) -> list[ConfiguredPhase]:
