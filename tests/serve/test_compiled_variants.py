@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.factories.servers import Reference, make_run, opened
 from limbert.errors import ConfigError
 from limbert.inference.compiled import CompiledSubnet, SubnetCompiler
 from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
+from limbert.inference.runtimes import Runtime
 from limbert.method.early_exit import ExitRule
 from limbert.serve.errors import InvalidRequestError
 from limbert.serve.selection import RequestOptions
@@ -52,6 +54,28 @@ def test_outputs_equal_the_engines(run: Path) -> None:
         assert {row.variant for row in rows(service, policy="early")} == {"early"}
         with pytest.raises(InvalidRequestError, match=r"1x0\.5"):
             rows(service, subnet="1x0.5")
+
+
+def test_padding_to_a_multiple_changes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[int] = []
+    reference, original = Reference(run), SubnetCompiler.open
+
+    def padded(self: SubnetCompiler, compiled: CompiledSubnet) -> Runtime:
+        runtime = original(self, compiled)
+
+        def run(inputs: Any) -> Any:
+            shapes.append(inputs["input_ids"].shape[1])
+            return runtime.run(inputs)
+
+        return replace(runtime, run=run, token_multiple=8)
+
+    monkeypatch.setattr(SubnetCompiler, "open", padded)
+    with opened(run, runtime="onnxruntime", variants=1) as service:
+        shapes.clear()
+        for text, row in zip(TEXTS, rows(service), strict=True):
+            torch.testing.assert_close(torch.tensor(row.logits), reference.logits(text), atol=1e-4, rtol=1e-4)
+    assert shapes
+    assert all(tokens % 8 == 0 for tokens in shapes)
 
 
 def test_quality_counts_the_loss_of_precision(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

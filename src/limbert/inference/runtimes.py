@@ -20,6 +20,8 @@ from limbert.inference.quantize import CalibrationLoader, quantize_onnx, quantiz
 from limbert.model.inference_mode import autocast
 
 Outputs = dict[str, Tensor]
+# OpenVINO compiles kernels for each new shape (about 10 ms for a small network) and keeps a limited number of them.
+_OPENVINO_TOKEN_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Runtime:
 
     input_names: tuple[str, ...]  # names of its inputs
     run: Callable[[Mapping[str, Tensor]], Outputs]  # from these inputs to all outputs by name, float32 on the CPU
+    token_multiple: int = 1  # batches padded to a multiple of so many tokens are faster where lengths vary
 
     def outputs(self, inputs: Mapping[str, Tensor]) -> Outputs:
         """All outputs by name; inputs that the network does not have are ignored, absent token types are zeros."""
@@ -152,7 +155,7 @@ def _load_openvino(source: PreTrainedModel | Path, threads: int | None, precisio
         arrays = compiled({name: tensor.numpy() for name, tensor in inputs.items()})
         return {name: torch.from_numpy(arrays[index].copy()).float() for index, name in enumerate(names)}
 
-    return Runtime(tuple(node.get_any_name() for node in compiled.inputs), run)
+    return Runtime(tuple(node.get_any_name() for node in compiled.inputs), run, _OPENVINO_TOKEN_MULTIPLE)
 
 
 def _openvino_capabilities() -> list[str]:

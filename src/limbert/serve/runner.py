@@ -93,21 +93,20 @@ class ModelRunner:
 
     def run(self, variant: str, texts: Sequence[TokenizedText]) -> list[TextOutput]:
         """The outputs of a batch, in order; each text gets what it gets alone."""
-        inputs = self._collate(texts)
         engine, runtime = self._engines[variant], self._runtimes.get(variant)
-        output = engine.run(inputs) if runtime is None else None
-        if output is not None:
-            logits = output.logits.tolist()  # waits for the device
-        elif runtime is not None:
+        if runtime is None:
+            output = engine.run(self._collate(texts))
+            logits, trace = output.logits.tolist(), output.trace  # waits for the device
+        else:
             (temperature,) = engine.plan.temperatures.values()
-            logits = (runtime(inputs) / temperature).tolist()
+            outputs = runtime(self._collate(texts, multiple=runtime.token_multiple))
+            logits, trace = (outputs / temperature).tolist(), None
         static = self._static_subnets.get(variant)
         if static is not None:
             subnet, layers, widths = static
             costs = [(self._subnet_flops(subnet, len(text.input_ids)), layers, widths) for text in texts]
         else:
-            assert output is not None
-            trace = output.trace
+            assert trace is not None
             columns = zip(trace.flops.tolist(), trace.layers_run.tolist(), trace.widths.tolist(), strict=True)
             costs = [(int(flops), layers, tuple(widths)) for flops, layers, widths in columns]
         return [
@@ -148,10 +147,12 @@ class ModelRunner:
         types = np.zeros_like(ids[0]) if self._tokenizer.uses_token_types else None
         return [TokenizedText(row, types, False) for row in ids]
 
-    def _collate(self, texts: Sequence[TokenizedText]) -> dict[str, torch.Tensor]:
-        """The batch, each tensor ``(texts, tokens)``, padded on the right."""
+    def _collate(self, texts: Sequence[TokenizedText], *, multiple: int = 1) -> dict[str, torch.Tensor]:
+        """The batch, each tensor ``(texts, tokens)``, padded on the right to a multiple of tokens."""
         lengths = np.array([len(text.input_ids) for text in texts])
-        mask = np.arange(lengths.max()) < lengths[:, None]
+        longest = int(lengths.max())
+        padded = max(longest, min(-(-longest // multiple) * multiple, self._model.max_input_length))
+        mask = np.arange(padded) < lengths[:, None]
         batch = {"input_ids": _pad([text.input_ids for text in texts], mask, fill=self._tokenizer.pad_token_id)}
         batch["attention_mask"] = mask.astype(np.int64)
         if self._tokenizer.uses_token_types:
