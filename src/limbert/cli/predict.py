@@ -107,9 +107,11 @@ def predict(
 
 
 def _abstaining(rows: list[dict[str, Any]], threshold: float | None) -> list[dict[str, Any]]:
+    if threshold is None:
+        return rows
     from limbert.inference.predict import abstain
 
-    return rows if threshold is None else [abstain(row, threshold) for row in rows]
+    return [abstain(row, threshold) for row in rows]
 
 
 def _print_predictions(
