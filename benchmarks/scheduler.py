@@ -42,7 +42,6 @@ MEASURED = {  # milliseconds of a batch, microseconds of a token, accuracy (docs
 MODELS = {name: LatencyModel(fixed / 1e3, per_token / 1e6) for name, (fixed, per_token, _) in MEASURED.items()}
 VARIANTS = tuple(MODELS)
 CAPACITY = 670.0  # texts/s at which the smallest variant begins to miss the SLO
-CONFIG = SchedulerConfig(SLO - RESPONSE, max_batch_tokens=2048, max_queue=1024)
 
 
 @dataclass
@@ -164,16 +163,17 @@ RULES: dict[str, tuple[type[Scheduler], tuple[str, ...]]] = {
 }
 
 
-def measure(rule: str, times: list[float], seed: int) -> tuple[float, float]:
-    """SLO attainment and mean accuracy of one rule on requests of one text at these times."""
+def measure(rule: str, times: list[float], seed: int, *, texts: int = 1, slo: float = SLO) -> tuple[float, float]:
+    """SLO attainment and mean accuracy of one rule on requests at these times."""
     scheduler, variants = RULES[rule]
-    rng = random.Random(seed)
-    tokens = [min(64, max(4, round(rng.lognormvariate(3.1, 0.5)))) for _ in times]
-    requests = [
-        PendingRequest((count,), variants, time, time + CONFIG.slo) for count, time in zip(tokens, times, strict=True)
-    ]
+    rng, budget = random.Random(seed), slo - RESPONSE
+    requests = []
+    for time in times:
+        tokens = tuple(min(64, max(4, round(rng.lognormvariate(3.1, 0.5)))) for _ in range(texts))
+        requests.append(PendingRequest(tokens, variants, time, time + budget))
+    config = SchedulerConfig(budget, max_batch_tokens=2048, max_queue=1024)
     outcome = simulate(
-        scheduler(variants, MODELS.__getitem__, CONFIG), requests, slowdown=lambda: rng.lognormvariate(0, NOISE)
+        scheduler(variants, MODELS.__getitem__, config), requests, slowdown=lambda: rng.lognormvariate(0, NOISE)
     )
     met = [request for request, finished in outcome.finished.items() if finished <= request.deadline]
     accuracies = [mean(MEASURED[name][2] for name in outcome.variants[request]) for request in met]
@@ -183,12 +183,14 @@ def measure(rule: str, times: list[float], seed: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="simulated, per trace")
+    parser.add_argument("--texts", type=int, default=1, help="per request")
+    parser.add_argument("--slo", type=float, default=1000 * SLO, help="milliseconds")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print(f"| trace ({CAPACITY:.0f}/s is 100 %) | {' | '.join(RULES)} |\n|---|{'---:|' * len(RULES)}")
+    options = parser.parse_args()
+    print(f"| trace ({CAPACITY:.0f} texts/s is 100 %) | {' | '.join(RULES)} |\n|---|{'---:|' * len(RULES)}")
     for name, trace in TRACES.items():
-        times = trace(CAPACITY, arguments.seconds, arguments.seed)
-        found = (measure(rule, times, arguments.seed) for rule in RULES)
+        times = trace(CAPACITY / options.texts, options.seconds, options.seed)
+        found = (measure(rule, times, options.seed, texts=options.texts, slo=options.slo / 1000) for rule in RULES)
         cells = (f"{100 * attainment:.2f} / {accuracy:.1f}" for attainment, accuracy in found)
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -278,7 +278,7 @@ BAD_LINES = [
     (["evaluate", "trained", "--subnet", "0.01x1"], "width 0.01 of 4 heads keeps no head"),
     (["evaluate", "trained", "--subnet", "half"], "cannot read sub-network 'half'; write WIDTHxDEPTH"),
     (["evaluate", "trained", "--data", "nowhere"], "nowhere"),
-    (["evaluate", "trained", "--precision", "fp8"], "precision is 'fp8'; it must be fp32 or bf16"),
+    (["evaluate", "trained", "--precision", "fp8"], "precision is 'fp8'; it must be one of fp32, bf16, int8"),
     (["evaluate", "trained", "--dev", "texts.txt"], "texts.txt"),
     (["predict", "trained"], "--text or --input"),
     (["predict", "trained", "--text", "a", "--input", "b"], "--text or --input"),

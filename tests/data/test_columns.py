@@ -62,6 +62,7 @@ def test_glue_columns_of_both_layouts():
     ("columns", "glue", "settings", "message"),
     [
         (("a", "b"), None, {"text_column": "a"}, "no label column .* file.tsv; columns: a, b"),
+        (("text", "b", "c"), None, {"label_column": "b,c"}, "'b,c' not found .*--label-columns"),
         (("text", "label"), None, {"text_column": "body"}, "column 'body' not found in file.tsv; columns: text, label"),
         (("a", "b"), "cola", {}, "column 'sentence' not found"),
         (("text", "label"), "mrpc", {}, "column '#1 String' not found"),

@@ -1,6 +1,7 @@
 """Loading tasks: own data, GLUE layouts, evaluation data, texts to predict, validation splits."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -125,6 +126,16 @@ def test_evaluation_follows_the_labels_of_the_checkpoint(write):
     assert load_evaluation_data(DataConfig(dev=dev), task)["dev"].labels == (2, 0, 1)
     with pytest.raises(DataError, match=r"dev.csv:2: label 'a' is unknown, expected one of x, y"):
         load_evaluation_data(DataConfig(dev=dev), custom_task("classification", ("x", "y")))
+
+
+def test_ids_in_files_keep_their_meaning(write):
+    """A model fine-tuned elsewhere may have its labels in another order than the ids in the file."""
+    dev = str(write("dev.tsv", "sentence\tlabel\nfine\t1\nbad\t0\n"))
+    task = glue_task("sst2").task
+    for labels, expected in ((task.labels, (1, 0)), (task.labels[::-1], (0, 1))):
+        assert load_evaluation_data(DataConfig(dev=dev), replace(task, labels=labels))["dev"].labels == expected
+        own = custom_task("classification", labels)
+        assert load_evaluation_data(DataConfig(dev=dev, label_names=task.labels), own)["dev"].labels == expected
 
 
 def test_evaluation_knows_the_layout_of_glue(write, tmp_path):

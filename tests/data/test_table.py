@@ -90,13 +90,6 @@ def test_invalid_utf8_is_one_bad_row(write):
     assert problems(table) == [(2, "the bytes are not UTF-8; expected UTF-8 text")]
 
 
-def test_open_quote_is_named_at_its_row(write):
-    assert problems(open_table(write("a.csv", 'text,label\none,1\n"two,2\nthree,3\n')))[0][0] == 3
-    [(line, problem)] = problems(open_table(write("a.csv", 'text,label\n"one" more,1\ntwo,2\n')))
-    assert line == 2
-    assert "broken CSV" in problem
-
-
 def test_broken_json_lines_are_named(write):
     table = open_table(write("a.jsonl", '{"text": "one"}\n{"text": \n[1]\n\n{"text": "two", "extra": 1}\n\n'))
     assert [line for line, _ in problems(table)] == [2, 3, 4]

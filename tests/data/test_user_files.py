@@ -80,12 +80,6 @@ def test_encodings_are_detected(write, name, encoding):
     }
 
 
-def test_latin_1_is_named_as_not_utf8(write):
-    path = write("a.csv", csv_text([*ROWS, ("naïve", "ham")]).encode("latin-1"))
-    with pytest.raises(DataError, match=r"a.csv:22: .*UTF-8"):
-        load(path)
-
-
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt"])
 def test_old_mac_line_ends_are_read(write, name):
     text = csv_text(ROWS).replace("\n", "\r").replace(",", "\t" if name != "a.csv" else ",")

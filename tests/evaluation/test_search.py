@@ -142,6 +142,19 @@ def test_trials_equal_an_evaluation() -> None:
         SubnetEvaluator(model, examples, task=TASK, objective="latency", latency_tokens=9999)
 
 
+@needs_encoder
+def test_latency_is_timed_in_another_runtime() -> None:
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library)
+    model, examples = make_model("bert", vocab_size=30522), make_examples()
+    options = {"task": TASK, "objective": "latency", "rounds": 5}
+    evaluator = SubnetEvaluator(model, examples, latency_runtime="onnxruntime", **options)
+    assert evaluator(Subnet((0,), (1,), (1,))).relative_cost > 0
+    assert evaluator.study_name.endswith("onnxruntime")  # not continued by a search in torch
+    with pytest.raises(ConfigError, match="tensorrt"):
+        SubnetEvaluator(model, examples, latency_runtime="tensorrt", **options)
+
+
 def test_searched_sub_networks_are_saved_by_name(tmp_path: Path) -> None:
     subnet = Subnet((0, 2, 3), (6, 2, 3), (30, 60, 20))
     name = searched_subnet_name(subnet)

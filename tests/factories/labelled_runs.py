@@ -23,7 +23,9 @@ def make_labelled_run(folder: Path, *, count: int = 60) -> Path:
     with torch.no_grad():
         model.network.classifier.bias.sub_(torch.from_numpy(center))
     model.record["settings"]["data"] |= {"data": str(data), "label_names": LABELS}
-    model.save_pretrained(run, tokenizer=checkpoint.tokenizer)
+    results = (run / "results.jsonl").read_bytes()
+    model.save_pretrained(run, tokenizer=checkpoint.tokenizer)  # replaces the folder
+    (run / "results.jsonl").write_bytes(results)
     labels = [LABELS[index] for index in (logits - center).argmax(axis=1)]
     assert len({*labels}) > 1
     data.mkdir()

@@ -115,9 +115,12 @@ def test_untrusted_cache_is_built_again(
     path = compiler(checkpoint, tmp_path).compile(subnet).path
     whole = path.read_bytes()
     harm(path.parent)
+    left_by_a_killed_process = path.parent.with_name(f".{path.parent.name}.new-host-1")
+    left_by_a_killed_process.mkdir()
     network = compiler(checkpoint, tmp_path).load(subnet)
     assert len(written) == 2
     assert path.read_bytes() == whole
+    assert [*tmp_path.iterdir()] == [path.parent]
     assert_predicts_the_same(checkpoint, network(INPUTS), "0.5x0.5")
 
 

@@ -250,10 +250,11 @@ async def test_shadow_counts_agreement_with_the_full_model(run: Path, monkeypatc
     with opened(run, shadow=1.0, policy="static:0.5x0.5") as service:
         texts = [(await service.predict([text])).outputs[0] for text in TEXTS]
         await service.predict(TEXTS[:3], options=RequestOptions(subnet="1x1"))  # not compared with itself
-        await until(lambda: service.snapshot().agreement.get("0.5x0.5", (0, 0))[1] == len(TEXTS))
+        await until(lambda: service.snapshot().compared.get("0.5x0.5") == len(TEXTS))
         same = sum(text.tokens % 2 == 0 for text in texts)
-        assert service.snapshot().agreement == {"0.5x0.5": (same, len(TEXTS))}
-        assert service.snapshot().completed == len(TEXTS) + 1
+        now = service.snapshot()
+        assert (now.compared, now.agreeing) == ({"0.5x0.5": len(TEXTS)}, {"0.5x0.5": same})
+        assert now.completed == len(TEXTS) + 1
         metrics = ServerMetrics(service).response().body.decode()
     assert f'limbert_shadow_agreement{{size="0.5x0.5"}} {same / len(TEXTS)}' in metrics
     assert 0 < same < len(TEXTS)
@@ -267,7 +268,7 @@ async def test_shadow_waits_for_an_empty_queue(run: Path, gate: Gate) -> None:
         await until(lambda: service.snapshot().queued == 9)
         compared = []
         for task in waiting:
-            task.add_done_callback(lambda _: compared.append(service.snapshot().agreement))
+            task.add_done_callback(lambda _: compared.append(service.snapshot().compared))
         gate.is_open.set()
         await asyncio.gather(first, *waiting)
         assert compared == [{}] * 9

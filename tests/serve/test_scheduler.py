@@ -99,7 +99,7 @@ def test_overload_runs_the_cheapest_at_full_throughput() -> None:
     late = [batch for start, batch in outcome.batches if 1.0 <= start < 4.0]
     assert sum(batch.seconds for batch in late) > 0.98 * 3.0  # never idle
     tokens = sum(text.tokens for batch in late for text in batch.texts)
-    assert tokens * LATENCY_MODELS[CHEAPEST].per_token > 0.7 * 3.0  # little padding, few batches
+    assert tokens * LATENCY_MODELS[CHEAPEST].per_token > 0.75 * 3.0  # little padding, few batches
     assert all(refusal.retry_after > 0 for refusal in outcome.refused.values())
 
 

@@ -363,7 +363,8 @@ def test_what_a_run_will_do_is_said_before(folder: Path, caplog: pytest.LogCaptu
     recipe.phases["finetune"] = replace(recipe.phases["finetune"], min_steps=10)
     limbert.train("model", data="data", output="run", recipe=recipe, validation=0.2, max_length=10)
     text = caplog.text
-    for part in ("examples: 32 train, 8 validation, 40 dev", "label ids: the order of the training data's names",
+    for part in ("columns: text 'text'", "task: classification", "no = 0 (20)",
+                 "examples: 32 train, 8 validation, 40 dev", "label ids: the order of the training data's names",
                  "finetune 10 steps (2.5 epochs, instead of 1", "estimated time in all: ",
                  "baseline, always predicting the same: accuracy 50.0", "truncated"):  # fmt: skip
         assert part in text

@@ -1,7 +1,7 @@
 """``limbert demo``: train, measure and predict in a few minutes, on a real encoder and real bundled data."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,15 +58,22 @@ def _base_model_path() -> str:
 
 def _train(config: TrainConfig, data_config: DataConfig, *, overwrite: bool) -> None:
     from limbert.cli.console import note
-    from limbert.cli.train import train_with_progress
+    from limbert.cli.training import run_in_terminal
     from limbert.train.recipes import load_recipe
+    from limbert.train.run import train_task
 
     if overwrite or not Path(config.output).exists():
         note(
             "Training all-MiniLM-L6-v2 (22.7 M parameters) on banking questions: "
             "first the whole model, then all widths, then all widths and depths."
         )
-    train_with_progress(config, load_recipe(config.recipe), data_config, overwrite=overwrite)
+    recipe = load_recipe(config.recipe)
+
+    def start(progress: Any) -> Any:
+        options = {"callbacks": [progress], "progress": progress.prepare, "overwrite": overwrite}
+        return train_task(config, recipe, data_config, **options)
+
+    run_in_terminal(start)
 
 
 def _print_results(output: str, data_config: DataConfig) -> None:

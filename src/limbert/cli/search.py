@@ -23,6 +23,9 @@ class SearchOptions:
     latency_tokens: int | None = config_field(
         None, "latency: tokens per text (default: the median of the data)", option="tokens"
     )
+    latency_runtime: str = config_field(
+        "torch", "latency: timed in torch, onnxruntime or openvino (exports each sub-network)", option="runtime"
+    )
 
 
 @config_options(data=opt.data_options("data", "train", "dev"), options=ConfigOptions(SearchOptions))

@@ -1,7 +1,7 @@
 """``limbert train``: from a pretrained encoder and labelled data to an elastic model."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -10,11 +10,6 @@ from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.core.config import DataConfig, GatesConfig, TrainConfig, config_field
 from limbert.errors import ConfigError
 
-if TYPE_CHECKING:
-    from limbert.evaluation.results import SubnetResult
-    from limbert.train.recipes import Recipe
-
-_LARGE_REGRESSION_LABEL = 100  # above it, labels are too large for the learning rates of an encoder
 _MODEL_OF_RUN = "RUN"  # the model where --model is not given
 
 
@@ -76,64 +71,28 @@ def _train(
     from limbert.train.distributed import init_distributed
 
     init_distributed()  # first, so that an error of any process is reported once
-    spread: list[dict[str, float]] = []
-    if subnet is not None:
-        recipe = build_recipe(config, overrides | {"phases": ["specialise"]})
-        results = run_in_terminal(
-            lambda progress: run.specialise(
-                config, subnet, data_config, recipe=recipe, format=format, overwrite=overwrite,
-                callbacks=[progress], progress=progress.prepare,
-            )
-        )  # fmt: skip
-        following = f"Saved sub-network {subnet} to {config.output} ({format})."
-    elif seeds:
-        recipe = build_recipe(config, overrides)
-        found = run_in_terminal(
-            lambda progress: run.train_seeds(
-                config, recipe, data_config, seeds, overwrite=overwrite, callbacks=[progress], progress=progress.prepare
-            )
-        )
+    recipe = build_recipe(config, overrides if subnet is None else overrides | {"phases": ["specialise"]})
+
+    def start(progress: Any) -> Any:
+        options = {"callbacks": [progress], "progress": progress.prepare, "overwrite": overwrite}
+        if subnet is not None:
+            return run.specialise(config, subnet, data_config, recipe=recipe, format=format, **options)
+        if seeds:
+            return run.train_seeds(config, recipe, data_config, seeds, **options)
+        return run.train_task(config, recipe, data_config, **options)
+
+    found, spread, folder = run_in_terminal(start), [], config.output
+    following = f"Saved elastic model to {folder}. Next: limbert evaluate {folder}"
+    if seeds:
+        folders = [f"{config.output}/seed-{seed}" for seed in seeds]
+        folder, following = folders[0], f"Saved elastic models to {', '.join(folders)}."
         rows = run.over_seeds(found)
-        results, spread = [row for row, _ in rows], [deviation for _, deviation in rows]
-        following = f"Saved elastic models to {', '.join(f'{config.output}/seed-{seed}' for seed in found)}."
-    else:
-        results = train_with_progress(config, build_recipe(config, overrides), data_config, overwrite=overwrite)
-        following = f"Saved elastic model to {config.output}. Next: limbert evaluate {config.output}"
+        found, spread = [row for row, _ in rows], [deviation for _, deviation in rows]
+    elif subnet is not None:
+        following = f"Saved sub-network {subnet} to {folder} ({format})."
     if as_json:
-        console.print_json([result.to_dict() for result in results])
+        deviations = [{"spread": values} for values in spread] or [{}] * len(found)
+        console.print_json([row.to_dict() | extra for row, extra in zip(found, deviations, strict=True)])
         return
-    folder = f"{config.output}/seed-{seeds[0]}" if seeds else config.output
-    console.print_results(results, baseline=baseline_of(folder), spread=spread)
+    console.print_results(found, baseline=baseline_of(folder), spread=spread)
     console.say(following)
-
-
-def train_with_progress(
-    config: TrainConfig, recipe: "Recipe", data_config: DataConfig, *, overwrite: bool
-) -> "list[SubnetResult]":
-    """Run the training in the terminal, or read the results of a run that is finished already.
-
-    Raises:
-        typer.Exit: when interrupted by Ctrl-C or SIGTERM.
-    """
-    from limbert.cli.console import note
-    from limbert.cli.training import run_in_terminal
-    from limbert.data.load import load_task_data
-    from limbert.train.run import train_task
-
-    data = load_task_data(data_config, seed=config.seed)
-    for line in data.description:
-        note(line)
-    for name, examples in ({"train": data.train} | data.dev).items():
-        if examples.bad_rows:
-            note(f"{examples.bad_rows} malformed row{'s' * (examples.bad_rows != 1)} of {name} skipped")
-    if data.task.task_type == "regression":
-        largest = max(abs(float(label)) for label in data.train.labels or (0.0,))
-        if largest > _LARGE_REGRESSION_LABEL:
-            note(f"labels reach {largest:g}; a regression head learns values up to about 10 fastest: scale them first")
-
-    def run(progress: Any) -> "list[SubnetResult]":
-        return train_task(
-            config, recipe, data.config, data=data, callbacks=[progress], progress=progress.prepare, overwrite=overwrite
-        )
-
-    return run_in_terminal(run)

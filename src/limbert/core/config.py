@@ -186,6 +186,10 @@ class RuntimeConfig:
         require(self.precision in precisions, "precision", self.precision, f"one of {', '.join(precisions)}")
         require(0 <= self.max_drop <= 100, "max drop", self.max_drop, "between 0 and 100 points")
 
+    def model_device(self, requested: str) -> str:
+        """The device to load the model on: for ``auto`` the CPU, if the runtime computes there only."""
+        return "cpu" if requested == "auto" and self.runtime in ("onnxruntime", "openvino") else requested
+
 
 GateTarget = Literal["label", "agreement"]
 

@@ -213,16 +213,15 @@ def _match_by_order(augmented_ids: Sequence[str], train_ids: Sequence[str]) -> t
 def _longest_increasing_pairs(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
     """The longest sequence ``row -> position`` in which both increase; pairs: by row, then by falling position."""
     lowest: list[int] = []  # lowest[n]: the lowest position that ends a sequence of n + 1 pairs
-    ends: list[int] = []  # and the index of its pair
-    previous: list[int] = []  # of each pair: the index of the pair before it
-    for index, (_, position) in enumerate(pairs):
+    chains: list[Any] = []  # that sequence: its last row and position, and the chain before them
+    for row, position in pairs:
         length = bisect_left(lowest, position)
-        previous.append(ends[length - 1] if length else -1)
         if length == len(lowest) or position < lowest[length]:
-            lowest[length : length + 1], ends[length : length + 1] = [position], [index]
+            lowest[length : length + 1] = [position]
+            chains[length : length + 1] = [(row, position, chains[length - 1] if length else None)]
     longest: dict[int, int] = {}
-    index = ends[-1] if ends else -1
-    while index >= 0:
-        longest[pairs[index][0]] = pairs[index][1]
-        index = previous[index]
+    chain = chains[-1] if chains else None
+    while chain is not None:
+        row, position, chain = chain
+        longest[row] = position
     return longest

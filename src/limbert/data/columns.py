@@ -62,7 +62,7 @@ def check_columns(table: Table, columns: Columns) -> Columns:
         if count > 1:
             raise DataError(f"{table.name}: {count} columns are named {name!r}; expected one")
         if count == 0:
-            guess = ""
+            guess = " (several columns of labels: --label-columns)" if "," in name else ""
             if name in columns.guessed:
                 options = "--text-column, --pair-column or --label-column"
                 guess = f" (guessed from {columns.guessed_from}; choose another with {options})"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from limbert.core.config import DataConfig, TaskType
-from limbert.data.table import Table, dataset_table, dataset_tables, file_format
-from limbert.data.task_files import file_formats, open_file
+from limbert.data.table import FORMATS, Table, dataset_table, dataset_tables, file_format
+from limbert.data.task_files import TAGGED_FORMATS, open_file
 from limbert.data.tasks import GLUE_HUB_NAME, GlueTask
 from limbert.errors import ConfigError, DataError
 
@@ -55,7 +55,8 @@ def find_sources(
     if (folder / "dataset_dict.json").is_file():
         return _choose(dataset_tables(str(folder)), parts, name=name)
     if folder.is_dir():
-        files = _files_by_stem(folder, parts.values(), file_formats(task_type))
+        formats = TAGGED_FORMATS if task_type == "token-classification" else FORMATS
+        files = _files_by_stem(folder, parts.values(), formats)
         return _choose({stem: open_file(path, task_type) for stem, path in files.items()}, parts, name=name)
     if folder.exists():
         raise DataError(f"{name}: a file; data must be a folder or a Hub name (give files as train and dev)")

@@ -9,24 +9,17 @@ from limbert.core.config import DataConfig, TaskType
 from limbert.data.columns import choose_columns
 from limbert.data.readers import Examples, RowParser, parse_text_row, read_examples
 from limbert.data.squad_files import parse_question_row, squad_table
-from limbert.data.table import FORMATS, Table, file_format, lines_table, open_table
+from limbert.data.table import Table, file_format, lines_table, open_table
 from limbert.data.tagged_files import CONLL_FORMATS, conll_table, parse_tagged_row
 from limbert.data.tasks import Columns, column_layouts, find_glue_task
 from limbert.errors import DataError
 
-FILE_FORMATS: Mapping[TaskType | None, tuple[str, ...]] = {
-    "token-classification": (*CONLL_FORMATS, ".jsonl", ".json", ".parquet")
-}
+TAGGED_FORMATS = (*CONLL_FORMATS, ".jsonl", ".json", ".parquet")
 _ROW_PARSERS: Mapping[TaskType | None, RowParser] = {
     "multi-label": partial(parse_text_row, multi_label=True),
     "token-classification": parse_tagged_row,
     "question-answering": parse_question_row,
 }
-
-
-def file_formats(task_type: TaskType | None) -> tuple[str, ...]:
-    """Suffixes of the files of a task type in a folder."""
-    return FILE_FORMATS.get(task_type, FORMATS)
 
 
 def row_parser(task_type: TaskType | None) -> RowParser:

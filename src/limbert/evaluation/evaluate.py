@@ -110,7 +110,7 @@ def evaluate(
         raise ConfigError(f"a policy is evaluated on torch; for runtime {runtime} name sub-networks (--subnet)")
     task_type = requested_task_type(DataConfig(task=data.get("task")))  # a stock model does not record its head
     head = TASK_TYPE_SPECS[task_type].head if task_type else None
-    checkpoint = load_checkpoint(run, head=head, device=device)
+    checkpoint = load_checkpoint(run, head=head, device=config.model_device(device))
     model = checkpoint.model
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass

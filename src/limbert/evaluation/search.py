@@ -6,10 +6,11 @@ Trials are kept in optuna's journal storage in the run, so that an interrupted s
 import hashlib
 import logging
 import os
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ from limbert.data.load import load_evaluation_data
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import CheckpointError, ConfigError, StorageError, import_optional
-from limbert.evaluation.benchmark import median_latency
+from limbert.evaluation.benchmark import time_interleaved
 from limbert.evaluation.encoding import SubnetEncoding
 from limbert.evaluation.evaluate import Progress, evaluate_subnets, fit_temperatures, no_progress, primary_metric
 from limbert.evaluation.results import RESULTS_NAME, SubnetResult, replace_json_lines, require_writable_run
@@ -30,6 +31,7 @@ from limbert.files import locked
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, load_validation_split, override_data_config
 from limbert.inference.onnx_graph import quiet_loggers
 from limbert.inference.predict import predict_subnet_logits
+from limbert.inference.runtimes import Runtime, check_runtime, load_runtime
 from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.model.checkpoint import (
     SEARCHED_SUBNETS_KEY,
@@ -87,6 +89,7 @@ def search(
     seed: int = 42,
     latency_batch: int = 1,
     latency_tokens: int | None = None,
+    latency_runtime: str = "torch",
     batch_size: int = 64,
     progress: Progress = no_progress,
     **data: Any,
@@ -104,6 +107,7 @@ def search(
         seed: of the optimiser.
         latency_batch: examples in the forward pass that is timed.
         latency_tokens: tokens of each of them; default: the median length of the validation split.
+        latency_runtime: runtime that it is timed in: ``torch``, ``onnxruntime`` or ``openvino``, in fp32.
         batch_size: examples per batch; the results do not depend on it.
         progress: called with what runs, steps done and steps in all.
         data: settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the training's.
@@ -128,6 +132,7 @@ def search(
         batch_size=batch_size,
         latency_batch=latency_batch,
         latency_tokens=latency_tokens,
+        latency_runtime=latency_runtime,
     )
     results = search_subnets(
         SubnetEncoding(model),
@@ -296,7 +301,7 @@ class SubnetEvaluator:
 
     Costs are fractions of the full model's: FLOPs at the examples' own lengths, or the median time of ``rounds``
     forward passes beside the full model's, the two taking turns, so that a slow phase of the machine affects both. A
-    pass has ``latency_batch`` examples of ``latency_tokens`` tokens (None: the examples' median length).
+    pass has ``latency_batch`` examples of ``latency_tokens`` tokens (None: the examples' median length), in fp32.
     """
 
     def __init__(
@@ -309,9 +314,11 @@ class SubnetEvaluator:
         batch_size: int = 64,
         latency_batch: int = 1,
         latency_tokens: int | None = None,
+        latency_runtime: str = "torch",
         rounds: int = 30,
     ) -> None:
         require(objective in OBJECTIVES, "objective", objective, "one of " + ", ".join(OBJECTIVES))
+        check_runtime(latency_runtime)
         self._model, self._examples, self._task = model, examples, task
         self._objective, self._batch_size, self._rounds = objective, batch_size, rounds
         self._cost_model = CostModel(model)
@@ -319,7 +326,7 @@ class SubnetEvaluator:
         tokens = latency_tokens or int(sorted(examples.lengths)[len(examples) // 2])
         longest = model.max_input_length
         require(2 <= tokens <= longest, "tokens", tokens, f"from 2 to {longest}, the model's longest input")
-        self._latency_batch, self._latency_tokens = latency_batch, tokens
+        self._latency_batch, self._latency_tokens, self._runtime = latency_batch, tokens, latency_runtime
 
     @property
     def study_name(self) -> str:
@@ -330,7 +337,8 @@ class SubnetEvaluator:
         name = f"{self._objective}, {self._task.primary_metric}, examples {examples}"
         if self._objective == "flops":
             return name
-        return f"{name}, {self._latency_batch}x{self._latency_tokens} tokens, {torch.get_num_threads()} threads"
+        name += f", {self._latency_batch}x{self._latency_tokens} tokens, {torch.get_num_threads()} threads"
+        return name + f", {self._runtime}" * (self._runtime != "torch")
 
     def __call__(self, subnet: Subnet) -> TrialResult:
         """Evaluate one sub-network."""
@@ -346,10 +354,18 @@ class SubnetEvaluator:
         if subnet == self._model.full:
             return 1.0
         ids = torch.ones(self._latency_batch, self._latency_tokens, dtype=torch.long, device=self._model.network.device)
-        networks = {"full": self._model.view(self._model.full), "subnet": self._model.view(subnet)}
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        seconds = median_latency(networks, inputs, rounds=self._rounds)
-        return seconds["subnet"] / seconds["full"]
+        runtimes = {"full": self._full_runtime, "subnet": self._load(subnet)}
+        functions = {name: partial(runtime, inputs) for name, runtime in runtimes.items()}
+        seconds = time_interleaved(functions, rounds=self._rounds)
+        return statistics.median(seconds["subnet"]) / statistics.median(seconds["full"])
+
+    @cached_property
+    def _full_runtime(self) -> Runtime:
+        return self._load(self._model.full)
+
+    def _load(self, subnet: Subnet) -> Runtime:
+        return load_runtime(self._runtime, self._model.view(subnet), threads=torch.get_num_threads())
 
 
 def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, metric: str, objective: Objective) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -130,6 +131,8 @@ class SubnetCompiler:
             compiled = self._read(folder, key)
             if compiled is None:
                 again = "; the earlier one is broken, or of other weights or libraries" if folder.exists() else ""
+                for half_written in folder.parent.glob(f".{name}.new-*"):  # by a process that was killed
+                    shutil.rmtree(half_written, ignore_errors=True)
                 logger.warning("compiling a sub-network for %s, %s%s", self._runtime, self._precision, again)
                 compiled = self._build(folder, key, network)
         return compiled

@@ -146,7 +146,7 @@ def pipeline(
     if subnet is not None and policy is not None:
         raise ConfigError("provide either a sub-network or a policy")
     config = RuntimeConfig(runtime, precision, max_drop)  # type: ignore[arg-type]  # checked by the dataclass
-    checkpoint = load_checkpoint(run, device=device)
+    checkpoint = load_checkpoint(run, device=config.model_device(device))
     task, model = checkpoint.trained_task, checkpoint.model
     if not isinstance(policy, Policy):
         settings: dict[str, Any] = {"widths": widths, "exit_threshold": exit_threshold, "exit_rule": exit_rule}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, sqrt
 from typing import TYPE_CHECKING
 
 from limbert.serve.latency_model import LatencyModel
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 OnDone = Callable[["RequestOutput | ServeError"], None]
 _WINDOW, _URGENT_WINDOW = 64, 16  # texts at the front of the queue that a batch is chosen from
+_LENGTH_SORTING_SCALE = 6  # queued texts from which on batches are increasingly sorted by length
 
 
 @dataclass(slots=True, eq=False)
@@ -70,17 +71,19 @@ def first_batch(
 ) -> PlannedBatch:
     """The first text of a queue with texts of its variant that run faster with it than on their own.
 
-    Texts of similar length come first. Where deadlines wait (``max_seconds``) few are considered, because those left
-    out are delayed. A text over a limit runs alone.
+    Texts of similar length come first. The longer the queue, the fuller another batch will become, and the less padding
+    its fixed cost is worth. Where deadlines wait (``max_seconds``) few texts are considered, because those left out are
+    delayed. A text over a limit runs alone.
     """
     first, variant = queue[0], queue[0].request.variants_by_level[level]
     window = queue[1 : _WINDOW if max_seconds == inf else _URGENT_WINDOW]
     fitting = [text for text in window if text.request.variants_by_level[level] == variant]
+    saved = model.fixed / sqrt(1 + len(queue) / _LENGTH_SORTING_SCALE)
     texts, longest, tokens = [first], first.tokens, first.tokens
     for text in sorted(fitting, key=lambda text: abs(text.tokens - first.tokens)):  # stable: by deadline
         length = max(longest, text.tokens)
         together = length * (len(texts) + 1)
-        is_faster = model.per_token * (together - tokens) <= model.seconds(text.tokens)
+        is_faster = model.per_token * (together - tokens - text.tokens) <= saved
         if is_faster and together <= max_tokens and model.seconds(together) <= max_seconds:
             texts.append(text)
             longest, tokens = length, together

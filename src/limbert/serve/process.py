@@ -71,7 +71,7 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             **common,
         )
 
-        class Supervisor(uvicorn.supervisors.Multiprocess):  # type: ignore[misc] # imported here
+        class Supervisor(uvicorn.supervisors.Multiprocess):  # type: ignore[misc, name-defined] # imported here
             def keep_subprocess_alive(self) -> None:
                 """Close the workers' ends of the pipes, so that a health check ends when its worker is killed."""
                 for worker in self.processes:

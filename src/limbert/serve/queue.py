@@ -20,7 +20,7 @@ _PROBE_INTERVAL = 1.0  # seconds
 _MAX_BACKGROUND = 16  # requests that wait for an empty queue
 
 
-@dataclass(frozen=True)
+@dataclass
 class QueueState:
     """The scheduler at one moment: best variant in use, queued texts and tokens, level changes, whether it idles."""
 

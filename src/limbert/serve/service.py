@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
@@ -45,46 +45,27 @@ _DEFAULT_OPTIONS = RequestOptions()
 _SHUTTING_DOWN = "the server is shutting down"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerSnapshot(QueueState):
-    """The server at one moment; counts are since the start."""
+@dataclass
+class ServerCounts:
+    """Counts since the start; the event loop writes them, and the compute thread the last two."""
 
-    running: int  # requests in progress, queued ones included
+    running: int = 0  # requests in progress, queued ones included
+    refused: int = 0  # requests
+    completed: int = 0
+    cancelled: int = 0  # their client disconnected
+    texts_by_variant: dict[str, int] = field(default_factory=dict)  # completed texts
+    compared: dict[str, int] = field(default_factory=dict)  # texts by variant that ran at full size, too
+    agreeing: dict[str, int] = field(default_factory=dict)  # of these, with the full model's labels
+
+
+@dataclass(kw_only=True)
+class ServerSnapshot(ServerCounts, QueueState):
+    """The server at one moment."""
+
     requests_per_second: float  # over the last ten seconds
     p50_ms: float | None  # median latency of those; None: there were none
     p99_ms: float | None
-    refused: int  # requests
-    completed: int
-    cancelled: int  # their client disconnected
-    texts_by_variant: dict[str, int]  # completed texts
-    agreement: dict[str, tuple[int, int]]  # by variant: texts with the full model's labels, and those compared
     uptime: float  # seconds
-
-
-@dataclass
-class _Counts:
-    """Counts since the start; the event loop writes them, and the compute thread those of the agreement."""
-
-    running: int = 0
-    refused: int = 0
-    completed: int = 0
-    cancelled: int = 0
-    texts_by_variant: Counter[str] = field(default_factory=Counter)
-    agreeing: Counter[str] = field(default_factory=Counter)
-    compared: Counter[str] = field(default_factory=Counter)
-    started_at: float = field(default_factory=time.monotonic)
-    latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_MAX_LATENCIES))  # (at, seconds)
-
-    def rate_and_percentiles(self) -> tuple[float, float | None, float | None]:
-        """Requests per second, median and 99th percentile of their latency in ms, over the last ten seconds."""
-        now = time.monotonic()
-        recent = [(at, latency) for at, latency in self.latencies if at >= now - _WINDOW]
-        if not recent:
-            return 0.0, None, None
-        span = now - recent[0][0] if len(recent) == _MAX_LATENCIES else min(_WINDOW, now - self.started_at)
-        seconds = sorted(latency for _, latency in recent)
-        p50, p99 = (1000 * seconds[int(q * len(seconds))] for q in (0.5, 0.99))
-        return len(seconds) / max(span, 1e-3), p50, p99
 
 
 @dataclass(frozen=True)
@@ -107,8 +88,7 @@ class Service:
     """
 
     def __init__(self, run_dir: str | Path, settings: ServeSettings) -> None:
-        on_cpu = settings.runtime != "torch" and settings.device == "auto"
-        checkpoint = load_checkpoint(run_dir, device="cpu" if on_cpu else settings.device)
+        checkpoint = load_checkpoint(run_dir, device=settings.model_device(settings.device))
         model = checkpoint.model
         if checkpoint.task is None:
             raise CheckpointError(f"{run_dir} has no limbert.json; train it with limbert train first")
@@ -137,7 +117,8 @@ class Service:
         self._runner = ModelRunner(
             model, self.variants, self._tokenizer, task_type=task.task_type, precision=precision, runtimes=runtimes
         )
-        self._counts = _Counts()
+        self._counts, self._started_at = ServerCounts(), time.monotonic()
+        self._latencies: deque[tuple[float, float]] = deque(maxlen=_MAX_LATENCIES)  # when and seconds, by request
         self._started: _Started | None = None
         self._draining = False
 
@@ -154,7 +135,7 @@ class Service:
         names = [variant.name for variant in selector.ranked_variants]
         queue = RequestQueue(Scheduler(names, tracker.latency_model, config))
         thread = InferenceThread(queue, self._runner, tracker)
-        self._counts = _Counts()
+        self._counts, self._started_at = ServerCounts(), time.monotonic()
         self._started = _Started(selector, queue, thread, ThreadPoolExecutor(_TOKENIZER_THREADS, "limbert-tokenize"))
         thread.start()
 
@@ -192,8 +173,9 @@ class Service:
         finally:
             counts.running -= 1
         counts.completed += 1
-        counts.latencies.append((time.monotonic(), time.perf_counter() - arrival))
-        counts.texts_by_variant.update(text.variant for text in output.outputs)
+        self._latencies.append((time.monotonic(), time.perf_counter() - arrival))
+        for text in output.outputs:
+            counts.texts_by_variant[text.variant] = counts.texts_by_variant.get(text.variant, 0) + 1
         if self.settings.shadow:
             self._compare_with_full(started.queue, request, output)
         self.on_output(output)
@@ -207,8 +189,9 @@ class Service:
             with suppress(InferenceError):  # the full model's outputs are not finite
                 if isinstance(result, RequestOutput):
                     labels, expected = (predicted_labels(self.task, one.logits) for one in (text, *result.outputs))
-                    counts.agreeing[text.variant] += set(labels) == set(expected)
-                    counts.compared[text.variant] += 1
+                    agrees = set(labels) == set(expected)
+                    counts.agreeing[text.variant] = counts.agreeing.get(text.variant, 0) + agrees
+                    counts.compared[text.variant] = counts.compared.get(text.variant, 0) + 1
 
         for tokens, text in zip(request.texts, output.outputs, strict=True):
             if text.variant != full and random.random() < self.settings.shadow:
@@ -216,20 +199,20 @@ class Service:
 
     def snapshot(self) -> ServerSnapshot:
         """The server at this moment."""
-        counts = self._counts
-        rate, p50_ms, p99_ms = counts.rate_and_percentiles()
+        now = time.monotonic()
+        state = self._started.queue.state() if self._started else QueueState(self.settings.policy)
+        recent = [(at, seconds) for at, seconds in self._latencies if at >= now - _WINDOW]
+        is_full = len(recent) == _MAX_LATENCIES
+        span = now - recent[0][0] if is_full else min(_WINDOW, now - self._started_at)
+        latencies = sorted(1000 * seconds for _, seconds in recent)
+        p50_ms, p99_ms = (latencies[int(q * len(latencies))] if latencies else None for q in (0.5, 0.99))
         return ServerSnapshot(
-            **asdict(self._started.queue.state() if self._started else QueueState(self.settings.policy)),
-            running=counts.running,
-            requests_per_second=rate,
+            **asdict(state),
+            **asdict(self._counts),
+            requests_per_second=len(recent) / max(span, 1e-3),
             p50_ms=p50_ms,
             p99_ms=p99_ms,
-            refused=counts.refused,
-            completed=counts.completed,
-            cancelled=counts.cancelled,
-            texts_by_variant=dict(counts.texts_by_variant),
-            agreement={name: (counts.agreeing[name], count) for name, count in [*counts.compared.items()]},
-            uptime=time.monotonic() - counts.started_at,
+            uptime=now - self._started_at,
         )
 
     @property

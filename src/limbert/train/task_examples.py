@@ -22,6 +22,7 @@ from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import evaluate_subnets, fit_temperatures
 from limbert.evaluation.results import SubnetResult
 from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
+from limbert.inference.load import warn_about_skipped_rows
 from limbert.inference.predict import predict_subnet_logits
 from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.method.losses import label_loss
@@ -30,13 +31,14 @@ from limbert.model.elastic import ElasticModel
 from limbert.train.data import resolve_class_weights
 from limbert.train.distributed import gather_dict
 from limbert.train.output_run import RunData
-from limbert.train.phases import select_only, warn_about_phases
+from limbert.train.phases import ConfiguredPhase, select_only, warn_about_phases
 from limbert.train.recipes import Recipe
 from limbert.train.subnet_trainer import SubnetMetrics, subnets_of_rank
 
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN_LABELS = 20
+_LARGE_REGRESSION_LABEL = 100  # above it, labels are too large for the learning rates of an encoder
 
 
 def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet: str | None = None) -> RunData:
@@ -65,16 +67,7 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
         parts = {"train_examples": train_part, "validation_examples": validation_part}
         distill = with_augmented(train, augmented, tokenize(augmented.examples), **parts)
     dev = {name: tokenize(base.map_labels(part, data.task)) for name, part in data.dev.items()}
-    weights, num_labels = config.class_weight_values, task.num_outputs
-    resolve_class_weights(
-        weights, train.labels, num_labels=num_labels, task_type=task.task_type
-    )  # refuses impossible ones
-    phases = recipe.configured_phases()
-    if base.is_finetuned and config.phases is None and "finetune" in recipe.phases:
-        logger.info("%s is fine-tuned for these labels; phase finetune is skipped", config.model)
-        phases = [(phase, settings) for phase, settings in phases if phase.name != "finetune"]
-    names = [phase.name for phase, _ in phases]
-    warn_about_phases(names, completed=base.completed_phases, is_finetuned=base.is_finetuned)
+    phases = _phases(config, recipe, base, train.labels)
     baselines: dict[str, dict[str, float]] = {}
     if task.task_type != "question-answering":
         baselines = {name: baseline_metrics(task, examples, part) for name, part in (dev | {"": validation}).items()}
@@ -122,6 +115,22 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
     )
 
 
+def _phases(
+    config: TrainConfig, recipe: Recipe, base: TaskBaseCheckpoint, labels: torch.Tensor | None
+) -> list[ConfiguredPhase]:
+    """The phases to run; warnings for those without what they build on, ConfigError for impossible class weights."""
+    phases, weights, task = recipe.configured_phases(), config.class_weight_values, base.task
+    if base.is_finetuned and config.phases is None and "finetune" in recipe.phases:
+        logger.info("%s is fine-tuned for these labels; phase finetune is skipped", config.model)
+        phases = [(phase, settings) for phase, settings in phases if phase.name != "finetune"]
+    resolve_class_weights(weights, labels, num_labels=task.num_outputs, task_type=task.task_type)
+    if weights is not None and not any(getattr(settings, "label_weight", 0) for _, settings in phases):
+        logger.warning("class weights change nothing: no phase of this run has a label_weight")
+    names = [phase.name for phase, _ in phases]
+    warn_about_phases(names, completed=base.completed_phases, is_finetuned=base.is_finetuned)
+    return phases
+
+
 def _describe(
     config: TrainConfig,
     base: TaskBaseCheckpoint,
@@ -130,7 +139,14 @@ def _describe(
     max_length: int,
     baseline: Mapping[str, float],
 ) -> None:
-    """Log the number of examples, where label ids come from, how many texts are truncated, and the baseline."""
+    """Log what was read, where label ids come from, how many texts are truncated, and the baseline."""
+    for line in data.description:
+        logger.info("%s", line)
+    warn_about_skipped_rows({"train": data.train} | data.dev)
+    largest = max(map(abs, data.train.labels or ()), default=0) if base.task.task_type == "regression" else 0  # type: ignore[arg-type]
+    if largest > _LARGE_REGRESSION_LABEL:
+        note = "labels reach %g; a regression head learns values up to about 10 fastest: scale them first"
+        logger.warning(note, largest)
     logger.info("examples: %s", ", ".join(f"{len(part)} {name}" for name, part in parts.items()))
     labels = base.task.labels
     if labels and base.is_finetuned:
