@@ -20,6 +20,7 @@ from limbert.evaluation.tune import (
     evaluate_candidates,
     guaranteed_point,
     pareto_policies,
+    standard_error,
     tune_policies,
 )
 from limbert.inference.policy import Policy
@@ -97,6 +98,12 @@ def random_records() -> PolicyRecords:
     labels = torch.from_numpy(logits.argmax(axis=1))
     labels[::5] = (labels[::5] + 1) % 3
     return PolicyRecords(model, examples.with_labels(labels), task=CLASSES, widths=(0.5, 1.0), exit_rule="entropy")
+
+
+def test_standard_error_is_that_of_a_share() -> None:
+    records = random_records()
+    error = standard_error(records, Policy(subnet="1x1"))
+    assert error == pytest.approx((0.8 * 0.2 / 300) ** 0.5, rel=0.15)
 
 
 def test_guaranteed_point_needs_examples(caplog: pytest.LogCaptureFixture) -> None:

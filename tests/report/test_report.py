@@ -182,8 +182,13 @@ def test_validation_figures_are_called_so(copy: Path) -> None:
 
 def test_searched_subnetworks_are_shown(copy: Path) -> None:
     found = result_rows()[0] | {"subnet": "found-1a2b3", "width": None, "depth": None, "flops": 1e8}
-    write_lines(copy / "results.jsonl", [*result_rows(), found])
-    assert page_text(copy).count("found-1a2b3") >= 3
+    calibration = {"error": 0.0123, "raw_error": 0.0456, "temperature": 1.5}
+    write_lines(copy / "results.jsonl", [row | {"calibration": calibration} for row in result_rows()] + [found])
+    text = page_text(copy)
+    assert text.count("found-1a2b3") >= 3
+    assert "uncalibrated" in text
+    assert min(text.count(error) for error in ("1.2", "4.6")) >= len(result_rows())
+    assert "None" not in text
     flops = Report(read_run(str(copy))).choices["FLOPs"][0]
     assert flops.rows[-1]["name"] == "found-1a2b3"  # as good as the full model at a tenth of its FLOPs
 

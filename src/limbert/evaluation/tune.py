@@ -172,7 +172,7 @@ def tune(
     temperatures = {TEMPERATURES_KEY: model.record.get(TEMPERATURES_KEY, {})}
     update_record(run, lambda record: record.update(temperatures))
     save_operating_points(run, points)
-    errors = {name: _standard_error(records, point.policy) for name, point in points.items()}
+    errors = {name: standard_error(records, point.policy) for name, point in points.items()}
     return TuneResult(candidates, points, task.primary_metric, len(examples), errors)
 
 
@@ -280,7 +280,7 @@ def guaranteed_point(
     return {GUARANTEED: OperatingPoint(policies[passed], task.primary_metric, value, share)}
 
 
-def _standard_error(records: PolicyRecords, policy: Policy) -> float:
+def standard_error(records: PolicyRecords, policy: Policy) -> float:
     """The standard error of a policy's metric, by bootstrap over the examples."""
     task, rng, logits = records.task, np.random.default_rng(0), records.outputs(policy)[0]
     samples = (rng.integers(len(logits), size=len(logits)) for _ in range(_RESAMPLINGS))
