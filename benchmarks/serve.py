@@ -169,7 +169,7 @@ class Benchmark:
         with self.server("--workers", "2") as (url, process):
             killer = threading.Thread(target=_kill_workers, args=(process, self.options.warm_up))
             killer.start()
-            rows = self.send(url, times=times)
+            rows = self.send(url, times=times, grace=60.0)  # a worker takes seconds to load
             killer.join()
         missed = [row["due"] for row in rows if not row["met"]]
         recovery = max(((due - self.options.warm_up) % KILL_INTERVAL for due in missed), default=0.0)
