@@ -50,7 +50,20 @@ def cut_task(name: str, data: Path, folder: Path) -> Path:
 
 def train(model: str, data: Path, output: Path, seed: int, *options: str) -> float:
     start = time.time()
-    words = ["--model", model, "--data", str(data), "--output", str(output), "--seed", str(seed), "--threads", "1"]
+    words = [
+        "--model",
+        model,
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--seed",
+        str(seed),
+        "--threads",
+        "1",
+        "--precision",
+        "bf16",
+    ]
     words += ["--max-length", "64", "--label-column", "label", *options]
     subprocess.run([sys.executable, "-m", "limbert", "train", *words], check=True, stdout=subprocess.DEVNULL)
     return time.time() - start
