@@ -64,7 +64,7 @@ def train(model: str, data: Path, output: Path, seed: int, *options: str) -> flo
         "--precision",
         "bf16",
     ]
-    words += ["--max-length", "64", "--label-column", "label", *options]
+    words += ["--max-length", "64", "--label-column", "label", "--precision", "bf16", *options]
     subprocess.run([sys.executable, "-m", "limbert", "train", *words], check=True, stdout=subprocess.DEVNULL)
     return time.time() - start
 
