@@ -21,7 +21,6 @@ from limbert.evaluation.tune import (
     guaranteed_point,
     pareto_policies,
     standard_error,
-    tune_policies,
 )
 from limbert.inference.policy import Policy
 from limbert.inference.predict import predict_subnet_logits
@@ -32,9 +31,8 @@ SCORES = Task("own", "regression", (), ("pearson",))
 
 
 def tuned(model: ElasticModel, task: Task, rule: str) -> list[PolicyCandidate]:
-    return tune_policies(
-        model, make_examples(), task=task, widths=(0.34, 0.5, 1.0), exit_rule=rule, num_thresholds=3, batch_size=2
-    )
+    records = PolicyRecords(model, make_examples(), task=task, widths=(0.34, 0.5, 1.0), exit_rule=rule, batch_size=2)
+    return evaluate_candidates(records, num_thresholds=3)
 
 
 @pytest.mark.parametrize("rule", ["entropy", "confidence", "patience"])

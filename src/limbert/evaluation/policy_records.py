@@ -11,7 +11,6 @@ from itertools import combinations, combinations_with_replacement
 import numpy as np
 import torch
 
-from limbert.core.config import Precision
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 from limbert.inference.engine import Decision, Engine
@@ -42,7 +41,7 @@ class PolicyRecords:
         task: of the examples.
         widths: that gates' choices and exits may run at.
         exit_rule: whose thresholds are to be tried.
-        batch_size, precision: of the runs; the batch size changes nothing.
+        batch_size: of the runs; it changes nothing.
         progress: called with the policies done and in all.
     """
 
@@ -55,7 +54,6 @@ class PolicyRecords:
         widths: Sequence[float],
         exit_rule: ExitRuleName,
         batch_size: int = 64,
-        precision: Precision = "fp32",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         assert examples.labels is not None
@@ -63,9 +61,7 @@ class PolicyRecords:
         self.examples, self.task, self.labels = examples, task, examples.labels.numpy()
         cost, subnets = CostModel(model), model.subnets()
         #: logits of the sub-networks, ``(examples, outputs)``
-        self.subnet_logits = predict_subnet_logits(
-            model, examples, subnets=subnets, batch_size=batch_size, precision=precision
-        )
+        self.subnet_logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=batch_size)
         self._records: dict[object, _Record] = {}
         for name, subnet in subnets.items():
             flops = np.array([cost.flops(subnet, int(length)) for length in examples.lengths])
@@ -74,7 +70,7 @@ class PolicyRecords:
         policies = list(_dynamic_policies(model, widths, exit_rule))
         for number, policy in enumerate(policies):
             progress(number, len(policies))
-            engine = Engine(model, policy, task_type=task.task_type, precision=precision)
+            engine = Engine(model, policy, task_type=task.task_type)
             engine.plan = replace(engine.plan, temperatures={})
             self._add(_run_all_exits(engine, policy, examples, batch_size=batch_size, device=model.network.device))
         progress(len(policies), len(policies))

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from limbert.core.config import Precision, require
+from limbert.core.config import require
 from limbert.core.pareto import pareto_front
 from limbert.core.subnet import Subnet
 from limbert.data.metrics import compute_metrics, predictions
-from limbert.data.tasks import Task
-from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import Progress, evaluate_policy, no_progress, policy_row, record_temperatures
 from limbert.evaluation.guarantee import examples_needed, last_passing
@@ -33,7 +31,6 @@ from limbert.inference.policy import (
 from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.method.early_exit import EXIT_RULES, ExitRuleName
 from limbert.model.checkpoint import update_record
-from limbert.model.elastic import ElasticModel
 
 GUARANTEED = "guaranteed"  # name of the operating point with a guarantee
 _TOLERANCE = 1e-9  # slack for comparing metrics
@@ -176,42 +173,14 @@ def tune(
     return TuneResult(candidates, points, task.primary_metric, len(examples), errors)
 
 
-def tune_policies(
-    model: ElasticModel,
-    examples: TokenizedExamples,
-    *,
-    task: Task,
-    widths: Sequence[float],
-    exit_rule: ExitRuleName,
-    num_thresholds: int = 12,
-    batch_size: int = 64,
-    precision: Precision = "fp32",
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[PolicyCandidate]:
-    """Evaluate sub-networks, gates, exits and cascades on labelled examples, the full model first.
-
-    Every non-decreasing mapping of the gates' choices to ``widths`` is tried, each with ``num_thresholds`` exit
-    thresholds at even quantiles of the examples' scores; then cascades of two sub-networks of the Pareto front. A model
-    without gates and exits has only its sub-networks and cascades.
-    """
-    reject_token_level_task(task.task_type, "tune")
-    records = PolicyRecords(
-        model,
-        examples,
-        task=task,
-        widths=widths,
-        exit_rule=exit_rule,
-        batch_size=batch_size,
-        precision=precision,
-        progress=progress,
-    )
-    return evaluate_candidates(records, num_thresholds=num_thresholds)
-
-
 def evaluate_candidates(
     records: PolicyRecords, *, num_thresholds: int, indices: np.ndarray | None = None
 ) -> list[PolicyCandidate]:
-    """The metric and FLOPs of all recorded policies on these examples (default: all), the full model first."""
+    """The metric and FLOPs of all policies on these examples (default: all), the full model first.
+
+    Every non-decreasing mapping of the gates' choices to widths, each with ``num_thresholds`` exit thresholds; then
+    cascades of two sub-networks of the Pareto front. A model without gates and exits has only these and sub-networks.
+    """
     if indices is None:
         indices = np.arange(len(records.examples))
     task = records.task
