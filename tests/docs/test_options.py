@@ -15,8 +15,8 @@ TEXTS |= {f"help of {verb.callback.__name__}": verb.callback.__doc__ or "" for v
 
 
 def typed_options(text: str) -> list[tuple[str, str]]:
-    """``(verb, option)`` of all commands in a text, except what follows ``#`` or ``|``."""
-    commands = re.findall(r"\blimbert ([a-z]+)([^\n`#|]*)", text.replace("\\\n", " "))
+    """``(verb, option)`` of all commands in a text, except what follows ``#``, ``|`` or ``&``."""
+    commands = re.findall(r"\blimbert ([a-z]+)([^\n`#|&]*)", text.replace("\\\n", " "))
     return [(verb, option) for verb, words in commands for option in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", words)]
 
 
