@@ -210,7 +210,7 @@ def test_unreachable_and_silent_servers() -> None:
         assert time.monotonic() - start < 5
 
 
-def test_key_is_a_header_and_url_path_is_kept() -> None:
+def test_key_is_sent_and_url_path_kept() -> None:
     with stub(echo) as (server, url):
         client = Client(url + "/models/m/", api_key="schlüssel")
         client.predict("text")

@@ -33,7 +33,7 @@ def on_gpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("case", CONFIGS)
 @torch.no_grad()
-def test_views_answer_as_on_the_cpu(case: str) -> None:
+def test_views_match_cpu_logits(case: str) -> None:
     here, there = (ElasticModel(make_network(case)) for _ in range(2))
     there.network.cuda()
     for subnet in here.subnets().values():
@@ -45,7 +45,7 @@ def test_views_answer_as_on_the_cpu(case: str) -> None:
 
 @needs_encoder
 @pytest.mark.parametrize("policy", [Policy(subnet="0.5x1"), Policy(gates=True, exits=ExitRule("entropy", 0.9))])
-def test_a_checkpoint_answers_as_on_the_cpu(tmp_path: Path, policy: Policy) -> None:
+def test_checkpoint_predicts_as_on_the_cpu(tmp_path: Path, policy: Policy) -> None:
     save_model(tmp_path / "model")
     rows = {}
     for device in ("cpu", "auto"):
@@ -68,7 +68,7 @@ def trainer_on(device: str, precision: str = "fp32") -> ElasticTrainer:
                          task_type="classification", device=device, precision=precision)  # fmt: skip
 
 
-def test_a_step_learns_what_it_learns_on_the_cpu() -> None:
+def test_training_step_matches_the_cpu() -> None:
     batch = make_inputs() | {"labels": LABELS}
     here = trainer_on("cpu")
     expected = optimizer_step(here)(batch)

@@ -69,6 +69,7 @@ def test_unknown_options_get_near_suggestions(arguments: list[str], suggested: s
         ("train", ["--max_seq_length", "64", "--num_train_epochs=2"], {"max_length": 64, "epochs": 2.0}),
         ("predict", ["-i", "in.csv", "-o", "-o"], {"input": "in.csv", "output": "-o"}),
         ("predict", ["--text", "--lr"], {"text": ["--lr"]}),
+        ("choose", ["run", "--backend", "onnxruntime"], {"runtime": "onnxruntime"}),
     ],
 )
 def test_other_names_of_options_are_known(verb: str, given: list[str], known: dict[str, object]) -> None:

@@ -117,7 +117,7 @@ def test_missing_and_empty_files_are_refused(write, tmp_path, name):
     ("name", "content", "message"),
     [
         ("a.xlsx", "x", r"format '.xlsx' is not read; expected one of .csv"),
-        ("a.parquet", "no parquet", "no Parquet file"),
+        ("a.parquet", "no parquet", "valid Parquet"),
         ("a.json", '[{"text": "one"}]', "a.json:1: JSON of type list"),
         ("a.tsv", "\ntext\n", "a.tsv:1: the line is blank; expected the names of the columns"),
         ("a.csv", b"\xff\xfet", "a.csv: the bytes are not UTF-16"),

@@ -21,7 +21,7 @@ from limbert.evaluation.results import (
 from limbert.files import read_json_lines, write_json_lines
 
 
-def test_new_profile_rows_replace_only_their_like(tmp_path: Path) -> None:
+def test_profile_replaces_only_the_same_setup(tmp_path: Path) -> None:
     others = [
         replace(ROW, subnet="0.5x0.5"),
         replace(ROW, setup=replace(SETUP, batch=1)),

@@ -98,7 +98,7 @@ def random_records() -> PolicyRecords:
     return PolicyRecords(model, examples.with_labels(labels), task=CLASSES, widths=(0.5, 1.0), exit_rule="entropy")
 
 
-def test_standard_error_is_that_of_a_share() -> None:
+def test_standard_error_is_that_of_a_proportion() -> None:
     records = random_records()
     error = standard_error(records, Policy(subnet="1x1"))
     assert error == pytest.approx((0.8 * 0.2 / 300) ** 0.5, rel=0.15)

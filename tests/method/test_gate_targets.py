@@ -75,7 +75,7 @@ def test_regression_cost_does_not_depend_on_the_unit() -> None:
         )
 
 
-def test_weights_make_every_choice_that_occurs_count_the_same() -> None:
+def test_class_weights_balance_the_occurring_choices() -> None:
     targets = torch.tensor([0] * 90 + [2] * 10)
     weights = balanced_class_weights(targets, 4)
     assert weights.tolist() == pytest.approx([100 / 180, 0.0, 5.0, 0.0])

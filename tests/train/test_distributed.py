@@ -79,7 +79,7 @@ def test_two_processes_end_with_the_weights_of_one(name: str, folder: Path, alon
 @pytest.mark.parametrize("name", [name for name in CASES if name != "gates"])
 def test_gradients_are_exchanged_once_a_step(name: str, folder: Path) -> None:
     weights = sum(weight.numel() for weight in make_case(name)[0].network.parameters())
-    for rank in range(2):  # the wishes to stop and to save travel with them
+    for rank in range(2):  # the flags to stop and to save are summed with them
         found = [size for size in notes(folder, rank)[name]["exchanged"] if size > 2]
         assert found == [weights + 2] * STEPS
 

@@ -91,7 +91,7 @@ def test_flexible_bert_is_the_paper() -> None:
     assert (gates.start_temperature, gates.end_temperature, gates.cost) == (1.0, 0.5, None)
 
 
-def test_gate_settings_reach_the_gates_and_encoder_settings_do_not() -> None:
+def test_gate_settings_change_only_the_gates_phase() -> None:
     recipe = override_recipe(
         load_recipe("flexible-bert"),
         every_phase={"learning_rate": 1e-3, "epochs": 1.0},

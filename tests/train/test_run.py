@@ -53,7 +53,7 @@ def content(fingerprint: str | None) -> dict[str, Any]:
     return {"content": {"data": fingerprint}}
 
 
-def test_equal_data_is_the_same_run_wherever_it_lies() -> None:
+def test_moved_data_is_the_same_run() -> None:
     known = SETTINGS | content("1")
     assert describe_differences(known, known) == ""
     assert describe_differences(known, MOVED | content("1")) == ""
@@ -69,7 +69,7 @@ def test_equal_data_is_the_same_run_wherever_it_lies() -> None:
 # -- the work folder
 
 
-def test_a_folder_is_found_again_and_others_are_refused(tmp_path: Path) -> None:
+def test_run_folder_reopens_only_with_its_settings(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", SETTINGS)
     assert not folder.path.exists()
     with folder.opened():
@@ -90,7 +90,7 @@ def test_a_folder_is_found_again_and_others_are_refused(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", OTHER)
 
 
-def test_an_output_is_this_run_another_or_something_else(tmp_path: Path) -> None:
+def test_output_of_another_run_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "run"
     assert not is_run_finished(output, SETTINGS)
     output.mkdir()
@@ -106,7 +106,7 @@ def test_an_output_is_this_run_another_or_something_else(tmp_path: Path) -> None
     assert not is_run_finished(output, OTHER, overwrite=True)
 
 
-def test_one_run_at_a_time_writes_into_an_output(tmp_path: Path) -> None:
+def test_a_second_run_cannot_write_the_output(tmp_path: Path) -> None:
     first, second = (RunFolder(tmp_path / "run", SETTINGS) for _ in range(2))
     with first.opened():
         with pytest.raises(ConfigError, match="another run"), second.opened():
@@ -208,7 +208,7 @@ def edited(path: str, old: str, new: str) -> Callable[[], None]:
     return lambda: Path(path).write_text(text) and None
 
 
-def test_an_unfinished_run_resumes_with_its_own_data_only(folder: Path) -> None:
+def test_run_resumes_only_with_unchanged_data(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(callbacks=[Interrupt()])
     for path, old, new in (
@@ -314,7 +314,7 @@ def short_recipe(**changes: Any) -> Recipe:
     return override_recipe(load_recipe("dynabert"), every_phase=settings, phases=("finetune",))
 
 
-def test_seeds_end_in_a_table_of_mean_and_spread(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_write_mean_and_standard_deviation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = limbert.train("model", data="data", output="runs", recipe=short_recipe(), phases=("finetune",),
                           validation=0.2, seeds=(1, 2))  # fmt: skip
     rows = [json.loads(line) for line in Path("runs/seeds.jsonl").read_text().splitlines()]

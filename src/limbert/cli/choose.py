@@ -15,12 +15,10 @@ _EXPORT_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 @dataclass(frozen=True)
 class _Measurements:
-    batch: int | None = config_field(None, "of the measurements (default: 1, or the smallest)")
-    tokens: int | None = config_field(None, "of the measurements (default: the most)")
-    backend: str | None = config_field(
-        None, "of the measurements (default: all that were measured)", aliases=("--runtime",)
-    )
-    precision: str | None = config_field(None, "of the measurements (default: all that were measured)")
+    batch: int | None = config_field(None, "batch size that was measured (default: 1, or the smallest)")
+    tokens: int | None = config_field(None, "tokens per example that were measured (default: the most)")
+    backend: str | None = config_field(None, "runtime that was measured (default: all)", option="runtime")
+    precision: str | None = config_field(None, "precision that was measured (default: all)")
     profile_path: str | None = config_field(
         None,
         "profile.jsonl from the machine to choose for (default: the run's own, this machine)",

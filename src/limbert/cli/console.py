@@ -123,7 +123,10 @@ def print_results(
         rows.append(["baseline", "", "", *shown, *[""] * len((*errors, *speed))])
     print_table(header, rows, dim=range(1, len(rows), 2))
     if marked:
-        say("* no better than the baseline, always the same prediction: train for more steps or at a higher rate")
+        say(
+            "* no better than the baseline (always the same prediction); train for more steps or with a higher "
+            "--learning-rate"
+        )
 
 
 def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:

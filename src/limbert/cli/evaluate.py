@@ -37,8 +37,8 @@ def evaluate(
 ) -> None:
     """Evaluate sub-networks of a trained model, or a policy that chooses width and depth per input, on the dev set.
 
-    Data and columns default to those of the training. A stock model is sliced as if it were elastic: the untrained
-    control. The layer-by-layer result of an operating point is also saved in the run (policies.jsonl).
+    Data and columns default to those of the training. A stock model is sliced without elastic training, as
+    a baseline. The layer-by-layer result of an operating point is also saved in the run (policies.jsonl).
 
     \b
     Example: limbert evaluate runs/mrpc --data glue/MRPC --subnet 0.5x0.75 --subnet 0.25x0.5

@@ -33,6 +33,7 @@ _OTHER_NAMES = {  # of options, as other programs call them
     "-i": "--input",
     "-o": "--output",
     "--all-scores": "--scores",
+    "--backend": "--runtime",
     "--base-model": "--model",
     "--bs": "--batch-size",
     "--dataset": "--data",

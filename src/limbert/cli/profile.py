@@ -21,7 +21,7 @@ class _Measurements:
     lengths: str | None = config_field(
         None, "tokens per example, such as 32,128 (default: 128, or the model's longest)", option="tokens"
     )
-    backends: str = config_field("torch", "any of torch,onnxruntime,openvino", option="backend", aliases=("--runtime",))
+    backends: str = config_field("torch", "any of torch,onnxruntime,openvino", option="runtime")
     precisions: str = config_field(
         "fp32", "any of fp32,bf16,int8, in the runtimes that have them (torch: fp32)", option="precision"
     )
@@ -29,7 +29,10 @@ class _Measurements:
     subnets: str = config_field("all", "all, or names such as 1x1,0.5x0.75")
     rounds: int = config_field(50, "forward passes of each sub-network", minimum=5)
     max_seconds: float = config_field(
-        20.0, "time for one batch size, length and backend; at least 5 rounds", option="seconds", minimum=0
+        20.0,
+        "time limit per runtime, precision, batch size and length; at least 5 rounds",
+        option="seconds",
+        minimum=0,
     )
 
     def parsed(self) -> dict[str, Any]:

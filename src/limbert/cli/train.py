@@ -14,8 +14,10 @@ _MODEL_OF_RUN = "RUN"  # the model where --model is not given
 
 
 @dataclass(frozen=True)
-class _Kind:
-    seeds: tuple[int, ...] | None = config_field(None, "train once per seed; prints mean and spread", panel="Output")
+class _RunOptions:
+    seeds: tuple[int, ...] | None = config_field(
+        None, "train once per seed and print mean and standard deviation", panel="Output"
+    )
     subnet: str | None = config_field(None, "fine-tune and export only this sub-network of RUN")
     format: str | None = config_field(None, "with --subnet: hf (Transformers), onnx or openvino", panel="Output")
 
@@ -24,7 +26,7 @@ class _Kind:
     data_config=ConfigOptions(DataConfig, "Data"),
     config=ConfigOptions(TrainConfig, "Model and training", defaults={"model": _MODEL_OF_RUN}),
     gates=ConfigOptions(GatesConfig, "Gates", only=("count", "target", "cost"), as_overrides=True),
-    kind=ConfigOptions(_Kind, "Model and training", as_overrides=True),
+    run_options=ConfigOptions(_RunOptions, "Model and training", as_overrides=True),
     **opt.TRAINING,
 )
 def train(
@@ -33,7 +35,7 @@ def train(
     space: dict[str, Any],
     every_phase: dict[str, Any],
     gates: dict[str, Any],
-    kind: dict[str, Any],
+    run_options: dict[str, Any],
     run: opt.TrainingRun,
     elastic_run: Annotated[str | None, typer.Argument(metavar="RUN", help="instead of --model", hidden=True)] = None,
 ) -> None:
@@ -46,12 +48,13 @@ def train(
     Example: torchrun --nproc-per-node 4 -m limbert train --data tickets --model ... --output ...
     """
     if (elastic_run is None) == (config.model == _MODEL_OF_RUN):
-        raise ConfigError("provide --model MODEL, or RUN")
+        not_both = "" if elastic_run is None else ", not both"
+        raise ConfigError(f"provide either --model MODEL or RUN (an elastic model){not_both}")
     config = config if elastic_run is None else replace(config, model=elastic_run)
     opt.prepare_libraries(run.threads)
     overrides = {"space": space, "every_phase": every_phase, "gates": gates, "one_phase": run.one_phase}
     overrides_of_run: dict[str, Any] = overrides | {"phases": config.phases}
-    _train(config, data_config, overrides_of_run, overwrite=run.overwrite, as_json=run.json, **kind)
+    _train(config, data_config, overrides_of_run, overwrite=run.overwrite, as_json=run.json, **run_options)
 
 
 def _train(
@@ -85,18 +88,18 @@ def _train(
             return run.train_seeds(config, recipe, data_config, seeds, **options)
         return run.train_task(config, recipe, data_config, **options)
 
-    found, spread, folder = run_in_terminal(start), [], config.output
-    following = f"Saved elastic model to {folder}. Next: limbert evaluate {folder}"
+    results, spread, folder = run_in_terminal(start), [], config.output
+    next_step = f"Saved elastic model to {folder}. Next: limbert evaluate {folder}"
     if seeds:
         folders = [f"{config.output}/seed-{seed}" for seed in seeds]
-        folder, following = folders[0], f"Saved elastic models to {', '.join(folders)}."
-        rows = run.over_seeds(found)
-        found, spread = [row for row, _ in rows], [deviation for _, deviation in rows]
+        folder, next_step = folders[0], f"Saved elastic models to {', '.join(folders)}."
+        rows = run.over_seeds(results)
+        results, spread = [row for row, _ in rows], [deviation for _, deviation in rows]
     elif subnet is not None:
-        following = f"Saved sub-network {subnet} to {folder} ({format or 'hf'})."
+        next_step = f"Saved sub-network {subnet} to {folder} ({format or 'hf'})."
     if as_json:
-        deviations = [{"spread": values} for values in spread] or [{}] * len(found)
-        console.print_json([row.to_dict() | extra for row, extra in zip(found, deviations, strict=True)])
+        deviations = [{"spread": values} for values in spread] or [{}] * len(results)
+        console.print_json([row.to_dict() | extra for row, extra in zip(results, deviations, strict=True)])
         return
-    console.print_results(found, baseline=baseline_of(folder), spread=spread)
-    console.say(following)
+    console.print_results(results, baseline=baseline_of(folder), spread=spread)
+    console.say(next_step)

@@ -43,7 +43,7 @@ def tune(
     run: Annotated[
         str,
         typer.Argument(
-            help="elastic model; without gates and --layers first its operating points are single sub-networks",
+            help="elastic model; without gates and exits only static sub-networks and cascades are tried",
             metavar="RUN",
         ),
     ],
@@ -92,8 +92,8 @@ def tune(
     console.print_table(header, rows, text_columns=2, bold=named)
     if tuning.GUARANTEED in points:
         console.say(
-            f"guaranteed: with probability {options.confidence:g} it predicts correctly at most {options.max_drop:g} "
-            "points less often than the full model on new data of the same kind."
+            f"guaranteed: with probability {options.confidence:g} its accuracy on new data from the same "
+            f"distribution is at most {options.max_drop:g} points below the full model's."
         )
     console.say(
         f"Saved the operating points in {run}/limbert.json and the plot in {run}/{TUNE_PLOT_NAME}.\n"

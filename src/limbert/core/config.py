@@ -79,7 +79,9 @@ class DataConfig:
     augmented: str | None = config_field(None, "augmented examples for phases with a teacher (limbert augment)")
     skip_bad_rows: bool = config_field(False, "skip and count malformed rows, instead of stopping")
     max_length: int = config_field(128, "longest input in tokens; the rest is cut off")
-    held_out: float | None = config_field(None, "fraction of the training data held out as missing dev data")
+    held_out: float | None = config_field(
+        None, "without development data: fraction of the training data to hold out as development data"
+    )
     label_separator: str | None = config_field(None, "multi-label: separator of labels in a cell (default: ,)")
     label_columns: tuple[str, ...] | None = config_field(
         None, "multi-label: columns of 0 and 1, instead of --label-column"
@@ -88,7 +90,11 @@ class DataConfig:
     fingerprints: dict[str, str] | None = config_field(
         None, "fingerprints of the examples read in training, by train and dev; others are refused", hidden=True
     )
-    stride: int | None = config_field(None, "question answering: tokens that windows overlap (default: 1/4)")
+    stride: int | None = config_field(
+        None,
+        "tokens shared by neighbouring windows, for question answering and --long-texts windows "
+        "(default: a quarter of --max-length)",
+    )
 
     def __post_init__(self) -> None:
         require(
@@ -162,7 +168,8 @@ class PhaseConfig:
         require(self.evaluations > 0, "evaluations", self.evaluations, "at least 1")
         require(self.grafts >= 0, "grafts", self.grafts, "0 or more per epoch")
         require(0 < self.graft_rate < 1, "graft rate", self.graft_rate, "between 0 and 1")
-        require(0 < self.graft_share <= 0.5, "graft share", self.graft_share, "above 0 and at most 0.5")
+        graft_share = "graft_share (fraction of weak heads and neurons)"
+        require(0 < self.graft_share <= 0.5, graft_share, self.graft_share, "above 0 and at most 0.5")
 
 
 @dataclass(frozen=True)
@@ -317,7 +324,8 @@ class CorpusConfig:
         require(bool(self.corpus), "corpus", list(self.corpus), "at least one file, folder or glob")
         require(self.documents in ("line", "paragraph"), "documents", self.documents, "line or paragraph")
         require(self.max_length >= 8, "maximum length", self.max_length, "at least 8 tokens")
-        require(0 < self.mask_share <= 0.5, "mask share", self.mask_share, "above 0 and at most 0.5")
+        mask_share = "mask_share (fraction of masked tokens)"
+        require(0 < self.mask_share <= 0.5, mask_share, self.mask_share, "above 0 and at most 0.5")
 
 
 SMALL_TASK_EXAMPLES = 10_000  # below this, more augmented examples are made per training example

@@ -192,8 +192,8 @@ class _DataSource:
         if (self.config.fingerprints or {}).get(part, fingerprint) != fingerprint:
             what = "training" if part == "train" else "development"
             raise DataError(
-                f"{self.name}: other {what} data than the model was trained with; "
-                "restore it, or name the data with --data (or --train and --dev)"
+                f"{self.name}: the {what} data differs from the data that the model was trained with; "
+                "restore it, or give other data with --data (or --train and --dev)"
             )
 
 

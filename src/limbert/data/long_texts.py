@@ -22,9 +22,9 @@ LongTexts = Literal["truncate", "windows"]
 def tokenize_in_windows(
     examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, stride: int | None = None
 ) -> TokenizedExamples:
-    """Examples as tokens, a long text as several rows that share ``stride`` tokens (default: a quarter of a window).
+    """Examples as tokens, a long text as several windows that share ``stride`` tokens (default: a quarter of a window).
 
-    `average_windows` makes one row of logits per text of them. In token classification each token counts only in the
+    `average_windows` averages the logits of a text's windows. In token classification each token counts only in the
     window where it has most context. Question answering reads windows in any case.
 
     Raises:

@@ -170,7 +170,9 @@ def parquet_table(path: Path, *, filesystem: Any = None) -> Table:
     try:
         schema = pyarrow.parquet.read_schema(str(path), filesystem=filesystem)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: no Parquet file ({first_line(error)})") from None
+        raise DataError(
+            f"{path}: not a valid Parquet file ({first_line(error)}); write it again or use CSV or JSONL"
+        ) from None
     return _arrow_table(str(path), schema, batches)
 
 
@@ -186,7 +188,8 @@ def dataset_tables(name: str, configuration: str | None = None) -> dict[str, Tab
             splits = datasets.load_dataset(name, configuration)
     except (OSError, ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
         which = f"{name!r}" + (f" (configuration {configuration!r})" if configuration else "")
-        raise DataError(f"{which} is no local folder and no data set of the Hub: {first_line(error)}") from None
+        message = f"{which} is neither a local folder nor a Hub data set: {first_line(error)}; check the name"
+        raise DataError(message) from None
     return {str(split): dataset_table(f"{name} ({split})", dataset) for split, dataset in splits.items()}
 
 

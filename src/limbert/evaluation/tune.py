@@ -83,16 +83,16 @@ def tune(
     """Search policies on the validation split of the training data, and save operating points in the run.
 
     ``accurate`` is the cheapest policy that reaches the full model's metric; ``balanced`` and ``fast`` may lose some of
-    it. With ``max_drop`` there is also ``guaranteed``: the share of correct predictions on new examples of the same
-    kind is at most that much below the full model's, which holds with probability ``confidence`` over the draw of the
-    validation examples; too few of them are a warning that says how many it needs.
+    it. With ``max_drop`` there is also ``guaranteed``: with probability ``confidence`` over the draw of the validation
+    examples, its accuracy on new data from the same distribution is at most that many points below the full model's.
+    With too few validation examples there is a warning that says how many it needs.
 
     Written into the run: the points and the temperatures of all sub-networks (``limbert.json``), all candidates
     (``tune.jsonl``) and the points' results on the validation split (``policies.jsonl``). The development set is not
     used.
 
     Args:
-        run: elastic model; without gates and ``layers="first"`` its points are single sub-networks.
+        run: elastic model; without gates and exits only static sub-networks and cascades are tried.
         widths: widths that the gates' choices may run at; default: the model's.
         exit_rule: ``entropy``, ``confidence`` or ``patience``; default: entropy, for regression patience.
         num_thresholds: exit thresholds tried for each choice of widths.

@@ -126,8 +126,10 @@ class Policy:
         if name not in _DYNAMIC_NAMES:
             raise ConfigError(f"unknown policy {name!r}; write one of {POLICY_FORMATS}")
         if ("depth" in name) != (exits is not None):
-            needs = "needs an exit threshold" if exits is None else "has no exits: leave the exit threshold out"
-            raise ConfigError(f"policy {name!r} {needs}")
+            if exits is not None:
+                raise ConfigError(f"policy {name!r} has no exits; remove --exit-threshold")
+            example = "such as --exit-threshold 0.15 (Python: exits=ExitRule(...))"
+            raise ConfigError(f"policy {name!r} needs an exit threshold, {example}")
         return cls(gates="width" in name, widths=widths, exits=exits)
 
     named = RenamedAttribute("from_name")
@@ -171,7 +173,7 @@ def _check_subnet_name(name: str) -> None:
     if not is_width_depth_name(name) and not name.startswith("found-"):
         raise ConfigError(
             f"cannot read sub-network {name!r}; write WIDTHxDEPTH, for example 0.5x0.75, or a name that limbert search "
-            f"found; an operating point is used by its name: Engine(model, {name!r})"
+            f"found; for an operating point use --policy {name} (Python: policy={name!r})"
         )
 
 

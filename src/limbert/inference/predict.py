@@ -279,7 +279,7 @@ def abstain(prediction: Mapping[str, Any], threshold: float) -> dict[str, Any]:
     """
     require(0 <= threshold <= 1, "abstain below", threshold, "a probability, from 0 to 1")
     if "label" not in prediction:
-        raise ConfigError("abstaining needs one label a text, as in classification; leave --abstain-below out")
+        raise ConfigError("--abstain-below needs one label per text, as in classification; leave it out")
     abstains = prediction["score"] < threshold
     return {**prediction, "label": None if abstains else prediction["label"], "abstain": abstains}
 

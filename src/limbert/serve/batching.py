@@ -39,7 +39,7 @@ class PendingRequest:
 
     @property
     def has_deadline(self) -> bool:
-        """Whether it may be late."""
+        """Whether the request has a deadline."""
         return self.deadline < inf
 
 

@@ -47,7 +47,9 @@ def compile_variants(
     sizes: list[float] = []
     for variant in _by_importance(variants, first, count=settings.variants):
         if settings.variants is None and len(sizes) > 1 and sum(sizes) + max(sizes) > budget:
-            _logger.warning("memory for %d variants; --variants N loads N", len(sizes))
+            _logger.warning(
+                "loaded %d variants, which use half of the free memory; --variants N sets the number", len(sizes)
+            )
             break
         try:
             compiled = compiler.compile(model.subnet(variant.name), max_drop=settings.max_drop)
@@ -67,7 +69,10 @@ def compile_variants(
         if point.kind == "policy" and point.policy.subnet in runtimes:
             runtimes[point.name] = runtimes[str(point.policy.subnet)]
     if not runtimes:
-        raise ConfigError(f"no sub-network keeps its metric in {settings.precision}; use --precision fp32")
+        raise ConfigError(
+            f"every sub-network loses more than {settings.max_drop:g} points in {settings.precision}; "
+            "use --precision fp32 or a larger --max-drop"
+        )
     return ModelVariants(tuple(sorted(served, key=lambda variant: -variant.flops))), runtimes, name
 
 

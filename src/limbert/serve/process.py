@@ -115,7 +115,7 @@ def create_serving_app(service: Service, on_started: Callable[[], None]) -> "Fas
 
 @contextmanager
 def refuse_while_loading(listener: socket.socket) -> Iterator[None]:
-    """Answer each request on a listening socket with 503, in a thread, inside the context."""
+    """Respond with 503 to every request on a listening socket, in a thread, inside the context."""
 
     class Refuse(BaseHTTPRequestHandler):
         timeout = 2  # seconds that a client may take to send its request

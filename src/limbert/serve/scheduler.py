@@ -84,7 +84,7 @@ class Scheduler:
         )
         start = now if self._busy_until is None else max(now, self._busy_until)
         if len(self._queue) + num_texts > config.max_queue:
-            reason = f"the queue holds {len(self._queue)} texts; at most {config.max_queue} may wait"
+            reason = f"the queue holds {len(self._queue)} texts; at most {config.max_queue} are allowed"
             return Refusal(reason, start - now + self._seconds_per_text * len(self._queue))
         first, self._next_order = self._next_order, self._next_order + num_texts
         texts = [QueuedText(request, index, tokens, first + index) for index, tokens in enumerate(request.lengths)]
@@ -180,7 +180,9 @@ class Scheduler:
 
     def _refusal(self, request: PendingRequest, texts: Sequence[QueuedText], now: float, *, late_by: float) -> Refusal:
         if not request.has_deadline:
-            return Refusal("it would make requests with a deadline late", late_by)
+            return Refusal(
+                "accepting this request would make queued requests miss their deadline; retry later", late_by
+            )
         fraction = self._config.admission_fraction
         late_alone = -self._slack(texts, self._lowest_level, now, fraction)
         if late_alone <= 0:

@@ -82,13 +82,13 @@ class VariantSelector:
         return tuple(variant.name for variant in allowed), budget
 
     def _requested_variant(self, options: RequestOptions) -> Variant | None:
-        kind, name = ("subnet", options.subnet) if options.subnet is not None else ("policy", options.policy)
-        if name is None or (kind == "policy" and name == self._policy == "adaptive"):
+        option, name = ("subnet", options.subnet) if options.subnet is not None else ("policy", options.policy)
+        if name is None or (option == "policy" and name == self._policy == "adaptive"):
             return None
         variant = self._variants.find(name)
-        if variant is None or (kind == "subnet" and variant.kind != "subnet"):
-            known = self._variants.names("subnet") + (self._variants.names("policy") if kind == "policy" else [])
-            raise InvalidRequestError(f"{kind} {name[:100]!r} is unknown{suggestion(name, known)}")
+        if variant is None or (option == "subnet" and variant.kind != "subnet"):
+            known = self._variants.names("subnet") + (self._variants.names("policy") if option == "policy" else [])
+            raise InvalidRequestError(f"{option} {name[:100]!r} is unknown{suggestion(name, known)}")
         return variant
 
     def _reaching(self, variants: Sequence[Variant], min_quality: float) -> tuple[Variant, ...]:

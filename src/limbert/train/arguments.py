@@ -16,8 +16,8 @@ from limbert.errors import ConfigError
 class ElasticTrainingArguments(TrainingArguments):
     """Arguments of `ElasticTrainer`. All of `transformers.TrainingArguments`, and the fields below.
 
-    Some defaults differ: losses that are no number are not filtered but end the run, the newest and the best checkpoint
-    are kept, callbacks such as early stopping continue from their saved state.
+    Some defaults differ: losses that are NaN or infinite are not filtered but end the run, the newest and the best
+    checkpoint are kept, callbacks such as early stopping continue from their saved state.
 
     Raises:
         ConfigError: for a value out of range, or an option that training several sub-networks cannot follow.
@@ -31,8 +31,8 @@ class ElasticTrainingArguments(TrainingArguments):
     hidden_weight: float = config_field(0.1, "weight of matching the teacher's hidden states")
     teacher_width: Literal["full", "matched"] = config_field("full", "width of the teacher: full, or the student's")
     full_weight: float = config_field(1.0, "weight of the largest sub-network's loss among the others'")
-    sampled_subnets: int = config_field(0, "sub-networks a step, the largest and the smallest always; 0 trains all")
-    grafts_per_epoch: int = config_field(0, "neural graftings an epoch, until the last epoch; 0 for none")
+    sampled_subnets: int = config_field(0, "sub-networks per step, the largest and the smallest always; 0 trains all")
+    grafts_per_epoch: int = config_field(0, "neural graftings per epoch, until the last epoch; 0 for none")
     graft_rate: float = config_field(0.1, "fraction of the stronger head or neuron blended into the weaker")
     graft_fraction: float = config_field(0.5, "fraction of the heads and neurons that counts as the weaker ones")
     class_weights: Sequence[float] | str | None = config_field(
@@ -43,12 +43,14 @@ class ElasticTrainingArguments(TrainingArguments):
     )
     max_length: int = config_field(128, "longest input in tokens, for datasets with text columns")
     text_columns: Sequence[str] | None = config_field(
-        None, "one or two columns with text (default: all columns of strings)"
+        None, "one or two columns with text (default: all string columns except labels, id and idx)"
     )
     save_seconds: float | None = config_field(None, "save a checkpoint each time this many seconds have passed")
     phase: str = config_field("train", "name of the phase, for seeds and messages")
 
-    logging_nan_inf_filter: bool = config_field(False, "replace losses that are no number by the mean of the others")
+    logging_nan_inf_filter: bool = config_field(
+        False, "replace losses that are NaN or infinite by the mean of the others"
+    )
     save_total_limit: int | None = config_field(
         2, "checkpoints that are kept, the newest and the best always among them"
     )

@@ -50,35 +50,35 @@ def stop_on_signals() -> Iterator[threading.Event]:
 class GracefulStop(TrainerCallback):
     """Ends training after the running step, with a checkpoint, on a signal; saves every few seconds.
 
-    With several processes the wishes of all travel with the gradients (`votes`), so that all stop and save after the
-    same step. On a GPU they are read at logging steps only: reading waits for the device.
+    With several processes, the stop and save flags of all are summed in the all-reduce of the gradients, so that all
+    stop and save after the same step. On a GPU they are read at logging steps only: reading waits for the device.
 
     Attributes:
         requested: set it to stop from code.
-        sum_of_votes: over all processes since the last step, ``(2,)``; set by the trainer.
+        sum_of_flags: over all processes since the last step, ``(2,)``; set by the trainer.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self.sum_of_votes: Tensor | None = None
+        self.sum_of_flags: Tensor | None = None
         self._saved_at = time.monotonic()
 
-    def _wishes(self, args: Any) -> tuple[bool, bool]:
+    def _stop_and_save_flags(self, args: Any) -> tuple[bool, bool]:
         due = args.save_seconds is not None and time.monotonic() - self._saved_at > args.save_seconds
         return self.requested or _stop_requested.is_set(), due
 
-    def votes(self, args: Any) -> Tensor:
-        """``(2,)``: whether this process wants to stop, and to save."""
-        return torch.tensor(self._wishes(args), dtype=torch.float32).to(args.device, non_blocking=True)
+    def stop_and_save_flags(self, args: Any) -> Tensor:
+        """``(2,)``: whether this process is to stop, and to save."""
+        return torch.tensor(self._stop_and_save_flags(args), dtype=torch.float32).to(args.device, non_blocking=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._saved_at = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        votes = self.sum_of_votes
-        if votes is not None and votes.device.type != "cpu" and not control.should_log:
+        flags = self.sum_of_flags
+        if flags is not None and flags.device.type != "cpu" and not control.should_log:
             return
-        self.requested, save = self._wishes(args) if votes is None else (votes > 0).tolist()
+        self.requested, save = self._stop_and_save_flags(args) if flags is None else (flags > 0).tolist()
         if state.global_step < state.max_steps and (self.requested or save):
             control.should_save = True
             control.should_training_stop |= self.requested
@@ -95,7 +95,7 @@ class LogLastStep(TrainerCallback):
 
 
 class StopOnDivergence(TrainerCallback):
-    """Ends a run whose loss is no number any more."""
+    """Ends a run whose loss is NaN or infinite."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         loss = (logs or {}).get("loss", 0.0)

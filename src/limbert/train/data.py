@@ -1,4 +1,4 @@
-"""From datasets to the batches of training steps: grouped by length, each process with its own rows."""
+"""From datasets to the batches of training steps: grouped by length, each process with its own examples."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,15 +53,15 @@ class IndexDataset:
         return training_batches(self.lengths, batch_size=batch_size, seed=seed, epoch=epoch)
 
     def collate(self, indices: Sequence[int]) -> Batch:
-        """The batch of some examples; every tensor has a row for each."""
+        """The batch of some examples; every tensor has one entry for each."""
         fetch = getattr(self.source, "__getitems__", lambda indices: [self.source[index] for index in indices])
-        rows = fetch([*indices])
+        examples = fetch([*indices])
         if self._columns is not None:
-            rows = [{key: row[key] for key in row if key in self._columns} for row in rows]
-        return dict(self._collator(rows))
+            examples = [{key: example[key] for key in example if key in self._columns} for example in examples]
+        return dict(self._collator(examples))
 
     def prepare_inputs(self, batch: Batch) -> Batch:
-        """The network's inputs and ``labels`` of a batch or some of its rows."""
+        """The network's inputs and ``labels`` of a batch or some of its examples."""
         return batch
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "IndexDataset":
@@ -207,9 +207,9 @@ class LossScale:
 def shard_batch(
     batch: Batch, *, rank: int, world_size: int, class_weights: Tensor | None = None
 ) -> tuple[Batch, LossScale]:
-    """Every n-th row of a batch, n being the number of processes, since the rows of a batch are sorted by length.
+    """Every n-th example of a batch, n being the number of processes, since a batch is sorted by length.
 
-    A process without a row takes the first one with a scale of 0, so that its passes reach the same weights as the
+    A process without an example takes the first one with a scale of 0, so that its passes reach the same weights as the
     others'.
     """
 
@@ -244,14 +244,14 @@ def resolve_class_weights(
     """The weight of each class in the label loss, ``(classes,)``; with several labels that of an example that has it.
 
     Args:
-        weights: one number a class; ``balanced``: inversely proportional to the frequency of the class, or with several
-            labels the number of examples without it for each with it; None for none.
+        weights: one number per class; ``balanced``: inversely proportional to the frequency of the class, or with
+            several labels the number of examples without it for each with it; None for none.
         labels: of the training data.
         num_labels: classes.
         task_type: what the labels mean.
 
     Raises:
-        ConfigError: if there is not one weight a class, or the labels are no classes.
+        ConfigError: if there is not one weight per class, or the labels are no classes.
     """
     if weights is None:
         return None
@@ -263,5 +263,6 @@ def resolve_class_weights(
         classes = labels.argmax(dim=-1) if labels.ndim > 1 else labels[labels != IGNORE_INDEX]
         return balanced_class_weights(classes, num_labels)
     if isinstance(weights, str) or len(weights) != num_labels or not has_classes:
-        raise ConfigError(f"class_weights is {weights!r}; it must be 'balanced' or {num_labels} numbers, one a class")
+        allowed = f"'balanced' or {num_labels} numbers, one per class"
+        raise ConfigError(f"class_weights is {weights!r}; it must be {allowed}")
     return torch.tensor([*weights], dtype=torch.float32)

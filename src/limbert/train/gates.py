@@ -38,7 +38,7 @@ from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)
 
-_BATCH_SIZE = 64  # examples a pass
+_BATCH_SIZE = 64  # examples per pass
 _BATCHES_PER_SHARD = 32
 _MAX_GATES = 4  # default number, if it divides the layers
 _LOGS_PER_PHASE = 20
@@ -158,7 +158,7 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
 
 
 def check_gates(model: ElasticModel, config: GatesConfig) -> None:
-    """ConfigError for a head with an output a token, gates that do not divide the layers, or a single width."""
+    """ConfigError for a head with one output per token, gates that do not divide the layers, or a single width."""
     network = type(model.network).__name__
     if not network.endswith(TASK_TYPE_SPECS["classification"].class_suffix):
         raise ConfigError(
@@ -319,4 +319,4 @@ def _log_targets(examples: GateExamples, widths: Sequence[float]) -> None:
     parts = (f"{width:g} for {100 * part:.1f} %" for width, part in zip(widths, fractions, strict=True))
     logger.info("target widths: %s", ", ".join(parts))
     if max(fractions) > 0.98:
-        logger.info("nearly all examples have the same target width; a gate cost tells them apart (--gate-cost)")
+        logger.warning("nearly all examples have the same target width; set --gate-cost to get more varied targets")

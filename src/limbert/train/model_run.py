@@ -71,7 +71,10 @@ def train_model(
     fingerprint = json_fingerprint([getattr(part, "_fingerprint", len(part)) for part in parts])
     if eval_dataset is None:
         if not hasattr(train_dataset, "train_test_split"):
-            raise ConfigError("no eval_dataset is given; it chooses checkpoints and scores importance")
+            raise ConfigError(
+                "no eval_dataset is given; pass eval_dataset=, or a datasets.Dataset as train_dataset "
+                "(a tenth of it is then held out)"
+            )
         split = train_dataset.train_test_split(0.1, seed=args.seed)
         train_dataset, eval_dataset = split["train"], split["test"]
     steps = {phase.name: vars(config) for phase, config in configured}

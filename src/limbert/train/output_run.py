@@ -103,7 +103,7 @@ def run_phases(
 
     Raises:
         TrainingInterrupted: after a signal; the same call resumes.
-        ConfigError, StorageError, CheckpointError, SubnetError, ProcessError, DivergedError: in one line each.
+        ConfigError, StorageError, CheckpointError, SubnetError, ProcessError, DivergedError: with a one-line message.
     """
     output = Path(output) if Path(output).name else Path(output).absolute()
     if is_run_finished(output, settings, overwrite=overwrite):
@@ -259,7 +259,7 @@ def _log_rows(phase: str, history: Sequence[Mapping[str, float]], *, metric: str
 def _phase_arguments(
     args: ElasticTrainingArguments, name: str
 ) -> tuple[ElasticTrainingArguments, list[TrainerCallback]]:
-    """The arguments of a phase's folder; TensorBoard's log is kept beside the phases, one run a phase."""
+    """The arguments of a phase's folder; TensorBoard's log is kept beside the phases, one run per phase."""
     loggers: list[TrainerCallback] = []
     report_to = [*(args.report_to or ())]
     if "tensorboard" in report_to:

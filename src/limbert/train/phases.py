@@ -205,7 +205,13 @@ def encoder_arguments(
 
 
 def describe_steps(args: ElasticTrainingArguments, config: PhaseConfig, *, num_examples: int) -> str:
-    """``200 steps (8.7 epochs, for at least 200 steps)``; ``args`` are those of the phase."""
+    """``200 steps (8.7 epochs, instead of 3: few examples need at least 200 steps)``.
+
+    Args:
+        args: of the phase.
+        config: of the phase.
+        num_examples: of the training data.
+    """
     batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
     epochs = args.max_steps / math.ceil(num_examples / batch)
     raised = config.min_steps == args.max_steps and epochs > config.epochs

@@ -64,7 +64,7 @@ def pretrain(
 
     Raises:
         TrainingInterrupted: after a signal; the same call resumes.
-        LimbertError: in one line for everything else.
+        LimbertError: with a one-line message, for everything else.
     """
     extra = {name: options.pop(name) for name in ("callbacks", "progress", "overwrite") if name in options}
     corpora = (corpus,) if isinstance(corpus, str) else tuple(corpus)

@@ -1,4 +1,4 @@
-"""The public function `train`, and training on a task's files: one run, one a seed, or one sub-network of a run."""
+"""The public function `train`, and training on a task's files: one run, one per seed, or one sub-network of a run."""
 
 import logging
 import shutil
@@ -77,7 +77,7 @@ def _train_files(
 def train_seeds(
     config: TrainConfig, recipe: Recipe, data_config: DataConfig, seeds: Sequence[int], **options: Any
 ) -> dict[int, list[SubnetResult]]:
-    """One run a seed, each in ``OUTPUT/seed-N``; mean and spread of their metrics in ``OUTPUT/seeds.jsonl``.
+    """One run per seed, each in ``OUTPUT/seed-N``; mean and spread of their metrics in ``OUTPUT/seeds.jsonl``.
 
     Args as of `train_task`; the seed of ``config`` does not count.
 
@@ -182,8 +182,9 @@ def train_task(
 
 
 def task_fingerprint(data: TaskData) -> str:
-    """Of the task and its examples; files and columns do not count."""
-    copies = data.augmented
-    logits = None if copies is None or copies.logits is None else copies.logits.tolist()
-    augmented = None if copies is None else [copies.examples.texts, copies.examples.pairs, copies.source_ids, logits]
-    return json_fingerprint([data.config.fingerprints, augmented])
+    """Fingerprint of the task and its examples; file paths and column names do not change it."""
+    augmented, content = data.augmented, None
+    if augmented is not None:
+        logits = None if augmented.logits is None else augmented.logits.tolist()
+        content = [augmented.examples.texts, augmented.examples.pairs, augmented.source_ids, logits]
+    return json_fingerprint([data.config.fingerprints, content])

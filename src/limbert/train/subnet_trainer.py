@@ -321,7 +321,7 @@ def subnets_of_rank(subnets: Mapping[str, Subnet]) -> dict[str, Subnet]:
 
 
 def default_metrics(network: PreTrainedModel, task_type: TaskType) -> MetricFunction | None:
-    """The metrics of a task with one output a text; None for others: only the loss is computed."""
+    """The metrics of a task with one output per text; None for others: only the loss is computed."""
     if TASK_TYPE_SPECS[task_type].token_level:
         return None
     task = task_of(network, task_type)

@@ -72,7 +72,8 @@ class ElasticTrainer(SubnetTrainer):
         subnets: by name, largest first; default: all of the model's space.
         evaluate_subnets: measures sub-networks on the validation split instead of the stock evaluation loop; called
             with ``(model, subnets)`` in every process for some of the sub-networks.
-        compute_metrics: called once for each sub-network; default for tasks with one output a text: the task's metrics.
+        compute_metrics: called once for each sub-network; default for tasks with one output per text:
+            the task's metrics.
         train_dataset: a `datasets.Dataset`, tokenised or with text columns, a `DatasetDict` with ``train`` and
             ``validation``, or a torch dataset.
         eval_dataset: the same, or several by name.
@@ -175,7 +176,8 @@ class ElasticTrainer(SubnetTrainer):
                 )
         embedding.backward()
         if self.accelerator.sync_gradients and self.args.world_size > 1:
-            self.stop.sum_of_votes = all_reduce_gradients(self._trainable, extra=self.stop.votes(self.args))
+            flags = self.stop.stop_and_save_flags(self.args)
+            self.stop.sum_of_flags = all_reduce_gradients(self._trainable, extra=flags)
         return total / len(subnets) * self.args.world_size  # the stock Trainer logs the mean over processes
 
     def subnet_loss(
@@ -198,7 +200,7 @@ class ElasticTrainer(SubnetTrainer):
         args, labels, mask, logits = self.args, batch["labels"], batch["attention_mask"], outputs.logits.float()
         scale = loss_scale.tokens if labels is None else loss_scale.labels
         total = torch.zeros((), device=logits.device)
-        if not scale:  # the mean over no label is no number; the gradients reach the same weights
+        if not scale:  # the mean over no label is NaN; the gradients reach the same weights
             total = total + 0.0 * logits.sum()
         label_weight = float(teacher_outputs is None) if args.label_weight is None else args.label_weight
         if label_weight and scale and labels is not None:
@@ -330,7 +332,7 @@ class ElasticTrainer(SubnetTrainer):
 
         Raises:
             TrainingInterrupted: after SIGINT or SIGTERM; a checkpoint of the last step is saved.
-            DivergedError: if the loss is no number.
+            DivergedError: if the loss is NaN or infinite.
             StorageError: if a checkpoint cannot be written; the earlier one stays.
             ProcessError: if another process has ended.
         """

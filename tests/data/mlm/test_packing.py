@@ -85,5 +85,5 @@ def test_bad_input_is_named(tokenizer: PreTrainedTokenizerBase, write: Callable,
     assert len(tokens_of(pack(half, tokenizer, skip_bad_rows=True))) == 1
     with pytest.raises(DataError, match="no text"):
         pack(write("blank.txt", " \n\n"), tokenizer)
-    with pytest.raises(ConfigError, match="mask share"):
+    with pytest.raises(ConfigError, match="mask_share"):
         CorpusConfig(corpus=("-",), mask_share=0.9)
