@@ -74,7 +74,7 @@ def serve_on_ray(
     with bind_socket(settings) as listener:  # finds a port in use, and a free one for port 0
         settings = replace(settings, port=listener.getsockname()[1], name=name)
     stop = threading.Event()
-    model_bytes = sum(content.nbytes for content in packed.values())
+    model_bytes = sum(map(len, packed.values()))
     with ray_session(cpus=replicas.max_replicas * threads, model_bytes=model_bytes) as ray, _set_on_signal(stop):
         from ray import serve
 
