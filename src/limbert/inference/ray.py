@@ -168,6 +168,7 @@ def predict_files(
         return BatchPredictionResult(rows, len(inputs.shards), resumed, 0, 0, 0)
     bad_rows, cores, on_cluster = 0, os.cpu_count() or 1, bool(os.environ.get(ADDRESS_VARIABLE))
     threads = threads or (1 if on_cluster or workers is None else max(1, cores // workers))
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else a warning that arguments must outlive restarts
     with ray_session(
         cpus=(workers or max(1, cores // threads)) * threads, model_bytes=sum(map(len, files.values()))
     ) as ray:
