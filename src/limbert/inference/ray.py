@@ -24,6 +24,7 @@ from limbert.errors import (
 from limbert.inference.pipeline import Pipeline, pipeline
 from limbert.inference.shards import Shard, ShardedInput, ShardReader, shard_input
 from limbert.inference.storage import Storage, check_settings, open_output
+from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.model.checkpoint import RECORD_FILENAME, find_file
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -188,12 +189,13 @@ def predict_files(
 
 def _job_settings(pipe: Pipeline, inputs: ShardedInput, files: Mapping[str, bytes]) -> dict[str, Any]:
     """What decides the predictions and, with the rows of a shard, their split into files."""
-    # Other verbs add to limbert.json; what predictions take from it, the policy, is compared by itself.
+    # Other verbs add to limbert.json; what predictions take from it, policy and temperatures, is compared by itself.
     weights = {name: content for name, content in files.items() if name != RECORD_FILENAME}
     return {
         "format": FORMAT_VERSION,
         "checkpoint": _fingerprint(weights),
         "policy": pipe.policy.to_dict(),
+        "temperatures": pipe.checkpoint.model.record.get(TEMPERATURES_KEY, {}),
         "runtime": pipe.runtime.runtime,
         "precision": pipe.runtime.precision,
         "max_length": pipe.checkpoint.max_length,
