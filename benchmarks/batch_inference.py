@@ -2,9 +2,9 @@
 
 Writes 100,000 rows (the given texts, repeated) as Parquet and predicts a part of them with the plain engine: in one
 process, and in as many processes side by side as there are workers, each with a worker's threads. Then predicts all
-rows twice with ``--engine ray``. Of the first run it prints rows per second and worker, from a worker's first shard to
-its last. In the second run it kills a worker after a third of the rows, and compares the output with the plain
-engine's.
+rows twice with ``--engine ray``. Of the first run it prints rows per second and worker, from the time when each had
+written a shard to the end. In the second run it kills a worker after a third of the rows, and compares the output with
+the plain engine's.
 
 With --rates it measures what the plan in docs/scale.md is based on: CPU seconds per row for reading, tokenizing,
 predicting at each policy, and writing, on one thread.
@@ -14,7 +14,6 @@ Example: python benchmarks/batch_inference.py runs/sst2-gates --texts glue/SST-2
 """
 
 import argparse
-import collections
 import itertools
 import json
 import multiprocessing
@@ -23,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,14 @@ import pyarrow.dataset
 import pyarrow.parquet
 import torch
 
-from limbert.core.config import DataConfig
 from limbert.data.load import load_texts
 from limbert.data.readers import Examples
 from limbert.errors import LimbertError
 from limbert.evaluation.hardware import describe_this_machine
-from limbert.inference.load import LoadedCheckpoint, load_checkpoint
-from limbert.inference.policy import Policy, named_policy
+from limbert.inference.pipeline import Pipeline, pipeline
 from limbert.inference.predict import predict
-from limbert.inference.ray import (
-    BatchPredictionConfig,
-    ShardResult,
-    pack_checkpoint,
-    predict_files,
-    prediction_columns,
-    to_parquet,
-)
-from limbert.inference.shards import ShardedInput, ShardReader, shard_input
+from limbert.inference.ray import pack_checkpoint, predict_files, prediction_schema, to_parquet
+from limbert.inference.shards import ShardReader, shard_input
 from limbert.model.checkpoint import library_versions
 
 STAGES = ("reading", "tokenizing", "predicting", "writing")
@@ -59,16 +50,19 @@ def main() -> None:
     arguments = _parse_arguments()
     torch.set_num_threads(arguments.threads)
     try:
-        opened = load_checkpoint(arguments.run)
-        policies = {name: _policy(opened, name) for name in arguments.policy}
-        texts, pairs = _load_texts(opened, arguments)
+        pipes = {name: pipeline(arguments.run, policy=name, device="cpu") for name in arguments.policy}
+        pipe = pipes[arguments.policy[0]]
+        texts, pairs = _load_texts(pipe, arguments)
+        columns = {"text_column": "text", "pair_column": None if pairs is None else "pair"}
+        pipes = {
+            name: replace(one, checkpoint=one.checkpoint.with_data_config(**columns)) for name, one in pipes.items()
+        }
         with tempfile.TemporaryDirectory() as folder:
-            inputs = _write_input(Path(folder) / "in", texts, pairs, opened, arguments)
+            _write_input(Path(folder) / "in", texts, pairs)
             if arguments.rates:
-                report = _measure_rates(inputs, opened, policies, arguments)
+                report = _measure_rates(Path(folder) / "in", pipes, arguments)
             else:
-                policy = policies[arguments.policy[0]]
-                report = _compare_with_plain(inputs, opened, policy, texts, Path(folder), arguments)
+                report = _compare_with_plain(pipes[arguments.policy[0]], texts, Path(folder), arguments)
     except LimbertError as error:
         sys.exit(f"benchmark: error: {error}")
     report |= {
@@ -103,99 +97,74 @@ def _parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def _policy(opened: LoadedCheckpoint, name: str) -> Policy:
-    return named_policy(name, opened.model.record)
-
-
-def _load_texts(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> tuple[list[str], list[str] | None]:
-    examples = load_texts(arguments.texts, opened.data_config)
+def _load_texts(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[list[str], list[str] | None]:
+    examples = load_texts(arguments.texts, pipe.checkpoint.data_config)
     shuffled = np.random.default_rng(0).permutation(len(examples))  # so that a part is like the whole
     order = [*itertools.islice(itertools.cycle(shuffled.tolist()), arguments.rows)]
     pairs = examples.pairs
     return [examples.texts[row] for row in order], None if pairs is None else [pairs[row] for row in order]
 
 
-def _write_input(
-    folder: Path, texts: list[str], pairs: list[str] | None, opened: LoadedCheckpoint, arguments: argparse.Namespace
-) -> ShardedInput:
+def _write_input(folder: Path, texts: list[str], pairs: list[str] | None) -> None:
     folder.mkdir()
-    assert opened.task is not None
     for number, rows in enumerate(np.array_split(np.arange(len(texts)), 4)):
         columns: dict[str, Any] = {"id": rows, "text": [texts[row] for row in rows]}
         columns |= {} if pairs is None else {"pair": [pairs[row] for row in rows]}
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"texts-{number}.parquet", row_group_size=10_000)
-    return shard_input(
-        str(folder),
-        DataConfig(text_column="text", pair_column=None if pairs is None else "pair"),
-        keep_columns=None,
-        prediction_columns=prediction_columns(opened.task),
-        max_shard_rows=arguments.shard_rows,
-    )
 
 
 def _compare_with_plain(
-    inputs: ShardedInput,
-    opened: LoadedCheckpoint,
-    policy: Policy,
-    texts: list[str],
-    folder: Path,
-    arguments: argparse.Namespace,
+    pipe: Pipeline, texts: list[str], folder: Path, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     part = max(len(texts) // 8, arguments.shard_rows)
-    alone = _run_plain_processes(arguments, policy, texts[:part], 1)[0]
-    side_by_side = _run_plain_processes(arguments, policy, texts[:part], arguments.workers)
+    alone = _run_plain_processes(arguments, texts[:part], 1)[0]
+    side_by_side = _run_plain_processes(arguments, texts[:part], arguments.workers)
     killed: list[int] = []
 
-    def kill_after_a_third(rows: int, total: int) -> None:
-        if not killed and 3 * rows >= total:
+    def kill_after_a_third(step: str, rows: int, total: int) -> None:
+        if step == "predicting rows" and not killed and 3 * rows >= total:
             workers = [
-                one for one in psutil.Process().children(recursive=True) if "MapWorker" in "".join(one.cmdline())
+                one for one in psutil.Process().children(recursive=True) if "ShardWorker" in "".join(one.cmdline())
             ]
             killed.append(workers[0].pid)
             workers[0].kill()
 
-    def run(output: str, progress: Callable[[int, int], None]) -> tuple[ShardResult, ...]:
-        return predict_files(
-            arguments.run,
-            opened,
-            inputs,
+    def run(output: str, progress: Callable[[str, int, int], None]) -> None:
+        predict_files(
+            pipe,
+            str(folder / "in"),
             str(folder / output),
-            config=BatchPredictionConfig(policy),
+            shard_rows=arguments.shard_rows,
             workers=arguments.workers,
             threads=arguments.threads,
             progress=progress,
-        ).shard_results
+        )
 
     start = time.perf_counter()
-    results = run("out", lambda rows, total: None)
+    run("out", lambda step, rows, total: None)
     seconds = time.perf_counter() - start
-    results_after_kill = run("out-after-kill", kill_after_a_third)
+    run("out-after-kill", kill_after_a_third)
     table = pyarrow.dataset.dataset(folder / "out-after-kill").to_table()
     labels = table["label"].to_pylist()[:part]
-    rates = _worker_rates(results)
     return {
-        "policy": str(policy),
+        "policy": str(pipe.policy),
         "rows": len(texts),
         "each_row_once_and_in_order": table["id"].to_pylist() == [*range(len(texts))],
         "different_labels": [sum(a != b for a, b in zip(alone["labels"], labels, strict=True)), part],
         "workers_killed": len(killed),
-        "workers_seen": len({result.pid for result in results_after_kill}),
         "seconds": seconds,
         "plain_alone": alone["rate"],
         "plain_side_by_side": float(np.mean([process["rate"] for process in side_by_side])),
-        "worker": float(np.mean([rate for rate, _ in rates])),
-        "worker_busy": float(np.mean([busy for _, busy in rates])),
+        "worker": _worker_rate(folder / "out", arguments.workers),
     }
 
 
-def _run_plain_processes(
-    arguments: argparse.Namespace, policy: Policy, texts: list[str], processes: int
-) -> list[dict[str, Any]]:
+def _run_plain_processes(arguments: argparse.Namespace, texts: list[str], processes: int) -> list[dict[str, Any]]:
     """The plain engine in several processes at the same time: tokenizing and predicting, no files."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     with context.Pool(processes, initializer=_set_barrier, initargs=(barrier,)) as pool:
-        task = (arguments.run, arguments.threads, policy, texts)
+        task = (arguments.run, arguments.threads, arguments.policy[0], texts)
         pending = [pool.apply_async(_run_plain, task) for _ in range(processes)]
         return [result.get() for result in pending]
 
@@ -205,56 +174,48 @@ def _set_barrier(barrier: Any) -> None:
     _barrier = barrier
 
 
-def _run_plain(run: str, threads: int, policy: Policy, texts: list[str]) -> dict[str, Any]:
+def _run_plain(run: str, threads: int, policy: str, texts: list[str]) -> dict[str, Any]:
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    opened = load_checkpoint(run)
-    _predict_labels(opened, policy, texts[:256])
+    pipe = pipeline(run, policy=policy, device="cpu")
+    pipe.predict(Examples(tuple(texts[:256]), None, None))
     _barrier.wait()
     start = time.perf_counter()
-    labels = _predict_labels(opened, policy, texts)
+    labels = [prediction.label for prediction in pipe.predict(Examples(tuple(texts), None, None))]
     return {"labels": labels, "rate": len(texts) / (time.perf_counter() - start)}
 
 
-def _predict_labels(opened: LoadedCheckpoint, policy: Policy, texts: list[str]) -> list[str | None]:
-    assert opened.task is not None
-    tokens = opened.tokenize(Examples(tuple(texts), None, None), cache=False)
-    return [prediction.label for prediction in predict(opened.model, tokens, task=opened.task, policy=policy)]
+def _worker_rate(output: Path, workers: int) -> float:
+    """Rows per second and worker, from the time when there were as many shards as workers to the last shard."""
+    shards = sorted(output.glob("part-*"), key=lambda path: path.stat().st_mtime_ns)
+    rows = sum(pyarrow.parquet.read_metadata(path).num_rows for path in shards[workers:])
+    return rows / (shards[-1].stat().st_mtime - shards[workers - 1].stat().st_mtime) / workers
 
 
-def _worker_rates(results: tuple[ShardResult, ...]) -> list[tuple[float, float]]:
-    """Rows per second of each worker that wrote three shards or more, and the fraction of the time it had a shard."""
-    by_worker: dict[int, list[ShardResult]] = collections.defaultdict(list)
-    for result in results:
-        by_worker[result.pid].append(result)
-    rates = []
-    for shards in by_worker.values():
-        seconds = max(shard.ended for shard in shards) - min(shard.started for shard in shards)
-        busy = sum(shard.ended - shard.started for shard in shards)
-        if len(shards) > 2:
-            rates.append((sum(shard.rows for shard in shards) / seconds, busy / seconds))
-    return rates
-
-
-def _measure_rates(
-    inputs: ShardedInput, opened: LoadedCheckpoint, policies: dict[str, Policy], arguments: argparse.Namespace
-) -> dict[str, Any]:
+def _measure_rates(folder: Path, pipes: dict[str, Pipeline], arguments: argparse.Namespace) -> dict[str, Any]:
     """CPU seconds per row of each stage, so that other load on the machine matters little."""
-    assert opened.task is not None
     rows, output_bytes, tokens_seen = [], 0, 0
-    for name, policy in policies.items():
+    for name, pipe in pipes.items():
+        checkpoint, schema = pipe.checkpoint, prediction_schema(pipe.task)
+        inputs = shard_input(
+            str(folder),
+            checkpoint.data_config,
+            keep_columns=None,
+            prediction_columns=schema.names,
+            max_shard_rows=arguments.shard_rows,
+        )
         seconds, reader = np.zeros(len(STAGES)), ShardReader(inputs, skip_bad_rows=False)
         output_bytes = tokens_seen = 0
         for number, shard in enumerate((inputs.shards[0], *inputs.shards)):
             times = [time.process_time()]
             kept, indices, examples = reader.read(shard)
             times.append(time.process_time())
-            tokens = opened.tokenize(examples, cache=False)
+            tokens = checkpoint.tokenize(examples, cache=False)
             times.append(time.process_time())
-            predictions = predict(opened.model, tokens, task=opened.task, policy=policy)
+            predictions = predict(checkpoint.model, tokens, task=pipe.task, policy=pipe.policy)
             times.append(time.process_time())
             values = [prediction.to_dict() | prediction.cost_to_dict() for prediction in predictions]
-            content = to_parquet(kept, indices, values, prediction_columns(opened.task))
+            content = to_parquet(kept, indices, values, schema)
             times.append(time.process_time())
             if number:  # the first pass warms up
                 seconds += np.diff(times)
@@ -267,10 +228,10 @@ def _measure_rates(
         "texts": inputs.rows,
         "price": arguments.price,
         "tokens": tokens_seen / inputs.rows,
-        "bytes_in_file": sum(size for _, size, _ in inputs.files.values()) / inputs.rows,
+        "bytes_in_file": sum(size for size, _ in inputs.files.values()) / inputs.rows,
         "bytes_of_text": table.nbytes / inputs.rows,
         "bytes_of_output": output_bytes / inputs.rows,
-        "model_bytes": sum(content.nbytes for content in pack_checkpoint(arguments.run).values()),
+        "model_bytes": sum(map(len, pack_checkpoint(arguments.run).values())),
     }
 
 
@@ -283,9 +244,7 @@ def _print(report: dict[str, Any]) -> None:
         print(f"| {name.replace('_', ' ')} | {rate:.0f} | {ratios} |")
     different, compared = report["different_labels"]
     print(
-        f"\nA worker has a shard {100 * report['worker_busy']:.1f} % of the time. "
-        f"The run took {report['seconds']:.0f} s.\n"
-        f"Second run: {report['workers_killed']} worker killed, {report['workers_seen']} workers seen; "
+        f"\nThe run took {report['seconds']:.0f} s.\nSecond run: {report['workers_killed']} worker killed; "
         f"each row once and in order: {report['each_row_once_and_in_order']}; "
         f"labels that differ from the plain engine's: {different} of {compared}"
     )

@@ -13,7 +13,7 @@ import limbert
 from limbert import ElasticModel, LimbertError, Subnet
 from limbert.errors import ConfigError
 from limbert.evaluation.benchmark import MIN_ROUNDS, Profiler, check_setup, median_latency, time_interleaved
-from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED, load_standalone, peak_memory_bytes, save_standalone
+from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED, load_for_measuring, peak_memory_bytes, save_for_measuring
 from limbert.evaluation.results import read_profile
 from limbert.model.flops import CostModel
 
@@ -24,8 +24,8 @@ NAMES = ("1x1", "0.5x0.5")
 def test_standalone_sub_network_equals_its_view(case: str, tmp_path: Path) -> None:
     model = ElasticModel(make_network(case))
     subnet = Subnet((0, 2), (3, 6), (30, 17))
-    save_standalone(model, subnet, tmp_path / "alone")
-    alone = load_standalone(tmp_path / "alone")
+    save_for_measuring(model, subnet, tmp_path / "alone")
+    alone = load_for_measuring(tmp_path / "alone")
     assert not any(tensor.is_meta for tensor in [*alone.parameters(), *alone.buffers()])
     with torch.no_grad():
         logits, expected = alone(**make_inputs()).logits, model.view(subnet)(**make_inputs()).logits
@@ -60,7 +60,7 @@ def test_peak_memory_follows_layers_and_activations(tmp_path: Path) -> None:
         str(layers): Subnet(tuple(range(layers)), (8,) * layers, (2048,) * layers) for layers in (1, 4)
     }
     for name, subnet in sizes.items():
-        save_standalone(model, subnet, tmp_path / name)
+        save_for_measuring(model, subnet, tmp_path / name)
 
     def peaks(*names: str, **changes: int) -> list[int]:
         folders = [tmp_path / name for name in names]

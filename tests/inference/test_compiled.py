@@ -13,12 +13,13 @@ from tests.factories.networks import make_inputs
 from tests.factories.runs import needs_encoder
 
 from limbert.core.config import RuntimeConfig
+from limbert.core.subnet import Subnet
 from limbert.errors import ConfigError, ExportError
 from limbert.inference import compiled, runtimes
 from limbert.inference.compiled import SubnetCompiler, open_policy, resolve_runtime
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint
 from limbert.inference.policy import Policy
-from limbert.inference.runtimes import RUNTIMES, check_runtime
+from limbert.inference.runtimes import RUNTIMES, Runtime, check_runtime
 from limbert.method.early_exit import ExitRule
 
 pytestmark = needs_encoder
@@ -200,6 +201,18 @@ def test_auto_takes_the_fastest(checkpoint: LoadedCheckpoint, monkeypatch: pytes
         seconds = iter([0.1 if name == fastest else 0.2 for name in installed for _ in range(compiled._AUTO_ROUNDS)])
         monkeypatch.setattr(SubnetCompiler, "parity_seconds", lambda self, runtime, left=seconds: next(left))
         assert resolve_runtime(checkpoint, checkpoint.model.full, RuntimeConfig("auto"), threads=1) == fastest
+
+
+def test_auto_skips_a_runtime_that_loses_too_much(
+    checkpoint: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: SubnetCompiler, subnet: Subnet, *, max_drop: float = 100.0) -> Runtime:
+        raise ConfigError("it costs 9 points")
+
+    monkeypatch.setattr(SubnetCompiler, "load", refuse)
+    assert resolve_runtime(checkpoint, checkpoint.model.full, RuntimeConfig("auto"), threads=1) == "torch"
+    with pytest.raises(ConfigError, match="9 points"):
+        resolve_runtime(checkpoint, checkpoint.model.full, RuntimeConfig("auto", "int8"), threads=1)
 
 
 def test_unsupported_pairs_are_refused(checkpoint: LoadedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:

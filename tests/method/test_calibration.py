@@ -74,3 +74,9 @@ def test_head_at_tokens_divides_logits() -> None:
     model.record["temperatures"] = {"1x1": 4.0}
     expected = model.view(model.full)(**INPUTS).logits / 4
     torch.testing.assert_close(calibrated_network(model, model.full)(**INPUTS).logits, expected)
+
+
+def test_temperatures_of_unknown_names_are_ignored() -> None:
+    model = ElasticModel(make_network("bert"))
+    model.record = {"temperatures": {"found-by-a-search-that-was-killed": 9.0, "1x1": 2.0}}
+    assert temperature_of(model, model.full) == 2.0

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from limbert.cli.predict_options import PredictOptions
     from limbert.inference.pipeline import Pipeline
 
-DEFAULT_SHARD_ROWS = 5_000
-
 
 @dataclass(frozen=True)
 class RayOptions:
@@ -48,40 +46,24 @@ def predict_on_ray(
         LimbertError: for bad input, or an output that cannot be written.
     """
     from limbert.cli import console
-    from limbert.inference.ray import BatchPredictionConfig, predict_files, prediction_columns
-    from limbert.inference.shards import shard_input
+    from limbert.inference.ray import predict_files
 
     if not options.input or not options.output:
         raise ConfigError("--engine ray reads files and writes a folder: provide --input and --output")
     for name, given in {"scores": options.scores, "top-k": options.top_k, "long-texts": pipe.long_texts}.items():
         if given not in (False, None, "truncate"):
             raise ConfigError(f"--{name} is for --engine plain")
-    checkpoint = pipe.checkpoint
-    config = BatchPredictionConfig(
-        policy=pipe.policy,
-        batch_size=pipe.batch_size,
-        skip_bad_rows=options.skip_bad_rows,
-        **vars(pipe.runtime),
-    )
     import_optional("ray", extra="scale")
     with console.ProgressBar() as bar, redirect_stdout(sys.stderr):  # Ray prints; stdout is for results
-        inputs = shard_input(
-            options.input,
-            checkpoint.data_config,
-            keep_columns=options.keep,
-            prediction_columns=prediction_columns(checkpoint.trained_task),
-            max_shard_rows=ray.get("shard_rows", DEFAULT_SHARD_ROWS),
-            progress=lambda done, total: bar("reading files", done, total),
-        )
         result = predict_files(
-            str(checkpoint.path),
-            checkpoint,
-            inputs,
+            pipe,
+            options.input,
             options.output,
-            config=config,
-            workers=ray.get("workers"),
+            keep_columns=options.keep,
+            skip_bad_rows=options.skip_bad_rows,
             threads=threads,
-            progress=lambda done, total: bar("predicting rows", done, total),
+            progress=bar,
+            **ray,
         )
     if as_json:
         names = ("rows", "shards", "resumed", "bad_rows", "workers", "threads")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limbert.core.config import DataConfig, config_field
+from limbert.core.config import DataConfig, config_field, require
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class PredictOptions:
             raise ConfigError("Provide --text or --input")
         if self.pair and len(self.pair) != len(self.text):
             raise ConfigError(f"{len(self.pair)} --pair for {len(self.text)} --text; each text needs one")
+        abstain = self.abstain_below
+        require(abstain is None or 0 <= abstain <= 1, "abstain below", abstain, "a probability, from 0 to 1")
         if self.keep == ():
             raise ConfigError("--keep is ''; name columns of the input, or leave it out to keep all")
         for part in self.text + self.pair:

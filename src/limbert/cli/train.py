@@ -66,8 +66,12 @@ def _train(
     as_json: bool,
     seeds: tuple[int, ...] = (),
     subnet: str | None = None,
-    format: str = "hf",
+    format: str | None = None,
 ) -> None:
+    if subnet is not None and (seeds or config.phases):
+        raise ConfigError("--subnet runs the one phase specialise once; leave out --seeds and --phases")
+    if subnet is None and format is not None:
+        raise ConfigError("--format is for --subnet; export a trained model with limbert export")
     from limbert.cli import console
     from limbert.cli.training import baseline_of, build_recipe, run_in_terminal
     from limbert.train import run
@@ -79,7 +83,7 @@ def _train(
     def start(progress: Any) -> Any:
         options = {"callbacks": [progress], "progress": progress.prepare, "overwrite": overwrite}
         if subnet is not None:
-            return run.specialise(config, subnet, data_config, recipe=recipe, format=format, **options)
+            return run.specialise(config, subnet, data_config, recipe=recipe, format=format or "hf", **options)
         if seeds:
             return run.train_seeds(config, recipe, data_config, seeds, **options)
         return run.train_task(config, recipe, data_config, **options)
@@ -92,7 +96,7 @@ def _train(
         rows = run.over_seeds(results)
         results, spread = [row for row, _ in rows], [deviation for _, deviation in rows]
     elif subnet is not None:
-        next_step = f"Saved sub-network {subnet} to {folder} ({format})."
+        next_step = f"Saved sub-network {subnet} to {folder} ({format or 'hf'})."
     if as_json:
         deviations = [{"spread": values} for values in spread] or [{}] * len(results)
         console.print_json([row.to_dict() | extra for row, extra in zip(results, deviations, strict=True)])

@@ -1,6 +1,6 @@
 """How the files and rows of each task type are read; texts to predict."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,15 +37,24 @@ def open_file(path: Path, task_type: TaskType | None = None, *, labelled: bool =
     return conll_table(path) if task_type == "token-classification" and suffix in CONLL_FORMATS else open_table(path)
 
 
-def open_texts(path: Path, config: DataConfig, *, task_type: TaskType | None = None) -> tuple[Table, Columns]:
-    """The table in a file, and its columns of texts: a ``.txt`` file has a text per line, others are as in training."""
+def open_texts(
+    path: Path,
+    config: DataConfig,
+    *,
+    task_type: TaskType | None = None,
+    open_table: Callable[[Path], Table] | None = None,
+) -> tuple[Table, Columns]:
+    """The table in a file, and its columns of texts: a ``.txt`` file has a text per line, others are as in training.
+
+    ``open_table`` replaces `open_file`, for files that are not on a disk.
+    """
     glue = find_glue_task(config.task, task_type)
     layouts = column_layouts(glue, task_type)
     if file_format(path) == ".txt" and task_type != "question-answering":
         config, layouts = replace(config, text_column="text"), layouts[:1] or (Columns(None),)
     elif task_type == "token-classification" and config.text_column:  # words in training, perhaps plain texts here
         config, layouts = replace(config, text_column=None), (Columns(config.text_column), *layouts)
-    table = open_file(path, task_type, labelled=False)
+    table = open_table(path) if open_table else open_file(path, task_type, labelled=False)
     try:
         return choose_columns(table, config, layouts, labelled=False)
     except DataError:

@@ -21,7 +21,7 @@ from limbert.errors import CheckpointError, ConfigError
 from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.evaluation.hardware import hardware_info
-from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes, save_standalone
+from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes, save_for_measuring
 from limbert.evaluation.results import (
     PROFILE_NAME,
     ProfileRow,
@@ -242,7 +242,7 @@ class Profiler:
         for done, name in enumerate(("", *names)):
             progress("saving" if on_torch else f"compiling for {setup.backend}", done, len(names) + 1)
             if (on_torch or not name) and not self._path(name).exists():
-                save_standalone(self._model, self._subnets[name], self._path(name))
+                save_for_measuring(self._model, self._subnets[name], self._path(name))
             if not name or name in self._runtimes:
                 continue
             if on_torch:

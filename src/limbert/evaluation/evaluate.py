@@ -80,7 +80,7 @@ def evaluate(
 ) -> list[SubnetResult] | list[PolicyResult]:
     """Evaluate sub-networks, or one policy, on the development set.
 
-    The result of an operating point is also saved in the run (``policies.jsonl``).
+    The result of an operating point in fp32 on the run's own data is also saved in the run (``policies.jsonl``).
 
     Args:
         run: elastic model, or a stock model fine-tuned on the task (then ``data=`` or ``task=`` says on what).
@@ -134,7 +134,8 @@ def evaluate(
 
     if policy is None:
         selected = named or model.subnets() | model.searched_subnets()
-        source = replace(checkpoint, task=task, data_config=data_config)
+        own = checkpoint.data_config if model.record else data_config  # what compiled precisions are measured on
+        source = replace(checkpoint, task=task, data_config=own)
         largest = next(iter(selected.values()))
         name = resolve_runtime(source, largest, config)
         load = None if name == "torch" else SubnetCompiler(source, runtime=name, precision=config.precision).load
@@ -164,7 +165,8 @@ def evaluate(
         precision=config.precision,
         progress=partial(progress, "evaluating"),
     )
-    if isinstance(policy, str) and policy in operating_points(model.record) and os.access(run, os.W_OK):
+    as_trained = not data and long_texts == "truncate" and config.precision == "fp32"
+    if as_trained and isinstance(policy, str) and policy in operating_points(model.record) and os.access(run, os.W_OK):
         row = policy_row(
             policy,
             result,

@@ -36,7 +36,7 @@ _SUBNET_NAME = "subnet.json"
 PEAK_MEMORY_SUPPORTED = sys.platform == "linux"  # elsewhere ru_maxrss has other units, and forking is unsafe
 
 
-def save_standalone(model: ElasticModel, subnet: Subnet, folder: Path) -> None:
+def save_for_measuring(model: ElasticModel, subnet: Subnet, folder: Path) -> None:
     """Write a sub-network's weights and config into a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model.network.config.save_pretrained(folder)
@@ -45,8 +45,8 @@ def save_standalone(model: ElasticModel, subnet: Subnet, folder: Path) -> None:
     save_file(weights, folder / WEIGHTS_NAME)
 
 
-def load_standalone(folder: Path) -> PreTrainedModel:
-    """The network that `save_standalone` wrote, in evaluation mode; the full model's weights are never allocated."""
+def load_for_measuring(folder: Path) -> PreTrainedModel:
+    """The network that `save_for_measuring` wrote, in evaluation mode; the full model's weights are never allocated."""
     values = json.loads((folder / _SUBNET_NAME).read_text(encoding="utf-8"))
     network_class = getattr(transformers, values["class"])
     with init_empty_weights(include_buffers=False):
@@ -72,7 +72,7 @@ def peak_memory_bytes(
 ) -> list[int | None]:
     """Peak memory of each sub-network, loaded alone in a process of its own; None on systems other than Linux.
 
-    The sources are folders of `save_standalone` for torch, and files for the other runtimes. The warm-up, a tiny
+    The sources are folders of `save_for_measuring` for torch, and files for the other runtimes. The warm-up, a tiny
     sub-network, runs first, so that the libraries are initialised: its folder, and for other runtimes also its file.
     """
     if not PEAK_MEMORY_SUPPORTED:
@@ -123,7 +123,7 @@ def _peak_of_this_process(source: Path, warmup: Path, config: PretrainedConfig, 
 
 
 def _load_and_run(source: Path, config: PretrainedConfig, setup: ProfileSetup) -> None:
-    loaded = load_standalone(source) if setup.backend == "torch" else source
+    loaded = load_for_measuring(source) if setup.backend == "torch" else source
     if setup.device == "cuda":
         assert isinstance(loaded, nn.Module)
         nn.Module.cuda(loaded)

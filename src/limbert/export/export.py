@@ -1,7 +1,8 @@
 """Export of one sub-network: write, reload in its own runtime, verify, and only then publish the folder."""
 
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def export_model(
     overwrite: bool = False,
     licence: str | None = None,
     threads: int | None = None,
+    extra_files: Sequence[Path] = (),
     progress: Progress = no_progress,
     **data: Any,
 ) -> ExportResult:
@@ -56,6 +58,7 @@ def export_model(
         overwrite: whether to replace an earlier export in ``output``.
         licence: for the model card; default: that of the run's own card.
         threads: of the runtime; None: its default.
+        extra_files: copied into the folder.
         progress: called with what runs, steps done and steps in all.
         data: settings of `DataConfig` (``data=``, ``dev=`` ...) instead of the training's.
 
@@ -66,12 +69,9 @@ def export_model(
     """
     run = os.path.expanduser(run)
     (subnet_name,) = resolve_measured_names(run, [subnet])
-    config = ExportConfig(
-        run, Path(output).expanduser(), subnet_name, format, int8, max_drop, overwrite, licence, threads
-    )
+    settings = {"int8": int8, "max_drop": max_drop, "licence": licence, "threads": threads}
+    config = check_export(run, output, subnet=subnet_name, format=format, overwrite=overwrite, **settings)
     exporter = EXPORTERS[config.format]
-    for library in exporter.libraries:
-        import_optional(library, extra="export")
     checkpoint = load_checkpoint(run, head="as-saved")
     selected = checkpoint.model.subnet(config.subnet)
     warn_if_untrained(checkpoint.model, config.subnet)
@@ -109,7 +109,25 @@ def export_model(
         write_json(folder / EXPORT_RECORD_NAME, result.to_dict() | {"versions": library_versions()})
         card = export_card(result, checkpoint, network, subnet=selected, takes_pairs=trial.takes_pairs)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        for file in extra_files:
+            shutil.copy(file, folder)
     return result
+
+
+def check_export(
+    run: str, output: str | Path, *, subnet: str, format: str, overwrite: bool, **settings: Any
+) -> ExportConfig:
+    """The settings of an export, before any work.
+
+    Raises:
+        ConfigError: for a setting out of range, an output that exists, or a missing library.
+    """
+    defaults: dict[str, Any] = {"int8": False, "max_drop": 1.0, "licence": None, "threads": None}
+    path = Path(output).expanduser()
+    config = ExportConfig(run, path, subnet, format, overwrite=overwrite, **defaults | settings)
+    for library in EXPORTERS[config.format].libraries:
+        import_optional(library, extra="export")
+    return config
 
 
 def _quantize(

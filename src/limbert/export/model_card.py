@@ -102,13 +102,19 @@ def _profile_section(result: ExportResult) -> str:
     for row in _subnet_rows(result.config.run, PROFILE_NAME, result.config.subnet):
         if "latency_p50_ms" in row:
             machine = describe_hardware(row["hardware"], device=row["device"]) if "hardware" in row else ""
-            setup = [machine, *(str(row.get(name)) for name in ("backend", "device", "threads", "batch", "tokens"))]
+            setup = [
+                machine,
+                *(
+                    str(row.get(name, "fp32"))
+                    for name in ("backend", "precision", "device", "threads", "batch", "tokens")
+                ),
+            ]
             times = [f"{row['latency_p50_ms']:.2f}", f"{row['latency_p95_ms']:.2f}", f"{row['throughput']:.0f}"]
             rows.append(f"| {' | '.join(setup + times)} |")
     head = (
-        "## Measured (fp32)\n\n"
-        "| machine | runtime | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
-        "|---|---|---|---:|---:|---:|---:|---:|---:|\n"
+        "## Measured\n\n"
+        "| machine | runtime | precision | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|\n"
     )
     return head + "\n".join(rows) if rows else ""
 

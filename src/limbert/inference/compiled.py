@@ -26,7 +26,7 @@ from limbert.core.config import RuntimeConfig, RuntimePrecision
 from limbert.core.subnet import Subnet
 from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tokenize import TokenizedExamples
-from limbert.errors import ConfigError, DataError
+from limbert.errors import ConfigError, DataError, ExportError
 from limbert.files import atomic_folder, json_fingerprint, locked
 from limbert.inference.load import LoadedCheckpoint
 from limbert.inference.parity import (
@@ -263,7 +263,7 @@ def resolve_runtime(
     if checkpoint.model.network.device.type != "cpu":
         return "torch"
     runtimes: dict[str, Runtime] = {}
-    compiler = None
+    compiler, refusal = None, None
     for name in RUNTIMES:
         try:
             check_runtime(name, config.precision)
@@ -274,7 +274,13 @@ def resolve_runtime(
             runtimes[name] = load_runtime(name, network, threads=threads, precision=config.precision)
         else:
             compiler = SubnetCompiler(checkpoint, runtime=name, precision=config.precision, threads=threads)
-            runtimes[name] = compiler.load(subnet, max_drop=config.max_drop)
+            try:
+                runtimes[name] = compiler.load(subnet, max_drop=config.max_drop)
+            except (ConfigError, ExportError) as error:  # it loses too much; another one may not
+                logger.warning("%s", error)
+                refusal = error
+    if refusal is not None and not runtimes:
+        raise refusal
     if compiler is None:  # nothing to choose between
         check_runtime("torch", config.precision)
         return "torch"

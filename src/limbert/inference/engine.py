@@ -268,7 +268,7 @@ class Engine:
         """Calibrated logits of the running examples."""
         states = [group.state for group in batch.groups]
         logits = self._encoder_shell.apply_head(states, batch.attention_mask, batch.running_indices)
-        return logits / self.plan.temperatures.get(layers_run, 1.0)
+        return logits.float() / self.plan.temperatures.get(layers_run, 1.0)
 
     def _apply_exits(self, batch: _BatchState, *, layer: int) -> None:
         """Remove the examples whose logits satisfy the exit rule before layer ``layer``."""

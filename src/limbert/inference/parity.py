@@ -1,7 +1,7 @@
 """Parity of a runtime with torch: compared outputs, and the examples to compare, measure and calibrate on."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +120,7 @@ def labelled_examples(
 
 def calibration_batches(checkpoint: LoadedCheckpoint, config: DataConfig) -> list[dict[str, Tensor]]:
     """Single training examples, spread evenly over the training set, to calibrate the range of activations."""
-    selected = _spread(load_task_data(config, seed=0).train, _CALIBRATION_EXAMPLES)
+    selected = _spread(load_task_data(replace(config, augmented=None), seed=0).train, _CALIBRATION_EXAMPLES)
     tokens = checkpoint.tokenize(selected, cache=False)
     return [inference_inputs(tokens, [index]) for index in range(len(tokens))]
 

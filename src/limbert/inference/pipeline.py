@@ -158,4 +158,6 @@ def pipeline(
         name = resolve_runtime(checkpoint, model.subnet(policy.subnet), config, threads=threads)
         config = replace(config, runtime=name)
     network = open_policy(checkpoint, policy, config, threads=threads)
+    if network is None:  # gates, exits and cascades run on torch
+        config = replace(config, runtime="torch")
     return Pipeline(checkpoint, policy, batch_size, long_texts, config, network)

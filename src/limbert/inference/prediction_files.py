@@ -15,6 +15,7 @@ from typing import Any
 from limbert.core.config import DataConfig, require
 from limbert.data.columns import PAIR_COLUMN_NAMES, TEXT_COLUMN_NAMES
 from limbert.data.readers import Examples, check_text
+from limbert.data.table import TableRow
 from limbert.data.task_files import open_texts
 from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, DataError
@@ -104,22 +105,33 @@ def _read_table(file: Path, config: DataConfig, *, keep: Sequence[str] | None, s
     for name in keep or ():
         if name not in names:
             raise DataError(f"--keep: column {name!r} not found in {table.name}; columns: {', '.join(names)}")
-    rows, indices, texts = list[Row](), list[int](), list[list[str]]()
-    for row in read:
+    indices, examples = select_texts(str(file), read, columns.names, skip_bad_rows=skip_bad_rows)
+    if not indices:
+        raise DataError(f"{file}: no row with a text; expected at least one")
+    rows = [{name: row.cells.get(name) for name in (names if keep is None else keep)} for row in read]
+    return InputRows("", rows, indices, examples)
+
+
+def select_texts(
+    source: str, rows: Sequence[TableRow], columns: Sequence[str], *, skip_bad_rows: bool
+) -> tuple[list[int], Examples]:
+    """The indices of the rows with a text in each of one or two columns, and these texts.
+
+    Raises:
+        DataError: for the first other row, unless bad rows are skipped.
+    """
+    indices, texts = list[int](), list[list[str]]()
+    for index, row in enumerate(rows):
         try:
             if row.problem is not None:
                 raise ValueError(row.problem)
-            texts.append([check_text(row.cells.get(name), name) for name in columns.names])
-            indices.append(len(rows))
+            texts.append([check_text(row.cells.get(name), name) for name in columns])
+            indices.append(index)
         except ValueError as error:
             if not skip_bad_rows:
-                raise DataError(f"{file}:{row.line_number}: {error} (or --skip-bad-rows)") from None
-        rows.append({name: row.cells.get(name) for name in (names if keep is None else keep)})
-    if not texts:
-        raise DataError(f"{file}: no row with a text; expected at least one")
-    first, *second = zip(*texts, strict=True)
-    examples = Examples(first, second[0] if second else None, None, len(rows) - len(texts))
-    return InputRows("", rows, indices, examples)
+                raise DataError(f"{source}:{row.line_number}: {error} (or --skip-bad-rows)") from None
+    first, *second = [*zip(*texts, strict=True)] or [()] * len(columns)
+    return indices, Examples(first, second[0] if second else None, None, len(rows) - len(texts))
 
 
 def _shown(path: str) -> str:

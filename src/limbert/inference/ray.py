@@ -1,27 +1,19 @@
 """Batch prediction for files with Ray, one output file a shard; and the Ray session that serving shares."""
 
 import hashlib
-import json
-import logging
 import os
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from limbert.core.config import RuntimeConfig, RuntimePrecision, TaskType, require
-from limbert.data.readers import Examples
+from limbert.core.config import require
 from limbert.data.tasks import Task
 from limbert.data.token_cache import default_cache_dir
 from limbert.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
     LimbertError,
@@ -29,23 +21,15 @@ from limbert.errors import (
     first_line,
     import_optional,
 )
-from limbert.inference.compiled import open_policy
-from limbert.inference.load import LoadedCheckpoint, load_checkpoint
-from limbert.inference.policy import Policy
-from limbert.inference.predict import predict
-from limbert.inference.runtimes import Runtime, check_runtime
-from limbert.inference.shards import Shard, ShardedInput, ShardReader
+from limbert.inference.pipeline import Pipeline, pipeline
+from limbert.inference.shards import Shard, ShardedInput, ShardReader, shard_input
 from limbert.inference.storage import Storage, check_settings, open_output
 from limbert.model.checkpoint import RECORD_FILENAME, find_file
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
-FORMAT_VERSION = 1  # of the settings file
+FORMAT_VERSION = 2  # of the settings file
 MAX_ATTEMPTS = 5  # at a shard before it is blamed for the death of its workers
-PREDICTION_COLUMNS: Mapping[TaskType, tuple[str, ...]] = {
-    "classification": ("label", "score"),
-    "regression": ("score",),
-    "multi-label": ("labels",),
-}
+DEFAULT_SHARD_ROWS = 5_000
 _OBJECT_STORE_BYTES = 256 * 2**20  # beyond two copies of the model; only descriptions of shards go through it
 _CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
 
@@ -77,19 +61,15 @@ def ray_session(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
         ray.shutdown()
 
 
-def pack_checkpoint(checkpoint: str | Path) -> dict[str, np.ndarray]:
-    """The bytes of a checkpoint's files by name, as arrays that Ray shares between processes without copies."""
+def pack_checkpoint(checkpoint: str | Path) -> dict[str, bytes]:
+    """The content of a checkpoint's files by name, for Ray's object store."""
     config = find_file(checkpoint, "config.json")
-    if config is None:
-        raise CheckpointError(f"{checkpoint} is not a model checkpoint: it has no config.json")
-    try:
-        paths = sorted(path for path in config.parent.iterdir() if path.suffix in _CHECKPOINT_SUFFIXES)
-        return {path.name: np.fromfile(path, dtype=np.uint8) for path in paths if path.is_file()}
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
+    assert config is not None  # the model was loaded
+    paths = sorted(path for path in config.parent.iterdir() if path.suffix in _CHECKPOINT_SUFFIXES)
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
-def unpack_checkpoint(files: Mapping[str, np.ndarray]) -> Path:
+def unpack_checkpoint(files: Mapping[str, bytes]) -> Path:
     """Write the files into a folder of Limbert's cache, except those that are there already.
 
     Each file is replaced on its own, so that workers that unpack at the same time do not disturb each other.
@@ -101,51 +81,17 @@ def unpack_checkpoint(files: Mapping[str, np.ndarray]) -> Path:
     storage = Storage.from_uri(str(folder))
     storage.remove_stale_files()
     for name, content in files.items():
-        path = folder / name
-        if not path.is_file() or not np.array_equal(np.fromfile(path, dtype=np.uint8), content):
+        if not (folder / name).is_file() or (folder / name).read_bytes() != content:
             storage.write(name, content)
     return folder
 
 
-def _fingerprint(files: Mapping[str, np.ndarray]) -> str:
+def _fingerprint(files: Mapping[str, bytes]) -> str:
     digest = hashlib.blake2b(digest_size=20)
     for name, content in sorted(files.items()):
         digest.update(f"{name} {len(content)} ".encode())
-        digest.update(np.ascontiguousarray(content).data)
+        digest.update(content)
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class BatchPredictionConfig:
-    """How batch prediction computes."""
-
-    policy: Policy
-    precision: RuntimePrecision = "fp32"
-    batch_size: int = 64  # examples; predictions do not depend on it
-    skip_bad_rows: bool = False  # give rows without a text an empty prediction instead of stopping at the first
-    runtime: str = "torch"
-    max_drop: float = 1.0  # points of the metric that bf16 and int8 may lose
-
-    def __post_init__(self) -> None:
-        check_runtime(self.runtime, self.precision)
-
-    @property
-    def runtime_config(self) -> RuntimeConfig:
-        """What computes the policy's sub-network."""
-        return RuntimeConfig(self.runtime, self.precision, self.max_drop)
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """One shard, finished or failed."""
-
-    name: str  # of the output file
-    rows: int
-    bad_rows: int  # rows without a text and so with an empty prediction
-    pid: int  # of the worker
-    started: float  # seconds since 1970
-    ended: float
-    error: str | None  # why there is no output file
 
 
 @dataclass(frozen=True)
@@ -158,223 +104,180 @@ class BatchPredictionResult:
     bad_rows: int  # rows with an empty prediction that this call wrote
     workers: int  # 0 if there was nothing to do
     threads: int  # of each worker
-    shard_results: tuple[ShardResult, ...]  # of the shards that this call wrote, in the order of finishing
 
 
-def prediction_columns(task: Task) -> tuple[str, ...]:
-    """The columns that predictions add to the output."""
-    if task.task_type not in PREDICTION_COLUMNS:
-        raise ConfigError(f"--engine ray predicts {', '.join(PREDICTION_COLUMNS)}; this model is for {task.task_type}")
-    return (*PREDICTION_COLUMNS[task.task_type], "layers", "flops")
+def prediction_schema(task: Task) -> Any:
+    """The Arrow schema of the columns that predictions add to the output."""
+    import pyarrow
+
+    label, score = ("label", pyarrow.string()), ("score", pyarrow.float64())
+    labels = ("labels", pyarrow.list_(pyarrow.struct([label, score])))
+    columns = {"classification": [label, score], "regression": [score], "multi-label": [labels]}
+    if task.task_type not in columns:
+        raise ConfigError(f"--engine ray predicts {', '.join(columns)}; this model is for {task.task_type}")
+    return pyarrow.schema([*columns[task.task_type], ("layers", pyarrow.int32()), ("flops", pyarrow.int64())])
 
 
 def predict_files(
-    checkpoint: str,
-    opened: LoadedCheckpoint,
-    inputs: ShardedInput,
+    pipe: Pipeline,
+    input: str,
     output: str,
     *,
-    config: BatchPredictionConfig,
+    keep_columns: Sequence[str] | None = None,
+    skip_bad_rows: bool = False,
+    shard_rows: int = DEFAULT_SHARD_ROWS,
     workers: int | None = None,
     threads: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
 ) -> BatchPredictionResult:
-    """Predict all rows of the input whose shard is not in the output yet; finished shards stay after an error.
+    """Predict the rows of all shards that are not in the output yet; finished shards stay after an error.
 
-    By default there is a worker for every ``threads`` cores, and ``threads`` divides this machine's cores among the
-    workers; on a cluster it is 1. ``progress`` is called with the rows predicted so far and all rows.
+    Args:
+        pipe: the model, and what computes the predictions.
+        input: file, folder or pattern, or the URI of one; read with the data settings of the pipeline's checkpoint.
+        output: folder, or its URI.
+        keep_columns: input columns that the output repeats; None: all.
+        skip_bad_rows: give rows without a text an empty prediction instead of stopping at the first.
+        shard_rows: most rows in an output file.
+        workers: default: one for every ``threads`` cores.
+        threads: of each worker; default: this machine's cores are divided among the workers; on a cluster 1.
+        progress: called with the step, and its files or rows done and in all.
+
+    Raises:
+        LimbertError: for input that cannot be read, an output of other settings, or a shard that workers die on.
     """
     require(workers is None or workers > 0, "workers", workers, "at least 1")
     require(threads is None or threads > 0, "threads", threads, "at least 1")
-    assert opened.task is not None
-    opened.task.check_inputs(has_pairs=inputs.columns.pair is not None)
-    import_optional("ray", extra="scale")
-    files, storage = pack_checkpoint(checkpoint), Storage.from_uri(output)
-    settings = _job_settings(config, inputs, files, max_length=opened.max_length)
+    inputs = shard_input(
+        input,
+        pipe.checkpoint.data_config,
+        keep_columns=keep_columns,
+        prediction_columns=prediction_schema(pipe.task).names,
+        max_shard_rows=shard_rows,
+        progress=lambda done, total: progress("reading files", done, total),
+    )
+    pipe.task.check_inputs(has_pairs=inputs.columns.pair is not None)
+    files, storage = pack_checkpoint(pipe.checkpoint.path), Storage.from_uri(output)
+    settings = _job_settings(pipe, inputs, files) | {"shard_rows": shard_rows}
     finished = open_output(storage, settings)
     todo = [shard for shard in inputs.shards if shard.name not in finished]
     rows = inputs.rows - sum(shard.rows for shard in todo)
     resumed = len(inputs.shards) - len(todo)
-    progress(rows, inputs.rows)
+    progress("predicting rows", rows, inputs.rows)
     if not todo:
-        return BatchPredictionResult(rows, len(inputs.shards), resumed, 0, 0, 0, ())
-    results: list[ShardResult] = []
-    cores, on_cluster = os.cpu_count() or 1, bool(os.environ.get(ADDRESS_VARIABLE))
+        return BatchPredictionResult(rows, len(inputs.shards), resumed, 0, 0, 0)
+    bad_rows, cores, on_cluster = 0, os.cpu_count() or 1, bool(os.environ.get(ADDRESS_VARIABLE))
     threads = threads or (1 if on_cluster or workers is None else max(1, cores // workers))
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else every pool of workers prints a warning
-    model_bytes = sum(content.nbytes for content in files.values())
-    with ray_session(cpus=(workers or max(1, cores // threads)) * threads, model_bytes=model_bytes) as ray:
+    with ray_session(
+        cpus=(workers or max(1, cores // threads)) * threads, model_bytes=sum(map(len, files.values()))
+    ) as ray:
         workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
         check_settings(storage, settings)  # another driver may have started at the same moment
-        job = {"inputs": replace(inputs, files={}, shards=()), "output": storage, "config": config, "threads": threads}
-        for result in _run_workers(todo, files, job, workers=min(workers, len(todo))):
-            if result.error is not None:
-                raise DataError(result.error)
-            results.append(result)
-            rows += result.rows
-            progress(rows, inputs.rows)
-    missing = {shard.name for shard in inputs.shards} - storage.file_names()
-    if missing:
-        raise StorageError(f"{output}: {len(missing)} shards such as {min(missing)} are missing; run the command again")
-    bad_rows = sum(result.bad_rows for result in results)
-    return BatchPredictionResult(rows, len(inputs.shards), resumed, bad_rows, workers, threads, tuple(results))
+        job = {
+            "pipeline_options": {"policy": pipe.policy, "batch_size": pipe.batch_size} | vars(pipe.runtime),
+            "reader": ShardReader(replace(inputs, files={}, shards=()), skip_bad_rows=skip_bad_rows),
+            "output": storage,
+            "threads": threads,
+        }
+        for shard, bad in _run_workers(todo, files, job, workers=min(workers, len(todo))):
+            rows, bad_rows = rows + shard.rows, bad_rows + bad
+            progress("predicting rows", rows, inputs.rows)
+    return BatchPredictionResult(rows, len(inputs.shards), resumed, bad_rows, workers, threads)
 
 
-def _job_settings(
-    config: BatchPredictionConfig, inputs: ShardedInput, files: Mapping[str, np.ndarray], *, max_length: int
-) -> dict[str, Any]:
-    """Everything that decides the predictions and their split into files, as JSON values."""
+def _job_settings(pipe: Pipeline, inputs: ShardedInput, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """What decides the predictions and, with the rows of a shard, their split into files."""
     # Other verbs add to limbert.json; what predictions take from it, the policy, is compared by itself.
     weights = {name: content for name, content in files.items() if name != RECORD_FILENAME}
-    values = {
+    return {
         "format": FORMAT_VERSION,
         "checkpoint": _fingerprint(weights),
-        "policy": config.policy.to_dict(),
-        "precision": config.precision,
-        "max_length": max_length,
-        "skip_bad_rows": config.skip_bad_rows,
+        "policy": pipe.policy.to_dict(),
+        "runtime": pipe.runtime.runtime,
+        "precision": pipe.runtime.precision,
+        "max_length": pipe.checkpoint.max_length,
         "text_column": inputs.columns.text,
         "pair_column": inputs.columns.pair,
-        "kept": inputs.kept_columns,
-        "rows": inputs.rows,
-        "shards": len(inputs.shards),
-        "shard_rows": max(shard.rows for shard in inputs.shards),
-        "cut": hashlib.blake2b(repr(inputs.shards).encode(), digest_size=8).hexdigest(),
-        "sources": inputs.files,
-    }
-    if config.runtime != "torch":  # absent in the output folders of earlier versions
-        values["runtime"] = config.runtime
-    return dict(json.loads(json.dumps(values)))
-
-
-class _AttemptCounter:
-    """Counts attempts at each shard, in a process that no shard can kill: Ray Data repeats them without limit."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def increment(self, name: str) -> int:
-        self._counts[name] += 1
-        return self._counts[name]
+        "kept": inputs.schema.names,
+    } | {f"input {path}": file for path, file in inputs.files.items()}
 
 
 def _run_workers(
-    shards: list[Shard], files: Mapping[str, np.ndarray], job: Mapping[str, Any], *, workers: int
-) -> Iterator[ShardResult]:
-    """Shards as they are finished, in any order. Ray Data restarts dead workers and repeats their shards."""
-    import ray
-    import ray.data
-    from ray.exceptions import RayError
+    shards: Sequence[Shard], files: Mapping[str, bytes], job: Mapping[str, Any], *, workers: int
+) -> Iterator[tuple[Shard, int]]:
+    """Shards and their bad rows as they are finished, in any order; Ray restarts dead workers and repeats their shards.
 
-    reference = ray.put(dict(files))
-    make_counter: Any = ray.remote(num_cpus=0, max_restarts=-1)(_AttemptCounter)
-    counter = make_counter.remote()
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, logger.level
-    context.enable_progress_bars = False  # the caller shows progress
-    logger.setLevel(logging.ERROR)
+    Workers get shards when they run: where the cluster has no room for all of them yet, the others begin.
+    """
+    import ray
+    from ray.exceptions import RayActorError, RayError
+
+    options = {"num_cpus": job["threads"], "max_restarts": -1, "max_task_retries": MAX_ATTEMPTS - 1}
+    start_worker, reference = ray.remote(**options)(ShardWorker).remote, ray.put(files)
+    actors: list[Any] = [start_worker(reference, **job) for _ in range(workers)]
+    pending: dict[Any, tuple[Any, Shard | None]] = {actor.__ray_ready__.remote(): (actor, None) for actor in actors}
+    shard, todo, unfinished = None, iter(shards), len(shards)
     try:
-        described = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
-        predicted = described.map_batches(
-            ShardWorker,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-            fn_constructor_kwargs={
-                "fetch_files": lambda: ray.get(reference),
-                "count_attempt": lambda name: ray.get(counter.increment.remote(name)),
-                **job,
-            },
-            num_cpus=job["threads"],
-        )
-        for row in predicted.iter_rows():
-            yield ShardResult(**row)
+        while unfinished:
+            (ended,), _ = ray.wait([*pending])
+            actor, shard = pending.pop(ended)
+            bad_rows = ray.get(ended)
+            if upcoming := next(todo, None):
+                pending[actor.predict.remote(upcoming)] = actor, upcoming
+            if shard:
+                unfinished -= 1
+                yield shard, bad_rows
     except RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, LimbertError):
+            raise cause from None
+        if shard and isinstance(error, RayActorError):
+            raise DataError(
+                f"{shard.path}: the worker died {MAX_ATTEMPTS} times on rows {shard.start + 1} to "
+                f"{shard.start + shard.rows} (out of memory?); try fewer --shard-rows"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # after the remote traceback
         raise StorageError(f"a worker failed: {reason}; finished shards stay") from error
     finally:
-        context.enable_progress_bars = bars
-        logger.setLevel(level)
+        for actor in actors:
+            ray.kill(actor)
 
 
 class ShardWorker:
-    """Reads, predicts and writes shards with a model that it loads once; Ray runs each worker as an actor.
-
-    ``fetch_files`` returns the packed checkpoint. ``count_attempt`` is called with a shard's name before each attempt,
-    and returns the number of attempts so far. ``files`` and ``shards`` of the inputs are not used.
-    """
+    """Reads, predicts and writes shards with a model that it loads once from a packed checkpoint; a Ray actor."""
 
     def __init__(
         self,
-        fetch_files: Callable[[], Mapping[str, np.ndarray]],
-        count_attempt: Callable[[str], int],
-        inputs: ShardedInput,
+        files: Mapping[str, bytes],
+        *,
+        pipeline_options: Mapping[str, Any],
+        reader: ShardReader,
         output: Storage,
-        config: BatchPredictionConfig,
         threads: int,
     ) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-        self._output, self._config, self._count_attempt, self._threads = output, config, count_attempt, threads
-        self._opened = load_checkpoint(unpack_checkpoint(fetch_files()))
-        self._reader = ShardReader(inputs, skip_bad_rows=config.skip_bad_rows)
+        self._reader, self._output = reader, output
+        self._pipeline = pipeline(unpack_checkpoint(files), device="cpu", threads=threads, **pipeline_options)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Predict a batch of one shard, given and returned as Ray Data does: an array a field."""
-        shard = Shard(**{name: values.tolist()[0] for name, values in batch.items()})
-        return {name: [value] for name, value in asdict(self.predict(shard)).items()}
-
-    def predict(self, shard: Shard) -> ShardResult:
-        """Read, predict and write one shard; the message of an expected error becomes the result's ``error``."""
-        started, rows, bad_rows, error = time.time(), 0, 0, None
-        try:
-            if self._count_attempt(shard.name) > MAX_ATTEMPTS:
-                raise DataError(
-                    f"{shard.path}: the worker died {MAX_ATTEMPTS} times on rows {shard.start + 1} to "
-                    f"{shard.start + shard.rows} (out of memory?); try fewer --shard-rows"
-                )
-            kept, indices, examples = self._reader.read(shard)
-            assert self._opened.task is not None
-            columns = prediction_columns(self._opened.task)
-            self._output.write(shard.name, to_parquet(kept, indices, self._predict(examples), columns))
-            rows, bad_rows = shard.rows, shard.rows - len(indices)
-        except LimbertError as raised:
-            error = str(raised)
-        return ShardResult(shard.name, rows, bad_rows, os.getpid(), started, time.time(), error)
-
-    @cached_property
-    def _runtime(self) -> Runtime | None:
-        config = self._config
-        return open_policy(self._opened, config.policy, config.runtime_config, threads=self._threads)
-
-    def _predict(self, examples: Examples) -> list[dict[str, Any]]:
-        if not examples.texts:
-            return []
-        assert self._opened.task is not None
-        predictions = predict(
-            self._opened.model,
-            self._opened.tokenize(examples, cache=False),
-            task=self._opened.task,
-            policy=self._config.policy,
-            batch_size=self._config.batch_size,
-            precision=self._config.precision,
-            runtime=self._runtime,
-        )
-        return [prediction.to_dict() | prediction.cost_to_dict() for prediction in predictions]
+    def predict(self, shard: Shard) -> int:
+        """Read, predict and write one shard; returns the number of rows without a text."""
+        kept, indices, examples = self._reader.read(shard)
+        predictions = self._pipeline.predict(examples) if indices else []
+        values = [prediction.to_dict() | prediction.cost_to_dict() for prediction in predictions]
+        self._output.write(shard.name, to_parquet(kept, indices, values, prediction_schema(self._pipeline.task)))
+        return examples.bad_rows
 
 
-def to_parquet(kept: Any, indices: list[int], predictions: list[dict[str, Any]], columns: tuple[str, ...]) -> Any:
+def to_parquet(kept: Any, indices: Sequence[int], predictions: Sequence[Mapping[str, Any]], schema: Any) -> Any:
     """An Arrow buffer with a Parquet file: the kept columns, and the predictions at these rows (null elsewhere)."""
     import pyarrow
     import pyarrow.parquet
 
-    types = {"label": pyarrow.string(), "score": pyarrow.float64(), "layers": pyarrow.int32(), "flops": pyarrow.int64()}
-    types["labels"] = pyarrow.list_(pyarrow.struct([("label", pyarrow.string()), ("score", pyarrow.float64())]))
     by_row = dict(zip(indices, predictions, strict=True))
-    rows = [by_row.get(index, {}) for index in range(kept.num_rows)]
-    table = kept.replace_schema_metadata(None)
-    for name in columns:
-        table = table.append_column(name, pyarrow.array([row.get(name) for row in rows], types[name]))
+    predicted = pyarrow.Table.from_pylist([by_row.get(index, {}) for index in range(kept.num_rows)], schema)
+    table = pyarrow.table(kept.columns + predicted.columns, schema=pyarrow.schema([*kept.schema, *schema]))
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink, compression="zstd")
     return sink.getvalue()

@@ -2,18 +2,20 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from limbert.core.config import DataConfig
-from limbert.data.columns import choose_columns
-from limbert.data.readers import Examples, check_text
+from limbert.data.readers import Examples
 from limbert.data.table import Table, TableRow, arrow_rows, parquet_table
-from limbert.data.task_files import open_file
-from limbert.data.tasks import Columns, column_layouts, find_glue_task
-from limbert.errors import ConfigError, DataError
+from limbert.data.task_files import open_file, open_texts
+from limbert.data.tasks import Columns
+from limbert.errors import ConfigError, DataError, first_line
+from limbert.inference.prediction_files import select_texts
 from limbert.inference.storage import Storage, raise_as
 
 _MAX_SHARD_BYTES = 64 * 2**20  # of a shard's rows in memory, estimated from their mean size
@@ -36,15 +38,15 @@ class ShardedInput:
     """All input files and their split into shards."""
 
     storage: Storage  # the files' file system
-    files: dict[str, tuple[int, int, float]]  # rows, bytes, modification time (seconds since 1970, or 0.0), by path
+    files: dict[str, tuple[int, str]]  # bytes and time of modification, by path
     columns: Columns  # of the text and its pair
-    kept_columns: tuple[str, ...]  # input columns that the output repeats
+    schema: Any  # an Arrow schema: the input columns that the output repeats
     shards: tuple[Shard, ...]  # in the order of files and rows, which is the order of their names
 
     @property
     def rows(self) -> int:
         """Rows in all files."""
-        return sum(rows for rows, _, _ in self.files.values())
+        return sum(shard.rows for shard in self.shards)
 
 
 def shard_input(
@@ -58,107 +60,86 @@ def shard_input(
 ) -> ShardedInput:
     """Find the input files and split them into shards; the same files and settings give the same shards.
 
-    Of Parquet files only the footers are read. The columns of JSON lines are the keys of all objects in all files.
-    The output repeats the columns to keep (None: all), none of which may be a prediction column. A shard of large rows
-    has fewer than ``max_shard_rows``.
+    Of Parquet files only the footers are read. The output repeats the columns to keep (None: those of all files, empty
+    where a file lacks one), none of which may be a prediction column. A shard of large rows has fewer than
+    ``max_shard_rows``.
     """
+    import pyarrow
+
     storage = Storage.from_uri(uri)
-    infos = storage.list_files()
-    columns = _choose_text_columns(storage, infos[0].path, config)
-    files, types, ranges = dict[str, tuple[int, int, float]](), dict[str, str](), list[tuple[str, int, int]]()
-    for info in infos:
-        file_types, rows, row_bytes = _describe_file(storage, info)
-        if files:
-            _check_columns(info.path, file_types, infos[0].path, types, columns, keep_columns)
-        types = {**types, **file_types} if keep_columns is None or not files else types
-        kept = tuple(dict.fromkeys(types if keep_columns is None else keep_columns))
-        for name in kept:
-            if name not in types:
-                raise ConfigError(f"--keep {name!r}: {info.path} has no such column; columns: {', '.join(types)}")
-            if name in prediction_columns:
-                raise ConfigError(
-                    f"column {name!r} of the input is also a column of the predictions; try --keep COLUMN,..."
-                )
-        files[info.path] = (rows, int(info.size), info.mtime.timestamp() if info.mtime else 0.0)
-        size = max(1, min(max_shard_rows, int(_MAX_SHARD_BYTES // max(1, row_bytes))))
-        ranges += [(info.path, start, min(size, rows - start)) for start in range(0, rows, size)]
-        progress(len(files), len(infos))
-    if not ranges:
-        raise DataError(f"{uri}: no rows; expected at least one")
-    digits = max(5, len(str(len(ranges) - 1)))
-    shards = tuple(Shard(f"part-{number:0{digits}}.parquet", *part) for number, part in enumerate(ranges))
-    return ShardedInput(storage, files, columns, kept, shards)
-
-
-def _open_table(storage: Storage, path: str) -> Table:
-    if path.lower().endswith(".parquet"):
-        return parquet_table(Path(path), filesystem=storage.filesystem)
-    if not storage.is_local:
-        raise DataError(f"{path}: only Parquet files are read from an object store")
-    return open_file(Path(path), labelled=False)
-
-
-def _choose_text_columns(storage: Storage, path: str, config: DataConfig) -> Columns:
-    config = replace(config, text_column="text") if path.lower().endswith(".txt") else config
-    layouts = column_layouts(find_glue_task(config.task, None), None)
-    _, columns = choose_columns(_open_table(storage, path), config, layouts, labelled=False)
+    files = storage.list_files()
+    path, schema, ranges = next(iter(files)), pyarrow.schema([]), list[tuple[str, int, int]]()
+    _, columns = open_texts(Path(path), config, open_table=partial(_open_table, storage))
     if columns.are_positions:
         raise ConfigError(f"{path}: columns are given by number; --engine ray needs columns with names")
-    return columns
+    for number, (path, (file_bytes, _)) in enumerate(files.items(), start=1):
+        found, rows, memory = _describe_file(storage, path, file_bytes)
+        for name in columns.names:
+            if name not in found.names:
+                raise DataError(f"{path}: column {name!r} not found; columns: {', '.join(found.names)}")
+        kept = found if keep_columns is None else [field for field in found if field.name in keep_columns]
+        try:
+            schema = pyarrow.unify_schemas([schema, pyarrow.schema(kept)])
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path}: {first_line(error)}; choose columns with --keep A,B") from error
+        size = max(1, min(max_shard_rows, _MAX_SHARD_BYTES * rows // max(1, memory)))
+        ranges += [(path, start, min(size, rows - start)) for start in range(0, rows, size)]
+        progress(number, len(files))
+    for name in keep_columns or schema.names:
+        if name not in schema.names:
+            raise ConfigError(f"--keep {name!r}: {uri} has no such column; columns: {', '.join(found.names)}")
+        if name in prediction_columns:
+            raise ConfigError(f"column {name!r} of the input is also one of the predictions; try --keep COLUMN,...")
+    if not ranges:
+        raise DataError(f"{uri}: no rows; expected at least one")
+    schema = pyarrow.schema([schema.field(name) for name in dict.fromkeys(keep_columns or schema.names)])
+    digits = max(5, len(str(len(ranges) - 1)))
+    shards = tuple(Shard(f"part-{number:0{digits}}.parquet", *part) for number, part in enumerate(ranges))
+    return ShardedInput(storage, files, columns, schema, shards)
 
 
-def _describe_file(storage: Storage, info: Any) -> tuple[dict[str, str], int, float]:
-    """The types of a file's columns, its rows, and the mean bytes of a row in memory."""
-    if not info.path.lower().endswith(".parquet"):
-        table, rows = _open_table(storage, info.path), 0
-        is_json, names = info.path.lower().endswith((".jsonl", ".json")), dict.fromkeys(table.columns, "string")
-        for row in table.rows():
-            rows += 1
-            if is_json:  # the last line may bring a new key
-                names |= dict.fromkeys(row.cells, "string")
-        return names, rows, 2 * info.size / max(1, rows)
+def _open_table(storage: Storage, path: Path) -> Table:
+    if path.suffix.lower() == ".parquet":
+        return parquet_table(path, filesystem=storage.filesystem)
+    if not storage.is_local:
+        raise DataError(f"{path}: only Parquet files are read from an object store")
+    return open_file(path, labelled=False)
+
+
+def _open_parquet(storage: Storage, path: str) -> Any:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(info.path, filesystem=storage.filesystem) as file:
-        metadata, schema = file.metadata, file.schema_arrow
-    size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
-    return {field.name: str(field.type) for field in schema}, metadata.num_rows, size / max(1, metadata.num_rows)
+    # Without pre-buffering and with small reads, a row group larger than memory is read in pieces.
+    options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
+    return pyarrow.parquet.ParquetFile(path, filesystem=storage.filesystem, **options)
 
 
-def _check_columns(
-    path: str,
-    types: Mapping[str, str],
-    first_path: str,
-    first_types: Mapping[str, str],
-    columns: Columns,
-    keep_columns: Sequence[str] | None,
-) -> None:
-    """Refuse a file with other columns than the first; objects of JSON lines may lack keys or have more."""
-    kept = first_types if keep_columns is None else keep_columns
-    is_json = path.lower().endswith((".jsonl", ".json"))
-    for name in {**first_types, **types}:
-        if name not in types:
-            differs = name in columns.names or (name in kept and not is_json)
-        elif name not in first_types:
-            differs = keep_columns is None and not is_json
-        else:
-            differs = name in kept and types[name] != first_types[name]
-        if differs:
-            here, there = types.get(name, "missing"), first_types.get(name, "missing")
-            raise DataError(
-                f"{path}: column {name!r} is {here}, in {first_path} {there}; choose columns with --keep A,B"
-            )
+def _describe_file(storage: Storage, path: str, file_bytes: int) -> tuple[Any, int, int]:
+    """The Arrow schema of a file, its rows, and an estimate of their bytes in memory."""
+    import pyarrow
+
+    if path.lower().endswith(".parquet"):
+        with _open_parquet(storage, path) as file:
+            groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+            schema = file.schema_arrow.remove_metadata()
+        return schema, sum(group.num_rows for group in groups), sum(group.total_byte_size for group in groups)
+    table, rows = _open_table(storage, Path(path)), 0
+    names = dict.fromkeys(table.columns)
+    for row in table.rows():
+        rows += 1
+        names |= dict.fromkeys(row.cells)  # the last object of JSON may bring a new key
+    return pyarrow.schema([(name, pyarrow.string()) for name in names]), rows, 2 * file_bytes
 
 
 class ShardReader:
     """Reads the rows of shards; text files, in which no row can be looked up, fastest in the order of the shards.
 
-    With ``skip_bad_rows``, rows without a text are left out of the examples instead of refused.
+    With ``skip_bad_rows``, rows without a text are left out of the examples instead of refused. ``files`` and
+    ``shards`` of the inputs are not used.
     """
 
     def __init__(self, inputs: ShardedInput, *, skip_bad_rows: bool) -> None:
-        self._storage, self._kept, self._names = inputs.storage, inputs.kept_columns, inputs.columns.names
-        self._skip_bad_rows = skip_bad_rows
+        self._inputs, self._skip_bad_rows = inputs, skip_bad_rows
         self._path, self._next_row = "", 0  # of the text file that is open
         self._rows: Iterator[TableRow] = iter(())
 
@@ -169,46 +150,37 @@ class ShardReader:
             kept, rows = self._read_parquet(shard) if is_parquet else self._read_text_file(shard)
         if len(rows) < shard.rows:
             raise DataError(f"{shard.path} has changed: it ends after row {shard.start + len(rows)}")
-        usable: dict[int, list[str]] = {}
-        for index, row in enumerate(rows):
-            try:
-                if row.problem is not None:
-                    raise ValueError(row.problem)
-                usable[index] = [check_text(row.cells.get(name), name) for name in self._names]
-            except ValueError as error:
-                if not self._skip_bad_rows:
-                    raise DataError(f"{shard.path}:{row.line_number}: {error}") from None
-        columns = [*zip(*usable.values(), strict=True)] or [()] * len(self._names)
-        return kept, [*usable], Examples(columns[0], columns[1] if len(columns) > 1 else None, None)
+        names = self._inputs.columns.names
+        return kept, *select_texts(shard.path, rows, names, skip_bad_rows=self._skip_bad_rows)
 
     def _read_parquet(self, shard: Shard) -> tuple[Any, list[TableRow]]:
         import pyarrow
-        import pyarrow.parquet
 
-        columns, end, pieces = [*dict.fromkeys([*self._kept, *self._names])], shard.start + shard.rows, []
-        # Without pre-buffering and with small reads, a row group larger than memory is read in pieces.
-        options = {"filesystem": self._storage.filesystem, "buffer_size": _BUFFER_BYTES, "pre_buffer": False}
-        with pyarrow.parquet.ParquetFile(shard.path, **options) as file:
+        schema, names, pieces, missing = self._inputs.schema, self._inputs.columns.names, [], shard.rows
+        with _open_parquet(self._inputs.storage, shard.path) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             starts = [*itertools.accumulate(sizes, initial=0)]
-            groups = [group for group, start in enumerate(starts[1:]) if start > shard.start and starts[group] < end]
-            position = starts[groups[0]] if groups else 0
+            first = bisect_right(starts, shard.start) - 1
+            skipped = shard.start - starts[first]
+            groups, columns = [*range(first, len(sizes))], [*dict.fromkeys([*schema.names, *names])]
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
-                low, high = max(0, shard.start - position), min(batch.num_rows, end - position)
-                pieces.append(batch.slice(low, max(0, high - low)))
-                position += batch.num_rows
-                if position >= end:
+                if skipped < batch.num_rows:
+                    pieces.append(batch.slice(skipped, missing))
+                    missing -= pieces[-1].num_rows
+                skipped = max(0, skipped - batch.num_rows)
+                if not missing:
                     break
-            table = pyarrow.Table.from_batches(pieces, file.schema_arrow if not pieces else None)
-        texts = table.select([*self._names])
-        return table.select([*self._kept]), [*arrow_rows([texts], table.schema, start=shard.start)]
+            table = pyarrow.Table.from_batches(pieces, None if pieces else file.schema_arrow)
+        kept = pyarrow.concat_tables([schema.empty_table(), table], promote_options="default").select(schema.names)
+        return kept, [*arrow_rows([table.select([*names])], table.schema, start=shard.start)]
 
     def _read_text_file(self, shard: Shard) -> tuple[Any, list[TableRow]]:
         """Kept cells become strings: JSON where they were not."""
         import pyarrow
 
         if shard.path != self._path or shard.start < self._next_row:
-            self._path, self._next_row, self._rows = shard.path, 0, _open_table(self._storage, shard.path).rows()
+            self._path, self._next_row = shard.path, 0
+            self._rows = _open_table(self._inputs.storage, Path(shard.path)).rows()
         skipped = shard.start - self._next_row
         rows = [*itertools.islice(self._rows, skipped, skipped + shard.rows)]
         self._next_row = shard.start + shard.rows
@@ -216,5 +188,5 @@ class ShardReader:
         def as_text(cell: Any) -> str | None:
             return cell if cell is None or isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
 
-        kept = {name: [as_text(row.cells.get(name)) for row in rows] for name in self._kept}
-        return pyarrow.table({name: pyarrow.array(cells, pyarrow.string()) for name, cells in kept.items()}), rows
+        cells = [{name: as_text(cell) for name, cell in row.cells.items()} for row in rows]
+        return pyarrow.Table.from_pylist(cells, self._inputs.schema), rows

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ _STALE_SECONDS = 3600  # age at which a temporary file is taken for the remains 
 
 @dataclass(frozen=True)
 class Storage:
-    """A ``pyarrow.fs`` file system and the path of a file, folder or pattern in it; can be pickled."""
+    """An fsspec file system and the path of a file, folder or pattern in it; can be pickled."""
 
     filesystem: Any
     path: str
@@ -28,83 +27,76 @@ class Storage:
     @classmethod
     def from_uri(cls, uri: str) -> "Storage":
         """Open a local path or a URI; options of the store follow a ``?`` (``s3://bucket/x?region=...``)."""
-        import fsspec.core
+        from fsspec.core import url_to_fs
+        from fsspec.implementations.arrow import ArrowFSWrapper
         from pyarrow import ArrowException, fs
 
         scheme, separator, rest = uri.partition("://")
-        if not separator:
-            return cls(fs.LocalFileSystem(), str(Path(uri).expanduser().absolute()))
-        if scheme in ("local", "file"):
-            return cls(fs.LocalFileSystem(), "/" + rest.partition("/")[2])
-        path, _, options = rest.partition("?")
-        bucket = path.partition("/")[0]
-        try:
-            return cls(fs.FileSystem.from_uri(f"{scheme}://{bucket}" + f"?{options}" * bool(options))[0], path)
-        except (ArrowException, OSError, NotImplementedError) as arrow_error:
+        path, question_mark, options = rest.partition("?")
+        reason = ""
+        if separator and scheme not in ("file", "local"):
             try:
-                filesystem, path = fsspec.core.url_to_fs(uri)
-            except (ImportError, ValueError, TypeError) as error:
-                raise ConfigError(f"cannot open {uri}: {first_line(arrow_error)}; {first_line(error)}") from error
-            return cls(fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path)
+                store, _ = fs.FileSystem.from_uri(f"{scheme}://{path.partition('/')[0]}{question_mark}{options}")
+                return cls(ArrowFSWrapper(store), path.rstrip("/"))
+            except (ArrowException, OSError, NotImplementedError) as error:
+                reason = f"{first_line(error)}; "
+        try:
+            return cls(*url_to_fs(uri))
+        except (ImportError, ValueError, TypeError) as error:
+            raise ConfigError(f"cannot open {uri}: {reason}{first_line(error)}") from error
 
     @property
     def is_local(self) -> bool:
         """Whether the files are on a disk of this machine."""
-        return str(self.filesystem.type_name) == "local"
+        return "file" in self.filesystem.protocol
 
-    def list_files(self) -> list[Any]:
+    def list_files(self) -> dict[str, tuple[int, str]]:
         """The file at the path, the input files below the folder, or the files that match the pattern.
 
         ``*``, ``?`` and ``[...]`` match within one folder, ``**`` matches any number of folders. Names that start with
         a dot or an underscore are skipped unless the pattern spells them. Below a folder, output folders are skipped.
 
         Returns:
-            ``pyarrow.fs.FileInfo`` in the order of their paths.
+            Bytes and time of modification (empty where the store has none) by path, in the order of the paths.
         """
-        from fsspec.utils import glob_translate
-        from pyarrow import fs
+        from fsspec.core import has_magic
 
-        parts = self.path.rstrip("/").split("/")
-        wildcard = next((index for index, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
-        is_folder, root = wildcard == len(parts), "/".join(parts[:wildcard])
-        with raise_as(DataError, f"{self.path} cannot be read"):
-            matches = re.compile(glob_translate("/".join(parts + ["**", "*"] * is_folder))).match
-            (info,) = self.filesystem.get_file_info([root or "/"])
-            if info.type == fs.FileType.File:
-                return [info]
-            recursive, listed = is_folder or wildcard + 1 < len(parts), []
-            if info.type == fs.FileType.Directory and self.is_local:
-                listed = self.filesystem.get_file_info([*_walk(root or "/", recursive=recursive)])
-            elif info.type == fs.FileType.Directory:
-                listed = self.filesystem.get_file_info(fs.FileSelector(root, recursive=recursive))
-        infos = {f"{'/' * root.startswith('/')}{info.path.lstrip('/')}": info for info in listed if info.is_file}
-        outputs = {os.path.dirname(path) for path in infos if os.path.basename(path) == SETTINGS_NAME} - {root}
+        files, parts, is_folder = self.filesystem, self.path.split("/"), not has_magic(self.path)
+        found: dict[str, Any] = {}
+        with raise_as(DataError, f"{self.path} cannot be read"), suppress(FileNotFoundError):
+            if files.isfile(self.path):
+                is_folder, found = False, {self.path: files.info(self.path)}
+            else:
+                found = (files.find if is_folder else files.glob)(self.path, detail=True, on_error="raise")
+            for path in [path for path, info in found.items() if info.get("islink")]:  # fsspec describes the link
+                if files.isfile(path):
+                    found[path] = files.info(os.path.realpath(path))
+                elif is_folder and files.isdir(path):
+                    raise DataError(f"{path} is a link to a folder; choose its target, or files by a pattern")
+        outputs = {os.path.dirname(path) for path in found if os.path.basename(path) == SETTINGS_NAME} - {self.path}
 
         def is_input(path: str) -> bool:
-            names = path.removeprefix(root).strip("/").split("/")
-            if not matches(path) or any(name.startswith((".", "_")) and name not in parts for name in names):
+            if any(name.startswith((".", "_")) and name not in parts for name in path.split("/")):
                 return False
             in_output = any(path.startswith(f"{folder}/") for folder in outputs)
             return not is_folder or (path.lower().endswith(INPUT_SUFFIXES) and not in_output)
 
-        chosen = [info for path, info in sorted(infos.items()) if is_input(path)]
+        chosen = sorted(path for path, info in found.items() if info["type"] == "file" and is_input(path))
         if not chosen:
             raise DataError(f"{self.path}: no such file, and no folder with {', '.join(INPUT_SUFFIXES)} files")
-        return chosen
+        return {path: (int(found[path]["size"]), str(found[path].get("mtime", ""))) for path in chosen}
 
     def file_names(self) -> set[str]:
         """The names of the files in this folder; empty if the folder does not exist."""
-        from pyarrow import fs
-
-        with raise_as(StorageError, f"{self.path} cannot be read"):
-            infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return {info.base_name for info in infos if info.is_file}
+        self.filesystem.invalidate_cache()  # other processes write here
+        with raise_as(StorageError, f"{self.path} cannot be read"), suppress(FileNotFoundError):
+            return {os.path.basename(path) for path in self.filesystem.find(self.path, maxdepth=1, on_error="raise")}
+        return set()
 
     def read(self, name: str) -> bytes:
         """The content of a file in this folder."""
-        path = f"{self.path}/{name}"
-        with raise_as(StorageError, f"{path} cannot be read"), self.filesystem.open_input_file(path) as file:
-            return bytes(file.read())
+        with raise_as(StorageError, f"{self.path}/{name} cannot be read"):
+            return bytes(self.filesystem.cat_file(f"{self.path}/{name}"))
 
     def write(self, name: str, content: Any) -> None:
         """Write or replace a file (bytes or an Arrow buffer) atomically; the folder is made if it does not exist."""
@@ -114,7 +106,7 @@ class Storage:
                 with atomic_file(Path(self.path) / name) as file:
                     file.buffer.write(content)
                 return
-            stream = self.filesystem.open_output_stream(f"{self.path}/{name}")
+            stream = self.filesystem.open(f"{self.path}/{name}", "wb")
             stream.write(content)
             stream.close()  # not in a `with`: closing after a failed write would publish half of the object
 
@@ -124,20 +116,6 @@ class Storage:
             with suppress(FileNotFoundError):  # renamed or deleted by another process meanwhile
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
-
-
-def _walk(root: str, *, recursive: bool) -> Iterator[str]:
-    """Paths of the files in a local folder; links are followed, but each folder is listed once."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    listed = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=fail):
-        real = os.path.realpath(folder)
-        yield from (os.path.join(folder, name) for name in names if real not in listed)
-        subfolders[:] = sorted(subfolders) if recursive and real not in listed else []
-        listed.add(real)
 
 
 @contextmanager
@@ -159,11 +137,8 @@ def open_output(output: Storage, settings: dict[str, Any]) -> set[str]:
     names = output.file_names()
     if names and SETTINGS_NAME not in names:
         raise ConfigError(f"output {output.path} is not empty and holds no batch prediction; choose another folder")
-    content = json.dumps(settings, indent=1, ensure_ascii=False).encode()
     if not names:
-        output.write(SETTINGS_NAME, content)
-    elif settings["skip_bad_rows"] and _read_settings(output) == settings | {"skip_bad_rows": False}:
-        output.write(SETTINGS_NAME, content)  # finished shards had no bad rows
+        output.write(SETTINGS_NAME, json.dumps(settings, indent=1, ensure_ascii=False).encode())
     check_settings(output, settings)
     output.remove_stale_files()
     return names
@@ -171,22 +146,16 @@ def open_output(output: Storage, settings: dict[str, Any]) -> set[str]:
 
 def check_settings(output: Storage, settings: dict[str, Any]) -> None:
     """Refuse an output folder that was started with other settings."""
-    old = _read_settings(output)
-    changes = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
-    if changes:
-        texts = [f"{name} {json.dumps(old.get(name))} -> {json.dumps(settings.get(name))}" for name in changes]
-        if "sources" in changes:
-            before, now = old.get("sources", {}), settings["sources"]
-            paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
-            texts[changes.index("sources")] = f"input {paths[0]}" + f" and {len(paths) - 1} more" * (len(paths) > 1)
-        raise ConfigError(
-            f"output {output.path} was started with other settings ({', '.join(texts)}); "
-            "use the same settings again, or choose another folder"
-        )
-
-
-def _read_settings(output: Storage) -> dict[str, Any]:
+    settings = json.loads(json.dumps(settings))  # as they are read: lists instead of tuples
     try:
-        return dict(json.loads(output.read(SETTINGS_NAME)))
+        old = dict(json.loads(output.read(SETTINGS_NAME)))
     except (ValueError, TypeError):
         raise ConfigError(f"{output.path}/{SETTINGS_NAME} is no JSON object; choose another folder") from None
+    changes = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+    if changes:
+        texts = [f"{name} {json.dumps(old.get(name))} -> {json.dumps(settings.get(name))}" for name in changes[:3]]
+        more = f" and {len(changes) - 3} more" * (len(changes) > 3)
+        raise ConfigError(
+            f"output {output.path} was started with other settings ({', '.join(texts)}{more}); "
+            "use the same settings again, or choose another folder"
+        )

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from limbert.core.config import TaskType
+from limbert.core.space import is_width_depth_name
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.model.elastic import ElasticModel
@@ -60,7 +61,10 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, *, task_type: Task
 def temperature_of(model: ElasticModel, subnet: Subnet) -> float:
     """The temperature of a sub-network; 1.0 if none was fitted."""
     saved: Mapping[str, float] = model.record.get(TEMPERATURES_KEY, {})
-    return next((value for name, value in saved.items() if model.subnet(name) == subnet), 1.0)
+    known = {
+        name: value for name, value in saved.items() if is_width_depth_name(name) or name in model.searched_subnets()
+    }
+    return next((value for name, value in known.items() if model.subnet(name) == subnet), 1.0)
 
 
 def calibrated_network(model: ElasticModel, subnet: Subnet) -> PreTrainedModel:

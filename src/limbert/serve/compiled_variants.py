@@ -23,11 +23,12 @@ _logger = logging.getLogger(__name__)
 
 def compile_variants(
     checkpoint: LoadedCheckpoint, variants: ModelVariants, settings: ServeSettings, *, threads: int
-) -> tuple[ModelVariants, dict[str, Runtime]]:
-    """The variants to serve, and by name those sub-networks that the configured runtime runs instead of the engine.
+) -> tuple[ModelVariants, dict[str, Runtime], str]:
+    """The variants to serve, by name those that the configured runtime runs instead of the engine, and its name.
 
-    With torch these are all variants and none. Operating points stay on torch. The quality of a sub-network in bf16
-    or int8 is lower by what was measured when it was compiled; sub-networks that lose too much are left out.
+    With torch these are all variants and none. Operating points with gates, exits or a cascade stay on torch. The
+    quality of a sub-network in bf16 or int8 is lower by what was measured when it was compiled; sub-networks that lose
+    too much are left out.
 
     Raises:
         LimbertError: if the runtime cannot be used, or the sub-network of a fixed policy loses too much.
@@ -36,7 +37,9 @@ def compile_variants(
     first = fixed if fixed is not None and fixed.kind == "subnet" else variants.full
     name = resolve_runtime(checkpoint, model.subnet(first.name), settings, threads=threads)
     if name == "torch":
-        return variants, {}
+        return variants, {}, name
+    if fixed is not None and fixed.policy.subnet is None and settings.runtime != "auto":
+        raise ConfigError(f"policy {fixed.name} runs on torch only; use --runtime torch, or one sub-network")
     compiler = SubnetCompiler(checkpoint, runtime=name, precision=settings.precision, threads=threads)
     budget = psutil.virtual_memory().available / 2 / settings.workers
     runtimes: dict[str, Runtime] = {}
@@ -62,12 +65,15 @@ def compile_variants(
         quality = None if variant.quality is None else variant.quality - compiled.metric_loss
         served.append(replace(variant, quality=quality))
         _logger.warning("%s on %s in %s: %.0f MB", variant.name, name, settings.precision, sizes[-1] / 1e6)
+    for point in variants.variants:  # operating points that are one sub-network
+        if point.kind == "policy" and point.policy.subnet in runtimes:
+            runtimes[point.name] = runtimes[str(point.policy.subnet)]
     if not runtimes:
         raise ConfigError(
             f"every sub-network loses more than {settings.max_drop:g} points in {settings.precision}; "
             "use --precision fp32 or a larger --max-drop"
         )
-    return ModelVariants(tuple(sorted(served, key=lambda variant: -variant.flops))), runtimes
+    return ModelVariants(tuple(sorted(served, key=lambda variant: -variant.flops))), runtimes, name
 
 
 def _by_importance(variants: ModelVariants, first: Variant, *, count: int | None) -> list[Variant]:

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -55,6 +56,7 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             app = create_serving_app(service, announce)
             uvicorn.Server(uvicorn.Config(app, **common)).run(sockets=[listener])
             return
+        settings = replace(settings, runtime=service.runtime_name)  # auto was decided once, for all workers
         del service
         started = multiprocessing.get_context("spawn").Event()
 

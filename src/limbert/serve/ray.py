@@ -6,10 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from limbert.core.config import require
 from limbert.errors import ConfigError, import_optional
+from limbert.evaluation.results import POLICIES_NAME, RESULTS_NAME
 from limbert.inference.ray import pack_checkpoint, ray_session, unpack_checkpoint
 from limbert.serve.process import bind_socket, create_serving_app, import_uvicorn
 from limbert.serve.service import Service
@@ -62,12 +66,15 @@ def serve_on_ray(
     import_optional("ray", extra="scale")
     threads = settings.threads or 1
     settings = replace(settings, threads=threads, workers=1)
-    name = Service(run_dir, settings).model_name  # errors are raised here instead of in every replica
-    packed = pack_checkpoint(run_dir)
+    service = Service(run_dir, settings)  # errors are raised here instead of in every replica
+    name, settings = service.model_name, replace(settings, runtime=service.runtime_name)
+    del service
+    measured = [path for name in (RESULTS_NAME, POLICIES_NAME) if (path := Path(run_dir) / name).is_file()]
+    packed = pack_checkpoint(run_dir) | {path.name: np.fromfile(path, dtype=np.uint8) for path in measured}
     with bind_socket(settings) as listener:  # finds a port in use, and a free one for port 0
         settings = replace(settings, port=listener.getsockname()[1], name=name)
     stop = threading.Event()
-    model_bytes = sum(content.nbytes for content in packed.values())
+    model_bytes = sum(map(len, packed.values()))
     with ray_session(cpus=replicas.max_replicas * threads, model_bytes=model_bytes) as ray, _set_on_signal(stop):
         from ray import serve
 

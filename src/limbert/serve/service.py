@@ -112,12 +112,16 @@ class Service:
         self.on_output: Callable[[RequestOutput], None] = lambda output: None
         vocab_size = model.network.config.vocab_size
         self._tokenizer = FastTokenizer(checkpoint.tokenizer, max_length=self.max_length, vocab_size=vocab_size)
-        self.variants, runtimes = compile_variants(checkpoint, variants, settings, threads=torch.get_num_threads())
+        self.variants, runtimes, self.runtime_name = compile_variants(
+            checkpoint, variants, settings, threads=torch.get_num_threads()
+        )
         precision = "fp32" if runtimes else settings.precision  # of what stays on torch
         self._runner = ModelRunner(
             model, self.variants, self._tokenizer, task_type=task.task_type, precision=precision, runtimes=runtimes
         )
-        self._counts, self._started_at = ServerCounts(), time.monotonic()
+        names = [variant.name for variant in self.variants.variants]  # all, because two threads use the dictionaries
+        self._counts = ServerCounts(compared=dict.fromkeys(names, 0), agreeing=dict.fromkeys(names, 0))
+        self._started_at = time.monotonic()
         self._latencies: deque[tuple[float, float]] = deque(maxlen=_MAX_LATENCIES)  # when and seconds, by request
         self._started: _Started | None = None
         self._draining = False
@@ -190,8 +194,8 @@ class Service:
                 if isinstance(result, RequestOutput):
                     labels, expected = (predicted_labels(self.task, one.logits) for one in (text, *result.outputs))
                     agrees = set(labels) == set(expected)
-                    counts.agreeing[text.variant] = counts.agreeing.get(text.variant, 0) + agrees
-                    counts.compared[text.variant] = counts.compared.get(text.variant, 0) + 1
+                    counts.agreeing[text.variant] += agrees
+                    counts.compared[text.variant] += 1
 
         for tokens, text in zip(request.texts, output.outputs, strict=True):
             if text.variant != full and random.random() < self.settings.shadow:

@@ -12,10 +12,9 @@ import numpy as np
 
 from limbert.core.config import DataConfig, TrainConfig, configs_from_options, require
 from limbert.data.load import TaskData, load_task_data
-from limbert.errors import ConfigError
 from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult
-from limbert.export.export import export_model
+from limbert.export.export import check_export, export_model
 from limbert.files import json_fingerprint, write_json_lines
 from limbert.inference.load import override_data_config, saved_data_config
 from limbert.model.checkpoint import read_record
@@ -64,7 +63,10 @@ def _train_files(
     config, *data_configs = configs_from_options(options, *classes)
     data_config = data if isinstance(data, DataConfig) else data_configs[0]
     if subnet is not None:
-        return specialise(config, subnet, data_config, recipe=recipe if isinstance(recipe, Recipe) else None, **extra)
+        if not isinstance(recipe, Recipe):
+            recipe = override_recipe(load_recipe(config.recipe), phases=["specialise"])
+        return specialise(config, subnet, data_config, recipe=recipe, **extra)
+    require("format" not in extra, "format", extra.get("format"), "left out without subnet; see export_model")
     if not isinstance(recipe, Recipe):
         recipe = with_trained_space(override_recipe(load_recipe(config.recipe), phases=config.phases), model)
     if seeds:
@@ -128,18 +130,16 @@ def specialise(
         ConfigError: if the output exists, or the model is not an elastic run on this data.
     """
     output, work = Path(config.output), f"{config.output}.elastic"
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise ConfigError(f"output {output} exists; choose another folder or --overwrite")
     (name,) = resolve_measured_names(config.model, [subnet])
+    check_export(work, output, subnet=name, format=format, overwrite=overwrite)  # before the training
     given = {key: value for key, value in vars(data_config).items() if value != getattr(DataConfig(), key)}
     data = override_data_config(saved_data_config(read_record(config.model)), **given)
     recipe = with_trained_space(recipe or override_recipe(load_recipe("limbert"), phases=["specialise"]), config.model)
     results = train_task(replace(config, output=work), recipe, data, subnet=name, overwrite=overwrite, **options)
 
     def export() -> None:
-        export_model(work, output, subnet=name, format=format, overwrite=overwrite)
-        for file in (RESULTS_NAME, LOG_NAME):
-            shutil.copy(Path(work) / file, output)
+        files = [Path(work) / name for name in (RESULTS_NAME, LOG_NAME)]
+        export_model(work, output, subnet=name, format=format, overwrite=overwrite, extra_files=files)
         shutil.rmtree(work)
 
     run_on_main(export)
