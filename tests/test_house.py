@@ -11,7 +11,7 @@ import pytest
 import limbert
 
 SOURCE = Path(limbert.__file__).parent
-FLOORS = (
+LAYERS = (
     ("errors", "deprecation"),
     ("files", "client"),
     ("core",),
@@ -24,7 +24,7 @@ FLOORS = (
     ("report",),
     ("cli",),
 )
-FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 FILES = sorted(SOURCE.rglob("*.py"))
 # Base names of several files, with their one common meaning. A file in cli/ may be named after the file it calls.
 SHARED_NAMES = {
@@ -60,9 +60,9 @@ def test_imports_point_down(path: Path) -> None:
     if part.startswith("__"):
         return
     upward = [
-        name for name in imports_of(path) if (other := part_of(name)) not in ("", part) and FLOOR[other] >= FLOOR[part]
+        name for name in imports_of(path) if (other := part_of(name)) not in ("", part) and LAYER[other] >= LAYER[part]
     ]
-    assert not upward, f"{module_of(path)} must not import {', '.join(upward)}: same or higher floor, cut that import"
+    assert not upward, f"{module_of(path)} must not import {', '.join(upward)}: same or higher layer, cut that import"
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
