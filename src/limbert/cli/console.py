@@ -58,9 +58,9 @@ def print_table(
     """Print a table on standard output.
 
     Args:
-        header: names of the columns; spaces of a compact table's become line breaks.
+        header: names of the columns; those of numbers are broken at spaces.
         rows: cells.
-        text_columns: the first columns, which are left-aligned and not wrapped; the others are numbers.
+        text_columns: the first columns, left-aligned and, if there are several, wrapped; the others are numbers.
         bold: indices of rows in bold.
         dim: indices of rows in grey.
         compact: without vertical lines.
@@ -71,9 +71,10 @@ def print_table(
     for index, name in enumerate(header):
         is_text = index < text_columns
         table.add_column(
-            name.replace(" ", "\n") if compact else name,
+            name if is_text else name.replace(" ", "\n"),
             justify="left" if is_text else "right",
-            no_wrap=is_text or compact,
+            no_wrap=not is_text or text_columns == 1,
+            overflow="fold",
         )
     for index, row in enumerate(rows):
         table.add_row(*row, style="bold" if index in bold else "dim" if index in dim else "")

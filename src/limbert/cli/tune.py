@@ -89,7 +89,7 @@ def tune(
     rows = _table_rows(front, result)
     named = [index for index, row in enumerate(rows) if row[0]]
     header = ["operating point", "policy", "FLOPs of full", result.metric, "standard error"]
-    console.print_table(header, rows, text_columns=2, bold=named)
+    console.print_table(header, rows, text_columns=2, bold=named, compact=True)
     if tuning.GUARANTEED in points:
         console.say(
             f"guaranteed: with probability {options.confidence:g} its accuracy on new data from the same "
