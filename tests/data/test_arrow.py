@@ -116,5 +116,5 @@ def test_invalid_utf8_is_named_with_its_row(tmp_path):
 
 
 def test_folder_without_data_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no data set of the Hub"):
+    with pytest.raises(DataError, match="nor a Hub data set"):
         dataset_tables(str(tmp_path))

@@ -351,7 +351,7 @@ def test_one_subnet_is_specialised_and_exported(folder: Path) -> None:
     assert after.config.id2label == {0: "no", 1: "yes"}
     pairs = zip(before.parameters(), after.parameters(), strict=True)
     assert any(not torch.equal(*pair) for pair in pairs)
-    with pytest.raises(ConfigError, match="exists"):
+    with pytest.raises(ConfigError, match="holds an export"):
         limbert.train("run", subnet="found-1", output="special")
     with pytest.raises(ConfigError, match="specialise"):
         limbert.train("run", data="data", output="other", phases=("specialise",))

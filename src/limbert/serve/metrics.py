@@ -81,11 +81,11 @@ class ServerMetrics(Collector):
         ):
             yield GaugeMetricFamily(f"limbert_{name}", text, value=float(value))
         in_use = {name: name == now.variant for name in service.variants.by_name}
-        agreement = {name: now.agreeing[name] / count for name, count in now.compared.items() if count}
+        agreement = {name: now.agreeing[name] / count for name, count in now.compared.items()}
         for name, text, by_variant in (
             ("size_in_use", "1 for the variant in use by the policy.", in_use),
             ("shadow_agreement", "Fraction of the compared texts with the full model's labels.", agreement),
-            ("shadow_rows", "Texts compared with the full model.", {name: now.compared[name] for name in agreement}),
+            ("shadow_rows", "Texts compared with the full model.", now.compared),
         ):
             family = GaugeMetricFamily(f"limbert_{name}", text, labels=["size"])
             for variant, value in by_variant.items():

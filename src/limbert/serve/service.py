@@ -119,9 +119,7 @@ class Service:
         self._runner = ModelRunner(
             model, self.variants, self._tokenizer, task_type=task.task_type, precision=precision, runtimes=runtimes
         )
-        names = [variant.name for variant in self.variants.variants]  # all, because two threads use the dictionaries
-        self._counts = ServerCounts(compared=dict.fromkeys(names, 0), agreeing=dict.fromkeys(names, 0))
-        self._started_at = time.monotonic()
+        self._counts, self._started_at = ServerCounts(), time.monotonic()
         self._latencies: deque[tuple[float, float]] = deque(maxlen=_MAX_LATENCIES)  # when and seconds, by request
         self._started: _Started | None = None
         self._draining = False
@@ -194,8 +192,8 @@ class Service:
                 if isinstance(result, RequestOutput):
                     labels, expected = (predicted_labels(self.task, one.logits) for one in (text, *result.outputs))
                     agrees = set(labels) == set(expected)
-                    counts.agreeing[text.variant] += agrees
-                    counts.compared[text.variant] += 1
+                    counts.agreeing[text.variant] = counts.agreeing.get(text.variant, 0) + agrees
+                    counts.compared[text.variant] = counts.compared.get(text.variant, 0) + 1
 
         for tokens, text in zip(request.texts, output.outputs, strict=True):
             if text.variant != full and random.random() < self.settings.shadow:
@@ -210,9 +208,12 @@ class Service:
         span = now - recent[0][0] if is_full else min(_WINDOW, now - self._started_at)
         latencies = sorted(1000 * seconds for _, seconds in recent)
         p50_ms, p99_ms = (latencies[int(q * len(latencies))] if latencies else None for q in (0.5, 0.99))
+        counts = {  # copies, because the compute thread adds to two of the dictionaries
+            name: value.copy() if isinstance(value, dict) else value for name, value in vars(self._counts).items()
+        }
         return ServerSnapshot(
             **asdict(state),
-            **asdict(self._counts),
+            **counts,
             requests_per_second=len(recent) / max(span, 1e-3),
             p50_ms=p50_ms,
             p99_ms=p99_ms,
