@@ -286,6 +286,10 @@ BAD_LINES = [
     (["train", "trained", "--subnet", "0.5x1", "--format", "onxx", "--output", "x"], "format is 'onxx'"),
     (["train", *DATA_OPTIONS, "--model", "small", "--format", "onnx", "--output", "x"], "--format is for --subnet"),
     (["predict", "trained", "--text", "a", "--abstain-below", "2"], "abstain below is 2"),
+    (
+        ["predict", "trained", "--input", "texts.txt", "--output", "x", "--engine", "ray", "--top-k", "2"],
+        "--top-k is for --engine plain",
+    ),
     (["predict", "trained"], "--text or --input"),
     (["predict", "trained", "--text", "a", "--input", "b"], "--text or --input"),
     (["predict", "trained", "--text", "a", "--pair", "b", "--pair", "c"], "2 --pair for 1 --text"),

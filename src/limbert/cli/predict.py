@@ -12,7 +12,7 @@ from limbert.cli import predict_on_ray as on_ray
 from limbert.cli import predict_server as on_server
 from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.cli.predict_options import PredictOptions
-from limbert.core.config import DataConfig, RuntimeConfig, config_field, require
+from limbert.core.config import DataConfig, RuntimeConfig, config_field
 
 if TYPE_CHECKING:
     from limbert.inference.prediction_files import InputRows
@@ -61,7 +61,7 @@ def predict(
 
     on_server.check_server_options(context)
     engine = ray.pop("engine", "plain")
-    on_ray.check_engine_options(engine, device, ray)
+    on_ray.check_engine_options(engine, device, ray, options, long_texts)
     opt.check_policy_options({} if run is None else policy, subnet)
     if options.output and engine == "plain":
         options = replace(options, output=check_output(options.output, options.input))
@@ -83,7 +83,6 @@ def predict(
     pipe = pipeline(run, device="cpu" if engine == "ray" else device, threads=threads, **settings)
     pipe = replace(pipe, checkpoint=pipe.checkpoint.with_data_config(**columns))
     if engine == "ray":
-        require(options.abstain_below is None, "--abstain-below", options.abstain_below, "left out with --engine ray")
         on_ray.predict_on_ray(pipe, options, ray, threads=threads, as_json=as_json)
         return
     handler = TASK_HANDLERS[pipe.task.task_type]

@@ -24,8 +24,10 @@ class RayOptions:
     shard_rows: int | None = config_field(None, "most rows in an output file (default: 5000)", minimum=1)
 
 
-def check_engine_options(engine: str, device: str, ray: dict[str, Any]) -> None:
-    """Refuse an unknown engine, and options of the other engine.
+def check_engine_options(
+    engine: str, device: str, ray: dict[str, Any], options: "PredictOptions", long_texts: str
+) -> None:
+    """Refuse an unknown engine, and options of the other engine, before a model is loaded.
 
     Raises:
         ConfigError: naming the option.
@@ -35,6 +37,14 @@ def check_engine_options(engine: str, device: str, ray: dict[str, Any]) -> None:
         raise ConfigError(f"--device {device} is for --engine plain; Ray workers run on CPUs")
     if engine == "plain" and ray:
         raise ConfigError(f"--{next(iter(ray)).replace('_', '-')} is for --engine ray")
+    if engine == "plain":
+        return
+    if not options.input or not options.output:
+        raise ConfigError("--engine ray reads files and writes a folder: provide --input and --output")
+    given = {name: getattr(options, name) for name in ("scores", "top_k", "abstain_below")}
+    for name, value in (given | {"long_texts": long_texts}).items():
+        if value not in (False, None, "truncate"):
+            raise ConfigError(f"--{name.replace('_', '-')} is for --engine plain")
 
 
 def predict_on_ray(
@@ -48,11 +58,8 @@ def predict_on_ray(
     from limbert.cli import console
     from limbert.inference.ray import predict_files
 
-    if not options.input or not options.output:
-        raise ConfigError("--engine ray reads files and writes a folder: provide --input and --output")
-    for name, given in {"scores": options.scores, "top-k": options.top_k, "long-texts": pipe.long_texts}.items():
-        if given not in (False, None, "truncate"):
-            raise ConfigError(f"--{name} is for --engine plain")
+    assert options.input is not None
+    assert options.output is not None
     import_optional("ray", extra="scale")
     with console.ProgressBar() as bar, redirect_stdout(sys.stderr):  # Ray prints; stdout is for results
         result = predict_files(

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -208,7 +209,7 @@ class Service:
         span = now - recent[0][0] if is_full else min(_WINDOW, now - self._started_at)
         latencies = sorted(1000 * seconds for _, seconds in recent)
         p50_ms, p99_ms = (latencies[int(q * len(latencies))] if latencies else None for q in (0.5, 0.99))
-        counts = {  # copies, because the compute thread adds to two of the dictionaries
+        counts: dict[str, Any] = {  # copies, because the compute thread adds to two of the dictionaries
             name: value.copy() if isinstance(value, dict) else value for name, value in vars(self._counts).items()
         }
         return ServerSnapshot(
