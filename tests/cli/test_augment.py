@@ -80,7 +80,7 @@ def test_killed_run_ends_byte_for_byte_the_same(folder: Path) -> None:
     assert whole.returncode == 0, whole.stderr
     work = folder / "killed" / "train_aug.work"
     for kill in range(2):
-        before = {*work.glob("*.arrow")}
+        before = {*work.glob("[0-9]*.json")}
         process = subprocess.Popen(
             command(*arguments, "--output", "killed", "--workers", "2"),
             cwd=folder,
@@ -89,7 +89,7 @@ def test_killed_run_ends_byte_for_byte_the_same(folder: Path) -> None:
             text=True,
         )
         children: list[psutil.Process] = []
-        while process.poll() is None and not {*work.glob("*.arrow")} - before:
+        while process.poll() is None and not {*work.glob("[0-9]*.json")} - before:
             children = psutil.Process(process.pid).children(recursive=True)
             time.sleep(0.01)
         time.sleep(0.02 * kill)
