@@ -92,13 +92,13 @@ def print_results(
 
     Args:
         results: in the order of the rows.
-        latency: in seconds by name; adds the speed-up over the first.
+        latency: in seconds by name; adds the speed-up over the first, in place of calibration errors.
         baseline: metrics of a constant prediction: a last row. Sub-networks no better in the first metric are marked.
         spread: of each result, the standard deviations of its metrics.
     """
     from limbert.evaluation.results import mean_metric
 
-    errors = ("calibration error", "uncalibrated") if results[0].calibration else ()
+    errors = ("calibration error", "uncalibrated") if results[0].calibration and not latency else ()
     speed = ("latency", "speed-up") if latency else ()
     header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *errors, *speed]
     primary, rows, marked = next(iter(results[0].metrics)).rpartition("/")[2], [], False
