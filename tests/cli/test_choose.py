@@ -132,7 +132,7 @@ def test_profile_says_whether_budgets_can_be_met(folder: Path) -> None:
             "tokens is 999",
         ),
         (["profile", "trained", "--batch", "0"], "--batch '0'"),
-        (["profile", "trained", "--backend", "tensorrt"], "backend is 'tensorrt'"),
+        (["profile", "trained", "--backend", "tensorrt"], "runtime is 'tensorrt'"),
         (["profile", "trained", "--backend", "onnxruntime", "--device", "cuda"], "on the CPU only"),
         (
             ["profile", "trained", "--subnets", "half"],

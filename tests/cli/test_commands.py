@@ -284,6 +284,7 @@ BAD_LINES = [
     (["train", "trained", "--subnet", "0.5x1", "--seeds", "1,2", "--output", "x"], "--seeds"),
     (["train", "trained", "--subnet", "0.5x1", "--phases", "width", "--output", "x"], "--phases"),
     (["train", "trained", "--subnet", "0.5x1", "--format", "onxx", "--output", "x"], "format is 'onxx'"),
+    (["train", "trained", "--subnet", "0.01x1", "--output", "x"], "keeps no head"),
     (["train", *DATA_OPTIONS, "--model", "small", "--format", "onnx", "--output", "x"], "--format is for --subnet"),
     (["predict", "trained", "--text", "a", "--abstain-below", "2"], "abstain below is 2"),
     (
@@ -400,8 +401,7 @@ def test_bad_input_gets_one_clear_line(folder: Path) -> None:
         assert error.startswith("limbert: error: "), done.stderr
         assert not before or arguments[0] == "train", done.stderr  # which describes its data first
         assert "Traceback" not in done.stderr
-    assert not (folder / "x").exists()
-    assert not (folder / "x.training").exists()
+    assert not [*folder.glob("x"), *folder.glob("x.*")]  # nothing half-written
 
 
 def test_a_nan_loss_ends_the_run(folder: Path) -> None:

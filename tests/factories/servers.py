@@ -17,7 +17,8 @@ from limbert.core.space import Space
 from limbert.data.tasks import Task, custom_task
 from limbert.inference.engine import Engine
 from limbert.inference.load import load_checkpoint
-from limbert.inference.policy import Policy
+from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
+from limbert.method.early_exit import ExitRule
 from limbert.model.elastic import ElasticModel
 from limbert.serve.app import create_app
 from limbert.serve.service import Service
@@ -26,6 +27,7 @@ from limbert.serve.settings import ServeSettings
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LABELS = ("bad", "gut", "größer")  # one of them is not ASCII
 RESULT = {"params": 1, "flops": 1, "metrics": {"accuracy": 0.8, "pearson": 0.8}}  # of every sub-network
+QUALITY = {"1x1": 0.9, "0.5x1": 0.8, "1x0.5": 0.85, "0.5x0.5": 0.7}
 PROBLEM_TYPES = {
     "classification": "single_label_classification",
     "multi-label": "multi_label_classification",
@@ -65,6 +67,16 @@ def make_run(folder: Path, *, task_type: TaskType = "classification") -> Path:
     lines = [{"subnet": name} | RESULT for name in model.subnets()]
     model.save_pretrained(folder, tokenizer=AutoTokenizer.from_pretrained(ENCODER))
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def make_measured_run(folder: Path) -> Path:
+    """`make_run` with a quality for every sub-network, and the operating point ``early``, which has exits."""
+    make_run(folder)
+    lines = [{"subnet": name, "params": 1, "flops": 1, "metrics": {"accuracy": QUALITY[name]}} for name in QUALITY]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    early = Policy(widths=(0.5,), exits=ExitRule("confidence", 0.6))
+    save_operating_points(folder, {"early": OperatingPoint(early, "accuracy", 0.99, 0.4)})
     return folder
 
 

@@ -1,7 +1,6 @@
 """A server in another runtime: outputs equal the engine's, and only the loaded sub-networks are offered."""
 
 import asyncio
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 from tests.factories.runs import needs_encoder
-from tests.factories.servers import Reference, make_run, opened
+from tests.factories.servers import Reference, make_measured_run, opened
 
 from limbert.errors import ConfigError
 from limbert.inference.compiled import CompiledSubnet, SubnetCompiler
-from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
 from limbert.inference.runtimes import Runtime
-from limbert.method.early_exit import ExitRule
 from limbert.serve.errors import InvalidRequestError
 from limbert.serve.selection import RequestOptions
 from limbert.serve.service import Service
@@ -23,18 +20,12 @@ from limbert.serve.service import Service
 pytestmark = needs_encoder
 for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library)
-QUALITY = {"1x1": 0.9, "0.5x1": 0.8, "1x0.5": 0.85, "0.5x0.5": 0.7}
 TEXTS = ["a film", "a long and slow but in the end rather moving film", "no"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_run(tmp_path_factory.mktemp("serve") / "run")
-    lines = [{"subnet": name, "params": 1, "flops": 1, "metrics": {"accuracy": QUALITY[name]}} for name in QUALITY]
-    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    early = Policy(widths=(0.5,), exits=ExitRule("confidence", 0.6))
-    save_operating_points(folder, {"early": OperatingPoint(early, "accuracy", 0.99, 0.4)})
-    return folder
+    return make_measured_run(tmp_path_factory.mktemp("serve") / "run")
 
 
 def rows(service: Service, **options: Any) -> list[Any]:

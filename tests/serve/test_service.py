@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.factories.runs import needs_encoder
-from tests.factories.servers import make_run, opened, settings
+from tests.factories.servers import make_measured_run, opened, settings
 from tests.factories.service import TEXTS, WORDS, in_event_loop, together
 from transformers import AutoTokenizer
 
@@ -27,8 +27,7 @@ from limbert.data.tokenize import tokenize_texts
 from limbert.errors import CheckpointError, ConfigError
 from limbert.inference.engine import Engine
 from limbert.inference.load import load_checkpoint
-from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
-from limbert.method.early_exit import ExitRule
+from limbert.inference.policy import Policy
 from limbert.serve.errors import (
     InferenceError,
     InvalidRequestError,
@@ -43,17 +42,11 @@ from limbert.serve.settings import ServeSettings
 from limbert.serve.tokenizer import FastTokenizer, TokenizedText
 
 pytestmark = needs_encoder
-QUALITY = {"1x1": 0.9, "0.5x1": 0.8, "1x0.5": 0.85, "0.5x0.5": 0.7}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_run(tmp_path_factory.mktemp("serve") / "run")
-    lines = [{"subnet": name, "params": 1, "flops": 1, "metrics": {"accuracy": QUALITY[name]}} for name in QUALITY]
-    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    early = Policy(widths=(0.5,), exits=ExitRule("confidence", 0.6))
-    save_operating_points(folder, {"early": OperatingPoint(early, "accuracy", 0.99, 0.4)})
-    return folder
+    return make_measured_run(tmp_path_factory.mktemp("serve") / "run")
 
 
 @pytest.fixture(scope="module")

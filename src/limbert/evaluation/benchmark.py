@@ -100,7 +100,7 @@ def benchmark(
         for tokens in lengths or (min(_DEFAULT_TOKENS, model.max_input_length),)
     ]
     if not setups:
-        raise ConfigError("nothing to measure: name a backend (torch, onnxruntime or openvino) and a batch size")
+        raise ConfigError("nothing to measure: name a runtime (torch, onnxruntime or openvino) and a batch size")
     for setup in setups:
         check_setup(setup, model)
     named = {name: model.subnet(name) for name in resolve_measured_names(run, subnets)}
@@ -140,7 +140,7 @@ def _profiled_precisions(backend: str) -> tuple[RuntimePrecision, ...]:
 
 def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
     """Raise ConfigError for a setup that cannot be measured: no such runtime, library, device or length."""
-    require(setup.backend in RUNTIMES, "backend", setup.backend, f"one of {', '.join(RUNTIMES)}")
+    require(setup.backend in RUNTIMES, "runtime", setup.backend, f"one of {', '.join(RUNTIMES)}")
     check_runtime(setup.backend, setup.precision)
     if setup.precision not in _profiled_precisions(setup.backend):
         raise ConfigError(f"backend {setup.backend} is profiled in fp32; {setup.precision}: onnxruntime or openvino")

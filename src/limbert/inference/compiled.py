@@ -1,7 +1,7 @@
 """Sub-networks compiled for ONNX Runtime or OpenVINO: built once, kept in the run directory, verified against torch.
 
-Nothing compiled predicts before it was compared: the outputs of its fp32 graph with torch's on real texts, in bf16 and
-int8 also the metric on the development set.
+Compiled sub-networks are verified before use: the outputs of the fp32 graph are compared with torch's on real texts, in
+bf16 and int8 also the metric on the development set.
 """
 
 import hashlib
