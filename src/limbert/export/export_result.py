@@ -10,6 +10,7 @@ from limbert.errors import ConfigError
 from limbert.export.formats import EXPORTERS
 from limbert.export.verify import RuntimeBenchmark
 from limbert.inference.parity import ParityResult
+from limbert.inference.policy import Policy
 
 EXPORT_RECORD_NAME = "export.json"  # marks a folder as an export
 
@@ -20,7 +21,7 @@ class ExportConfig:
 
     run: str
     output: Path
-    subnet: str
+    subnet: str  # its name, or that of the policy
     format: str
     int8: bool
     max_drop: float
@@ -47,17 +48,25 @@ class ExportResult:
     """The outcome of an export."""
 
     config: ExportConfig
-    params: int  # parameters of the sub-network
-    file_bytes: int  # of the file with the weights
+    policy: Policy | None  # the dynamic policy that was exported; None: one sub-network
+    params: int | None  # parameters of the sub-network; None for a policy
+    file_bytes: int  # of the files with the weights
     dev_metrics: Mapping[str, float]  # on the development set, from the training's results; empty if unknown
     parity: ParityResult  # the outputs compared with the source's; with int8, those before quantisation
     parity_data: str  # what the compared examples were
     benchmarks: Mapping[str, RuntimeBenchmark]  # with int8: ``fp32`` and ``int8``
 
+    @property
+    def title(self) -> str:
+        """The name of the sub-network, or that of the policy with its settings."""
+        name, policy = self.config.subnet, "" if self.policy is None else str(self.policy)
+        return f"{name} ({policy})" if policy and not policy.startswith(name) else policy or name
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         return {
-            "subnet": self.config.subnet,
+            "subnet": self.config.subnet if self.policy is None else None,
+            "policy": None if self.policy is None else self.policy.to_dict(),
             "format": self.config.format,
             "int8": self.config.int8,
             "source": Path(self.config.run).name,
