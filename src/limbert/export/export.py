@@ -11,11 +11,12 @@ from limbert.core.config import DataConfig
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ExportError, import_optional
 from limbert.evaluation.choose import resolve_measured_names
-from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
+from limbert.evaluation.evaluate import Progress, no_progress
 from limbert.export.export_result import EXPORT_RECORD_NAME, ExportConfig, ExportResult
 from limbert.export.formats import EXPORTERS
 from limbert.export.model_card import dev_metrics, export_card
 from limbert.export.verify import RuntimeBenchmark, benchmark_runtimes
+from limbert.export.vocabulary import reduce_vocabulary
 from limbert.files import atomic_folder
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config, warn_if_untrained
 from limbert.inference.parity import (
@@ -42,6 +43,8 @@ def export_model(
     overwrite: bool = False,
     licence: str | None = None,
     threads: int | None = None,
+    vocabulary: str | Path | None = None,
+    characters: str = "all",
     extra_files: Sequence[Path] = (),
     progress: Progress = no_progress,
     **data: Any,
@@ -58,6 +61,8 @@ def export_model(
         overwrite: whether to replace an earlier export in ``output``.
         licence: for the model card; default: that of the run's own card.
         threads: of the runtime; None: its default.
+        vocabulary: texts, a file or data as for training, whose tokens are kept; see `reduce_vocabulary`.
+        characters: with it, the single characters that are kept: ``all``, or ``texts``.
         extra_files: copied into the folder.
         progress: called with what runs, steps done and steps in all.
         data: settings of `DataConfig` (``data=``, ``dev=`` ...) instead of the training's.
@@ -69,7 +74,8 @@ def export_model(
     """
     run = os.path.expanduser(run)
     (subnet_name,) = resolve_measured_names(run, [subnet])
-    settings = {"int8": int8, "max_drop": max_drop, "licence": licence, "threads": threads}
+    settings: dict[str, Any] = {"int8": int8, "max_drop": max_drop, "licence": licence, "threads": threads}
+    settings |= {"vocabulary": None if vocabulary is None else str(vocabulary), "characters": characters}
     config = check_export(run, output, subnet=subnet_name, format=format, overwrite=overwrite, **settings)
     exporter = EXPORTERS[config.format]
     checkpoint = load_checkpoint(run, head="as-saved")
@@ -77,6 +83,11 @@ def export_model(
     warn_if_untrained(checkpoint.model, config.subnet)
     network = calibrated_network(checkpoint.model, selected)
     data_config = override_data_config(checkpoint.data_config, **data)
+    reduction = None
+    if config.vocabulary is not None:
+        checkpoint, network, reduction = reduce_vocabulary(
+            checkpoint, network, config.vocabulary, data_config, characters=characters
+        )
     data_given = bool(data.get("data") or data.get("dev"))
     trial = parity_examples(checkpoint, data_config, required=data_given)
     labelled = None
@@ -99,12 +110,13 @@ def export_model(
             )
         result = ExportResult(
             config=config,
-            params=count_parameters(checkpoint.model, selected),
+            params=network.num_parameters(),
             file_bytes=(folder / exporter.weights_name).stat().st_size,
             dev_metrics=dev_metrics(run, checkpoint.model.record, config.subnet),
             parity=parity,
             parity_data=trial.description,
             benchmarks=benchmarks,
+            vocabulary=reduction,
         )
         write_json(folder / EXPORT_RECORD_NAME, result.to_dict() | {"versions": library_versions()})
         card = export_card(result, checkpoint, network, subnet=selected, takes_pairs=trial.takes_pairs)
