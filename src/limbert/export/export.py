@@ -14,7 +14,7 @@ from limbert.core.config import DataConfig
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, ExportError, import_optional
 from limbert.evaluation.choose import resolve_measured_names
-from limbert.evaluation.evaluate import Progress, no_progress
+from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.export.export_result import EXPORT_RECORD_NAME, ExportConfig, ExportResult
 from limbert.export.formats import EXPORTERS, Exporter, policy_exporter
 from limbert.export.model_card import dev_metrics, export_card
