@@ -1,7 +1,7 @@
 """How many examples a second, from text to logits, against what one would take instead: the full model in ONNX Runtime?
 
 The rival is the stock full-size model, exported to ONNX and run by ONNX Runtime in fp32 with its default settings, on
-batches of 32 in the order of the file, and with similar lengths together. Against it run sub-networks and policies that
+batches of 32 in the order of the file, and with similar lengths together. Against it run sub-networks that
 `limbert export` wrote (ONNX or OpenVINO folders) and dynamic policies in Limbert's engine, tokenisation included on
 all sides. Contenders take turns; printed are the dev metric and the medians, with the better rival as the unit.
 
@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,12 @@ from limbert.inference.engine import Engine
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config
 from limbert.inference.onnx_graph import write_onnx
 from limbert.inference.policy import named_policy
-from limbert.inference.policy_runtime import POLICY_NAME, PolicyRuntime
 from limbert.inference.predict import run_policy
 from limbert.inference.runtimes import Runtime, load_runtime
 from limbert.model.checkpoint import library_versions
 
 Answer = Callable[[Examples], np.ndarray]  # texts -> logits (examples, outputs)
-FILES = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino", POLICY_NAME: "segments"}
+FILES = {"model.onnx": "onnxruntime", "openvino_model.xml": "openvino"}
 IN_ORDER, BY_LENGTH = "full model, ONNX Runtime, in order", "full model, ONNX Runtime, by length"
 
 
@@ -101,25 +100,11 @@ def _exported(arguments: argparse.Namespace, full: LoadedCheckpoint) -> dict[str
         names = [name for name in FILES if (folder / name).is_file()]
         if not names:
             raise CheckpointError(f"{folder} holds none of {', '.join(FILES)}")
-        if names == [POLICY_NAME]:
-            runtime = _driver(folder, arguments.threads)
-        else:
-            runtime = load_runtime(FILES[names[0]], folder / names[0], threads=arguments.threads)
+        runtime = load_runtime(FILES[names[0]], folder / names[0], threads=arguments.threads)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         answer = _with_runtime(runtime, tokenizer, arguments, length=full.max_length, by_length=True)
         found[f"{folder.name} ({FILES[names[0]]})"] = answer
     return found
-
-
-def _driver(folder: Path, threads: int) -> Runtime:
-    """An exported policy in its driver."""
-    driver = PolicyRuntime(folder, threads=threads)
-
-    def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        logits, _ = driver.run({name: tensor.numpy() for name, tensor in inputs.items()})
-        return {"logits": torch.from_numpy(logits)}
-
-    return Runtime(tuple(driver.policy["segments"][0]["inputs"]), run)
 
 
 def _with_runtime(

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from limbert.core.config import RuntimeConfig, RuntimePrecision
 from limbert.core.subnet import Subnet
@@ -70,7 +71,8 @@ class _SubnetFiles:
     def __init__(self, checkpoint: LoadedCheckpoint, subnet: Subnet, runtime: str, threads: int) -> None:
         self._network, self._runtime, self._library = checkpoint.model.view(subnet), runtime, RUNTIMES[runtime]
         self.source = load_runtime("torch", self._network, threads=threads)
-        self.identity, self.networks, self.file_name = subnet.to_dict(), [self._network], self._library.model_name
+        self.identity, self.file_name = subnet.to_dict(), self._library.model_name
+        self.networks: tuple[PreTrainedModel, *tuple[nn.Module, ...]] = (self._network,)
 
     def write(self, folder: Path) -> None:
         assert self._library.write is not None
@@ -150,7 +152,7 @@ class SubnetCompiler:
         return compiled
 
     def _cached(self, files: _SubnetFiles | SegmentedPolicy) -> CompiledSubnet:
-        key = self._key(files.networks)
+        key = self._key(files)
         name = f"{self._runtime}-{self._precision}-{json_fingerprint([files.identity, _cpu_flags()])[:12]}"
         compiled = self._read(self._cache_dir / name, key, files.file_name)
         if compiled is not None:
@@ -185,15 +187,15 @@ class SubnetCompiler:
         self._temporary = tempfile.TemporaryDirectory(prefix="limbert-")  # deleted with this object
         return Path(self._temporary.name)
 
-    def _key(self, networks: Sequence[nn.Module]) -> str:
+    def _key(self, files: _SubnetFiles | SegmentedPolicy) -> str:
         """A digest of everything that decides the files and their verification, except their name."""
         digest = hashlib.sha256()
-        for network in networks:
+        for network in files.networks:
             for name, tensor in network.state_dict().items():
                 digest.update(name.encode())
                 digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         libraries = (*self._library.libraries, *(["nncf"] if self._precision == "int8" else []))
-        config = networks[0].config.to_dict() | {"_name_or_path": None}
+        config = files.networks[0].config.to_dict() | {"_name_or_path": None}
         versions = library_versions() | {library: version(library) for library in libraries}
         digest.update(json_fingerprint([config, versions, self._precision, _cpu_flags()]).encode())
         return digest.hexdigest()

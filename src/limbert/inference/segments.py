@@ -57,7 +57,7 @@ class CompiledPolicy:
         ]
         trace = Trace(plan, decisions, self._num_layers, mask, self._cost_model)
         later = path[:, len(segments) :]
-        rows = np.flatnonzero(later[:, 0] >= 0) if later.size else []
+        rows = np.flatnonzero(later[:, :1] >= 0)  # in the next sub-network of a cascade
         if not len(rows):
             return trace
         indices = torch.as_tensor(rows)
@@ -96,7 +96,8 @@ class SegmentedPolicy:
         known = checkpoint.tokenizer.model_input_names
         self.input_names = tuple(name for name in input_names(model.network) if name in known)
         self.identity = [policy.to_dict(), str(self.plans)]
-        self.networks = [model.network, *([model.gates] if model.gates is not None else [])]
+        gates = () if model.gates is None else (model.gates,)
+        self.networks: tuple[PreTrainedModel, *tuple[nn.Module, ...]] = (model.network, *gates)
         self.file_name = POLICY_NAME
 
     def write(self, folder: Path) -> None:
