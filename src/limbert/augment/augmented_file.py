@@ -9,7 +9,7 @@ from typing import Any
 
 from limbert.core.config import AugmentConfig, DataConfig
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN
-from limbert.data.readers import TrainTable
+from limbert.data.sources import TrainTable
 from limbert.data.table import file_format
 from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, StorageError
@@ -57,13 +57,21 @@ class AugmentedFile:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"output {folder} is a file; choose a folder, new or existing")
         extra = (SOURCE_ID_COLUMN,) if config.with_logits is None else (SOURCE_ID_COLUMN, LOGITS_COLUMN)
+        settings = asdict(config) | {"copies": config.augmented_per_example(len(rows))}
+        del settings["output"]
+        values = {  # all that decides the output
+            "augment": settings,
+            "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
+            "rows": json_fingerprint([[*row.values()] for row in rows]),
+            "content": {name: files_fingerprint(settings[name]) for name in _FILE_SETTINGS if settings[name]},
+        }
         return cls(
             folder,
             _SUFFIXES.get(file_format(source), ".jsonl") if source.is_file() else ".jsonl",
             (*training.table.columns, *extra),
             tuple(name for name in (columns.text, columns.pair) if name is not None),
             not columns.are_positions,
-            _settings(config, data, rows),
+            json.loads(json.dumps(values)),  # tuples become lists, as when read back
         )
 
     @property
@@ -146,20 +154,6 @@ class AugmentedFile:
         for suffix in {".jsonl", *_SUFFIXES.values()} - {self.suffix}:
             self.path.with_suffix(suffix).unlink(missing_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)
-
-
-def _settings(config: AugmentConfig, data: DataConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All settings that decide the output, with fingerprints of the data and the named files, as JSON values."""
-    settings = asdict(config) | {"copies": config.augmented_per_example(len(rows))}
-    del settings["output"]
-    values = {
-        "augment": settings,
-        "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
-        "rows": json_fingerprint([[*row.values()] for row in rows]),
-        "content": {name: files_fingerprint(settings[name]) for name in _FILE_SETTINGS if settings[name] is not None},
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
-    return plain
 
 
 def _read_json_object(path: Path) -> dict[str, Any] | None:

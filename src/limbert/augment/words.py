@@ -5,13 +5,13 @@ consists of letters and is not a stop word; everything else in a text, spaces in
 """
 
 import functools
-import itertools
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from limbert.errors import DataError
 
@@ -31,6 +31,7 @@ _ENGLISH_FUNCTION_WORDS = """
     s t d m o y ll re ve don ain aren couldn didn doesn hadn hasn haven isn ma mightn mustn needn shan shouldn wasn
     weren won wouldn
 """
+_PRE_TOKENIZER = BertPreTokenizer()
 FUNCTION_WORDS = frozenset(_ENGLISH_FUNCTION_WORDS.split())
 _ATTEMPTS_PER_EXAMPLE = 4  # for each requested example: short texts have few different variants
 
@@ -46,13 +47,8 @@ class ReplaceableWord:
 
 def find_replaceable_words(text: str, *, stop_words: Collection[str] = FUNCTION_WORDS) -> list[tuple[int, int]]:
     """The spans ``(start, end)`` of the replaceable words, from left to right; ``stop_words`` are in lower case."""
-    spans = []
-    for separator, group in itertools.groupby(range(len(text)), key=lambda index: _is_separator(text[index])):
-        indices = list(group)
-        word = text[indices[0] : indices[-1] + 1]
-        if not separator and is_word(word) and word.lower() not in stop_words:
-            spans.append((indices[0], indices[-1] + 1))
-    return spans
+    words = _PRE_TOKENIZER.pre_tokenize_str(text)
+    return [span for word, span in words if is_word(word) and word.lower() not in stop_words]
 
 
 def is_word(text: str) -> bool:
@@ -116,9 +112,3 @@ def sample_augmented_texts(
 @functools.lru_cache(100_000)
 def _category(character: str) -> str:
     return unicodedata.category(character)[0]
-
-
-@functools.lru_cache(100_000)
-def _is_separator(character: str) -> bool:
-    """White space, punctuation, control characters; in ASCII everything but letters and digits."""
-    return not character.isalnum() if character.isascii() else _category(character) in "PZC"

@@ -12,7 +12,7 @@ import torch
 
 from limbert.core.config import require
 from limbert.data.tasks import Task
-from limbert.data.token_cache import default_cache_dir
+from limbert.data.tokenize import default_cache_dir
 from limbert.errors import (
     ConfigError,
     DataError,
