@@ -117,8 +117,9 @@ class Grafting(TrainerCallback):
         self._steps: frozenset[int] = frozenset()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-        self._steps = grafting_steps(args.grafts_per_epoch, steps_per_epoch=steps_per_epoch, max_steps=state.max_steps)
+        if args.grafts_per_epoch:
+            steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+            self._steps = grafting_steps(args.grafts_per_epoch, steps_per_epoch=steps, max_steps=state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step in self._steps:

@@ -122,17 +122,6 @@ def run_on_main(function: Callable[[], Value]) -> Value:
     return value  # type: ignore[no-any-return]
 
 
-@contextmanager
-def local_main_process_first() -> Iterator[None]:
-    """Collective: one process of each machine runs the block first, the others then find what it cached."""
-    is_first = world_size() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
-    if not is_first:
-        all_gather_object(None)
-    yield
-    if is_first:
-        all_gather_object(None)
-
-
 def check_equal(value: object, *, description: str) -> None:
     """Collective: ConfigError unless all processes found the same on their disks."""
     values = all_gather_object(value)

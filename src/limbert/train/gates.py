@@ -8,9 +8,8 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +29,6 @@ from limbert.model.elastic import ElasticModel
 from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
-from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.data import pop_labels
 from limbert.train.distributed import all_gather_object, rank, world_size
 from limbert.train.subnet_trainer import step_seed
@@ -44,32 +42,19 @@ _MAX_GATES = 4  # default number, if it divides the layers
 _LOGS_PER_PHASE = 20
 
 
-@dataclass(frozen=True)
-class GateFeatures:
-    """Outputs of several sub-networks without dropout, on the CPU.
+class GateFeatures(NamedTuple):
+    """Outputs of several sub-networks without dropout, on the CPU."""
 
-    Attributes:
-        logits: ``(examples, subnets, outputs)``.
-        first_tokens: ``(examples, subnets, gates, hidden)``: the first token's state that each gate reads.
-        labels: ``(examples,)`` or ``(examples, classes)``.
-    """
-
-    logits: Tensor
-    first_tokens: Tensor
-    labels: Tensor
+    logits: Tensor  # (examples, subnets, outputs)
+    first_tokens: Tensor  # (examples, subnets, gates, hidden): the first token's state that each gate reads
+    labels: Tensor  # (examples,) or (examples, classes)
 
 
-@dataclass(frozen=True)
-class GateExamples:
-    """What gates read, and the choice that each should make.
+class GateExamples(NamedTuple):
+    """What gates read, and the choice that each should make."""
 
-    Attributes:
-        first_tokens: ``(examples, widths, gates, hidden)``: what each gate reads where the layers below ran at a width.
-        targets: ``(examples,)``, the index of the width that each example should run at.
-    """
-
-    first_tokens: Tensor
-    targets: Tensor
+    first_tokens: Tensor  # (examples, widths, gates, hidden), where the layers below ran at each width
+    targets: Tensor  # (examples,), the index of the width that each example should run at
 
 
 def cached_features(
@@ -169,18 +154,16 @@ def check_gates(model: ElasticModel, config: GatesConfig) -> None:
     _subnets_by_width(model)
 
 
-def train_gates(
-    trainer: ElasticTrainer, config: GatesConfig, *, args: ElasticTrainingArguments, progress: Progress = no_progress
-) -> list[dict[str, Any]]:
-    """Train the gates of a trainer's model; the encoder stays as it is. The rows of the log.
+def train_gates(trainer: ElasticTrainer, config: GatesConfig, *, progress: Progress = no_progress) -> None:
+    """Train the gates of a trainer's model; the encoder stays as it is.
 
     Args:
-        trainer: has the model, with at least two widths in its space, and labelled data.
+        trainer: has the model, with at least two widths in its space, labelled data, and the phase's folder (for the
+            cache), name, seed and precision. Its callbacks get the logs.
         config: the phase's settings.
-        args: the phase's folder (of the cache), name, seed and precision.
         progress: called with a description, the batches or steps done, and in all.
     """
-    model = trainer.elastic
+    model, args = trainer.elastic, trainer.args
     subnets, count = _subnets_by_width(model), _gate_count(config, model)
 
     def make(dataset: Any, name: str) -> GateExamples:
@@ -202,40 +185,40 @@ def train_gates(
     _log_targets(train, [*subnets])
     torch.manual_seed(step_seed(args.seed, args.phase, 0))
     gates = WidthGates(num_gates=count, hidden_size=train.first_tokens.shape[-1], widths=tuple(subnets))
-    gates.to(model.network.device)
-    rows = fit_gates(gates, config, train, validation, seed=args.seed, phase=args.phase, progress=progress)
+    fit_gates(trainer, gates.to(model.network.device), config, train, validation, progress=progress)
     model.gates = gates
-    return rows
 
 
 def fit_gates(
+    trainer: ElasticTrainer,
     gates: WidthGates,
     config: GatesConfig,
     train: GateExamples,
     validation: GateExamples,
     *,
-    seed: int,
-    phase: str,
     progress: Progress = no_progress,
-) -> list[dict[str, Any]]:
-    """Train gates in place; they end with the weights of the lowest validation loss. The rows of the log."""
+) -> None:
+    """Train gates in place; they end with the weights of the lowest validation loss. The trainer logs the losses."""
     examples, num_widths, device = len(train.targets), len(gates.widths), next(gates.parameters()).device
+    state, seed, phase = trainer.state, trainer.args.seed, trainer.args.phase
     steps_per_epoch = math.ceil(examples / config.batch_size)
-    steps = math.ceil(config.epochs * steps_per_epoch)
+    state.max_steps = math.ceil(config.epochs * steps_per_epoch)
     optimizer = torch.optim.AdamW(gates.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, state.max_steps)
     weights = balanced_class_weights(train.targets, num_widths).to(device)
-    started = time.monotonic()
-    lowest, best, rows, losses = math.inf, {}, list[dict[str, Any]](), list[Tensor]()
-    for step in range(steps):
+    callbacks, control = trainer.callback_handler, trainer.control
+    callbacks.on_train_begin(trainer.args, state, control)
+    trainer.speed_since = time.monotonic()
+    lowest, best, losses = math.inf, {}, list[Tensor]()
+    for step in range(state.max_steps):
         epoch, number = divmod(step, steps_per_epoch)
         if number == 0:
-            progress(phase, step, steps)
+            progress(phase, step, state.max_steps)
             order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(examples))
         indices = order[number * config.batch_size : (number + 1) * config.batch_size]
         generator = torch.Generator().manual_seed(step_seed(seed, f"{phase} step", step))
         low, high = config.end_temperature, config.start_temperature
-        temperature = high + step / max(1, steps - 1) * (low - high)
+        temperature = high + step / max(1, state.max_steps - 1) * (low - high)
         below = torch.randint(num_widths, (len(indices),), generator=generator)  # the width of the layers below
         logits = gates(train.first_tokens[indices, below].to(device))
         targets = train.targets[indices].to(device)
@@ -246,21 +229,19 @@ def fit_gates(
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
-        head = {"phase": phase, "step": step + 1}
-        if step + 1 == steps or (step + 1) % max(1, steps // _LOGS_PER_PHASE) == 0:
-            speed = (step + 1) * config.batch_size / (time.monotonic() - started)
-            mean = torch.stack(losses).mean().item()
-            rows.append(head | {"loss": mean, "learning_rate": rate, "examples_per_second": speed})
+        state.global_step, state.epoch = step + 1, (step + 1) / steps_per_epoch
+        trainer.examples_seen += len(indices)
+        if step + 1 == state.max_steps or (step + 1) % max(1, state.max_steps // _LOGS_PER_PHASE) == 0:
+            trainer.log({"loss": torch.stack(losses).mean().item(), "learning_rate": rate})
             losses.clear()
-        if step + 1 == steps or number + 1 == steps_per_epoch:
-            held_out = validation_loss(gates, validation)
-            rows.append(head | {"validation": -held_out})
+        if step + 1 == state.max_steps or number + 1 == steps_per_epoch:
+            trainer.log({"eval_loss": (held_out := validation_loss(gates, validation))})
             if held_out < lowest:
                 lowest, best = held_out, {name: tensor.clone() for name, tensor in gates.state_dict().items()}
+    callbacks.on_train_end(trainer.args, state, control)
     gates.load_state_dict(best)
     gates.requires_grad_(False).eval()
     logger.info("gates: validation loss %.3f (chance: %.3f)", lowest, math.log(num_widths))
-    return rows
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig, Precision, TrainConfig, configs_from_options
@@ -33,10 +34,10 @@ from limbert.model.flops import CostModel
 from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 from limbert.model.sparse_prediction import enable_sparse_prediction
-from limbert.train.distributed import gather_dict, local_main_process_first
+from limbert.train.distributed import gather_dict
 from limbert.train.output_run import RunData, arguments_of_run, run_phases, start_processes
 from limbert.train.phases import check_supervision
-from limbert.train.recipes import Recipe, load_recipe, override_recipe, with_trained_space
+from limbert.train.recipes import Recipe, recipe_for
 from limbert.train.run_folder import run_settings
 from limbert.train.subnet_trainer import step_seed, subnets_of_rank
 
@@ -71,9 +72,7 @@ def pretrain(
     options |= {"model": model, "corpus": corpora, "output": str(output)}
     options |= {"recipe": recipe} if isinstance(recipe, str) else {}
     config, corpus_config = configs_from_options(options, TrainConfig, CorpusConfig)
-    if isinstance(recipe, str):
-        recipe = with_trained_space(override_recipe(load_recipe(recipe), phases=config.phases), model)
-    return pretrain_corpus(config, recipe, corpus_config, **extra)
+    return pretrain_corpus(config, recipe_for(config) if isinstance(recipe, str) else recipe, corpus_config, **extra)
 
 
 def pretrain_corpus(
@@ -82,7 +81,8 @@ def pretrain_corpus(
     """`pretrain` with its settings as config objects; the recipe has the batch sizes of one process."""
     check_supervision(recipe.phases, "text")
     recipe = recipe.with_world_size(start_processes(config))
-    with local_main_process_first():
+    corpus_files(corpus.corpus, exclude=corpus_files(corpus.dev))  # before the model is read
+    with PartialState().local_main_process_first():
         data, fingerprint = _load_run_data(config, recipe, corpus, progress=progress)
     return run_phases(
         config.output,
@@ -199,8 +199,8 @@ def _load_run_data(
         return [found[name] for name in subnets]
 
     data = RunData(
+        model=model,
         phases=phases,
-        load_base=lambda: model,
         training={
             "train_dataset": lambda phase: train.with_seed(step_seed(config.seed, phase, 0)),
             "eval_dataset": validation,

@@ -97,8 +97,8 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
         return [found[name] for name in subnets]
 
     return RunData(
+        model=base.load_model(recipe.space),
         phases=phases,
-        load_base=lambda: base.load_model(recipe.space),
         training={
             "train_dataset": train,
             "distill_dataset": distill,
