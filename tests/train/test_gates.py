@@ -19,14 +19,9 @@ from limbert.train.gates import GateExamples, GateFeatures, cached_features, che
 
 
 def features(model: ElasticModel, examples: TokenizedExamples, folder: Path, **options: Any) -> GateFeatures:
-    defaults = {
-        "subnets": [Subnet.uniform(model.shape, width=width) for width in WIDTHS],
-        "layer_indices": [0],
-        "precision": "fp32",
-        "name": "gates-train",
-    }
-    return cached_features(model, examples, cache_dir=folder,
-                           **defaults | options)  # fmt: skip
+    subnets = [Subnet.uniform(model.shape, width=width) for width in WIDTHS]
+    defaults = {"subnets": subnets, "layer_indices": [0], "name": "gates-train"}
+    return cached_features(make_trainer(folder, model), examples, **defaults | options)
 
 
 @torch.no_grad()

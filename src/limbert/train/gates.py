@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from limbert.core.config import GatesConfig, Precision, TaskType
+from limbert.core.config import GatesConfig, TaskType
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.tokenize import evaluation_batches
@@ -26,10 +26,10 @@ from limbert.errors import ConfigError, StorageError
 from limbert.evaluation.evaluate import Progress, no_progress
 from limbert.method.gate_targets import balanced_class_weights, gate_loss, is_correct, lowest_cost, narrowest_correct
 from limbert.model.elastic import ElasticModel
-from limbert.model.inference_mode import autocast, evaluation_mode
+from limbert.model.inference_mode import evaluation_mode
 from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
-from limbert.train.data import pop_labels
+from limbert.train.data import Batch, pop_labels
 from limbert.train.distributed import all_gather_object, rank, world_size
 from limbert.train.subnet_trainer import step_seed
 from limbert.train.trainer import ElasticTrainer
@@ -50,6 +50,9 @@ class GateFeatures(NamedTuple):
     labels: Tensor  # (examples,) or (examples, classes)
 
 
+_KEYS = GateFeatures._fields
+
+
 class GateExamples(NamedTuple):
     """What gates read, and the choice that each should make."""
 
@@ -58,71 +61,62 @@ class GateExamples(NamedTuple):
 
 
 def cached_features(
-    model: ElasticModel,
+    trainer: ElasticTrainer,
     dataset: Any,
     *,
     subnets: Sequence[Subnet],
     layer_indices: Sequence[int],
-    precision: Precision,
-    cache_dir: Path,
     name: str,
     progress: Progress = no_progress,
 ) -> GateFeatures:
     """Collective: run every example through every sub-network, or read the shards that an earlier call wrote.
 
     Args:
-        model: runs without dropout; its mode is restored.
+        trainer: its model runs without dropout; the shards are in its output folder.
         dataset: in any order; the result keeps it.
         subnets: each with all layers.
         layer_indices: after how many layers the first token's state is kept; 0 is the embedding output.
-        precision: ``"bf16"`` runs under autocast.
-        cache_dir: where shards are written; the same folder and name must mean the same model and examples.
-        name: of the shards.
+        name: of the shards: one folder and name must mean one model and dataset.
         progress: called with a description, the batches done, and in all.
     """
     batches = evaluation_batches(dataset.lengths, batch_size=_BATCH_SIZE)
     starts = range(0, len(batches), _BATCHES_PER_SHARD)
-    paths = [cache_dir / f"{name}-shard-{number}.safetensors" for number in range(len(starts))]
+    paths = [trainer.args.path / f"{name}-shard-{number}.safetensors" for number in range(len(starts))]
 
     def compute(start: int) -> dict[str, Tensor]:
         parts = []
         for number in range(start, min(start + _BATCHES_PER_SHARD, len(batches))):
             progress(f"frozen features, {name}", number, len(batches))
             batch = dataset.prepare_inputs(dataset.collate(batches[number]))
-            parts.append(_features_of_batch(model, batch, subnets, layer_indices=layer_indices, precision=precision))
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            parts.append(_features_of_batch(trainer, batch, subnets, layer_indices))
+        return {key: torch.cat(tensors) for key, tensors in zip(_KEYS, zip(*parts, strict=True), strict=True)}
 
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    trainer.args.path.mkdir(parents=True, exist_ok=True)
     for start, path in [*zip(starts, paths, strict=True)][rank() :: world_size()]:
         if _read_shard(path) is None:
             _write_shard(path, compute(start))
     all_gather_object(None)  # all shards are written; one that is not here is on another machine's disk
     shards = [_read_shard(path) or compute(start) for start, path in zip(starts, paths, strict=True)]
     back = torch.tensor([index for batch in batches for index in batch]).argsort()
-    return GateFeatures(**{key: torch.cat([shard[key] for shard in shards])[back] for key in shards[0]})
+    return GateFeatures(*(torch.cat([shard[key] for shard in shards])[back] for key in _KEYS))
 
 
 def _features_of_batch(
-    model: ElasticModel,
-    batch: dict[str, Tensor],
-    subnets: Sequence[Subnet],
-    *,
-    layer_indices: Sequence[int],
-    precision: Precision,
-) -> dict[str, Tensor]:
-    network, labels = model.network, pop_labels(batch)
-    inputs = {key: tensor.to(network.device) for key, tensor in batch.items()}
+    trainer: ElasticTrainer, batch: Batch, subnets: Sequence[Subnet], layer_indices: Sequence[int]
+) -> GateFeatures:
+    model, labels = trainer.elastic, pop_labels(batch)
+    inputs = {key: tensor.to(model.network.device) for key, tensor in batch.items()}
     logits, first_tokens = [], []
-    with evaluation_mode(network):
+    with evaluation_mode(model.network), trainer.accelerator.autocast():
         for subnet in subnets:
-            with model.at(subnet), autocast(network.device, precision):
+            with model.at(subnet):
                 shared = SharedForward((subnet,))
                 outputs = run_shared_forward(model, shared, inputs, output_hidden_states=True)[subnet]
             logits.append(outputs.logits.float().cpu())
             states = [outputs.hidden_states[index][:, 0].float() for index in layer_indices]  # (batch, hidden)
             first_tokens.append(torch.stack(states, dim=1).cpu())
     assert labels is not None
-    return {"logits": torch.stack(logits, dim=1), "first_tokens": torch.stack(first_tokens, dim=1), "labels": labels}
+    return GateFeatures(torch.stack(logits, dim=1), torch.stack(first_tokens, dim=1), labels)
 
 
 def _read_shard(path: Path) -> dict[str, Tensor] | None:
@@ -167,16 +161,10 @@ def train_gates(trainer: ElasticTrainer, config: GatesConfig, *, progress: Progr
     subnets, count = _subnets_by_width(model), _gate_count(config, model)
 
     def make(dataset: Any, name: str) -> GateExamples:
-        features = cached_features(
-            model,
-            dataset,
-            subnets=list(subnets.values()),
-            layer_indices=gate_layer_indices(count, model.shape.layers),
-            precision="bf16" if args.bf16 else "fp32",
-            cache_dir=args.path,
-            name=f"{args.phase}-{name}",
-            progress=progress,
-        )
+        options: dict[str, Any] = {"subnets": [*subnets.values()], "progress": progress}
+        layer_indices = gate_layer_indices(count, model.shape.layers)
+        name = f"{args.phase}-{name}"
+        features = cached_features(trainer, dataset, layer_indices=layer_indices, name=name, **options)
         targets = gate_targets(features, config, task_type=trainer.task_type, widths=[*subnets])
         return GateExamples(features.first_tokens, targets)
 

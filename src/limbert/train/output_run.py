@@ -15,6 +15,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from limbert.core.config import GatesConfig, TaskType, TrainConfig, require
+from limbert.core.subnet import Subnet
 from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import Progress, no_progress
 from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, mean_metric, read_results
@@ -28,7 +29,7 @@ from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.gates import train_gates
 from limbert.train.phases import ConfiguredPhase, log_plan, plan_phase
 from limbert.train.run_folder import is_run_finished, run_folder
-from limbert.train.subnet_trainer import result_record
+from limbert.train.subnet_trainer import result_record, subnets_of_rank
 from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)
@@ -45,19 +46,22 @@ class RunData:
         model: the base model; phases of earlier runs are in its record.
         phases: with their settings, batch sizes those of all processes together.
         training: of `train_phases`: datasets, metric, tokenizer, how to evaluate and to load.
-        evaluate: collective: results of the sub-networks on data that trained nothing; empty if they have no metrics.
+        evaluate: results of some sub-networks, by name, on data that trained nothing; empty without metrics. Each
+            process is given others.
         record: what ``limbert.json`` says beside phases and settings.
         num_examples: that ``evaluate`` runs.
         baseline: metrics of the best constant prediction on them; None where there is none.
+        subnet: name of the only sub-network that is evaluated; None for all.
     """
 
     model: ElasticModel
     phases: Sequence[ConfiguredPhase]
     training: dict[str, Any]
-    evaluate: Callable[[ElasticModel], list[SubnetResult]]
+    evaluate: Callable[[ElasticModel, Mapping[str, Subnet]], list[SubnetResult]]
     record: dict[str, Any]
     num_examples: int
     baseline: dict[str, float] | None = None
+    subnet: str | None = None
 
 
 def start_processes(config: TrainConfig) -> int:
@@ -129,7 +133,10 @@ def run_phases(
             **data.training,
         )
         model.network.to(args.device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
-        results = data.evaluate(model)
+        subnets = model.subnets() if data.subnet is None else {data.subnet: model.subnet(data.subnet)}
+        measured = data.evaluate(model, subnets_of_rank(subnets))
+        found = distributed.gather_dict({result.subnet: result for result in measured})
+        results = [found[name] for name in subnets if name in found]
         distributed.run_on_main(lambda: _save_output(model, output, data, results, args))
     if data.baseline is not None and distributed.rank() == 0:
         metric = data.training["metric"]

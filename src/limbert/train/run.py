@@ -89,10 +89,7 @@ def train_seeds(
 ) -> dict[int, list[SubnetResult]]:
     """One run per seed, each in ``OUTPUT/seed-N``; mean and spread of their metrics in ``OUTPUT/seeds.jsonl``.
 
-    Args as of `train_task`; the seed of ``config`` does not count.
-
-    Returns:
-        The results of each seed.
+    Args as of `train_task`; the seed of ``config`` does not count. Returns the results of each seed.
     """
     require(len({*seeds}) == len(seeds) > 1, "seeds", [*seeds], "at least two different numbers")
     found = {}
@@ -266,7 +263,7 @@ def train_model(
         prepare = partial(index_dataset, network=network, tokenizer=processing_class, collator=collator, args=args)
         train, validation = prepare(train_dataset), prepare(eval_dataset)
 
-        def evaluate(trained: ElasticModel) -> list[SubnetResult]:
+        def evaluate(trained: ElasticModel, _: object) -> list[SubnetResult]:
             quiet = replace(args, report_to=[], push_to_hub=False)
             trainer = ElasticTrainer(trained, quiet, eval_dataset=validation, **options)
             return _evaluate(trainer, validation, calibrates=task is not None and task_type in CALIBRATED_TASK_TYPES)
