@@ -68,9 +68,9 @@ class ElasticTrainingArguments(TrainingArguments):
 
         If all were, as by `dataclasses.replace` or a parser, only the differences count.
         """
-        changed = {item.name for item in fields(self) if getattr(self, item.name) != item.default}
-        named: set[str] = vars(self)["_named"]
-        return changed | (named if len(named) < len(fields(self)) else set())
+        named, default = vars(self)["_named"], type(self)("-", use_cpu=self.use_cpu).to_dict()
+        changed = {name for name, value in self.to_dict().items() if value != default[name]}
+        return changed | (named if len(named) < sum(item.init for item in fields(self)) else set())
 
     @property
     def path(self) -> Path:

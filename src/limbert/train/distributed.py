@@ -76,7 +76,7 @@ def all_reduce_gradients(parameters: Sequence[nn.Parameter], *, extra: Tensor) -
     Gradients travel in one buffer, a missing one as zeros, and are views of it afterwards.
     """
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in [*gradients, extra.to(gradients[0])]])
+    flat = torch.cat([gradient.flatten() for gradient in [*gradients, extra.to(gradients[0], non_blocking=True)]])
     dist.all_reduce(flat)
     *sums, total = flat.split([weight.numel() for weight in parameters] + [len(extra)])
     for weight, summed in zip(parameters, sums, strict=True):

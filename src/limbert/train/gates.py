@@ -71,13 +71,8 @@ def cached_features(
 ) -> GateFeatures:
     """Collective: run every example through every sub-network, or read the shards that an earlier call wrote.
 
-    Args:
-        trainer: its model runs without dropout; the shards are in its output folder.
-        dataset: in any order; the result keeps it.
-        subnets: each with all layers.
-        layer_indices: after how many layers the first token's state is kept; 0 is the embedding output.
-        name: of the shards: one folder and name must mean one model and dataset.
-        progress: called with a description, the batches done, and in all.
+    First tokens' states are kept after ``layer_indices`` layers; 0 is the embedding output. The shards are in the
+    trainer's output folder, where their name must mean one model and dataset.
     """
     batches = evaluation_batches(dataset.lengths, batch_size=_BATCH_SIZE)
     starts = range(0, len(batches), _BATCHES_PER_SHARD)
@@ -149,14 +144,7 @@ def check_gates(model: ElasticModel, config: GatesConfig) -> None:
 
 
 def train_gates(trainer: ElasticTrainer, config: GatesConfig, *, progress: Progress = no_progress) -> None:
-    """Train the gates of a trainer's model; the encoder stays as it is.
-
-    Args:
-        trainer: has the model, with at least two widths in its space, labelled data, and the phase's folder (for the
-            cache), name, seed and precision. Its callbacks get the logs.
-        config: the phase's settings.
-        progress: called with a description, the batches or steps done, and in all.
-    """
+    """Train the gates of a trainer's model on its data; its callbacks get the logs. The encoder stays as it is."""
     model, args = trainer.elastic, trainer.args
     subnets, count = _subnets_by_width(model), _gate_count(config, model)
 

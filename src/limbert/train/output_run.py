@@ -40,28 +40,17 @@ _BOARD = "tensorboard"
 
 @dataclass(frozen=True)
 class RunData:
-    """What the phases of one run train on, and how their result is measured and recorded.
+    """What the phases of one run train on, and how their result is measured and recorded."""
 
-    Attributes:
-        model: the base model; phases of earlier runs are in its record.
-        phases: with their settings, batch sizes those of all processes together.
-        training: of `train_phases`: datasets, metric, tokenizer, how to evaluate and to load.
-        evaluate: results of some sub-networks, by name, on data that trained nothing; empty without metrics. Each
-            process is given others.
-        record: what ``limbert.json`` says beside phases and settings.
-        num_examples: that ``evaluate`` runs.
-        baseline: metrics of the best constant prediction on them; None where there is none.
-        subnet: name of the only sub-network that is evaluated; None for all.
-    """
-
-    model: ElasticModel
-    phases: Sequence[ConfiguredPhase]
-    training: dict[str, Any]
+    model: ElasticModel  # the base model; phases of earlier runs are in its record
+    phases: Sequence[ConfiguredPhase]  # batch sizes are those of all processes together
+    training: dict[str, Any]  # of `train_phases`: datasets, metric, tokenizer, how to evaluate and to load
+    # results of some sub-networks on data that trained nothing, empty without metrics; each process is given others
     evaluate: Callable[[ElasticModel, Mapping[str, Subnet]], list[SubnetResult]]
-    record: dict[str, Any]
-    num_examples: int
-    baseline: dict[str, float] | None = None
-    subnet: str | None = None
+    record: dict[str, Any]  # what ``limbert.json`` says beside phases and settings
+    num_examples: int  # that ``evaluate`` runs
+    baseline: dict[str, float] | None = None  # metrics of the best constant prediction on them, where there is one
+    subnet: str | None = None  # name of the only sub-network that is evaluated
 
 
 def start_processes(config: TrainConfig) -> int:
@@ -178,7 +167,8 @@ def train_phases(
         train_dataset: as `ElasticTrainer` takes it, or a function of the phase's name.
         eval_dataset: chooses checkpoints and scores importance.
         distill_dataset: instead of ``train_dataset`` in phases with a teacher.
-        given, baseline: see `plan_phase`.
+        given: names of ``args`` that are used instead of the settings of a phase that trains the encoder.
+        baseline: the metric of a constant prediction, see `ElasticTrainingArguments`.
         callbacks: of every phase's trainer.
         load: the model of a finished phase.
         make_record: what else ``limbert.json`` says after these phases.

@@ -128,10 +128,7 @@ def check_supervision(phases: Iterable[str], supervision: Supervision) -> None:
 def warn_about_phases(phases: Iterable[str], *, completed: Iterable[str], is_finetuned: bool) -> None:
     """Log a warning for phases without what they build on: trained widths, or a teacher of the task.
 
-    Args:
-        phases: of this run, in order.
-        completed: phases of earlier runs, which trained the base model.
-        is_finetuned: whether the base model is fine-tuned on the task.
+    ``completed`` are the phases that trained the base model, which may be fine-tuned on the task.
     """
     widths_trained = bool({"width", "depth", "final"} & {*completed})
     for name in phases:
@@ -175,16 +172,7 @@ def plan_phase(
     given: Collection[str] = (),
     baseline: float | None = None,
 ) -> PlannedPhase:
-    """A phase of a run with the settings that it has, and its folder in that of the run.
-
-    Args:
-        model: the base model, or the result of the phase before.
-        configured: its batch size is that of all processes together.
-        dataset: that it trains on.
-        args: of the run.
-        metric: that chooses checkpoints.
-        given: names of ``args`` that are used instead of the settings of a phase that trains the encoder.
-        baseline: the metric of a constant prediction, see `ElasticTrainingArguments`.
+    """A phase of a run, of which ``args`` are; see `train_phases`.
 
     Raises:
         SubnetError, ConfigError: for sub-networks, gates or a batch size that cannot be.

@@ -103,12 +103,7 @@ def mlm_metrics(
 ) -> dict[str, dict[str, float]]:
     """Metrics of sub-networks on the same masked tokens: ``accuracy``, ``loss`` (nats per token) and ``perplexity``.
 
-    Args:
-        model: with sparse prediction.
-        subnets: by name.
-        sequences: evaluated in order, with the masks of epoch 0.
-        batch_size: sequences in a batch.
-        precision: ``"bf16"`` runs under autocast.
+    The model has sparse prediction; the sequences are evaluated in order, with the masks of epoch 0.
     """
     device = model.network.device
     sums = {subnet: torch.zeros(2, dtype=torch.float64, device=device) for subnet in subnets.values()}
