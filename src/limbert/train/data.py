@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Sampler, Subset
+from torch.utils.data import Dataset, IterableDataset, Sampler, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from limbert.core.config import TaskType
@@ -82,6 +82,19 @@ class IndexDataset:
         if isinstance(self.source, datasets.Dataset):
             return list(self.source[name])
         return [self.source[index][name] for index in range(len(self))]
+
+
+class Indices(Dataset[int]):
+    """The indices of a dataset, also beyond its end, for a DataLoader whose ``collate_fn`` fetches the examples."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._length = len(dataset)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> int:
+        return index
 
 
 def index_dataset(dataset: Any, *, network: PreTrainedModel, tokenizer: Any, collator: Any, args: Any) -> Any:

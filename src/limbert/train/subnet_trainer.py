@@ -36,7 +36,7 @@ from limbert.model.shared_forward import SubnetOutput, plan_shared_forwards, run
 from limbert.model.width_gates import GATES_FILENAME
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.checkpoints import STATE_NAME, checkpoint_path, load_optimizer, save_optimizer, write_into
-from limbert.train.data import Batch, pop_labels
+from limbert.train.data import Batch, Indices, pop_labels
 from limbert.train.distributed import gather_dict, rank, world_size
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class SubnetTrainer(Trainer):
         """A DataLoader of indices with the workers that the arguments set; ``collate_fn`` fetches the examples."""
         args = self.args
         return DataLoader(
-            range(len(dataset)),  # type: ignore[arg-type]  # any sequence will do
+            Indices(dataset),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             persistent_workers=args.dataloader_persistent_workers,
