@@ -36,6 +36,7 @@ from limbert.inference.runtimes import Outputs, Runtime, load_runtime
 from limbert.model.families import FAMILIES
 
 CHARACTERS = ("all", "texts")
+_WHOLE_TEXT = 1 << 30  # tokens
 _PARITY_EXAMPLES = 48
 _BATCH_SIZE = 32
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -106,13 +107,13 @@ def reduce_vocabulary(
     if network.get_output_embeddings() is not None:
         raise ConfigError(f"{type(network).__name__} predicts tokens; --vocabulary is for networks with a task")
     examples = _read_texts(source, checkpoint, data_config)
-    before = _tokenize(checkpoint, examples)
+    before = _tokenize(replace(checkpoint, max_length=_WHOLE_TEXT), examples)
     kept = _kept_ids(tokenizer, network, np.unique(before.tokens.ids), all_characters=characters == "all")
     rows, columns = _embeddings(network).shape
     new_ids = np.full(rows, -1)  # by old id; -1: dropped
     new_ids[kept] = np.arange(len(kept))
     reduced = replace(checkpoint, tokenizer=_rebuild_tokenizer(tokenizer, new_ids))
-    after = _tokenize(reduced, examples)
+    after = _tokenize(replace(reduced, max_length=_WHOLE_TEXT), examples)
     if not np.array_equal(new_ids[before.tokens.ids], after.tokens.ids):
         raise ExportError(f"the smaller vocabulary splits texts of {source} differently; nothing was written")
     smaller = _select_embeddings(network, kept, new_ids)
