@@ -26,7 +26,6 @@ from limbert.data.readers import Examples, read_examples
 from limbert.data.sources import find_sources
 from limbert.data.task_files import load_texts, open_texts, row_parser
 from limbert.data.task_registry import compute_task_metrics
-from limbert.data.tasks import find_glue_task
 from limbert.data.tokenize import TokenizedExamples, check_tokenizer, tokenize_texts
 from limbert.errors import ConfigError, DataError, ExportError
 from limbert.inference.load import LoadedCheckpoint, warn_about_skipped_rows
@@ -130,8 +129,7 @@ def _read_texts(source: str, checkpoint: LoadedCheckpoint, config: DataConfig) -
         config = replace(config, skip_bad_rows=config.skip_bad_rows or path.suffix == ".txt")  # blank lines
         examples = load_texts(path, config, task_type=task_type)
     else:
-        glue = find_glue_task(config.task, task_type)
-        tables = find_sources(replace(config, data=source), glue, task_type=task_type)
+        tables = find_sources(replace(config, data=source), config.task, task_type)
         found = tables.train or next(iter(tables.dev.values()))
         table, columns = open_texts(Path(found.name), config, task_type=task_type, open_table=lambda path: found)
         examples = read_examples(table, columns, row_parser(task_type), skip_bad_rows=config.skip_bad_rows).examples
