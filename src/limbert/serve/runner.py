@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from limbert.core.config import RuntimePrecision, TaskType
+from limbert.core.config import TaskType
 from limbert.inference.engine import Engine
 from limbert.inference.runtimes import Runtime
 from limbert.model.elastic import ElasticModel
@@ -71,14 +71,18 @@ class ModelRunner:
         tokenizer: FastTokenizer,
         *,
         task_type: TaskType,
-        precision: RuntimePrecision,
         runtimes: Mapping[str, Runtime] = MappingProxyType({}),
     ) -> None:
         self._tokenizer, self._cost = tokenizer, CostModel(model)
         self._device, self._model = model.network.device, model
         self._runtimes = runtimes
         self._engines = {
-            variant.name: Engine(model, variant.policy, task_type=task_type, precision=precision)
+            variant.name: Engine(
+                model,
+                variant.policy,
+                task_type=task_type,
+                precision="fp32" if variant.name in runtimes else variant.precision,
+            )
             for variant in variants.variants
         }
         self._static_subnets = {  # layers and widths of the variants that run the same sub-network for every text
