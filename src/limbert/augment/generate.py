@@ -88,7 +88,7 @@ def _read_labelled_rows(data: DataConfig) -> tuple[TrainTable, list[dict[str, An
     """The training table, and its rows that have a text and a label of the task."""
     training = read_train_table(data)
     table = training.table
-    rows = table.rows_at(training.examples(skip_bad_rows=data.skip_bad_rows).rows)
+    rows = table.rows_at(training.parsed.rows)
     for name in {SOURCE_ID_COLUMN, LOGITS_COLUMN} & {*table.columns, *(name for row in rows for name in row)}:
         raise DataError(f"{table.name}: it has a column {name!r}; it is augmented already")
     if len({*table.columns}) < len(table.columns):

@@ -4,7 +4,6 @@ A word is what stands between white space and punctuation, as in BERT's basic to
 consists of letters and is not a stop word; everything else in a text, spaces included, stays as it is.
 """
 
-import functools
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -53,9 +52,7 @@ def find_replaceable_words(text: str, *, stop_words: Collection[str] = FUNCTION_
 
 def is_word(text: str) -> bool:
     """Whether a text consists of letters, with combining accents among them."""
-    return any(_category(character) == "L" for character in text) and all(
-        _category(character) in "LM" for character in text
-    )
+    return any(map(str.isalpha, text)) and all(unicodedata.category(character)[0] in "LM" for character in text)
 
 
 def match_case(word: str, original: str) -> str:
@@ -107,8 +104,3 @@ def sample_augmented_texts(
             if len(variants) == count:
                 break
     return variants
-
-
-@functools.lru_cache(100_000)
-def _category(character: str) -> str:
-    return unicodedata.category(character)[0]

@@ -14,7 +14,7 @@ from limbert.data.metrics import label_counts
 from limbert.data.readers import Examples
 from limbert.data.sources import DataSource, TrainTable, find_sources
 from limbert.data.task_files import load_texts as load_texts
-from limbert.data.tasks import TASK_COLUMNS, Task, requested_task_type
+from limbert.data.tasks import TASK_COLUMNS, Task, column_layouts, requested_task_type
 from limbert.errors import ConfigError, DataError
 from limbert.files import json_fingerprint
 
@@ -53,7 +53,7 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
         raise ConfigError(f"augmented examples are given; {task_type} cannot use them")
     source = find_sources(config, config.task, task_type, splits=splits)
     training = source.read_train_table()
-    task, train = training.task, training.examples(skip_bad_rows=config.skip_bad_rows).examples
+    task, train = training.task, training.parsed.examples
     labels = train.labels or ()
     if task.task_type == "classification" and len({*labels}) < 2:
         only = task.labels[labels[0]]
@@ -90,7 +90,8 @@ def load_evaluation_data(config: DataConfig, task: Task) -> dict[str, Examples]:
     """
     source = find_sources(config, config.task or task.name, task.task_type)
     tables = source.dev or {"dev": source.train_table}
-    _, columns = choose_columns(next(iter(tables.values())), config, source.layouts, labelled=True)
+    layouts = column_layouts(source.glue, task.task_type)
+    _, columns = choose_columns(next(iter(tables.values())), config, layouts, labelled=True)
     id_names = config.label_names or (source.glue.task.labels if source.glue else ())
     if {*id_names} != {*task.labels} and task.task_type != "token-classification":
         id_names = task.labels

@@ -28,13 +28,10 @@ class TrainTable:
     table: Table
     columns: Columns
     raw: TableExamples  # labels as in the file
+    parsed: TableExamples  # those with labels of the task
     task: Task
     reason: str  # why it is this task
     parse_label: Callable[[Any], Any]
-
-    def examples(self, *, skip_bad_rows: bool) -> TableExamples:
-        """The examples with labels of the task."""
-        return self.raw.parse_labels(self.parse_label, skip_bad_rows=skip_bad_rows)
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,6 @@ class DataSource:
     glue: GlueTask | None
     train: Table | None
     dev: Mapping[str, Table]  # by the name that results are reported under
-
-    @property
-    def layouts(self) -> tuple[Columns, ...]:
-        """The usual columns of the task."""
-        return column_layouts(self.glue, self.task_type)
 
     @property
     def train_table(self) -> Table:
@@ -67,7 +59,7 @@ class DataSource:
     def read_train_table(self) -> TrainTable:
         """Read the training rows; the task is GLUE's, or follows from their labels."""
         config, glue = self.config, self.glue
-        table, columns = choose_columns(self.train_table, config, self.layouts, labelled=True)
+        table, columns = choose_columns(self.train_table, config, column_layouts(glue, self.task_type), labelled=True)
         raw, id_names = self._read_raw(table, columns, self.task_type), config.label_names or ()
         if glue is None:
             names, labels = table.class_names.get(columns.label or ""), raw.examples.labels or ()
@@ -83,7 +75,8 @@ class DataSource:
             task, reason = replace(glue.task, labels=id_names), "as given"
         # If the names come from the labels themselves, an id in place of a name is a mistake.
         parse_label = label_parser(task, id_names, config.label_separator)
-        return TrainTable(table, columns, raw, task, reason, parse_label)
+        parsed = raw.parse_labels(parse_label, skip_bad_rows=config.skip_bad_rows)
+        return TrainTable(table, columns, raw, parsed, task, reason, parse_label)
 
     def read(self, table: Table, columns: Columns, task_type: TaskType, parse_label: Callable[[Any], Any]) -> Examples:
         """The labelled examples of a table."""
