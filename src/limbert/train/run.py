@@ -243,10 +243,10 @@ def train_model(
                 "(a tenth of it is then held out)"
             )
         train_dataset, eval_dataset = train_dataset.train_test_split(0.1, seed=args.seed).values()
-    given = {name: value for name, value in args.to_dict().items() if name in args.given}
+    values, given = args.to_dict(), args.given
     settings = {
         "train": {"seed": args.seed, "model": model.network.config._name_or_path or None},
-        "args": {name: value for name, value in given.items() if not name.startswith(_NO_EFFECT)},
+        "args": {name: values[name] for name in sorted(given) if not name.startswith(_NO_EFFECT)},
         "recipe": {
             "space": model.space.to_dict(), "phases": {phase.name: vars(config) for phase, config in configured}
         },
@@ -272,7 +272,7 @@ def train_model(
         default = task.primary_metric if task is not None and not own_metrics else "loss"
         metric = (args.metric_for_best_model or default).removeprefix("eval_")
         baseline = None if own_metrics or task is None else _baseline(task, train, validation)
-        data = {"train_dataset": train, "eval_dataset": validation, "metric": metric, "given": {*given}}
+        data = {"train_dataset": train, "eval_dataset": validation, "metric": metric, "given": given}
         return RunData(
             model=model,
             phases=configured,
