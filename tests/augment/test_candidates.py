@@ -27,33 +27,31 @@ from limbert.model.sparse_prediction import enable_sparse_prediction
 
 
 def test_wordpiece_endings_are_not_words(tokenizer: PreTrainedTokenizerBase) -> None:
-    vocabulary = find_whole_words(tokenizer)
-    assert {"house", "running"} <= {*vocabulary.words}
-    assert vocabulary.after_space == vocabulary.without_space
-    for token_id, word in [*vocabulary.after_space.items()][::500]:
+    after_space, without_space = find_whole_words(tokenizer)
+    assert {"house", "running"} <= {*after_space.values()}
+    assert after_space == without_space
+    for token_id, word in [*after_space.items()][::500]:
         assert tokenizer.convert_ids_to_tokens(token_id) == word
-    assert tokenizer.convert_tokens_to_ids("##ing") not in vocabulary.after_space
-    assert not [word for word in vocabulary.words if not word.isalpha()]
+    assert tokenizer.convert_tokens_to_ids("##ing") not in after_space
+    assert not [word for word in after_space.values() if not word.isalpha()]
 
 
 @pytest.mark.parametrize("trim", [True, False])
 def test_byte_level_tokens_with_and_without_space(trim: bool) -> None:
     tokenizer = byte_level(trim=trim)
-    vocabulary = find_whole_words(tokenizer)
+    after_space, without_space = find_whole_words(tokenizer)
     token_id = tokenizer.convert_tokens_to_ids
-    assert {"cat", "dog", "café"} <= {*vocabulary.words}
-    assert vocabulary.after_space[token_id("Ġcat")] == "cat"
-    assert vocabulary.without_space[token_id("cat")] == "cat"
-    assert token_id("ness") not in vocabulary.without_space | vocabulary.after_space
-    assert vocabulary.compatible_words(token_id("Ġcat")) is vocabulary.after_space
-    assert vocabulary.compatible_words(token_id("cat")) is vocabulary.without_space
+    assert {"cat", "dog", "café"} <= {*after_space.values()}
+    assert after_space[token_id("Ġcat")] == "cat"
+    assert without_space[token_id("cat")] == "cat"
+    assert token_id("ness") not in without_space | after_space
 
 
 def test_sentencepiece_endings_are_not_words() -> None:
     tokenizer = sentence_piece()
-    vocabulary = find_whole_words(tokenizer)
-    assert {word for word in vocabulary.words if len(word) > 1} == {"cat", "dog"}
-    assert tokenizer.convert_tokens_to_ids("ness") not in vocabulary.after_space
+    after_space, _ = find_whole_words(tokenizer)
+    assert {word for word in after_space.values() if len(word) > 1} == {"cat", "dog"}
+    assert tokenizer.convert_tokens_to_ids("ness") not in after_space
 
 
 # -- word vectors
@@ -66,20 +64,20 @@ def test_neighbours_are_nearest_by_cosine() -> None:
     for index in (0, 17, 39):
         cosine = vectors @ vectors[index] / norms / norms[index]
         expected = [words[other] for other in np.argsort(-cosine)[1:6]]
-        assert [*WordVectors(words, vectors).nearest_to_word(words[index], 5)] == expected
-    assert WordVectors(words, vectors).nearest_to_word("absent", 5) == ()
+        assert [*WordVectors(words, vectors).nearest(words[index], 5)] == expected
+    assert WordVectors(words, vectors).nearest("absent", 5) == ()
 
 
 def test_neighbours_contain_a_word_in_one_case() -> None:
     vectors = WordVectors(["Cat", "cat", "CAT", "dog", "Dog", "bird"], np.array([[1, 0]] * 3 + [[1, 1]] * 2 + [[0, 1]]))
-    assert vectors.nearest_to_word("cat", 5) == ("dog", "bird")
-    assert vectors.nearest_to_word("BIRD", 1) == ("dog",)  # looked up in lower case
+    assert vectors.nearest("cat", 5) == ("dog", "bird")
+    assert vectors.nearest("BIRD", 1) == ("dog",)  # looked up in lower case
 
 
 @pytest.mark.parametrize("first", ["", "4 3\n"], ids=["glove", "word2vec"])
 def test_word_vector_formats_are_read(write: Callable[[str, str], Path], first: str) -> None:
     path = write("v.txt", first + "house 1 0 0\n, 1 0 0\nat home 0.9 0.1 0\nflat 0.9 0.2 0\nsky 0 0 -1e-1\n")
-    assert read_word_vectors(path).nearest_to_word("House", 2) == ("flat", "sky")
+    assert read_word_vectors(path).nearest("House", 2) == ("flat", "sky")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +161,20 @@ def test_candidates_equal_stock_predictions_and_neighbours(name: str) -> None:
     mean = embeddings[tokens].mean(dim=0)
     nearest = sorted(after_space, key=lambda token: -float(unit[token] @ mean))[:4]
     assert [*words[1].candidates] == [tokenizer.decode([token]).strip() for token in nearest]
+
+
+@torch.no_grad()
+def test_candidates_at_the_start_have_no_space() -> None:
+    tokenizer = byte_level(trim=True)
+    network = make_lm(tokenizer)
+    _, without_space = find_whole_words(tokenizer)
+    ids = tokenizer("cat dog")["input_ids"]
+    index = ids.index(tokenizer.convert_tokens_to_ids("cat"))
+    shown = [*ids[:index], tokenizer.mask_token_id, *ids[index + 1 :]]
+    logits = network(input_ids=torch.tensor([shown])).logits[0, index]
+    best = sorted({*without_space} - {ids[index]}, key=lambda token: -logits[token])[:4]
+    (words,), _ = make_generator(tokenizer, network).generate(["cat dog"])
+    assert [*words[0].candidates] == [without_space[token] for token in best]
 
 
 def test_long_text_is_cut_around_the_mask() -> None:

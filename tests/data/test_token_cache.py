@@ -10,10 +10,14 @@ from datasets.arrow_writer import ArrowWriter
 
 from limbert.data import tokenize as tokens
 from limbert.data.readers import Examples
-from limbert.data.token_cache import default_cache_dir, tokenization_fingerprint
-from limbert.data.tokenize import tokenize_texts
+from limbert.data.tokenize import default_cache_dir, tokenization_fingerprint, tokenize_texts
 
 EXAMPLES = Examples(("one two three", "four"), ("a pair", "another pair"), (0, 1))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBERT_CACHE", str(tmp_path / "cache"))
 
 
 def cached_files(folder: Path) -> list[Path]:
@@ -30,18 +34,16 @@ def same(first, second):
 
 
 def test_second_run_reads_the_cache(tokenizer, tmp_path, monkeypatch):
-    first = tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
+    first = tokenize_texts(EXAMPLES, tokenizer, max_length=32)
     [file] = cached_files(tmp_path)
     assert file.suffix == ".arrow"
     monkeypatch.setattr(tokens, "_encode", lambda *args, **settings: pytest.fail("tokenised again"))
-    assert same(first, tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
+    assert same(first, tokenize_texts(EXAMPLES, tokenizer, max_length=32))
 
 
 def test_labels_are_not_cached(tokenizer, tmp_path):
-    tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
-    other = tokenize_texts(
-        Examples(EXAMPLES.texts, EXAMPLES.pairs, (1, 0)), tokenizer, max_length=32, cache_dir=tmp_path
-    )
+    tokenize_texts(EXAMPLES, tokenizer, max_length=32)
+    other = tokenize_texts(Examples(EXAMPLES.texts, EXAMPLES.pairs, (1, 0)), tokenizer, max_length=32)
     assert other.collate([0, 1])["labels"].tolist() == [1, 0]
     assert len(cached_files(tmp_path)) == 1
 
@@ -82,20 +84,20 @@ def test_other_tokenizer_has_other_fingerprint(tokenizer, tmp_path):
     "damage", [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: b"x" * len(content)]
 )
 def test_broken_cache_is_built_again(tokenizer, tmp_path, damage, caplog):
-    first = tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)
+    first = tokenize_texts(EXAMPLES, tokenizer, max_length=32)
     [file] = cached_files(tmp_path)
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     with caplog.at_level(logging.WARNING, logger="limbert"):
-        assert same(first, tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
+        assert same(first, tokenize_texts(EXAMPLES, tokenizer, max_length=32))
     assert "broken" in caplog.text
     assert len(file.read_bytes()) == len(whole)
 
 
 def test_unwritable_cache_is_not_used(tokenizer, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    data = tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path / "file")
-    assert same(data, tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path / "other"))
+    (tmp_path / "cache").write_text("in the way")
+    data = tokenize_texts(EXAMPLES, tokenizer, max_length=32)
+    assert same(data, tokenize_texts(EXAMPLES, tokenizer, max_length=32, use_cache=False))
 
 
 def test_full_disk_leaves_nothing_behind(tokenizer, tmp_path, monkeypatch):
@@ -103,7 +105,7 @@ def test_full_disk_leaves_nothing_behind(tokenizer, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ArrowWriter, "write_batch", full)
-    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path)) == 2
+    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32)) == 2
     assert cached_files(tmp_path) == []
 
 
@@ -117,9 +119,9 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path, tokenizer):
 
 
 def test_disabled_cache_writes_nothing(tokenizer, tmp_path):
-    data = tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path, use_cache=False)
+    data = tokenize_texts(EXAMPLES, tokenizer, max_length=32, use_cache=False)
     assert cached_files(tmp_path) == []
-    assert same(data, tokenize_texts(EXAMPLES, tokenizer, max_length=32, cache_dir=tmp_path))
+    assert same(data, tokenize_texts(EXAMPLES, tokenizer, max_length=32))
 
 
 def test_missing_home_disables_the_cache(monkeypatch, tokenizer):

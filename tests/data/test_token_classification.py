@@ -12,7 +12,7 @@ from limbert.core.config import DataConfig
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.readers import Examples
-from limbert.data.tagged_files import conll_table, join_words
+from limbert.data.task_files import conll_table, join_words
 from limbert.data.task_registry import compute_task_metrics, decode_predictions, tokenize_for_task
 from limbert.data.tasks import custom_task
 from limbert.data.token_classification import entity_metrics, extract_entities, word_examples

@@ -15,10 +15,15 @@ TEXTS = ("A short one.", "A somewhat longer sentence that has more tokens than t
 PAIRS = ("Its pair is longer than it is.", "No.", "x " * 200, "word " * 100)
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBERT_CACHE", str(tmp_path))
+
+
 @pytest.mark.parametrize("pairs", [None, PAIRS])
-def test_batches_equal_padding_by_the_tokenizer(tokenizer, tmp_path, pairs, monkeypatch):
+def test_batches_equal_padding_by_the_tokenizer(tokenizer, pairs, monkeypatch):
     monkeypatch.setattr(batches, "_CHUNK", 3)  # several chunks
-    data = tokenize_texts(Examples(TEXTS, pairs, None), tokenizer, max_length=32, cache_dir=tmp_path)
+    data = tokenize_texts(Examples(TEXTS, pairs, None), tokenizer, max_length=32)
     for indices in ([0, 1, 2, 3], [2, 0], [2], [3, 3]):
         expected = tokenizer(
             [TEXTS[index] for index in indices],
@@ -35,28 +40,28 @@ def test_batches_equal_padding_by_the_tokenizer(tokenizer, tmp_path, pairs, monk
             assert batch[name].dtype == torch.long
 
 
-def test_batches_are_as_long_as_their_longest(tokenizer, tmp_path):
-    data = tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=128, cache_dir=tmp_path)
+def test_batches_are_as_long_as_their_longest(tokenizer):
+    data = tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=128)
     assert data.lengths.max() == 128
     assert data.collate([0, 2])["input_ids"].shape == (2, data.lengths[[0, 2]].max())
     assert len(data) == 4
 
 
 @pytest.mark.parametrize(("labels", "dtype"), [((2, 0, 1, 1), torch.long), ((0.5, 5.0, 1.0, 2.0), torch.float32)])
-def test_labels_follow_their_examples(tokenizer, tmp_path, labels, dtype):
-    data = tokenize_texts(Examples(TEXTS, None, labels), tokenizer, max_length=16, cache_dir=tmp_path)
+def test_labels_follow_their_examples(tokenizer, labels, dtype):
+    data = tokenize_texts(Examples(TEXTS, None, labels), tokenizer, max_length=16)
     found = data.collate([3, 0])["labels"]
     assert found.dtype == dtype
     assert found.tolist() == [labels[3], labels[0]]
-    unlabelled = tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=16, cache_dir=tmp_path)
+    unlabelled = tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=16)
     assert "labels" not in unlabelled.collate([0])
 
 
-def test_tokenizer_without_padding_token_is_refused(tokenizer, tmp_path):
+def test_tokenizer_without_padding_token_is_refused(tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = None
     with pytest.raises(ConfigError, match="padding token"):
-        tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=16, cache_dir=tmp_path)
+        tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=16)
 
 
 @pytest.mark.parametrize("examples", [1, 31, 32, 33, 5000])

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from limbert.core.config import DataConfig
-from limbert.data.labels import LabelParser
+from limbert.data.labels import label_parser
 from limbert.data.load import load_evaluation_data, load_task_data, load_texts
 from limbert.data.table import open_table
 from limbert.errors import ConfigError, DataError
@@ -69,7 +69,7 @@ def test_unclosed_quote_takes_the_rest(write):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_encodings_are_detected(write, name, encoding):
     if name == "a.jsonl":
         text = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in ROWS)
@@ -107,7 +107,7 @@ def test_two_whole_values_are_classes(write):
     assert (data.task.task_type, data.task.labels) == ("classification", ("0.0", "1.0"))
     assert any("--task-type regression" in line for line in data.description)
     assert load(path, task_type="regression").task.task_type == "regression"
-    assert LabelParser(data.task).parse(1) == 1
+    assert label_parser(data.task)(1) == 1
     scores = load(write("b.csv", csv_text([(text, str(number / 2)) for number, (text, _) in enumerate(ROWS)])))
     assert any("--task-type classification" in line for line in scores.description)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from limbert.core.config import AugmentConfig, DataConfig
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN
-from limbert.data.readers import TrainTable
+from limbert.data.sources import TrainTable
 from limbert.data.table import file_format
 from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, StorageError
@@ -42,7 +42,8 @@ class AugmentedFile:
     """A file of augmented examples in the format of the training file, with its record and its work folder."""
 
     folder: Path
-    suffix: str  # Parquet files and Hub data sets become JSON lines
+    path: Path  # of the file; Parquet files and Hub data sets become JSON lines
+    work: Path  # folder of finished shards, with the settings in ``settings.json``
     columns: tuple[str, ...]  # the training file's, the id of the training example, perhaps logits
     text_columns: tuple[str, ...]
     has_header: bool
@@ -57,24 +58,24 @@ class AugmentedFile:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"output {folder} is a file; choose a folder, new or existing")
         extra = (SOURCE_ID_COLUMN,) if config.with_logits is None else (SOURCE_ID_COLUMN, LOGITS_COLUMN)
+        settings = asdict(config) | {"copies": config.augmented_per_example(len(rows))}
+        del settings["output"]
+        values = {  # all that decides the output
+            "augment": settings,
+            "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
+            "rows": json_fingerprint([[*row.values()] for row in rows]),
+            "content": {name: files_fingerprint(settings[name]) for name in _FILE_SETTINGS if settings[name]},
+        }
+        suffix = _SUFFIXES.get(file_format(source), ".jsonl") if source.is_file() else ".jsonl"
         return cls(
             folder,
-            _SUFFIXES.get(file_format(source), ".jsonl") if source.is_file() else ".jsonl",
+            folder / f"{OUTPUT_NAME}{suffix}",
+            folder / f"{OUTPUT_NAME}.work",
             (*training.table.columns, *extra),
             tuple(name for name in (columns.text, columns.pair) if name is not None),
             not columns.are_positions,
-            _settings(config, data, rows),
+            json.loads(json.dumps(values)),  # tuples become lists, as when read back
         )
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.folder / f"{OUTPUT_NAME}{self.suffix}"
-
-    @property
-    def work(self) -> Path:
-        """Folder of finished shards, with the settings in ``settings.json``."""
-        return self.folder / f"{OUTPUT_NAME}.work"
 
     def finished_result(self) -> AugmentationResult | None:
         """The result of an earlier call with these settings; None if there is none, or an unfinished one.
@@ -120,13 +121,13 @@ class AugmentedFile:
         cells = {**row, **dict(zip(self.text_columns, texts, strict=True)), SOURCE_ID_COLUMN: source_id}
         if logits is not None:
             cells[LOGITS_COLUMN] = " ".join(f"{value:.4f}" for value in logits)
-        if self.suffix == ".jsonl":
+        if self.path.suffix == ".jsonl":
             known = {name: cell for name, cell in cells.items() if cell is not None}
             return json.dumps(known, ensure_ascii=False, default=str) + "\n"
         return self._format_cells([cells.get(name) for name in self.columns])
 
     def _format_cells(self, cells: Sequence[object]) -> str:
-        if self.suffix == ".csv":
+        if self.path.suffix == ".csv":
             return format_csv_row(cells)
         return "\t".join("" if cell is None else str(cell) for cell in cells) + "\n"
 
@@ -134,7 +135,7 @@ class AugmentedFile:
         """Write the file, then its record; delete the work folder and files of other formats from earlier calls."""
         try:
             with atomic_file(self.path) as file:
-                if self.has_header and self.suffix != ".jsonl":
+                if self.has_header and self.path.suffix != ".jsonl":
                     file.write(self._format_cells(self.columns))
                 for shard in shards:
                     file.writelines(json.loads(shard.read_text(encoding="utf-8"))["lines"])
@@ -143,23 +144,9 @@ class AugmentedFile:
         record = result.to_dict() | {"versions": library_versions(), "bytes": self.path.stat().st_size}
         with atomic_file(self.folder / RECORD_NAME) as file:
             file.write(to_json(record | {"settings": self.settings}))
-        for suffix in {".jsonl", *_SUFFIXES.values()} - {self.suffix}:
+        for suffix in {".jsonl", *_SUFFIXES.values()} - {self.path.suffix}:
             self.path.with_suffix(suffix).unlink(missing_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)
-
-
-def _settings(config: AugmentConfig, data: DataConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All settings that decide the output, with fingerprints of the data and the named files, as JSON values."""
-    settings = asdict(config) | {"copies": config.augmented_per_example(len(rows))}
-    del settings["output"]
-    values = {
-        "augment": settings,
-        "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
-        "rows": json_fingerprint([[*row.values()] for row in rows]),
-        "content": {name: files_fingerprint(settings[name]) for name in _FILE_SETTINGS if settings[name] is not None},
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as when read back
-    return plain
 
 
 def _read_json_object(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ tokens cannot be predicted at one mask; its candidates are its nearest neighbour
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +29,11 @@ MAX_WORDS = 100_000  # read from a file of word vectors; these files begin with 
 _BATCH_SIZE, _MAX_BATCH_TOKENS = 64, 2048  # part of the result: other batches may round differently
 
 
-@dataclass(frozen=True)
-class WholeWordVocabulary:
-    """The vocabulary's entries that are whole words, by token id; both tables agree unless tokens mark spaces."""
+def find_whole_words(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[int, str], dict[int, str]]:
+    """The words that a fast tokenizer encodes as one token, by token id: after a space, and without one before.
 
-    after_space: dict[int, str]
-    without_space: dict[int, str]  # at the start of a text or after a bracket
-
-    def compatible_words(self, token_id: int) -> dict[int, str]:
-        """The table of the entries that can replace this token."""
-        only_without_space = token_id in self.without_space and token_id not in self.after_space
-        return self.without_space if only_without_space else self.after_space
-
-    @cached_property
-    def words(self) -> dict[str, int]:
-        """Every word once, with its token id after a space."""
-        return {word: token_id for token_id, word in self.after_space.items()}
-
-
-def find_whole_words(tokenizer: PreTrainedTokenizerBase) -> WholeWordVocabulary:
-    """Find the words that a fast tokenizer encodes as one token."""
+    The second form stands at the start of a text or after a bracket; both are the same unless tokens mark spaces.
+    """
     token_ids = sorted({*range(len(tokenizer))} - {*tokenizer.all_special_ids})
     decoded = tokenizer.backend_tokenizer.decode_batch([[token_id] for token_id in token_ids])
     words = {token_id: word for token_id, text in zip(token_ids, decoded, strict=True) if is_word(word := text.strip())}
@@ -61,7 +45,7 @@ def find_whole_words(tokenizer: PreTrainedTokenizerBase) -> WholeWordVocabulary:
 
     after_space = single_tokens(" ")
     known = {*after_space.values()}  # an ending such as "ness" is one token alone, but not a word after a space
-    return WholeWordVocabulary(after_space, {key: word for key, word in single_tokens("").items() if word in known})
+    return after_space, {token_id: word for token_id, word in single_tokens("").items() if word in known}
 
 
 class WordVectors:
@@ -72,19 +56,21 @@ class WordVectors:
         self._vectors = _normalize(vectors.astype(np.float32))
         self._index_of = {word: index for index, word in reversed(list(enumerate(self._words)))}
 
-    def nearest_to_word(self, word: str, count: int) -> tuple[str, ...]:
-        """The nearest other words, nearest first; empty if neither the word nor its lower case has a vector."""
-        index = self._index_of.get(word, self._index_of.get(word.lower()))
-        return () if index is None else self.nearest_to_vector(self._vectors[index], count, exclude=word)
+    def nearest(self, word: str, count: int, *, vector: np.ndarray | None = None) -> tuple[str, ...]:
+        """The words nearest to a word, each in one case, nearest first.
 
-    def nearest_to_vector(self, vector: np.ndarray, count: int, *, exclude: str) -> tuple[str, ...]:
-        """The words nearest to a vector ``(dimensions,)``, nearest first, each in one case and without ``exclude``."""
-        similarity = self._vectors @ _normalize(vector.astype(np.float32))  # (words,)
+        Its ``vector`` ``(dimensions,)`` is by default that of the word, or of its lower case; without any, () is
+        returned.
+        """
+        index = self._index_of.get(word, self._index_of.get(word.lower()))
+        if vector is None and index is None:
+            return ()
+        similarity = self._vectors @ (self._vectors[index] if vector is None else _normalize(vector))  # (words,)
         searched = min(len(similarity), 4 * (count + 1))  # enough of them differ in more than their case
         nearest: dict[str, str] = {}
-        for index in np.argsort(-similarity, kind="stable")[:searched].tolist():
-            nearest.setdefault(self._words[index].lower(), self._words[index])
-        nearest.pop(exclude.lower(), None)
+        for other in np.argsort(-similarity, kind="stable")[:searched].tolist():
+            nearest.setdefault(self._words[other].lower(), self._words[other])
+        nearest.pop(word.lower(), None)
         return tuple(nearest.values())[:count]
 
 
@@ -193,16 +179,19 @@ class WordCandidateGenerator:
     ) -> None:
         self._network, self._tokenizer, self._stop_words = network, tokenizer, stop_words
         self._num_candidates, self._precision = num_candidates, precision
-        self._max_tokens = min(max_tokens, _max_length(network))
-        self._vocabulary = find_whole_words(tokenizer)
+        longest = (getattr(network.config, "max_position_embeddings", None) or 512) - 2  # two may be for padding
+        if network.config.model_type in FAMILIES:
+            longest = max_input_length(network.config)
+        self._max_tokens = min(max_tokens, longest)
+        self._after_space, self._without_space = find_whole_words(tokenizer)
         weights: Tensor = network.get_input_embeddings().weight  # type: ignore[assignment,union-attr]
         embeddings = weights.detach().float().cpu().numpy()  # (vocabulary, hidden)
         self._embeddings: np.ndarray | None = None if neighbours else embeddings
-        words = self._vocabulary.words
-        self._neighbours = neighbours or WordVectors([*words], embeddings[[*words.values()]])
+        ids = {word: token_id for token_id, word in self._after_space.items()}
+        self._neighbours = neighbours or WordVectors([*ids], embeddings[[*ids.values()]])
         self._allowed = {
             id(table): torch.from_numpy(np.isin(np.arange(len(embeddings)), [*table])).to(network.device)
-            for table in (self._vocabulary.after_space, self._vocabulary.without_space)
+            for table in (self._after_space, self._without_space)
         }
 
     def generate(self, texts: Sequence[str]) -> tuple[list[list[ReplaceableWord]], list[int]]:
@@ -219,10 +208,11 @@ class WordCandidateGenerator:
                 candidates: tuple[str, ...] = ()
                 if len(inside) == 1 and inside[0][1:] == (start, end):
                     masks[index, len(words[-1])] = self._mask_token(encoded, inside[0][0], text[start:end])
-                else:
-                    candidates = self._nearest_words(
-                        text[start:end], [encoded["input_ids"][part[0]] for part in inside]
-                    )
+                elif self._embeddings is None:
+                    candidates = self._neighbours.nearest(text[start:end], self._num_candidates)
+                elif inside:
+                    mean = self._embeddings[[encoded["input_ids"][token[0]] for token in inside]].mean(axis=0)
+                    candidates = self._neighbours.nearest(text[start:end], self._num_candidates, vector=mean)
                 words[-1].append(ReplaceableWord(start, end, candidates))
         for (index, word), candidates in zip(masks, self._predict([*masks.values()]), strict=True):
             words[index][word] = replace(words[index][word], candidates=candidates)
@@ -248,14 +238,6 @@ class WordCandidateGenerator:
         shown[index - start] = int(self._tokenizer.mask_token_id)
         return MaskedText(tuple(shown), index - start, ids[index], word)
 
-    def _nearest_words(self, word: str, token_ids: list[int]) -> tuple[str, ...]:
-        if self._embeddings is None:
-            return self._neighbours.nearest_to_word(word, self._num_candidates)
-        if not token_ids:
-            return ()
-        mean = self._embeddings[token_ids].mean(axis=0)
-        return self._neighbours.nearest_to_vector(mean, self._num_candidates, exclude=word)
-
     @torch.inference_mode()
     def _predict(self, masks: list[MaskedText]) -> list[tuple[str, ...]]:
         """The most probable whole words at each mask, without the masked word itself."""
@@ -266,7 +248,7 @@ class WordCandidateGenerator:
                 logits = mask_logits(
                     self._network, [masks[index] for index in batch], pad_id=int(self._tokenizer.pad_token_id)
                 )
-            tables = [self._vocabulary.compatible_words(masks[index].token_id) for index in batch]
+            tables = [self._compatible_words(masks[index].token_id) for index in batch]
             allowed = torch.stack([self._allowed[id(table)] for table in tables])  # (batch, vocabulary)
             most = min(self._num_candidates + 1, logits.shape[-1])
             best = logits.float().masked_fill(~allowed, -torch.inf).topk(most, dim=-1).indices.tolist()
@@ -275,6 +257,10 @@ class WordCandidateGenerator:
                 others = [word for word in words if word.lower() != masks[index].word.lower()]
                 candidates[index] = tuple(others[: self._num_candidates])
         return candidates
+
+    def _compatible_words(self, token_id: int) -> dict[int, str]:
+        only_without_space = token_id in self._without_space and token_id not in self._after_space
+        return self._without_space if only_without_space else self._after_space
 
 
 def mask_logits(network: PreTrainedModel, masks: Sequence[MaskedText], *, pad_id: int) -> Tensor:
@@ -287,10 +273,3 @@ def mask_logits(network: PreTrainedModel, masks: Sequence[MaskedText], *, pad_id
     inputs = {"input_ids": ids, "attention_mask": attention_mask, "positions": positions}
     logits: Tensor = network(**{name: tensor.to(network.device) for name, tensor in inputs.items()}).logits
     return logits
-
-
-def _max_length(network: PreTrainedModel) -> int:
-    """The longest input in tokens; two fewer than positions in unknown families, which may reserve two for padding."""
-    if network.config.model_type in FAMILIES:
-        return max_input_length(network.config)
-    return int(getattr(network.config, "max_position_embeddings", None) or 512) - 2

@@ -5,6 +5,7 @@ run resumes, and the output does not depend on the number of processes. ``train_
 """
 
 import functools
+import itertools
 import json
 import shutil
 import time
@@ -21,8 +22,8 @@ from limbert.core.config import AugmentConfig, DataConfig, TrainConfig, configs_
 from limbert.core.space import Space
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN, compute_source_id
 from limbert.data.load import read_train_table
-from limbert.data.metrics import text_examples
-from limbert.data.readers import TrainTable
+from limbert.data.readers import Examples
+from limbert.data.sources import TrainTable
 from limbert.data.tasks import Task
 from limbert.data.tokenize import tokenize_texts
 from limbert.errors import ConfigError, DataError
@@ -87,14 +88,12 @@ def _read_labelled_rows(data: DataConfig) -> tuple[TrainTable, list[dict[str, An
     """The training table, and its rows that have a text and a label of the task."""
     training = read_train_table(data)
     table = training.table
-    usable = training.examples(skip_bad_rows=data.skip_bad_rows)
-    rows = table.rows_at(usable.line_numbers)
+    rows = table.rows_at(training.parsed.rows)
     for name in {SOURCE_ID_COLUMN, LOGITS_COLUMN} & {*table.columns, *(name for row in rows for name in row)}:
         raise DataError(f"{table.name}: it has a column {name!r}; it is augmented already")
     if len({*table.columns}) < len(table.columns):
-        raise DataError(
-            f"{table.name}: two columns have one name; expected different names: {', '.join(table.columns)}"
-        )
+        columns = ", ".join(table.columns)
+        raise DataError(f"{table.name}: two columns have one name; expected different names: {columns}")
     return training, rows
 
 
@@ -123,32 +122,23 @@ def _load_augmenter(
         max_tokens=config.context,
         precision=config.precision,
     )
-    teacher = None if config.with_logits is None else _load_teacher_logits(config, data, task)
-    count = config.augmented_per_example(num_rows)
+    predict_logits = None if config.with_logits is None else _logits_function(config, data, task)
+    options: dict[str, Any] = {"count": config.augmented_per_example(num_rows), "probability": config.probability}
 
     def augment_rows(rows: list[Any]) -> Any:
-        texts = {number: output.texts_of(row) for number, row in rows}
-        unique = [*dict.fromkeys(text for example in texts.values() for text in example)]
+        texts = [output.texts_of(row) for _, row in rows]
+        unique = [*dict.fromkeys(itertools.chain.from_iterable(texts))]
         words, masked = generator.generate(unique)
         words_of = dict(zip(unique, words, strict=True))
-        augmented = [
-            (number, row, variant)
-            for number, row in rows
-            for variant in sample_augmented_texts(
-                texts[number],
-                [words_of[text] for text in texts[number]],
-                count=count,
-                probability=config.probability,
-                generator=np.random.default_rng([config.seed, number]),
-            )
-        ]
+        augmented = []
+        for (number, row), original in zip(rows, texts, strict=True):
+            options["generator"] = np.random.default_rng([config.seed, number])
+            variants = sample_augmented_texts(original, [words_of[text] for text in original], **options)
+            augmented += [(row, variant, compute_source_id(original)) for variant in variants]
         logits: Any = [None] * len(augmented)
-        if teacher is not None and augmented:
-            logits = teacher([variant for _, _, variant in augmented])
-        lines = [
-            output.format_row(row, variant, compute_source_id(texts[number]), values)
-            for (number, row, variant), values in zip(augmented, logits, strict=True)
-        ]
+        if predict_logits is not None and augmented:
+            logits = predict_logits([variant for _, variant, _ in augmented])
+        lines = [output.format_row(*example, values) for example, values in zip(augmented, logits, strict=True)]
         return {"counts": [len(lines), sum(masked)], "lines": lines}
 
     return augment_rows
@@ -162,22 +152,20 @@ def _load_teacher(path: str, task: Task) -> TaskBaseCheckpoint:
     return teacher
 
 
-def _load_teacher_logits(
+def _logits_function(
     config: AugmentConfig, data: DataConfig, task: Task
 ) -> Callable[[list[tuple[str, ...]]], np.ndarray]:
     """A function that returns the teacher's logits ``(examples, outputs)`` in the order of the task's labels."""
     teacher = _load_teacher(str(config.with_logits), task)
-    model = teacher.load_model(Space())
-    max_length = min(data.max_length, teacher.max_length)
+    model, max_length = teacher.load_model(Space()), min(data.max_length, teacher.max_length)
     order = [teacher.task.labels.index(name) for name in task.labels] or [0]
 
     def predict(texts: list[tuple[str, ...]]) -> np.ndarray:
         firsts, *pairs = zip(*texts, strict=True)
-        examples = text_examples(firsts, pairs[0] if pairs else None)
+        examples = Examples(firsts, pairs[0] if pairs else None, None)
         tokens = tokenize_texts(examples, teacher.tokenizer, max_length=max_length, use_cache=False)
-        logits = predict_subnet_logits(
-            model, tokens, subnets={"full": model.full}, batch_size=64, precision=config.precision
-        )
+        subnets = {"full": model.full}
+        logits = predict_subnet_logits(model, tokens, subnets=subnets, batch_size=64, precision=config.precision)
         return logits["full"][:, order]
 
     return predict

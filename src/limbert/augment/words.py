@@ -4,14 +4,13 @@ A word is what stands between white space and punctuation, as in BERT's basic to
 consists of letters and is not a stop word; everything else in a text, spaces included, stays as it is.
 """
 
-import functools
-import itertools
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from limbert.errors import DataError
 
@@ -31,6 +30,7 @@ _ENGLISH_FUNCTION_WORDS = """
     s t d m o y ll re ve don ain aren couldn didn doesn hadn hasn haven isn ma mightn mustn needn shan shouldn wasn
     weren won wouldn
 """
+_PRE_TOKENIZER = BertPreTokenizer()
 FUNCTION_WORDS = frozenset(_ENGLISH_FUNCTION_WORDS.split())
 _ATTEMPTS_PER_EXAMPLE = 4  # for each requested example: short texts have few different variants
 
@@ -46,20 +46,13 @@ class ReplaceableWord:
 
 def find_replaceable_words(text: str, *, stop_words: Collection[str] = FUNCTION_WORDS) -> list[tuple[int, int]]:
     """The spans ``(start, end)`` of the replaceable words, from left to right; ``stop_words`` are in lower case."""
-    spans = []
-    for separator, group in itertools.groupby(range(len(text)), key=lambda index: _is_separator(text[index])):
-        indices = list(group)
-        word = text[indices[0] : indices[-1] + 1]
-        if not separator and is_word(word) and word.lower() not in stop_words:
-            spans.append((indices[0], indices[-1] + 1))
-    return spans
+    words = _PRE_TOKENIZER.pre_tokenize_str(text)
+    return [span for word, span in words if is_word(word) and word.lower() not in stop_words]
 
 
 def is_word(text: str) -> bool:
     """Whether a text consists of letters, with combining accents among them."""
-    return any(_category(character) == "L" for character in text) and all(
-        _category(character) in "LM" for character in text
-    )
+    return any(map(str.isalpha, text)) and all(unicodedata.category(character)[0] in "LM" for character in text)
 
 
 def match_case(word: str, original: str) -> str:
@@ -111,14 +104,3 @@ def sample_augmented_texts(
             if len(variants) == count:
                 break
     return variants
-
-
-@functools.lru_cache(100_000)
-def _category(character: str) -> str:
-    return unicodedata.category(character)[0]
-
-
-@functools.lru_cache(100_000)
-def _is_separator(character: str) -> bool:
-    """White space, punctuation, control characters; in ASCII everything but letters and digits."""
-    return not character.isalnum() if character.isascii() else _category(character) in "PZC"

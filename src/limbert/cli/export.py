@@ -21,6 +21,12 @@ class ExportOptions:
     int8: bool = config_field(False, "quantise to int8, and measure the loss")
     max_drop: float = config_field(1.0, "with --int8: largest loss of the metric, in points of 100")
     overwrite: bool = config_field(False, "replace an earlier export in the folder")
+    vocabulary: str | None = config_field(
+        None, "keep only the tokens of these texts: a file, or data as for training (its training texts)"
+    )
+    characters: str = config_field(
+        "all", "with --vocabulary: all single characters, or those of scripts in the texts (texts)"
+    )
     licence: str | None = config_field(None, "for the model card (default: that of RUN's own card)")
 
 
@@ -45,6 +51,7 @@ def export(
 
     \b
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --output mrpc-onnx
+    Example: limbert export runs/mrpc --subnet 0.25x0.5 --vocabulary glue/MRPC --output mrpc-small
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --int8 --max-drop 0.5 --output mrpc-int8
     Example: limbert export runs/mrpc --policy balanced --format openvino --output mrpc-balanced
     """
@@ -74,6 +81,8 @@ def _print_result(result: "ExportResult") -> None:
         rows.append(["batches of 16", *(f"{runtime.throughput:.0f} texts/s" for runtime in pair)])
         rows.append(["file", *(f"{runtime.file_bytes / 1e6:.1f} MB" for runtime in pair)])
         print_table(["", "fp32", "int8"], rows)
+    if result.vocabulary is not None:
+        say(str(result.vocabulary))
     params = "" if result.params is None else f"{format_quantity(result.params, quantity_type='count')} parameters, "
     say(
         f"Exported {result.title} of {config.run} as {config.format}{' in int8' if config.int8 else ''} to "

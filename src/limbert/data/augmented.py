@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from limbert.data.columns import check_columns, with_columns
-from limbert.data.labels import LabelParser, parse_float
-from limbert.data.readers import Examples, ParsedRow, TrainTable, parse_text_row
+from limbert.data.columns import select_columns
+from limbert.data.labels import parse_float
+from limbert.data.readers import Examples, ParsedRow, parse_text_row
+from limbert.data.sources import TrainTable
 from limbert.data.table import Table, open_table
 from limbert.data.tasks import Columns, Task
 from limbert.errors import DataError
@@ -78,37 +79,41 @@ def load_augmented_examples(path: str, training: TrainTable, *, skip_bad_rows: b
     """Read a file of `limbert augment`, with source ids and perhaps logits in extra columns; or one with the columns
     of the training file alone, perhaps with logits instead of labels.
     """
-    columns, parser, original = training.columns, training.label_parser, training.raw
-    table = with_columns(open_table(Path(path).expanduser()), columns)
-    check_columns(table, columns)
+    columns, task = training.columns, training.task
+    table = select_columns(open_table(Path(path).expanduser()), columns)
     source_column, logits_column = _extra_columns(table, training.table, columns)
 
-    def parse(cells: Mapping[str, Any]) -> tuple[ParsedRow, list[float] | None, str, tuple[str, ...]]:
-        row = parse_text_row(cells, columns, multi_label=parser.task.task_type == "multi-label")
+    def parse(cells: Mapping[str, Any]) -> tuple[ParsedRow, list[float] | None, Any]:
+        """The row with its label, its logits, and its source id (or the cells that tell it)."""
+        row = parse_text_row(cells, columns, multi_label=task.task_type == "multi-label")
         if source_column is None:
-            label, logits = _parse_label_or_logits(row.label, parser)
-            return row._replace(label=label), logits, "", _other_cells(cells, table, columns)
-        label, cell = parser.parse(row.label), cells.get(logits_column or "")
-        logits = None if cell is None else _parse_logits(cell, parser.task.num_outputs)
-        return row._replace(label=label), logits, sys.intern(str(cells.get(source_column))), ()
+            label, logits = _parse_label_or_logits(row.label, training)
+            return row._replace(label=label), logits, _other_cells(cells, table, columns)
+        label, cell = training.parse_label(row.label), cells.get(logits_column or "")
+        logits = None if cell is None else _parse_logits(cell, task.num_outputs)
+        return row._replace(label=label), logits, sys.intern(str(cells.get(source_column)))
 
-    _, parsed, bad_rows = table.parse(parse, skip_bad_rows=skip_bad_rows)
+    parsed, bad_rows = table.parse(parse, skip_bad_rows=skip_bad_rows)
     if not parsed:
         raise DataError(f"{table.name}: no row has a text and a label of the task; expected at least one")
-    rows, logits, source_ids, others = zip(*parsed, strict=True)
-    texts, pairs, labels, *_ = zip(*rows, strict=True)
-    examples = Examples(texts, pairs if columns.pair else None, labels, bad_rows)
+    rows, logits, named = zip(*parsed.values(), strict=True)
+    sources = list(named)
+    examples = Examples.from_rows(rows, bad_rows)
     if 0 < (missing := logits.count(None)) < len(logits):
         raise DataError(f"{table.name}: {missing} rows have no logits; expected logits in all rows or in none")
     if source_column is None:
-        train_rows = training.table.rows_at(original.line_numbers)
-        train_cells = [_other_cells(cells, training.table, columns) for cells in train_rows]
-        source_ids = _match_source_ids(
-            [*zip(_source_ids(examples), others, strict=True)],
-            [*zip(_source_ids(original.examples), train_cells, strict=True)],
-            file_name=table.name,
-        )
-    return AugmentedExamples(examples, source_ids, None if missing else np.array(logits, dtype=np.float32))
+        ids, train_ids = _source_ids(examples), _source_ids(training.raw.examples)
+        train_rows = training.table.rows_at(training.raw.rows)
+        train_cells = [_other_cells(row, training.table, columns) for row in train_rows]
+        sources = _match_by_cells(ids, sources, train_ids, train_cells)
+        if sources.count(None) > len(ids) / 2:
+            sources = _match_by_order(ids, train_ids)
+        if (unknown := sources.count(None)) > len(ids) / 2:
+            raise DataError(
+                f"{table.name}: {unknown} of {len(ids)} rows cannot be traced to training examples by other cells or "
+                "order, so augmented validation examples might train; make the file with limbert augment"
+            )
+    return AugmentedExamples(examples, tuple(sources), None if missing else np.array(logits, dtype=np.float32))
 
 
 def _extra_columns(table: Table, train_table: Table, columns: Columns) -> tuple[str | None, str | None]:
@@ -126,15 +131,14 @@ def _extra_columns(table: Table, train_table: Table, columns: Columns) -> tuple[
     return source, logits
 
 
-def _parse_label_or_logits(value: Any, label_parser: LabelParser) -> tuple[Any, list[float] | None]:
+def _parse_label_or_logits(value: Any, training: TrainTable) -> tuple[Any, list[float] | None]:
     """The label of a row of a released file, where the logits of a classification stand in its place."""
-    task = label_parser.task
-    parts = value.split() if isinstance(value, str) else []
+    task, parts = training.task, value.split() if isinstance(value, str) else []
     if task.task_type != "classification" or len(parts) < 2 or parse_float(parts[0]) is None:
-        return label_parser.parse(value), None
+        return training.parse_label(value), None
     logits = _parse_logits(value, task.num_outputs)
-    order = _RELEASED_LABEL_ORDER.get(task.name)
-    if order is not None and {*order} == {*task.labels}:
+    order = _RELEASED_LABEL_ORDER.get(task.name, task.labels)
+    if {*order} == {*task.labels}:
         logits = [logits[order.index(name)] for name in task.labels]
     return int(np.argmax(logits)), logits
 
@@ -151,41 +155,24 @@ def _other_cells(cells: Mapping[str, Any], table: Table, columns: Columns) -> tu
     return tuple(str(cells.get(name)) for name in table.columns if name not in columns.names)
 
 
-# -- files without source ids
-
-_Identity = tuple[str, tuple[str, ...]]  # of an example: `compute_source_id` of its texts, and its other cells
+# -- files without source ids: the training example of each augmented example, None if unknown
 
 
-def _match_source_ids(
-    augmented: Sequence[_Identity], train: Sequence[_Identity], *, file_name: str
-) -> tuple[str | None, ...]:
-    """Find the training example of each augmented example, in the order of the file; None if unknown."""
-    matches = _match_by_cells(augmented, train)
-    if matches is None or matches.count(None) > len(matches) / 2:
-        matches = _match_by_order([source_id for source_id, _ in augmented], [source_id for source_id, _ in train])
-    if matches.count(None) > len(matches) / 2:
-        raise DataError(
-            f"{file_name}: {matches.count(None)} of {len(matches)} rows cannot be traced to training examples by other "
-            "cells or order, so augmented validation examples might train; make the file with limbert augment"
-        )
-    return matches
+def _match_by_cells(
+    ids: Sequence[str], cells: Sequence[Any], train_ids: Sequence[str], train_cells: Sequence[Any]
+) -> list[str | None]:
+    """By the other cells; all None unless these are right for the unchanged examples in the file."""
+    ids_by_cells: dict[Any, set[str]] = defaultdict(set)
+    for source_id, key in zip(train_ids, train_cells, strict=True):
+        ids_by_cells[key].add(source_id)
+    unique = {key: min(sources) for key, sources in ids_by_cells.items() if len(sources) == 1}
+    matches, known = [unique.get(key) for key in cells], {*train_ids}
+    unchanged = [(own, match) for own, match in zip(ids, matches, strict=True) if own in known and match is not None]
+    wrong = sum(own != match for own, match in unchanged)
+    return matches if unchanged and wrong <= _MAX_DISAGREEMENT * len(unchanged) else [None] * len(ids)
 
 
-def _match_by_cells(augmented: Sequence[_Identity], train: Sequence[_Identity]) -> tuple[str | None, ...] | None:
-    """By the other cells, if these are right for the unchanged examples in the file."""
-    ids_by_cells: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    for source_id, cells in train:
-        ids_by_cells[cells].add(source_id)
-    unique = {cells: min(ids) for cells, ids in ids_by_cells.items() if len(ids) == 1}
-    matches = tuple(unique.get(cells) for _, cells in augmented)
-    known = {source_id for source_id, _ in train}
-    agreements = [
-        own == match for (own, _), match in zip(augmented, matches, strict=True) if own in known and match is not None
-    ]
-    return matches if agreements and agreements.count(False) <= _MAX_DISAGREEMENT * len(agreements) else None
-
-
-def _match_by_order(augmented_ids: Sequence[str], train_ids: Sequence[str]) -> tuple[str | None, ...]:
+def _match_by_order(ids: Sequence[str], train_ids: Sequence[str]) -> list[str | None]:
     """By the last unchanged example above; all None if less than half of the training examples are found.
 
     An augmented text may equal another training text by chance, so the unchanged examples are the longest sequence
@@ -195,33 +182,26 @@ def _match_by_order(augmented_ids: Sequence[str], train_ids: Sequence[str]) -> t
     for position, source_id in enumerate(train_ids):
         positions[source_id].append(position)
     seen: Counter[str] = Counter()
-    pairs = []
-    for row, source_id in enumerate(augmented_ids):
+    pairs: list[tuple[int, int]] = []  # row and position, by row, then by falling position
+    for row, source_id in enumerate(ids):
         first = max(0, seen[source_id] - _SEARCH_WINDOW)
         near = positions.get(source_id, ())[first : seen[source_id] + _SEARCH_WINDOW + 1]
         pairs += [(row, position) for position in reversed(near)]
         seen[source_id] += source_id in positions
-    unchanged = _longest_increasing_pairs(pairs)
-    if 2 * len(unchanged) <= len(train_ids):
-        return (None,) * len(augmented_ids)
+    ends, last = list[int](), list[int]()  # the lowest position that ends a sequence of each length, and its pair
+    before = list[int]()  # the pair before each pair in its sequence, -1: none
+    for number, (_, position) in enumerate(pairs):
+        length = bisect_left(ends, position)
+        before.append(last[length - 1] if length else -1)
+        if length == len(ends) or position < ends[length]:
+            ends[length : length + 1], last[length : length + 1] = [position], [number]
+    if 2 * len(ends) <= len(train_ids):
+        return [None] * len(ids)
+    unchanged, number = dict[int, int](), last[-1]
+    while number >= 0:
+        row, position = pairs[number]
+        unchanged[row], number = position, before[number]
     matches: list[str | None] = [None]
-    for row in range(len(augmented_ids)):
+    for row in range(len(ids)):
         matches.append(train_ids[unchanged[row]] if row in unchanged else matches[-1])
-    return tuple(matches[1:])
-
-
-def _longest_increasing_pairs(pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """The longest sequence ``row -> position`` in which both increase; pairs: by row, then by falling position."""
-    lowest: list[int] = []  # lowest[n]: the lowest position that ends a sequence of n + 1 pairs
-    chains: list[Any] = []  # that sequence: its last row and position, and the chain before them
-    for row, position in pairs:
-        length = bisect_left(lowest, position)
-        if length == len(lowest) or position < lowest[length]:
-            lowest[length : length + 1] = [position]
-            chains[length : length + 1] = [(row, position, chains[length - 1] if length else None)]
-    longest: dict[int, int] = {}
-    chain = chains[-1] if chains else None
-    while chain is not None:
-        row, position, chain = chain
-        longest[row] = position
-    return longest
+    return matches[1:]

@@ -37,26 +37,24 @@ def choose_columns(
     """
     label = config.label_column if labelled and config.label_columns is None else None
     given = Columns(config.text_column, config.pair_column, label, (config.label_columns or ()) if labelled else ())
-    wanted = [
+    options = [
         Columns(given.text or layout.text, given.pair or layout.pair, (label or layout.label) if labelled else None)
         for layout in layouts
     ]
     if not layouts:
-        wanted = [given if given.are_positions else _guess_columns(table, given, labelled=labelled)]
-    tables = [with_columns(table, columns) for columns in wanted]
-    fits = [{*columns.names} <= {*found.columns} for found, columns in zip(tables, wanted, strict=True)]
-    names = [not columns.are_positions for columns in wanted]  # rather named in the error than positions
-    choice = fits.index(True) if any(fits) else names.index(True) if any(names) else 0
-    return tables[choice], check_columns(tables[choice], wanted[choice])
+        options = [given if given.are_positions else _guess_columns(table, given, labelled=labelled)]
+    fitting = (columns for columns in options if {*columns.names} <= {*_as_addressed(table, columns).columns})
+    columns = next(fitting, options[0])
+    return select_columns(table, columns), columns
 
 
-def with_columns(table: Table, columns: Columns) -> Table:
-    """The table, read without header if the columns are positions."""
+def _as_addressed(table: Table, columns: Columns) -> Table:
     return table.without_header() if columns.are_positions and table.without_header else table
 
 
-def check_columns(table: Table, columns: Columns) -> Columns:
-    """The columns, if the table has each of them once."""
+def select_columns(table: Table, columns: Columns) -> Table:
+    """The table, read without header if the columns are positions; DataError if it has not each of them once."""
+    table = _as_addressed(table, columns)
     for name in columns.names:
         count = table.columns.count(name)
         if count > 1:
@@ -67,7 +65,7 @@ def check_columns(table: Table, columns: Columns) -> Columns:
                 options = "--text-column, --pair-column or --label-column"
                 guess = f" (guessed from {columns.guessed_from}; choose another with {options})"
             raise _error(table, f"column {name!r} not found in {table.name}{guess}")
-    return columns
+    return table
 
 
 def _error(table: Table, problem: str) -> DataError:
@@ -77,7 +75,7 @@ def _error(table: Table, problem: str) -> DataError:
 def _guess_columns(table: Table, given: Columns, *, labelled: bool) -> Columns:
     by_lower = {column.lower(): column for column in reversed(table.columns)}
     columns = given
-    if labelled and not given.has_labels:
+    if labelled and not (given.label or given.label_columns):
         label = next((by_lower[name] for name in LABEL_COLUMN_NAMES if name in by_lower), None)
         if label is None:
             raise _error(table, f"no label column given and none named {', '.join(LABEL_COLUMN_NAMES)} in {table.name}")

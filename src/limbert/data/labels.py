@@ -2,9 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from limbert.core.config import DataConfig
@@ -18,50 +17,43 @@ _MAX_SHOWN_LABELS = 8  # label names listed in a message
 _DEFAULT_SEPARATOR = ","  # between several labels in one cell
 
 
-@dataclass(frozen=True)
-class LabelParser:
-    """Converts one label to the task's form.
+def label_parser(task: Task, id_names: Sequence[str] = (), separator: str | None = None) -> Callable[[Any], Any]:
+    """A function that converts one label to the task's form, as in `Examples`, or raises ValueError.
 
     A class is written by its name, or as an equal number (``1`` for ``1.0``) if all names are numbers; if no name is a
-    whole number, also by its index in ``id_names``. Several classes are a list, or one text with ``separator`` between
-    them.
+    whole number, also by its index in ``id_names``, the names in the order of the ids in files (empty: they have none).
+    Several classes are a list, or one text with ``separator`` between them.
     """
+    ids = {name: index for index, name in enumerate(task.labels)}
+    if not any(_INTEGER.fullmatch(name) for name in ids):
+        ids |= {str(number): ids[name] for number, name in enumerate(id_names) if name in ids}
+    numbers = {parse_float(name): index for index, name in enumerate(task.labels)}
+    if len(numbers) < len(task.labels) or None in numbers:
+        numbers = {}
 
-    task: Task
-    id_names: tuple[str, ...] = ()  # class names in the order of the ids in files; () if they have none
-    separator: str | None = None
+    def class_id(text: str) -> int:
+        index = ids.get(text)
+        if index is None:
+            index = numbers.get(parse_float(text)) if numbers else None
+        if index is None:
+            shown = ", ".join(task.labels[:_MAX_SHOWN_LABELS])
+            more = f", ... ({len(task.labels)} in all)" if len(task.labels) > _MAX_SHOWN_LABELS else ""
+            what = "tag" if task.task_type == "token-classification" else "label"
+            raise ValueError(f"{what} {text!r} is unknown, expected one of {shown}{more}")
+        return index
 
-    @cached_property
-    def _name_to_id(self) -> dict[str, int]:
-        ids = {name: index for index, name in enumerate(self.task.labels)}
-        if not any(_INTEGER.fullmatch(name) for name in ids):
-            ids |= {str(number): ids[name] for number, name in enumerate(self.id_names) if name in ids}
-        return ids
-
-    @cached_property
-    def _number_to_id(self) -> dict[float, int]:
-        numbers = {
-            number: index for index, name in enumerate(self.task.labels) if (number := parse_float(name)) is not None
-        }
-        return numbers if len(numbers) == len(self.task.labels) else {}
-
-    def parse(self, value: Any) -> Any:
-        """The label as in `Examples`.
-
-        Raises:
-            ValueError: the value is no label of the task; the message says what is expected.
-        """
-        if self.task.task_type == "question-answering":
+    def parse(value: Any) -> Any:
+        if task.task_type == "question-answering":
             return value
-        if self.task.task_type == "token-classification":
-            return tuple(map(self._class_id, map(label_text, value)))
-        if self.task.task_type == "multi-label":
-            return tuple(sorted({self._class_id(part) for part in split_labels(value, self.separator)}))
+        if task.task_type == "token-classification":
+            return tuple(map(class_id, map(label_text, value)))
+        if task.task_type == "multi-label":
+            return tuple(sorted({class_id(part) for part in split_labels(value, separator)}))
         if isinstance(value, tuple):
             raise ValueError("a list of labels, expected one label")
         text = label_text(value)
-        if self.task.task_type == "classification":
-            return self._class_id(text)
+        if task.task_type == "classification":
+            return class_id(text)
         score = parse_float(text)
         if score is None:
             raise ValueError(f"label {text!r} is no number, expected a finite number")
@@ -69,14 +61,7 @@ class LabelParser:
             raise ValueError(f"label {text!r} is too large, expected a number within {_MAX_ABS_SCORE:g}")
         return score
 
-    def _class_id(self, text: str) -> int:
-        index = self._name_to_id.get(text)
-        if index is None and self._number_to_id:
-            index = self._number_to_id.get(parse_float(text))  # type: ignore[arg-type]  # None is no key
-        if index is None:
-            what = "tag" if self.task.task_type == "token-classification" else "label"
-            raise ValueError(f"{what} {text!r} is unknown, expected one of {_format_labels(self.task.labels)}")
-        return index
+    return parse
 
 
 def label_text(value: object) -> str:
@@ -91,45 +76,60 @@ def split_labels(value: object, separator: str | None) -> list[str]:
 
 
 def infer_task(
-    values: Sequence[Any], config: DataConfig, *, class_names: tuple[str, ...] | None = None, source: str
-) -> Task:
-    """The task that the training labels of own data mean; ``source`` is the file, for messages.
+    labels: Sequence[Any], config: DataConfig, *, class_names: tuple[str, ...] | None = None, source: str
+) -> tuple[Task, str]:
+    """The task that the training labels of own data mean, and why, with the option that changes it.
 
     The config decides if it names a task type. Else lists, or a column per label, are a multi-label task. Numbers of
     which some have a decimal point are a regression, even if fewer than half of the labels are something else (those
     rows are malformed), but two whole values such as 0.0 and 1.0 are two classes. Anything else is a classification.
     The ``class_names`` come from the data set, or are the sorted labels: numbers by value, text with digits by value.
+    ``source`` is the file, for messages.
     """
     task_type = requested_task_type(config)
+    reason = "as given" if task_type else "from the labels"
     if task_type == "question-answering":
-        return custom_task(task_type, config.label_names or ())
+        return custom_task(task_type, config.label_names or ()), reason
     if task_type == "token-classification":
-        return custom_task(task_type, config.label_names or _infer_tag_names(values, source))
-    lists = any(isinstance(value, tuple) for value in values)
+        return custom_task(task_type, config.label_names or _infer_tag_names(labels, source)), reason
+    lists = any(isinstance(label, tuple) for label in labels)
     if lists and task_type not in (None, "multi-label"):
         raise DataError(f"{source}: labels are lists; a {task_type} has one label per row (several are multi-label)")
     if task_type == "multi-label" or lists:
         names = config.label_columns or config.label_names or class_names
-        parts = {part for value in values for part in split_labels(value, config.label_separator)}
-        return custom_task("multi-label", names or tuple(sorted(parts, key=natural_sort_key)))
+        parts = {part for label in labels for part in split_labels(label, config.label_separator)}
+        task = custom_task("multi-label", names or tuple(sorted(parts, key=natural_sort_key)))
+        return task, reason if task_type else "labels are lists"
+    counts = Counter(map(label_text, labels))
+    values = {text: parse_float(text) for text in counts}  # of different texts
+    distinct = {*values.values()}
+    num_numbers = sum(counts[text] for text, value in values.items() if value is not None)
+    num_integers = sum(count for text, count in counts.items() if _INTEGER.fullmatch(text))
+    whole = all(value is not None and value.is_integer() for value in distinct)
+    two_values = whole and len(distinct) == 2 and num_integers < len(labels)
+    scores = num_integers < num_numbers and 2 * num_numbers > len(labels) and not two_values
+    if task_type is None and scores:
+        reason = "labels are numbers with a decimal point; --task-type classification makes them classes"
+    elif task_type is None and two_values:
+        reason = "labels are two whole numbers; --task-type regression makes them scores"
     if config.label_names is not None:
-        return custom_task(task_type or "classification", config.label_names)
-    texts = [label_text(value) for value in values]
-    if task_type == "regression" or (task_type is None and class_names is None and are_scores(texts)):
-        if len({parse_float(text) for text in texts}) < 2:
-            raise DataError(f"{source}: every label is {texts[0]!r}; a regression needs at least two values")
-        return custom_task("regression", ())
-    distinct = {*texts}
-    if are_two_whole_values(texts):  # "1" and "1.0" are one class
-        distinct = {*{parse_float(text): text for text in sorted(distinct)}.values()}
-    if len(distinct) < 2:
-        raise DataError(f"{source}: every label is {texts[0]!r}; a classification needs at least two classes")
-    if len(distinct) == len(texts) or (len(texts) > _MIN_ROWS_TO_CHECK_CLASSES and 2 * len(distinct) > len(texts)):
+        return custom_task(task_type or "classification", config.label_names), reason
+    regression = task_type == "regression" or (task_type is None and class_names is None and scores)
+    if regression and len(distinct) > 1:
+        return custom_task("regression", ()), reason
+    classes = set(counts)
+    if two_values:  # "1" and "1.0" are one class
+        classes = {*{value: text for text, value in sorted(values.items())}.values()}
+    if len(classes) < 2 or regression:
+        needed = "regression needs at least two values" if regression else "classification needs at least two classes"
+        raise DataError(f"{source}: every label is {label_text(labels[0])!r}; a {needed}")
+    num_classes, num_labels = len(classes), len(labels)
+    if num_classes == num_labels or (num_labels > _MIN_ROWS_TO_CHECK_CLASSES and 2 * num_classes > num_labels):
         raise DataError(
-            f"{source}: {len(distinct)} different labels in {len(texts)} rows; a classification needs "
+            f"{source}: {num_classes} different labels in {num_labels} rows; a classification needs "
             "several rows per class (is it the right label column, or a regression?)"
         )
-    return custom_task("classification", class_names or tuple(sorted(distinct, key=natural_sort_key)))
+    return custom_task("classification", class_names or tuple(sorted(classes, key=natural_sort_key))), reason
 
 
 def _infer_tag_names(tag_rows: Sequence[Sequence[str | int]], source: str) -> tuple[str, ...]:
@@ -141,41 +141,12 @@ def _infer_tag_names(tag_rows: Sequence[Sequence[str | int]], source: str) -> tu
     if any(isinstance(tag, int) for tag in tags):
         raise DataError(f"{source}: tags are numbers; give their names in the order of the ids with --label-names")
     names = {str(tag) for tag in tags}
-    entities = entity_tags(names)
-    if entities:
+    if entities := entity_tags(names):
         prefixes = {name[0] for name in entities} - {"O"}
         if prefixes & {"B", "I"}:
             prefixes |= {"B"} if "M" in prefixes else {"B", "I"}
         names = {f"{prefix}-{name[2:]}" for name in entities - {"O"} for prefix in prefixes} | (entities & {"O"})
     return tuple(sorted(names, key=lambda name: (name != "O", natural_sort_key(name[2:]), name)))
-
-
-def task_type_reason(values: Sequence[object], config: DataConfig, task: Task) -> str:
-    """Why the labels of own data are this task, and the option that changes it."""
-    texts = [label_text(value) for value in values]
-    if task.name is not None or requested_task_type(config) is not None:
-        return "as given"
-    if task.task_type == "multi-label":
-        return "labels are lists"
-    if are_scores(texts):
-        return "labels are numbers with a decimal point; --task-type classification makes them classes"
-    if are_two_whole_values(texts):
-        return "labels are two whole numbers; --task-type regression makes them scores"
-    return "from the labels"
-
-
-def are_scores(texts: Sequence[str]) -> bool:
-    """Whether labels are numbers with a decimal point, and not just two whole values."""
-    numbers = sum(parse_float(text) is not None for text in texts)
-    integers = sum(_INTEGER.fullmatch(text) is not None for text in texts)
-    return numbers > integers and 2 * numbers > len(texts) and not are_two_whole_values(texts)
-
-
-def are_two_whole_values(texts: Sequence[str]) -> bool:
-    """Whether labels are two whole numbers of which some are written with a decimal point, such as 0.0 and 1.0."""
-    values = {parse_float(text) for text in texts}
-    whole = all(value is not None and value.is_integer() for value in values)
-    return len(values) == 2 and whole and not all(_INTEGER.fullmatch(text) for text in texts)
 
 
 def parse_float(text: str) -> float | None:
@@ -193,8 +164,3 @@ def natural_sort_key(text: str) -> tuple[int, float, list[str | int]]:
     if number is not None:
         return 0, number, [text]
     return 1, 0.0, [int(part[:4000]) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text))]
-
-
-def _format_labels(labels: Sequence[str]) -> str:
-    shown = ", ".join(labels[:_MAX_SHOWN_LABELS])
-    return shown if len(labels) <= _MAX_SHOWN_LABELS else f"{shown}, ... ({len(labels)} in all)"

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.task_types import TASK_TYPE_SPECS
-from limbert.data.metrics import multi_hot
+from limbert.data.metrics import label_tensor
 from limbert.data.readers import Examples
 from limbert.data.task_registry import tokenize_for_task
 from limbert.data.tasks import Task
@@ -35,21 +35,18 @@ def tokenize_in_windows(
     if examples.pairs is not None:
         raise ConfigError("long texts is 'windows'; pairs of texts can only be truncated: --long-texts truncate")
     stride = min(stride or max_length // 4, max_length // 3)
-    windows: dict[str, Any] = {"max_length": max_length, "stride": stride, "return_overflowing_tokens": True}
+    windows: dict[str, Any] = {"stride": stride, "return_overflowing_tokens": True}
     if task.task_type == "token-classification":
-        return _with_most_context(tokenize_words(examples, task, tokenizer, **windows))
+        return _with_most_context(tokenize_words(examples, task, tokenizer, max_length=max_length, window=windows))
 
     def align(number: int, encoded: Any, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         no_characters = np.full(len(encoded["input_ids"][row]), -1, dtype=np.int32)
         return no_characters, no_characters, np.empty(0)
 
-    tokens = tokenize_aligned(replace(examples, labels=None), tokenizer, align, has_token_labels=False, **windows)
-    assert tokens.alignment is not None
-    if examples.labels is None:
-        return tokens
-    is_multi_label = task.task_type == "multi-label"
-    labels = torch.as_tensor(multi_hot(examples, len(task.labels)) if is_multi_label else examples.labels)
-    return tokens.with_labels(labels[torch.from_numpy(tokens.alignment.example_index)])
+    tokens = tokenize_aligned(replace(examples, labels=None), tokenizer, align, max_length=max_length, **windows)
+    labels, alignment = label_tensor(task, examples), tokens.alignment
+    assert alignment is not None
+    return tokens if labels is None else tokens.with_labels(labels[torch.from_numpy(alignment.example_index)])
 
 
 def _with_most_context(tokens: TokenizedExamples) -> TokenizedExamples:

@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.data.readers import Examples
@@ -68,16 +70,11 @@ def _correlation(function: str, predicted: np.ndarray, labels: np.ndarray) -> fl
 
 
 def _f1(average: str, predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Mean F1 of the classes in predictions or labels; of a multi-label task of all classes, or over all its labels.
-
-    scikit-learn reads one column of labels as two classes, and counts a correct negative as found.
-    """
+    """Mean F1 of the classes in predictions or labels; of a multi-label task of all classes, or over all its labels."""
     if predicted.ndim == 1:
         return _scikit_learn("f1_score", predicted, labels, average=average, zero_division=0.0)
-    axis = 0 if average == "macro" else None
-    correct = ((predicted > 0) & (labels > 0)).sum(axis)
-    total = (predicted > 0).sum(axis) + (labels > 0).sum(axis)
-    return float(np.mean(2 * correct / np.maximum(total, 1)))
+    columns = zip(predicted.T, labels.T, strict=True) if average == "macro" else [(predicted.ravel(), labels.ravel())]
+    return float(np.mean([_scikit_learn("f1_score", *column, zero_division=0.0) for column in columns]))
 
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -117,11 +114,11 @@ def baseline_logits(task: Task, train: Examples) -> np.ndarray:
     return np.eye(len(counts), dtype=np.float32)[counts.argmax()]
 
 
-def multi_hot(examples: Examples, num_classes: int) -> np.ndarray | None:
-    """``(examples, classes)``, float32, 1 for each label; None without labels."""
-    if examples.labels is None:
-        return None
-    labels = np.zeros((len(examples), num_classes), dtype=np.float32)
+def label_tensor(task: Task, examples: Examples) -> Tensor | None:
+    """Class ids or scores ``(examples,)``, multi-label ``(examples, classes)``, 0 or 1; None without labels."""
+    if examples.labels is None or task.task_type != "multi-label":
+        return None if examples.labels is None else torch.tensor(examples.labels)
+    labels = torch.zeros(len(examples), len(task.labels))
     for row, ids in enumerate(examples.labels):
         labels[row, [*ids]] = 1
     return labels

@@ -39,13 +39,7 @@ def question_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Exam
 
 
 def tokenize_windows(
-    examples: Examples,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    stride: int | None = None,
-    **unused: Any,
+    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, stride: int | None, **_: Any
 ) -> TokenizedExamples:
     """Questions, each with a window of its context; a long context has several windows, one row each.
 
@@ -59,6 +53,12 @@ def tokenize_windows(
             f"longest input is {max_length} tokens; for question answering it must be at least {_MIN_WINDOW_TOKENS}"
         )
 
+    def truncate(question: str, max_tokens: int = max_length // 2 - 4) -> str:
+        if len(question) <= max_tokens:  # no token is shorter than a character
+            return question
+        offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return question if len(offsets) <= max_tokens else question[: offsets[max_tokens - 1][1]]
+
     def align(number: int, encoded: Any, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         spans = np.asarray(encoded["offset_mapping"][row], dtype=np.int32)
         in_context = np.asarray([part == 1 for part in encoded.sequence_ids(row)]) & (spans[:, 1] > spans[:, 0])
@@ -66,34 +66,18 @@ def tokenize_windows(
         labels = () if examples.labels is None else _answer_token_span(examples.labels[number], starts, ends)
         return starts, ends, np.asarray(labels)
 
-    max_question = max_length // 2 - 4
-    questions = tuple(_truncate_question(text, tokenizer, max_tokens=max_question) for text in examples.texts)
-    tokens = tokenize_aligned(
-        replace(examples, texts=questions),
-        tokenizer,
-        align,
-        has_token_labels=False,
-        max_length=max_length,
-        truncation="only_second",
-        stride=min(stride or max_length // 4, max_length // 3),
-        return_overflowing_tokens=True,
-    )
+    windows = {"stride": min(stride or max_length // 4, max_length // 3), "return_overflowing_tokens": True}
+    options: dict[str, Any] = {"max_length": max_length, "truncation": "only_second"} | windows
+    truncated = replace(examples, texts=tuple(map(truncate, examples.texts)))
+    tokens = tokenize_aligned(truncated, tokenizer, align, **options)
     assert tokens.alignment is not None
     return replace(tokens, alignment=replace(tokens.alignment, examples=examples))
 
 
-def _truncate_question(question: str, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> str:
-    if len(question) <= max_tokens:  # no token is shorter than a character
-        return question
-    offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return question if len(offsets) <= max_tokens else question[: offsets[max_tokens - 1][1]]
-
-
 def _answer_token_span(answers: ReferenceAnswers, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
     begin, stop = answers.answer_starts[0], answers.answer_starts[0] + len(answers.texts[0])
-    inside = np.flatnonzero(starts >= 0)
-    first = inside[(starts[inside] <= begin) & (begin < ends[inside])]
-    last = inside[(starts[inside] < stop) & (stop <= ends[inside])]
+    first = np.flatnonzero((starts >= 0) & (starts <= begin) & (begin < ends))
+    last = np.flatnonzero((starts >= 0) & (starts < stop) & (stop <= ends))
     return (int(first[0]), int(last[-1])) if len(first) and len(last) else (0, 0)
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from limbert.data.labels import LabelParser, label_text
+from limbert.data.labels import label_text
 from limbert.data.table import Table, parse_values
-from limbert.data.tasks import Columns, Task
+from limbert.data.tasks import Columns
 from limbert.errors import DataError
 
 CharSpan = tuple[int, int]  # of a text: index of its first character, and of the one after its last
@@ -21,6 +21,16 @@ class ReferenceAnswers:
 
     texts: tuple[str, ...]
     answer_starts: tuple[int, ...]
+
+
+class ParsedRow(NamedTuple):
+    """One example as it is in the file; the label is not checked yet."""
+
+    text: str
+    pair: str | None = None
+    label: Any = None
+    word_spans: tuple[CharSpan, ...] | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @classmethod
+    def from_rows(cls, rows: Sequence[ParsedRow], bad_rows: int) -> "Examples":
+        """The examples of at least one row; all rows have the same parts."""
+        texts, *others = zip(*rows, strict=True)
+        pairs, labels, word_spans, groups = (None if values[0] is None else values for values in others)
+        return cls(texts, pairs, labels, bad_rows, word_spans, groups)
+
     def select(self, indices: Sequence[int]) -> "Examples":
         """The examples at these indices, in this order."""
         known = {name: values for name in _COLUMNS if (values := getattr(self, name)) is not None}
@@ -48,83 +65,52 @@ class Examples:
         return replace(self, **chosen)
 
 
-class ParsedRow(NamedTuple):
-    """One example as it is in the file; the label is not checked yet."""
-
-    text: str
-    pair: str | None = None
-    label: Any = None
-    word_spans: tuple[CharSpan, ...] | None = None
-    group: str | None = None
-
-
 RowParser = Callable[[Mapping[str, Any], Columns], ParsedRow]  # raises ValueError for a malformed row
 
 
 @dataclass(frozen=True)
 class TableExamples:
-    """Examples read from a table, with the line of each; their labels are as in the file until `parse_labels`."""
+    """Examples read from a table, by line; their labels are as in the file until `parse_labels`."""
 
     source: str
-    line_numbers: Sequence[int]
-    examples: Examples
+    rows: Mapping[int, ParsedRow]
+    bad_rows: int  # that were skipped
+
+    @property
+    def examples(self) -> Examples:
+        """The examples without their lines."""
+        return Examples.from_rows([*self.rows.values()], self.bad_rows)
 
     def parse_labels(self, parse: Callable[[Any], Any], *, skip_bad_rows: bool) -> "TableExamples":
         """The examples whose labels ``parse`` accepts, with the values that it returns."""
-        rows = zip(self.line_numbers, enumerate(self.examples.labels or ()), strict=True)
-        lines, parsed, bad_rows = parse_values(
-            self.source, rows, lambda row: (row[0], parse(row[1])), skip_bad_rows=skip_bad_rows
+        rows, bad_rows = parse_values(
+            self.source,
+            self.rows.items(),
+            lambda row: row._replace(label=parse(row.label)),
+            skip_bad_rows=skip_bad_rows,
         )
-        if not parsed:
+        if not rows:
             raise DataError(f"{self.source}: no row has a label of the task; expected at least one")
-        indices, labels = zip(*parsed, strict=True)
-        examples = replace(self.examples.select(indices), labels=labels, bad_rows=self.examples.bad_rows + bad_rows)
-        return TableExamples(self.source, lines, examples)
-
-
-@dataclass(frozen=True)
-class TrainTable:
-    """The training rows of a task, and what they say about it."""
-
-    table: Table
-    columns: Columns
-    raw: TableExamples  # labels as in the file
-    label_parser: LabelParser
-
-    @property
-    def task(self) -> Task:
-        """What is predicted."""
-        return self.label_parser.task
-
-    def examples(self, *, skip_bad_rows: bool) -> TableExamples:
-        """The examples with labels of the task."""
-        return self.raw.parse_labels(self.label_parser.parse, skip_bad_rows=skip_bad_rows)
+        return TableExamples(self.source, rows, self.bad_rows + bad_rows)
 
 
 def read_examples(
     table: Table, columns: Columns, parse: RowParser, *, skip_bad_rows: bool, excluded_labels: Sequence[str] = ()
 ) -> TableExamples:
     """Read the examples in all rows, the labels as in the file; rows with ``excluded_labels`` are no malformed ones."""
-
-    def parse_included(cells: Mapping[str, Any]) -> ParsedRow | None:
-        row = parse(cells, columns)
-        return None if row.label in excluded_labels else row
-
-    lines, rows, bad_rows = table.parse(parse_included, skip_bad_rows=skip_bad_rows)
+    rows, bad_rows = table.parse(lambda cells: parse(cells, columns), skip_bad_rows=skip_bad_rows)
+    rows = {line: row for line, row in rows.items() if row.label not in excluded_labels}
     if not rows:
         reason = f"none of the {bad_rows} rows can be used" if bad_rows else "no rows below the header"
         raise DataError(f"{table.name}: {reason}; expected at least one")
-    texts, *others = zip(*rows, strict=True)
-    pairs, labels, word_spans, groups = (None if values[0] is None else values for values in others)
-    return TableExamples(table.name, lines, Examples(texts, pairs, labels, bad_rows, word_spans, groups))
+    return TableExamples(table.name, rows, bad_rows)
 
 
 def parse_text_row(cells: Mapping[str, Any], columns: Columns, *, multi_label: bool = False) -> ParsedRow:
     """A text, perhaps its pair, and its label, several as a tuple; ``multi_label`` allows a cell without any."""
     label = _raw_label(cells, columns, multi_label=multi_label)
     text = check_text(cells.get(str(columns.text)), str(columns.text))
-    pair = None if columns.pair is None else check_text(cells.get(columns.pair), columns.pair)
-    return ParsedRow(text, pair, label)
+    return ParsedRow(text, columns.pair and check_text(cells.get(columns.pair), columns.pair), label)
 
 
 def check_text(value: object, column: str) -> str:

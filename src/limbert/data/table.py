@@ -1,7 +1,8 @@
 """Tables of rows from CSV, TSV, JSON lines, plain text, Parquet and `datasets`, and the parsing of their rows."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,11 +39,11 @@ class Table:
     without_header: Callable[[], "Table"] | None = None  # CSV and TSV: the same file with the columns ``0``, ``1``, ...
 
     def parse(
-        self, parse: Callable[[dict[str, Any]], _Parsed | None], *, skip_bad_rows: bool
-    ) -> tuple[list[int], list[_Parsed], int]:
+        self, parse: Callable[[dict[str, Any]], _Parsed], *, skip_bad_rows: bool
+    ) -> tuple[dict[int, _Parsed], int]:
         """`parse_values` of the cells of all rows."""
 
-        def parse_row(row: TableRow) -> _Parsed | None:
+        def parse_row(row: TableRow) -> _Parsed:
             if row.problem is not None:
                 raise ValueError(row.problem)
             return parse(row.cells)
@@ -50,33 +51,28 @@ class Table:
         rows = ((row.line_number, row) for row in self.rows())
         return parse_values(self.name, rows, parse_row, skip_bad_rows=skip_bad_rows)
 
-    def rows_at(self, line_numbers: Iterable[int]) -> list[dict[str, Any]]:
+    def rows_at(self, line_numbers: Collection[int]) -> list[dict[str, Any]]:
         """The cells of the rows at these lines, in the order of the table."""
-        wanted = {*line_numbers}
-        return [row.cells for row in self.rows() if row.line_number in wanted]
+        return [row.cells for row in self.rows() if row.line_number in line_numbers]
 
 
 def parse_values(
-    name: str, values: Iterable[tuple[int, _Value]], parse: Callable[[_Value], _Parsed | None], *, skip_bad_rows: bool
-) -> tuple[list[int], list[_Parsed], int]:
-    """The line numbers and results of ``parse`` where it is not None, and the number of values that it refuses.
+    name: str, values: Iterable[tuple[int, _Value]], parse: Callable[[_Value], _Parsed], *, skip_bad_rows: bool
+) -> tuple[dict[int, _Parsed], int]:
+    """The results of ``parse`` by line number, and the number of values that it refuses with a ValueError.
 
     Raises:
-        DataError: ``FILE:LINE: what, expected`` for the first ValueError of ``parse``, unless bad rows are skipped.
+        DataError: ``FILE:LINE: what, expected`` for the first of them, unless bad rows are skipped.
     """
-    lines, parsed, bad_rows = list[int](), list[_Parsed](), 0
+    parsed, bad_rows = dict[int, _Parsed](), 0
     for line, value in values:
         try:
-            result = parse(value)
+            parsed[line] = parse(value)
         except ValueError as error:
             if not skip_bad_rows:
                 raise DataError(f"{name}:{line}: {error}") from None
             bad_rows += 1
-            continue
-        if result is not None:
-            lines.append(line)
-            parsed.append(result)
-    return lines, parsed, bad_rows
+    return parsed, bad_rows
 
 
 def file_format(path: Path) -> str:
@@ -97,52 +93,48 @@ def check_readable(path: Path) -> Path:
     return path
 
 
-def open_table(path: Path) -> Table:
-    """The table in a file by its suffix, gzipped or not; a file with no suffix is read as TSV."""
+def open_table(path: Path, *, has_header: bool = True) -> Table:
+    """The table in a file by its suffix, gzipped or not; a file with no suffix is read as TSV.
+
+    Columns of CSV and TSV without a header are named ``0``, ``1``, and so on.
+    """
     suffix = file_format(check_readable(path))
-    if suffix == ".csv":
-        _, header, _ = next(text_rows.read_csv(path), (1, [], None))
-        only = header[0] if len(header) == 1 else ""
-        delimiter = next((sign for sign in _CSV_DELIMITERS if sign in only), ",")
-        return _delimited_table(path, partial(text_rows.read_csv, delimiter=delimiter), text_rows.read_csv)
     if suffix in (".jsonl", ".json"):
         return _json_table(path)
     if suffix == ".parquet":
         return parquet_table(path)
-    if suffix in (".tsv", ".txt", ""):
-        return _delimited_table(path, text_rows.read_tsv, text_rows.read_tsv)
-    raise DataError(f"{path}: format {suffix!r} is not read; expected one of {', '.join(FORMATS)}")
+    if suffix not in (".csv", ".tsv", ".txt", ""):
+        raise DataError(f"{path}: format {suffix!r} is not read; expected one of {', '.join(FORMATS)}")
+    read: Callable[[Path], Iterator[text_rows.RawRow]] = text_rows.read_tsv
+    if suffix == ".csv":
+        read = partial(text_rows.read_csv, delimiter=_csv_delimiter(path) if has_header else ",")
+    _, first, problem = next(read(path), (1, [], None))
+    if problem is not None or not first:
+        raise DataError(f"{path}:1: {problem or 'the line is blank'}; expected the names of the columns")
+    columns = tuple(first) if has_header else tuple(map(str, range(len(first))))
+    expected = f"expected {len(columns)} columns as in the {'header' if has_header else 'first line'}"
+
+    def rows() -> Iterator[TableRow]:
+        for line, cells, problem in itertools.islice(read(path), int(has_header), None):
+            if problem is None and len(cells) != len(columns):
+                problem = f"{f'{len(cells)} columns' if cells else 'a blank line'}, {expected}"
+            yield TableRow(line, {} if problem else dict(zip(columns, cells, strict=True)), problem)
+
+    headless = partial(open_table, path, has_header=False) if has_header else None
+    return Table(str(path), columns, rows, without_header=headless)
+
+
+def _csv_delimiter(path: Path) -> str:
+    _, header, _ = next(text_rows.read_csv(path), (1, [], None))
+    only = header[0] if len(header) == 1 else ""
+    return next((sign for sign in _CSV_DELIMITERS if sign in only), ",")
 
 
 def lines_table(path: Path) -> Table:
     """Plain text, one text per line, as one column named ``text``."""
     check_readable(path)
-
-    def rows() -> Iterator[TableRow]:
-        for line, text, problem in text_rows.drop_trailing_blanks(text_rows.read_lines(path)):
-            yield TableRow(line, {"text": text}, problem)
-
-    return Table(str(path), ("text",), rows)
-
-
-def _delimited_table(
-    path: Path, read: Callable[[Path], Iterator[text_rows.RawRow]], read_headless: Any = None
-) -> Table:
-    header = read_headless is not None
-    _, first, problem = next(read(path), (1, [], None))
-    if problem is not None or not first:
-        raise DataError(f"{path}:1: {problem or 'the line is blank'}; expected the names of the columns")
-    columns = tuple(first) if header else tuple(map(str, range(len(first))))
-    expected = f"expected {len(columns)} columns as in the {'header' if header else 'first line'}"
-
-    def rows() -> Iterator[TableRow]:
-        for line, cells, problem in text_rows.drop_trailing_blanks(itertools.islice(read(path), int(header), None)):
-            if problem is None and len(cells) != len(columns):
-                problem = f"{f'{len(cells)} columns' if cells else 'a blank line'}, {expected}"
-            yield TableRow(line, {} if problem else dict(zip(columns, cells, strict=True)), problem)
-
-    headless = partial(_delimited_table, path, read_headless) if header else None
-    return Table(str(path), columns, rows, without_header=headless)
+    read = text_rows.read_lines
+    return Table(str(path), ("text",), lambda: (TableRow(line, {"text": text}, bad) for line, text, bad in read(path)))
 
 
 def _json_table(path: Path) -> Table:
@@ -157,23 +149,26 @@ def _json_table(path: Path) -> Table:
 
 def parquet_table(path: Path, *, filesystem: Any = None) -> Table:
     """The rows of a Parquet file, numbered from 1, in a ``pyarrow.fs`` file system (None: this machine's)."""
-    import pyarrow
-    import pyarrow.parquet
+    from pyarrow.parquet import ParquetFile, read_schema
 
     def batches() -> Iterator[Any]:
-        try:
-            with pyarrow.parquet.ParquetFile(str(path), filesystem=filesystem) as file:
-                yield from file.iter_batches(_BATCH_ROWS)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}: broken Parquet ({first_line(error)})") from None
+        with _parquet_errors(path), ParquetFile(str(path), filesystem=filesystem) as file:
+            yield from file.iter_batches(_BATCH_ROWS)
+
+    with _parquet_errors(path):
+        schema = read_schema(str(path), filesystem=filesystem)
+    return _arrow_table(str(path), schema, batches)
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    import pyarrow
 
     try:
-        schema = pyarrow.parquet.read_schema(str(path), filesystem=filesystem)
+        yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not a valid Parquet file ({first_line(error)}); write it again or use CSV or JSONL"
-        ) from None
-    return _arrow_table(str(path), schema, batches)
+        message = f"not a valid Parquet file ({first_line(error)}); write it again or use CSV or JSONL"
+        raise DataError(f"{path}: {message}") from None
 
 
 def dataset_tables(name: str, configuration: str | None = None) -> dict[str, Table]:
@@ -200,38 +195,35 @@ def dataset_table(name: str, dataset: Any) -> Table:
 
 
 def _arrow_table(name: str, schema: Any, batches: Callable[[], Iterable[Any]]) -> Table:
-    return Table(name, tuple(schema.names), lambda: arrow_rows(batches(), schema), class_names_from_schema(schema))
+    return Table(name, tuple(schema.names), lambda: arrow_rows(batches(), schema), _class_names(schema))
 
 
 def arrow_rows(batches: Iterable[Any], schema: Any, *, start: int = 0) -> Iterator[TableRow]:
     """The rows of Arrow batches, the first with number ``start + 1``; class ids become names."""
-    class_names, numbers = class_names_from_schema(schema), itertools.count(start + 1)
+    class_names = _class_names(schema)
 
     def name_of(value: object, names: tuple[str, ...]) -> object:
         if isinstance(value, list):
             return [name_of(part, names) for part in value]
         return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
-    for batch in batches:
-        try:
-            rows = batch.to_pylist()
-        except UnicodeDecodeError:
-            rows = [_decode_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
-        for cells, number in zip(rows, numbers, strict=False):
-            for column, names in class_names.items() if cells else ():
-                cells[column] = name_of(cells[column], names)
-            yield TableRow(number, cells or {}, text_rows.INVALID_UNICODE if cells is None else None)
+    rows = itertools.chain.from_iterable(map(_decode_rows, batches))
+    for number, cells in enumerate(rows, start + 1):
+        for column, names in class_names.items() if cells else ():
+            cells[column] = name_of(cells[column], names)
+        yield TableRow(number, cells or {}, text_rows.INVALID_UNICODE if cells is None else None)
 
 
-def _decode_row(row: Any) -> dict[str, Any] | None:
+def _decode_rows(batch: Any) -> list[Any]:
+    """The rows of an Arrow batch as dictionaries, None for those with bytes that are not UTF-8."""
     try:
-        cells: dict[str, Any] = row.to_pylist()[0]
+        return [*batch.to_pylist()]
     except UnicodeDecodeError:
-        return None
-    return cells
+        single = [batch.slice(index, 1) for index in range(batch.num_rows)]
+        return [None] if len(single) == 1 else [*itertools.chain.from_iterable(map(_decode_rows, single))]
 
 
-def class_names_from_schema(schema: Any) -> dict[str, tuple[str, ...]]:
+def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
     """The class names that `datasets` stored in an Arrow schema, by column."""
     if b"huggingface" not in (schema.metadata or {}):
         return {}

@@ -5,55 +5,43 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import TaskType
-from limbert.data import metrics, question_answering, token_classification
+from limbert.data import metrics
+from limbert.data import question_answering as questions
+from limbert.data import token_classification as tags
 from limbert.data.readers import Examples
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
 
 
-@dataclass(frozen=True)
-class TaskHandler:
-    """What a task type does with data."""
-
-    tokenize: Callable[..., TokenizedExamples]  # takes the arguments of `tokenize_for_task`
-    make_examples: Callable[[Sequence[str], Sequence[str] | None], Examples]  # of texts and second texts
-    compute_metrics: Callable[[Task, np.ndarray, TokenizedExamples], dict[str, float]]
-    decode_predictions: Callable[[Task, np.ndarray, TokenizedExamples], list[dict[str, Any]]]
-
-
 def _tokenize_texts(
     examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, use_cache: bool, **_: Any
 ) -> TokenizedExamples:
-    if task.task_type != "multi-label":
-        return tokenize_texts(examples, tokenizer, max_length=max_length, use_cache=use_cache)
     tokens = tokenize_texts(replace(examples, labels=None), tokenizer, max_length=max_length, use_cache=use_cache)
-    labels = metrics.multi_hot(examples, len(task.labels))
-    return replace(tokens, labels=None if labels is None else torch.from_numpy(labels))
+    return tokens.with_labels(metrics.label_tensor(task, examples))
 
 
-def _text_handler(decode_predictions: Any) -> TaskHandler:
-    return TaskHandler(_tokenize_texts, metrics.text_examples, metrics.text_metrics, decode_predictions)
+@dataclass(frozen=True)
+class TaskHandler:
+    """What a task type does with data; by default, what those at texts do."""
+
+    decode_predictions: Callable[[Task, np.ndarray, TokenizedExamples], list[dict[str, Any]]]
+    tokenize: Callable[..., TokenizedExamples] = _tokenize_texts  # takes the arguments of `tokenize_for_task`
+    make_examples: Callable[[Sequence[str], Sequence[str] | None], Examples] = metrics.text_examples  # texts and pairs
+    compute_metrics: Callable[[Task, np.ndarray, TokenizedExamples], dict[str, float]] = metrics.text_metrics
 
 
 TASK_HANDLERS: Mapping[TaskType, TaskHandler] = {
-    "classification": _text_handler(metrics.classification_predictions),
-    "regression": _text_handler(metrics.regression_predictions),
-    "multi-label": _text_handler(metrics.multi_label_predictions),
+    "classification": TaskHandler(metrics.classification_predictions),
+    "regression": TaskHandler(metrics.regression_predictions),
+    "multi-label": TaskHandler(metrics.multi_label_predictions),
     "token-classification": TaskHandler(
-        token_classification.tokenize_words,
-        token_classification.word_examples,
-        token_classification.tag_metrics,
-        token_classification.tag_predictions,
+        tags.tag_predictions, tags.tokenize_words, tags.word_examples, tags.tag_metrics
     ),
     "question-answering": TaskHandler(
-        question_answering.tokenize_windows,
-        question_answering.question_examples,
-        question_answering.squad_metrics,
-        question_answering.answer_predictions,
+        questions.answer_predictions, questions.tokenize_windows, questions.question_examples, questions.squad_metrics
     ),
 }
 

@@ -136,11 +136,6 @@ class Columns:
         return tuple(name for name in (self.text, self.pair, self.label, *self.label_columns) if name is not None)
 
     @property
-    def has_labels(self) -> bool:
-        """Whether labels are read."""
-        return self.label is not None or bool(self.label_columns)
-
-    @property
     def are_positions(self) -> bool:
         """Whether every column that is set is an index, so that the file has no header."""
         return self.text is not None and all(name.isdecimal() for name in self.names)

@@ -49,21 +49,36 @@ def decode_lines(path: Path, *, max_chars: int = -1) -> Iterator[tuple[int, str 
 def _detect_encoding(head: bytes) -> tuple[str, str]:
     """The encoding and the line end of a file that begins with these bytes."""
     encoding = "utf-8-sig"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # the former begins like UTF-16
+        encoding = "utf-32"
+    elif head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     elif b"\0" in head:  # UTF-16 without a mark: every other byte of ASCII characters is zero
         even, odd = head[::2].count(0), head[1::2].count(0)
         if max(even, odd) > len(head) // 8:
             encoding = "utf-16-le" if odd > even else "utf-16-be"
-    sample = head[: len(head) // 2 * 2].decode(encoding, errors="ignore")
+    sample = head[: len(head) // 4 * 4].decode(encoding, errors="ignore")
     return encoding, "\r" if "\r" in sample and "\n" not in sample else "\n"
 
 
+def _drop_trailing_blanks(rows: Iterable[RawRow]) -> Iterator[RawRow]:
+    blanks: list[RawRow] = []
+    for row in rows:
+        blanks.append(row)
+        if row[1] or row[2] is not None:
+            yield from blanks
+            blanks.clear()
+
+
 def read_lines(path: Path) -> Iterator[RawRow]:
-    """The text of each line, ``""`` where it holds spaces only."""
-    for number, text, _ in decode_lines(path):
-        line = (text or "").removesuffix("\n").removesuffix("\r")
-        yield number, line if line.strip(" ") else "", INVALID_UNICODE if text is None else None
+    """The text of each line, ``""`` where it holds spaces only; no blank lines at the end."""
+
+    def rows() -> Iterator[RawRow]:
+        for number, text, _ in decode_lines(path):
+            line = (text or "").removesuffix("\n").removesuffix("\r")
+            yield number, line if line.strip(" ") else "", INVALID_UNICODE if text is None else None
+
+    return _drop_trailing_blanks(rows())
 
 
 def read_tsv(path: Path) -> Iterator[RawRow]:
@@ -72,38 +87,39 @@ def read_tsv(path: Path) -> Iterator[RawRow]:
 
 
 def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[RawRow]:
-    """Records as in RFC 4180, named by their first line.
+    """Records as in RFC 4180, named by their first line; no blank ones at the end.
 
     A record that breaks the rules is read again with backslashes as escape characters. If that fails too, it is one
     bad row up to the line where its quotes are balanced: no line inside a quoted cell becomes a row of its own.
     """
-    csv.field_size_limit(_MAX_CELL_CHARS)
-    source, pending = decode_lines(path), deque[tuple[int, str | None, bool]]()
+    return _drop_trailing_blanks(_read_records(decode_lines(path), delimiter))
 
-    def lines(taken: list[tuple[int, str | None, bool]]) -> Iterator[str]:
+
+def _read_records(source: Iterator[tuple[int, str | None, bool]], delimiter: str) -> Iterator[RawRow]:
+    csv.field_size_limit(_MAX_CELL_CHARS)
+    pending, taken = deque[tuple[int, str | None, bool]](), list[tuple[int, str | None, bool]]()
+
+    def lines() -> Iterator[str]:
+        taken.clear()
         while item := pending.popleft() if pending else next(source, None):
             taken.append(item)
             yield item[1] or "\n"
 
-    def read_record(**options: Any) -> tuple[Any, list[tuple[int, str | None, bool]]]:
-        """The cells (None at the end of the file), or the error, and the lines of a record."""
-        taken: list[tuple[int, str | None, bool]] = []
+    def read_record(**options: Any) -> Any:
+        """The cells (None at the end of the file), or the error; ``taken`` are the lines that were read."""
         try:
-            return next(csv.reader(lines(taken), delimiter=delimiter, strict=True, **options), None), taken
+            return next(csv.reader(lines(), delimiter=delimiter, strict=True, **options), None)
         except csv.Error as error:
             pending.extendleft(reversed(taken))
-            return error, taken
+            return error
 
-    while True:
-        (cells, taken), problem = read_record(), None
-        if cells is None:
-            return
+    while (cells := read_record()) is not None:
+        problem, quotes = None, 0
         if isinstance(error := cells, csv.Error):
-            cells, taken = read_record(escapechar="\\")
+            cells = read_record(escapechar="\\")
         if isinstance(cells, csv.Error):
-            cells, taken, quotes = [], [], 0
-            problem = f"broken CSV ({error}); expected cells with closed quotes"
-            for line in lines(taken):
+            cells, problem = [], f"broken CSV ({error}); expected cells with closed quotes"
+            for line in lines():
                 quotes += line.count('"')
                 if quotes % 2 == 0:
                     break
@@ -114,7 +130,7 @@ def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[RawRow]:
 def read_json(path: Path) -> Iterator[RawRow]:
     """The object of each line."""
     expected = "expected one JSON object per line"
-    for number, line, problem in drop_trailing_blanks(read_lines(path)):
+    for number, line, problem in read_lines(path):
         value: Any = {}
         if problem is None:
             try:
@@ -126,16 +142,6 @@ def read_json(path: Path) -> Iterator[RawRow]:
             elif "\\u" in line and (column := find_lone_surrogate(value)) is not None:
                 value, problem = {}, f"invalid Unicode (half of a surrogate pair) in column {column!r}"
         yield number, value, problem
-
-
-def drop_trailing_blanks(rows: Iterable[RawRow]) -> Iterator[RawRow]:
-    """The rows up to the last that is not blank."""
-    blanks: list[RawRow] = []
-    for row in rows:
-        blanks.append(row)
-        if row[1] or row[2] is not None:
-            yield from blanks
-            blanks.clear()
 
 
 def find_lone_surrogate(values: Mapping[str, object]) -> str | None:

@@ -1,5 +1,7 @@
 """Token classification: words of a text, labels of their first tokens, entities and their metrics."""
 
+import operator
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.readers import CharSpan, Examples
-from limbert.data.tagged_files import split_words
+from limbert.data.task_files import split_words
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, tokenize_aligned
 from limbert.errors import ConfigError
@@ -66,30 +68,24 @@ def word_examples(texts: Sequence[str], pairs: Sequence[str] | None) -> Examples
 
 
 def tokenize_words(
-    examples: Examples,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    stride: int | None = None,
-    return_overflowing_tokens: bool = False,
-    **unused: Any,
+    examples: Examples, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, window: Any = None, **_: Any
 ) -> TokenizedExamples:
     """Tokens of texts with known words; the label of a word is that of its first token.
 
     Words beyond the longest input, and the few without any token, get no prediction; metrics count them as missed.
+    ``window``: options of the tokenizer, for texts in several windows.
     """
+    word_spans = examples.word_spans
+    assert word_spans is not None
 
     def align(number: int, encoded: Any, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        assert examples.word_spans is not None
-        words = examples.word_spans[number]
-        word_of = _word_of_first_token(words, encoded["offset_mapping"][row])
-        spans = np.asarray([*words, (-1, -1)], dtype=np.int32)[word_of]  # the last one for tokens without a word
+        word_of = _word_of_first_token(word_spans[number], encoded["offset_mapping"][row])
+        spans = np.asarray([*word_spans[number], (-1, -1)], dtype=np.int32)[word_of]  # the last: tokens without a word
         labels = () if examples.labels is None else np.asarray([*examples.labels[number], IGNORE_INDEX])[word_of]
         return spans[:, 0], spans[:, 1], np.asarray(labels, dtype=np.int64)
 
-    windows = {"stride": stride, "return_overflowing_tokens": True} if return_overflowing_tokens else {}
-    return tokenize_aligned(examples, tokenizer, align, has_token_labels=True, max_length=max_length, **windows)
+    options = {"max_length": max_length} | (window or {})
+    return tokenize_aligned(examples, tokenizer, align, has_token_labels=True, **options)
 
 
 def _word_of_first_token(words: Sequence[CharSpan], offsets: Sequence[CharSpan]) -> np.ndarray:
@@ -130,12 +126,9 @@ def tag_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> 
     assert references is not None
     predicted = _word_predictions(logits, examples)
     if task.primary_metric == "accuracy":
-        correct = sum(
-            word is not None and word[0] == label
-            for words, labels in zip(predicted, references, strict=True)
-            for word, label in zip(words, labels, strict=True)
-        )
-        return {"accuracy": correct / max(1, sum(map(len, references)))}
+        words = [word and word[0] for text in predicted for word in text]
+        labels = [label for text in references for label in text]
+        return {"accuracy": sum(map(operator.eq, words, labels)) / max(1, len(labels))}
     return entity_metrics(
         [[task.labels[label] for label in labels] for labels in references],
         [["O" if word is None else task.labels[word[0]] for word in words] for words in predicted],
@@ -156,16 +149,14 @@ def tag_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples)
     predictions = _word_predictions(logits, examples)
     for text, words, predicted in zip(source.texts, source.word_spans, predictions, strict=True):
         tags = ["O" if word is None else task.labels[word[0]] for word in predicted]
+        spans = extract_entities(tags)
         if single_words:
             spans = [Entity(tag, index, index + 1) for index, tag in enumerate(tags) if predicted[index] is not None]
-        else:
-            spans = extract_entities(tags)
         items = []
-        for span in spans:
-            start, end = words[span.start][0], words[span.end - 1][1]
-            scores = [word[1] for word in predicted[span.start : span.end] if word is not None]
-            score = sum(scores) / len(scores)
-            items.append({"text": text[start:end], type_key: span.type, "score": score, "start": start, "end": end})
+        for tag, first, end in spans:
+            start, stop = words[first][0], words[end - 1][1]
+            score = statistics.fmean(word[1] for word in predicted[first:end] if word is not None)
+            items.append({"text": text[start:stop], type_key: tag, "score": score, "start": start, "end": stop})
         missing = predicted.count(None)
         rows.append({key: items} | ({"words_not_read": missing} if missing else {}))
     return rows

@@ -1,6 +1,10 @@
-"""From examples to batches: tokenised once, grouped by length, each padded to its own longest example only."""
+"""From examples to batches: tokenised once and cached, grouped by length, each padded to its own longest example."""
 
+import json
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,15 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.readers import Examples
-from limbert.data.token_cache import map_with_cache, tokenization_fingerprint
-from limbert.errors import ConfigError, DataError
+from limbert.errors import ConfigError, DataError, first_line
+from limbert.files import json_fingerprint
+
+logger = logging.getLogger(__name__)
 
 _CHUNK, _ALIGNED_CHUNK = 2048, 256  # examples given to the tokenizer at a time; with the characters of their tokens
 _POOL_BATCHES = 50  # batches of similar length are cut from a pool of this many
+_TOKEN_COLUMNS = ("input_ids", "token_type_ids")  # of the tokenizer's outputs
+_CACHE_VERSION = "2"  # raise it when the meaning of the cached arrays changes
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,11 @@ class RaggedTokens:
     offsets: np.ndarray  # (examples + 1,) int64
 
     @classmethod
-    def from_rows(cls, ids: Sequence[Any], type_ids: Sequence[Any]) -> "RaggedTokens":
-        """Tokens from those of each example."""
+    def from_chunks(cls, chunks: Sequence[Any]) -> "RaggedTokens":
+        """The tokens in the tokenizer's encodings of several chunks of examples."""
+        ids, types = ([row for encoded in chunks for row in encoded.get(name, ())] for name in _TOKEN_COLUMNS)
         offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        return cls(_concatenate(ids), _concatenate(type_ids) if type_ids else None, offsets)
+        return cls(_concatenate(ids), _concatenate(types) if types else None, offsets)
 
 
 def _concatenate(rows: Sequence[Any], dtype: type = np.int32) -> np.ndarray:
@@ -90,8 +99,10 @@ class TokenizedExamples:
         return replace(self, tokens=RaggedTokens(self.tokens.ids[token_index], types, offsets), labels=labels)
 
     def concatenate(self, other: "TokenizedExamples") -> "TokenizedExamples":
-        """These examples, then others of the same tokenizer with labels of the same form."""
+        """These labelled examples, then others of the same tokenizer with labels of the same form."""
         assert self.alignment is None
+        assert self.labels is not None
+        assert other.labels is not None
         first, second = self.tokens, other.tokens
         types = [part.type_ids for part in (first, second) if part.type_ids is not None]
         tokens = RaggedTokens(
@@ -99,10 +110,9 @@ class TokenizedExamples:
             np.concatenate(types) if types else None,
             np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
         )
-        labels = [part.labels for part in (self, other) if part.labels is not None]
-        return replace(self, tokens=tokens, labels=torch.cat(labels) if len(labels) == 2 else None)
+        return replace(self, tokens=tokens, labels=torch.cat([self.labels, other.labels]))
 
-    def with_labels(self, labels: Tensor) -> "TokenizedExamples":
+    def with_labels(self, labels: Tensor | None) -> "TokenizedExamples":
         """The same examples with other labels."""
         return replace(self, labels=labels)
 
@@ -134,52 +144,29 @@ class TokenizedExamples:
         batch = {"input_ids": pad(self.tokens.ids, self.pad_token_id), "attention_mask": mask_tensor}
         if self.tokens.type_ids is not None:
             batch["token_type_ids"] = pad(self.tokens.type_ids, self.pad_token_type_id)
-        if self.labels is not None:
-            by_token = self.has_token_labels
-            labels = pad(self.labels.numpy(), IGNORE_INDEX) if by_token else self.labels[torch.from_numpy(chosen)]
-            batch["labels"] = labels
+        if self.has_token_labels and self.labels is not None:
+            batch["labels"] = pad(self.labels.numpy(), IGNORE_INDEX)
+        elif self.labels is not None:
+            batch["labels"] = self.labels[torch.from_numpy(chosen)]
         return batch
 
 
 def tokenize_texts(
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    cache_dir: Path | None = None,
-    use_cache: bool = True,
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int, use_cache: bool = True
 ) -> TokenizedExamples:
     """Tokenise texts or pairs, or read the tokens that an earlier run cached for the same texts and tokenizer.
 
     Inputs have at most ``max_length`` tokens, special ones included: of a pair the longer text is truncated. The cache
-    is in ``cache_dir``; None is `default_cache_dir`.
+    is in `default_cache_dir`.
     """
     check_tokenizer(tokenizer)
     if not len(examples):
         raise DataError("no examples to tokenise; expected at least one")
-    tokens = None
-    if use_cache:
-        names = [name for name in tokenizer.model_input_names if name in ("input_ids", "token_type_ids")]
-        rows = map_with_cache(
-            lambda texts, pairs: _encode(tokenizer, texts, pairs, max_length=max_length),
-            examples.texts,
-            examples.pairs,
-            names=names,
-            batch_size=_CHUNK,
-            key=tokenization_fingerprint(tokenizer, examples.texts, examples.pairs, max_length=max_length),
-            cache_dir=cache_dir,
-        )
-        if rows is not None:
-            ids, *types = (rows[name].flatten().to_numpy() for name in names)
-            offsets = np.cumsum([0, *rows["input_ids"].value_lengths().to_numpy()], dtype=np.int64)
-            tokens = RaggedTokens(ids, types[0] if types else None, offsets)
+    tokens = _cached_tokens(examples, tokenizer, max_length=max_length) if use_cache else None
     if tokens is None:
         chunks = [encoded for _, encoded in _encode_chunks(examples, tokenizer, _CHUNK, max_length=max_length)]
-        tokens = _tokens_of(chunks)
-    labels = None
-    if examples.labels is not None:
-        scores = any(isinstance(label, float) for label in examples.labels)
-        labels = torch.tensor(examples.labels, dtype=torch.float32 if scores else torch.long)
+        tokens = RaggedTokens.from_chunks(chunks)
+    labels = None if examples.labels is None else torch.tensor(examples.labels)
     return TokenizedExamples(tokens, labels, *_padding_ids(tokenizer))
 
 
@@ -188,31 +175,32 @@ def tokenize_aligned(
     tokenizer: PreTrainedTokenizerBase,
     align: Callable[[int, Any, int], tuple[np.ndarray, np.ndarray, np.ndarray]],
     *,
-    has_token_labels: bool,
-    max_length: int,
+    has_token_labels: bool = False,
     **options: Any,
 ) -> TokenizedExamples:
     """Tokenise the examples of a token-level task.
 
     ``align`` is called with the index of an example, the tokenizer's encodings, and the index of a row in them. It
     returns the row's ``char_starts`` and ``char_ends`` (see `TokenAlignment`), and its labels if the examples have any:
-    one per token, or without ``has_token_labels`` the first and the last token of an answer.
+    one per token, or without ``has_token_labels`` the first and the last token of an answer. ``options`` are the
+    tokenizer's.
     """
     check_tokenizer(tokenizer)
-    options |= {"max_length": max_length, "return_offsets_mapping": True}
     example_index, aligned, chunks = list[int](), [], []
+    options |= {"return_offsets_mapping": True}
     for begin, encoded in _encode_chunks(examples, tokenizer, _ALIGNED_CHUNK, **options):
         for row, number in enumerate(encoded.get("overflow_to_sample_mapping", range(len(encoded["input_ids"])))):
             example_index.append(begin + number)
             aligned.append(align(begin + number, encoded, row))
-        chunks.append({name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded})
+        chunks.append({name: encoded[name] for name in _TOKEN_COLUMNS if name in encoded})
     starts, ends = (_concatenate([row[index] for row in aligned]) for index in (0, 1))
     labels = None
     if examples.labels is not None:
         labels = torch.from_numpy(_concatenate([row[2] for row in aligned], np.int64))
         labels = labels if has_token_labels else labels.reshape(-1, 2)
     alignment = TokenAlignment(examples, np.asarray(example_index), starts, ends)
-    return TokenizedExamples(_tokens_of(chunks), labels, *_padding_ids(tokenizer), has_token_labels, alignment)
+    tokens = RaggedTokens.from_chunks(chunks)
+    return TokenizedExamples(tokens, labels, *_padding_ids(tokenizer), has_token_labels, alignment)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -225,11 +213,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _padding_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return int(tokenizer.pad_token_id), int(tokenizer.pad_token_type_id)  # type: ignore[arg-type]  # checked
-
-
-def _tokens_of(chunks: Sequence[Any]) -> RaggedTokens:
-    names = ("input_ids", "token_type_ids")
-    return RaggedTokens.from_rows(*([row for encoded in chunks for row in encoded.get(name, ())] for name in names))
 
 
 def _encode_chunks(
@@ -246,6 +229,85 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[st
     return tokenizer(texts, pairs, **({"truncation": True} | options), padding=False, return_attention_mask=False)
 
 
+# -- the cache of token ids
+
+
+def default_cache_dir() -> Path:
+    """``$LIMBERT_CACHE``, or ``~/.cache/limbert``; RuntimeError if there is no home folder either."""
+    return Path(os.environ.get("LIMBERT_CACHE") or Path.home() / ".cache" / "limbert")
+
+
+def tokenization_fingerprint(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *, max_length: int
+) -> str:
+    """A digest of everything that decides the token ids: the tokenizer's state, the truncation, and the texts.
+
+    Unlike the fingerprint of `datasets`, it does not change when the tokenizer is used: the backend's own truncation
+    and padding, which every call sets anew, are left out.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    options = [type(tokenizer).__name__, tokenizer.model_input_names, tokenizer.truncation_side, max_length]
+    return json_fingerprint([_CACHE_VERSION, state, options, texts, pairs])
+
+
+def _cached_tokens(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> RaggedTokens | None:
+    """The tokens in the cache file of ``Dataset.map``, which writes it first; None if the cache cannot be used."""
+    import datasets
+    import pyarrow
+
+    names = [name for name in tokenizer.model_input_names if name in _TOKEN_COLUMNS]
+    columns = {"text": list(examples.texts)} | ({} if examples.pairs is None else {"pair": list(examples.pairs)})
+    key = tokenization_fingerprint(tokenizer, examples.texts, examples.pairs, max_length=max_length)
+
+    def read_or_build(path: Path) -> RaggedTokens:
+        with hidden_progress_bars():
+            mapped = datasets.Dataset.from_dict(columns).map(
+                lambda batch: dict(_encode(tokenizer, batch["text"], batch.get("pair"), max_length=max_length)),
+                batched=True,
+                batch_size=_CHUNK,
+                remove_columns=list(columns),
+                features=datasets.Features({name: datasets.List(datasets.Value("int32")) for name in names}),
+                cache_file_name=str(path),
+                new_fingerprint=key,
+            )
+        if len(mapped) != len(examples) or mapped.column_names != names:
+            raise ValueError("it holds other examples")
+        rows = [mapped.data.column(name).combine_chunks() for name in names]
+        ids, *types = (column.flatten().to_numpy() for column in rows)
+        offsets = np.cumsum([0, *rows[0].value_lengths().to_numpy()], dtype=np.int64)
+        return RaggedTokens(ids, types[0] if types else None, offsets)
+
+    try:
+        path = default_cache_dir() / "tokens" / f"{key}.arrow"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return read_or_build(path)
+        except (pyarrow.ArrowException, ValueError) as error:
+            logger.warning("token cache %s is broken and built again: %s", path, first_line(error))
+            path.unlink(missing_ok=True)
+            return read_or_build(path)
+    except (OSError, RuntimeError) as error:  # a full disk; a system user without a home
+        logger.warning("token cache cannot be used, continuing without it: %s", first_line(error))
+        return None
+
+
+@contextmanager
+def hidden_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of `datasets`; the setting before is restored."""
+    import datasets
+
+    hidden = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            datasets.enable_progress_bars()
+
+
+# -- batches
+
+
 def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """One epoch of batches, every example once, with similar lengths together so that little is padding.
 
@@ -253,12 +315,11 @@ def training_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int, se
     each pool and cut into batches, and the batches are shuffled. The last partial batch is kept. The same seed and
     epoch give the same order.
     """
-    sizes = np.asarray(lengths)
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(sizes))
-    batches = []
-    for pool in _chunks(order, batch_size * _POOL_BATCHES):
-        batches += _chunks(pool[np.argsort(sizes[pool], kind="stable")], batch_size)
+    sizes, generator, pool_size = np.asarray(lengths), np.random.default_rng([seed, epoch]), batch_size * _POOL_BATCHES
+    batches: list[np.ndarray] = []
+    for pool in np.split(generator.permutation(len(sizes)), range(pool_size, len(sizes), pool_size)):
+        by_length = pool[np.argsort(sizes[pool], kind="stable")]
+        batches += np.split(by_length, range(batch_size, len(pool), batch_size))
     return [batches[index].tolist() for index in generator.permutation(len(batches))]
 
 
@@ -279,7 +340,3 @@ def evaluation_batches(
         batches[-1].append(index)
         room -= 1
     return batches
-
-
-def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
-    return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -19,6 +19,7 @@ from limbert.export.export_result import EXPORT_RECORD_NAME, ExportConfig, Expor
 from limbert.export.formats import EXPORTERS, Exporter, policy_exporter
 from limbert.export.model_card import dev_metrics, export_card
 from limbert.export.verify import RuntimeBenchmark, benchmark_runtimes
+from limbert.export.vocabulary import reduce_vocabulary
 from limbert.files import atomic_folder
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config, warn_if_untrained
 from limbert.inference.parity import (
@@ -51,6 +52,8 @@ def export_model(
     overwrite: bool = False,
     licence: str | None = None,
     threads: int | None = None,
+    vocabulary: str | Path | None = None,
+    characters: str = "all",
     extra_files: Sequence[Path] = (),
     progress: Progress = no_progress,
     **data: Any,
@@ -71,6 +74,8 @@ def export_model(
         overwrite: whether to replace an earlier export in ``output``.
         licence: for the model card; default: that of the run's own card.
         threads: of the runtime; None: its default.
+        vocabulary: texts, a file or data as for training, whose tokens are kept; see `reduce_vocabulary`.
+        characters: with it, the single characters that are kept: ``all``, or ``texts``.
         extra_files: copied into the folder.
         progress: called with what runs, steps done and steps in all.
         data: settings of `DataConfig` (``data=``, ``dev=`` ...) instead of the training's.
@@ -84,7 +89,8 @@ def export_model(
         raise ConfigError("provide either a sub-network or a policy")
     run = os.path.expanduser(run)
     (name,) = resolve_measured_names(run, [subnet or "1x1"]) if policy is None else [str(policy)]
-    settings = {"int8": int8, "max_drop": max_drop, "licence": licence, "threads": threads}
+    settings: dict[str, Any] = {"int8": int8, "max_drop": max_drop, "licence": licence, "threads": threads}
+    settings |= {"vocabulary": None if vocabulary is None else str(vocabulary), "characters": characters}
     config = check_export(run, output, subnet=name, format=format, overwrite=overwrite, **settings)
     checkpoint = load_checkpoint(run, head="as-saved")
     if isinstance(policy, str):
@@ -94,6 +100,14 @@ def export_model(
         config, policy = replace(config, subnet=policy.subnet), None
     exporter, network, source, params = _sources(checkpoint, config, policy)
     data_config = override_data_config(checkpoint.data_config, **data)
+    reduction = None
+    if config.vocabulary is not None:
+        if policy is not None:
+            raise ConfigError("--vocabulary goes with one sub-network; export a policy without it, or name a --subnet")
+        checkpoint, network, reduction = reduce_vocabulary(
+            checkpoint, network, config.vocabulary, data_config, characters=characters
+        )
+        source, params = load_runtime("torch", network, threads=threads), network.num_parameters()
     data_given = bool(data.get("data") or data.get("dev"))
     trial = parity_examples(checkpoint, data_config, required=data_given)
     labelled = None
@@ -121,6 +135,7 @@ def export_model(
             parity=parity,
             parity_data=trial.description,
             benchmarks=benchmarks,
+            vocabulary=reduction,
         )
         write_json(folder / EXPORT_RECORD_NAME, result.to_dict() | {"versions": library_versions()})
         card = export_card(result, checkpoint, network, takes_pairs=trial.takes_pairs)

@@ -9,6 +9,7 @@ from limbert.core.config import require
 from limbert.errors import ConfigError
 from limbert.export.formats import EXPORTERS
 from limbert.export.verify import RuntimeBenchmark
+from limbert.export.vocabulary import CHARACTERS, VocabularyReduction
 from limbert.inference.parity import ParityResult
 from limbert.inference.policy import Policy
 
@@ -28,12 +29,15 @@ class ExportConfig:
     overwrite: bool
     licence: str | None
     threads: int | None
+    vocabulary: str | None = None
+    characters: str = "all"
 
     def __post_init__(self) -> None:
         require(self.format in EXPORTERS, "format", self.format, f"one of {', '.join(EXPORTERS)}")
         if self.int8 and EXPORTERS[self.format].quantize is None:
             others = ", ".join(name for name, exporter in EXPORTERS.items() if exporter.quantize is not None)
             raise ConfigError(f"format {self.format!r} has no int8; formats that have: {others}")
+        require(self.characters in CHARACTERS, "characters", self.characters, f"one of {', '.join(CHARACTERS)}")
         require(0 <= self.max_drop <= 100, "max drop", self.max_drop, "between 0 and 100 points")
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return
@@ -55,6 +59,7 @@ class ExportResult:
     parity: ParityResult  # the outputs compared with the source's; with int8, those before quantisation
     parity_data: str  # what the compared examples were
     benchmarks: Mapping[str, RuntimeBenchmark]  # with int8: ``fp32`` and ``int8``
+    vocabulary: VocabularyReduction | None = None  # with a smaller vocabulary
 
     @property
     def title(self) -> str:
@@ -80,4 +85,5 @@ class ExportResult:
                 "agreement": self.parity.agreement,
             },
             "quality": {name: vars(benchmark) for name, benchmark in self.benchmarks.items()},
+            **({"vocabulary": self.vocabulary.to_dict()} if self.vocabulary else {}),
         }

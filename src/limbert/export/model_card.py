@@ -41,6 +41,7 @@ def export_card(
         f"---\n{_metadata(result, checkpoint, network).to_yaml()}\n---",
         _summary(result, checkpoint, takes_pairs=takes_pairs),
         "\n".join(f"- {fact}" for fact in training_facts(checkpoint.model.record)),
+        str(result.vocabulary) if result.vocabulary else "",
         _int8_section(result) if result.benchmarks else "",
         _metrics_section(result),
         _profile_section(result),

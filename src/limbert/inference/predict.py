@@ -17,7 +17,7 @@ from limbert.data.long_texts import average_windows, window_starts
 from limbert.data.task_registry import decode_predictions
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
-from limbert.errors import ConfigError, explain_out_of_memory
+from limbert.errors import CheckpointError, ConfigError, explain_out_of_memory
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy, named_policy, resolve_policy
 from limbert.inference.runtimes import Runtime
@@ -79,8 +79,13 @@ class OutputCollector:
 
     @property
     def values(self) -> np.ndarray:
-        """``(examples, ...)``, or ``(all tokens, outputs)`` for token-level logits; all batches must be added."""
+        """``(examples, ...)``, or ``(all tokens, outputs)`` for token-level logits; all batches must be added.
+
+        CheckpointError for outputs that are NaN or infinite: a label would say nothing.
+        """
         assert self._values is not None
+        if not torch.isfinite(self._values).all():
+            raise CheckpointError("the model's outputs are NaN or infinite; its weights are broken, train it again")
         return self._values.cpu().numpy()
 
 

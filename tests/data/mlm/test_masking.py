@@ -13,10 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from limbert.core.config import CorpusConfig
 from limbert.data.mlm.masking import (
     MaskedSequences,
-    derive_keys,
+    draw_numbers,
     sample_sequences,
     split_validation_sequences,
-    uniform_at,
 )
 from limbert.data.mlm.packing import pack_corpus
 
@@ -118,7 +117,8 @@ def test_at_least_one_word_is_masked(sequences: MaskedSequences, tokenizer: PreT
     collator = make_sequences(sequences.dataset, tokenizer, whole_words=True).collator
     ids = np.tile([101, 2007, 2008, 2009, 2010, 2007, 2008, 2009, 102], (1000, 1))
     starts = np.tile(np.asarray([1, 1, 0, 0, 0, 1, 0, 0, 1], dtype=bool), (1000, 1))
-    masked, shown = collator.mask_tokens(ids, starts, np.ones_like(starts), keys=derive_keys(0, np.arange(1000)))
+    numbers = np.random.default_rng(0).random((1000, 19))
+    masked, shown = collator.mask_tokens(ids, starts, np.ones_like(starts), numbers=numbers)
     first, second = masked[:, 1:5], masked[:, 5:8]
     assert (first.all(axis=1) ^ second.all(axis=1)).all()
     assert (first.any(axis=1) ^ second.any(axis=1)).all()
@@ -127,14 +127,14 @@ def test_at_least_one_word_is_masked(sequences: MaskedSequences, tokenizer: PreT
 
 
 def test_counter_based_numbers_are_uniform_and_independent() -> None:
-    numbers = uniform_at(derive_keys(3, np.arange(400), np.full(400, 5))[:, None], np.arange(500))
+    numbers = np.stack([draw_numbers(3, row, 5, 500) for row in range(400)])
     counts, _ = np.histogram(numbers, bins=20, range=(0, 1))
     assert stats.chisquare(counts).pvalue > 0.001
     for left, right in ((numbers[1:], numbers[:-1]), (numbers[:, 1:], numbers[:, :-1])):
         assert abs(np.corrcoef(left.flatten(), right.flatten())[0, 1]) < 0.01
-    assert uniform_at(derive_keys(3, np.asarray([7]), np.asarray([5])), np.asarray([9])) == numbers[7, 9]
-    keys = [derive_keys(seed, np.asarray([row]), np.asarray([epoch]))[0] for seed, row, epoch in np.ndindex(9, 9, 9)]
-    assert len({*keys}) == 9**3
+    assert draw_numbers(3, 7, 5, 9)[8] == numbers[7, 8]
+    first = [draw_numbers(seed, row, epoch, 1)[0] for seed, row, epoch in np.ndindex(9, 9, 9)]
+    assert len({*first}) == 9**3
 
 
 def test_an_epoch_visits_every_sequence_once(sequences: MaskedSequences) -> None:

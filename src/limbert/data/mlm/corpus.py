@@ -26,7 +26,8 @@ def corpus_files(patterns: Iterable[str], *, exclude: Iterable[Path] = ()) -> tu
             raise DataError(f"corpus is {pattern!r}; it must be a file, a folder or a glob")
         path = Path(pattern).expanduser()
         if path.is_dir():
-            paths = sorted(file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path))
+            inside = ((file, file.relative_to(path).parts) for file in path.rglob("*") if file.is_file())
+            paths = sorted(file for file, parts in inside if not any(part.startswith(".") for part in parts))
         elif path.exists():
             if path.resolve() in excluded:
                 raise ConfigError(f"corpus {pattern} is development text too; it must be one or the other")
@@ -39,10 +40,6 @@ def corpus_files(patterns: Iterable[str], *, exclude: Iterable[Path] = ()) -> tu
             if (resolved := file.resolve()) not in excluded:
                 files.setdefault(resolved, file)
     return tuple(files.values())
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def stream_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:

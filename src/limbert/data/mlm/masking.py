@@ -13,29 +13,11 @@ from transformers import DataCollatorForLanguageModeling
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.files import json_fingerprint
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
-
-def derive_keys(seed: int, *counters: np.ndarray) -> np.ndarray:
-    """Keys ``(rows,)`` uint64 of a counter-based generator, from a seed and the counters of each row ``(rows,)``."""
-    keys = _splitmix64(np.full(len(counters[0]), seed % 2**64, dtype=np.uint64) + _GAMMA)
-    for values in counters:
-        keys = _splitmix64((keys ^ values.astype(np.uint64)) + _GAMMA)
-    return keys
-
-
-def uniform_at(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Uniform numbers in [0, 1) at these counters of the keys' streams; shapes are broadcast."""
-    values = _splitmix64(keys + _GAMMA * (counters.astype(np.uint64) + np.uint64(1)))
-    return (values >> np.uint64(11)) * 2.0**-53
-
-
-def _splitmix64(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64."""
-    values = (values ^ (values >> np.uint64(30))) * _MULTIPLIERS[0]
-    values = (values ^ (values >> np.uint64(27))) * _MULTIPLIERS[1]
-    return values ^ (values >> np.uint64(31))
+def draw_numbers(seed: int, row: int, epoch: int, count: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) ``(count,)`` by a counter-based generator: they follow from the arguments alone."""
+    key = np.array([seed % 2**64, row], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, epoch])).random(count)
 
 
 @dataclass
@@ -69,8 +51,10 @@ class CounterMaskingCollator(DataCollatorForLanguageModeling):
         ids = np.stack([example["input_ids"] for example in examples]).astype(np.int64)
         word_starts = np.stack([example["word_starts"] for example in examples])
         attention_mask = np.arange(ids.shape[1]) < np.array([[example["length"]] for example in examples])
-        counters = (np.array([example.get(name, 0) for example in examples]) for name in ("row", "epoch"))
-        masked, shown = self.mask_tokens(ids, word_starts, attention_mask, keys=derive_keys(self.seed, *counters))
+        draws = 2 * ids.shape[1] + 1
+        counters = [(int(example["row"]), int(example.get("epoch", 0))) for example in examples]
+        numbers = np.stack([draw_numbers(self.seed, row, epoch, draws) for row, epoch in counters])
+        masked, shown = self.mask_tokens(ids, word_starts, attention_mask, numbers=numbers)
         return {
             "input_ids": torch.from_numpy(shown),
             "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
@@ -78,41 +62,35 @@ class CounterMaskingCollator(DataCollatorForLanguageModeling):
         }
 
     def mask_tokens(
-        self, ids: np.ndarray, word_starts: np.ndarray, attention_mask: np.ndarray, *, keys: np.ndarray
+        self, ids: np.ndarray, word_starts: np.ndarray, attention_mask: np.ndarray, *, numbers: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which tokens are masked, and the sequences as shown to the model, both ``(rows, tokens)``.
 
-        So are ``ids``, ``word_starts`` (does a token begin a word?) and ``attention_mask``; ``keys``, ``(rows,)``, are
-        from `derive_keys`.
+        So are ``ids``, ``word_starts`` (does a token begin a word?) and ``attention_mask``; ``numbers``,
+        ``(rows, 2 tokens + 1)``, are random in [0, 1).
         """
         rows, length = ids.shape
         maskable = attention_mask & ~np.isin(ids, self._unmaskable_ids)
         num_maskable = maskable.sum(axis=1)
         wanted = np.maximum(1, np.round(self.mlm_probability * (attention_mask.sum(axis=1) - 2)))
         wanted = np.minimum(num_maskable, wanted)
-        numbers = uniform_at(keys[:, None], np.arange(length + 1))
-        token_numbers, row_numbers = numbers[:, :-1], numbers[:, -1]
+        token_numbers, row_numbers, replacement_numbers = np.split(numbers, [length, length + 1], axis=1)
         units = maskable & word_starts if self.whole_words else maskable
-        count = np.floor(units.sum(axis=1) * wanted / np.maximum(num_maskable, 1) + row_numbers)  # exact in the mean
+        count = np.floor(
+            units.sum(axis=1) * wanted / np.maximum(num_maskable, 1) + row_numbers[:, 0]
+        )  # exact in the mean
         lowest = np.sort(np.where(units, token_numbers, 2.0), axis=1)
         threshold = lowest[np.arange(rows), np.maximum(count, 1).astype(np.int64) - 1]
         if self.whole_words:  # a word has the number of its first token
             first = np.maximum.accumulate(np.where(word_starts, np.arange(length), 0), axis=1)
             token_numbers = np.take_along_axis(token_numbers, first, axis=1)
         masked = maskable & (token_numbers <= threshold[:, None])
-        return masked, self._replace_tokens(ids, masked, keys)
-
-    def _replace_tokens(self, ids: np.ndarray, masked: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        rows, columns = np.nonzero(masked)
-        numbers = uniform_at(keys[rows], columns + ids.shape[1] + 1)  # not used by the choice above
-        hidden = numbers < self.mask_replace_prob
-        random = ~hidden & (numbers < self.mask_replace_prob + self.random_replace_prob)
-        fraction = (numbers[random] - self.mask_replace_prob) / self.random_replace_prob
+        drawn = replacement_numbers[masked]
+        hidden, fraction = drawn < self.mask_replace_prob, (drawn - self.mask_replace_prob) / self.random_replace_prob
+        random_ids = self._random_ids[(fraction.clip(0, 1 - 1e-9) * len(self._random_ids)).astype(np.int64)]
         shown = ids.copy()
-        shown[rows[hidden], columns[hidden]] = self.tokenizer.mask_token_id
-        choice = np.minimum((fraction * len(self._random_ids)).astype(np.int64), len(self._random_ids) - 1)
-        shown[rows[random], columns[random]] = self._random_ids[choice]
-        return shown
+        shown[masked] = np.where(hidden, self.tokenizer.mask_token_id, np.where(fraction < 1, random_ids, ids[masked]))
+        return masked, shown
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Tokenise a corpus into a `datasets.Dataset` of full sequences, cached on disk and memory-mapped."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig
 from limbert.data.mlm.corpus import corpus_files, stream_text
-from limbert.data.token_cache import default_cache_dir, hidden_progress_bars, tokenization_fingerprint
-from limbert.data.tokenize import check_tokenizer
+from limbert.data.tokenize import (
+    check_tokenizer,
+    default_cache_dir,
+    hidden_progress_bars,
+    tokenization_fingerprint,
+)
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError, first_line
 
 _MAX_BATCH_TEXTS, _MAX_BATCH_CHARS = 1000, 1 << 20  # of one call of the tokenizer
@@ -44,7 +48,11 @@ def pack_corpus(
     Raises:
         StorageError: the cache cannot be written.
     """
-    _check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
+    for token in ("mask", "cls", "sep"):
+        if getattr(tokenizer, f"{token}_token_id") is None:
+            name = type(tokenizer).__name__
+            raise ConfigError(f"{token} token of {name} is not set; masked language modelling needs it")
     files = corpus_files(patterns, exclude=exclude)
     if not files:
         raise DataError(f"corpus {', '.join(patterns)}: all its files are development text; expected others too")
@@ -60,10 +68,15 @@ def pack_corpus(
         length=Value("int32"),
         row=Value("int64"),
     )
+
+    def sequences() -> Iterator[dict[str, Any]]:
+        parts = _tokenize_stream(files, config, tokenizer, progress=progress)
+        return _pack_sequences(parts, tokenizer, max_length=max_length)
+
     try:
         with hidden_progress_bars():
             dataset = Dataset.from_generator(
-                lambda: _pack_sequences(files, config, tokenizer, max_length=max_length, progress=progress),
+                sequences,
                 features=features,
                 cache_dir=str(folder),
                 fingerprint=tokenization_fingerprint(tokenizer, identity, None, max_length=max_length),
@@ -77,38 +90,22 @@ def pack_corpus(
     return dataset.with_format("numpy")
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    check_tokenizer(tokenizer)
-    name = type(tokenizer).__name__
-    for token in ("mask", "cls", "sep"):
-        if getattr(tokenizer, f"{token}_token_id") is None:
-            raise ConfigError(f"{token} token of {name} is not set; masked language modelling needs it")
-
-
 def _pack_sequences(
-    files: Sequence[Path],
-    config: CorpusConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    progress: Progress,
+    parts: Iterable[tuple[list[int], list[bool], bool]], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> Iterator[dict[str, Any]]:
     ids, starts, row, content = np.empty(0, np.int32), np.empty(0, bool), 0, max_length - 2
-    for new_ids, new_starts, is_last in _tokenize_stream(files, config, tokenizer, progress=progress):
+    for new_ids, new_starts, is_last in parts:
         ids, starts = np.append(ids, np.asarray(new_ids, np.int32)), np.append(starts, np.asarray(new_starts, bool))
         end = len(ids) if is_last else len(ids) // content * content
         for start in range(0, end, content):
-            tokens, word_starts = ids[start : start + content], starts[start : start + content]
+            tokens = ids[start : min(start + content, end)]
             sequence = np.full(max_length, tokenizer.pad_token_id, dtype=np.int32)
-            sequence[0], sequence[len(tokens) + 1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-            sequence[1 : len(tokens) + 1] = tokens
-            padded = np.ones(max_length, dtype=bool)
-            padded[2 : len(tokens) + 1] = word_starts[1:]  # the rest of a word that was cut counts as a word
-            yield {"input_ids": sequence, "word_starts": padded, "length": len(tokens) + 2, "row": row}
+            sequence[: len(tokens) + 2] = [tokenizer.cls_token_id, *tokens, tokenizer.sep_token_id]
+            word_starts = np.ones(max_length, dtype=bool)  # the rest of a word that was cut counts as a word
+            word_starts[2 : len(tokens) + 1] = starts[start + 1 : start + len(tokens)]
+            yield {"input_ids": sequence, "word_starts": word_starts, "length": len(tokens) + 2, "row": row}
             row += 1
         ids, starts = ids[end:], starts[end:]
-    if not row:
-        raise DataError(f"{', '.join(map(str, files[:3]))}: no text in the corpus; expected some")
 
 
 def _tokenize_stream(
@@ -122,8 +119,7 @@ def _tokenize_stream(
             texts = [piece for piece in pieces if piece is not None]
             options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
             encodings = iter(tokenizer(texts, **options).encodings or () if texts else ())
-            ids: list[int] = []
-            starts: list[bool] = []
+            ids, starts = list[int](), list[bool]()
             for piece in pieces:
                 if piece is None:
                     document_ended = True
@@ -139,6 +135,8 @@ def _tokenize_stream(
             done += sum(len(text.encode()) + 1 for text in texts)
             progress(min(done, total) >> 20, total >> 20)
         done = file_start + path.stat().st_size
+    if is_first:
+        raise DataError(f"{', '.join(map(str, files[:3]))}: no text in the corpus; expected some")
     yield [], [], True
 
 
