@@ -72,14 +72,15 @@ def test_training_the_encoder_drops_its_gates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_rewired", [True, False])
-def test_an_order_that_was_trained_is_kept(is_rewired: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", ["width", "joint"])
+def test_an_order_that_was_trained_is_kept(phase: str, is_rewired: bool, tmp_path: Path) -> None:
     """Rewiring would put other heads first than those that were trained to run alone."""
     model, inputs = make_model(), {"input_ids": torch.arange(5, 15)[None]}
     with torch.no_grad():
         before = model.view(model.subnet("0.5x1"))(**inputs).logits
         config = PhaseConfig(logit_weight=1.0, learning_rate=1e-12, max_steps=1)
-        model.record["phases"] = ["width"] * is_rewired
-        model = train_phase_with_gradients("width", config, tmp_path, model)
+        model.record["phases"] = ["joint" if phase == "width" else "width"] * is_rewired
+        model = train_phase_with_gradients(phase, config, tmp_path, model)
         after = model.view(model.subnet("0.5x1"))(**inputs).logits
     assert torch.allclose(before, after, atol=1e-3) is is_rewired
 
