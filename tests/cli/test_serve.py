@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ import pytest
 from tests.factories.ports import free_port
 from tests.factories.runs import command, environment, needs_encoder
 from tests.factories.servers import make_run
+
+from limbert.cli.main import app
+from limbert.errors import ConfigError
 
 pytestmark = needs_encoder
 
@@ -163,6 +167,12 @@ def test_background_returns_when_the_server_is_ready(run: Path) -> None:
     assert failed.returncode == 1
     assert "already in use" in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+def test_missing_library_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    with pytest.raises(ConfigError, match=r"limbert\[serve\]"):
+        app(["serve", str(run)], standalone_mode=False)
 
 
 def test_bad_settings_are_one_line(run: Path) -> None:
