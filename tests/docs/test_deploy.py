@@ -79,6 +79,7 @@ def test_deploy_page_blocks_run(tmp_path: Path) -> None:
             assert exported.returncode == 0, (line, exported.stderr)
     onnx, openvino, _, served, transformers = printed
     assert onnx == openvino
+    assert len(cascade.split(", ")) == 2
     labels = onnx.strip("[]\n").replace("'", "").split(", ")
     for predictions in (served, transformers):
         assert [part.partition("'")[0] for part in predictions.split("'label': '")[1:]] == labels
