@@ -21,6 +21,7 @@ from itertools import pairwise
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from trainer_step import optimizer_step, phase_trainer
 
 from limbert import ElasticTrainer, LimbertError, Space
@@ -31,7 +32,7 @@ from limbert.evaluation.hardware import describe_this_machine
 from limbert.inference.base_model import load_base_checkpoint
 from limbert.model.checkpoint import library_versions
 from limbert.train.data import shard_batch
-from limbert.train.distributed import all_gather_object, init_distributed, local_main_process_first, rank, world_size
+from limbert.train.distributed import all_gather_object, init_distributed, rank, world_size
 from limbert.train.phases import PHASES
 
 WARM_UP = 2  # steps
@@ -147,7 +148,7 @@ def _prepare(arguments: argparse.Namespace) -> tuple[ElasticTrainer, list[dict[s
     """A trainer for the phase, and the batches of its steps over all processes."""
     task, _, folder = arguments.data.partition("=")
     try:
-        with local_main_process_first():
+        with PartialState().local_main_process_first():
             data = load_task_data(DataConfig(task=task, data=folder), seed=0)
             start = load_base_checkpoint(TrainConfig(model=arguments.model, output="-"), data.task)
             longest = min(128, start.max_length)

@@ -104,6 +104,20 @@ def test_batches_keep_order_and_connections() -> None:
         assert client.predict([]) == []
 
 
+def test_abstaining_predictions_have_no_label() -> None:
+    def unsure(server: Stub, path: str, value: Any) -> Reply:
+        below = value["parameters"]["abstain_below"]
+        texts = [(text, len(text) / 10) for text in value["inputs"]]
+        return 200, {}, [[{"label": text if score >= below else None, "score": score}] for text, score in texts]
+
+    with stub(unsure) as (_, url), Client(url) as client:
+        sure, silent = client.predict(["long", "a"], abstain_below=0.3)
+        assert (sure.label, sure.score, sure.scores) == ("long", 0.4, {"long": 0.4})
+        assert (silent.label, silent.score, silent.scores) == (None, 0.1, {})
+        with pytest.raises(ConfigError, match="from 0 to 1"):
+            client.predict("a", abstain_below=70)
+
+
 def test_requests_run_concurrently_and_threads_share_a_client() -> None:
     running, peak, begun = 0, 0, 0
     three = threading.Barrier(3)

@@ -26,9 +26,10 @@ class ServerPrediction:
     """Prediction for one text.
 
     Attributes:
-        label: the most probable class; None for regression. For multi-label tasks see ``scores``.
-        score: its probability, or the predicted value for regression.
-        scores: by label, in descending order, of all classes or the ``top_k`` best; empty for regression.
+        label: the most probable class; None for regression, and where the model abstains. For multi-label tasks see
+            ``scores``.
+        score: the highest probability, or the predicted value for regression.
+        scores: by label, in descending order, of all classes or the ``top_k`` best; empty where there is no label.
         subnet: the sub-network that ran, such as ``0.5x0.75``; None if the request ran on several.
     """
 
@@ -148,6 +149,7 @@ class Client:
         latency_budget: float | None = None,
         min_quality: float | None = None,
         top_k: int | None = None,
+        abstain_below: float | None = None,
     ) -> list[ServerPrediction]:
         """Predictions in the order of the texts, in requests of at most `max_batch_size` texts.
 
@@ -159,6 +161,7 @@ class Client:
             latency_budget: seconds from a request's arrival at the server to its response.
             min_quality: lowest quality of a sub-network that may run, in the unit of the metric, such as 0.85.
             top_k: number of best scores to return.
+            abstain_below: classification: probability below which a prediction has no label.
 
         Raises:
             ConfigError: if the numbers of pairs and texts differ, or a number is out of range.
@@ -168,6 +171,8 @@ class Client:
         second = [pairs] if isinstance(pairs, str) else None if pairs is None else list(pairs)
         if second is not None and len(second) != len(first):
             raise ConfigError(f"{len(second)} pairs for {len(first)} texts; each text needs one")
+        if abstain_below is not None and not 0 <= abstain_below <= 1:
+            raise ConfigError(f"abstain_below is {abstain_below:g}; it must be a probability, from 0 to 1")
         if latency_budget is not None and latency_budget <= 0:
             raise ConfigError(f"latency budget is {latency_budget:g} s; it must be more than 0")
         options = {
@@ -176,6 +181,7 @@ class Client:
             "latency_budget_ms": None if latency_budget is None else 1000 * latency_budget,
             "min_quality": min_quality,
             "top_k": top_k,
+            "abstain_below": abstain_below,
         }
         parameters = {name: value for name, value in options.items() if value is not None}
         inputs: list[Any] = (
@@ -202,7 +208,15 @@ class Client:
             )
         subnets = response.headers.get("x-limbert-size", "")
         subnet = subnets if subnets and "," not in subnets else None
-        return [_parse_prediction(row, is_regression=self.task_type == "regression", subnet=subnet) for row in rows]
+        return [self._parse_prediction(row, subnet) for row in rows]
+
+    def _parse_prediction(self, class_scores: Any, subnet: str | None) -> ServerPrediction:
+        scores = {item["label"]: item["score"] for item in class_scores}
+        label, score = next(iter(scores.items()))
+        has_label = label is not None and self.task_type != "regression"
+        return (
+            ServerPrediction(label, score, scores, subnet) if has_label else ServerPrediction(None, score, {}, subnet)
+        )
 
     def _send_with_retry(self, method: str, path: str, payload: Any = None) -> _Response:
         """Send a request, and retry it while the server is overloaded (429), for at most ``retry_timeout``."""
@@ -292,14 +306,6 @@ def _parse_url(url: str) -> tuple[bool, str, int | None, str]:
     except ValueError:
         pass
     raise ConfigError(f"server is {url!r}; it must be a URL such as http://127.0.0.1:8080")
-
-
-def _parse_prediction(class_scores: Any, *, is_regression: bool, subnet: str | None) -> ServerPrediction:
-    scores = {item["label"]: item["score"] for item in class_scores}
-    label, score = next(iter(scores.items()))
-    return (
-        ServerPrediction(None, score, {}, subnet) if is_regression else ServerPrediction(label, score, scores, subnet)
-    )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

@@ -1,5 +1,6 @@
 """Folders and files that are written completely or not at all, JSON lines, digests of files, and a lock."""
 
+import codecs
 import errno
 import hashlib
 import json
@@ -135,8 +136,8 @@ def atomic_file(path: str | Path) -> Iterator[TextIO]:
 
 
 def is_special_file(path: Path) -> bool:
-    """Whether a path is a device, pipe or socket, or below ``/dev``."""
-    if path.is_absolute() and path.parts[:2] == ("/", "dev"):  # /dev/stdout may be a link to a regular file
+    """Whether a path is a device, pipe or socket, or below ``/dev`` or ``/proc``."""
+    if path.parts[:2] in (("/", "dev"), ("/", "proc")):  # /dev/stdout may be a link to a regular file
         return True
     return path.exists() and not path.is_file() and not path.is_dir()
 
@@ -192,6 +193,13 @@ def _has_type(value: Any, expected_type: type) -> bool:
     if expected_type is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, expected_type)
+
+
+def json_line(value: object, file: TextIO) -> str:
+    """A JSON value in one line; where the file's encoding is not UTF-8, as of some terminals, in ASCII."""
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    ensure_ascii = codecs.lookup(encoding).name != "utf-8"
+    return json.dumps(value, ensure_ascii=ensure_ascii, default=str) + "\n"
 
 
 def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

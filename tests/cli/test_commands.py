@@ -438,7 +438,7 @@ def test_debug_shows_a_traceback(folder: Path) -> None:
 
 
 def test_tensorboard_needs_its_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbert.cli.training.find_spec", lambda name: None)
+    monkeypatch.setattr("limbert.train.output_run.find_spec", lambda name: None)
     for verb in (["train", *DATA_OPTIONS], ["pretrain", "--corpus", "texts.txt"]):
         done = call(folder, *verb, "--model", "small", "--output", "logged", "--tensorboard")
         assert done.returncode == 1

@@ -1,8 +1,11 @@
-"""The command itself: help, suggestions for misspelt options, and Ctrl-C while modules are imported."""
+"""The command itself: help, suggestions for misspelt options, signals, terminals and full disks."""
 
+import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.factories.runs import call, environment
@@ -110,6 +113,61 @@ def test_interrupt_during_imports_is_quiet(module: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 130
     assert done.stderr == "limbert: interrupted\n"
+
+
+VERB = """
+import os, signal, sys
+from limbert.cli import console, main
+from limbert.files import atomic_file
+
+def verb(arguments):
+    {body}
+
+main.app, sys.argv = verb, ["limbert"]
+main.main()
+"""
+
+
+def run_verb(folder: Path, body: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """The command with these statements for its verb."""
+    options = {"stdout": subprocess.PIPE} | options
+    script = VERB.format(body=body.replace("\n", "\n    "))
+    return subprocess.run([sys.executable, "-c", script], cwd=folder, stderr=subprocess.PIPE, check=False, **options)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_killed_command_leaves_nothing_half_written(name: str, tmp_path: Path) -> None:
+    body = f"with atomic_file('out.csv') as file:\n    file.write('half')\n    signal.raise_signal(signal.{name})"
+    done = run_verb(tmp_path, body)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, b"")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_nohup_outlives_the_terminal(tmp_path: Path) -> None:
+    body = "signal.raise_signal(signal.SIGHUP)\nconsole.say('alive')"
+    done = run_verb(tmp_path, body, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert (done.returncode, done.stdout) == (0, b"alive\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_terminal_shows_any_text(encoding: str, tmp_path: Path) -> None:
+    texts = ["größer → \U0001f600", "file-\udcff"]
+    body = "".join(f"console.say({text!a}); console.note({text!a}); console.print_json({text!a})\n" for text in texts)
+    done = run_verb(tmp_path, body, env=environment(tmp_path) | {"PYTHONIOENCODING": encoding})
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    said, value, *_ = done.stdout.decode(encoding).splitlines()
+    assert said.startswith("gr")
+    assert json.loads(value) == texts[0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_full_standard_output_is_one_line(tmp_path: Path) -> None:
+    for body in ("console.say('text')", "console.print_json([1])", "print('text', end='')\nopen('absent/file')"):
+        with open("/dev/full", "w") as full:
+            done = run_verb(tmp_path, body, stdout=full)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(b"limbert: error: ")
 
 
 @pytest.mark.parametrize(

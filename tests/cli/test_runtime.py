@@ -10,7 +10,6 @@ from tests.factories.runs import call, needs_encoder
 pytestmark = needs_encoder
 for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library)
-EXITS = ("--policy", "depth", "--exit-threshold", "0.5")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,6 @@ def test_predictions_and_metrics_equal_torchs(folder: Path) -> None:
         (["predict", "run", "--text", "a", "--runtime", "tensorrt"], "tensorrt"),
         (["predict", "run", "--text", "a", "--precision", "int8"], "int8"),
         (["predict", "run", "--text", "a", "--runtime", "onnxruntime", "--precision", "bf16"], "bf16"),
-        (["predict", "run", "--text", "a", "--runtime", "onnxruntime", *EXITS], "--runtime torch"),
         (["evaluate", "run", "--runtime", "onnxruntime", "--policy", "static:1x1"], "--subnet"),
         (["profile", "run", "--precision", "int8"], "int8"),
         (["serve", "run", "--variants", "0"], "variants is 0"),

@@ -69,7 +69,7 @@ def test_unclosed_quote_takes_the_rest(write):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_encodings_are_detected(write, name, encoding):
     if name == "a.jsonl":
         text = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in ROWS)

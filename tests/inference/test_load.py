@@ -1,11 +1,18 @@
-"""Devices, CPU cores and missing folders when a checkpoint is loaded."""
+"""Devices, CPU cores, and missing or broken files when a checkpoint is loaded."""
 
+import json
 import os
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tests.factories.runs import needs_encoder
+from tests.factories.servers import make_run
 
+import limbert
 from limbert.core.config import DataConfig
 from limbert.errors import CheckpointError, ConfigError
 from limbert.inference.load import load_checkpoint, override_data_config, resolve_device, usable_cores
@@ -47,3 +54,27 @@ def test_given_files_replace_the_trainings_files() -> None:
     assert override_data_config(saved, data="other") == DataConfig(data="other", text_column="text")
     with pytest.raises(ConfigError, match="txt_column"):
         override_data_config(saved, txt_column="body")
+
+
+@needs_encoder
+@pytest.mark.parametrize(
+    ("key", "value"), [("settings", []), ("task", "x"), ("space", 1), ("settings", {"data": 1}), ("task", ["a", "b"])]
+)
+def test_broken_records_are_named(key: str, value: Any, tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run") / "limbert.json"
+    record = json.loads(path.read_text())
+    if key == "task" and isinstance(value, list):
+        value = record["task"] | {"labels": value}  # the model has three outputs
+    path.write_text(json.dumps(record | {key: value}))
+    with pytest.raises(CheckpointError, match=r"limbert\.json"):
+        load_checkpoint(path.parent)
+
+
+@needs_encoder
+def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    weights = load_file(run / "model.safetensors")
+    save_file(weights | {"classifier.bias": torch.full((3,), torch.nan)}, run / "model.safetensors", {"format": "pt"})
+    for options in ({}, {"policy": "cascade:0.5x0.5,1x1", "exit_threshold": 0.1}):
+        with pytest.raises(CheckpointError, match="NaN"):
+            limbert.pipeline(run, device="cpu", **options)("a text")

@@ -160,6 +160,27 @@ def test_rows_without_a_text_have_no_prediction(folder: Path) -> None:
     assert rows[0]["text"] == "one"
 
 
+def test_no_column_of_the_input_is_lost(folder: Path) -> None:
+    (folder / "names.csv").write_text("text,label,input_label\na text,1,2\n")
+    (row,) = json.loads(predicted(folder, "--input", "names.csv", "--json"))
+    assert (row["input_label"], row["input_input_label"]) == ("2", "1")
+    (folder / "twice.csv").write_text("text,x,x\na text,1,2\n")
+    done = call(folder, "predict", "run", "--input", "twice.csv", "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "2 columns are named 'x'" in done.stderr
+    assert predicted(folder, "--input", "twice.csv", "--keep", "text")
+
+
+def test_unusable_outputs_are_refused_at_once(folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    (folder / "astray").symlink_to("nowhere/file")
+    for output in ("loop/x", "astray", "x" * 300, "", "run"):
+        done = call(folder, "predict", "absent", "--text", "a", "--output", output)
+        assert done.returncode == 1
+        assert done.stderr.startswith("limbert: error: ")
+        assert "absent" not in done.stderr  # the run is not loaded
+
+
 def test_tokens_without_an_embedding_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(run)

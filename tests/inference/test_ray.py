@@ -31,7 +31,7 @@ from limbert.inference.ray import (
     unpack_checkpoint,
 )
 from limbert.inference.shards import Shard
-from limbert.inference.storage import Storage, check_settings, open_output
+from limbert.inference.storage import Storage, open_output
 
 pytest.importorskip("ray")
 pytestmark = needs_encoder
@@ -277,7 +277,7 @@ def test_a_broken_settings_file_is_refused(tmp_path: Path) -> None:
     assert open_output(output, {"policy": "a"}) == {"_limbert.json"}
     (tmp_path / "out" / "_limbert.json").write_text("[]")
     with pytest.raises(ConfigError, match="choose another folder"):
-        check_settings(output, {"policy": "a"})
+        open_output(output, {"policy": "a"})
 
 
 @pytest.mark.usefixtures("without_ray")

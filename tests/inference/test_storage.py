@@ -64,15 +64,23 @@ def test_output_folders_are_no_input(folder: Storage) -> None:
     assert list_paths(folder, "in/out") == list_paths(folder, "in/o*/part*") == ["in/out/part-0.parquet"]
 
 
-def test_only_links_to_files_are_followed(tmp_path: Path) -> None:
+def test_links_are_followed(tmp_path: Path) -> None:
     folder = Storage.from_uri(str(tmp_path))
     write_files(folder, "in/a.parquet", "elsewhere/c.parquet")
     (tmp_path / "in" / "b.parquet").symlink_to("../elsewhere/c.parquet")
     (tmp_path / "in" / "gone.parquet").symlink_to("nowhere")
-    assert list_paths(folder, "in") == list_paths(folder, "in/*.parquet") == ["in/a.parquet", "in/b.parquet"]
-    (tmp_path / "in" / "day=1").symlink_to("..")
-    with pytest.raises(DataError, match="in/day=1 is a link"):
+    (tmp_path / "in" / "day=1").symlink_to("../elsewhere")
+    assert list_paths(folder, "in/*.parquet") == ["in/a.parquet", "in/b.parquet"]
+    assert list_paths(folder, "in/*/*.parquet") == list_paths(folder, "in/day=1") == ["in/day=1/c.parquet"]
+    assert (
         list_paths(folder, "in")
+        == list_paths(folder, "in/**")
+        == ["in/a.parquet", "in/b.parquet", "in/day=1/c.parquet"]
+    )
+    (tmp_path / "in" / "again").symlink_to("..")
+    for pattern in ("in", "in/**/*.parquet"):
+        with pytest.raises(DataError, match="symbolic links"):
+            list_paths(folder, pattern)
 
 
 def test_a_missing_folder_holds_no_files(folder: Storage) -> None:

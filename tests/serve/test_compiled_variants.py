@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from tests.factories.runs import needs_encoder
 from tests.factories.servers import Reference, make_measured_run, opened
 
 from limbert.errors import ConfigError
 from limbert.inference.compiled import CompiledSubnet, SubnetCompiler
+from limbert.inference.load import load_checkpoint
 from limbert.inference.runtimes import Runtime
+from limbert.serve.app import create_app
 from limbert.serve.errors import InvalidRequestError
 from limbert.serve.selection import RequestOptions
 from limbert.serve.service import Service
@@ -43,8 +46,21 @@ def test_outputs_equal_the_engines(run: Path) -> None:
                 expected = reference.logits(text, subnet=name)
                 torch.testing.assert_close(torch.tensor(row.logits), expected, atol=1e-4, rtol=1e-4)
         assert {row.variant for row in rows(service, policy="early")} == {"early"}
+        held = {one.name: (one.runtime, one.precision, one.memory_bytes > 0) for one in service.variants.variants}
+        compiled = ("onnxruntime", "fp32", True)
+        assert held == {"1x1": compiled, "0.5x0.5": compiled, "early": ("torch", "fp32", False)}
         with pytest.raises(InvalidRequestError, match=r"1x0\.5"):
             rows(service, subnet="1x0.5")
+
+
+def test_torch_holds_the_weights_once(run: Path) -> None:
+    with opened(run, precision="bf16") as service:
+        weights = load_checkpoint(run).model.network.num_parameters() * 4
+        info = TestClient(create_app(service)).get("/info").json()
+    assert info["model_dtype"] == "bfloat16"
+    assert {(size["runtime"], size["precision"]) for size in info["sizes"]} == {("torch", "bf16")}
+    held = {size["name"]: size["memory_bytes"] for size in info["sizes"]}
+    assert held == dict.fromkeys(held, 0) | {"1x1": weights}
 
 
 def test_padding_to_a_multiple_changes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

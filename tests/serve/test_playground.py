@@ -188,6 +188,17 @@ def test_variants_are_chosen_by_keyboard(browser: Any, url: str, truth: Truth) -
         assert outline == "solid"
 
 
+def test_unsure_text_is_shown_as_abstained(browser: Any, url: str) -> None:
+    with page_at(browser, url) as shown:
+        for name in ("server's choice", "balanced"):
+            shown.page.locator("#choices label", has_text=name).click()
+            for threshold, abstains in (("1", True), ("0", False)):
+                shown.page.locator("#abstain").fill(threshold)
+                shown.ask(TEXTS[4])
+                assert (shown.text("#label") == "abstained") == abstains
+                assert shown.page.locator("#scores li.chosen").count() == (0 if abstains else 1)
+
+
 def test_sliders_follow_the_variant_that_ran(browser: Any, url: str) -> None:
     with page_at(browser, url) as shown:
         shown.page.locator("#choices label", has_text="width and depth").click()

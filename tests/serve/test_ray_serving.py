@@ -42,6 +42,22 @@ def test_replicas_are_a_number_or_a_range(text: str) -> None:
         ReplicaConfig.parse(text, target_ongoing_requests=1.0)
 
 
+def test_replicas_divide_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from limbert.serve.ray import ReplicaConfig, serve_on_ray
+    from limbert.serve.settings import ServeSettings
+
+    seen: list[ServeSettings] = []
+
+    def service(run: str, settings: ServeSettings) -> None:
+        seen.append(settings)
+        raise ConfigError("no model")
+
+    monkeypatch.setattr("limbert.serve.ray.Service", service)
+    with pytest.raises(ConfigError):
+        serve_on_ray("run", ServeSettings(), ReplicaConfig(1, 3), on_ready=print)
+    assert [(one.workers, one.threads) for one in seen] == [(3, 1)]
+
+
 def test_failed_inference_is_an_unhealthy_replica() -> None:
     from limbert.serve.ray import ReplicaConfig, _deployment
     from limbert.serve.settings import ServeSettings

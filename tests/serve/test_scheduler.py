@@ -137,6 +137,36 @@ def test_padding_costs_less_than_another_batch() -> None:
     assert all(len({text.tokens for text in batch.texts}) == 1 for _, batch in outcome.batches)
 
 
+@pytest.mark.parametrize("connections", [1, 4, 8])
+def test_mixed_lengths_cost_little_padding(connections: int) -> None:
+    model, generator = LatencyModel(1.7e-3, 2.8e-5, token_multiple=8), random.Random(0)
+    scheduler = Scheduler(("1x1",), lambda name: model, replace(CONFIG, max_batch_tokens=2048))
+    requests = [
+        PendingRequest([generator.randint(4, 55) for _ in range(16)], ("1x1",), 0.0) for _ in range(connections)
+    ]
+    waiting = [id(request) for request in requests for _ in request.lengths]
+    outcome = simulate(scheduler, requests)
+    assert len(outcome.finished) == connections
+    for _, batch in outcome.batches:
+        assert id(batch.texts[0].request) == waiting[0]  # what waits longest always runs next
+        assert batch.tokens % 8 == 0
+        for text in batch.texts:
+            waiting.remove(id(text.request))
+    texts = [tokens for request in requests for tokens in request.lengths]
+    in_order = [texts[start : start + 16] for start in range(0, len(texts), 16)]
+    seconds = sum(batch.seconds for _, batch in outcome.batches)
+    assert seconds < 0.9 * sum(model.seconds(16 * max(batch)) for batch in in_order)
+    if connections > 1:  # at most a quarter more than padding to eight tokens alone
+        assert seconds < 1.25 * model.per_token * sum(model.padded(tokens) for tokens in texts)
+
+
+def test_texts_of_one_padded_length_run_together() -> None:
+    scheduler = Scheduler(("1x1",), lambda name: LatencyModel(0.0, 1e-4, token_multiple=8), CONFIG)
+    assert scheduler.admit(PendingRequest([17, 30, 24, 8, 20, 32], ("1x1",), 0.0), 0.0) is None
+    batches = [scheduler.next_batch(0.0) for _ in range(3)]
+    assert [[text.tokens for text in batch.texts] for batch in batches if batch] == [[17, 24, 20], [30, 32], [8]]
+
+
 def test_light_load_runs_the_best_variant() -> None:
     assert simulate(make_scheduler(), arrivals(40, seconds=5)).fraction("1x1") > 0.9
 

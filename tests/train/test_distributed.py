@@ -128,8 +128,6 @@ def test_one_process_exchanges_nothing() -> None:
     assert distributed.all_gather_object("a") == ["a"]
     assert distributed.run_on_main(lambda: 3) == 3
     distributed.check_equal(1, description="nothing")
-    with distributed.local_main_process_first():
-        pass
 
 
 def test_other_machines_without_the_folder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

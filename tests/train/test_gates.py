@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from tests.factories.networks import CONFIGS, LAYERS, make_network, most_different
-from tests.factories.phases import WIDTHS, make_examples, make_model, train_phase
+from tests.factories.phases import WIDTHS, make_examples, make_model, make_trainer, train_phase
+from transformers import TrainerCallback
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.core.config import GatesConfig
@@ -18,14 +19,9 @@ from limbert.train.gates import GateExamples, GateFeatures, cached_features, che
 
 
 def features(model: ElasticModel, examples: TokenizedExamples, folder: Path, **options: Any) -> GateFeatures:
-    defaults = {
-        "subnets": [Subnet.uniform(model.shape, width=width) for width in WIDTHS],
-        "layer_indices": [0],
-        "precision": "fp32",
-        "name": "gates-train",
-    }
-    return cached_features(model, examples, cache_dir=folder,
-                           **defaults | options)  # fmt: skip
+    subnets = [Subnet.uniform(model.shape, width=width) for width in WIDTHS]
+    defaults = {"subnets": subnets, "layer_indices": [0], "name": "gates-train"}
+    return cached_features(make_trainer(folder, model), examples, **defaults | options)
 
 
 @torch.no_grad()
@@ -120,6 +116,23 @@ def test_impossible_gates_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "gates").exists()
 
 
+class Logs(TrainerCallback):
+    """What a tracker such as TensorBoard is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+        self.events: list[str] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.events.append("begin")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.seen.append(logs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.events.append("end")
+
+
 def test_a_gate_learns_from_every_width_below(tmp_path: Path) -> None:
     """Each width leaves its hint in another channel; a gate must know them all."""
     targets = torch.arange(600) % 2
@@ -129,7 +142,12 @@ def test_a_gate_learns_from_every_width_below(tmp_path: Path) -> None:
     data = GateExamples(first_tokens, targets)
     torch.manual_seed(0)
     gates = WidthGates(num_gates=1, hidden_size=8, widths=(0.5, 1.0))
-    rows = fit_gates(gates, GatesConfig(epochs=10, learning_rate=1e-2), data, data, seed=5, phase="gates")
-    assert rows[-1]["validation"] > rows[2]["validation"]
+    logs = Logs()
+    trainer = make_trainer(tmp_path, callbacks=[logs], phase="gates")
+    fit_gates(trainer, gates, GatesConfig(epochs=10, learning_rate=1e-2), data, data)
+    losses = [values["eval_loss"] for values in logs.seen if "eval_loss" in values]
+    assert losses[-1] < losses[0]
+    assert {"loss", "learning_rate", "examples_per_second", "epoch"} <= {*logs.seen[0]}
+    assert logs.events == ["begin", "end"]
     for width in range(2):
         assert torch.equal(gates(first_tokens[:, width])[:, 0].argmax(dim=-1), targets)

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from limbert.core.config import PhaseConfig
 from limbert.core.task_types import IGNORE_INDEX
 from limbert.errors import ConfigError, TrainingInterrupted
 from limbert.evaluation.results import read_results
+from limbert.method.calibration import fit_temperature
 from limbert.method.importance import importance_from_micro_batches
 from limbert.model.width_gates import WidthGates
 from limbert.train import callbacks as train_callbacks
@@ -70,14 +72,15 @@ def test_training_the_encoder_drops_its_gates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_rewired", [True, False])
-def test_an_order_that_was_trained_is_kept(is_rewired: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", ["width", "joint"])
+def test_an_order_that_was_trained_is_kept(phase: str, is_rewired: bool, tmp_path: Path) -> None:
     """Rewiring would put other heads first than those that were trained to run alone."""
     model, inputs = make_model(), {"input_ids": torch.arange(5, 15)[None]}
     with torch.no_grad():
         before = model.view(model.subnet("0.5x1"))(**inputs).logits
         config = PhaseConfig(logit_weight=1.0, learning_rate=1e-12, max_steps=1)
-        model.record["phases"] = ["width"] * is_rewired
-        model = train_phase_with_gradients("width", config, tmp_path, model)
+        model.record["phases"] = ["joint" if phase == "width" else "width"] * is_rewired
+        model = train_phase_with_gradients(phase, config, tmp_path, model)
         after = model.view(model.subnet("0.5x1"))(**inputs).logits
     assert torch.allclose(before, after, atol=1e-3) is is_rewired
 
@@ -183,6 +186,38 @@ def test_a_finished_run_is_loaded_and_others_refused(whole: Path) -> None:
     assert again.record["phases"] == ["finetune", "width", "depth", "gates"]
     with pytest.raises(ConfigError, match="learning_rate"):
         train(whole, learning_rate=1e-4)
+
+
+def test_given_arguments_replace_the_recipes(tmp_path: Path) -> None:
+    seen = []
+
+    class Settings(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seen.append((args.learning_rate, args.per_device_train_batch_size, args.weight_decay, args.warmup_steps))
+
+    defaults = {"learning_rate": 5e-5, "per_device_train_batch_size": 8}  # those of transformers, named all the same
+    arguments = make_arguments(tmp_path, max_steps=1, **defaults)
+    arguments.weight_decay = 0.3
+    limbert.train(make_model(), recipe="limbert", phases=["finetune"], args=arguments, callbacks=[Settings()], **DATA)
+    assert seen == [(5e-5, 8, 0.3, 0.1)]
+    copied = replace(arguments, max_steps=2)
+    assert {"max_steps", "weight_decay"} <= copied.given
+    assert "learning_rate" not in copied.given  # all are named then
+
+
+def test_datasets_in_memory_are_calibrated(tmp_path: Path) -> None:
+    model = make_model()
+    args = make_arguments(tmp_path / "run", max_steps=4)
+    trained = limbert.train(model, recipe="dynabert", phases=["finetune"], args=args, **DATA)
+    temperatures = trained.record["temperatures"]
+    rows = DATA["eval_dataset"]
+    for name, subnet in trained.subnets().items():
+        with torch.no_grad():
+            batch = Padding()([*rows])
+            labels = batch.pop("labels").numpy()
+            logits = trained.view(subnet)(**batch).logits.numpy()
+        assert temperatures[name] == pytest.approx(fit_temperature(logits, labels, task_type="classification"), 1e-3)
+    assert {result.calibration.temperature for result in read_results(tmp_path / "run")} == {*temperatures.values()}
 
 
 def test_own_phases_run_with_their_settings(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pre-training steps and metrics are what the formulas say, and a trained order is kept."""
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def train_phase(name: str, config: PhaseConfig, folder: Path, model: ElasticMode
         args=make_arguments(folder, task_type="classification"),
         train_dataset=make_part(),
         eval_dataset=validation,
-        evaluate_subnets=lambda model, subnets: mlm_metrics(model, validation, subnets=subnets),
+        evaluate_subnets=partial(mlm_metrics, sequences=validation),
         metric="accuracy",
     )
 
@@ -90,13 +91,13 @@ def test_metrics_equal_the_stock_models() -> None:
     batch = sequences.prepare_inputs(sequences.collate(range(20)))
     logits = stock(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     masked = logits.flatten(0, 1)[batch["positions"]]
-    results = evaluate_mlm(model, sequences, subnets=model.subnets())
+    results = evaluate_mlm(model, model.subnets(), sequences=sequences)
     assert [result.subnet for result in results] == ["1x1", "0.5x1", "1x0.5", "0.5x0.5"]
     metrics = results[0].metrics
     assert metrics["loss"] == pytest.approx(F.cross_entropy(masked, batch["labels"]).item(), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx((masked.argmax(-1) == batch["labels"]).float().mean().item())
     assert metrics["perplexity"] == pytest.approx(np.exp(metrics["loss"]))
-    small = mlm_metrics(model, sequences, subnets={"0.5x0.5": model.subnet("0.5x0.5")}, batch_size=7)
+    small = mlm_metrics(model, {"0.5x0.5": model.subnet("0.5x0.5")}, sequences=sequences, batch_size=7)
     assert small["0.5x0.5"]["loss"] == pytest.approx(results[-1].metrics["loss"], rel=1e-5)
 
 
@@ -120,9 +121,9 @@ def test_trained_order_is_kept(is_rewired: bool, tmp_path: Path) -> None:
 def test_training_lowers_every_loss(tmp_path: Path) -> None:
     model = make_model()
     subnets = model.subnets()
-    before = mlm_metrics(model, make_part(), subnets=subnets)
+    before = mlm_metrics(model, subnets, sequences=make_part())
     train_phase("final", PhaseConfig(label_weight=1.0, learning_rate=1e-2, epochs=6, batch_size=8), tmp_path, model)
-    after = mlm_metrics(model, make_part(), subnets=subnets)
+    after = mlm_metrics(model, subnets, sequences=make_part())
     assert all(after[name]["loss"] < before[name]["loss"] for name in subnets)
 
 

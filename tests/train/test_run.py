@@ -27,15 +27,9 @@ from limbert.data.load import load_task_data
 from limbert.errors import ConfigError
 from limbert.evaluation.results import read_results
 from limbert.model.checkpoint import update_record
-from limbert.train import run_folder
 from limbert.train.recipes import Recipe, load_recipe, override_recipe
 from limbert.train.run import task_fingerprint, train_task
-from limbert.train.run_folder import (
-    RunFolder,
-    describe_differences,
-    is_run_finished,
-    run_settings,
-)
+from limbert.train.run_folder import describe_differences, is_run_finished, run_folder, run_settings
 
 SETTINGS = {
     "train": {"model": "a", "seed": 1, "recipe": "x"},
@@ -70,24 +64,25 @@ def test_moved_data_is_the_same_run() -> None:
 
 
 def test_run_folder_reopens_only_with_its_settings(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run", SETTINGS)
-    assert not folder.path.exists()
-    with folder.opened():
+    path = tmp_path / "run"
+    with run_folder(path, SETTINGS):
+        (path / "finetune" / ".checkpoint-8.new-host-1").mkdir(parents=True)
+        (path / "finetune" / "final").mkdir()
+    with pytest.raises(ConfigError, match=r"train.seed 1 -> 2"), run_folder(path, OTHER):
         pass
-    RunFolder(tmp_path / "run", SETTINGS)
-    with pytest.raises(ConfigError, match=r"train.seed 1 -> 2"):
-        RunFolder(tmp_path / "run", OTHER)
-    (folder.path / "finetune" / ".checkpoint-8.new-host-1").mkdir(parents=True)
-    (folder.path / "finetune" / "final").mkdir()
-    with RunFolder(tmp_path / "run", SETTINGS).opened():  # after a kill in the middle of a save
+    with run_folder(path, SETTINGS):  # after a kill in the middle of a save
+        assert [entry.name for entry in (path / "finetune").iterdir()] == ["final"]
+    with run_folder(path, OTHER, overwrite=True):
+        assert not (path / "finetune").exists()
+        (path / "width").mkdir()
+    with run_folder(path, OTHER):
         pass
-    assert [path.name for path in (folder.path / "finetune").iterdir()] == ["final"]
-    fresh = RunFolder(tmp_path / "run", OTHER, overwrite=True)
-    assert (folder.path / "finetune").exists()
-    with fresh.opened():
-        pass
-    assert not (folder.path / "finetune").exists()
-    RunFolder(tmp_path / "run", OTHER)
+
+
+def test_a_run_without_results_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "run", SETTINGS):
+        raise KeyboardInterrupt
+    assert not [*tmp_path.iterdir()]
 
 
 def test_output_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -107,13 +102,12 @@ def test_output_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_run_cannot_write_the_output(tmp_path: Path) -> None:
-    first, second = (RunFolder(tmp_path / "run", SETTINGS) for _ in range(2))
-    with first.opened():
-        with pytest.raises(ConfigError, match="another run"), second.opened():
+    with run_folder(tmp_path / "run", SETTINGS):
+        with pytest.raises(ConfigError, match="another run"), run_folder(tmp_path / "run", SETTINGS):
             pass
-        with RunFolder(tmp_path / "other", SETTINGS).opened():
+        with run_folder(tmp_path / "other", SETTINGS):
             pass
-    with second.opened():
+    with run_folder(tmp_path / "run", SETTINGS):
         pass
     assert not [*tmp_path.glob("*.lock")]
 
@@ -122,17 +116,16 @@ def test_a_killed_run_holds_no_lock(tmp_path: Path) -> None:
     ready, told = os.pipe()
     child = os.fork()
     if child == 0:
-        with RunFolder(tmp_path / "run", SETTINGS).opened():
+        with run_folder(tmp_path / "run", SETTINGS):
             os.write(told, b"held")
             time.sleep(60)
         os._exit(0)
     assert os.read(ready, 4) == b"held"
-    folder = RunFolder(tmp_path / "run", SETTINGS)
-    with pytest.raises(ConfigError, match="another run"), folder.opened():
+    with pytest.raises(ConfigError, match="another run"), run_folder(tmp_path / "run", SETTINGS):
         pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    with folder.opened():
+    with run_folder(tmp_path / "run", SETTINGS):
         pass
 
 
@@ -145,7 +138,7 @@ def test_without_locks_runs_go_on(missing: str, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr("limbert.files.fcntl", None)
     else:
         monkeypatch.setattr(fcntl, "flock", unsupported)
-    with RunFolder(tmp_path / "run", SETTINGS).opened(), RunFolder(tmp_path / "run", SETTINGS).opened():
+    with run_folder(tmp_path / "run", SETTINGS), run_folder(tmp_path / "run", SETTINGS):
         pass
     assert not [*tmp_path.glob("*.lock")]
 
@@ -153,11 +146,12 @@ def test_without_locks_runs_go_on(missing: str, tmp_path: Path, monkeypatch: pyt
 def test_processes_of_one_run_have_equal_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = SETTINGS | content("1")
     for other, what in ((SETTINGS | content("2"), "other data"), (OTHER | content("1"), "train.seed 1 -> 2")):
-        monkeypatch.setattr(run_folder, "all_gather_object", lambda value, other=other: [value, other])
-        with pytest.raises(ConfigError, match=rf"process 1 .*{what}"):
-            RunFolder(tmp_path / "run", mine)
-    monkeypatch.setattr(run_folder, "all_gather_object", lambda value: [value, value])
-    RunFolder(tmp_path / "run", mine)
+        monkeypatch.setattr("limbert.train.run_folder.all_gather_object", lambda value, other=other: [value, other])
+        with pytest.raises(ConfigError, match=rf"process 1 .*{what}"), run_folder(tmp_path / "run", mine):
+            pass
+    monkeypatch.setattr("limbert.train.run_folder.all_gather_object", lambda value: [value, value])
+    with run_folder(tmp_path / "run", mine):
+        pass
 
 
 # -- whole runs
@@ -308,10 +302,20 @@ def test_class_weights_reach_the_trainer(folder: Path) -> None:
         limbert.train("model", data="data", output="other", recipe=short_recipe(), class_weights="1,2,3")
 
 
-def short_recipe(**changes: Any) -> Recipe:
+def short_recipe(phases: tuple[str, ...] = ("finetune",), **changes: Any) -> Recipe:
     """Two steps of fine-tuning."""
     settings = {"max_steps": 2, "batch_size": 8} | changes
-    return override_recipe(load_recipe("dynabert"), every_phase=settings, phases=("finetune",))
+    return override_recipe(load_recipe("dynabert"), every_phase=settings, phases=phases)
+
+
+class Longest(TrainerCallback):
+    """Notes the longest training example."""
+
+    def __init__(self, seen: list[int]) -> None:
+        self.seen = seen
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, processing_class: Any = None, **_: Any) -> None:
+        self.seen.append(processing_class.model_max_length)
 
 
 def test_seeds_write_mean_and_standard_deviation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,6 +357,12 @@ def test_one_subnet_is_specialised_and_exported(folder: Path) -> None:
     assert any(not torch.equal(*pair) for pair in pairs)
     with pytest.raises(ConfigError, match="holds an export"):
         limbert.train("run", subnet="found-1", output="special")
+    lengths = []
+    for given in ({}, {"max_length": 128}):  # equal to the default, and given
+        options = {"recipe": short_recipe(phases=("specialise",)), "validation": 0.2, "callbacks": [Longest(lengths)]}
+        update_record("run", lambda record: record["settings"]["data"].update(max_length=10))
+        limbert.train("run", subnet="0.5x0.5", output=f"other-{len(given)}", **options, **given)
+    assert lengths[0] == 10 < lengths[1]
     with pytest.raises(ConfigError, match="specialise"):
         limbert.train("run", data="data", output="other", phases=("specialise",))
 

@@ -1,4 +1,4 @@
-"""``limbert choose``: the best sub-network, runtime and precision within a budget, from measured costs and metrics."""
+"""``limbert choose``: the best sub-network or operating point, runtime and precision within a budget."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -36,9 +36,10 @@ def choose(
 ) -> None:
     """Choose the highest metric within the given limits; with --min-metric or --max-drop alone the fastest.
 
-    Sub-networks compete in every runtime and precision that limbert profile measured; metrics are those on the
-    development set (results.jsonl), less what bf16 or int8 lost there. Nothing is run. Limits can be combined. The exit
-    status is 1 if they cannot be met.
+    Sub-networks compete in every runtime and precision that limbert profile measured, with the operating points of
+    limbert tune (on torch); metrics are those on the development set (results.jsonl, policies.jsonl), less what bf16 or
+    int8 lost there. Nothing is run. Limits can be combined. The exit status is 1 if they cannot be met. The second
+    table is the Pareto front of latency and metric.
 
     \b
     Example: limbert choose runs/mrpc --max-drop 1
@@ -54,7 +55,8 @@ def choose(
     if as_json:
         others = [subnet.to_dict() for subnet in shown[1:]]
         counts = {"meeting": len(choice.ranked), "measured": choice.num_measured}
-        console.print_json({"choice": best.to_dict(), "runners_up": others, **counts})
+        front = [subnet.to_dict() for subnet in choice.front]
+        console.print_json({"choice": best.to_dict(), "runners_up": others, "front": front, **counts})
         return
     setup, subnet = best.profile.setup, best.profile.subnet
     console.say(f"Measured: {setup}; {describe_hardware(best.profile.hardware, device=setup.device)}")
@@ -63,6 +65,13 @@ def choose(
         f"measurements within the limits, of {choice.num_measured}"
     )
     print_profile_table([other.profile for other in shown], shown, bold=[0])
+    console.say("Pareto front of latency and metric, within the limits or not:")
+    bold = [index for index, other in enumerate(choice.front) if other is best]
+    print_profile_table([other.profile for other in choice.front], choice.front, bold=bold)
+    if best.is_policy:
+        console.say(f"Next: limbert predict {run} --policy {subnet} --text ...")
+        console.say(f"      limbert serve {run} --policy {subnet}")
+        return
     if setup.backend not in _EXPORT_FORMATS:
         console.say(f"Next: limbert predict {run} --subnet {best.measured_name} --text ...")
         return

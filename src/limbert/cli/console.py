@@ -1,7 +1,7 @@
 """What the commands print: messages, JSON, tables of results and progress bars."""
 
-import json
 import logging
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from limbert.core.units import format_quantity
+from limbert.files import json_line
 
 if TYPE_CHECKING:
     from limbert.evaluation.results import PolicyResult, SubnetResult
@@ -43,7 +44,7 @@ log_handler = _LogHandler()
 
 def print_json(value: Any) -> None:
     """Print one JSON value on standard output."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)  # noqa: T201
+    print(json_line(value, sys.stdout), end="", flush=True)  # noqa: T201
 
 
 def print_table(

@@ -1,4 +1,4 @@
-"""``limbert export``: a sub-network as a standalone folder for other programs, verified against its source."""
+"""``limbert export``: a sub-network or policy as a standalone folder for other programs, verified in its runtime."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,26 +16,34 @@ class ExportOptions:
     """Options with the names of the parameters of `limbert.export_model`."""
 
     output: str = config_field("", "folder to make", required=True)
-    subnet: str = config_field("1x1", "WIDTHxDEPTH, a searched or a measured name (3.1ms-91.4)")
+    subnet: str | None = config_field(None, "WIDTHxDEPTH, a searched or a measured name (3.1ms-91.4) (default: 1x1)")
     format: str = config_field("hf", "hf (Transformers), onnx or openvino")
     int8: bool = config_field(False, "quantise to int8, and measure the loss")
     max_drop: float = config_field(1.0, "with --int8: largest loss of the metric, in points of 100")
     overwrite: bool = config_field(False, "replace an earlier export in the folder")
+    vocabulary: str | None = config_field(
+        None, "keep only the tokens of these texts: a file, or data as for training (its training texts)"
+    )
+    characters: str = config_field(
+        "all", "with --vocabulary: all single characters, or those of scripts in the texts (texts)"
+    )
     licence: str | None = config_field(None, "for the model card (default: that of RUN's own card)")
 
 
 @config_options(
     options=ConfigOptions(ExportOptions),
+    policy=opt.POLICY,
     data=opt.data_options("task", "data", "dev", "text_column", "pair_column", "label_column"),
 )
 def export(
     run: opt.Run,
     options: ExportOptions,
+    policy: dict[str, Any],
     data: dict[str, Any],
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Export a sub-network, reload it in its own runtime and verify it against its source; a mismatch leaves no output.
+    """Export a sub-network or policy and verify it, reloaded in its own runtime; a mismatch leaves no output.
 
     The outputs are compared on texts of the development set, that of --data or of the training, or on built-in
     sentences. With --int8, metric and latency before and after are measured on the validation split of the training
@@ -43,13 +51,16 @@ def export(
 
     \b
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --output mrpc-onnx
+    Example: limbert export runs/mrpc --subnet 0.25x0.5 --vocabulary glue/MRPC --output mrpc-small
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --int8 --max-drop 0.5 --output mrpc-int8
+    Example: limbert export runs/mrpc --policy balanced --format openvino --output mrpc-balanced
     """
+    opt.check_policy_options(policy, options.subnet)
     opt.prepare_libraries(threads)
     from limbert.cli import console
     from limbert.export.export import export_model
 
-    settings: dict[str, Any] = vars(options) | data
+    settings: dict[str, Any] = vars(options) | policy | data
     with console.ProgressBar() as progress:
         result = export_model(run, threads=threads, progress=progress, **settings)
     if as_json:
@@ -70,10 +81,12 @@ def _print_result(result: "ExportResult") -> None:
         rows.append(["batches of 16", *(f"{runtime.throughput:.0f} texts/s" for runtime in pair)])
         rows.append(["file", *(f"{runtime.file_bytes / 1e6:.1f} MB" for runtime in pair)])
         print_table(["", "fp32", "int8"], rows)
-    params = format_quantity(result.params, quantity_type="count")
+    if result.vocabulary is not None:
+        say(str(result.vocabulary))
+    params = "" if result.params is None else f"{format_quantity(result.params, quantity_type='count')} parameters, "
     say(
-        f"Exported {config.subnet} of {config.run} as {config.format}{' in int8' if config.int8 else ''} to "
-        f"{config.output}: {params} parameters, {result.file_bytes / 1e6:.1f} MB.\n"
+        f"Exported {result.title} of {config.run} as {config.format}{' in int8' if config.int8 else ''} to "
+        f"{config.output}: {params}{result.file_bytes / 1e6:.1f} MB.\n"
         f"{'Before int8, outputs' if config.int8 else 'Outputs'} match the source on {parity.examples} "
         f"{result.parity_data} (largest difference {parity.max_relative_difference:.1g} of the largest output). "
         f"To load it, see {config.output}/README.md"

@@ -1,7 +1,8 @@
-"""What Ctrl-C does while modules are imported."""
+"""What Ctrl-C does while modules are imported, and what other signals that end a command do."""
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,23 @@ def quiet_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def clean_up_on_signals() -> None:
+    """Let SIGTERM end the process by SystemExit, so that half-written files and copies of pipes are deleted.
+
+    A second one ends it at once. A closed terminal (SIGHUP) is as SIGTERM, unless it is ignored as by ``nohup``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGTERM, _clean_up)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
+def _clean_up(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

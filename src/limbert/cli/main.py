@@ -1,10 +1,11 @@
 """The command ``limbert``: its verbs by name, and errors in one line. A verb imports what it needs when it runs."""
 
+import io
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,6 +17,7 @@ from limbert.cli.choose import choose
 from limbert.cli.demo import demo
 from limbert.cli.evaluate import evaluate
 from limbert.cli.export import export
+from limbert.cli.interrupt import clean_up_on_signals
 from limbert.cli.predict import predict
 from limbert.cli.pretrain import pretrain
 from limbert.cli.profile import profile
@@ -101,16 +103,28 @@ def _global_options(
 def main() -> None:
     """Run the command of ``sys.argv``; exit status 1 for an error, 2 for a wrong option, 130 when interrupted."""
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a label or a path may have characters that a terminal lacks
+            stream.reconfigure(errors="backslashreplace")
+    clean_up_on_signals()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        for argument in arguments:
+            if re.search("[\ud800-\udfff]", argument):  # libraries cannot write to such a path, nor JSON as UTF-8
+                raise ConfigError(f"{argument!r} is invalid Unicode; write it in UTF-8, or rename the file")
         given = re.search(r"--(?:batch-size|bs)[ =](\d+)", " ".join(arguments))
         with _output_of_rank_zero(arguments), explain_out_of_memory(given and int(given[1])):
             app(arguments)
-    except LimbertError as error:
+    except (LimbertError, OSError) as error:  # of the latter those that no function expects: a full standard output
         if debug:
             raise
         _exit_if_error_already_reported()
-        typer.echo(f"limbert: error: {' '.join(str(error).split())}", err=True)
+        message = str(error)
+        if isinstance(error, OSError):
+            message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+            with suppress(OSError, ValueError):  # what is left to write must not fail again at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        typer.echo(f"limbert: error: {' '.join(message.split())}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("limbert: interrupted", err=True)

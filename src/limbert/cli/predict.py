@@ -63,7 +63,7 @@ def predict(
     engine = ray.pop("engine", "plain")
     on_ray.check_engine_options(engine, device, ray, options, long_texts)
     opt.check_policy_options({} if run is None else policy, subnet)
-    if options.output and engine == "plain":
+    if options.output is not None and engine == "plain":
         options = replace(options, output=check_output(options.output, options.input))
     if run is None:
         inputs, rows = on_server.predict_on_server(server, options, columns, **subnet | policy)

@@ -37,20 +37,9 @@ class PredictOptions:
         require(abstain is None or 0 <= abstain <= 1, "abstain below", abstain, "a probability, from 0 to 1")
         if self.keep == ():
             raise ConfigError("--keep is ''; name columns of the input, or leave it out to keep all")
-        for part in self.text + self.pair:
-            if not _is_unicode(part):
-                raise ConfigError(f"text {part!r} is invalid Unicode; write it in UTF-8")
 
     def read_input(self, config: DataConfig, **reading: Any) -> "InputRows":
         """The rows of ``--input``."""
         from limbert.inference.prediction_files import read_rows
 
         return read_rows(str(self.input), config, keep=self.keep, skip_bad_rows=self.skip_bad_rows, **reading)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -45,16 +45,14 @@ def pretrain(
     """
     opt.prepare_libraries(run.threads)
     from limbert.cli import console
-    from limbert.cli.training import build_recipe, run_in_terminal
+    from limbert.cli.training import run_in_terminal
     from limbert.core.units import format_quantity
-    from limbert.data.mlm.corpus import corpus_files
     from limbert.train.distributed import init_distributed
     from limbert.train.pretrain import pretrain_corpus
+    from limbert.train.recipes import recipe_for
 
     init_distributed()  # first, so that an error of any process is reported once
-    overrides = {"space": space, "every_phase": every_phase, "one_phase": run.one_phase}
-    recipe = build_recipe(config, overrides | {"phases": config.phases})
-    corpus_files(corpus.corpus, exclude=corpus_files(corpus.dev))
+    recipe = recipe_for(config, space=space, every_phase=every_phase, one_phase=run.one_phase)
     results = run_in_terminal(
         lambda progress: pretrain_corpus(
             config, recipe, corpus, callbacks=[progress], progress=progress.prepare, overwrite=run.overwrite

@@ -21,12 +21,14 @@ class _Measurements:
     lengths: str | None = config_field(
         None, "tokens per example, such as 32,128 (default: 128, or the model's longest)", option="tokens"
     )
-    backends: str = config_field("torch", "any of torch,onnxruntime,openvino", option="runtime")
+    backends: str = config_field(
+        "torch", "any of torch,onnxruntime,openvino; or all that are installed", option="runtime"
+    )
     precisions: str = config_field(
-        "fp32", "any of fp32,bf16,int8, in the runtimes that have them (torch: fp32)", option="precision"
+        "fp32", "any of fp32,bf16,int8, in the runtimes that have them (torch: fp32); or all", option="precision"
     )
     device: str = config_field("cpu", "cpu, or cuda for torch")
-    subnets: str = config_field("all", "all, or names such as 1x1,0.5x0.75")
+    subnets: str = config_field("all", "all, or names such as 1x1,0.5x0.75,balanced")
     rounds: int = config_field(50, "forward passes of each sub-network", minimum=5)
     max_seconds: float = config_field(
         20.0,
@@ -66,10 +68,11 @@ def profile(
     First the smallest, a middle and the largest, which shows whether a budget can be met at all; then all, taking
     turns. The rows are saved in the run (profile.jsonl), in place of earlier ones of the same setup on this machine.
     Files of onnxruntime and openvino are verified against torch, and what bf16 and int8 cost is measured on dev.
+    Operating points with gates, exits or cascades are measured on torch, on real texts of the given length.
 
     \b
     Example: limbert profile runs/mrpc --batch 1,32 --tokens 32,128 --runtime torch,onnxruntime
-    Example: limbert profile runs/mrpc --runtime onnxruntime,openvino --precision fp32,bf16,int8
+    Example: limbert profile runs/mrpc --runtime all --precision all
     Example: limbert profile runs/mrpc --tokens 64 --max-latency 5ms
     """
     opt.prepare_libraries(threads)

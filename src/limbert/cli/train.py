@@ -11,6 +11,7 @@ from limbert.core.config import DataConfig, GatesConfig, TrainConfig, config_fie
 from limbert.errors import ConfigError
 
 _MODEL_OF_RUN = "RUN"  # the model where --model is not given
+_HELPS = {"max_length": "longest input in tokens; the rest is cut off (default: 128, with --subnet that of RUN)"}
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class _RunOptions:
 
 
 @config_options(
-    data_config=ConfigOptions(DataConfig, "Data"),
+    data=ConfigOptions(DataConfig, "Data", helps=_HELPS, as_overrides=True),
     config=ConfigOptions(TrainConfig, "Model and training", defaults={"model": _MODEL_OF_RUN}),
     gates=ConfigOptions(GatesConfig, "Gates", only=("count", "target", "cost"), as_overrides=True),
     run_options=ConfigOptions(_RunOptions, "Model and training", as_overrides=True),
     **opt.TRAINING,
 )
 def train(
-    data_config: DataConfig,
+    data: dict[str, Any],
     config: TrainConfig,
     space: dict[str, Any],
     every_phase: dict[str, Any],
@@ -53,13 +54,12 @@ def train(
     config = config if elastic_run is None else replace(config, model=elastic_run)
     opt.prepare_libraries(run.threads)
     overrides = {"space": space, "every_phase": every_phase, "gates": gates, "one_phase": run.one_phase}
-    overrides_of_run: dict[str, Any] = overrides | {"phases": config.phases}
-    _train(config, data_config, overrides_of_run, overwrite=run.overwrite, as_json=run.json, **run_options)
+    _train(config, data, overrides, overwrite=run.overwrite, as_json=run.json, **run_options)
 
 
 def _train(
     config: TrainConfig,
-    data_config: DataConfig,
+    data: dict[str, Any],
     overrides: dict[str, Any],
     *,
     overwrite: bool,
@@ -73,20 +73,21 @@ def _train(
     if subnet is None and format is not None:
         raise ConfigError("--format is for --subnet; export a trained model with limbert export")
     from limbert.cli import console
-    from limbert.cli.training import baseline_of, build_recipe, run_in_terminal
+    from limbert.cli.training import baseline_of, run_in_terminal
     from limbert.train import run
     from limbert.train.distributed import init_distributed
+    from limbert.train.recipes import recipe_for
 
     init_distributed()  # first, so that an error of any process is reported once
-    recipe = build_recipe(config, overrides if subnet is None else overrides | {"phases": ["specialise"]})
+    recipe = recipe_for(config, **overrides if subnet is None else overrides | {"phases": ["specialise"]})
 
     def start(progress: Any) -> Any:
         options = {"callbacks": [progress], "progress": progress.prepare, "overwrite": overwrite}
         if subnet is not None:
-            return run.specialise(config, subnet, data_config, recipe=recipe, format=format or "hf", **options)
+            return run.specialise(config, subnet, data, recipe=recipe, format=format or "hf", **options)
         if seeds:
-            return run.train_seeds(config, recipe, data_config, seeds, **options)
-        return run.train_task(config, recipe, data_config, **options)
+            return run.train_seeds(config, recipe, DataConfig(**data), seeds, **options)
+        return run.train_task(config, recipe, DataConfig(**data), **options)
 
     results, spread, folder = run_in_terminal(start), [], config.output
     next_step = f"Saved elastic model to {folder}. Next: limbert evaluate {folder}"

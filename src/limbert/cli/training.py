@@ -1,50 +1,21 @@
-"""What ``train`` and ``pretrain`` share: a recipe from options, and the progress of a training in the terminal."""
+"""What ``train`` and ``pretrain`` share: the progress of a training in the terminal."""
 
 import json
 import threading
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from limbert.cli.console import note, stderr
-from limbert.core.config import TrainConfig
-from limbert.errors import ConfigError, TrainingInterrupted
-
-if TYPE_CHECKING:
-    from limbert.train.recipes import Recipe
+from limbert.errors import TrainingInterrupted
 
 Result = TypeVar("Result")
 
 _LINES_EVERY = 100  # steps, if the output is no terminal
-
-
-def build_recipe(config: TrainConfig, overrides: dict[str, Any]) -> "Recipe":
-    """The recipe with the options' overrides; without any for the space, that of an elastic base model.
-
-    Raises:
-        ConfigError: if the recipe or an override is wrong.
-        CheckpointError: if the model's folder is missing.
-    """
-    from limbert.model.checkpoint import check_checkpoint_path
-    from limbert.train.recipes import load_recipe, override_recipe, with_trained_space
-
-    if config.tensorboard and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
-        raise ConfigError("--tensorboard needs tensorboard; pip install tensorboard")  # accelerate would ignore it
-    recipe = override_recipe(load_recipe(config.recipe), **overrides)
-    check_checkpoint_path(config.model)
-    if overrides["space"]:
-        return recipe
-    trained = with_trained_space(recipe, config.model)
-    if trained is not recipe:
-        space = trained.space
-        shown = f"widths {space.widths}, depths {space.depths}, layers {space.layers!r}"
-        note(f"training the sub-networks that {config.model} was trained for: {shown}")
-    return trained
 
 
 def baseline_of(run: str) -> dict[str, float] | None:

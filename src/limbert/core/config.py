@@ -247,7 +247,7 @@ class TrainConfig:
 
     model: str = config_field("", "pretrained encoder: a folder or a Hub name", required=True)
     output: str = config_field("", "folder for the trained elastic model", required=True, panel="Output")
-    recipe: str = config_field("limbert", "limbert, dynabert, flexible-bert, demo or a TOML file")
+    recipe: str = config_field("limbert", "limbert, quick, dynabert, flexible-bert, demo or a TOML file")
     phases: tuple[str, ...] | None = config_field(None, "phases to run, in order (default: the recipe's)")
     seed: int = config_field(42, "random seed")
     precision: Precision = config_field("fp32", "fp32, or bf16 autocast")

@@ -49,13 +49,15 @@ def decode_lines(path: Path, *, max_chars: int = -1) -> Iterator[tuple[int, str 
 def _detect_encoding(head: bytes) -> tuple[str, str]:
     """The encoding and the line end of a file that begins with these bytes."""
     encoding = "utf-8-sig"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # the former begins like UTF-16
+        encoding = "utf-32"
+    elif head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     elif b"\0" in head:  # UTF-16 without a mark: every other byte of ASCII characters is zero
         even, odd = head[::2].count(0), head[1::2].count(0)
         if max(even, odd) > len(head) // 8:
             encoding = "utf-16-le" if odd > even else "utf-16-be"
-    sample = head[: len(head) // 2 * 2].decode(encoding, errors="ignore")
+    sample = head[: len(head) // 4 * 4].decode(encoding, errors="ignore")
     return encoding, "\r" if "\r" in sample and "\n" not in sample else "\n"
 
 

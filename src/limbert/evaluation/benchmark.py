@@ -6,10 +6,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.evaluation.hardware import hardware_info
 from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes, save_for_measuring
+from limbert.evaluation.policy_passes import dynamic_points, passes_per_round, policy_passes
 from limbert.evaluation.results import (
     PROFILE_NAME,
     ProfileRow,
@@ -33,6 +37,7 @@ from limbert.evaluation.results import (
 )
 from limbert.inference.compiled import CompiledSubnet, SubnetCompiler
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, resolve_device
+from limbert.inference.policy import OperatingPoint
 from limbert.inference.runtimes import RUNTIMES, Runtime, check_runtime, load_runtime
 from limbert.model.checkpoint import library_versions, read_record
 from limbert.model.elastic import ElasticModel
@@ -51,7 +56,7 @@ def benchmark(
     *,
     subnets: Sequence[str] = (),
     backends: Sequence[str] = ("torch",),
-    precisions: Sequence[RuntimePrecision] = ("fp32",),
+    precisions: Sequence[str] = ("fp32",),
     batch_sizes: Sequence[int] = (1,),
     lengths: Sequence[int] = (),
     device: str = "cpu",
@@ -63,15 +68,20 @@ def benchmark(
 ) -> list[ProfileRow]:
     """Measure parameters, FLOPs, file size, peak memory, latency and throughput of sub-networks on this machine.
 
+    Operating points with gates or exits, and cascades, are measured on torch beside them: on real texts of the setup's
+    length, a round's time being the mean over at least 8 texts.
+
     Every combination of backend, precision, batch size and length is one setup; its rows are saved in the run
     (``profile.jsonl``) as soon as they are measured, in place of earlier ones of the same setup on the same hardware.
     The files of other runtimes than torch are verified as `SubnetCompiler` does, and deleted at the end.
 
     Args:
         run: elastic model.
-        subnets: names: ``WIDTHxDEPTH``, found by a search, or measured (``3.1ms-91.4``); default: all.
-        backends: ``torch``, ``onnxruntime``, ``openvino``.
-        precisions: ``fp32``, ``bf16``, ``int8``; each is measured in the backends that have it, fp32 alone in torch.
+        subnets: names: ``WIDTHxDEPTH``, found by a search, or measured (``3.1ms-91.4``), or of operating points;
+            default: all.
+        backends: ``torch``, ``onnxruntime``, ``openvino``; or ``all`` that are installed.
+        precisions: ``fp32``, ``bf16``, ``int8``; each is measured in the backends that have it, fp32 alone in torch;
+            or ``all`` that they have here.
         batch_sizes: examples per forward pass.
         lengths: tokens per example; default: 128, or the model's longest input.
         device: ``cpu``, or ``cuda`` with torch.
@@ -91,11 +101,14 @@ def benchmark(
     require_writable_run(run)
     if (Path(run) / PROFILE_NAME).exists():
         read_profile(Path(run) / PROFILE_NAME)  # refuses a broken one before the work
-    checkpoint = load_checkpoint(run) if {*backends} - {"torch"} else None
+    points = dynamic_points(read_record(run))
+    points = {name: point for name, point in points.items() if not subnets or name in subnets}
+    pairs = list(_backend_precisions(backends, precisions))
+    checkpoint = load_checkpoint(run) if points or any(backend != "torch" for backend, _ in pairs) else None
     model = ElasticModel.from_pretrained(run) if checkpoint is None else checkpoint.model
     setups = [
         ProfileSetup(backend, device, torch.get_num_threads(), batch, tokens, precision)
-        for backend, precision in _backend_precisions(backends, precisions)
+        for backend, precision in pairs
         for batch in batch_sizes
         for tokens in lengths or (min(_DEFAULT_TOKENS, model.max_input_length),)
     ]
@@ -103,8 +116,8 @@ def benchmark(
         raise ConfigError("nothing to measure: name a runtime (torch, onnxruntime or openvino) and a batch size")
     for setup in setups:
         check_setup(setup, model)
-    named = {name: model.subnet(name) for name in resolve_measured_names(run, subnets)}
-    selected = named or model.subnets() | model.searched_subnets()
+    names = resolve_measured_names(run, [name for name in subnets if name not in points])
+    selected = {name: model.subnet(name) for name in names} if subnets else model.subnets() | model.searched_subnets()
     for subnet in selected.values():
         model.check(subnet)
     rows: list[ProfileRow] = []
@@ -112,25 +125,38 @@ def benchmark(
         profiler = Profiler(
             model, selected, Path(folder), rounds=rounds, max_seconds=max_seconds, checkpoint=checkpoint
         )
-        if on_preview is not None:
+        if on_preview is not None and selected:
             by_size = sorted(selected, key=lambda name: sum(selected[name].heads) + sum(selected[name].neurons))
             three = list(dict.fromkeys((by_size[0], by_size[len(by_size) // 2], by_size[-1])))
             on_preview(profiler.measure(setups[0], three, progress=progress))
         for setup in setups:
-            measured = profiler.measure(setup, list(selected), progress=progress)
+            own_points = points if setup.backend == "torch" else {}
+            measured = profiler.measure(setup, list(selected), points=own_points, progress=progress)
             replace_json_lines(Path(run) / PROFILE_NAME, [row.to_dict() for row in measured], key=profile_row_key)
             on_setup(measured)
             rows += measured
     return rows
 
 
-def _backend_precisions(
-    backends: Sequence[str], precisions: Sequence[RuntimePrecision]
-) -> Iterator[tuple[str, RuntimePrecision]]:
-    """The pairs to measure; a precision that none of the backends has is refused with the pair."""
-    for precision in precisions:
+def _backend_precisions(backends: Sequence[str], precisions: Sequence[str]) -> Iterator[tuple[str, RuntimePrecision]]:
+    """The pairs to measure, for ``all`` those that work here; a precision that no backend has is refused with them."""
+    if "all" in backends:
+        backends = [name for name in RUNTIMES if _works(name, "fp32")]
+    chosen: Sequence[Any] = get_args(RuntimePrecision) if "all" in precisions else precisions
+    for precision in chosen:
         known = [name for name in backends if name not in RUNTIMES or precision in _profiled_precisions(name)]
-        yield from ((name, precision) for name in known or backends)
+        if "all" in precisions:
+            yield from ((name, precision) for name in known if _works(name, precision))
+        else:
+            yield from ((name, precision) for name in known or backends)
+
+
+def _works(backend: str, precision: str) -> bool:
+    try:
+        check_runtime(backend, precision)
+    except ConfigError:
+        return False
+    return True
 
 
 def _profiled_precisions(backend: str) -> tuple[RuntimePrecision, ...]:
@@ -179,14 +205,23 @@ class Profiler:
         self._compilers: dict[tuple[str, str, int], SubnetCompiler] = {}
 
     def measure(
-        self, setup: ProfileSetup, names: Sequence[str], *, progress: Progress = no_progress
+        self,
+        setup: ProfileSetup,
+        names: Sequence[str],
+        *,
+        points: Mapping[str, OperatingPoint] = MappingProxyType({}),
+        progress: Progress = no_progress,
     ) -> list[ProfileRow]:
-        """Rows of the named sub-networks in one setup that `check_setup` has accepted."""
+        """Rows of the named sub-networks, and on torch of operating points, in a setup that `check_setup` accepted."""
         self._load(setup, names, progress)
         inputs = example_batch(self._model.network.config, batch=setup.batch, tokens=setup.tokens)
         title = f"{setup.backend} {setup.precision} {setup.batch}x{setup.tokens}"
+        functions: dict[str, Callable[[], object]] = {name: partial(self._runtimes[name], inputs) for name in names}
+        for name, point in points.items():
+            assert self._checkpoint is not None
+            functions[name] = policy_passes(self._checkpoint, point, setup)
         times = time_interleaved(
-            {name: partial(self._runtimes[name], inputs) for name in names},
+            functions,
             rounds=self._rounds,
             max_seconds=self._max_seconds,
             progress=partial(progress, f"{title}: latency"),
@@ -197,34 +232,40 @@ class Profiler:
             sources, setup, warmup_folder=self._path(""), warmup_file=self._warmup_file(setup.backend)
         )
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return [
+        rows = [
             self._row(name, setup, times[name], peak, measured=now) for name, peak in zip(names, peaks, strict=True)
         ]
+        return rows + [self._point_row(name, point, setup, times[name], now) for name, point in points.items()]
+
+    def _point_row(
+        self, name: str, point: OperatingPoint, setup: ProfileSetup, seconds: list[float], measured: str
+    ) -> ProfileRow:
+        assert self._checkpoint is not None
+        per_pass = [value / passes_per_round(setup) for value in seconds]
+        size = (Path(self._checkpoint.path) / WEIGHTS_NAME).stat().st_size
+        flops = round(point.flops_share * self._cost_model.flops(self._model.full, setup.tokens))
+        params = self._model.network.num_parameters()
+        return _profile_row(name, setup, per_pass, measured, params=params, flops=flops, file_bytes=size)
 
     def _row(
         self, name: str, setup: ProfileSetup, seconds: list[float], peak_memory_bytes: int | None, *, measured: str
     ) -> ProfileRow:
         subnet = self._subnets[name]
-        p50, p95 = (1000 * float(np.quantile(seconds, level)) for level in (0.5, 0.95))
         compiled = self._compiled.get(name)
         size = (self._path(name) / WEIGHTS_NAME).stat().st_size if compiled is None else compiled.file_bytes
         runtime_version = {} if compiled is None else {setup.backend: version(setup.backend)}
-        return ProfileRow(
-            subnet=name,
+        row = _profile_row(
+            name,
+            setup,
+            seconds,
+            measured,
             params=count_parameters(self._model, subnet),
             flops=self._cost_model.flops(subnet, setup.tokens),
             file_bytes=size,
-            peak_memory_bytes=peak_memory_bytes,
-            latency_p50_ms=p50,
-            latency_p95_ms=p95,
-            throughput=1000 * setup.batch / p50,
-            rounds=len(seconds),
-            setup=setup,
-            hardware=hardware_info(),
-            versions=library_versions() | runtime_version,
-            measured=measured,
-            metric_loss=0.0 if compiled is None else compiled.metric_loss,
         )
+        loss = 0.0 if compiled is None else compiled.metric_loss
+        versions = row.versions | runtime_version
+        return replace(row, peak_memory_bytes=peak_memory_bytes, versions=versions, metric_loss=loss)
 
     def _path(self, name: str) -> Path:
         return self._folder / (name or "warmup")
@@ -277,6 +318,24 @@ class Profiler:
             folder.mkdir()
             library.write(self._model.view(_WARMUP_SUBNET), folder, ("input_ids", "attention_mask"))
         return folder / library.model_name
+
+
+def _profile_row(name: str, setup: ProfileSetup, seconds: Sequence[float], measured: str, **costs: int) -> ProfileRow:
+    """A row with the figures of these forward passes; ``costs`` are ``params``, ``flops`` and ``file_bytes``."""
+    p50, p95 = (1000 * float(np.quantile(seconds, level)) for level in (0.5, 0.95))
+    return ProfileRow(
+        subnet=name,
+        **costs,
+        peak_memory_bytes=None,
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        throughput=1000 * setup.batch / p50,
+        rounds=len(seconds),
+        setup=setup,
+        hardware=hardware_info(),
+        versions=library_versions(),
+        measured=measured,
+    )
 
 
 def time_interleaved(

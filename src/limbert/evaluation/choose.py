@@ -1,26 +1,41 @@
-"""Choice of a sub-network, runtime and precision within a budget, from measured costs and metrics."""
+"""Choice of a sub-network or operating point, runtime and precision within a budget, from what was measured."""
 
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limbert.core.pareto import pareto_front
 from limbert.core.units import QuantityType, format_quantity, parse_quantity
 from limbert.errors import CheckpointError, ConfigError, SubnetError
 from limbert.evaluation.hardware import describe_hardware, hardware_info
-from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME, ProfileRow, read_profile, read_results
+from limbert.evaluation.results import (
+    POLICIES_NAME,
+    PROFILE_NAME,
+    RESULTS_NAME,
+    ProfileRow,
+    mean_metric,
+    read_profile,
+    read_results,
+)
+from limbert.files import read_json_lines
+from limbert.inference.policy import operating_points
 from limbert.model.checkpoint import read_record
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class MeasuredSubnet:
-    """A sub-network measured in one runtime and precision."""
+    """A sub-network, or an operating point, measured in one runtime and precision."""
 
     profile: ProfileRow  # its measured costs
     metric_value: float  # the task's primary metric on the development set, in this precision
     drop: float = 0.0  # of the metric to the full sub-network's in fp32
+    is_policy: bool = False  # whether the profile's name is that of an operating point
 
     @property
     def measured_name(self) -> str:
@@ -30,8 +45,9 @@ class MeasuredSubnet:
         return f"{shown}ms-{100 * self.metric_value:.1f}"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON row: measured name, metric, and the row of the profile."""
-        return {"name": self.measured_name, "metric": self.metric_value} | self.profile.to_dict()
+        """A JSON row: measured name, metric, of an operating point ``policy``, and the row of the profile."""
+        policy = {"policy": self.profile.subnet} if self.is_policy else {}
+        return {"name": self.measured_name, "metric": self.metric_value} | policy | self.profile.to_dict()
 
 
 @dataclass(frozen=True)
@@ -106,10 +122,11 @@ def parse_constraints(options: Mapping[str, str | None]) -> list[Constraint]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Sub-networks within a budget, each in the runtimes and precisions that were measured."""
+    """Sub-networks and operating points, each in the runtimes and precisions that were measured."""
 
-    ranked: list[MeasuredSubnet]  # the best first; never empty
+    ranked: list[MeasuredSubnet]  # those within the budget, the best first; never empty
     num_measured: int  # comparable measurements, within the budget or not
+    front: list[MeasuredSubnet]  # the Pareto front of latency and metric of all of them, the fastest first
 
     @property
     def best(self) -> MeasuredSubnet:
@@ -134,8 +151,9 @@ def choose(
 ) -> Choice:
     """Choose the highest metric within a budget; with limits of the metric alone the fastest sub-network.
 
-    Every runtime and precision that was measured takes part. Nothing is run: costs come from the profile, metrics from
-    the results on the development set, less what bf16 or int8 lost when they were measured.
+    Every runtime and precision that was measured takes part, and operating points that were evaluated. Nothing is run:
+    costs come from the profile, metrics from the results on the development set, less what bf16 or int8 lost when they
+    were measured.
 
     Args:
         run: elastic model with a profile.
@@ -170,7 +188,13 @@ def choose(
     if not Path(run).is_dir():
         raise CheckpointError(f"there is no folder {run}; give the output folder of limbert train")
     wanted = {"backend": backend, "precision": precision, "batch": batch, "tokens": tokens}
-    measured = measured_subnets(run, comparable_rows(run, profile_path=profile_path, **wanted))
+    rows = comparable_rows(run, profile_path=profile_path, **wanted)
+    measured = measured_subnets(run, rows)
+    for name in {row.subnet for row in rows} & {*operating_points(read_record(run))}:
+        if name not in {subnet.profile.subnet for subnet in measured}:
+            _logger.warning(
+                "%s is left out: its metric on dev is unknown; limbert evaluate %s --policy %s", *(name, run, name)
+            )
     if not measured:
         raise ConfigError(f"no sub-network of the profile is in {run}/{RESULTS_NAME}; measure those of this run")
     ranked = rank_within_budget(measured, constraints)
@@ -178,7 +202,14 @@ def choose(
         row = measured[0].profile
         machine = describe_hardware(row.hardware, device=row.setup.device)
         raise ConfigError(f"{describe_unmet_budget(measured, constraints)} (measured: {row.setup}; {machine})")
-    return Choice(ranked, len(measured))
+    return Choice(ranked, len(measured), latency_front(measured))
+
+
+def latency_front(subnets: Sequence[MeasuredSubnet]) -> list[MeasuredSubnet]:
+    """The Pareto front of median latency and metric, the fastest first."""
+    return pareto_front(
+        subnets, cost=lambda subnet: subnet.profile.latency_p50_ms, value=lambda subnet: subnet.metric_value
+    )
 
 
 def rank_within_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequence[Constraint]) -> list[MeasuredSubnet]:
@@ -216,6 +247,8 @@ def resolve_measured_names(run: str | Path, names: Sequence[str]) -> list[str]:
 def _resolve_measured_name(run: str | Path, name: str) -> str:
     measured = measured_subnets(run, _read_run_profile(run))
     matching = sorted({subnet.profile.subnet for subnet in measured if subnet.measured_name == name})
+    if len(matching) == 1 and any(subnet.is_policy for subnet in measured if subnet.profile.subnet == matching[0]):
+        raise SubnetError(f"{name} is an operating point; use --policy {matching[0]} (Python: policy={matching[0]!r})")
     if len(matching) == 1:
         return matching[0]
     if matching:
@@ -229,15 +262,26 @@ def _resolve_measured_name(run: str | Path, name: str) -> str:
 
 
 def measured_subnets(run: str | Path, rows: Sequence[ProfileRow]) -> list[MeasuredSubnet]:
-    """Rows of a profile with the metric of the run's results; rows without results are left out."""
-    task = read_record(run).get("task", {}) if Path(run).is_dir() else {}
+    """Rows of a profile with the metric of the run's results on dev; rows without results are left out."""
+    record = read_record(run) if Path(run).is_dir() else {}
+    task = record.get("task", {})
     if not task.get("metrics"):
         raise CheckpointError(f"{run} has no limbert.json that names its task; train it with limbert train first")
     results = read_results(run)
     metrics = {result.subnet: result.mean_metric(task["metrics"][0]) for result in results}
     full = metrics[max(results, key=lambda result: result.flops).subnet] if results else 0.0
+    points = _operating_point_metrics(run, task["metrics"][0], operating_points(record))
+    metrics = points | metrics
     values = [(row, metrics[row.subnet] - row.metric_loss) for row in rows if row.subnet in metrics]
-    return [MeasuredSubnet(row, value, full - value) for row, value in values]
+    return [MeasuredSubnet(row, value, full - value, row.subnet in points) for row, value in values]
+
+
+def _operating_point_metrics(run: str | Path, metric: str, points: Collection[str]) -> dict[str, float]:
+    """The metric on the development set of the operating points that were evaluated on it."""
+    path = Path(run) / POLICIES_NAME
+    rows = read_json_lines(path, required_keys={"name": str, "metrics": dict}) if points and path.exists() else []
+    evaluated = [row for row in rows if row["name"] in points and row.get("data") == "development"]
+    return {row["name"]: mean_metric(row["metrics"], metric) for row in evaluated}
 
 
 def _read_run_profile(run: str | Path) -> list[ProfileRow]:

@@ -43,6 +43,7 @@ from limbert.inference.predict import (
     runtime_logits,
 )
 from limbert.inference.runtimes import Runtime
+from limbert.inference.segments import CompiledPolicy
 from limbert.method.calibration import (
     CALIBRATED_TASK_TYPES,
     TEMPERATURES_KEY,
@@ -92,7 +93,7 @@ def evaluate(
         layers: layers that a depth keeps, ``first`` or ``spread``; default: the model's rule.
         long_texts: ``truncate`` texts, or read them in overlapping ``windows`` whose logits are averaged.
         batch_size: examples per batch; only the time depends on it.
-        runtime: ``torch``, or for sub-networks ``onnxruntime``, ``openvino`` or ``auto``, the fastest.
+        runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``: the fastest for sub-networks, else torch.
         precision: ``fp32``, ``bf16`` (torch: under autocast) or ``int8``, where the runtime has it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         progress: called with what runs, steps done and steps in all.
@@ -106,8 +107,6 @@ def evaluate(
     """
     run = os.path.expanduser(run)
     config = RuntimeConfig(runtime, precision, max_drop=100.0)  # type: ignore[arg-type]  # checked by the dataclass
-    if policy is not None and runtime not in ("torch", "auto"):
-        raise ConfigError(f"a policy is evaluated on torch; for runtime {runtime} name sub-networks (--subnet)")
     task_type = requested_task_type(DataConfig(task=data.get("task")))  # a stock model does not record its head
     head = TASK_TYPE_SPECS[task_type].head if task_type else None
     checkpoint = load_checkpoint(run, head=head, device=config.model_device(device))
@@ -132,10 +131,10 @@ def evaluate(
             checkpoint.log_inputs(f"{name} of {read_from}", part, tokenized[name])
         return tokenized
 
+    own = checkpoint.data_config if model.record else data_config  # what compiled precisions are measured on
+    source = replace(checkpoint, task=task, data_config=own)
     if policy is None:
         selected = named or model.subnets() | model.searched_subnets()
-        own = checkpoint.data_config if model.record else data_config  # what compiled precisions are measured on
-        source = replace(checkpoint, task=task, data_config=own)
         largest = next(iter(selected.values()))
         name = resolve_runtime(source, largest, config)
         load = None if name == "torch" else SubnetCompiler(source, runtime=name, precision=config.precision).load
@@ -155,6 +154,11 @@ def evaluate(
         settings: dict[str, Any] = {"widths": widths, "exit_threshold": exit_threshold, "exit_rule": exit_rule}
         chosen = named_policy(chosen, model.record, task_type=task.task_type, **settings)
     resolve_policy(chosen, model, task_type=task.task_type)  # refuses it before the examples are tokenised
+    compiled = None
+    if runtime not in ("torch", "auto"):
+        if chosen.subnet is not None:
+            raise ConfigError(f"policy {chosen} is one sub-network; for runtime {runtime}: --subnet {chosen.subnet}")
+        compiled = SubnetCompiler(source, runtime=runtime, precision=config.precision).load_policy(chosen)
     eval_datasets = tokenize()
     result = evaluate_policy(
         model,
@@ -163,9 +167,10 @@ def evaluate(
         policy=chosen,
         batch_size=batch_size,
         precision=config.precision,
+        compiled=compiled,
         progress=partial(progress, "evaluating"),
     )
-    as_trained = not data and long_texts == "truncate" and config.precision == "fp32"
+    as_trained = not data and long_texts == "truncate" and config.precision == "fp32" and compiled is None
     if as_trained and isinstance(policy, str) and policy in operating_points(model.record) and os.access(run, os.W_OK):
         row = policy_row(
             policy,
@@ -258,10 +263,14 @@ def evaluate_policy(
     policy: Policy,
     batch_size: int = 32,
     precision: RuntimePrecision = "fp32",
+    compiled: CompiledPolicy | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PolicyResult:
-    """Evaluate a policy on the named datasets; the first batch runs once more before the time is measured."""
-    engine = Engine(model, policy, task_type=task.task_type, precision=precision)
+    """Evaluate a policy on the named datasets; the first batch runs once more before the time is measured.
+
+    With ``compiled`` that runs instead of the engine.
+    """
+    engine = compiled or Engine(model, policy, task_type=task.task_type, precision=precision)
     device = model.network.device
     after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
     engine.run(next(inference_batches(next(iter(eval_datasets.values())), batch_size=batch_size, device=device))[1])

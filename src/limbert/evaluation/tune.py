@@ -18,13 +18,21 @@ from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import Progress, evaluate_policy, no_progress, policy_row, record_temperatures
 from limbert.evaluation.guarantee import examples_needed, last_passing
 from limbert.evaluation.policy_records import PolicyRecords
-from limbert.evaluation.results import POLICIES_NAME, TUNE_NAME, require_writable_run
+from limbert.evaluation.results import (
+    POLICIES_NAME,
+    PROFILE_NAME,
+    TUNE_NAME,
+    profile_row_key,
+    replace_json_lines,
+    require_writable_run,
+)
 from limbert.files import write_json_lines
 from limbert.inference.load import load_checkpoint, load_validation_split, override_data_config
 from limbert.inference.policy import (
     OperatingPoint,
     Policy,
     default_exit_rule,
+    operating_points,
     reject_token_level_task,
     save_operating_points,
 )
@@ -169,6 +177,9 @@ def tune(
     temperatures = {TEMPERATURES_KEY: model.record.get(TEMPERATURES_KEY, {})}
     update_record(run, lambda record: record.update(temperatures))
     save_operating_points(run, points)
+    if (Path(run) / PROFILE_NAME).exists():  # measurements of earlier points
+        old = {*operating_points(model.record), *points}
+        replace_json_lines(Path(run) / PROFILE_NAME, [], key=profile_row_key, keep=lambda row: row["subnet"] not in old)
     errors = {name: standard_error(records, point.policy) for name, point in points.items()}
     return TuneResult(candidates, points, task.primary_metric, len(examples), errors)
 

@@ -1,21 +1,25 @@
-"""Export of one sub-network: write, reload in its own runtime, verify, and only then publish the folder."""
+"""Export of a sub-network or policy: write, reload in its own runtime, verify, and only then publish the folder."""
 
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from limbert.core.config import DataConfig
 from limbert.data.tokenize import TokenizedExamples
-from limbert.errors import ExportError, import_optional
+from limbert.errors import ConfigError, ExportError, import_optional
 from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.export.export_result import EXPORT_RECORD_NAME, ExportConfig, ExportResult
-from limbert.export.formats import EXPORTERS
+from limbert.export.formats import EXPORTERS, Exporter, policy_exporter
 from limbert.export.model_card import dev_metrics, export_card
 from limbert.export.verify import RuntimeBenchmark, benchmark_runtimes
+from limbert.export.vocabulary import reduce_vocabulary
 from limbert.files import atomic_folder
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config, warn_if_untrained
 from limbert.inference.parity import (
@@ -26,7 +30,9 @@ from limbert.inference.parity import (
     parity_examples,
     require_parity,
 )
+from limbert.inference.policy import Policy, named_policy
 from limbert.inference.runtimes import Runtime, load_runtime
+from limbert.inference.segments import SegmentedPolicy
 from limbert.method.calibration import calibrated_network
 from limbert.model.checkpoint import library_versions, write_json
 
@@ -35,29 +41,41 @@ def export_model(
     run: str | Path,
     output: str | Path,
     *,
-    subnet: str = "1x1",
+    subnet: str | None = None,
+    policy: Policy | str | None = None,
+    widths: Sequence[float] | None = None,
+    exit_threshold: float | None = None,
+    exit_rule: str | None = None,
     format: str = "hf",
     int8: bool = False,
     max_drop: float = 1.0,
     overwrite: bool = False,
     licence: str | None = None,
     threads: int | None = None,
+    vocabulary: str | Path | None = None,
+    characters: str = "all",
     extra_files: Sequence[Path] = (),
     progress: Progress = no_progress,
     **data: Any,
 ) -> ExportResult:
-    """Export one sub-network as a standalone folder, verified against its source, whole or not at all.
+    """Export a sub-network or a policy as a standalone folder, verified against its source, whole or not at all.
 
     Args:
         run: folder or Hub id of the elastic model.
         output: the folder to make.
-        subnet: ``WIDTHxDEPTH``, a name found by a search, or a measured name.
+        subnet: ``WIDTHxDEPTH``, a name found by a search, or a measured name; default: the full model.
+        policy: instead of a sub-network: a policy, or the name of a policy or operating point such as ``balanced``.
+        widths: of a policy given by name; this and the next two: see `named_policy`.
+        exit_threshold: likewise.
+        exit_rule: likewise.
         format: ``hf`` (Transformers), ``onnx`` or ``openvino``.
         int8: whether to quantise; needs labelled examples to measure the loss.
         max_drop: with int8: largest loss of the primary metric, in points of 100.
         overwrite: whether to replace an earlier export in ``output``.
         licence: for the model card; default: that of the run's own card.
         threads: of the runtime; None: its default.
+        vocabulary: texts, a file or data as for training, whose tokens are kept; see `reduce_vocabulary`.
+        characters: with it, the single characters that are kept: ``all``, or ``texts``.
         extra_files: copied into the folder.
         progress: called with what runs, steps done and steps in all.
         data: settings of `DataConfig` (``data=``, ``dev=`` ...) instead of the training's.
@@ -67,16 +85,29 @@ def export_model(
         ConfigError: for a setting out of range, an output that exists, or a missing library.
         ExportError: if the outputs differ from the source's, or int8 loses too much.
     """
+    if subnet is not None and policy is not None:
+        raise ConfigError("provide either a sub-network or a policy")
     run = os.path.expanduser(run)
-    (subnet_name,) = resolve_measured_names(run, [subnet])
-    settings = {"int8": int8, "max_drop": max_drop, "licence": licence, "threads": threads}
-    config = check_export(run, output, subnet=subnet_name, format=format, overwrite=overwrite, **settings)
-    exporter = EXPORTERS[config.format]
+    (name,) = resolve_measured_names(run, [subnet or "1x1"]) if policy is None else [str(policy)]
+    settings: dict[str, Any] = {"int8": int8, "max_drop": max_drop, "licence": licence, "threads": threads}
+    settings |= {"vocabulary": None if vocabulary is None else str(vocabulary), "characters": characters}
+    config = check_export(run, output, subnet=name, format=format, overwrite=overwrite, **settings)
     checkpoint = load_checkpoint(run, head="as-saved")
-    selected = checkpoint.model.subnet(config.subnet)
-    warn_if_untrained(checkpoint.model, config.subnet)
-    network = calibrated_network(checkpoint.model, selected)
+    if isinstance(policy, str):
+        given: dict[str, Any] = {"widths": widths, "exit_threshold": exit_threshold, "exit_rule": exit_rule}
+        policy = named_policy(policy, checkpoint.model.record, task_type=checkpoint.trained_task.task_type, **given)
+    if policy is not None and policy.subnet is not None:  # one sub-network, in any format
+        config, policy = replace(config, subnet=policy.subnet), None
+    exporter, network, source, params = _sources(checkpoint, config, policy)
     data_config = override_data_config(checkpoint.data_config, **data)
+    reduction = None
+    if config.vocabulary is not None:
+        if policy is not None:
+            raise ConfigError("--vocabulary goes with one sub-network; export a policy without it, or name a --subnet")
+        checkpoint, network, reduction = reduce_vocabulary(
+            checkpoint, network, config.vocabulary, data_config, characters=characters
+        )
+        source, params = load_runtime("torch", network, threads=threads), network.num_parameters()
     data_given = bool(data.get("data") or data.get("dev"))
     trial = parity_examples(checkpoint, data_config, required=data_given)
     labelled = None
@@ -85,33 +116,52 @@ def export_model(
     multiple_choice = type(network).__name__.endswith("ForMultipleChoice")
     batches = list(parity_batches(trial.examples, multiple_choice=multiple_choice))
     checkpoint.tokenizer.model_max_length = checkpoint.max_length  # the length the model was trained with
+    given_names = {*batches[0]} & {*checkpoint.tokenizer.model_input_names}
     with atomic_folder(config.output) as folder:
-        inputs = tuple(name for name in batches[0] if name in checkpoint.tokenizer.model_input_names)
-        exporter.write(network, folder, inputs)
+        exporter.write(network, folder, tuple(name for name in source.input_names if name in given_names))
         checkpoint.tokenizer.save_pretrained(folder)
-        source = load_runtime("torch", network, threads=threads)
         parity = compare_outputs(source, exporter.load(folder, threads), batches)
         require_parity(parity)
         benchmarks: Mapping[str, RuntimeBenchmark] = {}
         if labelled is not None:
-            benchmarks = _quantize(
-                checkpoint, config, folder, labelled, data_config, progress=partial(progress, "measuring int8")
-            )
+            reporter = partial(progress, "measuring int8")
+            benchmarks = _quantize(checkpoint, config, exporter, folder, labelled, data_config, progress=reporter)
         result = ExportResult(
             config=config,
-            params=count_parameters(checkpoint.model, selected),
-            file_bytes=(folder / exporter.weights_name).stat().st_size,
+            policy=policy,
+            params=params,
+            file_bytes=exporter.file_bytes(folder),
             dev_metrics=dev_metrics(run, checkpoint.model.record, config.subnet),
             parity=parity,
             parity_data=trial.description,
             benchmarks=benchmarks,
+            vocabulary=reduction,
         )
         write_json(folder / EXPORT_RECORD_NAME, result.to_dict() | {"versions": library_versions()})
-        card = export_card(result, checkpoint, network, subnet=selected, takes_pairs=trial.takes_pairs)
+        card = export_card(result, checkpoint, network, takes_pairs=trial.takes_pairs)
         (folder / "README.md").write_text(card, encoding="utf-8")
         for file in extra_files:
             shutil.copy(file, folder)
     return result
+
+
+def _sources(
+    checkpoint: LoadedCheckpoint, config: ExportConfig, policy: Policy | None
+) -> tuple[Exporter, PreTrainedModel, Runtime, int | None]:
+    """The exporter, the network, the network or policy on torch, and its parameters if it is one sub-network."""
+    exporter, model = EXPORTERS[config.format], checkpoint.model
+    if policy is None:
+        subnet = model.subnet(config.subnet)
+        warn_if_untrained(model, config.subnet)
+        network = calibrated_network(model, subnet)
+        source = load_runtime("torch", network, threads=config.threads)
+        return exporter, network, source, count_parameters(model, subnet)
+    if exporter.runtime == "torch":
+        raise ConfigError(
+            f"policy {policy} is several networks, {config.format} holds one; use format onnx or openvino"
+        )
+    segmented = SegmentedPolicy(checkpoint, policy, exporter.runtime)
+    return policy_exporter(exporter, segmented), model.network, segmented.source, None
 
 
 def check_export(
@@ -133,6 +183,7 @@ def check_export(
 def _quantize(
     checkpoint: LoadedCheckpoint,
     config: ExportConfig,
+    exporter: Exporter,
     folder: Path,
     examples: TokenizedExamples,
     data_config: DataConfig,
@@ -140,15 +191,12 @@ def _quantize(
     progress: Callable[[int, int], None],
 ) -> dict[str, RuntimeBenchmark]:
     """Quantise the files to int8 and benchmark them before and after."""
-    exporter, task = EXPORTERS[config.format], checkpoint.trained_task
+    task = checkpoint.trained_task
     assert exporter.quantize is not None
-
-    def load() -> tuple[Runtime, int]:
-        return exporter.load(folder, config.threads), (folder / exporter.weights_name).stat().st_size
-
-    before = load()
+    before = exporter.load(folder, config.threads), exporter.file_bytes(folder)
     exporter.quantize(folder / exporter.model_name, lambda: calibration_batches(checkpoint, data_config))
-    benchmarks = benchmark_runtimes({"fp32": before, "int8": load()}, examples, task=task, progress=progress)
+    after = exporter.load(folder, config.threads), exporter.file_bytes(folder)
+    benchmarks = benchmark_runtimes({"fp32": before, "int8": after}, examples, task=task, progress=progress)
     metric = task.primary_metric
     fp32, int8 = (100 * benchmarks[name].metrics[metric] for name in ("fp32", "int8"))
     if fp32 - int8 > config.max_drop:

@@ -1,13 +1,16 @@
-"""The table of export formats; a new format is one entry."""
+"""The table of export formats, where a new format is one entry; and the export of a policy in one of them."""
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from limbert.inference import policy_runtime
 from limbert.inference.quantize import CalibrationLoader
 from limbert.inference.runtimes import RUNTIMES, Runtime, load_runtime
+from limbert.inference.segments import SegmentedPolicy
 from limbert.model.standalone import load_standalone, stock_config
 
 
@@ -17,16 +20,16 @@ class Exporter:
 
     runtime_title: str  # name of the runtime for readers
     runtime: str  # its key in ``RUNTIMES``
-    weights_name: str  # the file with the weights
+    weights_name: str  # the file with the weights; of a policy a pattern for all of them
     write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]  # into a folder, with these inputs
+    load: Callable[[Path, int | None], Runtime]  # the folder, with so many threads
     model_name: str = ""  # the file that the runtime loads; empty if it is the folder
     libraries: tuple[str, ...] = ()  # libraries of the extra ``export`` that it needs
-    quantize: Callable[[Path, CalibrationLoader], None] | None = None  # to int8, in place
+    quantize: Callable[[Path, CalibrationLoader], None] | None = None  # the model file to int8, in place
 
-    def load(self, folder: Path, threads: int | None) -> Runtime:
-        """Load the folder in its own runtime."""
-        source = folder / self.model_name if self.model_name else load_standalone(folder)
-        return load_runtime(self.runtime, source, threads=threads)
+    def file_bytes(self, folder: Path) -> int:
+        """Size of the files with the weights."""
+        return sum(file.stat().st_size for file in folder.glob(self.weights_name))
 
 
 def _runtime_exporter(name: str) -> Exporter:
@@ -40,7 +43,31 @@ def _runtime_exporter(name: str) -> Exporter:
         stock_config(network).save_pretrained(folder)
 
     return Exporter(
-        library.title, name, library.weights_name, write, library.model_name, library.libraries, library.quantize
+        library.title,
+        name,
+        library.weights_name,
+        write,
+        lambda folder, threads: load_runtime(name, folder / library.model_name, threads=threads),
+        library.model_name,
+        library.libraries,
+        library.quantize,
+    )
+
+
+def policy_exporter(exporter: Exporter, policy: SegmentedPolicy) -> Exporter:
+    """The same format for a dynamic policy: its segments, and the driver that runs them without Limbert."""
+
+    def write(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
+        policy.write(folder)
+        shutil.copy(policy_runtime.__file__, folder)
+
+    return replace(
+        exporter,
+        weights_name=f"segment-*/{exporter.weights_name}",
+        write=write,
+        load=policy.open,
+        model_name=policy.file_name,
+        quantize=lambda path, load_batches: policy.quantize(path.parent, load_batches),
     )
 
 
@@ -50,6 +77,7 @@ EXPORTERS: dict[str, Exporter] = {
         "torch",
         "model.safetensors",
         lambda network, folder, inputs: network.save_pretrained(folder),
+        lambda folder, threads: load_runtime("torch", load_standalone(folder), threads=threads),
     ),
     "onnx": _runtime_exporter("onnxruntime"),
     "openvino": _runtime_exporter("openvino"),

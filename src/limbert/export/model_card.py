@@ -13,7 +13,7 @@ from limbert.core.subnet import Shape, Subnet
 from limbert.data.tasks import Task
 from limbert.evaluation.hardware import describe_hardware, describe_this_machine
 from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME
-from limbert.export.export_result import ExportConfig, ExportResult
+from limbert.export.export_result import ExportResult
 from limbert.export.formats import EXPORTERS
 from limbert.files import read_json_lines
 from limbert.inference.load import LoadedCheckpoint
@@ -29,22 +29,24 @@ _PIPELINE_TAGS = {
 }
 _HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "matthews": "matthews_correlation"}
 _EXAMPLE_TEXTS = {True: '["It rained."], ["Rain fell."]', False: '["It rained all day.", "What a day!"]'}
+_EXAMPLE_ARGUMENTS = {True: "$'It rained.\\tRain fell.'", False: '"It rained all day." "What a day!"'}
 _MAX_LABELS = 6  # labels listed in the card
 
 
 def export_card(
-    result: ExportResult, checkpoint: LoadedCheckpoint, network: PreTrainedModel, *, subnet: Subnet, takes_pairs: bool
+    result: ExportResult, checkpoint: LoadedCheckpoint, network: PreTrainedModel, *, takes_pairs: bool
 ) -> str:
     """The card, in Markdown, of a network that was exported from a checkpoint."""
     parts = [
         f"---\n{_metadata(result, checkpoint, network).to_yaml()}\n---",
-        _summary(result, checkpoint, subnet, takes_pairs=takes_pairs),
+        _summary(result, checkpoint, takes_pairs=takes_pairs),
         "\n".join(f"- {fact}" for fact in training_facts(checkpoint.model.record)),
+        str(result.vocabulary) if result.vocabulary else "",
         _int8_section(result) if result.benchmarks else "",
         _metrics_section(result),
         _profile_section(result),
         _parity_section(result),
-        f"## Use\n\n{_usage_code(result.config, network, checkpoint.task, takes_pairs=takes_pairs)}",
+        f"## Use\n\n{_usage_code(result, network, checkpoint.task, takes_pairs=takes_pairs)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -62,17 +64,22 @@ def _metadata(result: ExportResult, checkpoint: LoadedCheckpoint, network: PreTr
     )
 
 
-def _summary(result: ExportResult, checkpoint: LoadedCheckpoint, subnet: Subnet, *, takes_pairs: bool) -> str:
+def _summary(result: ExportResult, checkpoint: LoadedCheckpoint, *, takes_pairs: bool) -> str:
     config, task, text = result.config, checkpoint.task, ""
     if task is not None:
         name = task.task_type if task.name is None else f"{task.name} ({task.task_type})"
         labels = f", labels {_format_labels(task.labels)}" if task.labels else ""
         text = f" Task: {name}{labels}; input: {'pairs of texts' if takes_pairs else 'texts'}."
+    if result.params is not None:
+        subnet = checkpoint.model.subnet(config.subnet)
+        what, details = "Sub-network", _describe_subnet(subnet, checkpoint.model.shape)
+        details += f"; {result.params / 1e6:.2f} million parameters"
+    else:
+        what, details = "Policy", "as segments: each input leaves as soon as its prediction is final"
     return (
-        f"# {config.output.absolute().name}\n\nSub-network `{config.subnet}` of the elastic model "
+        f"# {config.output.absolute().name}\n\n{what} `{result.title}` of the elastic model "
         f"`{Path(config.run).name}`, exported for {EXPORTERS[config.format].runtime_title}"
-        f"{' in int8' if result.benchmarks else ''}: {_describe_subnet(subnet, checkpoint.model.shape)}; "
-        f"{result.params / 1e6:.2f} million parameters.{text}"
+        f"{' in int8' if result.benchmarks else ''}: {details}.{text}"
     )
 
 
@@ -142,14 +149,17 @@ def _parity_section(result: ExportResult) -> str:
     )
 
 
-def _usage_code(config: ExportConfig, network: PreTrainedModel, task: Task | None, *, takes_pairs: bool) -> str:
-    template = (Path(__file__).parent / "usage" / f"{config.format}.md").read_text(encoding="utf-8").strip()
+def _usage_code(result: ExportResult, network: PreTrainedModel, task: Task | None, *, takes_pairs: bool) -> str:
+    config = result.config
+    name = config.format if result.policy is None else "policy"
+    template = (Path(__file__).parent / "usage" / f"{name}.md").read_text(encoding="utf-8").strip()
     needs_remote_code = config.format == "hf" and not is_stock(network)
     return Template(template).substitute(
         folder=config.output.absolute().name,
         auto_class=auto_class_of(network) or "AutoModel",
         trust=", trust_remote_code=True" if needs_remote_code else "",
         texts=_EXAMPLE_TEXTS[takes_pairs],
+        arguments=_EXAMPLE_ARGUMENTS[takes_pairs],
         answer=_output_code(config.format, type(network).__name__, task),
     )
 

@@ -1,7 +1,7 @@
-"""Sub-networks compiled for ONNX Runtime or OpenVINO: built once, kept in the run directory, verified against torch.
+"""Sub-networks and policies compiled for ONNX Runtime or OpenVINO: built once, kept in the run directory, verified.
 
-Compiled sub-networks are verified before use: the outputs of the fp32 graph are compared with torch's on real texts, in
-bf16 and int8 also the metric on the development set.
+They are verified before use: the outputs of the fp32 graphs are compared with torch's on real texts, in bf16 and int8
+also the metric on the development set.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbert.core.config import RuntimeConfig, RuntimePrecision
@@ -39,7 +39,9 @@ from limbert.inference.parity import (
 )
 from limbert.inference.policy import Policy
 from limbert.inference.predict import runtime_logits
+from limbert.inference.quantize import CalibrationLoader
 from limbert.inference.runtimes import RUNTIMES, Runtime, check_runtime, load_runtime
+from limbert.inference.segments import CompiledPolicy, SegmentedPolicy
 from limbert.model.checkpoint import library_versions, write_json
 
 COMPILED_FOLDER = "compiled"  # in a run directory
@@ -52,15 +54,36 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CompiledSubnet:
-    """A sub-network in the files of a runtime."""
+    """A sub-network or policy in the files of a runtime."""
 
-    path: Path  # the file that the runtime loads
+    path: Path  # the file that the runtime loads, of a policy ``policy.json``
     metric_loss: float  # of the primary metric against torch in fp32, as a fraction; 0.0 for fp32
 
     @property
     def file_bytes(self) -> int:
         """Size of all its files."""
-        return sum(file.stat().st_size for file in self.path.parent.iterdir())
+        return sum(file.stat().st_size for file in _files(self.path.parent))
+
+
+class _SubnetFiles:
+    """A sub-network to be compiled; attributes and methods are those of `SegmentedPolicy`."""
+
+    def __init__(self, checkpoint: LoadedCheckpoint, subnet: Subnet, runtime: str, threads: int) -> None:
+        self._network, self._runtime, self._library = checkpoint.model.view(subnet), runtime, RUNTIMES[runtime]
+        self.source = load_runtime("torch", self._network, threads=threads)
+        self.identity, self.file_name = subnet.to_dict(), self._library.model_name
+        self.networks: tuple[PreTrainedModel, *tuple[nn.Module, ...]] = (self._network,)
+
+    def write(self, folder: Path) -> None:
+        assert self._library.write is not None
+        self._library.write(self._network, folder, self.source.input_names)
+
+    def open(self, folder: Path, threads: int | None, precision: RuntimePrecision = "fp32") -> Runtime:
+        return load_runtime(self._runtime, folder / self.file_name, threads=threads, precision=precision)
+
+    def quantize(self, folder: Path, load_batches: CalibrationLoader) -> None:
+        assert self._library.quantize is not None
+        self._library.quantize(folder / self.file_name, load_batches)
 
 
 class SubnetCompiler:
@@ -105,13 +128,22 @@ class SubnetCompiler:
         """
         return self.open(self.compile(subnet, max_drop=max_drop))
 
+    def load_policy(self, policy: Policy, *, max_drop: float = 100.0) -> CompiledPolicy:
+        """A dynamic policy in the runtime, compiled unless it is in the cache. Errors: as `load`."""
+        files = SegmentedPolicy(self._checkpoint, policy, self._runtime)
+        compiled = self._within(max_drop, self._cached(files))
+        return files.load(compiled.path.parent, threads=self._threads, precision=self._precision)
+
     def open(self, compiled: CompiledSubnet) -> Runtime:
         """The compiled files in the runtime."""
-        return self._open(compiled.path, self._precision)
+        return load_runtime(self._runtime, compiled.path, threads=self._threads, precision=self._precision)
 
     def compile(self, subnet: Subnet, *, max_drop: float = 100.0) -> CompiledSubnet:
         """The sub-network's files; while another process compiles the same, this one waits. Errors: as `load`."""
-        compiled = self._cached(subnet)
+        files = _SubnetFiles(self._checkpoint, subnet, self._runtime, self._threads)
+        return self._within(max_drop, self._cached(files))
+
+    def _within(self, max_drop: float, compiled: CompiledSubnet) -> CompiledSubnet:
         if 100 * compiled.metric_loss > max_drop + 1e-9:
             raise ConfigError(
                 f"{self._precision} on {self._runtime} costs {100 * compiled.metric_loss:.2f} points of the metric; "
@@ -119,22 +151,21 @@ class SubnetCompiler:
             )
         return compiled
 
-    def _cached(self, subnet: Subnet) -> CompiledSubnet:
-        network = self._checkpoint.model.view(subnet)
-        key = self._key(network)
-        name = f"{self._runtime}-{self._precision}-{json_fingerprint([subnet.to_dict(), _cpu_flags()])[:12]}"
-        compiled = self._read(self._cache_dir / name, key)
+    def _cached(self, files: _SubnetFiles | SegmentedPolicy) -> CompiledSubnet:
+        key = self._key(files)
+        name = f"{self._runtime}-{self._precision}-{json_fingerprint([files.identity, _cpu_flags()])[:12]}"
+        compiled = self._read(self._cache_dir / name, key, files.file_name)
         if compiled is not None:
             return compiled
         folder = self._writable_dir / name
         with locked(folder.with_name(f".{name}.lock"), wait=True):
-            compiled = self._read(folder, key)
+            compiled = self._read(folder, key, files.file_name)
             if compiled is None:
                 again = "; the earlier one is broken, or of other weights or libraries" if folder.exists() else ""
                 for half_written in folder.parent.glob(f".{name}.new-*"):  # by a process that was killed
                     shutil.rmtree(half_written, ignore_errors=True)
                 logger.warning("compiling a sub-network for %s, %s%s", self._runtime, self._precision, again)
-                compiled = self._build(folder, key, network)
+                compiled = self._build(folder, key, files)
         return compiled
 
     def parity_seconds(self, runtime: Runtime) -> float:
@@ -156,47 +187,43 @@ class SubnetCompiler:
         self._temporary = tempfile.TemporaryDirectory(prefix="limbert-")  # deleted with this object
         return Path(self._temporary.name)
 
-    def _key(self, network: PreTrainedModel) -> str:
-        """A digest of everything that decides the files and their verification."""
+    def _key(self, files: _SubnetFiles | SegmentedPolicy) -> str:
+        """A digest of everything that decides the files and their verification, except their name."""
         digest = hashlib.sha256()
-        for name, tensor in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for network in files.networks:
+            for name, tensor in network.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         libraries = (*self._library.libraries, *(["nncf"] if self._precision == "int8" else []))
-        config = network.config.to_dict() | {"_name_or_path": None}
+        config = files.networks[0].config.to_dict() | {"_name_or_path": None}
         versions = library_versions() | {library: version(library) for library in libraries}
         digest.update(json_fingerprint([config, versions, self._precision, _cpu_flags()]).encode())
         return digest.hexdigest()
 
-    def _read(self, folder: Path, key: str) -> CompiledSubnet | None:
+    def _read(self, folder: Path, key: str, file_name: str) -> CompiledSubnet | None:
         """The files in a folder; None unless they are whole and have this key."""
         try:
             record = json.loads((folder / _RECORD_NAME).read_text(encoding="utf-8"))
             files = {name: _file_digest(folder / name) for name in record["files"]}
-            if record["key"] != key or record["files"] != files or self._library.model_name not in files:
+            if record["key"] != key or record["files"] != files or file_name not in files:
                 return None
-            return CompiledSubnet(folder / self._library.model_name, float(record["metric_loss"]))
+            return CompiledSubnet(folder / file_name, float(record["metric_loss"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _build(self, folder: Path, key: str, network: PreTrainedModel) -> CompiledSubnet:
-        assert self._library.write is not None
-        name, loss = self._library.model_name, 0.0
-        source = load_runtime("torch", network, threads=self._threads)
+    def _build(self, folder: Path, key: str, files: _SubnetFiles | SegmentedPolicy) -> CompiledSubnet:
+        loss = 0.0
         with atomic_folder(folder) as new:
-            self._library.write(network, new, source.input_names)
-            require_parity(compare_outputs(source, self._open(new / name, "fp32"), self._parity_batches))
+            files.write(new)
+            require_parity(compare_outputs(files.source, files.open(new, self._threads), self._parity_batches))
             if self._precision == "int8":
-                assert self._library.quantize is not None
-                self._library.quantize(new / name, self._calibration_batches)
+                files.quantize(new, self._calibration_batches)
             if self._precision != "fp32":
-                loss = self._metric(source) - self._metric(self._open(new / name, self._precision))
-            files = {file.name: _file_digest(file) for file in new.iterdir()}
-            write_json(new / _RECORD_NAME, {"key": key, "files": files, "metric_loss": loss})
-        return CompiledSubnet(folder / name, loss)
-
-    def _open(self, path: Path, precision: RuntimePrecision) -> Runtime:
-        return load_runtime(self._runtime, path, threads=self._threads, precision=precision)
+                compiled = files.open(new, self._threads, self._precision)
+                loss = self._metric(files.source) - self._metric(compiled)
+            digests = {path.relative_to(new).as_posix(): _file_digest(path) for path in _files(new)}
+            write_json(new / _RECORD_NAME, {"key": key, "files": digests, "metric_loss": loss})
+        return CompiledSubnet(folder / files.file_name, loss)
 
     @cached_property
     def _parity_batches(self) -> list[dict[str, Tensor]]:
@@ -229,24 +256,23 @@ class SubnetCompiler:
 
 def open_policy(
     checkpoint: LoadedCheckpoint, policy: Policy, config: RuntimeConfig, *, threads: int | None = None
-) -> Runtime | None:
-    """The policy's sub-network in the configured runtime; None for torch, where the engine runs the policy.
+) -> Runtime | CompiledPolicy | None:
+    """The policy in the configured runtime; None for torch, where the engine runs it, and dynamic ones in ``auto``.
 
     Raises:
-        LimbertError: for gates and exits in another runtime; and as `resolve_runtime` and `SubnetCompiler.load`.
+        LimbertError: as `resolve_runtime` and `SubnetCompiler.load`.
     """
     if policy.subnet is None:
         name = "torch" if config.runtime == "auto" else config.runtime
         check_runtime(name, config.precision)
-        if name != "torch":
-            raise ConfigError(f"policy {policy} runs on torch only; use --runtime torch, or one sub-network")
-        return None
-    subnet = checkpoint.model.subnet(policy.subnet)
-    name = resolve_runtime(checkpoint, subnet, config, threads=threads)
+    else:
+        name = resolve_runtime(checkpoint, checkpoint.model.subnet(policy.subnet), config, threads=threads)
     if name == "torch":
         return None
     compiler = SubnetCompiler(checkpoint, runtime=name, precision=config.precision, threads=threads)
-    return compiler.load(subnet, max_drop=config.max_drop)
+    if policy.subnet is None:
+        return compiler.load_policy(policy, max_drop=config.max_drop)
+    return compiler.load(checkpoint.model.subnet(policy.subnet), max_drop=config.max_drop)
 
 
 def resolve_runtime(
@@ -302,6 +328,11 @@ def _cpu_flags() -> str:
         lines = []
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return json_fingerprint(sorted(flags.partition(":")[2].split()) or torch.backends.cpu.get_cpu_capability())
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _file_digest(path: Path) -> str:

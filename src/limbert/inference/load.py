@@ -143,9 +143,11 @@ def load_checkpoint(
     tokenizer = load_tokenizer(path)
     record = model.record
     try:
-        task = Task.from_dict(record["task"]) if "task" in record else None
+        task = Task.from_dict(record["task"]) if record.get("task") else None
         data = saved_data_config(record)
-    except (KeyError, TypeError, ValueError) as error:
+        if task is not None and task.num_outputs != model.config.num_labels:
+            raise ValueError(f"its task has {task.num_outputs} outputs, the model {model.config.num_labels}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"limbert.json of {path} is broken: {error}") from error
     return LoadedCheckpoint(model, tokenizer, task, data, min(data.max_length, model.max_input_length), path)
 

@@ -33,7 +33,8 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
     """Write a network with its weights, in place, as one ONNX file that computes in fp32; the network is not changed.
 
     The file's inputs, by default `input_names`, are int64 ``(batch, tokens)``, or ``(batch, choices, tokens)`` for
-    multiple choice, with dynamic sizes; its outputs are the tensors that the network returns, by their names:
+    multiple choice, with dynamic sizes, and for a segment of a policy also ``state`` ``(batch, tokens, hidden)``; its
+    outputs are the tensors that the network returns, by their names:
     ``logits`` ``(batch, outputs)``, or those of other heads (``start_logits``, ``end_logits``, ``last_hidden_state``).
     """
     if network.config.model_type not in FAMILIES:
@@ -48,7 +49,7 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
     example = _example_inputs(network, names)
     with torch.inference_mode():
         outputs = wrapped.network(**dict(zip(names, example, strict=True)))
-    axes = {0: "batch", 1: "choices", 2: "tokens"} if example[0].ndim == 3 else {0: "batch", 1: "tokens"}
+    axes = {0: "batch", 1: "choices", 2: "tokens"} if _is_multiple_choice(network) else {0: "batch", 1: "tokens"}
     with quiet_loggers(*_NOISY_LOGGERS), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -105,13 +106,19 @@ def _prepare_for_export(network: PreTrainedModel) -> PreTrainedModel:
 
 def _example_inputs(network: PreTrainedModel, names: Sequence[str]) -> tuple[Tensor, ...]:
     """A padded batch to trace, with sizes that no other dimension of a model has."""
-    choices = (3,) if type(network).__name__.endswith("ForMultipleChoice") else ()
+    choices = (3,) if _is_multiple_choice(network) else ()
     ids = torch.full((2, *choices, 7), 5, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[1, ..., 5:] = 0
     ids[mask == 0] = network.config.pad_token_id or 0
     given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
+    if "state" in names:
+        given["state"] = torch.zeros(*ids.shape, network.config.hidden_size)
     return tuple(given.get(name, torch.zeros_like(ids)) for name in names)
+
+
+def _is_multiple_choice(network: nn.Module) -> bool:
+    return type(network).__name__.endswith("ForMultipleChoice")
 
 
 def _plain_mask(

@@ -16,6 +16,7 @@ from limbert.inference.load import LoadedCheckpoint, load_checkpoint, warn_if_un
 from limbert.inference.policy import Policy, named_policy, resolve_policy
 from limbert.inference.predict import Prediction, check_top_k, predict
 from limbert.inference.runtimes import Runtime
+from limbert.inference.segments import CompiledPolicy
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Pipeline:
     batch_size: int = 64
     long_texts: LongTexts = "truncate"
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    network: Runtime | None = None  # the sub-network in that runtime; None: torch runs the policy
+    network: Runtime | CompiledPolicy | None = None  # the policy in that runtime; None: torch runs it
 
     @property
     def task(self) -> Task:
@@ -133,7 +134,7 @@ def pipeline(
         exit_threshold: likewise.
         exit_rule: likewise.
         batch_size: texts per batch; the predictions do not depend on it.
-        runtime: ``torch``, or for a sub-network ``onnxruntime``, ``openvino`` or ``auto``, the fastest.
+        runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``: the fastest for a sub-network, else torch.
         precision: ``fp32``, ``bf16`` (torch: under autocast) or ``int8``, where the runtime has it.
         max_drop: points of the metric that bf16 and int8 may lose to fp32 outside torch.
         long_texts: ``truncate`` texts, or read them in overlapping ``windows`` whose logits are averaged.
@@ -158,6 +159,6 @@ def pipeline(
         name = resolve_runtime(checkpoint, model.subnet(policy.subnet), config, threads=threads)
         config = replace(config, runtime=name)
     network = open_policy(checkpoint, policy, config, threads=threads)
-    if network is None:  # gates, exits and cascades run on torch
+    if network is None:
         config = replace(config, runtime="torch")
     return Pipeline(checkpoint, policy, batch_size, long_texts, config, network)

@@ -17,10 +17,11 @@ from limbert.data.long_texts import average_windows, window_starts
 from limbert.data.task_registry import decode_predictions
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples, evaluation_batches
-from limbert.errors import ConfigError, explain_out_of_memory
+from limbert.errors import CheckpointError, ConfigError, explain_out_of_memory
 from limbert.inference.engine import Engine
 from limbert.inference.policy import Policy, named_policy, resolve_policy
 from limbert.inference.runtimes import Runtime
+from limbert.inference.segments import CompiledPolicy
 from limbert.method.calibration import temperature_of
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
@@ -78,8 +79,13 @@ class OutputCollector:
 
     @property
     def values(self) -> np.ndarray:
-        """``(examples, ...)``, or ``(all tokens, outputs)`` for token-level logits; all batches must be added."""
+        """``(examples, ...)``, or ``(all tokens, outputs)`` for token-level logits; all batches must be added.
+
+        CheckpointError for outputs that are NaN or infinite: a label would say nothing.
+        """
         assert self._values is not None
+        if not torch.isfinite(self._values).all():
+            raise CheckpointError("the model's outputs are NaN or infinite; its weights are broken, train it again")
         return self._values.cpu().numpy()
 
 
@@ -135,7 +141,7 @@ class PolicyOutputs:
 
 
 def run_policy(
-    engine: Engine,
+    engine: Engine | CompiledPolicy,
     examples: TokenizedExamples,
     *,
     batch_size: int,
@@ -201,25 +207,25 @@ def predict(
     batch_size: int = 64,
     precision: RuntimePrecision = "fp32",
     top_k: int | None = None,
-    runtime: Runtime | None = None,
+    runtime: Runtime | CompiledPolicy | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Prediction]:
     """One prediction per text, in order, without dropout.
 
     The policy may be given by its name, such as that of an operating point. The batch size changes no prediction. With
     ``top_k``, each prediction of a task with classes has the ``scores`` of that many labels, the best first. A
-    ``runtime`` that holds the policy's sub-network runs it instead of the model.
+    ``runtime`` that holds the policy runs it instead of the model.
     """
     if top_k is not None:
         check_top_k(task, top_k)
     after_batch = batch_counter([examples], batch_size=batch_size, progress=progress)
     if isinstance(policy, str):
         policy = named_policy(policy, model.record)
-    if runtime is not None or TASK_TYPE_SPECS[task.task_type].token_level:
+    if isinstance(runtime, Runtime) or TASK_TYPE_SPECS[task.task_type].token_level:
         resolve_policy(policy, model, task_type=task.task_type)
         assert policy.subnet is not None
         subnet = model.subnet(policy.subnet)
-        if runtime is not None:
+        if isinstance(runtime, Runtime):
             logits = runtime_logits(runtime, examples, batch_size=batch_size, after_batch=after_batch)
         else:
             logits = predict_subnet_logits(
@@ -233,7 +239,7 @@ def predict(
         logits = logits / temperature_of(model, subnet)
         layers_run, flops = _static_costs(model, examples, subnet)
     else:
-        engine = Engine(model, policy, task_type=task.task_type, precision=precision)
+        engine = runtime or Engine(model, policy, task_type=task.task_type, precision=precision)
         outputs = run_policy(
             engine, examples, batch_size=batch_size, device=model.network.device, after_batch=after_batch
         )

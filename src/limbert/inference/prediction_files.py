@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from limbert.data.table import TableRow
 from limbert.data.task_files import open_texts
 from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, DataError
-from limbert.files import atomic_file, is_special_file
+from limbert.files import atomic_file, is_special_file, json_line
 
 Row = dict[str, Any]
 
@@ -44,9 +45,15 @@ class InputRows:
         """
         predicted = dict(zip(self.indices, predictions, strict=True))
         nothing = dict.fromkeys(next(iter(predictions), ()))
+
+        def free_name(name: str, row: Row) -> str:
+            free = name
+            while free in nothing or (free != name and free in row):
+                free = f"input_{free}"
+            return free
+
         return [
-            {f"input_{name}" if name in nothing else name: value for name, value in row.items()}
-            | predicted.get(index, nothing)
+            {free_name(name, row): value for name, value in row.items()} | predicted.get(index, nothing)
             for index, row in enumerate(self.rows)
         ]
 
@@ -105,6 +112,11 @@ def _read_table(file: Path, config: DataConfig, *, keep: Sequence[str] | None, s
     for name in keep or ():
         if name not in names:
             raise DataError(f"--keep: column {name!r} not found in {table.name}; columns: {', '.join(names)}")
+    for name in names if keep is None else keep:
+        if (count := table.columns.count(name)) > 1:
+            raise DataError(
+                f"{table.name}: {count} columns are named {name!r}; rename them, or leave out with --keep A,B"
+            )
     indices, examples = select_texts(str(file), read, columns.names, skip_bad_rows=skip_bad_rows)
     if not indices:
         raise DataError(f"{file}: no row with a text; expected at least one")
@@ -180,9 +192,10 @@ def check_output(output: str, input: str | None) -> str:
     path = Path(output).expanduser()
     if output == "-":
         return output
-    if input not in (None, "-") and path.resolve() == Path(str(input)).expanduser().resolve():
+    target = Path(os.path.realpath(path))
+    if input not in (None, "-") and os.path.realpath(Path(str(input)).expanduser()) == str(target):
         raise ConfigError(f"output {output} is the input; choose another file")
-    if not path.absolute().parent.is_dir():
+    if not target.parent.is_dir():
         raise ConfigError(f"the folder of output {output} does not exist; make it first")
     if path.is_dir():
         raise ConfigError(f"output {output} is a folder; write the name of a file")
@@ -212,7 +225,8 @@ def write_rows(output: str, rows: Sequence[Mapping[str, Any]]) -> None:
             file.write(format_csv_row(names))
             file.writelines(format_csv_row([_to_cell(row.get(name)) for name in names]) for row in rows)
         else:
-            file.writelines(_to_json(row) + "\n" for row in rows)
+            file.writelines(json_line(row, file) for row in rows)
+        file.flush()  # an error of standard output now, not at exit
 
 
 def _to_json(value: Any) -> str:

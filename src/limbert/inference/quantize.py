@@ -28,9 +28,9 @@ def quantize_onnx(path: Path, load_batches: CalibrationLoader) -> None:
     quantization = import_optional("onnxruntime.quantization", extra="export")
     graph = onnx.load(path).graph
     weights = {tensor.name for tensor in graph.initializer}
-    weight_input = {"MatMul": 1, "Gather": 0}  # index of the input that is the weight, by operator
+    weight_input = {"MatMul": 1, "Gemm": 1, "Gather": 0}  # index of the input that is the weight, by operator
     nodes = [
-        node.name
+        node.name + "_MatMul" * (node.op_type == "Gemm")  # the heads: a Gemm becomes a MatMul before it is quantised
         for node in graph.node
         if node.op_type in weight_input and node.input[weight_input[node.op_type]] in weights
     ]

@@ -8,29 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import torch
 
 from limbert.core.config import require
 from limbert.data.tasks import Task
 from limbert.data.tokenize import default_cache_dir
-from limbert.errors import (
-    ConfigError,
-    DataError,
-    LimbertError,
-    StorageError,
-    first_line,
-    import_optional,
-)
+from limbert.errors import ConfigError, DataError, LimbertError, StorageError, first_line, import_optional
 from limbert.inference.pipeline import Pipeline, pipeline
 from limbert.inference.shards import Shard, ShardedInput, ShardReader, shard_input
-from limbert.inference.storage import Storage, check_settings, open_output
+from limbert.inference.storage import Storage, open_output
 from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.model.checkpoint import RECORD_FILENAME, find_file
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 FORMAT_VERSION = 2  # of the settings file
 MAX_ATTEMPTS = 5  # at a shard before it is blamed for the death of its workers
-DEFAULT_SHARD_ROWS = 5_000
 _OBJECT_STORE_BYTES = 256 * 2**20  # beyond two copies of the model; only descriptions of shards go through it
 _CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".txt", ".model"}
 
@@ -46,14 +40,13 @@ def ray_session(*, cpus: int, model_bytes: int = 0) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    address = os.environ.get(ADDRESS_VARIABLE)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address, options = os.environ.get(ADDRESS_VARIABLE), dict[str, Any]()
     if not address:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         room = _OBJECT_STORE_BYTES + 2 * model_bytes
-        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": room}
+        options = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": room}
     try:
-        ray.init(**options)
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ConfigError(f"no Ray at {address or 'this machine'}: {first_line(error)}") from error
     try:
@@ -107,10 +100,8 @@ class BatchPredictionResult:
     threads: int  # of each worker
 
 
-def prediction_schema(task: Task) -> Any:
-    """The Arrow schema of the columns that predictions add to the output."""
-    import pyarrow
-
+def prediction_schema(task: Task) -> pyarrow.Schema:
+    """The columns that predictions add to the output."""
     label, score = ("label", pyarrow.string()), ("score", pyarrow.float64())
     labels = ("labels", pyarrow.list_(pyarrow.struct([label, score])))
     columns = {"classification": [label, score], "regression": [score], "multi-label": [labels]}
@@ -126,7 +117,7 @@ def predict_files(
     *,
     keep_columns: Sequence[str] | None = None,
     skip_bad_rows: bool = False,
-    shard_rows: int = DEFAULT_SHARD_ROWS,
+    shard_rows: int = 5_000,
     workers: int | None = None,
     threads: int | None = None,
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
@@ -147,8 +138,8 @@ def predict_files(
     Raises:
         LimbertError: for input that cannot be read, an output of other settings, or a shard that workers die on.
     """
-    require(workers is None or workers > 0, "workers", workers, "at least 1")
-    require(threads is None or threads > 0, "threads", threads, "at least 1")
+    for name, count in {"workers": workers, "threads": threads}.items():
+        require(count is None or count > 0, name, count, "at least 1")
     inputs = shard_input(
         input,
         pipe.checkpoint.data_config,
@@ -162,19 +153,17 @@ def predict_files(
     settings = _job_settings(pipe, inputs, files) | {"shard_rows": shard_rows}
     finished = open_output(storage, settings)
     todo = [shard for shard in inputs.shards if shard.name not in finished]
-    rows = inputs.rows - sum(shard.rows for shard in todo)
-    resumed = len(inputs.shards) - len(todo)
+    rows, resumed = inputs.rows - sum(shard.rows for shard in todo), len(inputs.shards) - len(todo)
     progress("predicting rows", rows, inputs.rows)
     if not todo:
         return BatchPredictionResult(rows, len(inputs.shards), resumed, 0, 0, 0)
     bad_rows, cores, on_cluster = 0, os.cpu_count() or 1, bool(os.environ.get(ADDRESS_VARIABLE))
     threads = threads or (1 if on_cluster or workers is None else max(1, cores // workers))
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else a warning that arguments must outlive restarts
-    with ray_session(
-        cpus=(workers or max(1, cores // threads)) * threads, model_bytes=sum(map(len, files.values()))
-    ) as ray:
+    cpus, model_bytes = (workers or max(1, cores // threads)) * threads, sum(map(len, files.values()))
+    with ray_session(cpus=cpus, model_bytes=model_bytes) as ray:
         workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
-        check_settings(storage, settings)  # another driver may have started at the same moment
+        open_output(storage, settings)  # refused if another driver started at the same moment
         job = {
             "pipeline_options": {"policy": pipe.policy, "batch_size": pipe.batch_size} | vars(pipe.runtime),
             "reader": ShardReader(replace(inputs, files={}, shards=()), skip_bad_rows=skip_bad_rows),
@@ -231,14 +220,12 @@ def _run_workers(
                 unfinished -= 1
                 yield shard, bad_rows
     except RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, LimbertError):
+        if isinstance(cause := getattr(error, "cause", None), LimbertError):
             raise cause from None
         if shard and isinstance(error, RayActorError):
-            raise DataError(
-                f"{shard.path}: the worker died {MAX_ATTEMPTS} times on rows {shard.start + 1} to "
-                f"{shard.start + shard.rows} (out of memory?); try fewer --shard-rows"
-            ) from error
+            span = f"rows {shard.start + 1} to {shard.start + shard.rows}"
+            reason = f"the worker died {MAX_ATTEMPTS} times on {span} (out of memory?); try fewer --shard-rows"
+            raise DataError(f"{shard.path}: {reason}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()  # after the remote traceback
         raise StorageError(f"a worker failed: {reason}; finished shards stay") from error
     finally:
@@ -273,14 +260,12 @@ class ShardWorker:
         return examples.bad_rows
 
 
-def to_parquet(kept: Any, indices: Sequence[int], predictions: Sequence[Mapping[str, Any]], schema: Any) -> Any:
-    """An Arrow buffer with a Parquet file: the kept columns, and the predictions at these rows (null elsewhere)."""
-    import pyarrow
-    import pyarrow.parquet
-
-    by_row = dict(zip(indices, predictions, strict=True))
+def to_parquet(
+    kept: pyarrow.Table, indices: Sequence[int], predictions: Sequence[Mapping[str, Any]], schema: pyarrow.Schema
+) -> pyarrow.Buffer:
+    """A Parquet file: the kept columns, and the predictions at these rows (null elsewhere)."""
+    by_row, sink = dict(zip(indices, predictions, strict=True)), pyarrow.BufferOutputStream()
     predicted = pyarrow.Table.from_pylist([by_row.get(index, {}) for index in range(kept.num_rows)], schema)
     table = pyarrow.table(kept.columns + predicted.columns, schema=pyarrow.schema([*kept.schema, *schema]))
-    sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink, compression="zstd")
     return sink.getvalue()

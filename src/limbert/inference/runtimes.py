@@ -164,8 +164,7 @@ def _openvino_capabilities() -> list[str]:
 
 
 def _write_onnx_file(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
-    names = tuple(name for name in input_names(network) if name in inputs)
-    write_onnx(network, folder / "model.onnx", inputs=names)
+    write_onnx(network, folder / "model.onnx", inputs=inputs)
 
 
 def _write_openvino_files(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:

@@ -2,12 +2,14 @@
 
 import itertools
 import json
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow
+import pyarrow.parquet
 
 from limbert.core.config import DataConfig
 from limbert.data.readers import Examples
@@ -40,7 +42,7 @@ class ShardedInput:
     storage: Storage  # the files' file system
     files: dict[str, tuple[int, str]]  # bytes and time of modification, by path
     columns: Columns  # of the text and its pair
-    schema: Any  # an Arrow schema: the input columns that the output repeats
+    schema: pyarrow.Schema  # the input columns that the output repeats
     shards: tuple[Shard, ...]  # in the order of files and rows, which is the order of their names
 
     @property
@@ -64,16 +66,14 @@ def shard_input(
     where a file lacks one), none of which may be a prediction column. A shard of large rows has fewer than
     ``max_shard_rows``.
     """
-    import pyarrow
-
     storage = Storage.from_uri(uri)
     files = storage.list_files()
     path, schema, ranges = next(iter(files)), pyarrow.schema([]), list[tuple[str, int, int]]()
     _, columns = open_texts(Path(path), config, open_table=partial(_open_table, storage))
     if columns.are_positions:
         raise ConfigError(f"{path}: columns are given by number; --engine ray needs columns with names")
-    for number, (path, (file_bytes, _)) in enumerate(files.items(), start=1):
-        found, rows, memory = _describe_file(storage, path, file_bytes)
+    for number, path in enumerate(files, start=1):
+        found, rows, memory = _describe_file(storage, path)
         for name in columns.names:
             if name not in found.names:
                 raise DataError(f"{path}: column {name!r} not found; columns: {', '.join(found.names)}")
@@ -85,50 +85,50 @@ def shard_input(
         size = max(1, min(max_shard_rows, _MAX_SHARD_BYTES * rows // max(1, memory)))
         ranges += [(path, start, min(size, rows - start)) for start in range(0, rows, size)]
         progress(number, len(files))
-    for name in keep_columns or schema.names:
+    names = [*dict.fromkeys(keep_columns or schema.names)]
+    for name in names:
         if name not in schema.names:
             raise ConfigError(f"--keep {name!r}: {uri} has no such column; columns: {', '.join(found.names)}")
         if name in prediction_columns:
             raise ConfigError(f"column {name!r} of the input is also one of the predictions; try --keep COLUMN,...")
     if not ranges:
         raise DataError(f"{uri}: no rows; expected at least one")
-    schema = pyarrow.schema([schema.field(name) for name in dict.fromkeys(keep_columns or schema.names)])
     digits = max(5, len(str(len(ranges) - 1)))
     shards = tuple(Shard(f"part-{number:0{digits}}.parquet", *part) for number, part in enumerate(ranges))
-    return ShardedInput(storage, files, columns, schema, shards)
+    return ShardedInput(storage, files, columns, pyarrow.schema([schema.field(name) for name in names]), shards)
 
 
 def _open_table(storage: Storage, path: Path) -> Table:
-    if path.suffix.lower() == ".parquet":
+    if _is_parquet(path):
         return parquet_table(path, filesystem=storage.filesystem)
     if not storage.is_local:
         raise DataError(f"{path}: only Parquet files are read from an object store")
     return open_file(path, labelled=False)
 
 
-def _open_parquet(storage: Storage, path: str) -> Any:
-    import pyarrow.parquet
+def _is_parquet(path: str | Path) -> bool:
+    return str(path).lower().endswith(".parquet")
 
+
+def _open_parquet(storage: Storage, path: str) -> pyarrow.parquet.ParquetFile:
     # Without pre-buffering and with small reads, a row group larger than memory is read in pieces.
     options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
     return pyarrow.parquet.ParquetFile(path, filesystem=storage.filesystem, **options)
 
 
-def _describe_file(storage: Storage, path: str, file_bytes: int) -> tuple[Any, int, int]:
+def _describe_file(storage: Storage, path: str) -> tuple[pyarrow.Schema, int, int]:
     """The Arrow schema of a file, its rows, and an estimate of their bytes in memory."""
-    import pyarrow
-
-    if path.lower().endswith(".parquet"):
+    if _is_parquet(path):
         with _open_parquet(storage, path) as file:
-            groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-            schema = file.schema_arrow.remove_metadata()
-        return schema, sum(group.num_rows for group in groups), sum(group.total_byte_size for group in groups)
+            about = file.metadata
+            memory = sum(about.row_group(index).total_byte_size for index in range(about.num_row_groups))
+            return file.schema_arrow.remove_metadata(), about.num_rows, memory
     table, rows = _open_table(storage, Path(path)), 0
     names = dict.fromkeys(table.columns)
     for row in table.rows():
         rows += 1
         names |= dict.fromkeys(row.cells)  # the last object of JSON may bring a new key
-    return pyarrow.schema([(name, pyarrow.string()) for name in names]), rows, 2 * file_bytes
+    return pyarrow.schema([(name, pyarrow.string()) for name in names]), rows, 2 * storage.filesystem.size(path)
 
 
 class ShardReader:
@@ -143,26 +143,22 @@ class ShardReader:
         self._path, self._next_row = "", 0  # of the text file that is open
         self._rows: Iterator[TableRow] = iter(())
 
-    def read(self, shard: Shard) -> tuple[Any, list[int], Examples]:
-        """The kept columns of all rows as an Arrow table; the indices of the rows with a text; and these texts."""
+    def read(self, shard: Shard) -> tuple[pyarrow.Table, list[int], Examples]:
+        """The kept columns of all rows; the indices of the rows with a text; and these texts."""
         with raise_as(DataError, f"{shard.path} cannot be read"):
-            is_parquet = shard.path.lower().endswith(".parquet")
-            kept, rows = self._read_parquet(shard) if is_parquet else self._read_text_file(shard)
+            kept, rows = (self._read_parquet if _is_parquet(shard.path) else self._read_text_file)(shard)
         if len(rows) < shard.rows:
             raise DataError(f"{shard.path} has changed: it ends after row {shard.start + len(rows)}")
         names = self._inputs.columns.names
         return kept, *select_texts(shard.path, rows, names, skip_bad_rows=self._skip_bad_rows)
 
-    def _read_parquet(self, shard: Shard) -> tuple[Any, list[TableRow]]:
-        import pyarrow
-
-        schema, names, pieces, missing = self._inputs.schema, self._inputs.columns.names, [], shard.rows
+    def _read_parquet(self, shard: Shard) -> tuple[pyarrow.Table, list[TableRow]]:
+        schema, names, pieces = self._inputs.schema, self._inputs.columns.names, list[pyarrow.RecordBatch]()
+        columns, skipped, missing = [*dict.fromkeys([*schema.names, *names])], shard.start, shard.rows
         with _open_parquet(self._inputs.storage, shard.path) as file:
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            starts = [*itertools.accumulate(sizes, initial=0)]
-            first = bisect_right(starts, shard.start) - 1
-            skipped = shard.start - starts[first]
-            groups, columns = [*range(first, len(sizes))], [*dict.fromkeys([*schema.names, *names])]
+            groups = [*range(file.num_row_groups)]
+            while groups and skipped >= (rows := file.metadata.row_group(groups[0]).num_rows):
+                groups, skipped = groups[1:], skipped - rows
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
                 if skipped < batch.num_rows:
                     pieces.append(batch.slice(skipped, missing))
@@ -174,16 +170,13 @@ class ShardReader:
         kept = pyarrow.concat_tables([schema.empty_table(), table], promote_options="default").select(schema.names)
         return kept, [*arrow_rows([table.select([*names])], table.schema, start=shard.start)]
 
-    def _read_text_file(self, shard: Shard) -> tuple[Any, list[TableRow]]:
+    def _read_text_file(self, shard: Shard) -> tuple[pyarrow.Table, list[TableRow]]:
         """Kept cells become strings: JSON where they were not."""
-        import pyarrow
-
         if shard.path != self._path or shard.start < self._next_row:
-            self._path, self._next_row = shard.path, 0
             self._rows = _open_table(self._inputs.storage, Path(shard.path)).rows()
-        skipped = shard.start - self._next_row
+            self._path, self._next_row = shard.path, 0
+        skipped, self._next_row = shard.start - self._next_row, shard.start + shard.rows
         rows = [*itertools.islice(self._rows, skipped, skipped + shard.rows)]
-        self._next_row = shard.start + shard.rows
 
         def as_text(cell: Any) -> str | None:
             return cell if cell is None or isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)

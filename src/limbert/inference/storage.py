@@ -9,12 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fsspec.core import has_magic, url_to_fs
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import ArrowException, fs
+
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError, first_line
 from limbert.files import atomic_file
 
 SETTINGS_NAME = "_limbert.json"  # in an output folder; readers of Parquet folders skip names with an underscore
 INPUT_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 _STALE_SECONDS = 3600  # age at which a temporary file is taken for the remains of a killed process
+
+
+class _LocalFiles(LocalFileSystem):
+    """Follows links to folders too, and skips no folder that cannot be read, nor a link to a folder above itself."""
+
+    def info(self, path: Any, **_: Any) -> dict[str, Any]:
+        return super().info(os.fspath(path))  # of an entry of `os.scandir` fsspec describes the link
+
+    def walk(self, path: str, maxdepth: int | None = None, on_error: Any = "raise", **options: Any) -> Iterator[Any]:
+        return super().walk(path, maxdepth, on_error=on_error, **options)  # fsspec omits errors below the first level
 
 
 @dataclass(frozen=True)
@@ -27,56 +42,45 @@ class Storage:
     @classmethod
     def from_uri(cls, uri: str) -> "Storage":
         """Open a local path or a URI; options of the store follow a ``?`` (``s3://bucket/x?region=...``)."""
-        from fsspec.core import url_to_fs
-        from fsspec.implementations.arrow import ArrowFSWrapper
-        from pyarrow import ArrowException, fs
-
         scheme, separator, rest = uri.partition("://")
+        if not separator or scheme in ("file", "local"):
+            return cls(_LocalFiles(), _LocalFiles._strip_protocol(uri))
         path, question_mark, options = rest.partition("?")
-        reason = ""
-        if separator and scheme not in ("file", "local"):
-            try:
-                store, _ = fs.FileSystem.from_uri(f"{scheme}://{path.partition('/')[0]}{question_mark}{options}")
-                return cls(ArrowFSWrapper(store), path.rstrip("/"))
-            except (ArrowException, OSError, NotImplementedError) as error:
-                reason = f"{first_line(error)}; "
+        try:
+            store, _ = fs.FileSystem.from_uri(f"{scheme}://{path.partition('/')[0]}{question_mark}{options}")
+            return cls(ArrowFSWrapper(store), path.rstrip("/"))
+        except (ArrowException, OSError, NotImplementedError) as error:
+            reason = first_line(error)
         try:
             return cls(*url_to_fs(uri))
         except (ImportError, ValueError, TypeError) as error:
-            raise ConfigError(f"cannot open {uri}: {reason}{first_line(error)}") from error
+            raise ConfigError(f"cannot open {uri}: {reason}; {first_line(error)}") from error
 
     @property
     def is_local(self) -> bool:
         """Whether the files are on a disk of this machine."""
-        return "file" in self.filesystem.protocol
+        return isinstance(self.filesystem, _LocalFiles)
 
     def list_files(self) -> dict[str, tuple[int, str]]:
         """The file at the path, the input files below the folder, or the files that match the pattern.
 
-        ``*``, ``?`` and ``[...]`` match within one folder, ``**`` matches any number of folders. Names that start with
-        a dot or an underscore are skipped unless the pattern spells them. Below a folder, output folders are skipped.
+        ``*``, ``?`` and ``[...]`` match within one folder, ``**`` matches any number of folders. Links are followed.
+        Names that start with a dot or an underscore are skipped unless the pattern spells them, and below a folder
+        output folders are.
 
         Returns:
             Bytes and time of modification (empty where the store has none) by path, in the order of the paths.
         """
-        from fsspec.core import has_magic
-
-        files, parts, is_folder = self.filesystem, self.path.split("/"), not has_magic(self.path)
         found: dict[str, Any] = {}
+        is_pattern = has_magic(self.path) and not self.filesystem.isfile(self.path)
         with raise_as(DataError, f"{self.path} cannot be read"), suppress(FileNotFoundError):
-            if files.isfile(self.path):
-                is_folder, found = False, {self.path: files.info(self.path)}
-            else:
-                found = (files.find if is_folder else files.glob)(self.path, detail=True, on_error="raise")
-            for path in [path for path, info in found.items() if info.get("islink")]:  # fsspec describes the link
-                if files.isfile(path):
-                    found[path] = files.info(os.path.realpath(path))
-                elif is_folder and files.isdir(path):
-                    raise DataError(f"{path} is a link to a folder; choose its target, or files by a pattern")
+            find = self.filesystem.glob if is_pattern else self.filesystem.find
+            found = find(self.path, detail=True, on_error="raise")
+        spelled, is_folder = self.path.split("/"), not is_pattern and self.path not in found
         outputs = {os.path.dirname(path) for path in found if os.path.basename(path) == SETTINGS_NAME} - {self.path}
 
         def is_input(path: str) -> bool:
-            if any(name.startswith((".", "_")) and name not in parts for name in path.split("/")):
+            if any(name.startswith((".", "_")) and name not in spelled for name in path.split("/")):
                 return False
             in_output = any(path.startswith(f"{folder}/") for folder in outputs)
             return not is_folder or (path.lower().endswith(INPUT_SUFFIXES) and not in_output)
@@ -102,8 +106,8 @@ class Storage:
         """Write or replace a file (bytes or an Arrow buffer) atomically; the folder is made if it does not exist."""
         with raise_as(StorageError, f"cannot write {self.path}/{name}"):
             if self.is_local:
-                Path(self.path).mkdir(parents=True, exist_ok=True)
-                with atomic_file(Path(self.path) / name) as file:
+                os.makedirs(self.path, exist_ok=True)
+                with atomic_file(f"{self.path}/{name}") as file:
                     file.buffer.write(content)
                 return
             stream = self.filesystem.open(f"{self.path}/{name}", "wb")
@@ -121,41 +125,40 @@ class Storage:
 @contextmanager
 def raise_as(error_type: type[LimbertError], message: str) -> Iterator[None]:
     """Turn errors of files and of Arrow into ``error_type``: the message and the reason, in one line."""
-    from pyarrow import ArrowException
-
     try:
         yield
+    except LimbertError:
+        raise
     except (OSError, ValueError, ArrowException) as error:
-        if isinstance(error, LimbertError):
-            raise
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise error_type(f"{message}: {str(reason).splitlines()[0]}") from error
+        raise error_type(f"{message}: {getattr(error, 'strerror', None) or first_line(error)}") from error
 
 
 def open_output(output: Storage, settings: dict[str, Any]) -> set[str]:
-    """Start the output folder of a job, or continue the one with these settings; returns the names of its files."""
+    """Start the output folder of a job, or continue the one with these settings; returns the names of its files.
+
+    Raises:
+        ConfigError: for a folder with other files, or that was started with other settings.
+    """
     names = output.file_names()
     if names and SETTINGS_NAME not in names:
         raise ConfigError(f"output {output.path} is not empty and holds no batch prediction; choose another folder")
+    text = json.dumps(settings, indent=1, ensure_ascii=False)
     if not names:
-        output.write(SETTINGS_NAME, json.dumps(settings, indent=1, ensure_ascii=False).encode())
-    check_settings(output, settings)
+        output.write(SETTINGS_NAME, text.encode())
     output.remove_stale_files()
-    return names
-
-
-def check_settings(output: Storage, settings: dict[str, Any]) -> None:
-    """Refuse an output folder that was started with other settings."""
-    settings = json.loads(json.dumps(settings))  # as they are read: lists instead of tuples
     try:
-        old = dict(json.loads(output.read(SETTINGS_NAME)))
+        old, new = dict(json.loads(output.read(SETTINGS_NAME))), json.loads(text)  # lists instead of tuples
     except (ValueError, TypeError):
         raise ConfigError(f"{output.path}/{SETTINGS_NAME} is no JSON object; choose another folder") from None
-    changes = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+    changes = [
+        f"{name} {json.dumps(old.get(name))} -> {json.dumps(new.get(name))}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
     if changes:
-        texts = [f"{name} {json.dumps(old.get(name))} -> {json.dumps(settings.get(name))}" for name in changes[:3]]
         more = f" and {len(changes) - 3} more" * (len(changes) > 3)
         raise ConfigError(
-            f"output {output.path} was started with other settings ({', '.join(texts)}{more}); "
+            f"output {output.path} was started with other settings ({', '.join(changes[:3])}{more}); "
             "use the same settings again, or choose another folder"
         )
+    return names

@@ -219,6 +219,9 @@ def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path} is a JSON {type(record).__name__}; it must be an object")
+    for name in ("task", "settings", "space", "operating_points", SEARCHED_SUBNETS_KEY):
+        if not isinstance(record.get(name), dict | None):
+            raise CheckpointError(f"{path}: {name} is {str(record[name])[:100]!r}; it must be an object")
     return record
 
 

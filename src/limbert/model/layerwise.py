@@ -17,8 +17,15 @@ from limbert.model.families import Family, set_stack, stack_of
 
 
 @contextmanager
-def recorded_states(network: PreTrainedModel, family: Family) -> Iterator[list[Tensor]]:
+def recorded_states(
+    network: PreTrainedModel, family: Family, *, first_state: Tensor | None = None
+) -> Iterator[list[Tensor]]:
     """Record the hidden states of the forward passes inside the ``with`` block.
+
+    Args:
+        network: a model of the family.
+        family: its entry in the table of families.
+        first_state: ``(batch, tokens, hidden)``; replaces the embedding output.
 
     Yields:
         A list that receives, for each pass, the embedding output and the output of every layer, each
@@ -28,8 +35,9 @@ def recorded_states(network: PreTrainedModel, family: Family) -> Iterator[list[T
     states: list[Tensor] = []
     layers = list(stack_of(network, family))
 
-    def record_input(_: nn.Module, args: tuple[Any, ...]) -> None:
-        states.append(args[0])
+    def record_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states.append(args[0] if first_state is None else first_state)
+        return (states[-1], *args[1:])
 
     def record_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         states.append(output[0] if family.layer_output_is_tuple else output)

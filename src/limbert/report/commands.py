@@ -1,4 +1,4 @@
-"""The command that trained a run, and commands to use and measure it."""
+"""The command that trained a run."""
 
 import shlex
 import tomllib
@@ -25,29 +25,6 @@ def train_command(data: RunData) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return shlex.join(words)
-
-
-def usage_commands(data: RunData, export_subnet: str) -> list[tuple[str, str]]:
-    """``(purpose, command line)`` pairs for this run."""
-    run = data.path
-    smallest = min(data.results, key=lambda row: row["flops"])["subnet"]
-    point = "balanced" if "balanced" in data.operating_points else next(iter(data.operating_points), None)
-    commands = [
-        ("Evaluate all sub-networks on the development set", ["evaluate", run]),
-        (f"Predict with sub-network {smallest}", ["predict", run, "--subnet", smallest, "--text", "..."]),
-    ]
-    if point:
-        commands += [
-            (f"Evaluate operating point {point} on the development set", ["evaluate", run, "--policy", point]),
-            (f"Predict with operating point {point}", ["predict", run, "--policy", point, "--text", "..."]),
-        ]
-    export = ["export", run, "--subnet", export_subnet, "--format", "onnx", "--output", f"{run}-onnx"]
-    commands += [
-        (f"Export sub-network {export_subnet} as a standalone folder", export),
-        ("Measure latency, memory and file size on this machine", ["profile", run]),
-        ("Write this page again", ["report", run]),
-    ]
-    return [(purpose, shlex.join(["limbert", *words])) for purpose, words in commands]
 
 
 def _changed_options(config: type, saved: dict[str, Any], names: tuple[str, ...] = ()) -> list[str]:

@@ -3,13 +3,9 @@
 import math
 
 _Z = 1.96  # 95 % of a normal distribution lies within so many standard deviations
-_METHODS = {
-    "accuracy": "Wilson interval",
-    "exact_match": "Wilson interval",
-    "subset_accuracy": "Wilson interval",
-    "pearson": "Fisher z-transformation",
-    "spearman": "Fisher z-transformation",
-}
+_WILSON, _FISHER = "Wilson interval", "Fisher z-transformation"
+_METHODS = dict.fromkeys(("accuracy", "exact_match", "subset_accuracy"), _WILSON)
+_METHODS |= dict.fromkeys(("pearson", "spearman"), _FISHER)
 
 
 def interval_method(metric: str) -> str | None:
@@ -25,14 +21,13 @@ def metric_interval(metric: str, value: float, num_examples: int | None) -> tupl
     """
     if metric not in _METHODS or num_examples is None or num_examples < 4:
         return None
-    if _METHODS[metric] == "Wilson interval":
-        share = min(max(value, 0.0), 1.0)
-        scale = 1 + _Z**2 / num_examples
-        centre = (share + _Z**2 / (2 * num_examples)) / scale
-        spread = _Z * math.sqrt(share * (1 - share) / num_examples + (_Z / (2 * num_examples)) ** 2) / scale
-        return max(0.0, centre - spread), min(1.0, centre + spread)
-    z, spread = _fisher_z(value), _Z / math.sqrt(num_examples - 3)
-    return math.tanh(z - spread), math.tanh(z + spread)
+    if _METHODS[metric] == _FISHER:
+        z, spread = _fisher_z(value), _Z / math.sqrt(num_examples - 3)
+        return math.tanh(z - spread), math.tanh(z + spread)
+    share, prior = min(max(value, 0.0), 1.0), _Z**2 / num_examples
+    centre = (share + prior / 2) / (1 + prior)
+    spread = _Z * math.sqrt((share * (1 - share) + prior / 4) / num_examples) / (1 + prior)
+    return max(0.0, centre - spread), min(1.0, centre + spread)
 
 
 def is_within_noise(metric: str, first: float, second: float, num_examples: int | None) -> bool | None:
@@ -41,12 +36,12 @@ def is_within_noise(metric: str, first: float, second: float, num_examples: int 
     Normal approximation for two independent samples of ``num_examples``. Models that run on the same examples mostly
     fail on the same ones, so that smaller differences can be real. None where `metric_interval` gives none.
     """
-    if metric not in _METHODS or num_examples is None or num_examples < 4:
+    if num_examples is None or metric_interval(metric, first, num_examples) is None:
         return None
-    if _METHODS[metric] == "Wilson interval":
-        variance = sum(max(value * (1 - value), 0.0) for value in (first, second)) / num_examples
-        return abs(first - second) <= _Z * math.sqrt(variance)
-    return abs(_fisher_z(first) - _fisher_z(second)) <= _Z * math.sqrt(2 / (num_examples - 3))
+    if _METHODS[metric] == _FISHER:
+        return abs(_fisher_z(first) - _fisher_z(second)) <= _Z * math.sqrt(2 / (num_examples - 3))
+    variance = sum(max(value * (1 - value), 0.0) for value in (first, second)) / num_examples
+    return abs(first - second) <= _Z * math.sqrt(variance)
 
 
 def _fisher_z(correlation: float) -> float:

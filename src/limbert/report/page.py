@@ -1,6 +1,7 @@
 """Write the report: an HTML page from the template, and its pictures as PNG files beside it."""
 
 import re
+import shlex
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +11,7 @@ from limbert.core.palette import palette_colours
 from limbert.errors import ConfigError, import_optional
 from limbert.files import atomic_file, atomic_folder
 from limbert.report import sections
-from limbert.report.commands import train_command, usage_commands
+from limbert.report.commands import train_command
 from limbert.report.noise import interval_method
 from limbert.report.picture import Picture
 from limbert.report.read import RunData, describe_policy, group_by_setting
@@ -88,6 +89,7 @@ class Report:
             "ms": sections.format_ms,
             "percent": sections.format_percent,
             "policy": describe_policy,
+            "quote": shlex.quote,
         }
         template = environment.from_string((files("limbert.report") / "template.html").read_text(encoding="utf-8"))
         return re.sub(r"\n\s*\n+", "\n", template.render(self._context(), pictures=pictures_folder)) + "\n"
@@ -115,6 +117,5 @@ class Report:
             "base_model": settings.get("train", {}).get("model"),
             "phase_settings": own,
             "train_command": train_command(data),
-            "commands": usage_commands(data, close["subnet"]),
             "exact": {"results": data.results, "operating_points": data.operating_points},
         }

@@ -56,13 +56,9 @@ class Picture:
         text = re.sub(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", buffer.getvalue())
         root = ElementTree.fromstring(text)
         _clean(root)
-        root.attrib = {
-            "viewBox": root.attrib["viewBox"],
-            "width": f"{size[0]:g}",
-            "height": f"{size[1]:g}",
-            "role": "img",
-            "aria-label": self.alt_text,
-        }
+        width, height = (f"{pixels:g}" for pixels in size)
+        root.attrib = {"viewBox": root.attrib["viewBox"], "width": width, "height": height, "role": "img",
+                       "aria-label": self.alt_text}  # fmt: skip
         svg = ElementTree.tostring(root, encoding="unicode")
         return re.sub(r"#c0[0-9a-f]{4}(?=[;\"])", lambda match: _CSS_VARIABLES.get(match[0], match[0]), svg)
 
@@ -99,34 +95,24 @@ def _rendering(colours: Colours, hash_salt: str = "") -> Iterator[None]:
 
 
 def _style(colours: Colours) -> dict[str, Any]:
+    legend = {"frameon": False, "borderpad": 0.4, "borderaxespad": 0.2, "handlelength": 1, "handletextpad": 0.3,
+              "columnspacing": 0.9}  # fmt: skip
+    axes = {"facecolor": "none", "edgecolor": colours["soft"], "labelcolor": colours["ink"], "titlelocation": "left",
+            "titlesize": 12, "titlepad": 12, "axisbelow": True, "grid": True}  # fmt: skip
+    axes |= {f"spines.{side}": False for side in ("left", "right", "top")}
     return {
+        **{f"legend.{name}": value for name, value in legend.items()},
+        **{f"axes.{name}": value for name, value in axes.items()},
         "font.size": 12,
         "svg.fonttype": "none",
         "text.parse_math": False,
         "text.color": colours["ink"],
         "figure.facecolor": colours["paper"],
-        "axes.facecolor": "none",
-        "axes.edgecolor": colours["soft"],
-        "axes.labelcolor": colours["ink"],
-        "axes.titlelocation": "left",
-        "axes.titlesize": 12,
-        "axes.titlepad": 12,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.spines.left": False,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
         "grid.color": colours["grid"],
         "xtick.color": colours["soft"],
         "ytick.color": colours["soft"],
         "ytick.left": False,
         "xaxis.labellocation": "right",
-        "legend.frameon": False,
-        "legend.borderpad": 0.4,
-        "legend.borderaxespad": 0.2,
-        "legend.handlelength": 1,
-        "legend.handletextpad": 0.3,
-        "legend.columnspacing": 0.9,
     }
 
 

@@ -156,10 +156,10 @@ def training_curves(
     all_axes[-1].set_xlabel("optimizer step")
     if scores:
         step, score = (min if lower_is_better else max)(scores, key=lambda point: point[1])
-        tip = f"step {step:g}: {score:.{decimals}f}"
+        tip, label = f"step {step:g}: {score:.{decimals}f}", f"best {score:.{decimals}f}"
         all_axes[-1].plot(step, score, "o", color=colours["accent"], ms=9, clip_on=False, gid=tooltip(tip))
         points = [ScatterPoint(*point, "", "o", "ink") for point in scores]
-        best = ScatterPoint(step, score, tip, "o", "accent", label=f"best {score:.{decimals}f}", on_front=False)
+        best = ScatterPoint(step, score, tip, "o", "accent", label=label, on_front=False)
         _place_labels(all_axes[-1], colours, [best], points)
 
 

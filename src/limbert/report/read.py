@@ -4,23 +4,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from limbert.core.space import Space
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, LimbertError
-from limbert.evaluation.results import (
-    LOG_NAME,
-    POLICIES_NAME,
-    PROFILE_NAME,
-    RESULTS_NAME,
-    TUNE_NAME,
-    ProfileRow,
-    read_profile,
-)
+from limbert.evaluation import results as files
+from limbert.evaluation.results import ProfileRow, mean_metric, read_profile
 from limbert.files import read_json_lines
 
 RECORD_NAME = "limbert.json"
@@ -67,7 +60,7 @@ class RunData:
     def baseline(self) -> float | None:
         """The primary metric of the majority class; None where the results have no baseline."""
         metrics = self.results[0].get("baseline")
-        return _mean_metric(metrics, self.metric) if metrics else None
+        return mean_metric(metrics, self.metric) if metrics else None
 
     @property
     def num_examples(self) -> int | None:
@@ -80,7 +73,7 @@ class RunData:
 
     def metric_value(self, row: Row) -> float:
         """The primary metric of a row with ``metrics``; its mean where there are several development sets."""
-        return _mean_metric(row["metrics"], self.metric)
+        return mean_metric(row["metrics"], self.metric)
 
     def is_comparable(self, policy_row: Row) -> bool:
         """Whether a policy ran on the examples of ``results.jsonl``: the full model's mean FLOPs are the same."""
@@ -129,7 +122,7 @@ def read_run(path: str) -> RunData:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise CheckpointError(f"no model folder at {path}")
-    for name in (RECORD_NAME, RESULTS_NAME):
+    for name in (RECORD_NAME, files.RESULTS_NAME):
         if not (folder / name).is_file():
             raise CheckpointError(f"{path} has no {name}; limbert train writes it when it finishes")
     try:
@@ -140,37 +133,30 @@ def read_run(path: str) -> RunData:
             [float(value) for value in (point["flops_share"], *point["validation"].values())]
     except (LimbertError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / RECORD_NAME} is not the record of a training run: {error!r}") from error
+    read = partial(_read_rows, folder)
+    policy_keys = {"settings": dict, "metrics": dict, "flops_mean": float, "flops_full": float, "widths": list}
     data = RunData(
-        path=path,
-        record=record,
-        task=task,
-        space=space,
-        results=_read_rows(folder / RESULTS_NAME, subnet=str, params=float, flops=float, metrics=dict),
-        profile=read_profile(folder / PROFILE_NAME) if (folder / PROFILE_NAME).is_file() else [],
-        policy_candidates=_read_rows(folder / TUNE_NAME, policy=str, value=float, flops_share=float),
-        policy_results=_read_rows(
-            folder / POLICIES_NAME, name=str, data=str, settings=dict, metrics=dict, flops_mean=float,
-            flops_full=float, widths=list, exits=dict,
-        ),
-        training_log=_read_rows(folder / LOG_NAME, phase=str, step=float),
-    )  # fmt: skip
+        path,
+        record,
+        task,
+        space,
+        results=read(files.RESULTS_NAME, subnet=str, params=float, flops=float, metrics=dict),
+        profile=read_profile(folder / files.PROFILE_NAME) if (folder / files.PROFILE_NAME).is_file() else [],
+        policy_candidates=read(files.TUNE_NAME, policy=str, value=float, flops_share=float),
+        policy_results=read(files.POLICIES_NAME, name=str, data=str, exits=dict, **policy_keys),
+        training_log=read(files.LOG_NAME, phase=str, step=float),
+    )
     if not data.grid_results:
-        raise CheckpointError(f"{folder / RESULTS_NAME} has no sub-network with a width and a depth")
+        raise CheckpointError(f"{folder / files.RESULTS_NAME} has no sub-network with a width and a depth")
     for row in [*data.results, *data.policy_results]:
         try:
-            finite = math.isfinite(data.metric_value(row))
-        except (TypeError, ValueError):
-            finite = False
-        if not finite:
-            raise CheckpointError(
-                f"the results of {row.get('subnet', row.get('name'))} in {path} have no {data.metric}: {row['metrics']}"
-            )
+            math.ceil(data.metric_value(row))  # neither infinite nor NaN
+        except (TypeError, ValueError, ArithmeticError) as error:
+            of = row.get("subnet", row.get("name"))
+            raise CheckpointError(f"the results of {of} in {path} have no {data.metric}: {row['metrics']}") from error
     return data
 
 
-def _read_rows(path: Path, **required_keys: type) -> list[Row]:
+def _read_rows(folder: Path, file_name: str, /, **required_keys: type) -> list[Row]:
+    path = folder / file_name
     return read_json_lines(path, required_keys=required_keys) if path.is_file() else []
-
-
-def _mean_metric(metrics: Mapping[str, float], metric: str) -> float:
-    return fmean(value for name, value in metrics.items() if name.rpartition("/")[2] == metric)

@@ -75,7 +75,7 @@ def choices(data: RunData) -> dict[str, list[Choice]]:
     """One choice for each setting of each cost, by the cost's name; latency first if it was measured."""
     found: dict[str, list[Choice]] = {}
     for cost in _costs(data):
-        found.setdefault(cost.name, []).append(Choice(cost, cost_picture(data, cost), _front_rows(data, cost)))
+        found.setdefault(cost.name, []).append(Choice(cost, _cost_picture(data, cost), _front_rows(data, cost)))
     return found
 
 
@@ -86,17 +86,15 @@ def first_profile(data: RunData) -> dict[str, ProfileRow]:
 
 def cheapest_close_to_full(data: RunData, cost: Cost) -> Row:
     """The cheapest sub-network with 99 % of the full model's metric."""
-    full = data.full_result
-    target = data.metric_value(full)
-    close = [row for row in data.results if row["subnet"] in cost.values and
-             data.metric_value(row) >= min(target, _RETENTION * target)]  # fmt: skip
-    return min(close, key=lambda row: (cost.values[row["subnet"]], -data.metric_value(row)), default=full)
+    full = data.metric_value(data.full_result)
+    known = [row for row in data.results if row["subnet"] in cost.values]
+    close = [row for row in known if data.metric_value(row) >= min(full, _RETENTION * full)]
+    return min(close, key=lambda row: (cost.values[row["subnet"]], -data.metric_value(row)), default=data.full_result)
 
 
 def heat_map_picture(data: RunData) -> Picture:
     """Metric by width and depth, with the latency of the first measured setting or the fraction of the FLOPs."""
-    profile = first_profile(data)
-    cells = {}
+    profile, cells = first_profile(data), {}
     for row in data.grid_results:
         value, name = data.metric_value(row), row["subnet"]
         second = format_ms(profile[name].latency_p50_ms) if name in profile else ""
@@ -124,14 +122,17 @@ def point_results(data: RunData) -> list[PointResult]:
     """All operating points; compared with sub-networks where both ran on the same examples."""
     found = []
     for name, point in data.operating_points.items():
-        dev = data.find_policy_result(name, "development")
-        cheap, good = [], []
+        dev, cheap, good = data.find_policy_result(name, "development"), list[Row](), list[Row]()
         if dev is not None and data.is_comparable(dev):
             cheap = [row for row in data.results if row["flops"] <= dev["flops_mean"]]
             good = [row for row in data.results if data.metric_value(row) >= data.metric_value(dev)]
-        same_flops = max(cheap, key=data.metric_value, default=None)
-        found.append(PointResult(name, point, dev, same_flops, min(good, key=lambda row: row["flops"], default=None)))
+        best, fewest = max(cheap, key=data.metric_value, default=None), min(good, key=_flops, default=None)
+        found.append(PointResult(name, point, dev, best, fewest))
     return found
+
+
+def _flops(row: Row) -> float:
+    return float(row["flops"])
 
 
 def search_picture(candidates: list[Row], points: Mapping[str, Row], metric: str, num_examples: int | None) -> Picture:
@@ -139,16 +140,15 @@ def search_picture(candidates: list[Row], points: Mapping[str, Row], metric: str
 
     ``points`` are operating points by name, as in ``limbert.json``; ``num_examples`` is the size of the split.
     """
-    found = []
+    found, names = [], dict[tuple[float, float], str]()
     for row in candidates:
         marker, colour, _ = _POLICY_LEGEND[row["policy"].partition(":")[0]]
         tip = f"{describe_policy(row)}: {format_metric(row['value'])}, {format_percent(row['flops_share'])} of FLOPs"
         found.append(ScatterPoint(100 * row["flops_share"], 100 * row["value"], tip, marker, colour, 5))
-    names: dict[tuple[float, float], list[str]] = {}
     for name, point in points.items():
-        names.setdefault((100 * point["flops_share"], 100 * point["validation"][metric]), []).append(name)
-    for (cost, value), same in names.items():
-        label = ", ".join(same)
+        key = (100 * point["flops_share"], 100 * point["validation"][metric])
+        names[key] = f"{names[key]}, {name}" if key in names else name
+    for (cost, value), label in names.items():
         tip = f"{label}: {value:.1f}, {format_percent(cost / 100)} of FLOPs"
         found.append(ScatterPoint(cost, value, tip, "D", "accent", 10, label, priority=1, on_front=False))
     data = f"{num_examples} validation examples" if num_examples else "the validation split"
@@ -180,20 +180,16 @@ def usage_pictures(data: RunData) -> dict[str, tuple[Row, list[Picture]]]:
 
 def _width_picture(data: RunData, name: str, layers: list[dict[str, float]]) -> Picture:
     widths = sorted({float(width) for layer in layers for width in layer}, key=lambda width: (width == 0, width))
-    looks = {width: (_width_colour(data, width), f"{width:g}") if width else ("idle", "not run") for width in widths}
+    looks = {f"{width:g}": (_width_colour(data, width), f"{width:g}", f", width {width:g}") for width in widths}
+    looks |= {"0": ("idle", "not run", ", not run")} if 0.0 in widths else {}
     bars = {
-        f"layer {index}": [
-            (layer[f"{width:g}"], looks[width][0], f", width {width:g}" if width else ", not run")
-            for width in widths
-            if f"{width:g}" in layer
-        ]
+        f"layer {index}": [(layer[key], colour, end) for key, (colour, _, end) in looks.items() if key in layer]
         for index, layer in enumerate(layers)
     }
-    draw = partial(plots.stacked_bars, bars=bars, heading="width", legend=[("s", *looks[width]) for width in widths])
-    height = 70 + len(layers) * (24.0 if len(layers) <= 12 else 16.0)
-    return Picture(
-        f"widths-{safe_file_name(name)}", f"{name}: width of each layer, % of examples.", draw, (346, height)
-    )
+    legend = [("s", colour, text) for colour, text, _ in looks.values()]
+    draw = partial(plots.stacked_bars, bars=bars, heading="width", legend=legend)
+    size = (346, 70 + len(layers) * (24.0 if len(layers) <= 12 else 16.0))
+    return Picture(f"widths-{safe_file_name(name)}", f"{name}: width of each layer, % of examples.", draw, size)
 
 
 def _exit_picture(name: str, row: Row) -> Picture:
@@ -202,20 +198,23 @@ def _exit_picture(name: str, row: Row) -> Picture:
         f"{layers} of {total} layers": [(fraction, "width-5" if int(layers) == total else "accent", "")]
         for layers, fraction in sorted(row["exits"].items(), key=lambda item: int(item[0]))
     }
-    height = 44.0 + 30 * len(bars)
-    draw = partial(plots.stacked_bars, bars=bars)
-    return Picture(f"exits-{safe_file_name(name)}", f"{name}: layers run, % of examples.", draw, (346, height))
+    draw, size = partial(plots.stacked_bars, bars=bars), (346, 44.0 + 30 * len(bars))
+    return Picture(f"exits-{safe_file_name(name)}", f"{name}: layers run, % of examples.", draw, size)
 
 
 def training_pictures(data: RunData) -> dict[str, Picture]:
     """Training curves by phase, in training order."""
     pictures = {}
     for phase in dict.fromkeys(row["phase"] for row in data.training_log):
-        rows = [row for row in data.training_log if row["phase"] == phase]
         is_gates = phase == _GATES_PHASE
-        scale = -1 if is_gates else 100
-        losses = [(float(row["step"]), float(row["loss"])) for row in rows if "loss" in row]
-        scores = [(float(row["step"]), scale * float(row["validation"])) for row in rows if "validation" in row]
+        losses, scores = (
+            [
+                (float(row["step"]), scale * float(row[key]))
+                for row in data.training_log
+                if row["phase"] == phase and key in row
+            ]
+            for key, scale in (("loss", 1), ("validation", -1 if is_gates else 100))
+        )
         label = "validation loss" if is_gates else f"validation: mean {data.metric}, {_metric_unit(data.metric)}"
         if losses or scores:
             draw = partial(plots.training_curves, losses=losses, scores=scores, score_label=label,
@@ -236,7 +235,7 @@ def _costs(data: RunData) -> list[Cost]:
         label = f"ms per batch of {setup.batch} x {setup.tokens} tokens, median"
         times = {name: row.latency_p50_ms for name, row in rows.items()}
         costs.append(Cost("Latency", f"latency-{number}", "ms", label, 1, times, format_ms, setting))
-    flops = {row["subnet"]: float(row["flops"]) for row in data.results}
+    flops, params = ({row["subnet"]: float(row[key]) for row in data.results} for key in ("flops", "params"))
     unit, divisor = ("GFLOPs", 1e9) if max(flops.values()) >= 2e9 else ("MFLOPs", 1e6)
     costs.append(Cost("FLOPs", "flops", unit, f"{unit} per example, mean", divisor, flops, format_count))
     if profile := first_profile(data):
@@ -244,16 +243,13 @@ def _costs(data: RunData) -> list[Cost]:
         label = f"MB on disk ({next(iter(profile.values())).setup.backend})"
         costs.append(Cost("File size", "size", "MB", label, 1e6, sizes, format_size))
     else:
-        params = {row["subnet"]: float(row["params"]) for row in data.results}
         costs.append(Cost("Parameters", "parameters", "million", "million parameters", 1e6, params, format_count))
-    known = {row["subnet"] for row in data.results}
-    return [cost for cost in costs if known & cost.values.keys()]
+    return [cost for cost in costs if flops.keys() & cost.values.keys()]
 
 
 def _front_rows(data: RunData, cost: Cost) -> list[dict[str, Any]]:
-    full = data.full_result
+    full, rows = data.full_result, []
     measured = [row for row in data.results if row["subnet"] in cost.values]
-    rows = []
     for row in pareto_front(measured, cost=lambda one: cost.values[one["subnet"]], value=data.metric_value):
         value, target, price = data.metric_value(row), data.metric_value(full), cost.values[row["subnet"]]
         change = round(100 * value, 1) - round(100 * target, 1)
@@ -270,7 +266,7 @@ def _front_rows(data: RunData, cost: Cost) -> list[dict[str, Any]]:
     return rows
 
 
-def cost_picture(data: RunData, cost: Cost) -> Picture:
+def _cost_picture(data: RunData, cost: Cost) -> Picture:
     """The metric of all sub-networks against a cost; against FLOPs, operating points too."""
     points = [_subnet_point(data, row, cost) for row in data.results if row["subnet"] in cost.values]
     for name in data.operating_points if cost.name == "FLOPs" else ():
@@ -278,9 +274,8 @@ def cost_picture(data: RunData, cost: Cost) -> Picture:
         if dev is not None and data.is_comparable(dev):
             value, flops = data.metric_value(dev), dev["flops_mean"]
             tip = f"operating point {name}: {data.metric} {format_metric(value)}, {format_count(flops)} FLOPs"
-            points.append(
-                ScatterPoint(flops / cost.divisor, 100 * value, tip, "D", "accent", 10, name, 2, on_front=False)
-            )
+            place = (flops / cost.divisor, 100 * value)
+            points.append(ScatterPoint(*place, tip, "D", "accent", 10, name, priority=2, on_front=False))
     interval = metric_interval(data.metric, data.metric_value(data.full_result), data.num_examples)
     draw = partial(
         plots.scatter,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf, sqrt
+from math import ceil, inf
 from typing import TYPE_CHECKING
 
 from limbert.serve.latency_model import LatencyModel
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from limbert.serve.tokenizer import TokenizedText
 
 OnDone = Callable[["RequestOutput | ServeError"], None]
-_WINDOW, _URGENT_WINDOW = 64, 16  # texts at the front of the queue that a batch is chosen from
-_LENGTH_SORTING_SCALE = 6  # queued texts from which on batches are increasingly sorted by length
+_WINDOW, _URGENT_WINDOW = 128, 16  # texts at the front of the queue that a batch is chosen from
 
 
 @dataclass(slots=True, eq=False)
@@ -69,22 +68,33 @@ class PlannedBatch:
 def first_batch(
     queue: Sequence[QueuedText], level: int, model: LatencyModel, *, max_tokens: int, max_seconds: float
 ) -> PlannedBatch:
-    """The first text of a queue with texts of its variant that run faster with it than on their own.
+    """The first text of a queue with texts of its variant and of similar length.
 
-    Texts of similar length come first. The longer the queue, the fuller another batch will become, and the less padding
-    its fixed cost is worth. Where deadlines wait (``max_seconds``) few texts are considered, because those left out are
-    delayed. A text over a limit runs alone.
+    The texts at the front of the queue, sorted by length, are divided into the batches that take the least time
+    together: padding costs against the fixed cost of a batch. This is the batch of the first text. Where deadlines wait
+    (``max_seconds``) few texts are considered, because those left out are delayed. A text over a limit runs alone.
     """
-    first, variant = queue[0], queue[0].request.variants_by_level[level]
-    window = queue[1 : _WINDOW if max_seconds == inf else _URGENT_WINDOW]
-    fitting = [text for text in window if text.request.variants_by_level[level] == variant]
-    saved = model.fixed / sqrt(1 + len(queue) / _LENGTH_SORTING_SCALE)
-    texts, longest, tokens = [first], first.tokens, first.tokens
-    for text in sorted(fitting, key=lambda text: abs(text.tokens - first.tokens)):  # stable: by deadline
-        length = max(longest, text.tokens)
-        together = length * (len(texts) + 1)
-        is_faster = model.per_token * (together - tokens - text.tokens) <= saved
-        if is_faster and together <= max_tokens and model.seconds(together) <= max_seconds:
-            texts.append(text)
-            longest, tokens = length, together
+    variant = queue[0].request.variants_by_level[level]
+    by_length: dict[int, list[QueuedText]] = {}
+    for text in queue[: _WINDOW if max_seconds == inf else _URGENT_WINDOW]:
+        if text.request.variants_by_level[level] == variant:
+            by_length.setdefault(model.padded(text.tokens), []).append(text)
+    own_length, lengths = next(iter(by_length)), sorted(by_length)
+    limit = min(max_tokens, (max_seconds - model.fixed) / model.per_token)
+    best, starts = [0.0], [0]  # of the texts up to a length: the least seconds, where their last batch begins
+    for end, longest in enumerate(lengths, 1):
+        options, count, at_once = [], 0, max(1, limit // longest)
+        for start in reversed(range(end)):
+            count += len(by_length[lengths[start]])
+            seconds = ceil(count / at_once) * model.fixed + model.per_token * count * longest
+            options.append((best[start] + seconds, start))
+        seconds, start = min(options)
+        best.append(seconds)
+        starts.append(start)
+    end = len(lengths)
+    while lengths[starts[end]] > own_length:
+        end = starts[end]
+    together = sorted(text for length in lengths[starts[end] : end] for text in by_length[length])  # by deadline
+    texts = together[: max(1, int(min(len(together), limit // lengths[end - 1])))]
+    tokens = len(texts) * max(model.padded(text.tokens) for text in texts)
     return PlannedBatch(variant, texts, tokens, model.seconds(tokens))

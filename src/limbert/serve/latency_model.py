@@ -7,7 +7,7 @@ programs use the cores), one belongs to the variant and moves slowly. An outlier
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _SHARED_STEP, _VARIANT_STEP = 0.1, 0.03  # how far one measurement moves the two factors
 _MAX_LOG_STEP = math.log(3.0)
@@ -20,6 +20,7 @@ class LatencyModel:
 
     fixed: float
     per_token: float
+    token_multiple: int = 1  # texts are padded to a multiple of so many tokens
 
     def __post_init__(self) -> None:
         if self.fixed < 0 or self.per_token <= 0:
@@ -28,6 +29,10 @@ class LatencyModel:
     def seconds(self, tokens: int) -> float:
         """Seconds of a batch of ``tokens`` tokens, padding included."""
         return self.fixed + self.per_token * tokens
+
+    def padded(self, tokens: int) -> int:
+        """Tokens of a text alone, padding included; at least 1."""
+        return -(-max(1, tokens) // self.token_multiple) * self.token_multiple
 
     @classmethod
     def fit(cls, small: tuple[int, float], large: tuple[int, float]) -> "LatencyModel":
@@ -53,7 +58,7 @@ class LatencyTracker:
         """The variant's latency model, corrected by what was measured so far."""
         model = self._latency_models[variant]
         factor = math.exp(self._shared_log_factor + self._variant_log_factors[variant])
-        return LatencyModel(factor * model.fixed, factor * model.per_token)
+        return replace(model, fixed=factor * model.fixed, per_token=factor * model.per_token)
 
     def observe(self, variant: str, tokens: int, seconds: float) -> None:
         """Record the measured latency of a batch of ``tokens`` tokens, padding included."""

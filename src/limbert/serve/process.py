@@ -73,6 +73,8 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             **common,
         )
 
+        outlives_terminal = signal.getsignal(getattr(signal, "SIGHUP", signal.SIGTERM)) is signal.SIG_IGN
+
         class Supervisor(uvicorn.supervisors.Multiprocess):  # type: ignore[misc, name-defined] # imported here
             def keep_subprocess_alive(self) -> None:
                 """Close the workers' ends of the pipes, so that a health check ends when its worker is killed."""
@@ -80,12 +82,19 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
                     worker.child_conn.close()
                 super().keep_subprocess_alive()
 
+            def handle_hup(self) -> None:
+                """Stop when the terminal is closed, as one process does, unless ``nohup`` started the server."""
+                if not outlives_terminal:
+                    self.handle_term()
+
         Supervisor(config, sockets=[listener]).run()
 
 
 def _worker_app(run_dir: str, settings: ServeSettings, started: "Event") -> "FastAPI":
     """The application of one of several processes, in that process."""
     threading.Thread(target=_stop_with_parent, daemon=True).start()
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent decides
     return create_serving_app(Service(run_dir, settings), started.set)
 
 

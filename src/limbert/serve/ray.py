@@ -65,7 +65,7 @@ def serve_on_ray(
     import_uvicorn()
     import_optional("ray", extra="scale")
     threads = settings.threads or 1
-    settings = replace(settings, threads=threads, workers=1)
+    settings = replace(settings, threads=threads, workers=replicas.max_replicas)  # which divide the memory
     service = Service(run_dir, settings)  # errors are raised here instead of in every replica
     name, settings = service.model_name, replace(settings, runtime=service.runtime_name)
     del service

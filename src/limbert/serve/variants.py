@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from limbert.core.config import TaskType
+from limbert.core.config import RuntimePrecision, TaskType
 from limbert.core.pareto import pareto_front
 from limbert.core.space import is_width_depth_name, parse_width_depth, width_depth_name
 from limbert.data.tasks import Task
@@ -32,6 +32,9 @@ class Variant:
     metric: str
     eval_split: EvalSplit | None  # that the quality was measured on; qualities on different data are not compared
     flops: int  # of `FLOPS_SEQUENCE_LENGTH` tokens; of an operating point the mean over validation examples
+    runtime: str = "torch"  # that computes it
+    precision: RuntimePrecision = "fp32"
+    memory_bytes: int = 0  # that it holds alone; on torch all share the weights, which count for the full model
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """ElasticTrainingArguments: the settings of `transformers.TrainingArguments` plus those of elastic training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -56,6 +56,21 @@ class ElasticTrainingArguments(TrainingArguments):
     )
     restore_callback_states_from_checkpoint: bool = config_field(True, "continue callbacks from their saved state")
     hub_strategy: HubStrategy | str = config_field("end", "when to push to the Hub")
+
+    def __new__(cls, *_: Any, **named: Any) -> "ElasticTrainingArguments":
+        args = super().__new__(cls)
+        vars(args)["_named"] = {*named}
+        return args
+
+    @property
+    def given(self) -> set[str]:
+        """Names of the arguments that differ from their defaults or were named when this object was made.
+
+        If all were, as by `dataclasses.replace` or a parser, only the differences count.
+        """
+        named, default = vars(self)["_named"], type(self)("-", use_cpu=self.use_cpu).to_dict()
+        changed = {name for name, value in self.to_dict().items() if value != default[name]}
+        return changed | (named if len(named) < sum(item.init for item in fields(self)) else set())
 
     @property
     def path(self) -> Path:

@@ -63,22 +63,19 @@ class GracefulStop(TrainerCallback):
         self.sum_of_flags: Tensor | None = None
         self._saved_at = time.monotonic()
 
-    def _stop_and_save_flags(self, args: Any) -> tuple[bool, bool]:
-        due = args.save_seconds is not None and time.monotonic() - self._saved_at > args.save_seconds
-        return self.requested or _stop_requested.is_set(), due
-
     def stop_and_save_flags(self, args: Any) -> Tensor:
-        """``(2,)``: whether this process is to stop, and to save."""
-        return torch.tensor(self._stop_and_save_flags(args), dtype=torch.float32).to(args.device, non_blocking=True)
+        """``(2,)``, on the CPU: whether this process is to stop, and to save."""
+        due = args.save_seconds is not None and time.monotonic() - self._saved_at > args.save_seconds
+        return torch.tensor([self.requested or _stop_requested.is_set(), due], dtype=torch.float32)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._saved_at = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        flags = self.sum_of_flags
-        if flags is not None and flags.device.type != "cpu" and not control.should_log:
+        flags = self.stop_and_save_flags(args) if self.sum_of_flags is None else self.sum_of_flags
+        if flags.device.type != "cpu" and not control.should_log:
             return
-        self.requested, save = self._stop_and_save_flags(args) if flags is None else (flags > 0).tolist()
+        self.requested, save = (flags > 0).tolist()
         if state.global_step < state.max_steps and (self.requested or save):
             control.should_save = True
             control.should_training_stop |= self.requested
@@ -117,8 +114,9 @@ class Grafting(TrainerCallback):
         self._steps: frozenset[int] = frozenset()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-        self._steps = grafting_steps(args.grafts_per_epoch, steps_per_epoch=steps_per_epoch, max_steps=state.max_steps)
+        if args.grafts_per_epoch:
+            steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+            self._steps = grafting_steps(args.grafts_per_epoch, steps_per_epoch=steps, max_steps=state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step in self._steps:

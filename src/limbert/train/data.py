@@ -85,7 +85,7 @@ class IndexDataset:
 
 
 class Indices(Dataset[int]):
-    """The indices of a dataset, for a DataLoader whose ``collate_fn`` fetches the examples."""
+    """The indices of a dataset, also beyond its end, for a DataLoader whose ``collate_fn`` fetches the examples."""
 
     def __init__(self, dataset: Any) -> None:
         self._length = len(dataset)

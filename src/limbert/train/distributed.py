@@ -76,7 +76,7 @@ def all_reduce_gradients(parameters: Sequence[nn.Parameter], *, extra: Tensor) -
     Gradients travel in one buffer, a missing one as zeros, and are views of it afterwards.
     """
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in [*gradients, extra.to(gradients[0])]])
+    flat = torch.cat([gradient.flatten() for gradient in [*gradients, extra.to(gradients[0], non_blocking=True)]])
     dist.all_reduce(flat)
     *sums, total = flat.split([weight.numel() for weight in parameters] + [len(extra)])
     for weight, summed in zip(parameters, sums, strict=True):
@@ -120,17 +120,6 @@ def run_on_main(function: Callable[[], Value]) -> Value:
     if error is not None:
         raise error
     return value  # type: ignore[no-any-return]
-
-
-@contextmanager
-def local_main_process_first() -> Iterator[None]:
-    """Collective: one process of each machine runs the block first, the others then find what it cached."""
-    is_first = world_size() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
-    if not is_first:
-        all_gather_object(None)
-    yield
-    if is_first:
-        all_gather_object(None)
 
 
 def check_equal(value: object, *, description: str) -> None:

@@ -8,9 +8,8 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from limbert.core.config import GatesConfig, Precision, TaskType
+from limbert.core.config import GatesConfig, TaskType
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import TASK_TYPE_SPECS
 from limbert.data.tokenize import evaluation_batches
@@ -27,11 +26,10 @@ from limbert.errors import ConfigError, StorageError
 from limbert.evaluation.evaluate import Progress, no_progress
 from limbert.method.gate_targets import balanced_class_weights, gate_loss, is_correct, lowest_cost, narrowest_correct
 from limbert.model.elastic import ElasticModel
-from limbert.model.inference_mode import autocast, evaluation_mode
+from limbert.model.inference_mode import evaluation_mode
 from limbert.model.shared_forward import SharedForward, run_shared_forward
 from limbert.model.width_gates import WidthGates, gate_layer_indices
-from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.data import pop_labels
+from limbert.train.data import Batch, pop_labels
 from limbert.train.distributed import all_gather_object, rank, world_size
 from limbert.train.subnet_trainer import step_seed
 from limbert.train.trainer import ElasticTrainer
@@ -44,100 +42,76 @@ _MAX_GATES = 4  # default number, if it divides the layers
 _LOGS_PER_PHASE = 20
 
 
-@dataclass(frozen=True)
-class GateFeatures:
-    """Outputs of several sub-networks without dropout, on the CPU.
+class GateFeatures(NamedTuple):
+    """Outputs of several sub-networks without dropout, on the CPU."""
 
-    Attributes:
-        logits: ``(examples, subnets, outputs)``.
-        first_tokens: ``(examples, subnets, gates, hidden)``: the first token's state that each gate reads.
-        labels: ``(examples,)`` or ``(examples, classes)``.
-    """
-
-    logits: Tensor
-    first_tokens: Tensor
-    labels: Tensor
+    logits: Tensor  # (examples, subnets, outputs)
+    first_tokens: Tensor  # (examples, subnets, gates, hidden): the first token's state that each gate reads
+    labels: Tensor  # (examples,) or (examples, classes)
 
 
-@dataclass(frozen=True)
-class GateExamples:
-    """What gates read, and the choice that each should make.
+_KEYS = GateFeatures._fields
 
-    Attributes:
-        first_tokens: ``(examples, widths, gates, hidden)``: what each gate reads where the layers below ran at a width.
-        targets: ``(examples,)``, the index of the width that each example should run at.
-    """
 
-    first_tokens: Tensor
-    targets: Tensor
+class GateExamples(NamedTuple):
+    """What gates read, and the choice that each should make."""
+
+    first_tokens: Tensor  # (examples, widths, gates, hidden), where the layers below ran at each width
+    targets: Tensor  # (examples,), the index of the width that each example should run at
 
 
 def cached_features(
-    model: ElasticModel,
+    trainer: ElasticTrainer,
     dataset: Any,
     *,
     subnets: Sequence[Subnet],
     layer_indices: Sequence[int],
-    precision: Precision,
-    cache_dir: Path,
     name: str,
     progress: Progress = no_progress,
 ) -> GateFeatures:
     """Collective: run every example through every sub-network, or read the shards that an earlier call wrote.
 
-    Args:
-        model: runs without dropout; its mode is restored.
-        dataset: in any order; the result keeps it.
-        subnets: each with all layers.
-        layer_indices: after how many layers the first token's state is kept; 0 is the embedding output.
-        precision: ``"bf16"`` runs under autocast.
-        cache_dir: where shards are written; the same folder and name must mean the same model and examples.
-        name: of the shards.
-        progress: called with a description, the batches done, and in all.
+    First tokens' states are kept after ``layer_indices`` layers; 0 is the embedding output. The shards are in the
+    trainer's output folder, where their name must mean one model and dataset.
     """
     batches = evaluation_batches(dataset.lengths, batch_size=_BATCH_SIZE)
     starts = range(0, len(batches), _BATCHES_PER_SHARD)
-    paths = [cache_dir / f"{name}-shard-{number}.safetensors" for number in range(len(starts))]
+    paths = [trainer.args.path / f"{name}-shard-{number}.safetensors" for number in range(len(starts))]
 
     def compute(start: int) -> dict[str, Tensor]:
         parts = []
         for number in range(start, min(start + _BATCHES_PER_SHARD, len(batches))):
             progress(f"frozen features, {name}", number, len(batches))
             batch = dataset.prepare_inputs(dataset.collate(batches[number]))
-            parts.append(_features_of_batch(model, batch, subnets, layer_indices=layer_indices, precision=precision))
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            parts.append(_features_of_batch(trainer, batch, subnets, layer_indices))
+        return {key: torch.cat(tensors) for key, tensors in zip(_KEYS, zip(*parts, strict=True), strict=True)}
 
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    trainer.args.path.mkdir(parents=True, exist_ok=True)
     for start, path in [*zip(starts, paths, strict=True)][rank() :: world_size()]:
         if _read_shard(path) is None:
             _write_shard(path, compute(start))
     all_gather_object(None)  # all shards are written; one that is not here is on another machine's disk
     shards = [_read_shard(path) or compute(start) for start, path in zip(starts, paths, strict=True)]
     back = torch.tensor([index for batch in batches for index in batch]).argsort()
-    return GateFeatures(**{key: torch.cat([shard[key] for shard in shards])[back] for key in shards[0]})
+    return GateFeatures(*(torch.cat([shard[key] for shard in shards])[back] for key in _KEYS))
 
 
 def _features_of_batch(
-    model: ElasticModel,
-    batch: dict[str, Tensor],
-    subnets: Sequence[Subnet],
-    *,
-    layer_indices: Sequence[int],
-    precision: Precision,
-) -> dict[str, Tensor]:
-    network, labels = model.network, pop_labels(batch)
-    inputs = {key: tensor.to(network.device) for key, tensor in batch.items()}
+    trainer: ElasticTrainer, batch: Batch, subnets: Sequence[Subnet], layer_indices: Sequence[int]
+) -> GateFeatures:
+    model, labels = trainer.elastic, pop_labels(batch)
+    inputs = {key: tensor.to(model.network.device) for key, tensor in batch.items()}
     logits, first_tokens = [], []
-    with evaluation_mode(network):
+    with evaluation_mode(model.network), trainer.accelerator.autocast():
         for subnet in subnets:
-            with model.at(subnet), autocast(network.device, precision):
+            with model.at(subnet):
                 shared = SharedForward((subnet,))
                 outputs = run_shared_forward(model, shared, inputs, output_hidden_states=True)[subnet]
             logits.append(outputs.logits.float().cpu())
             states = [outputs.hidden_states[index][:, 0].float() for index in layer_indices]  # (batch, hidden)
             first_tokens.append(torch.stack(states, dim=1).cpu())
     assert labels is not None
-    return {"logits": torch.stack(logits, dim=1), "first_tokens": torch.stack(first_tokens, dim=1), "labels": labels}
+    return GateFeatures(torch.stack(logits, dim=1), torch.stack(first_tokens, dim=1), labels)
 
 
 def _read_shard(path: Path) -> dict[str, Tensor] | None:
@@ -169,31 +143,16 @@ def check_gates(model: ElasticModel, config: GatesConfig) -> None:
     _subnets_by_width(model)
 
 
-def train_gates(
-    trainer: ElasticTrainer, config: GatesConfig, *, args: ElasticTrainingArguments, progress: Progress = no_progress
-) -> list[dict[str, Any]]:
-    """Train the gates of a trainer's model; the encoder stays as it is. The rows of the log.
-
-    Args:
-        trainer: has the model, with at least two widths in its space, and labelled data.
-        config: the phase's settings.
-        args: the phase's folder (of the cache), name, seed and precision.
-        progress: called with a description, the batches or steps done, and in all.
-    """
-    model = trainer.elastic
+def train_gates(trainer: ElasticTrainer, config: GatesConfig, *, progress: Progress = no_progress) -> None:
+    """Train the gates of a trainer's model on its data; its callbacks get the logs. The encoder stays as it is."""
+    model, args = trainer.elastic, trainer.args
     subnets, count = _subnets_by_width(model), _gate_count(config, model)
 
     def make(dataset: Any, name: str) -> GateExamples:
-        features = cached_features(
-            model,
-            dataset,
-            subnets=list(subnets.values()),
-            layer_indices=gate_layer_indices(count, model.shape.layers),
-            precision="bf16" if args.bf16 else "fp32",
-            cache_dir=args.path,
-            name=f"{args.phase}-{name}",
-            progress=progress,
-        )
+        options: dict[str, Any] = {"subnets": [*subnets.values()], "progress": progress}
+        layer_indices = gate_layer_indices(count, model.shape.layers)
+        name = f"{args.phase}-{name}"
+        features = cached_features(trainer, dataset, layer_indices=layer_indices, name=name, **options)
         targets = gate_targets(features, config, task_type=trainer.task_type, widths=[*subnets])
         return GateExamples(features.first_tokens, targets)
 
@@ -202,40 +161,40 @@ def train_gates(
     _log_targets(train, [*subnets])
     torch.manual_seed(step_seed(args.seed, args.phase, 0))
     gates = WidthGates(num_gates=count, hidden_size=train.first_tokens.shape[-1], widths=tuple(subnets))
-    gates.to(model.network.device)
-    rows = fit_gates(gates, config, train, validation, seed=args.seed, phase=args.phase, progress=progress)
+    fit_gates(trainer, gates.to(model.network.device), config, train, validation, progress=progress)
     model.gates = gates
-    return rows
 
 
 def fit_gates(
+    trainer: ElasticTrainer,
     gates: WidthGates,
     config: GatesConfig,
     train: GateExamples,
     validation: GateExamples,
     *,
-    seed: int,
-    phase: str,
     progress: Progress = no_progress,
-) -> list[dict[str, Any]]:
-    """Train gates in place; they end with the weights of the lowest validation loss. The rows of the log."""
+) -> None:
+    """Train gates in place; they end with the weights of the lowest validation loss. The trainer logs the losses."""
     examples, num_widths, device = len(train.targets), len(gates.widths), next(gates.parameters()).device
+    state, seed, phase = trainer.state, trainer.args.seed, trainer.args.phase
     steps_per_epoch = math.ceil(examples / config.batch_size)
-    steps = math.ceil(config.epochs * steps_per_epoch)
+    state.max_steps = math.ceil(config.epochs * steps_per_epoch)
     optimizer = torch.optim.AdamW(gates.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, state.max_steps)
     weights = balanced_class_weights(train.targets, num_widths).to(device)
-    started = time.monotonic()
-    lowest, best, rows, losses = math.inf, {}, list[dict[str, Any]](), list[Tensor]()
-    for step in range(steps):
+    callbacks, control = trainer.callback_handler, trainer.control
+    callbacks.on_train_begin(trainer.args, state, control)
+    trainer.speed_since = time.monotonic()
+    lowest, best, losses = math.inf, {}, list[Tensor]()
+    for step in range(state.max_steps):
         epoch, number = divmod(step, steps_per_epoch)
         if number == 0:
-            progress(phase, step, steps)
+            progress(phase, step, state.max_steps)
             order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(examples))
         indices = order[number * config.batch_size : (number + 1) * config.batch_size]
         generator = torch.Generator().manual_seed(step_seed(seed, f"{phase} step", step))
         low, high = config.end_temperature, config.start_temperature
-        temperature = high + step / max(1, steps - 1) * (low - high)
+        temperature = high + step / max(1, state.max_steps - 1) * (low - high)
         below = torch.randint(num_widths, (len(indices),), generator=generator)  # the width of the layers below
         logits = gates(train.first_tokens[indices, below].to(device))
         targets = train.targets[indices].to(device)
@@ -246,21 +205,19 @@ def fit_gates(
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
-        head = {"phase": phase, "step": step + 1}
-        if step + 1 == steps or (step + 1) % max(1, steps // _LOGS_PER_PHASE) == 0:
-            speed = (step + 1) * config.batch_size / (time.monotonic() - started)
-            mean = torch.stack(losses).mean().item()
-            rows.append(head | {"loss": mean, "learning_rate": rate, "examples_per_second": speed})
+        state.global_step, state.epoch = step + 1, (step + 1) / steps_per_epoch
+        trainer.examples_seen += len(indices)
+        if step + 1 == state.max_steps or (step + 1) % max(1, state.max_steps // _LOGS_PER_PHASE) == 0:
+            trainer.log({"loss": torch.stack(losses).mean().item(), "learning_rate": rate})
             losses.clear()
-        if step + 1 == steps or number + 1 == steps_per_epoch:
-            held_out = validation_loss(gates, validation)
-            rows.append(head | {"validation": -held_out})
+        if step + 1 == state.max_steps or number + 1 == steps_per_epoch:
+            trainer.log({"eval_loss": (held_out := validation_loss(gates, validation))})
             if held_out < lowest:
                 lowest, best = held_out, {name: tensor.clone() for name, tensor in gates.state_dict().items()}
+    callbacks.on_train_end(trainer.args, state, control)
     gates.load_state_dict(best)
     gates.requires_grad_(False).eval()
     logger.info("gates: validation loss %.3f (chance: %.3f)", lowest, math.log(num_widths))
-    return rows
 
 
 @torch.no_grad()

@@ -4,15 +4,19 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from limbert.core.config import GatesConfig, TaskType, TrainConfig, require
+from limbert.core.subnet import Subnet
+from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import Progress, no_progress
 from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, SubnetResult, mean_metric, read_results
 from limbert.inference.load import resolve_device
@@ -23,42 +27,36 @@ from limbert.model.elastic import ElasticModel
 from limbert.train import distributed
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.gates import train_gates
-from limbert.train.phases import ConfiguredPhase, argument_or, check_phases, encoder_arguments, preview_phases
-from limbert.train.run_folder import RunFolder, is_run_finished
-from limbert.train.subnet_trainer import result_record
+from limbert.train.phases import PHASES, ConfiguredPhase, log_plan, plan_phase
+from limbert.train.run_folder import is_run_finished, run_folder
+from limbert.train.subnet_trainer import result_record, subnets_of_rank
 from limbert.train.trainer import ElasticTrainer
 
 logger = logging.getLogger(__name__)
 
 FINAL = "final"  # folder of a finished phase's model
-_LOGGING_STEPS = 10  # each log waits for the device once
+_BOARD = "tensorboard"
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What the phases of one run train on, and how their result is measured and recorded.
+    """What the phases of one run train on, and how their result is measured and recorded."""
 
-    Attributes:
-        phases: with their settings, batch sizes those of all processes together.
-        load_base: loads the base model; phases of earlier runs are in its record.
-        training: of `train_phases`: datasets, metric, tokenizer, how to evaluate and to load.
-        evaluate: collective: results of the sub-networks on data that trained nothing; empty if they have no metrics.
-        record: what ``limbert.json`` says beside phases and settings.
-        num_examples: that ``evaluate`` runs.
-        baseline: metrics of the best constant prediction on them; None where there is none.
-    """
-
-    phases: Sequence[ConfiguredPhase]
-    load_base: Callable[[], ElasticModel]
-    training: dict[str, Any]
-    evaluate: Callable[[ElasticModel], list[SubnetResult]]
-    record: dict[str, Any]
-    num_examples: int
-    baseline: dict[str, float] | None = None
+    model: ElasticModel  # the base model; phases of earlier runs are in its record
+    phases: Sequence[ConfiguredPhase]  # batch sizes are those of all processes together
+    training: dict[str, Any]  # of `train_phases`: datasets, metric, tokenizer, how to evaluate and to load
+    # results of some sub-networks on data that trained nothing, empty without metrics; each process is given others
+    evaluate: Callable[[ElasticModel, Mapping[str, Subnet]], list[SubnetResult]]
+    record: dict[str, Any]  # what ``limbert.json`` says beside phases and settings
+    num_examples: int  # that ``evaluate`` runs
+    baseline: dict[str, float] | None = None  # metrics of the best constant prediction on them, where there is one
+    subnet: str | None = None  # name of the only sub-network that is evaluated
 
 
 def start_processes(config: TrainConfig) -> int:
-    """Join the processes of a launcher, if any; their number. ConfigError for a device that they cannot have."""
+    """Join the processes of a launcher, if any; their number. ConfigError for what this machine does not have."""
+    if config.tensorboard and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise ConfigError("--tensorboard needs tensorboard; pip install tensorboard")  # accelerate would ignore it
     resolve_device(config.device)
     count = distributed.init_distributed()
     require(count == 1 or config.device == "auto", "device", config.device, "auto with several processes")
@@ -109,17 +107,13 @@ def run_phases(
     if is_run_finished(output, settings, overwrite=overwrite):
         logger.info("%s is finished already, with these settings (--overwrite trains it again)", output)
         return read_results(output) if (output / RESULTS_NAME).exists() else []
-    folder = RunFolder(output.with_name(output.name + ".training"), settings, overwrite=overwrite)
-    with distributed.local_main_process_first():
-        data = load_data()
-    model = data.load_base()
-    completed = [*model.record.get("phases", ())]
-    check_phases(model, data.phases)
-    with folder.opened():
-        args = make_arguments(folder.path)
-        preview_phases(model, data.phases, args, **data.training)
+    path = output.with_name(output.name + ".training")
+    with run_folder(path, settings, overwrite=overwrite):
+        with PartialState().local_main_process_first():
+            data = load_data()
+        completed, args = [*data.model.record.get("phases", ())], make_arguments(path)
         model = train_phases(
-            model,
+            data.model,
             data.phases,
             args=args,
             callbacks=callbacks if distributed.rank() == 0 else (),
@@ -128,7 +122,10 @@ def run_phases(
             **data.training,
         )
         model.network.to(args.device)  # type: ignore[arg-type]  # transformers' own `to` hides the types
-        results = data.evaluate(model)
+        subnets = model.subnets() if data.subnet is None else {data.subnet: model.subnet(data.subnet)}
+        measured = data.evaluate(model, subnets_of_rank(subnets))
+        found = distributed.gather_dict({result.subnet: result for result in measured})
+        results = [found[name] for name in subnets if name in found]
         distributed.run_on_main(lambda: _save_output(model, output, data, results, args))
     if data.baseline is not None and distributed.rank() == 0:
         metric = data.training["metric"]
@@ -151,6 +148,7 @@ def train_phases(
     train_dataset: Any,
     eval_dataset: Any,
     distill_dataset: Any = None,
+    given: Collection[str] = (),
     baseline: float | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     load: Callable[[Path], ElasticModel] = ElasticModel.from_pretrained,
@@ -164,50 +162,53 @@ def train_phases(
         model: the base model, changed in place. Phase width does not sort heads and neurons that an earlier run, named
             in its record, has sorted.
         phases: with their settings, of which the batch size is that of all processes together.
-        args: for all phases; what differs from its default is used instead of the settings of a phase that trains the
-            encoder.
+        args: for all phases.
         metric: that chooses checkpoints.
         train_dataset: as `ElasticTrainer` takes it, or a function of the phase's name.
         eval_dataset: chooses checkpoints and scores importance.
         distill_dataset: instead of ``train_dataset`` in phases with a teacher.
+        given: names of ``args`` that are used instead of the settings of a phase that trains the encoder.
         baseline: the metric of a constant prediction, see `ElasticTrainingArguments`.
-        callbacks: of the phases that train the encoder.
+        callbacks: of every phase's trainer.
         load: the model of a finished phase.
         make_record: what else ``limbert.json`` says after these phases.
         progress: called with a description, the steps done, and in all.
         trainer_options: as `ElasticTrainer` takes them.
 
     Raises:
-        ConfigError: for settings that this model or data cannot have.
+        ConfigError, SubnetError: for settings that this model or data cannot have.
         TrainingInterrupted, DivergedError, StorageError, ProcessError: as `ElasticTrainer.train`.
     """
     root, names = args.path, [phase.name for phase, _ in phases]
-    is_rewired = "width" in model.record.get("phases", ())
+    is_rewired = any(name in PHASES and PHASES[name].rewires for name in model.record.get("phases", ()))
     done = max((number for number, name in enumerate(names, start=1) if (root / name / FINAL).is_dir()), default=0)
     distributed.check_equal(done, description=f"in {root} as the number of finished phases")
     if done:
         model = load(root / names[done - 1] / FINAL)
         logger.info("resuming after phase %s from %s", names[done - 1], root / names[done - 1] / FINAL)
-    check_phases(model, phases[done:])
-    for number, (phase, config) in enumerate(phases[done:], start=done + 1):
+    plan = []
+    for phase, config in phases[done:]:
         data = distill_dataset if phase.uses_teacher and distill_dataset is not None else train_dataset
         data = data(phase.name) if callable(data) else data
-        phase_args, loggers = _phase_arguments(args, phase.name)
-        encoder_args = phase_args
-        if not isinstance(config, GatesConfig):
-            encoder_args = encoder_arguments(phase_args, config, num_examples=len(data), metric=metric)
-            encoder_args.baseline = baseline
+        plan.append(plan_phase(model, (phase, config), data, args, metric=metric, given=given, baseline=baseline))
+    log_plan(model, plan)
+    for number, planned in enumerate(plan, start=done + 1):
+        phase, config = planned.phase, planned.config
         trainer = ElasticTrainer(
             model,
-            encoder_args,
-            subnets=phase.select_subnets(model),
-            train_dataset=data,
+            planned.args,
+            subnets=planned.subnets,
+            train_dataset=planned.dataset,
             eval_dataset=eval_dataset,
-            callbacks=[*callbacks, *loggers],
+            callbacks=[*callbacks],
             **trainer_options,
         )
+        for callback in trainer.callback_handler.callbacks:
+            if type(callback).__name__ == "TensorBoardCallback":  # its log outlives the folder of the phase
+                callback.logging_dir = str(root / _BOARD / phase.name)
         if isinstance(config, GatesConfig):
-            rows = train_gates(trainer, config, args=phase_args, progress=progress)
+            train_gates(trainer, config, progress=progress)
+            rows = _log_rows(phase.name, trainer.state.log_history, metric="loss", scale=-1)
         else:
             model.gates = None  # they fitted the weights before
             if phase.rewires and not is_rewired:
@@ -244,34 +245,18 @@ def _finish_phase(
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _log_rows(phase: str, history: Sequence[Mapping[str, float]], *, metric: str) -> list[dict[str, Any]]:
-    """The rows of ``log.jsonl`` of a phase: losses, and ``validation``, the metric."""
+def _log_rows(
+    phase: str, history: Sequence[Mapping[str, float]], *, metric: str, scale: float = 1
+) -> list[dict[str, Any]]:
+    """The rows of ``log.jsonl`` of a phase: losses, and ``validation``, the metric (of gates the negative loss)."""
     rows: list[dict[str, Any]] = []
     for record in history:
         head = {"phase": phase, "step": record["step"]}
         if "loss" in record:
             rows.append(head | {key: record[key] for key in ("loss", "learning_rate", "examples_per_second")})
         elif f"eval_{metric}" in record:
-            rows.append(head | {"validation": record[f"eval_{metric}"]})
+            rows.append(head | {"validation": scale * record[f"eval_{metric}"]})
     return rows
-
-
-def _phase_arguments(
-    args: ElasticTrainingArguments, name: str
-) -> tuple[ElasticTrainingArguments, list[TrainerCallback]]:
-    """The arguments of a phase's folder; TensorBoard's log is kept beside the phases, one run per phase."""
-    loggers: list[TrainerCallback] = []
-    report_to = [*(args.report_to or ())]
-    if "tensorboard" in report_to:
-        from transformers.integrations.integration_utils import TensorBoardCallback
-
-        report_to.remove("tensorboard")
-        board = TensorBoardCallback()
-        board.logging_dir = str(args.path / "tensorboard" / name)
-        loggers.append(board)
-    steps, seconds = argument_or(args, "logging_steps", _LOGGING_STEPS), args.save_seconds or 120.0
-    own: dict[str, Any] = {"output_dir": str(args.path / name), "phase": name, "report_to": report_to}
-    return replace(args, push_to_hub=False, logging_steps=steps, save_seconds=seconds, **own), loggers
 
 
 def _save_output(
@@ -288,7 +273,7 @@ def _save_output(
     }
     stamp |= {} if data.baseline is None else {"baseline": data.baseline}
     model.record |= result_record(results, device=args.device.type) if results else {}
-    log, board = args.path / data.phases[-1][0].name / FINAL / LOG_NAME, args.path / "tensorboard"
+    log, board = args.path / data.phases[-1][0].name / FINAL / LOG_NAME, args.path / _BOARD
 
     def add_files(folder: Path) -> None:
         rows = [json.dumps(result.to_dict() | stamp) + "\n" for result in results]

@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +84,14 @@ _PHASES = (
         defaults={"logit_weight": 1.0, "hidden_weight": 1.0, "teacher_width": "matched"},
         supervision=_LABELS_OR_TEXT,
     ),
+    Phase(
+        "joint",
+        "rewire once, then all widths at all depths at once, taught by the model as it was",
+        uses_teacher=True,
+        rewires=True,
+        defaults={"logit_weight": 1.0, "hidden_weight": 1.0},
+        supervision=_LABELS_OR_TEXT,
+    ),
     Phase("final", "all widths at all depths on the true labels, without a teacher", supervision=_LABELS_OR_TEXT),
     Phase("gates", "gates that choose each input's widths, with the encoder frozen", trains_gates=True, defaults={}),
     Phase(
@@ -128,28 +136,27 @@ def check_supervision(phases: Iterable[str], supervision: Supervision) -> None:
 def warn_about_phases(phases: Iterable[str], *, completed: Iterable[str], is_finetuned: bool) -> None:
     """Log a warning for phases without what they build on: trained widths, or a teacher of the task.
 
-    Args:
-        phases: of this run, in order.
-        completed: phases of earlier runs, which trained the base model.
-        is_finetuned: whether the base model is fine-tuned on the task.
+    ``completed`` are the phases that trained the base model, which may be fine-tuned on the task.
     """
-    widths_trained = bool({"width", "depth", "final"} & {*completed})
+    widths_trained = bool({"width", "depth", "joint", "final"} & {*completed})
     for name in phases:
         if name == "gates" and not widths_trained:
             logger.warning("phase %s chooses among widths that no phase has trained; run phase width before it", name)
-        if name in ("width", "depth") and not is_finetuned:
+        if name in ("width", "depth", "joint") and not is_finetuned:
             logger.warning("phase %s has a teacher that is not fine-tuned; run phase finetune before it", name)
-        widths_trained |= name in ("width", "depth", "final")
+        widths_trained |= name in ("width", "depth", "joint", "final")
         is_finetuned |= name in ("finetune", "final")
 
 
-def check_phases(model: ElasticModel, phases: Iterable[ConfiguredPhase]) -> None:
-    """Raise SubnetError or ConfigError for sub-networks or gates that a model cannot have."""
-    model.subnets()
-    for phase, config in phases:
-        phase.select_subnets(model)
-        if isinstance(config, GatesConfig):
-            check_gates(model, config)
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase that is to run: what it trains, on what, and with which arguments."""
+
+    phase: Phase
+    config: AnyPhaseConfig
+    subnets: dict[str, Subnet]  # by name, largest first
+    dataset: Any
+    args: ElasticTrainingArguments
 
 
 _OTHER_NAMES = {  # fields of PhaseConfig that ElasticTrainingArguments call otherwise
@@ -158,104 +165,101 @@ _OTHER_NAMES = {  # fields of PhaseConfig that ElasticTrainingArguments call oth
     "grafts": "grafts_per_epoch",
     "graft_share": "graft_fraction",
 }
+_NUMBERS = ("epochs", "max_steps", "min_steps", "batch_size", "evaluations")  # from which others are computed
 _FORWARD = 1 / 3  # of the time of a forward and a backward pass
 _TIMED_EXAMPLES = 8
-_NUMBERS = ("epochs", "max_steps", "min_steps", "batch_size", "evaluations")  # from which others are computed
-_DEFAULTS = {item.name: item.default for item in fields(ElasticTrainingArguments)}
 
 
-def argument_or(args: ElasticTrainingArguments, name: str, value: Any) -> Any:
-    """The argument if it differs from its default, else the value."""
-    given = getattr(args, name)
-    return value if given == _DEFAULTS[name] else given
+def plan_phase(
+    model: ElasticModel,
+    configured: ConfiguredPhase,
+    dataset: Any,
+    args: ElasticTrainingArguments,
+    *,
+    metric: str,
+    given: Collection[str] = (),
+    baseline: float | None = None,
+) -> PlannedPhase:
+    """A phase of a run, of which ``args`` are; see `train_phases`.
+
+    Raises:
+        SubnetError, ConfigError: for sub-networks, gates or a batch size that cannot be.
+    """
+    phase, config = configured
+    own: dict[str, Any] = {"output_dir": str(args.path / phase.name), "phase": phase.name, "push_to_hub": False}
+    if isinstance(config, GatesConfig):
+        check_gates(model, config)
+        own |= {"eval_strategy": "epoch", "save_strategy": "best", "load_best_model_at_end": True}
+        phase_args = replace(args, **own, metric_for_best_model="loss", greater_is_better=False)
+    else:
+        args = replace(args, **own, baseline=baseline)
+        phase_args = encoder_arguments(args, config, num_examples=len(dataset), metric=metric, given=given)
+    return PlannedPhase(phase, config, phase.select_subnets(model), dataset, phase_args)
 
 
 def encoder_arguments(
-    args: ElasticTrainingArguments, config: PhaseConfig, *, num_examples: int, metric: str
+    args: ElasticTrainingArguments, config: PhaseConfig, *, num_examples: int, metric: str, given: Collection[str] = ()
 ) -> ElasticTrainingArguments:
-    """The arguments of one phase that trains the encoder; of ``args`` what differs from its default is kept.
+    """The arguments of a phase that trains the encoder, see `plan_phase`.
 
     Raises:
         ConfigError: if the processes cannot share the batch evenly.
     """
-    shares = args.world_size * args.gradient_accumulation_steps
-    per_device = argument_or(args, "per_device_train_batch_size", config.batch_size // shares)
-    if not per_device or (per_device == config.batch_size // shares and config.batch_size % shares):
+    parts = args.world_size * args.gradient_accumulation_steps
+    batch_size = config.batch_size
+    if "per_device_train_batch_size" in given:
+        batch_size = args.per_device_train_batch_size * parts
+    if batch_size % parts:
         raise ConfigError(
-            f"batch size is {config.batch_size} over all processes; it must be a multiple of {shares}: "
+            f"batch size is {batch_size} over all processes; it must be a multiple of {parts}: "
             f"{args.world_size} processes x {args.gradient_accumulation_steps} accumulated steps"
         )
-    steps_per_epoch = math.ceil(num_examples / (per_device * shares))
-    epochs = argument_or(args, "num_train_epochs", config.epochs)
+    steps_per_epoch = math.ceil(num_examples / batch_size)
+    epochs = args.num_train_epochs if "num_train_epochs" in given else config.epochs
     steps = max(config.min_steps or 0, math.ceil(epochs * steps_per_epoch))
-    own_evaluation = args.eval_strategy != "no"
     settings = {_OTHER_NAMES.get(name, name): value for name, value in vars(config).items() if name not in _NUMBERS}
+    settings |= {"per_device_eval_batch_size": 64, "logging_steps": 10}  # each log waits for the device once
+    settings = {name: value for name, value in settings.items() if name not in given}
+    if args.eval_strategy == "no":
+        settings |= {"eval_strategy": "steps", "eval_steps": math.ceil(steps_per_epoch / config.evaluations)}
+    if args.metric_for_best_model is None:
+        settings["greater_is_better"] = not metric.endswith("loss")
     return replace(
         args,
-        **{name: argument_or(args, name, value) for name, value in settings.items()},
-        per_device_train_batch_size=per_device,
-        per_device_eval_batch_size=argument_or(args, "per_device_eval_batch_size", 64),
+        **settings,
+        per_device_train_batch_size=batch_size // parts,
         max_steps=min(steps, args.max_steps if args.max_steps > 0 else config.max_steps or steps),
-        eval_strategy=args.eval_strategy if own_evaluation else "steps",
-        eval_steps=args.eval_steps if own_evaluation else math.ceil(steps_per_epoch / config.evaluations),
+        save_seconds=args.save_seconds or 120.0,
         save_strategy="best",
         load_best_model_at_end=True,
         metric_for_best_model=metric,
-        greater_is_better=args.greater_is_better if args.metric_for_best_model else not metric.endswith("loss"),
     )
 
 
-def describe_steps(args: ElasticTrainingArguments, config: PhaseConfig, *, num_examples: int) -> str:
-    """``200 steps (8.7 epochs, instead of 3: few examples need at least 200 steps)``.
-
-    Args:
-        args: of the phase.
-        config: of the phase.
-        num_examples: of the training data.
-    """
-    batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    epochs = args.max_steps / math.ceil(num_examples / batch)
-    raised = config.min_steps == args.max_steps and epochs > config.epochs
-    note = f", instead of {config.epochs:g}: few examples need at least {config.min_steps} steps" if raised else ""
-    return f"{args.max_steps} steps ({epochs:.3g} epochs{note})"
-
-
-def preview_phases(
-    model: ElasticModel,
-    phases: Sequence[ConfiguredPhase],
-    args: ElasticTrainingArguments,
-    *,
-    train_dataset: Any,
-    metric: str,
-    distill_dataset: Any = None,
-    **_: Any,
-) -> None:
-    """Log steps and epochs of every phase, and the time of all, estimated from that of a few examples at full size.
-
-    Args: as of `train_phases`.
-    """
-    shown, passes, data = [], 0.0, train_dataset  # forward and backward passes of one example through the full network
-    for phase, config in phases:
-        data = distill_dataset if phase.uses_teacher and distill_dataset is not None else train_dataset
-        data = data(phase.name) if callable(data) else data
-        subnets = phase.select_subnets(model).values()
-        sizes = np.array([sum(subnet.neurons) for subnet in subnets]) / sum(model.full.neurons)
+def log_plan(model: ElasticModel, plan: Sequence[PlannedPhase]) -> None:
+    """Log steps and epochs of phases, and the time of all, estimated from that of a few examples at full size."""
+    shown, passes = [], 0.0  # forward and backward passes of one example through the full network
+    for planned in plan:
+        args, config, count = planned.args, planned.config, len(planned.dataset)
+        sizes = np.array([sum(subnet.neurons) for subnet in planned.subnets.values()]) / sum(model.full.neurons)
         if isinstance(config, GatesConfig):
-            shown.append(f"{phase.name} {config.epochs:g} epochs")
-            passes += min(len(data), config.max_rows) * sizes.sum() * _FORWARD
+            shown.append(f"{args.phase} {config.epochs:g} epochs")
+            passes += min(count, config.max_rows) * sizes.sum() * _FORWARD
             continue
-        settings = encoder_arguments(args, config, num_examples=len(data), metric=metric)
-        shown.append(f"{phase.name} {describe_steps(settings, config, num_examples=len(data))}")
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        epochs = args.max_steps / math.ceil(count / (batch * args.world_size))
+        raised = config.min_steps == args.max_steps and epochs > config.epochs
+        note = f", instead of {config.epochs:g}: few examples need at least {config.min_steps} steps" if raised else ""
+        shown.append(f"{args.phase} {args.max_steps} steps ({epochs:.3g} epochs{note})")
         trained = sizes.sum()
-        if 0 < settings.sampled_subnets < len(sizes):  # the largest, the smallest, and others at random
-            trained = sizes[0] + sizes[-1] + (settings.sampled_subnets - 2) * sizes[1:-1].mean()
-        teacher = _FORWARD if phase.uses_teacher else 0.0
-        batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-        passes += settings.max_steps * batch * (trained + teacher)
-    logger.info("phases: %s", ", ".join(shown))
-    seconds = passes * _seconds_per_example(model, data, args.device)
-    text = f"{seconds / 60:.0f} min" if 90 < seconds < 5400 else f"{seconds / 3600:.1f} h"
-    logger.info("estimated time in all: %s", text if seconds > 90 else f"{seconds:.0f} s")
+        if 0 < args.sampled_subnets < len(sizes):  # the largest, the smallest, and others at random
+            trained = sizes[0] + sizes[-1] + (args.sampled_subnets - 2) * sizes[1:-1].mean()
+        passes += args.max_steps * batch * (trained + planned.phase.uses_teacher * _FORWARD)
+    if plan:
+        logger.info("phases: %s", ", ".join(shown))
+        seconds = passes * _seconds_per_example(model, plan[-1].dataset, plan[-1].args.device)
+        text = f"{seconds / 60:.0f} min" if 90 < seconds < 5400 else f"{seconds / 3600:.1f} h"
+        logger.info("estimated time in all: %s", text if seconds > 90 else f"{seconds:.0f} s")
 
 
 def _seconds_per_example(model: ElasticModel, dataset: Any, device: torch.device) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig, Precision, TrainConfig, configs_from_options
@@ -32,12 +33,11 @@ from limbert.model.flops import CostModel
 from limbert.model.inference_mode import autocast, evaluation_mode
 from limbert.model.shared_forward import plan_shared_forwards, run_shared_forward
 from limbert.model.sparse_prediction import enable_sparse_prediction
-from limbert.train.distributed import gather_dict, local_main_process_first
 from limbert.train.output_run import RunData, arguments_of_run, run_phases, start_processes
 from limbert.train.phases import check_supervision
-from limbert.train.recipes import Recipe, load_recipe, override_recipe, with_trained_space
+from limbert.train.recipes import Recipe, recipe_for
 from limbert.train.run_folder import run_settings
-from limbert.train.subnet_trainer import step_seed, subnets_of_rank
+from limbert.train.subnet_trainer import step_seed
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,7 @@ def pretrain(
     options |= {"model": model, "corpus": corpora, "output": str(output)}
     options |= {"recipe": recipe} if isinstance(recipe, str) else {}
     config, corpus_config = configs_from_options(options, TrainConfig, CorpusConfig)
-    if isinstance(recipe, str):
-        recipe = with_trained_space(override_recipe(load_recipe(recipe), phases=config.phases), model)
-    return pretrain_corpus(config, recipe, corpus_config, **extra)
+    return pretrain_corpus(config, recipe_for(config) if isinstance(recipe, str) else recipe, corpus_config, **extra)
 
 
 def pretrain_corpus(
@@ -81,7 +79,8 @@ def pretrain_corpus(
     """`pretrain` with its settings as config objects; the recipe has the batch sizes of one process."""
     check_supervision(recipe.phases, "text")
     recipe = recipe.with_world_size(start_processes(config))
-    with local_main_process_first():
+    corpus_files(corpus.corpus, exclude=corpus_files(corpus.dev))  # before the model is read
+    with PartialState().local_main_process_first():
         data, fingerprint = _load_run_data(config, recipe, corpus, progress=progress)
     return run_phases(
         config.output,
@@ -95,20 +94,15 @@ def pretrain_corpus(
 
 def mlm_metrics(
     model: ElasticModel,
-    sequences: MaskedSequences,
-    *,
     subnets: Mapping[str, Subnet],
+    *,
+    sequences: MaskedSequences,
     batch_size: int = 32,
     precision: Precision = "fp32",
 ) -> dict[str, dict[str, float]]:
     """Metrics of sub-networks on the same masked tokens: ``accuracy``, ``loss`` (nats per token) and ``perplexity``.
 
-    Args:
-        model: with sparse prediction.
-        sequences: evaluated in order, with the masks of epoch 0.
-        subnets: by name.
-        batch_size: sequences in a batch.
-        precision: ``"bf16"`` runs under autocast.
+    The model has sparse prediction; the sequences are evaluated in order, with the masks of epoch 0.
     """
     device = model.network.device
     sums = {subnet: torch.zeros(2, dtype=torch.float64, device=device) for subnet in subnets.values()}
@@ -134,10 +128,10 @@ def mlm_metrics(
 
 
 def evaluate_mlm(
-    model: ElasticModel, sequences: MaskedSequences, *, subnets: Mapping[str, Subnet], precision: Precision = "fp32"
+    model: ElasticModel, subnets: Mapping[str, Subnet], *, sequences: MaskedSequences, precision: Precision = "fp32"
 ) -> list[SubnetResult]:
     """Results of sub-networks by name. FLOPs are those of the layers for a full sequence, without the vocabulary."""
-    metrics = mlm_metrics(model, sequences, subnets=subnets, precision=precision)
+    metrics = mlm_metrics(model, subnets, sequences=sequences, precision=precision)
     cost, tokens = CostModel(model), int(sequences.lengths.max())
 
     def flops(subnet: Subnet) -> int:
@@ -191,26 +185,18 @@ def _load_run_data(
     def load_phase(folder: Path) -> ElasticModel:
         return to_elastic_mlm(checkpoint.load_network(folder, head="masked-lm").network, recipe.space)
 
-    def evaluate_dev(model: ElasticModel) -> list[SubnetResult]:
-        subnets = model.subnets()
-        measured = evaluate_mlm(model, dev, subnets=subnets_of_rank(subnets), precision=config.precision)
-        found = gather_dict({result.subnet: result for result in measured})
-        return [found[name] for name in subnets]
-
     data = RunData(
+        model=model,
         phases=phases,
-        load_base=lambda: model,
         training={
             "train_dataset": lambda phase: train.with_seed(step_seed(config.seed, phase, 0)),
             "eval_dataset": validation,
-            "evaluate_subnets": lambda model, subnets: mlm_metrics(
-                model, validation, subnets=subnets, precision=config.precision
-            ),
+            "evaluate_subnets": partial(mlm_metrics, sequences=validation, precision=config.precision),
             "metric": "accuracy",
             "processing_class": tokenizer,
             "load": load_phase,
         },
-        evaluate=evaluate_dev,
+        evaluate=partial(evaluate_mlm, sequences=dev, precision=config.precision),
         record={"objective": "masked-lm"},
         num_examples=len(dev),
     )

@@ -46,11 +46,10 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     skipped = {"train.recipe"} if old.get("recipe") == new.get("recipe") else set()
     if None not in known:
         skipped |= {f"{part}.{name}" for part in ("data", "corpus") for name in _LOCATIONS}
-    names = [name for name in {**before, **after} if name not in skipped and not name.startswith("content.")]
-    changed = [name for name in names if before.get(name) != after.get(name)]
-    if not changed and known[0] != known[1] and None not in known:
+    names = [name for name in before | after if name not in skipped and before.get(name) != after.get(name)]
+    if not names and known[0] != known[1] and None not in known:
         return "other data"
-    return ", ".join(f"{name} {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}" for name in changed)
+    return ", ".join(f"{name} {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}" for name in names)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -78,71 +77,66 @@ def is_run_finished(output: str | Path, settings: Mapping[str, Any], *, overwrit
     return not overwrite
 
 
-class RunFolder:
-    """The work folder of a run. Creating one reads what is there and writes nothing; `opened` does.
+@contextmanager
+def run_folder(path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[None]:
+    """Collective: inside, a run's work folder exists with its settings, and other runs cannot write there.
 
-    Args:
-        path: the folder.
-        settings: of the run.
-        overwrite: delete an unfinished run with other settings instead of refusing it.
+    The lock ends with the block, or with this process in whatever way. What a killed run left half-written is deleted
+    at the beginning, a folder without results at the end. ``overwrite`` deletes an unfinished run with other settings.
 
     Raises:
-        ConfigError: if an unfinished run with other settings is there, or another process has other settings.
-        StorageError: if the settings there cannot be read.
+        ConfigError: for such a run, another run that is writing there, or another process with other settings.
+        StorageError: if the folder cannot be read or written.
     """
+    first, *others = all_gather_object(dict(settings))
+    for index, other in enumerate(others, start=1):
+        if changed := describe_differences(first, other):
+            raise ConfigError(
+                f"process {index} has other settings or data than process 0 ({changed}); "
+                "start all processes of a run with the same command and the same data"
+            )
+    lock = path.with_name(path.name + ".lock")  # beside the folder, which comes and goes
+    descriptor = run_on_main(lambda: _open(path, lock, settings, overwrite=overwrite))
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            _close(path, lock, descriptor)
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.path, self._settings, self._file = Path(path), settings, Path(path) / _SETTINGS_NAME
-        first, *others = all_gather_object(dict(settings))
-        for index, other in enumerate(others, start=1):
-            if changed := describe_differences(first, other):
-                raise ConfigError(
-                    f"process {index} has other settings or data than process 0 ({changed}); "
-                    "start all processes of a run with the same command and the same data"
-                )
-        try:
-            found = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else settings
-        except (OSError, ValueError) as error:
-            raise StorageError(f"cannot read {self._file}: {error}") from error
+
+def _open(path: Path, lock: Path, settings: Mapping[str, Any], *, overwrite: bool) -> int | None:
+    file = path / _SETTINGS_NAME
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
         changed = describe_differences(found, settings)
-        self._stale = bool(changed)
         if changed and not overwrite:
             raise ConfigError(
-                f"{self.path} holds an unfinished run with other settings ({changed}); finish it with its own "
+                f"{path} holds an unfinished run with other settings ({changed}); finish it with its own "
                 "command and data, delete the folder, choose another output, or use --overwrite"
             )
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = try_lock(lock)
+        if changed:
+            shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(exist_ok=True)
+        for half_written in [*path.glob("*/.*.new-*"), *path.glob("*/.*.old-*")]:
+            shutil.rmtree(half_written, ignore_errors=True)
+        if not file.exists():
+            write_json(file.with_suffix(".new"), settings)
+            file.with_suffix(".new").rename(file)
+    except BlockingIOError:
+        raise ConfigError(f"another run is writing to {path}; wait until it ends, or choose another") from None
+    except json.JSONDecodeError as error:
+        raise StorageError(f"cannot read {file}: {error}") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    return descriptor
 
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Collective: create the folder with the settings in it, and keep other runs from writing there.
 
-        The lock ends with the block, or with this process in whatever way. What a killed run left half-written is
-        deleted. ConfigError if another run is writing here, StorageError if the folder cannot be written.
-        """
-        lock = self.path.with_name(self.path.name + ".lock")  # beside the folder, which comes and goes
-        descriptor = run_on_main(lambda: self._create(lock))
-        try:
-            yield
-        finally:
-            if descriptor is not None and rank() == 0:
-                with suppress(OSError):  # a file that stays is locked by no process
-                    lock.unlink()
-                os.close(descriptor)
-
-    def _create(self, lock: Path) -> int | None:
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = try_lock(lock)
-            if self._stale:
-                shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True, exist_ok=True)
-            for half_written in [*self.path.glob("*/.*.new-*"), *self.path.glob("*/.*.old-*")]:
-                shutil.rmtree(half_written, ignore_errors=True)
-            if not self._file.exists():
-                write_json(self._file.with_suffix(".new"), self._settings)
-                self._file.with_suffix(".new").rename(self._file)
-        except BlockingIOError:
-            raise ConfigError(f"another run is writing to {self.path}; wait until it ends, or choose another") from None
-        except OSError as error:
-            raise StorageError(f"cannot write {self.path}: {error.strerror}") from error
-        return descriptor
+def _close(path: Path, lock: Path, descriptor: int | None) -> None:
+    if path.is_dir() and [entry.name for entry in path.iterdir()] == [_SETTINGS_NAME]:
+        shutil.rmtree(path, ignore_errors=True)
+    if descriptor is not None:
+        with suppress(OSError):  # a file that stays is locked by no process
+            lock.unlink()
+        os.close(descriptor)

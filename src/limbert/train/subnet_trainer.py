@@ -5,12 +5,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import prepare_data_loader
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer
@@ -19,7 +20,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from limbert.core.config import TaskType
 from limbert.core.subnet import Subnet
-from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.core.task_types import IGNORE_INDEX, TASK_TYPE_SPECS
 from limbert.data.metrics import compute_metrics as compute_task_metrics
 from limbert.data.tasks import Task, custom_task
 from limbert.errors import ConfigError
@@ -27,6 +28,7 @@ from limbert.evaluation.evaluate import count_parameters
 from limbert.evaluation.hardware import describe_this_machine
 from limbert.evaluation.results import SubnetResult
 from limbert.method.calibration import TEMPERATURES_KEY
+from limbert.method.losses import label_loss
 from limbert.model.checkpoint import RECORD_FILENAME
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
@@ -69,6 +71,8 @@ class SubnetTrainer(Trainer):
     evaluate_subnets: EvaluateSubnets | None
     metric_function: MetricFunction | None
     index: Callable[[Any], Any]
+    task_type: TaskType
+    _class_weights: Tensor | None = None
     _eval_order: np.ndarray | None = None
     _last_metrics: SubnetMetrics | None = None
 
@@ -89,12 +93,6 @@ class SubnetTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = lambda model, **_: model
-
-    def same_batches_loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
-        """A loader that gives the same batches in every process, on the device; it tells its sampler the epoch."""
-        loader, device = self.loader(dataset, **options), self.args.device
-        one: dict[str, Any] = {"num_processes": 1, "process_index": 0}
-        return prepare_data_loader(loader, device=device, put_on_device=True, non_blocking=True, **one)
 
     def loader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
         """A DataLoader of indices with the workers that the arguments set; ``collate_fn`` fetches the examples."""
@@ -172,8 +170,23 @@ class SubnetTrainer(Trainer):
     # -- evaluation
 
     def label_loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """The supervised loss, a scalar."""
-        raise NotImplementedError
+        """The supervised loss, a scalar, with class weights and label smoothing where they are set.
+
+        Args:
+            logits: ``(batch, outputs)`` or ``(batch, tokens, outputs)``.
+            labels: as `limbert.method.losses.label_loss` takes them.
+            mask: ``(batch, tokens)``, 1 for tokens and 0 for padding.
+        """
+        smoothing = self.args.label_smoothing_factor
+        if self._class_weights is None and not smoothing:
+            return label_loss(logits, labels, task_type=self.task_type, mask=mask)
+        weights = None if self._class_weights is None else self._class_weights.to(logits.device)
+        if self.task_type == "multi-label":
+            return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
+        if self.task_type == "token-classification":
+            logits, labels = logits.flatten(0, 1), labels.flatten()
+        loss = partial(F.cross_entropy, logits, labels, weight=weights, label_smoothing=smoothing)
+        return loss() if labels.is_floating_point() else loss(ignore_index=IGNORE_INDEX)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         chosen: Any = self.eval_dataset if eval_dataset is None else eval_dataset

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from limbert.core.config import TrainConfig
+from limbert.core.config import Precision, TrainConfig
 from limbert.core.subnet import Subnet
 from limbert.data.augmented import AugmentedExamples
 from limbert.data.load import TaskData
@@ -24,16 +25,14 @@ from limbert.evaluation.results import SubnetResult
 from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
 from limbert.inference.load import warn_about_skipped_rows
 from limbert.inference.predict import predict_subnet_logits
-from limbert.method.calibration import TEMPERATURES_KEY
 from limbert.method.losses import label_loss
 from limbert.model.checkpoint import SEARCHED_SUBNETS_KEY, read_record
 from limbert.model.elastic import ElasticModel
 from limbert.train.data import resolve_class_weights
-from limbert.train.distributed import gather_dict
 from limbert.train.output_run import RunData
 from limbert.train.phases import ConfiguredPhase, select_only, warn_about_phases
 from limbert.train.recipes import Recipe
-from limbert.train.subnet_trainer import SubnetMetrics, subnets_of_rank
+from limbert.train.subnet_trainer import SubnetMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +41,7 @@ _LARGE_REGRESSION_LABEL = 100  # above it, labels are too large for the learning
 
 
 def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet: str | None = None) -> RunData:
-    """Split and tokenise a task's examples for a base model, and say what they are.
-
-    Args:
-        config: base model, validation split, precision.
-        recipe: its space and phases.
-        data: the examples.
-        subnet: name of the only sub-network that is trained and evaluated.
-    """
+    """Split and tokenise a task's examples for a base model, and say what they are; arguments as of `train_task`."""
     base = load_base_checkpoint(config, data.task)
     task, max_length = base.task, min(data.config.max_length, base.max_length)
     base.tokenizer.model_max_length = max_length  # saved with the model, for programs other than this one
@@ -83,27 +75,18 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
         phases = [(select_only(phase, subnet), settings) for phase, settings in phases]
         record[SEARCHED_SUBNETS_KEY] = read_record(config.model).get(SEARCHED_SUBNETS_KEY, {})
 
-    def validate(model: ElasticModel, subnets: Mapping[str, Subnet]) -> SubnetMetrics:
-        return validation_metrics(model, subnets, validation, task=task, precision=config.precision)
-
-    def evaluate_dev(model: ElasticModel) -> list[SubnetResult]:
-        subnets = model.subnets() if subnet is None else {subnet: model.subnet(subnet)}
-        mine = subnets_of_rank(subnets)  # each process measures some
-        fit_temperatures(model, validation, task=task, subnets=mine, precision=config.precision)
-        measured = evaluate_subnets(model, dev, task=task, subnets=mine, precision=config.precision)
-        found = gather_dict({result.subnet: result for result in measured})
-        temperatures = gather_dict(model.record.get(TEMPERATURES_KEY, {}))
-        model.record |= {TEMPERATURES_KEY: temperatures} if temperatures else {}
-        return [found[name] for name in subnets]
+    def evaluate_dev(model: ElasticModel, subnets: Mapping[str, Subnet]) -> list[SubnetResult]:
+        fit_temperatures(model, validation, task=task, subnets=subnets, precision=config.precision)
+        return evaluate_subnets(model, dev, task=task, subnets=subnets, precision=config.precision)
 
     return RunData(
+        model=base.load_model(recipe.space),
         phases=phases,
-        load_base=lambda: base.load_model(recipe.space),
         training={
             "train_dataset": train,
             "distill_dataset": distill,
             "eval_dataset": validation,
-            "evaluate_subnets": validate,
+            "evaluate_subnets": partial(validation_metrics, dataset=validation, task=task, precision=config.precision),
             "metric": task.primary_metric,
             "baseline": validation_baseline,
             "processing_class": base.tokenizer,
@@ -112,6 +95,7 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
         record=record,
         num_examples=sum(map(len, data.dev.values())),
         baseline=baseline or None,
+        subnet=subnet,
     )
 
 
@@ -165,7 +149,7 @@ def _describe(
 
 
 def validation_metrics(
-    model: ElasticModel, subnets: Mapping[str, Subnet], dataset: TokenizedExamples, *, task: Task, precision: Any
+    model: ElasticModel, subnets: Mapping[str, Subnet], *, dataset: TokenizedExamples, task: Task, precision: Precision
 ) -> SubnetMetrics:
     """The primary metric and the loss of sub-networks on labelled examples, by name."""
     outputs = predict_subnet_logits(model, dataset, subnets=subnets, batch_size=64, precision=precision)
@@ -202,16 +186,8 @@ def with_augmented(
     """The training examples, then their augmented ones; those made of validation examples are left out.
 
     A teacher's logits that come with them take the place of their labels: the label loss of a phase, if it has a
-    weight, is then taken to the softmax (with several labels the sigmoid, in a regression the value).
-
-    Args:
-        train: the training examples.
-        augmented: all augmented examples, with the class ids of the model.
-        tokens: the same, tokenised.
-        train_examples, validation_examples: the two parts of the training data.
-
-    Raises:
-        DataError: if no augmented example is left.
+    weight, is then taken to the softmax (with several labels the sigmoid, in a regression the value). ``tokens`` are
+    those of ``augmented``, which has the class ids of the model. DataError if no augmented example is left.
     """
     indices = augmented.trainable_indices(train=train_examples, validation=validation_examples)
     left_out = len(augmented) - len(indices)

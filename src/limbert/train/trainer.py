@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, default_data_collator
 from transformers.trainer_utils import TrainOutput
 
-from limbert.core.config import TaskType
 from limbert.core.subnet import Subnet
-from limbert.core.task_types import IGNORE_INDEX
 from limbert.data.tokenize import evaluation_batches
 from limbert.errors import ConfigError, TrainingInterrupted, explain_out_of_memory
 from limbert.method.importance import WeightedMicroBatch
-from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
+from limbert.method.losses import hidden_loss, logit_loss, matched_states
 from limbert.model.elastic import ElasticModel
 from limbert.model.layerwise import with_expanded_mask
 from limbert.model.outputs import label_inputs
@@ -109,7 +107,7 @@ class ElasticTrainer(SubnetTrainer):
         self.teacher, self.evaluate_subnets = teacher, evaluate_subnets
         self.subnets = dict(subnets or self.elastic.subnets())
         network = self.elastic.network
-        self.task_type: TaskType = args.task_type or task_type_of(network)
+        self.task_type = args.task_type or task_type_of(network)
         self.metric_function = compute_metrics or default_metrics(network, self.task_type)
         if isinstance(train_dataset, dict):
             eval_dataset = train_dataset.get("validation") if eval_dataset is None else eval_dataset
@@ -132,7 +130,6 @@ class ElasticTrainer(SubnetTrainer):
         for callback in (LogLastStep(), StopOnDivergence(), Grafting(self), self.stop):
             self.add_callback(callback)
         self._trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self._class_weights: Tensor | None = None
         self._part = 0  # of the running step, under gradient accumulation
 
     # -- one step
@@ -215,25 +212,6 @@ class ElasticTrainer(SubnetTrainer):
             total = total + weight * hidden_loss(outputs.hidden_states, target_states, mask)
         return total
 
-    def label_loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """The supervised loss, a scalar, with class weights and label smoothing where they are set.
-
-        Args:
-            logits: ``(batch, outputs)`` or ``(batch, tokens, outputs)``.
-            labels: as `limbert.method.losses.label_loss` takes them.
-            mask: ``(batch, tokens)``, 1 for tokens and 0 for padding.
-        """
-        smoothing = self.args.label_smoothing_factor
-        if self._class_weights is None and not smoothing:
-            return label_loss(logits, labels, task_type=self.task_type, mask=mask)
-        weights = None if self._class_weights is None else self._class_weights.to(logits.device)
-        if self.task_type == "multi-label":
-            return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
-        if self.task_type == "token-classification":
-            logits, labels = logits.flatten(0, 1), labels.flatten()
-        loss = partial(F.cross_entropy, logits, labels, weight=weights, label_smoothing=smoothing)
-        return loss() if labels.is_floating_point() else loss(ignore_index=IGNORE_INDEX)
-
     def choose_subnets(self, step: int) -> tuple[Subnet, ...]:
         """The sub-networks of a step: all, or the largest, the smallest and random others."""
         subnets, count = tuple(self.subnets.values()), self.args.sampled_subnets
@@ -280,6 +258,7 @@ class ElasticTrainer(SubnetTrainer):
     # -- data
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        """The same batches in every process, of which each collates its own examples."""
         args, dataset = self.args, self.train_dataset
         if not hasattr(dataset, "collate"):
             raise ConfigError("training needs a train_dataset")
@@ -304,7 +283,9 @@ class ElasticTrainer(SubnetTrainer):
             )
             return dataset.prepare_inputs(part) | {"loss_scale": scale}
 
-        return self.same_batches_loader(dataset, batch_sampler=sampler, collate_fn=collate)
+        loader = self.loader(dataset, batch_sampler=sampler, collate_fn=collate)
+        alone = {"num_processes": 1, "process_index": 0}
+        return prepare_data_loader(loader, device=args.device, put_on_device=True, non_blocking=True, **alone)
 
     def importance_batches(self) -> Iterator[Iterable[WeightedMicroBatch]]:
         """Labelled batches of the validation data for scoring heads and neurons.

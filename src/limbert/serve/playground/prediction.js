@@ -4,9 +4,10 @@ import { bar, byId, count, make, milliseconds, percent, plain, quality } from ".
 
 const SHOWN_LABELS = 8; // the others are shown on request
 
-// The prediction in a few words: "positive", "news, sport", "3.214".
+// The prediction in a few words: "positive", "news, sport", "3.214", "abstained".
 export function verdict(prediction) {
   if (prediction.value !== null) { return prediction.value.toFixed(3); }
+  if (prediction.abstained) { return "abstained"; }
   return prediction.labels.join(", ") || "no label";
 }
 

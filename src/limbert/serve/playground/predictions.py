@@ -6,7 +6,7 @@ from typing import Any
 from limbert.core.space import is_width_depth_name, parse_width_depth
 from limbert.data.tasks import Task
 from limbert.serve.protocols.health import VariantInfo
-from limbert.serve.responses import predicted_labels, scores_by_label
+from limbert.serve.responses import abstains, predicted_labels, scores_by_label
 from limbert.serve.runner import RequestOutput
 from limbert.serve.service import Service
 from limbert.serve.variants import Variant
@@ -32,13 +32,15 @@ def _variant_json(variant: Variant) -> dict[str, Any]:
     return info | {"policy": str(variant.policy), "width": width, "depth": depth}
 
 
-def prediction_json(task: Task, output: RequestOutput) -> dict[str, Any]:
+def prediction_json(task: Task, output: RequestOutput, abstain_below: float | None = None) -> dict[str, Any]:
     """The prediction for one text: labels or value, all scores (highest first), what ran, and milliseconds by stage."""
     (text,) = output.outputs
     is_regression, scores = task.task_type == "regression", scores_by_label(task, text.logits)
+    abstained = abstains(text.logits, task, abstain_below)
     return {
         "variant": text.variant,
-        "labels": predicted_labels(task, text.logits),
+        "labels": [] if abstained else predicted_labels(task, text.logits),
+        "abstained": abstained,
         "value": text.logits[0] if is_regression else None,
         "scores": [] if is_regression else scores,
         "tokens": text.tokens,

@@ -66,8 +66,9 @@ def create_router(service: Service) -> APIRouter:
 
     @routes.post(f"{_PAGE}/predict")
     async def predict(body: PlaygroundRequest) -> Response:
-        output = await service.predict([(body.text, body.pair)], options=body.parameters or RequestOptions())
-        return _json(prediction_json(service.task, output))
+        options = body.parameters or RequestOptions()
+        output = await service.predict([(body.text, body.pair)], options=options)
+        return _json(prediction_json(service.task, output, options.abstain_below))
 
     @routes.post(f"{_PAGE}/compare")
     async def compare(body: PlaygroundRequest) -> Response:

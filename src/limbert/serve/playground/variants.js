@@ -18,7 +18,8 @@ export class VariantChoice {
     byId("sliders").hidden = grid.length === 0;
     const { metric } = model.variants.find((variant) => variant.metric) || {};
     byId("quality-label").textContent = metric ? `Minimum ${metric}, such as 0.85` : "Minimum quality";
-    ["budget", "quality"].forEach((id) => byId(id).addEventListener("change", () => this.changed()));
+    byId("abstain-field").hidden = model.task.task_type !== "classification";
+    ["budget", "quality", "abstain"].forEach((id) => byId(id).addEventListener("change", () => this.changed()));
     this.show();
   }
 
@@ -60,12 +61,13 @@ export class VariantChoice {
 
   // Request options.
   get parameters() {
+    const limit = (id) => (byId(id).value.trim() === "" ? undefined : Number(byId(id).value));
+    const abstain_below = limit("abstain");
     if (this.chosen) {
       const variant = this.byName.get(this.name);
-      return variant && variant.kind === "policy" ? { policy: this.name } : { subnet: this.name };
+      return { [variant && variant.kind === "policy" ? "policy" : "subnet"]: this.name, abstain_below };
     }
-    const limit = (id) => (byId(id).value.trim() === "" ? undefined : Number(byId(id).value));
-    return { latency_budget_ms: limit("budget"), min_quality: limit("quality") };
+    return { latency_budget_ms: limit("budget"), min_quality: limit("quality"), abstain_below };
   }
 
   // Let the sliders show the variant that ran, unless they choose it.

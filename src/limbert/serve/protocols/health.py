@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from limbert.core.config import RuntimePrecision
 from limbert.serve.errors import UnavailableError
 from limbert.serve.metrics import ServerMetrics
 from limbert.serve.responses import label_names
@@ -14,6 +15,8 @@ from limbert.serve.schemas import error_responses
 from limbert.serve.service import Service
 
 PUBLIC_PATHS = frozenset(("/health", "/v2/health/live", "/v2/health/ready"))  # need no API key
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 
 
 class VariantInfo(BaseModel):
@@ -27,6 +30,9 @@ class VariantInfo(BaseModel):
     metric: str
     data: Literal["development", "validation"] | None = Field(validation_alias="eval_split")
     flops: Annotated[int, Field(ge=0)]
+    runtime: str
+    precision: RuntimePrecision
+    memory_bytes: Annotated[int, Field(ge=0, description="held by it alone; on torch variants share the full model's")]
 
 
 def create_router(service: Service, metrics: ServerMetrics) -> APIRouter:
@@ -67,7 +73,7 @@ def create_router(service: Service, metrics: ServerMetrics) -> APIRouter:
         return {
             "model_id": service.model_name,
             "model_sha": None,
-            "model_dtype": "bfloat16" if settings.precision == "bf16" else "float32",
+            "model_dtype": _DTYPES[settings.precision],
             "model_type": {"classifier": {"id2label": id2label, "label2id": label2id}},
             "max_concurrent_requests": settings.max_queue,
             "max_input_length": service.max_length,
