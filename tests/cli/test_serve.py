@@ -133,6 +133,18 @@ def test_sigterm_at_any_moment_leaves_nothing(run: Path, options: list[str], mom
         assert not accepts(int(port))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--workers", "2"]])
+def test_closed_terminal_stops_the_server(run: Path, options: list[str]) -> None:
+    with serving(run, "--threads", "1", *options) as (process, url):
+        started = [psutil.Process(process.pid), *children(process)]
+        for one in started:  # a terminal sends it to all
+            one.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 0
+        assert not psutil.wait_procs(started, timeout=60)[1]
+        assert not accepts(int(url.rpartition(":")[2]))
+
+
 def accepts(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
