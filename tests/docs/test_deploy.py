@@ -77,7 +77,7 @@ def test_deploy_page_blocks_run(tmp_path: Path) -> None:
             assert words[0] == "limbert"
             exported = call(tmp_path, *words[1:])
             assert exported.returncode == 0, (line, exported.stderr)
-    onnx, openvino, _, served, transformers = printed
+    onnx, openvino, cascade, served, transformers = printed
     assert onnx == openvino
     assert len(cascade.split(", ")) == 2
     labels = onnx.strip("[]\n").replace("'", "").split(", ")
