@@ -1,4 +1,4 @@
-"""Options of ``limbert predict``: the texts, and what is written about them."""
+"""Options of ``limbert predict``: the texts, what is written about them, and where the predictions are made."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,9 +37,9 @@ class PredictOptions:
         require(abstain is None or 0 <= abstain <= 1, "abstain below", abstain, "a probability, from 0 to 1")
         if self.keep == ():
             raise ConfigError("--keep is ''; name columns of the input, or leave it out to keep all")
-        for part in self.text + self.pair:
-            if not _is_unicode(part):
-                raise ConfigError(f"text {part!r} is invalid Unicode; write it in UTF-8")
+        for text in self.text + self.pair:
+            is_unicode = text.encode(errors="replace").decode() == text
+            require(is_unicode, "text", text, "valid Unicode; write it in UTF-8")
 
     def read_input(self, config: DataConfig, **reading: Any) -> "InputRows":
         """The rows of ``--input``."""
@@ -48,9 +48,43 @@ class PredictOptions:
         return read_rows(str(self.input), config, keep=self.keep, skip_bad_rows=self.skip_bad_rows, **reading)
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+@dataclass(frozen=True)
+class RayOptions:
+    """The engine, and the options that need ``--engine ray``."""
+
+    engine: str | None = config_field(
+        None, "plain (this process, the default) or ray (workers on this machine, or on $RAY_ADDRESS)"
+    )
+    workers: int | None = config_field(None, "workers (default: one for each --threads cores)", minimum=1)
+    shard_rows: int | None = config_field(None, "most rows in an output file (default: 5000)", minimum=1)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the predictions are made on Ray."""
+        return self.engine == "ray"
+
+    def check(self, options: PredictOptions, *, device: str, long_texts: str) -> None:
+        """Refuse an unknown engine, and options of the other engine, before a model is loaded.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        require(self.engine in (None, "plain", "ray"), "engine", self.engine, "plain or ray")
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("workers", "shard_rows")}
+        if self.is_used:
+            if not options.input or not options.output:
+                raise ConfigError("--engine ray reads files and writes a folder: provide --input and --output")
+            given = {name: getattr(options, name) or None for name in ("scores", "top_k", "abstain_below")}
+            given |= {"long_texts": None if long_texts == "truncate" else long_texts}
+            given |= {f"device {device}": None if device in ("auto", "cpu") else device}
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} is for --engine {'plain' if self.is_used else 'ray'}")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Options that name a server instead of a model on this machine."""
+
+    server: str | None = config_field(None, "URL of a running limbert serve, instead of RUN")
+    api_key: str | None = config_field(None, "API key of the server", envvar="LIMBERT_API_KEY")
