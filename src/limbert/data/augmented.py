@@ -96,8 +96,7 @@ def load_augmented_examples(path: str, training: TrainTable, *, skip_bad_rows: b
     parsed, bad_rows = table.parse(parse, skip_bad_rows=skip_bad_rows)
     if not parsed:
         raise DataError(f"{table.name}: no row has a text and a label of the task; expected at least one")
-    rows, logits, named = zip(*parsed.values(), strict=True)
-    sources = list(named)
+    rows, logits, sources = zip(*parsed.values(), strict=True)
     examples = Examples.from_rows(rows, bad_rows)
     if 0 < (missing := logits.count(None)) < len(logits):
         raise DataError(f"{table.name}: {missing} rows have no logits; expected logits in all rows or in none")
