@@ -30,28 +30,14 @@ from limbert.errors import ConfigError, LimbertError, explain_out_of_memory
 
 DISTRIBUTED_VERBS = ("train", "pretrain", "demo")  # all others run in one process
 
-
 _OTHER_NAMES = {  # of options, as other programs call them
-    "-i": "--input",
-    "-o": "--output",
-    "--all-scores": "--scores",
-    "--backend": "--runtime",
-    "--base-model": "--model",
-    "--bs": "--batch-size",
-    "--dataset": "--data",
-    "--dataset-name": "--data",
-    "--lr": "--learning-rate",
-    "--max-seq-length": "--max-length",
-    "--model-name-or-path": "--model",
-    "--num-epochs": "--epochs",
-    "--num-train-epochs": "--epochs",
-    "--output-dir": "--output",
-    "--per-device-eval-batch-size": "--batch-size",
-    "--per-device-train-batch-size": "--batch-size",
-    "--topk": "--top-k",
-    "--train-file": "--train",
-    "--validation-file": "--dev",
-}
+    "-i": "--input", "-o": "--output", "--all-scores": "--scores", "--backend": "--runtime", "--topk": "--top-k",
+    "--base-model": "--model", "--model-name-or-path": "--model", "--output-dir": "--output",
+    "--dataset": "--data", "--dataset-name": "--data", "--train-file": "--train", "--validation-file": "--dev",
+    "--bs": "--batch-size", "--per-device-eval-batch-size": "--batch-size",
+    "--per-device-train-batch-size": "--batch-size", "--lr": "--learning-rate", "--max-seq-length": "--max-length",
+    "--num-epochs": "--epochs", "--num-train-epochs": "--epochs",
+}  # fmt: skip
 
 
 class _Verb(TyperCommand):

@@ -1,5 +1,6 @@
 """``limbert search``: sub-networks off the grid, each layer with its own heads and neurons."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -87,10 +88,6 @@ def _print_front(result: "SearchResult") -> None:
 
 def _format_ranges(layers: Sequence[int]) -> str:
     """Indices with consecutive ones joined: ``0-3 5``."""
-    spans: list[list[int]] = []
-    for layer in layers:
-        if spans and spans[-1][-1] == layer - 1:
-            spans[-1].append(layer)
-        else:
-            spans.append([layer])
+    runs = itertools.groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0])
+    spans = [[layer for _, layer in pairs] for _, pairs in runs]
     return " ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)

@@ -7,8 +7,7 @@ import hashlib
 import logging
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -216,8 +215,9 @@ def search_subnets(
     """
     optuna = import_optional("optuna", extra="search")
     generation = max(_MIN_POPULATION, 2 * len({*grid, *encoding.uniform_subnets}))
-    with quiet_loggers("optuna"), _exclusive(journal):
-        try:
+    lock = journal.with_name(f".{journal.name}.running")  # the system releases it when a process is killed
+    try:
+        with quiet_loggers("optuna"), locked(lock):
             saved = _open_study(journal, study_name)
             finished: dict[Subnet, TrialResult] = {}
             for old in saved.get_trials():
@@ -248,24 +248,12 @@ def search_subnets(
                 repeated = 0
                 finished[subnet] = evaluate(subnet)
                 saved.add_trial(study.tell(trial, [finished[subnet].metric_value, finished[subnet].relative_cost]))
-        except OSError as error:
-            raise StorageError(f"cannot write {journal}: {error.strerror or error}") from error
+    except BlockingIOError as error:
+        raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {journal}: {error.strerror or error}") from error
     progress(len(finished), len(finished))
     return list(finished.values())
-
-
-@contextmanager
-def _exclusive(journal: Path) -> Iterator[None]:
-    """Refuse a second search with the same journal; the system releases the lock when a process is killed."""
-    lock = journal.with_name(f".{journal.name}.running")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(lock))
-        except BlockingIOError as error:
-            raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
-        except OSError as error:
-            raise StorageError(f"cannot write {lock}: {error.strerror or error}") from error
-        yield
 
 
 def _open_study(journal: Path, name: str) -> "optuna.Study":
