@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from limbert.core.config import RuntimePrecision
 from limbert.data.load import load_evaluation_data
 from limbert.data.readers import Examples
 from limbert.data.task_registry import compute_task_metrics
@@ -27,7 +28,11 @@ from limbert.inference.runtimes import load_runtime
 from limbert.inference.segments import SegmentedPolicy
 
 Contender = Callable[[dict[str, Tensor]], Tensor]  # a batch -> logits
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES: tuple[tuple[str, RuntimePrecision], ...] = (
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),  # on CPUs that compute in it
+)
 
 
 def main() -> None:
@@ -54,16 +59,16 @@ def load_contenders(
 ) -> dict[str, Contender]:
     """The policy on torch and as segments, and the sub-networks, by name."""
     engine = Engine(checkpoint.model, policy, task_type=checkpoint.trained_task.task_type)
-    contenders: dict[str, Contender] = {f"{policy} | torch": lambda batch: engine.run(batch).logits}
-    for runtime in RUNTIMES:
-        segmented = SegmentedPolicy(checkpoint, policy, runtime)
-        (folder / runtime).mkdir()
-        segmented.write(folder / runtime)
-        compiled = segmented.load(folder / runtime, threads=1)
-        contenders[f"{policy} | {runtime}"] = lambda batch, compiled=compiled: compiled.run(batch).logits
+    contenders: dict[str, Contender] = {f"{policy} | torch fp32": lambda batch: engine.run(batch).logits}
+    for runtime, precision in RUNTIMES:
+        segmented, new = SegmentedPolicy(checkpoint, policy, runtime), folder / f"{runtime}-{precision}"
+        new.mkdir()
+        segmented.write(new)
+        compiled = segmented.load(new, threads=1, precision=precision)
+        contenders[f"{policy} | {runtime} {precision}"] = lambda batch, compiled=compiled: compiled.run(batch).logits
         for name in subnets:
             view = checkpoint.model.view(checkpoint.model.subnet(name))
-            contenders[f"{name} | {runtime}"] = load_runtime(runtime, view, threads=1)
+            contenders[f"{name} | {runtime} {precision}"] = load_runtime(runtime, view, threads=1, precision=precision)
     return contenders
 
 

@@ -53,6 +53,7 @@ def test_deploy_page_blocks_run(tmp_path: Path) -> None:
     options = ["--model", "small", "--output", "runs/tickets", "--max-steps", "2", "--phases", "finetune"]
     trained = call(tmp_path, "train", *DATA_OPTIONS, *options)
     assert trained.returncode == 0, trained.stderr
+    (tmp_path / "texts.txt").write_text("Where is my card?\nI was charged twice.\n")
     printed: list[str] = []
     for language, text in BLOCK.findall(PAGE):
         if text.startswith("# serve.py"):
@@ -77,8 +78,9 @@ def test_deploy_page_blocks_run(tmp_path: Path) -> None:
             assert words[0] == "limbert"
             exported = call(tmp_path, *words[1:])
             assert exported.returncode == 0, (line, exported.stderr)
-    onnx, openvino, _, served, transformers = printed
+    onnx, openvino, cascade, served, transformers = printed
     assert onnx == openvino
+    assert len(cascade.split(", ")) == 2
     labels = onnx.strip("[]\n").replace("'", "").split(", ")
     for predictions in (served, transformers):
         assert [part.partition("'")[0] for part in predictions.split("'label': '")[1:]] == labels

@@ -17,15 +17,16 @@ from limbert import export_model, pipeline
 from limbert.data.readers import Examples
 from limbert.errors import ExportError
 from limbert.export import formats
+from limbert.inference.engine import Engine
+from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
 from limbert.inference.segments import SegmentedPolicy
-from limbert.method.early_exit import ExitRule
+from limbert.method.early_exit import ExitRule, exit_score
 
 pytestmark = needs_encoder
 for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library)
 TEXTS = make_texts(12)
-EXITS = Policy(exits=ExitRule("entropy", 0.9), widths=(0.5,))
 BLOCKED = ("limbert", "torch", "transformers")
 DRIVER = """
 import runpy, sys
@@ -38,8 +39,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with operating points: at ``balanced`` half of the texts exit."""
     folder = make_labelled_run(tmp_path_factory.mktemp("policy"))
-    points = {"balanced": EXITS, "fast": Policy(subnet="0.5x0.5")}
+    checkpoint = load_checkpoint(folder)
+    tokens = checkpoint.tokenize(Examples(tuple(TEXTS), None, None), cache=False)
+    engine = Engine(checkpoint.model, Policy(exits=ExitRule("entropy", 0.0), widths=(0.5,)))
+    logits, _ = engine.run_all_exits(tokens.collate(range(len(TEXTS))))
+    threshold = round(float(exit_score(logits[0], "entropy", task_type="classification").median()), 4) + 1e-4
+    balanced = Policy(exits=ExitRule("entropy", threshold), widths=(0.5,))
+    points = {"balanced": balanced, "fast": Policy(subnet="0.5x0.5")}
     save_operating_points(
         folder, {name: OperatingPoint(policy, "accuracy", 0.9, 0.4) for name, policy in points.items()}
     )
@@ -57,7 +65,7 @@ def run_driver(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 def test_driver_predicts_without_limbert_and_torch(run: Path, tmp_path: Path) -> None:
     exported = export_model(run, tmp_path / "out", policy="balanced", format="onnx", threads=1)
     record = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert record["policy"] == EXITS.to_dict()
+    assert record["policy"] == exported.policy.to_dict()
     assert record["compared"]["examples"] == 48
     assert exported.file_bytes == sum(file.stat().st_size for file in (tmp_path / "out").rglob("*.onnx"))
     assert {path.name for path in (tmp_path / "out").glob("segment-*")} == {"segment-0", "segment-1"}
@@ -68,7 +76,7 @@ def test_driver_predicts_without_limbert_and_torch(run: Path, tmp_path: Path) ->
     predicted = [json.loads(line) for line in done.stdout.splitlines()]
     assert [label for label, _ in predicted] == [row["label"] for row in expected]
     assert [score for _, score in predicted] == pytest.approx([row["score"] for row in expected], abs=1e-4)
-    assert "Policy `balanced (depth; widths 0.5; entropy 0.9)`" in (tmp_path / "out" / "README.md").read_text()
+    assert f"Policy `balanced ({exported.policy})`" in (tmp_path / "out" / "README.md").read_text()
     refused = run_driver(tmp_path / "out")
     assert refused.returncode == 1
     assert "TEXT" in refused.stderr
@@ -84,8 +92,9 @@ def test_pipeline_runs_a_policy_in_a_runtime(run: Path) -> None:
         assert ours.score == pytest.approx(theirs.score, abs=1e-4)
 
 
-def test_int8_policy_is_measured(run: Path, tmp_path: Path) -> None:
-    options = {"format": "onnx", "int8": True, "max_drop": 100.0, "threads": 1}
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_int8_policy_is_measured(run: Path, tmp_path: Path, format: str) -> None:
+    options = {"format": format, "int8": True, "max_drop": 100.0, "threads": 1, "data": str(run.parent / "data")}
     result = export_model(run, tmp_path / "out", policy="cascade:0.5x0.5,1x1", exit_threshold=0.9, **options)
     assert result.file_bytes == result.benchmarks["int8"].file_bytes < 0.5 * result.benchmarks["fp32"].file_bytes
     assert json.loads(run_driver(tmp_path / "out", TEXTS[0]).stdout)[0] in LABELS

@@ -48,6 +48,7 @@ def map_shards(
     progress(done, len(shards))
     if workers > 1 and len(missing) > 1:
         spawn, size = multiprocessing.get_context("spawn"), min(workers, len(missing))
+        others = {*multiprocessing.active_children()}
         with ProcessPoolExecutor(size, mp_context=spawn, initializer=_start_worker, initargs=(load,)) as pool:
             try:
                 futures = as_completed([pool.submit(_write_in_worker, *shard) for shard in missing.items()])
@@ -56,8 +57,10 @@ def map_shards(
                     progress(finished, len(shards))
             except BrokenProcessPool as error:
                 raise LimbertError("a worker process ended early; run the same command again to resume") from error
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            except BaseException:  # do not wait for the shards in work
+                for worker in {*multiprocessing.active_children()} - others:
+                    worker.terminate()
+                raise
     elif missing:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

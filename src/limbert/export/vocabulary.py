@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbert.core.config import DataConfig, require
+from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data
 from limbert.data.readers import Examples, read_examples
 from limbert.data.sources import find_sources
@@ -100,7 +100,6 @@ def reduce_vocabulary(
         DataError: for texts that cannot be read.
         ExportError: if tokens or logits on the texts differ.
     """
-    require(characters in CHARACTERS, "characters", characters, f"one of {', '.join(CHARACTERS)}")
     tokenizer = checkpoint.tokenizer
     check_tokenizer(tokenizer)
     if network.get_output_embeddings() is not None:
