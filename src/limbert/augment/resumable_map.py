@@ -4,7 +4,6 @@ An interrupted run resumes after the files that exist. The shards, and so the re
 processes. (Those of ``Dataset.map(num_proc=)`` do, and its processes outlive a parent that is killed.)
 """
 
-import json
 import multiprocessing
 import os
 import signal
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 
 from limbert.errors import LimbertError
-from limbert.files import atomic_file
+from limbert.files import write_json_lines
 
-ShardFunction = Callable[[list[Any]], Any]  # from the items of a shard to JSON values
+ShardFunction = Callable[[list[Any]], dict[str, Any]]  # from the items of a shard to JSON values
 
 _worker_functions: dict[str, ShardFunction] = {}  # in a worker process: its one function
 
@@ -68,15 +67,10 @@ def map_shards(
         try:
             function = load()
             for finished, (path, items) in enumerate(missing.items(), done + 1):
-                _write(path, function(items))
+                write_json_lines(path, [function(items)])
                 progress(finished, len(shards))
         finally:
             torch.set_num_threads(threads)
-
-
-def _write(path: Path, result: Any) -> None:
-    with atomic_file(path) as file:
-        json.dump(result, file)
 
 
 def _start_worker(load: Callable[[], ShardFunction]) -> None:
@@ -95,4 +89,4 @@ def _exit_with_parent() -> None:
 
 
 def _write_in_worker(path: Path, items: list[Any]) -> None:
-    _write(path, _worker_functions["map"](items))
+    write_json_lines(path, [_worker_functions["map"](items)])
