@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.factories.distributed_worker import make_case
 from tests.factories.networks import make_network
 from tests.factories.phases import make_arguments, make_examples, make_model, make_trainer, train_phase
@@ -203,6 +204,15 @@ def test_given_arguments_replace_the_recipes(tmp_path: Path) -> None:
     copied = replace(arguments, max_steps=2)
     assert {"max_steps", "weight_decay"} <= copied.given
     assert "learning_rate" not in copied.given  # all are named then
+
+
+def test_tensorboard_has_every_phase(tmp_path: Path) -> None:
+    train(tmp_path / "run", phases=("finetune", "gates"), report_to=["tensorboard"], logging_steps=2)
+    for phase in ("finetune", "gates"):
+        (file,) = (tmp_path / "run" / "tensorboard" / phase).iterdir()
+        events = EventAccumulator(str(file))
+        events.Reload()
+        assert {"train/loss", "eval/loss"} <= {*events.Tags()["scalars"]}
 
 
 def test_datasets_in_memory_are_calibrated(tmp_path: Path) -> None:
