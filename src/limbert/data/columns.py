@@ -18,6 +18,7 @@ PAIR_COLUMN_NAMES = (
     ("premise", "hypothesis"),
 )
 _SAMPLE_ROWS = 100  # rows searched for a column of text
+_MAX_SHOWN_CHARS = 40  # of a column's name in messages: without a header it may be a text
 
 
 def choose_columns(
@@ -71,7 +72,9 @@ def check_columns(table: Table, columns: Columns) -> Columns:
 
 
 def _error(table: Table, problem: str) -> DataError:
-    return DataError(f"{problem}; columns: {', '.join(table.columns)}")
+    shown = (name if len(name) <= _MAX_SHOWN_CHARS else f"{name[:_MAX_SHOWN_CHARS]}..." for name in table.columns)
+    hint = " (of a file without header, numbers from 0: --text-column 1 --label-column 0)" if table.without_header else ""
+    return DataError(f"{problem}; columns: {', '.join(shown)}{hint}")
 
 
 def _guess_columns(table: Table, given: Columns, *, labelled: bool) -> Columns:

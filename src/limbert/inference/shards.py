@@ -128,7 +128,8 @@ def _describe_file(storage: Storage, path: str, file_bytes: int) -> tuple[Any, i
     for row in table.rows():
         rows += 1
         names |= dict.fromkeys(row.cells)  # the last object of JSON may bring a new key
-    return pyarrow.schema([(name, pyarrow.string()) for name in names]), rows, 2 * file_bytes
+    columns = [*table.columns, *(name for name in names if name not in table.columns)]  # CSV may have some twice
+    return pyarrow.schema([(name, pyarrow.string()) for name in columns]), rows, 2 * file_bytes
 
 
 class ShardReader:

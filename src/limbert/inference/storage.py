@@ -71,8 +71,8 @@ class Storage:
             for path in [path for path, info in found.items() if info.get("islink")]:  # fsspec describes the link
                 if files.isfile(path):
                     found[path] = files.info(os.path.realpath(path))
-                elif is_folder and files.isdir(path):
-                    raise DataError(f"{path} is a link to a folder; choose its target, or files by a pattern")
+                elif files.isdir(path):
+                    raise DataError(f"{path} is a link to a folder; choose its target, or files by a pattern: */*.csv")
         outputs = {os.path.dirname(path) for path in found if os.path.basename(path) == SETTINGS_NAME} - {self.path}
 
         def is_input(path: str) -> bool:
