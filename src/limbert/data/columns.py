@@ -73,8 +73,8 @@ def check_columns(table: Table, columns: Columns) -> Columns:
 
 def _error(table: Table, problem: str) -> DataError:
     shown = (name if len(name) <= _MAX_SHOWN_CHARS else f"{name[:_MAX_SHOWN_CHARS]}..." for name in table.columns)
-    hint = " (of a file without header, numbers from 0: --text-column 1 --label-column 0)" if table.without_header else ""
-    return DataError(f"{problem}; columns: {', '.join(shown)}{hint}")
+    hint = " (or numbers from 0, if the file has no header: --text-column 1 --label-column 0)"
+    return DataError(f"{problem}; columns: {', '.join(shown)}{hint if table.without_header else ''}")
 
 
 def _guess_columns(table: Table, given: Columns, *, labelled: bool) -> Columns:
