@@ -166,9 +166,10 @@ def read_results(run: str | Path) -> list[SubnetResult]:
     """The sub-network results of a finished run."""
     needed: dict[str, type] = {"subnet": str, "params": float, "flops": float, "metrics": dict}
     rows = read_json_lines(Path(run) / RESULTS_NAME, required_keys=needed)
+    calibrations = [row.get("calibration") and Calibration(**row["calibration"]) for row in rows]
     return [
-        SubnetResult(*(row[name] for name in needed), row.get("calibration") and Calibration(**row["calibration"]))
-        for row in rows
+        SubnetResult(row["subnet"], row["params"], row["flops"], row["metrics"], calibration)
+        for row, calibration in zip(rows, calibrations, strict=True)
     ]
 
 
