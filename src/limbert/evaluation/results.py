@@ -167,7 +167,10 @@ def read_results(run: str | Path) -> list[SubnetResult]:
     needed: dict[str, type] = {"subnet": str, "params": float, "flops": float, "metrics": dict}
     rows = read_json_lines(Path(run) / RESULTS_NAME, required_keys=needed)
     return [
-        SubnetResult(*(row[name] for name in needed), row.get("calibration") and Calibration(**row["calibration"]))
+        SubnetResult(
+            **{name: row[name] for name in needed},
+            calibration=row.get("calibration") and Calibration(**row["calibration"]),
+        )
         for row in rows
     ]
 
