@@ -166,10 +166,12 @@ def read_results(run: str | Path) -> list[SubnetResult]:
     """The sub-network results of a finished run."""
     needed: dict[str, type] = {"subnet": str, "params": float, "flops": float, "metrics": dict}
     rows = read_json_lines(Path(run) / RESULTS_NAME, required_keys=needed)
-    calibrations = [row.get("calibration") and Calibration(**row["calibration"]) for row in rows]
     return [
-        SubnetResult(row["subnet"], row["params"], row["flops"], row["metrics"], calibration)
-        for row, calibration in zip(rows, calibrations, strict=True)
+        SubnetResult(
+            **{name: row[name] for name in needed},
+            calibration=row.get("calibration") and Calibration(**row["calibration"]),
+        )
+        for row in rows
     ]
 
 
