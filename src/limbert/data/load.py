@@ -66,9 +66,9 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
     if not dev:
         train, dev = source.hold_out(train)
     task = replace(task, has_pairs=train.pairs is not None)
-    own_classes = task.name is None and task.task_type == "classification"
-    if own_classes and label_counts(task, train).max() > _MAX_MAJORITY * len(train):  # accuracy misses rare classes
-        task = replace(task, metrics=(*task.metrics, "macro_f1"))
+    is_classification = task.name is None and task.task_type == "classification"
+    if is_classification and label_counts(task, train).max() > _MAX_MAJORITY * len(train):
+        task = replace(task, metrics=(*task.metrics, "macro_f1"))  # accuracy hardly sees the rare classes
     if config.metric is not None:
         task = task.with_primary_metric(config.metric)
     fingerprints = {"train": _fingerprint(task, {"train": train}), "dev": _fingerprint(task, dev)}
