@@ -203,6 +203,7 @@ BAD_LINES = [
     (["trained", "--vocabulary", "small/config.json", "--output", "x"], "column"),
     (["trained", "--vocabulary", "small", "--output", "x"], "train.*"),
     (["trained", "--characters", "latin", "--output", "x"], "latin"),
+    (["trained", "--characters", "texts", "--output", "x"], "--vocabulary"),
     (["trained", "--data", "nowhere", "--output", "x"], "nowhere"),
     (["./nowhere", "--output", "x"], "./nowhere"),
     (["small", "--output", "x", "--format", "onnx", "--int8"], "limbert train"),

@@ -23,6 +23,7 @@ from limbert.inference.engine import Engine
 from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
 from limbert.inference.runtimes import check_runtime
 from limbert.method.early_exit import ExitRule
+from limbert.model.checkpoint import update_record
 from limbert.model.flops import CostModel
 
 NAMES = ("1x1", "0.5x0.5")
@@ -129,19 +130,21 @@ def test_operating_points_are_measured_on_texts(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(
         Engine, "run", lambda self, inputs: shapes.update([inputs["input_ids"].shape]) or run_engine(self, inputs)
     )
-    options = {"batch_sizes": (1, 3), "lengths": (7,), "rounds": 5, "max_seconds": 0}
-    rows = limbert.benchmark(run, subnets=("1x1", "balanced"), **options)
-    assert [(row.subnet, row.setup.batch) for row in rows] == [
-        (name, batch) for batch in (1, 3) for name in ("1x1", "balanced")
-    ]
-    full, balanced = rows[:2]
+    monkeypatch.setattr(benchmark, "peak_memory_bytes", lambda sources, *given, **named: [None] * len(sources))
+    options = {"lengths": (7,), "rounds": 5, "max_seconds": 0}
+    names = [*ElasticModel.from_pretrained(run).subnets(), "balanced"]
+    rows = limbert.benchmark(run, batch_sizes=(1, 3), **options)
+    assert [(row.subnet, row.setup.batch) for row in rows] == [(name, batch) for batch in (1, 3) for name in names]
+    full, balanced = (next(row for row in rows if row.subnet == name) for name in ("1x1", "balanced"))
     assert (balanced.params, balanced.flops) == (full.params, round(0.4 * full.flops))
     assert balanced.latency_p50_ms > 0
     assert shapes[torch.Size((1, 7))] >= 8 * (5 + 3)  # and passes of the second sub-network, without padding
     assert shapes[torch.Size((3, 7))] >= 3 * (5 + 3)
     assert max(shapes) == (3, 7)
-    everything = limbert.benchmark(run, lengths=(7,), rounds=5, max_seconds=0)
-    assert {row.subnet for row in everything} == {*ElasticModel.from_pretrained(run).subnets(), "balanced"}
+    assert [row.subnet for row in limbert.benchmark(run, subnets=("balanced",), **options)] == ["balanced"]
+    with pytest.raises(ConfigError, match="torch"):
+        limbert.benchmark(run, subnets=("balanced",), backends=("onnxruntime",), **options)
+    update_record(run, lambda record: record["settings"].update(train={}))
     limbert.tune(run)
     assert "balanced" not in {row.subnet for row in read_profile(run / "profile.jsonl")}  # it has another meaning now
 

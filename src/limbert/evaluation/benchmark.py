@@ -113,14 +113,15 @@ def benchmark(
         for batch in batch_sizes
         for tokens in lengths or (min(_DEFAULT_TOKENS, model.max_input_length),)
     )
-    if not setups:
-        raise ConfigError("nothing to measure: name a runtime (torch, onnxruntime or openvino) and a batch size")
     for setup in setups:
         check_setup(setup, model)
     names = resolve_measured_names(run, [name for name in subnets if name not in points])
     selected = {name: model.subnet(name) for name in names} if subnets else model.subnets() | model.searched_subnets()
     for subnet in selected.values():
         model.check(subnet)
+    setups = [setup for setup in setups if selected or setup.backend == "torch"]  # operating points run on torch only
+    if not setups:
+        raise ConfigError("nothing to measure: name a runtime (for operating points torch) and a batch size")
     rows: list[ProfileRow] = []
     with tempfile.TemporaryDirectory(prefix="limbert-") as folder:
         profiler = Profiler(
