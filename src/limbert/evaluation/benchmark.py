@@ -107,19 +107,19 @@ def benchmark(
     pairs = list(_backend_precisions(backends, precisions))
     checkpoint = load_checkpoint(run) if points or any(backend != "torch" for backend, _ in pairs) else None
     model = ElasticModel.from_pretrained(run) if checkpoint is None else checkpoint.model
-    setups = dict.fromkeys(
+    distinct = dict.fromkeys(
         ProfileSetup(backend, device, torch.get_num_threads(), batch, tokens, precision)
         for backend, precision in pairs
         for batch in batch_sizes
         for tokens in lengths or (min(_DEFAULT_TOKENS, model.max_input_length),)
     )
-    for setup in setups:
+    for setup in distinct:
         check_setup(setup, model)
     names = resolve_measured_names(run, [name for name in subnets if name not in points])
     selected = {name: model.subnet(name) for name in names} if subnets else model.subnets() | model.searched_subnets()
     for subnet in selected.values():
         model.check(subnet)
-    setups = [setup for setup in setups if selected or setup.backend == "torch"]  # operating points run on torch only
+    setups = [setup for setup in distinct if selected or setup.backend == "torch"]  # operating points run on torch only
     if not setups:
         raise ConfigError("nothing to measure: name a runtime (for operating points torch) and a batch size")
     rows: list[ProfileRow] = []
@@ -130,7 +130,7 @@ def benchmark(
         if on_preview is not None and selected:
             by_size = sorted(selected, key=lambda name: sum(selected[name].heads) + sum(selected[name].neurons))
             three = list(dict.fromkeys((by_size[0], by_size[len(by_size) // 2], by_size[-1])))
-            on_preview(profiler.measure(next(iter(setups)), three, progress=progress))
+            on_preview(profiler.measure(setups[0], three, progress=progress))
         for setup in setups:
             own_points = points if setup.backend == "torch" else {}
             measured = profiler.measure(setup, list(selected), points=own_points, progress=progress)
