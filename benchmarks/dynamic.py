@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from limbert.cli.options import split_commas
 from limbert.core.config import TaskType
 from limbert.data.load import load_evaluation_data
 from limbert.data.tokenize import TokenizedExamples, tokenize_texts
@@ -102,7 +101,7 @@ def _policies(opened: LoadedCheckpoint, arguments: argparse.Namespace) -> dict[s
             name,
             model.record,
             task_type=task.task_type,
-            widths=[float(width) for width in split_commas(arguments.widths)] or None
+            widths=[float(width) for width in (arguments.widths or "").split(",") if width] or None
             if name in ("width", "width+depth")
             else None,
             exit_threshold=arguments.exit_threshold if name in ("depth", "width+depth") else None,

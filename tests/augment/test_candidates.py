@@ -87,9 +87,9 @@ def test_word_vector_formats_are_read(write: Callable[[str, str], Path], first: 
         (b"house 1 0\nflat 1 x\n", "v.txt:2: .*'x'"),
         (b"house 1 0\nflat 1 nan\n", "v.txt:2: 'nan'"),
         (b"house 1 0\nflat -1e99 1\n", "v.txt:2: '-1e99'"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"house 1 0\nfl\xe4t 1 0\n", "v.txt:2: .*not UTF-8"),
         (b", 1 2\n", "no words"),
-        (b"", "no words"),
+        (b"", "empty"),
     ],
 )
 def test_bad_word_vectors_are_named(write: Callable[[str, bytes], Path], content: bytes, named: str) -> None:

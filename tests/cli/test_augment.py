@@ -79,7 +79,7 @@ def test_killed_run_ends_byte_for_byte_the_same(folder: Path) -> None:
     whole = run(folder, *arguments, "--output", "whole", "--workers", "1")
     assert whole.returncode == 0, whole.stderr
     work = folder / "killed" / "train_aug.work"
-    for kill in range(2):
+    for kill, number in enumerate((signal.SIGKILL, signal.SIGTERM)):
         before = {*work.glob("[0-9]*.json")}
         process = subprocess.Popen(
             command(*arguments, "--output", "killed", "--workers", "2"),
@@ -93,9 +93,9 @@ def test_killed_run_ends_byte_for_byte_the_same(folder: Path) -> None:
             children = psutil.Process(process.pid).children(recursive=True)
             time.sleep(0.01)
         time.sleep(0.02 * kill)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process.send_signal(number)
+        assert "Traceback" not in process.communicate()[1]
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
         assert not (folder / "killed" / "train_aug.csv").exists()
         assert not psutil.wait_procs(children, timeout=10)[1]  # the workers end with their parent
     resumed = run(folder, *arguments, "--output", "killed", "--workers", "2")

@@ -131,7 +131,8 @@ def test_profile_says_whether_budgets_can_be_met(folder: Path) -> None:
             ["profile", "trained", "--tokens", "999"],
             "tokens is 999",
         ),
-        (["profile", "trained", "--batch", "0"], "--batch '0'"),
+        (["profile", "trained", "--batch", "0"], "batch is 0"),
+        (["profile", "trained", "--batch", "1,a"], "--batch '1,a'"),
         (["profile", "trained", "--backend", "tensorrt"], "runtime is 'tensorrt'"),
         (["profile", "trained", "--backend", "onnxruntime", "--device", "cuda"], "on the CPU only"),
         (

@@ -1,6 +1,7 @@
 """``limbert export`` on real files: exports predict the same as their source, and a failure leaves nothing."""
 
 import ast
+import csv
 import io
 import json
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tests.factories.runs import DATA_OPTIONS, call, make_small_encoder, needs_encoder, run
+from tests.factories.runs import DATA_OPTIONS, DEMO_DATA, call, make_small_encoder, needs_encoder, run
 from transformers import AutoTokenizer, pipeline
 
 from limbert import ElasticModel, export_model
@@ -99,6 +100,28 @@ def test_export_predicts_the_same(folder: Path, format: str) -> None:
         assert [prediction["label"] for prediction in predictions] == labels
 
 
+@pytest.mark.parametrize("format", ["hf", "onnx"])
+def test_a_smaller_vocabulary_predicts_the_same(folder: Path, format: str) -> None:
+    output = folder / f"{format}-vocabulary"
+    result = exported("trained", "--format", format, "--vocabulary", DEMO_DATA, "--output", output)
+    reduction = result["vocabulary"]
+    assert reduction["tokens_after"] < reduction["tokens_before"] == 30522
+    assert reduction["bytes_saved"] == 4 * 32 * (30522 - reduction["tokens_after"])
+    assert 0 < reduction["dropped_share"] < 0.2
+    assert {*reduction["metrics_before"]} == {*reduction["metrics_after"]} == {"accuracy"}
+    assert json.loads((output / "config.json").read_text())["vocab_size"] == reduction["tokens_after"]
+    assert result["file_bytes"] < 1e6
+    assert f"{reduction['tokens_after']:,} of 30,522 tokens" in (output / "README.md").read_text()
+    with (DEMO_DATA / "train.csv").open(newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)][::200]
+    model, source = ElasticModel.from_pretrained(folder / "trained"), AutoTokenizer.from_pretrained("trained")
+    with torch.no_grad():
+        inputs = source(texts, padding=True, truncation=True, return_tensors="pt")
+        expected = calibrated_network(model, model.full)(**inputs).logits
+    inputs = AutoTokenizer.from_pretrained(output)(texts, padding=True, truncation=True, return_tensors="pt")
+    torch.testing.assert_close(EXPORTERS[format].load(output, 1)(inputs), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_without_data_built_in_sentences_verify(folder: Path) -> None:
     record = json.loads((folder / "trained" / "limbert.json").read_text())
     record["settings"]["data"]["data"] = "moved/away"
@@ -176,6 +199,11 @@ BAD_LINES = [
     (["trained", "--int8", "--output", "x"], "onnx, openvino"),
     (["trained", "--format", "onnx", "--int8", "--max-drop", "-1", "--output", "x"], "max drop is -1"),
     (["trained", "--output", "small"], "small exists"),
+    (["trained", "--vocabulary", "./absent.txt", "--output", "x"], "./absent.txt"),
+    (["trained", "--vocabulary", "small/config.json", "--output", "x"], "column"),
+    (["trained", "--vocabulary", "small", "--output", "x"], "train.*"),
+    (["trained", "--characters", "latin", "--output", "x"], "latin"),
+    (["trained", "--characters", "texts", "--output", "x"], "--vocabulary"),
     (["trained", "--data", "nowhere", "--output", "x"], "nowhere"),
     (["./nowhere", "--output", "x"], "./nowhere"),
     (["small", "--output", "x", "--format", "onnx", "--int8"], "limbert train"),

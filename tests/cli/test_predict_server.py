@@ -62,10 +62,10 @@ def test_pairs_and_a_policy(url: str, trained: Path) -> None:
         "static:0.5x0.5",
         "--text",
         "It rained.",
-        "--text",
-        "Sun.",
         "--pair",
         "Rain.",
+        "--text",
+        "Sun.",
         "--pair",
         "Sol.",
     ]

@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ import pytest
 from tests.factories.ports import free_port
 from tests.factories.runs import command, environment, needs_encoder
 from tests.factories.servers import make_run
+
+from limbert.cli.main import app
+from limbert.errors import ConfigError
 
 pytestmark = needs_encoder
 
@@ -129,6 +133,18 @@ def test_sigterm_at_any_moment_leaves_nothing(run: Path, options: list[str], mom
         assert not accepts(int(port))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--workers", "2"]])
+def test_closed_terminal_stops_the_server(run: Path, options: list[str]) -> None:
+    with serving(run, "--threads", "1", *options) as (process, url):
+        started = [psutil.Process(process.pid), *children(process)]
+        for one in started:  # a terminal sends it to all
+            one.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 0
+        assert not psutil.wait_procs(started, timeout=60)[1]
+        assert not accepts(int(url.rpartition(":")[2]))
+
+
 def accepts(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
@@ -163,6 +179,12 @@ def test_background_returns_when_the_server_is_ready(run: Path) -> None:
     assert failed.returncode == 1
     assert "already in use" in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+def test_missing_library_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    with pytest.raises(ConfigError, match=r"limbert\[serve\]"):
+        app(["serve", str(run)], standalone_mode=False)
 
 
 def test_bad_settings_are_one_line(run: Path) -> None:

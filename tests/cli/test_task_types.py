@@ -87,19 +87,9 @@ def limbert(folder: Path, capsys: pytest.CaptureFixture[str]) -> Limbert:
 @pytest.fixture
 def trained(folder: Path, limbert: Limbert) -> Callable[[str], list[dict[str, Any]]]:
     def train(task_type: str) -> list[dict[str, Any]]:
-        model: list[dict[str, Any]] = limbert(
-            "train",
-            *DATA[task_type],
-            *SHORT,
-            "--model",
-            "small",
-            "--output",
-            task_type,
-            "--validation",
-            "0.2",
-            "--json",
-        )
-        return model
+        options = ["--model", "small", "--output", task_type, "--validation", "0.2", "--json"]
+        results: list[dict[str, Any]] = limbert("train", *DATA[task_type], *SHORT, *options)
+        return results
 
     return train
 

@@ -56,6 +56,16 @@ def test_column_numbers_mean_no_header(write):
     assert load_texts(path, config).texts == data.train.texts
 
 
+@pytest.mark.parametrize(("rare", "metrics"), [(3, ("accuracy", "macro_f1")), (5, ("accuracy",))])
+def test_macro_f1_is_reported_for_rare_classes(write, rare, metrics):
+    labels = ["spam"] * rare + ["ham"] * (20 - rare)
+    path = str(write("a.csv", "text,label\n" + "".join(f"text {index},{name}\n" for index, name in enumerate(labels))))
+    config = DataConfig(train=path, dev=path)
+    assert load_task_data(config, seed=0).task.metrics == metrics
+    chosen = load_task_data(replace(config, metric="macro_f1"), seed=0).task.metrics
+    assert chosen == ("macro_f1", "accuracy")
+
+
 def test_dev_labels_must_be_known_from_train(write):
     train = write("train.csv", "text,label\n" + "one word,a\ntwo words,b\n" * 2)
     dev = write("dev.csv", "text,label\none word,a\nthree words,0\n")

@@ -53,6 +53,7 @@ def test_deploy_page_blocks_run(tmp_path: Path) -> None:
     options = ["--model", "small", "--output", "runs/tickets", "--max-steps", "2", "--phases", "finetune"]
     trained = call(tmp_path, "train", *DATA_OPTIONS, *options)
     assert trained.returncode == 0, trained.stderr
+    (tmp_path / "texts.txt").write_text("Where is my card?\nI was charged twice.\n")
     printed: list[str] = []
     for language, text in BLOCK.findall(PAGE):
         if text.startswith("# serve.py"):

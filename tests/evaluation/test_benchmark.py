@@ -1,20 +1,29 @@
 """Benchmarks: what a row contains, peak memory of a sub-network alone, interleaved timing, and refused setups."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.factories.labelled_runs import make_labelled_run
 from tests.factories.networks import CONFIGS, make_inputs, make_network
 from tests.factories.profiles import SETUP
+from tests.factories.runs import needs_encoder
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import limbert
 from limbert import ElasticModel, LimbertError, Subnet
 from limbert.errors import ConfigError
+from limbert.evaluation import benchmark
 from limbert.evaluation.benchmark import MIN_ROUNDS, Profiler, check_setup, median_latency, time_interleaved
 from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED, load_for_measuring, peak_memory_bytes, save_for_measuring
 from limbert.evaluation.results import read_profile
+from limbert.inference.engine import Engine
+from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
+from limbert.inference.runtimes import check_runtime
+from limbert.method.early_exit import ExitRule
+from limbert.model.checkpoint import update_record
 from limbert.model.flops import CostModel
 
 NAMES = ("1x1", "0.5x0.5")
@@ -108,6 +117,54 @@ def test_benchmark_saves_and_reports_each_setup(tmp_path: Path) -> None:
     assert read_profile(tmp_path / "run" / "profile.jsonl") == rows
     assert [len(preview) for preview in previews] == [2]
     assert setups == [rows[:2], rows[2:]]
+
+
+@needs_encoder
+def test_operating_points_are_measured_on_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_labelled_run(tmp_path)
+    cascade = Policy(cascade=("0.5x1", "1x1"), exits=ExitRule("entropy", 0.3))
+    points = {"fast": Policy(subnet="0.5x1"), "balanced": cascade}
+    save_operating_points(run, {name: OperatingPoint(policy, "accuracy", 0.9, 0.4) for name, policy in points.items()})
+    shapes: Counter[tuple[int, ...]] = Counter()
+    run_engine = Engine.run
+    monkeypatch.setattr(
+        Engine, "run", lambda self, inputs: shapes.update([inputs["input_ids"].shape]) or run_engine(self, inputs)
+    )
+    monkeypatch.setattr(benchmark, "peak_memory_bytes", lambda sources, *given, **named: [None] * len(sources))
+    options = {"lengths": (7,), "rounds": 5, "max_seconds": 0}
+    names = [*ElasticModel.from_pretrained(run).subnets(), "balanced"]
+    rows = limbert.benchmark(run, batch_sizes=(1, 3), **options)
+    assert [(row.subnet, row.setup.batch) for row in rows] == [(name, batch) for batch in (1, 3) for name in names]
+    full, balanced = (next(row for row in rows if row.subnet == name) for name in ("1x1", "balanced"))
+    assert (balanced.params, balanced.flops) == (full.params, round(0.4 * full.flops))
+    assert balanced.latency_p50_ms > 0
+    assert shapes[torch.Size((1, 7))] >= 8 * (5 + 3)  # and passes of the second sub-network, without padding
+    assert shapes[torch.Size((3, 7))] >= 3 * (5 + 3)
+    assert max(shapes) == (3, 7)
+    assert [row.subnet for row in limbert.benchmark(run, subnets=("balanced",), **options)] == ["balanced"]
+    with pytest.raises(ConfigError, match="torch"):
+        limbert.benchmark(run, subnets=("balanced",), backends=("onnxruntime",), **options)
+    update_record(run, lambda record: record["settings"].update(train={}))
+    limbert.tune(run)
+    assert "balanced" not in {row.subnet for row in read_profile(run / "profile.jsonl")}  # it has another meaning now
+
+
+@needs_encoder
+def test_all_means_what_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    run = make_labelled_run(tmp_path)
+
+    def check(name: str, precision: str = "fp32") -> None:
+        if name == "openvino":
+            raise ConfigError("not installed")
+        check_runtime(name, precision)
+
+    monkeypatch.setattr(benchmark, "check_runtime", check)
+    options = {"subnets": ("1x1",), "lengths": (8,), "rounds": 5, "max_seconds": 0}
+    rows = limbert.benchmark(run, backends=("all",), precisions=("all",), **options)
+    pairs = [(row.setup.backend, row.setup.precision) for row in rows]
+    assert pairs == [("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")]
+    assert len(limbert.benchmark(run, backends=("all",), **options)) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from limbert.errors import CheckpointError, ConfigError, SubnetError
 from limbert.evaluation.choose import comparable_rows, measured_subnets, resolve_measured_names
 from limbert.evaluation.hardware import hardware_info
 from limbert.evaluation.results import (
+    POLICIES_NAME,
     PROFILE_NAME,
     RESULTS_NAME,
     ProfileRow,
@@ -20,6 +21,8 @@ from limbert.evaluation.results import (
     replace_json_lines,
 )
 from limbert.files import write_json_lines
+from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
+from limbert.method.early_exit import ExitRule
 
 COSTS = {"1x1": (20.0, 0.91), "0.5x1": (11.0, 0.90), "0.5x0.5": (6.0, 0.905), "0.25x0.5": (3.1, 0.80)}
 
@@ -97,6 +100,28 @@ def test_runtimes_and_precisions_compete(tmp_path: Path) -> None:
     assert limbert.choose(folder, max_drop="1").num_measured == 12
     with pytest.raises(ConfigError, match="precision fp16"):
         limbert.choose(folder, max_drop="1", precision="fp16")
+
+
+def test_evaluated_operating_points_compete(tmp_path: Path) -> None:
+    rows = [make_row(name) for name in COSTS] + [replace(make_row("1x1", latency_ms=5.0), subnet="balanced")]
+    folder = make_run(tmp_path, rows)
+    policy = Policy(cascade=("0.25x0.5", "1x1"), exits=ExitRule("entropy", 0.3))
+    save_operating_points(folder, {"balanced": OperatingPoint(policy, "accuracy", 0.99, 0.4)})
+    results = [
+        {"name": "balanced", "data": split, "metrics": {"accuracy": value}}
+        for split, value in (("validation", 0.99), ("development", 0.904))
+    ]
+    write_json_lines(folder / POLICIES_NAME, results[:1])
+    assert chosen(folder, max_drop="1")[0] == "0.5x0.5"  # its metric on dev is unknown
+    write_json_lines(folder / POLICIES_NAME, results)
+    choice = limbert.choose(folder, max_drop="1")
+    assert choice.best.is_policy
+    assert choice.best.drop == pytest.approx(0.006)
+    assert choice.best.to_dict()["policy"] == choice.best.profile.subnet == "balanced"
+    assert [one.profile.subnet for one in choice.front] == ["0.25x0.5", "balanced", "0.5x0.5", "1x1"]
+    assert chosen(folder, max_drop="0.5")[0] == "0.5x0.5"
+    with pytest.raises(SubnetError, match="--policy balanced"):
+        resolve_measured_names(folder, ["5.0ms-90.4"])
 
 
 def test_unmet_budget_names_the_nearest(folder: Path) -> None:

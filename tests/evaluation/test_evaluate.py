@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.factories.examples import TEXTS, make_examples
+from tests.factories.examples import TASK, TEXTS, make_examples
 from tests.factories.networks import make_network
 from tests.factories.runs import needs_encoder
 
 from limbert import ElasticModel
-from limbert.data.tasks import Task
 from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import count_parameters, evaluate_policy, evaluate_subnets, fit_temperatures
 from limbert.inference.policy import Policy
@@ -17,7 +16,6 @@ from limbert.method.calibration import calibration_error
 from limbert.model.flops import CostModel
 
 pytestmark = needs_encoder
-TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 
 
 def make_model() -> ElasticModel:

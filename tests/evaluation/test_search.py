@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.factories.examples import make_examples
+from tests.factories.examples import TASK, make_examples
 from tests.factories.gated_models import make_model
 from tests.factories.networks import CONFIGS, make_inputs, make_network
 from tests.factories.runs import needs_encoder
 
 from limbert import ElasticModel, Engine, Policy, Space, Subnet
 from limbert.core.pareto import pareto_front
-from limbert.data.tasks import Task
 from limbert.errors import CheckpointError, ConfigError, SubnetError
 from limbert.evaluation.encoding import SubnetEncoding
 from limbert.evaluation.evaluate import evaluate_subnets
@@ -26,8 +25,6 @@ from limbert.evaluation.search import (
     search_subnets,
 )
 from limbert.model.checkpoint import SEARCHED_SUBNETS_KEY, searched_subnet_name
-
-TASK = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 
 
 def model_of(case: str) -> ElasticModel:

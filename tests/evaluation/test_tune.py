@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.factories.examples import make_examples
+from tests.factories.examples import TASK, make_examples
 from tests.factories.gated_models import make_model
 from tests.factories.runs import ENCODER, needs_encoder
 from transformers import AutoTokenizer
@@ -26,7 +26,6 @@ from limbert.inference.policy import Policy
 from limbert.inference.predict import predict_subnet_logits
 
 pytestmark = needs_encoder
-CLASSES = Task("own", "classification", ("a", "b", "c"), ("accuracy",))
 SCORES = Task("own", "regression", (), ("pearson",))
 
 
@@ -38,14 +37,14 @@ def tuned(model: ElasticModel, task: Task, rule: str) -> list[PolicyCandidate]:
 @pytest.mark.parametrize("rule", ["entropy", "confidence", "patience"])
 def test_candidates_equal_running_their_policy(rule: str) -> None:
     model = make_model("bert", vocab_size=30522)
-    candidates = tuned(model, CLASSES, rule)
+    candidates = tuned(model, TASK, rule)
     assert candidates[0].policy == Policy(subnet="1x1")
     names = {one.policy.name.partition(":")[0] for one in candidates}
     assert names == {"static", "width", "depth", "width+depth", "cascade"}
     rng = np.random.default_rng(0)
     cascades = [one for one in candidates if one.policy.cascade]
     for candidate in [candidates[index] for index in rng.choice(len(candidates), size=35)] + cascades[:5]:
-        result = evaluate_policy(model, {"dev": make_examples()}, task=CLASSES, policy=candidate.policy, batch_size=3)
+        result = evaluate_policy(model, {"dev": make_examples()}, task=TASK, policy=candidate.policy, batch_size=3)
         assert candidate.metric_value == pytest.approx(result.metrics["accuracy"])
         assert (candidate.policy.temperatures is None) == (candidate.policy.subnet is not None)
         assert candidate.flops_share == pytest.approx(result.flops_mean / result.flops_full)
@@ -66,7 +65,7 @@ def test_without_gates_and_exits_nothing_leaves_early() -> None:
     model = make_model("bert", vocab_size=30522)
     model.gates = None
     model.space = type(model.space)(layers="spread")
-    assert {one.policy.name.partition(":")[0] for one in tuned(model, CLASSES, "entropy")} <= {"static", "cascade"}
+    assert {one.policy.name.partition(":")[0] for one in tuned(model, TASK, "entropy")} <= {"static", "cascade"}
 
 
 def candidate(value: float, flops: float) -> PolicyCandidate:
@@ -95,7 +94,7 @@ def random_records() -> PolicyRecords:
     logits = predict_subnet_logits(model, examples, subnets={"": model.full}, batch_size=64)[""]
     labels = torch.from_numpy(logits.argmax(axis=1))
     labels[::5] = (labels[::5] + 1) % 3
-    return PolicyRecords(model, examples.with_labels(labels), task=CLASSES, widths=(0.5, 1.0), exit_rule="entropy")
+    return PolicyRecords(model, examples.with_labels(labels), task=TASK, widths=(0.5, 1.0), exit_rule="entropy")
 
 
 def test_standard_error_is_that_of_a_proportion() -> None:

@@ -50,20 +50,25 @@ def sentence_piece() -> PreTrainedTokenizerFast:
     )
 
 
-def trained(kind: str, texts: Sequence[str], *, size: int = 1000) -> PreTrainedTokenizerFast:
-    """Byte-level BPE or Unigram, trained on texts, with RoBERTa's special tokens and ids."""
+def trained(
+    kind: str, texts: Sequence[str], *, size: int = 1000, specials_last: bool = False
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE or Unigram, trained on texts; special tokens first as in RoBERTa, or last as in ModernBERT."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    first = [] if specials_last else special
     if kind == "BPE":
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet)
+        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=first, initial_alphabet=alphabet)
     else:
         backend = Tokenizer(models.Unigram())
         backend.pre_tokenizer = pre_tokenizers.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>")
+        trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=first, unk_token="<unk>")
     backend.train_from_iterator(texts, trainer)
-    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    backend.add_special_tokens(special)
+    end, start = ((token, backend.token_to_id(token)) for token in ("</s>", "<s>"))
+    backend.post_processor = processors.RobertaProcessing(end, start)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
         pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",

@@ -97,7 +97,7 @@ def check_against_plain(path: Path, columns: Columns) -> list[object]:
     return plain
 
 
-def test_json_rows_are_refused_as_by_the_plain_engine(tmp_path: Path) -> None:
+def test_json_rows_are_refused_as_without_ray(tmp_path: Path) -> None:
     values = ["one two", ["a", "b"], {"x": 1}, 5, 0.5, False, None, " ", ["a"]]
     pairs = ["three", "four", "five", "six", "seven", "eight", 9, [10], {"y": 2}]
     lines: list[dict[str, object]] = [
@@ -111,6 +111,14 @@ def test_json_rows_are_refused_as_by_the_plain_engine(tmp_path: Path) -> None:
     inputs = shard(path, 100, "a", keep_columns=("id", "a"))
     kept, _, _ = ShardReader(inputs, skip_bad_rows=True).read(inputs.shards[0])
     assert kept.to_pylist()[1] == {"id": "[1]", "a": '["a", "b"]'}, "the output repeats values as JSON"
+
+
+def test_repeated_columns_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("a,x,x\none two,1,2\n")
+    with pytest.raises(DataError, match="duplicate"):
+        shard(path, 100, "a", keep_columns=None)
+    assert shard(path, 100, "a", keep_columns=("a",)).schema.names == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +136,7 @@ def test_json_rows_are_refused_as_by_the_plain_engine(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value.type) if isinstance(value, pyarrow.Array) else "",
 )
-def test_parquet_types_are_read_as_by_the_plain_engine(tmp_path: Path, column: pyarrow.Array, is_text: bool) -> None:
+def test_parquet_types_are_read_as_without_ray(tmp_path: Path, column: pyarrow.Array, is_text: bool) -> None:
     path = tmp_path / "in.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"a": column, "id": [0, 1]}), path)
     first, _ = check_against_plain(path, Columns("a", None, None))

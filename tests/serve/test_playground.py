@@ -21,8 +21,7 @@ from limbert.data.tasks import GLUE, Task, custom_task
 from limbert.inference.load import load_checkpoint
 from limbert.inference.policy import OperatingPoint
 from limbert.model.width_gates import WidthGates
-from limbert.serve.playground.predictions import compare_with_full, prediction_json
-from limbert.serve.playground.router import PUBLIC_PATHS
+from limbert.serve.playground.router import PUBLIC_PATHS, compare_with_full, prediction_json
 from limbert.serve.runner import RequestOutput, RequestTiming, TextOutput
 
 CHROMIUM = next(

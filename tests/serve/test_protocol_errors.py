@@ -54,7 +54,7 @@ HUGGING_FACE = [
     ({"inputs": None}, 422, "got null"),
     ({"inputs": 7}, 422, "got 7"),
     ({"inputs": True}, 422, "got true"),
-    ({"inputs": []}, 422, "got an empty list"),
+    ({"inputs": []}, 422, "inputs must have at least 1 item; got an empty list"),
     ({"inputs": ["a", None]}, 422, "inputs[1]"),
     ({"inputs": [["a", "b"]]}, 422, "inputs[0]"),
     ({"inputs": {"text_pair": "a"}}, 422, "inputs.text is missing"),
@@ -159,6 +159,7 @@ def test_unreadable_bodies_are_client_errors(url: str, body: bytes, status: int)
         answer = post(url + path, body)
         allowed = {status, 400} if path.startswith("/v2") else {status}
         assert answer.status_code in allowed, answer.text
+        assert status != 400 or "JSON" in answer.text
 
 
 def test_invalid_binary_tensors_are_refused(url: str) -> None:

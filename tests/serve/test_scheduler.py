@@ -155,9 +155,9 @@ def test_mixed_lengths_cost_little_padding(connections: int) -> None:
     texts = [tokens for request in requests for tokens in request.lengths]
     in_order = [texts[start : start + 16] for start in range(0, len(texts), 16)]
     seconds = sum(batch.seconds for _, batch in outcome.batches)
-    assert seconds < 0.9 * sum(model.seconds(16 * max(batch)) for batch in in_order)
-    if connections > 1:  # at most a quarter more than padding to eight tokens alone
-        assert seconds < 1.25 * model.per_token * sum(model.padded(tokens) for tokens in texts)
+    assert seconds < 0.95 * sum(model.seconds(16 * max(batch)) for batch in in_order)
+    if connections > 1:  # little more than padding to eight tokens alone
+        assert seconds < 1.3 * model.per_token * sum(model.padded(tokens) for tokens in texts)
 
 
 def test_texts_of_one_padded_length_run_together() -> None:
@@ -165,6 +165,15 @@ def test_texts_of_one_padded_length_run_together() -> None:
     assert scheduler.admit(PendingRequest([17, 30, 24, 8, 20, 32], ("1x1",), 0.0), 0.0) is None
     batches = [scheduler.next_batch(0.0) for _ in range(3)]
     assert [[text.tokens for text in batch.texts] for batch in batches if batch] == [[17, 24, 20], [30, 32], [8]]
+
+
+@pytest.mark.parametrize(("token_multiple", "sizes"), [(8, [12, 1]), (1, [13])])
+def test_padded_batches_have_few_shapes(token_multiple: int, sizes: list[int]) -> None:
+    scheduler = Scheduler(("1x1",), lambda name: LatencyModel(1e-3, 1e-4, token_multiple), CONFIG)
+    assert scheduler.admit(PendingRequest([20] * 13, ("1x1",), 0.0), 0.0) is None
+    batches = [scheduler.next_batch(0.0) for _ in sizes]
+    assert [len(batch.texts) for batch in batches if batch] == sizes
+    assert scheduler.queued == 0
 
 
 def test_light_load_runs_the_best_variant() -> None:

@@ -33,8 +33,10 @@ from limbert.serve.errors import (
     InvalidRequestError,
     OverloadedError,
     RequestTooLargeError,
+    UnavailableError,
 )
 from limbert.serve.process import serve
+from limbert.serve.queue import InferenceThread
 from limbert.serve.runner import ModelRunner
 from limbert.serve.selection import RequestOptions
 from limbert.serve.service import RequestOutput, Service
@@ -200,6 +202,20 @@ def test_address_is_announced_when_connections_succeed(run: Path) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert connected
+
+
+def test_requests_during_start_are_not_ready_yet(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, service = InferenceThread.start, Service(run, settings())
+
+    def start(self: InferenceThread) -> None:
+        with pytest.raises(UnavailableError, match="starting"):
+            together(lambda: service.predict(TEXTS[:1]))
+        original(self)
+
+    monkeypatch.setattr(InferenceThread, "start", start)
+    service.start()
+    assert len(together(lambda: service.predict(TEXTS[:1])).outputs) == 1
+    service.close()
 
 
 def test_errors_at_start_reach_the_caller(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.factories.distributed_worker import make_case
 from tests.factories.networks import make_network
 from tests.factories.phases import make_arguments, make_examples, make_model, make_trainer, train_phase
@@ -72,14 +73,15 @@ def test_training_the_encoder_drops_its_gates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_rewired", [True, False])
-def test_an_order_that_was_trained_is_kept(is_rewired: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", ["width", "joint"])
+def test_an_order_that_was_trained_is_kept(phase: str, is_rewired: bool, tmp_path: Path) -> None:
     """Rewiring would put other heads first than those that were trained to run alone."""
     model, inputs = make_model(), {"input_ids": torch.arange(5, 15)[None]}
     with torch.no_grad():
         before = model.view(model.subnet("0.5x1"))(**inputs).logits
         config = PhaseConfig(logit_weight=1.0, learning_rate=1e-12, max_steps=1)
-        model.record["phases"] = ["width"] * is_rewired
-        model = train_phase_with_gradients("width", config, tmp_path, model)
+        model.record["phases"] = ["joint" if phase == "width" else "width"] * is_rewired
+        model = train_phase_with_gradients(phase, config, tmp_path, model)
         after = model.view(model.subnet("0.5x1"))(**inputs).logits
     assert torch.allclose(before, after, atol=1e-3) is is_rewired
 
@@ -202,6 +204,15 @@ def test_given_arguments_replace_the_recipes(tmp_path: Path) -> None:
     copied = replace(arguments, max_steps=2)
     assert {"max_steps", "weight_decay"} <= copied.given
     assert "learning_rate" not in copied.given  # all are named then
+
+
+def test_tensorboard_has_every_phase(tmp_path: Path) -> None:
+    train(tmp_path / "run", phases=("finetune", "gates"), report_to=["tensorboard"], logging_steps=2)
+    for phase in ("finetune", "gates"):
+        (file,) = (tmp_path / "run" / "tensorboard" / phase).iterdir()
+        events = EventAccumulator(str(file))
+        events.Reload()
+        assert {"train/loss", "eval/loss"} <= {*events.Tags()["scalars"]}
 
 
 def test_datasets_in_memory_are_calibrated(tmp_path: Path) -> None:

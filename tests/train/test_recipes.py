@@ -69,7 +69,8 @@ def test_own_recipe_files(tmp_path: Path) -> None:
     assert recipe.phases["final"].label_weight == 1.0
     for text, message in [
         ("[phases.final]\nepoch = 2\n", "unknown setting final.epoch"),
-        ("[phases.polish]\nepochs = 2\n", "unknown phase 'polish'; allowed: finetune, width, depth, final"),
+        ("[phases.final]\nepochs = 'many'\n", "epochs is 'many'; it must be a float"),
+        ("[phases.polish]\nepochs = 2\n", "unknown phase 'polish'; allowed: finetune, width, depth, joint, final"),
         ("[phase.final]\n", r"needs \[space\] and \[phases.NAME\] tables, got phase"),
         ("epochs: 2", "mine.toml"),
     ]:

@@ -133,14 +133,11 @@ class AugmentedFile:
 
     def finish(self, shards: Sequence[Path], result: AugmentationResult) -> None:
         """Write the file, then its record; delete the work folder and files of other formats from earlier calls."""
-        try:
-            with atomic_file(self.path) as file:
-                if self.has_header and self.path.suffix != ".jsonl":
-                    file.write(self._format_cells(self.columns))
-                for shard in shards:
-                    file.writelines(json.loads(shard.read_text(encoding="utf-8"))["lines"])
-        except UnicodeEncodeError as error:
-            raise StorageError(f"cannot write {self.path}: {error}") from error
+        with atomic_file(self.path) as file:
+            if self.has_header and self.path.suffix != ".jsonl":
+                file.write(self._format_cells(self.columns))
+            for shard in shards:
+                file.writelines(json.loads(shard.read_text(encoding="utf-8"))["lines"])
         record = result.to_dict() | {"versions": library_versions(), "bytes": self.path.stat().st_size}
         with atomic_file(self.folder / RECORD_NAME) as file:
             file.write(to_json(record | {"settings": self.settings}))

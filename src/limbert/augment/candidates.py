@@ -18,6 +18,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from limbert.augment.words import ReplaceableWord, find_replaceable_words, is_word
 from limbert.core.config import Precision
+from limbert.data.table import lines_table
 from limbert.data.tokenize import evaluation_batches
 from limbert.errors import CheckpointError, DataError, first_line
 from limbert.model.checkpoint import check_checkpoint_path, load_tokenizer
@@ -79,30 +80,23 @@ def read_word_vectors(path: str | Path, *, max_words: int = MAX_WORDS) -> WordVe
 
     Entries that do not consist of letters are skipped. DataError: ``FILE:LINE: what, expected``.
     """
-    vectors: list[tuple[str, np.ndarray]] = []
-    dimensions = 0
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                parts = line.rstrip().split(" ")
-                if number == 1 and len(parts) == 2 and all(part.isdecimal() for part in parts):
-                    continue
-                dimensions = dimensions or len(parts) - 1
-                if len(parts) < 2 or len(parts) <= dimensions:
-                    expected = f"a word and {dimensions or 'some'}"
-                    raise DataError(f"{path}:{number}: {len(parts) - 1} numbers, expected {expected}")
-                if is_word(word := " ".join(parts[:-dimensions])):  # a few entries of large files contain spaces
-                    vectors.append((word, _parse_vector(parts[-dimensions:], f"{path}:{number}")))
-                if len(vectors) == max_words:
-                    break
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; expected GloVe's or word2vec's text format, not binary") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if not vectors:
+    words, vectors, dimensions = list[str](), list[np.ndarray](), 0
+    for number, cells, problem in lines_table(Path(path)).rows():
+        parts = cells["text"].rstrip().split(" ")
+        if number == 1 and len(parts) == 2 and all(part.isdecimal() for part in parts):
+            continue
+        dimensions = dimensions or len(parts) - 1
+        if problem is not None or len(parts) < 2 or len(parts) <= dimensions:
+            expected = f"{len(parts) - 1} numbers, expected a word and {dimensions or 'some'}"
+            raise DataError(f"{path}:{number}: {problem or expected}")
+        if is_word(word := " ".join(parts[:-dimensions])):  # a few entries of large files contain spaces
+            words.append(word)
+            vectors.append(_parse_vector(parts[-dimensions:], f"{path}:{number}"))
+        if len(words) == max_words:
+            break
+    if not words:
         raise DataError(f"{path}: no words with vectors; expected lines such as 'house 0.12 -0.5 ...'")
-    words, rows = zip(*vectors, strict=True)
-    return WordVectors(words, np.stack(rows))
+    return WordVectors(words, np.stack(vectors))
 
 
 def _parse_vector(parts: list[str], location: str) -> np.ndarray:

@@ -125,7 +125,7 @@ def _load_augmenter(
     predict_logits = None if config.with_logits is None else _logits_function(config, data, task)
     options: dict[str, Any] = {"count": config.augmented_per_example(num_rows), "probability": config.probability}
 
-    def augment_rows(rows: list[Any]) -> Any:
+    def augment_rows(rows: list[Any]) -> dict[str, Any]:
         texts = [output.texts_of(row) for _, row in rows]
         unique = [*dict.fromkeys(itertools.chain.from_iterable(texts))]
         words, masked = generator.generate(unique)

@@ -4,7 +4,6 @@ An interrupted run resumes after the files that exist. The shards, and so the re
 processes. (Those of ``Dataset.map(num_proc=)`` do, and its processes outlive a parent that is killed.)
 """
 
-import json
 import multiprocessing
 import os
 import signal
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 
 from limbert.errors import LimbertError
-from limbert.files import atomic_file
+from limbert.files import write_json_lines
 
-ShardFunction = Callable[[list[Any]], Any]  # from the items of a shard to JSON values
+ShardFunction = Callable[[list[Any]], dict[str, Any]]  # from the items of a shard to JSON values
 
 _worker_functions: dict[str, ShardFunction] = {}  # in a worker process: its one function
 
@@ -49,6 +48,7 @@ def map_shards(
     progress(done, len(shards))
     if workers > 1 and len(missing) > 1:
         spawn, size = multiprocessing.get_context("spawn"), min(workers, len(missing))
+        others = {*multiprocessing.active_children()}
         with ProcessPoolExecutor(size, mp_context=spawn, initializer=_start_worker, initargs=(load,)) as pool:
             try:
                 futures = as_completed([pool.submit(_write_in_worker, *shard) for shard in missing.items()])
@@ -57,23 +57,20 @@ def map_shards(
                     progress(finished, len(shards))
             except BrokenProcessPool as error:
                 raise LimbertError("a worker process ended early; run the same command again to resume") from error
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            except BaseException:  # do not wait for the shards in work
+                for worker in {*multiprocessing.active_children()} - others:
+                    worker.terminate()
+                raise
     elif missing:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             function = load()
             for finished, (path, items) in enumerate(missing.items(), done + 1):
-                _write(path, function(items))
+                write_json_lines(path, [function(items)])
                 progress(finished, len(shards))
         finally:
             torch.set_num_threads(threads)
-
-
-def _write(path: Path, result: Any) -> None:
-    with atomic_file(path) as file:
-        json.dump(result, file)
 
 
 def _start_worker(load: Callable[[], ShardFunction]) -> None:
@@ -92,4 +89,4 @@ def _exit_with_parent() -> None:
 
 
 def _write_in_worker(path: Path, items: list[Any]) -> None:
-    _write(path, _worker_functions["map"](items))
+    write_json_lines(path, [_worker_functions["map"](items)])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from limbert.data.table import lines_table
 from limbert.errors import DataError
 
 # English function words by class; the last two lines are the parts of contractions around the apostrophe.
@@ -64,13 +65,10 @@ def match_case(word: str, original: str) -> str:
 
 def read_stop_words(path: str | Path) -> frozenset[str]:
     """Stop words, in lower case, from a text file with one word a line; DataError if it has none."""
-    try:
-        words = frozenset(line.strip().lower() for line in Path(path).read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    if not words - {""}:
+    words, _ = lines_table(Path(path)).parse(lambda cells: cells["text"].strip().lower(), skip_bad_rows=False)
+    if not (stop_words := frozenset(words.values()) - {""}):
         raise DataError(f"{path}: no words; expected one word a line")
-    return words - {""}
+    return stop_words
 
 
 def sample_augmented_texts(

@@ -122,27 +122,24 @@ def _base_type(hint: Any) -> tuple[Any, bool]:
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is tuple:
         return _base_type(get_args(hint)[0])[0], True
-    if get_origin(hint) is Literal:
-        return str, False
-    return hint, False
+    return (str if get_origin(hint) is Literal else hint), False
 
 
 def _parse(value: Any, hint: Any, item: Field[Any]) -> Any:
-    if value is None:
-        return () if get_origin(hint) is tuple else None
     base, is_list = _base_type(hint)
     option = "--" + _option_name(item).replace("_", "-")
+    if value is None:
+        return () if get_origin(hint) is tuple else None
     if quantity := item.metadata.get("quantity"):
         number = parse_quantity(value, quantity_type=quantity, option=option)
         return int(number) if base is int else number
-    if item.metadata.get("repeats"):
-        return tuple(value)
-    if not is_list:
-        return value
+    if not is_list or item.metadata.get("repeats"):
+        return tuple(value) if is_list else value
     try:
         return tuple(base(part.strip()) for part in value.split(",") if part.strip())
     except ValueError:
-        raise ConfigError(f"{option} {value!r} is not a list of numbers such as 0.25,0.5,1.0") from None
+        example = "whole numbers such as 1,32" if base is int else "numbers such as 0.25,0.5,1.0"
+        raise ConfigError(f"{option} {value!r} is not a list of {example}") from None
 
 
 def _plain_quantity(value: float, quantity: QuantityType) -> str:

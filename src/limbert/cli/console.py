@@ -100,29 +100,26 @@ def print_results(
     from limbert.evaluation.results import mean_metric
 
     errors = ("calibration error", "uncalibrated") if results[0].calibration and not latency else ()
-    speed = ("latency", "speed-up") if latency else ()
-    header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *errors, *speed]
-    primary, rows, marked = next(iter(results[0].metrics)).rpartition("/")[2], [], False
+    header = ["sub-network", "parameters", "FLOPs", *results[0].metrics, *errors]
+    header += ["latency", "speed-up"] if latency else []
+    primary, rows, marked = next(iter(results[0].metrics)).rpartition("/")[2], list[list[str]](), False
     for index, result in enumerate(results):
         degenerate = baseline is not None and result.mean_metric(primary) <= mean_metric(baseline, primary)
         marked |= degenerate
-        cells = [
-            result.subnet + " *" * degenerate,
-            *(format_quantity(cost, quantity_type="count") for cost in (result.params, result.flops)),
-        ]
+        costs = [format_quantity(cost, quantity_type="count") for cost in (result.params, result.flops)]
+        cells = [result.subnet + " *" * degenerate, *costs]
         for name, value in result.metrics.items():
-            cells.append(f"{100 * value:.1f}" + (f" ± {100 * spread[index][name]:.1f}" if spread else ""))
+            cells.append(_percent(value) + (f" ± {_percent(spread[index][name])}" if spread else ""))
         if errors:
             calibration = result.calibration
-            values = (calibration.error, calibration.raw_error) if calibration else ()
-            cells += [f"{100 * value:.1f}" for value in values] or [""] * len(errors)
+            cells += [_percent(calibration.error), _percent(calibration.raw_error)] if calibration else ["", ""]
         if latency:
             own, full = latency[result.subnet], latency[results[0].subnet]
             cells += [f"{1000 * own:.2f} ms", f"{full / own:.2f} x"]
         rows.append(cells)
     if baseline is not None:
-        shown = [f"{100 * baseline[name]:.1f}" if name in baseline else "" for name in results[0].metrics]
-        rows.append(["baseline", "", "", *shown, *[""] * len((*errors, *speed))])
+        shown = [_percent(baseline[name]) if name in baseline else "" for name in results[0].metrics]
+        rows.append(["baseline", "", "", *shown, *[""] * (len(header) - 3 - len(shown))])
     print_table(header, rows, dim=range(1, len(rows), 2))
     if marked:
         say(
@@ -131,27 +128,31 @@ def print_results(
         )
 
 
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
 def print_policy_result(result: "PolicyResult", *, batch_size: int) -> None:
     """Print metrics and costs of a policy, and the widths and exits that inputs used."""
-    table = Table(show_header=False)
-    table.add_row("policy", str(result.policy))
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{100 * value:.1f}")
+    rows = {"policy": str(result.policy)} | {name: _percent(value) for name, value in result.metrics.items()}
     if result.calibration:
-        after, before = 100 * result.calibration.error, 100 * result.calibration.raw_error
-        table.add_row("calibration error", f"{after:.1f}, uncalibrated {before:.1f}")
+        error, raw = _percent(result.calibration.error), _percent(result.calibration.raw_error)
+        rows["calibration error"] = f"{error}, uncalibrated {raw}"
     flops, share = format_quantity(result.flops_mean, quantity_type="count"), result.flops_mean / result.flops_full
-    table.add_row("FLOPs per example", f"{flops}, {100 * share:.1f} % of the full model's")
-    table.add_row("time per example", f"{1000 * result.time_per_example:.2f} ms (batches of {batch_size})")
+    rows["FLOPs per example"] = f"{flops}, {_percent(share)} % of the full model's"
+    rows["time per example"] = f"{1000 * result.time_per_example:.2f} ms (batches of {batch_size})"
+    table = Table(show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
     stdout.print(table)
     used = sorted({width for layer in result.width_shares for width in layer})
     say("Fraction of the inputs by the width of each layer:")
-    rows = [
-        [str(index), *(f"{100 * widths[width]:.1f} %" if width in widths else "" for width in used)]
+    cells = [
+        [str(index), *(f"{_percent(widths[width])} %" if width in widths else "" for width in used)]
         for index, widths in enumerate(result.width_shares)
     ]
-    print_table(["layer", *(f"{width:g}" if width else "not run" for width in used)], rows, text_columns=0)
-    exits = ", ".join(f"{layers} for {100 * share:.1f} %" for layers, share in result.exit_shares.items())
+    print_table(["layer", *(f"{width:g}" if width else "not run" for width in used)], cells, text_columns=0)
+    exits = ", ".join(f"{layers} for {_percent(share)} %" for layers, share in result.exit_shares.items())
     say(f"layers run: {exits}")
 
 

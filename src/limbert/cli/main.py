@@ -30,28 +30,14 @@ from limbert.errors import ConfigError, LimbertError, explain_out_of_memory
 
 DISTRIBUTED_VERBS = ("train", "pretrain", "demo")  # all others run in one process
 
-
 _OTHER_NAMES = {  # of options, as other programs call them
-    "-i": "--input",
-    "-o": "--output",
-    "--all-scores": "--scores",
-    "--backend": "--runtime",
-    "--base-model": "--model",
-    "--bs": "--batch-size",
-    "--dataset": "--data",
-    "--dataset-name": "--data",
-    "--lr": "--learning-rate",
-    "--max-seq-length": "--max-length",
-    "--model-name-or-path": "--model",
-    "--num-epochs": "--epochs",
-    "--num-train-epochs": "--epochs",
-    "--output-dir": "--output",
-    "--per-device-eval-batch-size": "--batch-size",
-    "--per-device-train-batch-size": "--batch-size",
-    "--topk": "--top-k",
-    "--train-file": "--train",
-    "--validation-file": "--dev",
-}
+    "-i": "--input", "-o": "--output", "--all-scores": "--scores", "--backend": "--runtime", "--topk": "--top-k",
+    "--base-model": "--model", "--model-name-or-path": "--model", "--output-dir": "--output",
+    "--dataset": "--data", "--dataset-name": "--data", "--train-file": "--train", "--validation-file": "--dev",
+    "--bs": "--batch-size", "--per-device-eval-batch-size": "--batch-size",
+    "--per-device-train-batch-size": "--batch-size", "--lr": "--learning-rate", "--max-seq-length": "--max-length",
+    "--num-epochs": "--epochs", "--num-train-epochs": "--epochs",
+}  # fmt: skip
 
 
 class _Verb(TyperCommand):
@@ -63,9 +49,9 @@ class _Verb(TyperCommand):
             try:
                 return super().parse_args(ctx, [*args])
             except Exception as error:
-                if type(error).__name__ != "NoSuchOption":  # Typer does not export the class
+                given = getattr(error, "option_name", None)
+                if type(error).__name__ != "NoSuchOption" or given is None:  # Typer does not export the class
                     raise
-                given: str = error.option_name  # type: ignore[attr-defined]
                 plain = given.replace("_", "-")
                 name = _OTHER_NAMES.get(plain, plain)
                 if name == given or name not in known:  # the dashes do not count as likeness
@@ -102,21 +88,20 @@ def _global_options(
 
 def main() -> None:
     """Run the command of ``sys.argv``; exit status 1 for an error, 2 for a wrong option, 130 when interrupted."""
-    debug = "--debug" in sys.argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a label or a path may have characters that a terminal lacks
             stream.reconfigure(errors="backslashreplace")
     clean_up_on_signals()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    batch_size = re.search(r"--(?:batch-size|bs)[ =](\d+)", " ".join(arguments))
     try:
         for argument in arguments:
             if re.search("[\ud800-\udfff]", argument):  # libraries cannot write to such a path, nor JSON as UTF-8
                 raise ConfigError(f"{argument!r} is invalid Unicode; write it in UTF-8, or rename the file")
-        given = re.search(r"--(?:batch-size|bs)[ =](\d+)", " ".join(arguments))
-        with _output_of_rank_zero(arguments), explain_out_of_memory(given and int(given[1])):
+        with _output_of_rank_zero(arguments), explain_out_of_memory(batch_size and int(batch_size[1])):
             app(arguments)
     except (LimbertError, OSError) as error:  # of the latter those that no function expects: a full standard output
-        if debug:
+        if "--debug" in sys.argv:
             raise
         _exit_if_error_already_reported()
         message = str(error)
@@ -146,14 +131,11 @@ def _output_of_rank_zero(arguments: Sequence[str]) -> Iterator[None]:
     Raises:
         ConfigError: for a verb that runs in one process.
     """
-    if not _is_distributed_launch():
-        yield
-        return
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in DISTRIBUTED_VERBS:
-        raise ConfigError(
-            f"limbert {arguments[0]} runs in one process; these run in several: {', '.join(DISTRIBUTED_VERBS)}"
-        )
-    if int(os.environ.get("RANK", "0")) == 0:
+    verb = next(iter(arguments), "-")
+    if _is_distributed_launch() and not verb.startswith("-") and verb not in DISTRIBUTED_VERBS:
+        known = ", ".join(DISTRIBUTED_VERBS)
+        raise ConfigError(f"limbert {verb} runs in one process; these run in several: {known}")
+    if not _is_distributed_launch() or os.environ.get("RANK", "0") == "0":
         yield
         return
     with open(os.devnull, "w", encoding="utf-8") as devnull, redirect_stdout(devnull), redirect_stderr(devnull):

@@ -18,8 +18,7 @@ Run = Annotated[str, typer.Argument(help="elastic model", metavar="RUN")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: all)", min=1, metavar="N")]
 Device = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1")]
 BatchSize = Annotated[
-    int,
-    typer.Option("--batch-size", help="examples per batch; does not change the results", min=1, metavar="N"),
+    int, typer.Option("--batch-size", help="examples per batch; does not change the results", min=1, metavar="N")
 ]
 LongTexts = Annotated[
     str, typer.Option("--long-texts", help="truncate, or windows: overlapping parts whose logits are averaged")
@@ -32,10 +31,7 @@ class TrainingRun:
     """Options of ``train`` and ``pretrain`` beside their configs."""
 
     one_phase: tuple[str, ...] = config_field(
-        (),
-        "setting of a phase, such as width.hidden_weight=0.5; repeatable",
-        option="set",
-        repeats=True,
+        (), "setting of a phase, such as width.hidden_weight=0.5; repeatable", option="set", repeats=True
     )
     threads: int | None = config_field(None, "CPU threads (default: all)", minimum=1)
     overwrite: bool = config_field(False, "replace a result with other settings", panel="Output")
@@ -87,7 +83,6 @@ TRAINING = {
     "run": ConfigOptions(TrainingRun, _TRAINING),
 }
 POLICY = ConfigOptions(_Policy, "Sub-network or policy", as_overrides=True)
-EXIT_RULE = ConfigOptions(_Policy, only=("exit_rule",), as_overrides=True)
 COSTS = ConfigOptions(_Budget, "Budget", only=("max_latency", "max_params", "max_flops", "max_size"), as_overrides=True)
 RUNTIME = ConfigOptions(RuntimeConfig, "Runtime")
 BUDGET = ConfigOptions(_Budget, "Budget", as_overrides=True)
@@ -99,11 +94,6 @@ def check_policy_options(policy: dict[str, object], subnets: object) -> None:
         raise ConfigError("--widths, --exit-threshold and --exit-rule need a --policy")
     if policy and subnets:
         raise ConfigError("provide either --subnet or --policy; one sub-network is also --policy static:WIDTHxDEPTH")
-
-
-def split_commas(text: str | None) -> tuple[str, ...]:
-    """The parts of a comma-separated option."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 def prepare_libraries(threads: int | None) -> None:

@@ -1,6 +1,8 @@
 """``limbert predict``: predictions for texts, by a sub-network or a dynamic policy."""
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbert.cli import options as opt
-from limbert.cli import predict_on_ray as on_ray
-from limbert.cli import predict_server as on_server
 from limbert.cli.config_options import ConfigOptions, config_options
-from limbert.cli.predict_options import PredictOptions
+from limbert.cli.predict_options import PredictOptions, RayOptions, ServerOptions
+from limbert.cli.predict_server import check_server_options, predict_on_server
 from limbert.core.config import DataConfig, RuntimeConfig, config_field
+from limbert.errors import import_optional
 
 if TYPE_CHECKING:
+    from limbert.inference.pipeline import Pipeline
     from limbert.inference.prediction_files import InputRows
 
 
@@ -29,8 +32,8 @@ class _Subnet:
     subnet=ConfigOptions(_Subnet, "Sub-network or policy", as_overrides=True),
     policy=opt.POLICY,
     runtime=opt.RUNTIME,
-    ray=ConfigOptions(on_ray.RayOptions, "Ray", as_overrides=True),
-    server=ConfigOptions(on_server.ServerOptions, "Server"),
+    ray=ConfigOptions(RayOptions, "Ray"),
+    server=ConfigOptions(ServerOptions, "Server"),
 )
 def predict(
     context: typer.Context,
@@ -39,8 +42,8 @@ def predict(
     subnet: dict[str, str],
     policy: dict[str, Any],
     runtime: RuntimeConfig,
-    ray: dict[str, Any],
-    server: on_server.ServerOptions,
+    ray: RayOptions,
+    server: ServerOptions,
     run: Annotated[str | None, typer.Argument(help="elastic model; absent with --server", metavar="RUN")] = None,
     long_texts: opt.LongTexts = "truncate",
     batch_size: opt.BatchSize = 64,
@@ -57,40 +60,43 @@ def predict(
     Example: limbert predict runs/mrpc --engine ray --input 's3://bucket/pairs/*.parquet' --output s3://bucket/predicted
     Example: limbert predict --server http://127.0.0.1:8080 --input texts.txt
     """
-    from limbert.inference.prediction_files import check_output, given_rows
+    from limbert.inference.prediction_files import check_output
 
-    on_server.check_server_options(context)
-    engine = ray.pop("engine", "plain")
-    on_ray.check_engine_options(engine, device, ray, options, long_texts)
+    check_server_options(context)
+    ray.check(options, device=device, long_texts=long_texts)
     opt.check_policy_options({} if run is None else policy, subnet)
-    if options.output is not None and engine == "plain":
+    if options.output is not None and not ray.is_used:
         options = replace(options, output=check_output(options.output, options.input))
     if run is None:
-        inputs, rows = on_server.predict_on_server(server, options, columns, **subnet | policy)
-        _print_predictions(inputs, _abstaining(rows, options.abstain_below), options.output, as_json)
+        _print_predictions(*predict_on_server(server, options, columns, **subnet | policy), options, as_json=as_json)
         return
     opt.prepare_libraries(threads)
-    from limbert.cli.console import progress_bar
-    from limbert.core.task_types import TASK_TYPE_SPECS
-    from limbert.data.task_files import load_texts
-    from limbert.data.task_registry import TASK_HANDLERS
     from limbert.evaluation.choose import resolve_measured_names
     from limbert.inference.pipeline import pipeline
 
     settings: dict[str, Any] = {"batch_size": batch_size, "long_texts": long_texts} | policy | vars(runtime)
     if subnet:
         (settings["subnet"],) = resolve_measured_names(run, [*subnet.values()])
-    pipe = pipeline(run, device="cpu" if engine == "ray" else device, threads=threads, **settings)
+    pipe = pipeline(run, device="cpu" if ray.is_used else device, threads=threads, **settings)
     pipe = replace(pipe, checkpoint=pipe.checkpoint.with_data_config(**columns))
-    if engine == "ray":
-        on_ray.predict_on_ray(pipe, options, ray, threads=threads, as_json=as_json)
-        return
-    handler = TASK_HANDLERS[pipe.task.task_type]
-    if options.input is None:
-        inputs = given_rows(handler.make_examples(options.text, options.pair or None))
+    if ray.is_used:
+        _predict_on_ray(pipe, options, ray, threads=threads, as_json=as_json)
     else:
-        has_own_formats = TASK_TYPE_SPECS[pipe.task.task_type].token_level
-        reader = partial(load_texts, task_type=pipe.task.task_type) if has_own_formats else None
+        _print_predictions(*_predict_here(pipe, options), options, as_json=as_json)
+
+
+def _predict_here(pipe: "Pipeline", options: PredictOptions) -> "tuple[InputRows, list[dict[str, Any]]]":
+    from limbert.cli.console import progress_bar
+    from limbert.core.task_types import TASK_TYPE_SPECS
+    from limbert.data.task_files import load_texts
+    from limbert.data.task_registry import TASK_HANDLERS
+    from limbert.inference.prediction_files import given_rows
+
+    task_type = pipe.task.task_type
+    if options.input is None:
+        inputs = given_rows(TASK_HANDLERS[task_type].make_examples(options.text, options.pair or None))
+    else:
+        reader = partial(load_texts, task_type=task_type) if TASK_TYPE_SPECS[task_type].token_level else None
         inputs = options.read_input(pipe.checkpoint.data_config, read_examples=reader)
     with progress_bar("predicting") as progress:
         predictions = pipe.predict(
@@ -101,38 +107,65 @@ def predict(
             progress=progress,
         )
     is_dynamic = pipe.policy.subnet is None
-    rows = [prediction.to_dict() | (prediction.cost_to_dict() if is_dynamic else {}) for prediction in predictions]
-    _print_predictions(inputs, _abstaining(rows, options.abstain_below), options.output, as_json)
+    return inputs, [row.to_dict() | (row.cost_to_dict() if is_dynamic else {}) for row in predictions]
 
 
-def _abstaining(rows: list[dict[str, Any]], threshold: float | None) -> list[dict[str, Any]]:
-    if threshold is None:
-        return rows
-    from limbert.inference.predict import abstain
+def _predict_on_ray(
+    pipe: "Pipeline", options: PredictOptions, ray: RayOptions, *, threads: int | None, as_json: bool
+) -> None:
+    from limbert.cli import console
 
-    return [abstain(row, threshold) for row in rows]
+    import_optional("ray", extra="scale")
+    from limbert.inference.ray import predict_files
+
+    with console.ProgressBar() as bar, redirect_stdout(sys.stderr):  # Ray prints; stdout is for results
+        result = predict_files(
+            pipe,
+            str(options.input),
+            str(options.output),
+            keep_columns=options.keep,
+            skip_bad_rows=options.skip_bad_rows,
+            workers=ray.workers,
+            threads=threads,
+            progress=bar,
+            **({} if ray.shard_rows is None else {"shard_rows": ray.shard_rows}),
+        )
+    if as_json:
+        console.print_json(vars(result) | {"output": options.output})
+        return
+    resumed = f" ({result.resumed} from an earlier run)" if result.resumed else ""
+    saved = f"Saved {result.rows} predictions in {result.shards} shards{resumed} in {options.output}"
+    console.note(saved + _count_empty(result.bad_rows))
 
 
 def _print_predictions(
-    inputs: "InputRows", predictions: list[dict[str, Any]], output: str | None, as_json: bool
+    inputs: "InputRows", predictions: list[dict[str, Any]], options: PredictOptions, *, as_json: bool
 ) -> None:
     """Predictions with their rows, to a file (whole or not at all) or the terminal."""
     from limbert.cli import console
     from limbert.inference.prediction_files import is_table, write_rows
 
-    rows = inputs.with_predictions(predictions)
+    if options.abstain_below is not None:
+        from limbert.inference.predict import abstain
+
+        predictions = [abstain(row, options.abstain_below) for row in predictions]
+    rows, output = inputs.with_predictions(predictions), options.output
     if output is None or not is_table(output):
         rows = inputs.with_texts(rows)
     if output:
         write_rows(output, rows)
-        empty = f", {inputs.examples.bad_rows} of them empty (no text)" if inputs.examples.bad_rows else ""
-        console.note(f"Saved {len(rows)} predictions in {'standard output' if output == '-' else output}{empty}")
+        saved = f"Saved {len(rows)} predictions in {'standard output' if output == '-' else output}"
+        console.note(saved + _count_empty(inputs.examples.bad_rows))
     elif as_json:
         console.print_json(rows)
     else:
         for row in rows:
             texts = [text for text in (row.get("text"), row.get("pair")) if text]
             console.say(f"{_format(row)}  {' | '.join(texts)}" if texts else "(no text)")
+
+
+def _count_empty(rows: int) -> str:
+    return f", {rows} of them empty (no text)" if rows else ""
 
 
 def _format(row: Mapping[str, Any]) -> str:

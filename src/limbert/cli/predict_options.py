@@ -1,4 +1,4 @@
-"""Options of ``limbert predict``: the texts, and what is written about them."""
+"""Options of ``limbert predict``: the texts, what is written about them, and where the predictions are made."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,3 +43,45 @@ class PredictOptions:
         from limbert.inference.prediction_files import read_rows
 
         return read_rows(str(self.input), config, keep=self.keep, skip_bad_rows=self.skip_bad_rows, **reading)
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """The engine, and the options that need ``--engine ray``."""
+
+    engine: str | None = config_field(
+        None, "plain (this process, the default) or ray (workers on this machine, or on $RAY_ADDRESS)"
+    )
+    workers: int | None = config_field(None, "workers (default: one for each --threads cores)", minimum=1)
+    shard_rows: int | None = config_field(None, "most rows in an output file (default: 5000)", minimum=1)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the predictions are made on Ray."""
+        return self.engine == "ray"
+
+    def check(self, options: PredictOptions, *, device: str, long_texts: str) -> None:
+        """Refuse an unknown engine, and options of the other engine, before a model is loaded.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        require(self.engine in (None, "plain", "ray"), "engine", self.engine, "plain or ray")
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("workers", "shard_rows")}
+        if self.is_used:
+            if not options.input or not options.output:
+                raise ConfigError("--engine ray reads files and writes a folder: provide --input and --output")
+            given = {name: getattr(options, name) or None for name in ("scores", "top_k", "abstain_below")}
+            given |= {"long_texts": None if long_texts == "truncate" else long_texts}
+            given |= {f"device {device}": None if device in ("auto", "cpu") else device}
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} is for --engine {'plain' if self.is_used else 'ray'}")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Options that name a server instead of a model on this machine."""
+
+    server: str | None = config_field(None, "URL of a running limbert serve, instead of RUN")
+    api_key: str | None = config_field(None, "API key of the server", envvar="LIMBERT_API_KEY")

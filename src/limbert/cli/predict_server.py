@@ -1,27 +1,17 @@
 """``limbert predict --server``: predictions from a server instead of a model on this machine."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from limbert.core.config import DataConfig, config_field, require
+from limbert.cli.predict_options import PredictOptions, ServerOptions
+from limbert.core.config import DataConfig, require
 from limbert.core.task_types import MULTI_LABEL_THRESHOLD
 from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from limbert.cli.predict_options import PredictOptions
     from limbert.client import ServerPrediction
     from limbert.inference.prediction_files import InputRows
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Options of ``limbert predict`` that name a server instead of a model on this machine."""
-
-    server: str | None = config_field(None, "URL of a running limbert serve, instead of RUN")
-    api_key: str | None = config_field(None, "API key of the server", envvar="LIMBERT_API_KEY")
-
 
 _SERVER_OPTIONS = {
     *("server", "api_key", "subnet", "policy", "as_json", "abstain_below"),
@@ -48,16 +38,11 @@ def check_server_options(context: typer.Context) -> None:
 
 
 def predict_on_server(
-    server: ServerOptions,
-    options: "PredictOptions",
-    columns: dict[str, Any],
-    *,
-    subnet: str | None = None,
-    policy: str | None = None,
+    server: ServerOptions, options: PredictOptions, columns: dict[str, Any], **variant: Any
 ) -> "tuple[InputRows, list[dict[str, Any]]]":
     """Rows of the command line or of a file, and their predictions as ``limbert predict`` writes them.
 
-    Without a sub-network or policy the server's policy decides; a prediction names its sub-network as ``size``.
+    Without a ``subnet`` or ``policy`` the server's policy decides; a prediction names its sub-network as ``size``.
 
     Raises:
         ConfigError: for an invalid URL, before the file is read.
@@ -80,22 +65,19 @@ def predict_on_server(
         has_scores = options.scores or options.top_k is not None
         require(not has_scores or task_type != "regression", "top k", options.top_k, "left out: a regression has none")
         for start in range(0, len(examples), chunk_size):
-            pairs = None if examples.pairs is None else examples.pairs[start : start + chunk_size]
-            texts = examples.texts[start : start + chunk_size]
-            for prediction in client.predict(texts, pairs=pairs, subnet=subnet, policy=policy):
-                rows.append(_prediction_json(prediction, task_type))
-                if has_scores:
-                    best = [*prediction.scores.items()][: None if options.scores else options.top_k]
-                    rows[-1]["scores"] = [{"label": label, "score": score} for label, score in best]
-                if prediction.subnet:
-                    rows[-1]["size"] = prediction.subnet
+            chunk = examples.select(range(start, min(start + chunk_size, len(examples))))
+            predictions = client.predict(chunk.texts, pairs=chunk.pairs, **variant)
+            rows += [_prediction_json(prediction, task_type, options) for prediction in predictions]
             advance(len(rows), len(examples))
     return inputs, rows
 
 
-def _prediction_json(prediction: "ServerPrediction", task_type: str) -> dict[str, Any]:
+def _prediction_json(prediction: "ServerPrediction", task_type: str, options: PredictOptions) -> dict[str, Any]:
+    row: dict[str, Any] = {} if prediction.label is None else {"label": prediction.label}
+    row["score"] = prediction.score
+    scores: list[dict[str, Any]] = [{"label": label, "score": score} for label, score in prediction.scores.items()]
     if task_type == "multi-label":
-        scores = [{"label": label, "score": score} for label, score in prediction.scores.items()]
-        return {"labels": [label for label in scores if label["score"] > MULTI_LABEL_THRESHOLD]}  # type: ignore[operator]
-    score = {"score": prediction.score}
-    return score if prediction.label is None else {"label": prediction.label, **score}
+        row = {"labels": [label for label in scores if label["score"] > MULTI_LABEL_THRESHOLD]}
+    if options.scores or options.top_k is not None:
+        row["scores"] = scores[: None if options.scores else options.top_k]
+    return row | ({"size": prediction.subnet} if prediction.subnet else {})

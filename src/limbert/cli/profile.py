@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.core.config import config_field
-from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
     from limbert.evaluation.choose import Constraint, MeasuredSubnet
@@ -17,18 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Measurements:
-    batch_sizes: str = config_field("1", "batch sizes, such as 1,32", option="batch")
-    lengths: str | None = config_field(
-        None, "tokens per example, such as 32,128 (default: 128, or the model's longest)", option="tokens"
+    """Options with the names of the parameters of `limbert.benchmark`."""
+
+    batch_sizes: tuple[int, ...] = config_field((1,), "batch sizes, such as 1,32", option="batch")
+    lengths: tuple[int, ...] = config_field(
+        (), "tokens per example, such as 32,128 (default: 128, or the model's longest)", option="tokens"
     )
-    backends: str = config_field(
-        "torch", "any of torch,onnxruntime,openvino; or all that are installed", option="runtime"
+    backends: tuple[str, ...] = config_field(
+        ("torch",), "any of torch,onnxruntime,openvino; or all that are installed", option="runtime"
     )
-    precisions: str = config_field(
-        "fp32", "any of fp32,bf16,int8, in the runtimes that have them (torch: fp32); or all", option="precision"
+    precisions: tuple[str, ...] = config_field(
+        ("fp32",), "any of fp32,bf16,int8, in the runtimes that have them (torch: fp32); or all", option="precision"
     )
     device: str = config_field("cpu", "cpu, or cuda for torch")
-    subnets: str = config_field("all", "all, or names such as 1x1,0.5x0.75,balanced")
+    subnets: tuple[str, ...] = config_field(("all",), "all, or names such as 1x1,0.5x0.75,balanced")
     rounds: int = config_field(50, "forward passes of each sub-network", minimum=5)
     max_seconds: float = config_field(
         20.0,
@@ -36,23 +37,6 @@ class _Measurements:
         option="seconds",
         minimum=0,
     )
-
-    def parsed(self) -> dict[str, Any]:
-        """The parameters of `limbert.benchmark`.
-
-        Raises:
-            ConfigError: for an option that cannot be parsed.
-        """
-        names = opt.split_commas(self.subnets)
-        if not names:
-            raise ConfigError(f"--subnets is {self.subnets!r}; write all, or names such as 1x1,0.5x0.75")
-        return vars(self) | {
-            "subnets": () if names == ("all",) else names,
-            "backends": opt.split_commas(self.backends),
-            "precisions": opt.split_commas(self.precisions),
-            "batch_sizes": _parse_positive_ints(self.batch_sizes, "--batch"),
-            "lengths": () if self.lengths is None else _parse_positive_ints(self.lengths, "--tokens"),
-        }
 
 
 @config_options(options=ConfigOptions(_Measurements), limits=opt.COSTS)
@@ -82,8 +66,8 @@ def profile(
     from limbert.evaluation.results import PROFILE_NAME
 
     constraints = parse_constraints({f"--{name.replace('_', '-')}": limit for name, limit in limits.items()})
-    settings, bar = options.parsed(), console.ProgressBar()
-    has_preview = not as_json and (bool(limits) or not 0 < len(settings["subnets"]) <= 3)
+    settings: dict[str, Any] = vars(options) | {"subnets": () if options.subnets == ("all",) else options.subnets}
+    bar = console.ProgressBar()
 
     def print_preview(rows: "list[ProfileRow]") -> None:
         bar.pause()
@@ -96,23 +80,16 @@ def profile(
         if not as_json:
             _print_profile(run, rows)
 
+    has_preview = not as_json and (bool(limits) or not 0 < len(settings["subnets"]) <= 3)
     with bar:
-        previews: dict[str, Any] = {"on_preview": print_preview} if has_preview else {}
-        rows = benchmark(run, **settings, **previews, on_setup=print_setup, progress=bar)
+        preview = print_preview if has_preview else None
+        rows = benchmark(run, **settings, on_preview=preview, on_setup=print_setup, progress=bar)
     if as_json:
         console.print_json([row.to_dict() for row in rows])
         return
     if len({row.setup for row in rows}) > 1:
         _print_constraint_checks(constraints, rows)
     console.say(f"Saved {len(rows)} rows in {run}/{PROFILE_NAME}. Next: limbert choose {run} --max-latency ...")
-
-
-def _parse_positive_ints(text: str, option: str) -> tuple[int, ...]:
-    """The whole numbers of an option such as ``1,32``, each once."""
-    parts = opt.split_commas(text)
-    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"{option} {text!r} is not a list of whole numbers such as 1,32")
-    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _print_constraint_checks(constraints: "Sequence[Constraint]", rows: "Sequence[ProfileRow]") -> None:
@@ -124,10 +101,10 @@ def _print_constraint_checks(constraints: "Sequence[Constraint]", rows: "Sequenc
         subnets = sorted((MeasuredSubnet(row, 0.0) for row in rows), key=constraint.budget_metric.value_of)
         within = [subnet for subnet in subnets if not constraint.excess(subnet)]
         cheapest, limit = subnets[0], constraint.shown_limit
-        setup, name = cheapest.profile.setup, cheapest.profile.subnet
         if within:
             say(f"{limit} can be met: {within[-1].profile.subnet} has {constraint.shown_value(within[-1])}")
         else:
+            setup, name = cheapest.profile.setup, cheapest.profile.subnet
             where = f"on {setup.backend} {setup.precision}, batch {setup.batch}, {setup.tokens} tokens"
             say(f"{limit} cannot be met {where}: {name} has {constraint.describe_excess(cheapest)}")
 
@@ -140,21 +117,14 @@ def _print_profile(run: str, rows: "Sequence[ProfileRow]") -> None:
     from limbert.evaluation.results import RESULTS_NAME
 
     folder, setup = Path(run).expanduser(), rows[0].setup
-    machine = describe_hardware(rows[0].hardware, device=setup.device)
-    say(f"\n{setup}; {machine}; {rows[0].rounds} rounds")
+    say(f"\n{setup}; {describe_hardware(rows[0].hardware, device=setup.device)}; {rows[0].rounds} rounds")
     print_profile_table(rows, measured_subnets(folder, rows) if (folder / RESULTS_NAME).exists() else [])
 
 
 def print_profile_table(
     rows: "Sequence[ProfileRow]", measured: "Sequence[MeasuredSubnet]", *, bold: Collection[int] = ()
 ) -> None:
-    """Print measured costs, and the measured names of sub-networks with a known metric.
-
-    Args:
-        rows: in the order shown.
-        measured: those of the rows with a known metric.
-        bold: indices of rows in bold.
-    """
+    """Print measured costs in the given order, and the measured names of ``measured``, the rows with a known metric."""
     from limbert.cli.console import print_table
 
     names = {id(subnet.profile): subnet.measured_name for subnet in measured}
@@ -165,9 +135,9 @@ def print_profile_table(
     for row in rows:
         memory: Any = None if row.peak_memory_bytes is None else row.peak_memory_bytes / 1e6
         costs = (row.params / 1e6, row.flops / 1e9, row.file_bytes / 1e6, memory)
-        numbers = (*costs, row.latency_p50_ms, row.latency_p95_ms, row.throughput)
+        numbers = map(_format_number, (*costs, row.latency_p50_ms, row.latency_p95_ms, row.throughput))
         runtime = [f"{row.setup.backend} {row.setup.precision}"] * several
-        cells.append([row.subnet, *runtime, *map(_format_number, numbers), names.get(id(row), "")])
+        cells.append([row.subnet, *runtime, *numbers, names.get(id(row), "")])
     print_table(header, cells, bold=bold, compact=True, text_columns=1 + several)
 
 

@@ -1,5 +1,6 @@
 """``limbert search``: sub-networks off the grid, each layer with its own heads and neurons."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,12 +55,20 @@ def search(
     with console.ProgressBar() as progress:
         result = searching.search(run, batch_size=batch_size, progress=progress, **settings)
     if as_json:
-        console.print_json({"trials": result.trials, "objective": result.objective, "front": result.front})
+        console.print_json(vars(result))
         return
     console.say(f"Pareto front of {result.trials} sub-networks on the validation split, with its metric on dev:")
     _print_front(result)
     new = [row for row in result.front if not row["grid"]]
-    console.say(_compare_with_grid(new, options.objective))
+    gains = [row["dev"] - row["grid_dev"] for row in new if row["grid_dev"] is not None]
+    if gains:
+        console.say(
+            f"On dev {sum(gain > 1e-9 for gain in gains)} of {len(gains)} new sub-networks beat every sub-network of "
+            f"the grid at no more cost ({options.objective}); mean difference: "
+            f"{100 * sum(gains) / len(gains):+.1f} points."
+        )
+    else:
+        console.say("No sub-network off the grid is on the front.")
     if new:
         console.say(f"Saved in {run}/limbert.json. Next: limbert evaluate {run} --subnet {new[-1]['subnet']}")
 
@@ -79,22 +88,6 @@ def _print_front(result: "SearchResult") -> None:
 
 def _format_ranges(layers: Sequence[int]) -> str:
     """Indices with consecutive ones joined: ``0-3 5``."""
-    spans: list[list[int]] = []
-    for layer in layers:
-        if spans and spans[-1][-1] == layer - 1:
-            spans[-1].append(layer)
-        else:
-            spans.append([layer])
+    runs = itertools.groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0])
+    spans = [[layer for _, layer in pairs] for _, pairs in runs]
     return " ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
-
-
-def _compare_with_grid(rows: Sequence[dict[str, Any]], objective: str) -> str:
-    """How the new sub-networks compare on dev with the best of the grid at no more cost."""
-    gains = [row["dev"] - row["grid_dev"] for row in rows if row["grid_dev"] is not None]
-    if not gains:
-        return "No sub-network off the grid is on the front."
-    better = sum(gain > 1e-9 for gain in gains)
-    return (
-        f"On dev {better} of {len(gains)} new sub-networks beat every sub-network of the grid at no more cost "
-        f"({objective}); mean difference: {100 * sum(gains) / len(gains):+.1f} points."
-    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.core.config import config_field
-from limbert.errors import ConfigError, LimbertError
+from limbert.errors import ConfigError, LimbertError, import_optional
 from limbert.serve.settings import ServeSettings
 
 
@@ -48,6 +48,8 @@ def serve(run: opt.Run, settings: ServeSettings, mode: _ServeMode, as_json: opt.
     Example: limbert serve runs/mrpc --ray --replicas 1:8 --threads 2 --host 0.0.0.0
     """
     mode.check(settings)
+    for library in ("fastapi", "uvicorn", "prometheus_client"):
+        import_optional(library, extra="serve")
     run = os.path.expanduser(run)
     if mode.background:
         _serve_in_background(as_json=as_json)

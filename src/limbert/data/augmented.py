@@ -96,24 +96,24 @@ def load_augmented_examples(path: str, training: TrainTable, *, skip_bad_rows: b
     parsed, bad_rows = table.parse(parse, skip_bad_rows=skip_bad_rows)
     if not parsed:
         raise DataError(f"{table.name}: no row has a text and a label of the task; expected at least one")
-    rows, logits, named = zip(*parsed.values(), strict=True)
-    sources = list(named)
+    rows, logits, sources = zip(*parsed.values(), strict=True)
     examples = Examples.from_rows(rows, bad_rows)
     if 0 < (missing := logits.count(None)) < len(logits):
         raise DataError(f"{table.name}: {missing} rows have no logits; expected logits in all rows or in none")
+    source_ids: Sequence[str | None] = sources
     if source_column is None:
         ids, train_ids = _source_ids(examples), _source_ids(training.raw.examples)
         train_rows = training.table.rows_at(training.raw.rows)
         train_cells = [_other_cells(row, training.table, columns) for row in train_rows]
-        sources = _match_by_cells(ids, sources, train_ids, train_cells)
-        if sources.count(None) > len(ids) / 2:
-            sources = _match_by_order(ids, train_ids)
-        if (unknown := sources.count(None)) > len(ids) / 2:
+        source_ids = _match_by_cells(ids, sources, train_ids, train_cells)
+        if source_ids.count(None) > len(ids) / 2:
+            source_ids = _match_by_order(ids, train_ids)
+        if (unknown := source_ids.count(None)) > len(ids) / 2:
             raise DataError(
                 f"{table.name}: {unknown} of {len(ids)} rows cannot be traced to training examples by other cells or "
                 "order, so augmented validation examples might train; make the file with limbert augment"
             )
-    return AugmentedExamples(examples, tuple(sources), None if missing else np.array(logits, dtype=np.float32))
+    return AugmentedExamples(examples, tuple(source_ids), None if missing else np.array(logits, dtype=np.float32))
 
 
 def _extra_columns(table: Table, train_table: Table, columns: Columns) -> tuple[str | None, str | None]:

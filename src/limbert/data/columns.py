@@ -18,6 +18,7 @@ PAIR_COLUMN_NAMES = (
     ("premise", "hypothesis"),
 )
 _SAMPLE_ROWS = 100  # rows searched for a column of text
+_MAX_SHOWN_CHARS = 40  # of a column's name in messages: without a header it may be a text
 
 
 def choose_columns(
@@ -69,7 +70,9 @@ def select_columns(table: Table, columns: Columns) -> Table:
 
 
 def _error(table: Table, problem: str) -> DataError:
-    return DataError(f"{problem}; columns: {', '.join(table.columns)}")
+    shown = (name if len(name) <= _MAX_SHOWN_CHARS else f"{name[:_MAX_SHOWN_CHARS]}..." for name in table.columns)
+    hint = " (or numbers from 0, if the file has no header: --text-column 1 --label-column 0)"
+    return DataError(f"{problem}; columns: {', '.join(shown)}{hint if table.without_header else ''}")
 
 
 def _guess_columns(table: Table, given: Columns, *, labelled: bool) -> Columns:

@@ -18,6 +18,7 @@ from limbert.data.tasks import TASK_COLUMNS, Task, column_layouts, requested_tas
 from limbert.errors import ConfigError, DataError
 from limbert.files import json_fingerprint
 
+_MAX_MAJORITY = 0.8  # fraction of one class up to which accuracy alone is reported
 _MAX_SHOWN_CLASSES = 20  # classes with their counts in the description of the data
 
 
@@ -65,6 +66,9 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
     if not dev:
         train, dev = source.hold_out(train)
     task = replace(task, has_pairs=train.pairs is not None)
+    is_classification = task.name is None and task.task_type == "classification"
+    if is_classification and label_counts(task, train).max() > _MAX_MAJORITY * len(train):
+        task = replace(task, metrics=(*task.metrics, "macro_f1"))  # accuracy hardly sees the rare classes
     if config.metric is not None:
         task = task.with_primary_metric(config.metric)
     fingerprints = {"train": _fingerprint(task, {"train": train}), "dev": _fingerprint(task, dev)}

@@ -44,9 +44,8 @@ def tokenize_in_windows(
         return no_characters, no_characters, np.empty(0)
 
     tokens = tokenize_aligned(replace(examples, labels=None), tokenizer, align, max_length=max_length, **windows)
-    labels, alignment = label_tensor(task, examples), tokens.alignment
-    assert alignment is not None
-    return tokens if labels is None else tokens.with_labels(labels[torch.from_numpy(alignment.example_index)])
+    labels = label_tensor(task, examples)
+    return tokens if labels is None else tokens.with_labels(labels[torch.from_numpy(tokens.aligned.example_index)])
 
 
 def _with_most_context(tokens: TokenizedExamples) -> TokenizedExamples:
@@ -54,8 +53,7 @@ def _with_most_context(tokens: TokenizedExamples) -> TokenizedExamples:
 
     The context of a token is the smaller number of tokens that its window has before and after it.
     """
-    alignment, lengths = tokens.alignment, tokens.lengths
-    assert alignment is not None
+    alignment, lengths = tokens.aligned, tokens.lengths
     position = np.arange(len(tokens.tokens.ids)) - np.repeat(tokens.tokens.offsets[:-1], lengths)
     context = np.minimum(position, np.repeat(lengths, lengths) - 1 - position)
     example = np.repeat(alignment.example_index, lengths)

@@ -70,8 +70,7 @@ def tokenize_windows(
     options: dict[str, Any] = {"max_length": max_length, "truncation": "only_second"} | windows
     truncated = replace(examples, texts=tuple(map(truncate, examples.texts)))
     tokens = tokenize_aligned(truncated, tokenizer, align, **options)
-    assert tokens.alignment is not None
-    return replace(tokens, alignment=replace(tokens.alignment, examples=examples))
+    return replace(tokens, alignment=replace(tokens.aligned, examples=examples))
 
 
 def _answer_token_span(answers: ReferenceAnswers, starts: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
@@ -93,8 +92,7 @@ def best_spans(
         examples: from `tokenize_windows`.
         n_best_size: spans per question.
     """
-    alignment = examples.alignment
-    assert alignment is not None
+    alignment = examples.aligned
     spans: list[dict[tuple[int, int], float]] = [{} for _ in alignment.examples.texts]  # logits by characters
     for row, (begin, stop) in enumerate(itertools.pairwise(examples.tokens.offsets)):
         tokens = begin + np.flatnonzero(alignment.char_starts[begin:stop] >= 0)
@@ -121,8 +119,7 @@ def _best_window_spans(logits: np.ndarray, n_best_size: int) -> list[tuple[float
 
 def squad_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
     """Mean F1 and exact match of the best spans, from 0 to 1; logits ``(all tokens, 2)``."""
-    assert examples.alignment is not None
-    source = examples.alignment.examples
+    source = examples.aligned.examples
     assert source.pairs is not None
     assert source.labels is not None
     f1, exact = 0.0, 0.0
@@ -138,8 +135,7 @@ def answer_predictions(task: Task, logits: np.ndarray, examples: TokenizedExampl
     """For each question ``answer``, its ``score`` (probability among the best spans), ``start`` and ``end``."""
     from scipy.special import softmax
 
-    assert examples.alignment is not None
-    contexts = examples.alignment.examples.pairs
+    contexts = examples.aligned.examples.pairs
     assert contexts is not None
     rows: list[dict[str, Any]] = []
     for context, spans in zip(contexts, best_spans(logits, examples), strict=True):

@@ -23,7 +23,7 @@ from limbert.data.readers import (
 )
 from limbert.data.table import Table, TableRow, check_readable, file_format, lines_table, open_table
 from limbert.data.tasks import Columns, column_layouts, find_glue_task
-from limbert.data.text_rows import find_lone_surrogate
+from limbert.data.text_rows import surrogate_problem
 from limbert.errors import DataError
 
 _CONLL_FORMATS = (".conll", ".iob", ".bio", ".txt")
@@ -188,9 +188,7 @@ def squad_table(path: Path) -> Table:
                         number += 1
                         values = {**question, "title": article.get("title"), "context": paragraph["context"]}
                         cells = {column: values.get(column) for column in _SQUAD_COLUMNS}
-                        invalid = find_lone_surrogate(cells)
-                        problem = invalid and f"invalid Unicode (half of a surrogate pair) in {invalid!r}"
-                        yield TableRow(number, cells, problem)
+                        yield TableRow(number, cells, surrogate_problem(cells))
             except (KeyError, TypeError, AttributeError) as error:
                 problem = f"not SQuAD's layout ({error!r}), expected articles with paragraphs, each with qas"
                 yield TableRow(number + 1, {}, problem)

@@ -139,18 +139,18 @@ def read_json(path: Path) -> Iterator[RawRow]:
                 value, problem = {}, f"broken JSON ({error}), {expected}"
             if not isinstance(value, dict):
                 value, problem = {}, f"{f'JSON of type {type(value).__name__}' if line else 'a blank line'}, {expected}"
-            elif "\\u" in line and (column := find_lone_surrogate(value)) is not None:
-                value, problem = {}, f"invalid Unicode (half of a surrogate pair) in column {column!r}"
+            elif "\\u" in line and (problem := surrogate_problem(value)) is not None:
+                value = {}
         yield number, value, problem
 
 
-def find_lone_surrogate(values: Mapping[str, object]) -> str | None:
-    """The first column with half of a surrogate pair, which JSON can write and UTF-8 cannot; else None."""
-    for column, value in values.items():
+def surrogate_problem(cells: Mapping[str, object]) -> str | None:
+    """What is wrong if a cell has half of a surrogate pair, which JSON can write and UTF-8 cannot; else None."""
+    for column, value in cells.items():
         try:
             json.dumps({column: value}, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return column
+            return f"invalid Unicode (half of a surrogate pair) in column {column!r}"
     return None
 
 

@@ -107,8 +107,7 @@ def _word_predictions(logits: np.ndarray, examples: TokenizedExamples) -> list[l
     """For each text and word the most probable class and its probability; None for words without a token."""
     from scipy.special import softmax
 
-    alignment = examples.alignment
-    assert alignment is not None
+    alignment = examples.aligned
     tokens = np.flatnonzero(alignment.char_starts >= 0)
     example_of = np.repeat(alignment.example_index, examples.lengths)[tokens]
     classes, probabilities = logits[tokens].argmax(axis=-1), softmax(logits[tokens], axis=-1).max(axis=-1)
@@ -121,8 +120,7 @@ def _word_predictions(logits: np.ndarray, examples: TokenizedExamples) -> list[l
 
 def tag_metrics(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> dict[str, float]:
     """The task's metrics over all words from logits ``(all tokens, classes)``; words without a token are missed."""
-    assert examples.alignment is not None
-    references = examples.alignment.examples.labels
+    references = examples.aligned.examples.labels
     assert references is not None
     predicted = _word_predictions(logits, examples)
     if task.primary_metric == "accuracy":
@@ -140,8 +138,7 @@ def tag_predictions(task: Task, logits: np.ndarray, examples: TokenizedExamples)
 
     The score is the mean probability of the words' tags. ``words_not_read`` counts words beyond the longest input.
     """
-    assert examples.alignment is not None
-    source = examples.alignment.examples
+    source = examples.aligned.examples
     assert source.word_spans is not None
     single_words = task.primary_metric == "accuracy"
     key, type_key = ("words", "tag") if single_words else ("entities", "type")

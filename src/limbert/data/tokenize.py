@@ -77,6 +77,12 @@ class TokenizedExamples:
         return len(self.tokens.offsets) - 1
 
     @property
+    def aligned(self) -> TokenAlignment:
+        """The alignment, of a token-level task."""
+        assert self.alignment is not None
+        return self.alignment
+
+    @property
     def lengths(self) -> np.ndarray:
         """Tokens per example, ``(examples,)``."""
         return np.diff(self.tokens.offsets)

@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -46,6 +46,7 @@ from limbert.model.flops import CostModel
 MIN_ROUNDS = 5
 _WARMUP_ROUNDS = 3  # not counted
 _WARMUP_SUBNET = Subnet((0,), (1,), (1,))
+_WARMUP, _COMPILED = "warm-up", "compiled files"  # folders beside those of the sub-networks
 _DEFAULT_TOKENS = 128
 
 RowsCallback = Callable[[list[ProfileRow]], None]
@@ -106,20 +107,21 @@ def benchmark(
     pairs = list(_backend_precisions(backends, precisions))
     checkpoint = load_checkpoint(run) if points or any(backend != "torch" for backend, _ in pairs) else None
     model = ElasticModel.from_pretrained(run) if checkpoint is None else checkpoint.model
-    setups = [
+    distinct = dict.fromkeys(
         ProfileSetup(backend, device, torch.get_num_threads(), batch, tokens, precision)
         for backend, precision in pairs
         for batch in batch_sizes
         for tokens in lengths or (min(_DEFAULT_TOKENS, model.max_input_length),)
-    ]
-    if not setups:
-        raise ConfigError("nothing to measure: name a runtime (torch, onnxruntime or openvino) and a batch size")
-    for setup in setups:
+    )
+    for setup in distinct:
         check_setup(setup, model)
     names = resolve_measured_names(run, [name for name in subnets if name not in points])
     selected = {name: model.subnet(name) for name in names} if subnets else model.subnets() | model.searched_subnets()
     for subnet in selected.values():
         model.check(subnet)
+    setups = [setup for setup in distinct if selected or setup.backend == "torch"]  # operating points run on torch only
+    if not setups:
+        raise ConfigError("nothing to measure: name a runtime (for operating points torch) and a batch size")
     rows: list[ProfileRow] = []
     with tempfile.TemporaryDirectory(prefix="limbert-") as folder:
         profiler = Profiler(
@@ -179,30 +181,23 @@ def check_setup(setup: ProfileSetup, model: ElasticModel) -> None:
     require(2 <= setup.tokens <= longest, "tokens", setup.tokens, f"from 2 to the model's longest input, {longest}")
 
 
+@dataclass
 class Profiler:
     """Measures sub-networks of one model on this machine; ``folder`` is for the saved sub-networks, empty at first.
 
     Other runtimes than torch need the ``checkpoint`` of the model, with texts to verify on.
     """
 
-    def __init__(
-        self,
-        model: ElasticModel,
-        subnets: Mapping[str, Subnet],
-        folder: Path,
-        *,
-        rounds: int,
-        max_seconds: float,
-        checkpoint: LoadedCheckpoint | None = None,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._model, self._subnets, self._folder = model, {"": _WARMUP_SUBNET, **subnets}, folder
-        self._rounds, self._max_seconds = rounds, max_seconds
-        self._cost_model = CostModel(model)
-        self._loaded_for: tuple[str, str, int, str] | None = None
-        self._runtimes: dict[str, Runtime] = {}
-        self._compiled: dict[str, CompiledSubnet] = {}  # by name; empty for torch
-        self._compilers: dict[tuple[str, str, int], SubnetCompiler] = {}
+    model: ElasticModel
+    subnets: Mapping[str, Subnet]
+    folder: Path
+    rounds: int
+    max_seconds: float
+    checkpoint: LoadedCheckpoint | None = None
+    _loaded_for: tuple[str, ...] = field(default=(), init=False)  # backend, device and precision
+    _compiler: SubnetCompiler | None = field(default=None, init=False)  # None for torch
+    _compiled: dict[str, CompiledSubnet] = field(default_factory=dict, init=False)  # by name; empty for torch
+    _runtimes: dict[str, Runtime] = field(default_factory=dict, init=False)
 
     def measure(
         self,
@@ -214,128 +209,112 @@ class Profiler:
     ) -> list[ProfileRow]:
         """Rows of the named sub-networks, and on torch of operating points, in a setup that `check_setup` accepted."""
         self._load(setup, names, progress)
-        inputs = example_batch(self._model.network.config, batch=setup.batch, tokens=setup.tokens)
+        inputs = example_batch(self.model.network.config, batch=setup.batch, tokens=setup.tokens)
         title = f"{setup.backend} {setup.precision} {setup.batch}x{setup.tokens}"
         functions: dict[str, Callable[[], object]] = {name: partial(self._runtimes[name], inputs) for name in names}
         for name, point in points.items():
-            assert self._checkpoint is not None
-            functions[name] = policy_passes(self._checkpoint, point, setup)
+            assert self.checkpoint is not None
+            functions[name] = policy_passes(self.checkpoint, point, setup)
         times = time_interleaved(
             functions,
-            rounds=self._rounds,
-            max_seconds=self._max_seconds,
+            rounds=self.rounds,
+            max_seconds=self.max_seconds,
             progress=partial(progress, f"{title}: latency"),
         )
         progress(f"{title}: memory", 0, 1)
         sources = [self._compiled[name].path if self._compiled else self._path(name) for name in names]
-        peaks = peak_memory_bytes(
-            sources, setup, warmup_folder=self._path(""), warmup_file=self._warmup_file(setup.backend)
-        )
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        rows = [
-            self._row(name, setup, times[name], peak, measured=now) for name, peak in zip(names, peaks, strict=True)
-        ]
-        return rows + [self._point_row(name, point, setup, times[name], now) for name, point in points.items()]
+        warmup_file = self._warmup_file(setup.backend)
+        peaks = peak_memory_bytes(sources, setup, warmup_folder=self._path(_WARMUP), warmup_file=warmup_file)
+        shared = {
+            "setup": setup,
+            "hardware": hardware_info(),
+            "versions": library_versions() | ({setup.backend: version(setup.backend)} if self._compiled else {}),
+            "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        rows = [self._row(name, times[name], peak, shared) for name, peak in zip(names, peaks, strict=True)]
+        return rows + [self._point_row(name, point, times[name], shared) for name, point in points.items()]
 
-    def _point_row(
-        self, name: str, point: OperatingPoint, setup: ProfileSetup, seconds: list[float], measured: str
-    ) -> ProfileRow:
-        assert self._checkpoint is not None
-        per_pass = [value / passes_per_round(setup) for value in seconds]
-        size = (Path(self._checkpoint.path) / WEIGHTS_NAME).stat().st_size
-        flops = round(point.flops_share * self._cost_model.flops(self._model.full, setup.tokens))
-        params = self._model.network.num_parameters()
-        return _profile_row(name, setup, per_pass, measured, params=params, flops=flops, file_bytes=size)
-
-    def _row(
-        self, name: str, setup: ProfileSetup, seconds: list[float], peak_memory_bytes: int | None, *, measured: str
-    ) -> ProfileRow:
-        subnet = self._subnets[name]
-        compiled = self._compiled.get(name)
+    def _row(self, name: str, seconds: list[float], peak: int | None, shared: dict[str, Any]) -> ProfileRow:
+        subnet, setup, compiled = self.subnets[name], shared["setup"], self._compiled.get(name)
         size = (self._path(name) / WEIGHTS_NAME).stat().st_size if compiled is None else compiled.file_bytes
-        runtime_version = {} if compiled is None else {setup.backend: version(setup.backend)}
-        row = _profile_row(
-            name,
-            setup,
-            seconds,
-            measured,
-            params=count_parameters(self._model, subnet),
-            flops=self._cost_model.flops(subnet, setup.tokens),
+        return ProfileRow(
+            subnet=name,
+            params=count_parameters(self.model, subnet),
+            flops=CostModel(self.model).flops(subnet, setup.tokens),
             file_bytes=size,
+            peak_memory_bytes=peak,
+            metric_loss=0.0 if compiled is None else compiled.metric_loss,
+            **_speed(seconds, setup.batch),
+            **shared,
         )
-        loss = 0.0 if compiled is None else compiled.metric_loss
-        versions = row.versions | runtime_version
-        return replace(row, peak_memory_bytes=peak_memory_bytes, versions=versions, metric_loss=loss)
+
+    def _point_row(self, name: str, point: OperatingPoint, seconds: list[float], shared: dict[str, Any]) -> ProfileRow:
+        assert self.checkpoint is not None
+        setup, model = shared["setup"], self.model
+        return ProfileRow(
+            subnet=name,
+            params=model.network.num_parameters(),
+            flops=round(point.flops_share * CostModel(model).flops(model.full, setup.tokens)),
+            file_bytes=(Path(self.checkpoint.path) / WEIGHTS_NAME).stat().st_size,
+            peak_memory_bytes=None,
+            **_speed([value / passes_per_round(setup) for value in seconds], setup.batch),
+            **shared,
+        )
 
     def _path(self, name: str) -> Path:
-        return self._folder / (name or "warmup")
+        return self.folder / name
 
     def _load(self, setup: ProfileSetup, names: Sequence[str], progress: Progress) -> None:
         """Save or compile the sub-networks that are not loaded yet, and load them into the setup's runtime."""
-        loaded_for = (setup.backend, setup.device, setup.threads, setup.precision)
-        compiled_dir = self._folder / "compiled"
+        loaded_for, on_torch = (setup.backend, setup.device, setup.precision), setup.backend == "torch"
         if self._loaded_for != loaded_for:
-            self._runtimes, self._compiled, self._loaded_for = {}, {}, loaded_for
-            shutil.rmtree(compiled_dir, ignore_errors=True)
+            self._runtimes, self._compiled, self._loaded_for, self._compiler = {}, {}, loaded_for, None
+            shutil.rmtree(self._path(_COMPILED), ignore_errors=True)
+            if not on_torch:
+                assert self.checkpoint is not None
+                self._compiler = SubnetCompiler(
+                    self.checkpoint,
+                    runtime=setup.backend,
+                    precision=setup.precision,
+                    threads=setup.threads,
+                    cache_dir=self._path(_COMPILED),
+                )
         if setup.device == "cuda":
-            nn.Module.cuda(self._model.network)
-        on_torch = setup.backend == "torch"
-        for done, name in enumerate(("", *names)):
+            nn.Module.cuda(self.model.network)
+        for done, name in enumerate((_WARMUP, *names)):
             progress("saving" if on_torch else f"compiling for {setup.backend}", done, len(names) + 1)
-            if (on_torch or not name) and not self._path(name).exists():
-                save_for_measuring(self._model, self._subnets[name], self._path(name))
-            if not name or name in self._runtimes:
+            subnet = self.subnets.get(name, _WARMUP_SUBNET)
+            if (on_torch or name == _WARMUP) and not self._path(name).exists():
+                save_for_measuring(self.model, subnet, self._path(name))
+            if name in self._runtimes or name == _WARMUP:
                 continue
-            if on_torch:
-                view = self._model.view(self._subnets[name])
-                self._runtimes[name] = load_runtime("torch", view, threads=setup.threads)
-                continue
-            compiler = self._compiler(setup, compiled_dir)
-            self._compiled[name] = compiler.compile(self._subnets[name])
-            self._runtimes[name] = compiler.open(self._compiled[name])
-
-    def _compiler(self, setup: ProfileSetup, folder: Path) -> SubnetCompiler:
-        """One compiler for each runtime, precision and number of threads, which keeps the texts that it verifies on."""
-        key = (setup.backend, setup.precision, setup.threads)
-        if key not in self._compilers:
-            assert self._checkpoint is not None
-            self._compilers[key] = SubnetCompiler(
-                self._checkpoint,
-                runtime=setup.backend,
-                precision=setup.precision,
-                threads=setup.threads,
-                cache_dir=folder,
-            )
-        return self._compilers[key]
+            if self._compiler is None:
+                self._runtimes[name] = load_runtime("torch", self.model.view(subnet), threads=setup.threads)
+            else:
+                self._compiled[name] = self._compiler.compile(subnet)
+                self._runtimes[name] = self._compiler.open(self._compiled[name])
 
     def _warmup_file(self, backend: str) -> Path | None:
         """The tiny network in a file of the runtime."""
         library = RUNTIMES[backend]
         if library.write is None:
             return None
-        folder = self._folder / f"warmup-{backend}"
+        folder = self._path(f"{_WARMUP} {backend}")
         if not folder.exists():
             folder.mkdir()
-            library.write(self._model.view(_WARMUP_SUBNET), folder, ("input_ids", "attention_mask"))
+            library.write(self.model.view(_WARMUP_SUBNET), folder, ("input_ids", "attention_mask"))
         return folder / library.model_name
 
 
-def _profile_row(name: str, setup: ProfileSetup, seconds: Sequence[float], measured: str, **costs: int) -> ProfileRow:
-    """A row with the figures of these forward passes; ``costs`` are ``params``, ``flops`` and ``file_bytes``."""
+def _speed(seconds: Sequence[float], batch: int) -> dict[str, Any]:
+    """The values of a row that follow from the seconds of its forward passes."""
     p50, p95 = (1000 * float(np.quantile(seconds, level)) for level in (0.5, 0.95))
-    return ProfileRow(
-        subnet=name,
-        **costs,
-        peak_memory_bytes=None,
-        latency_p50_ms=p50,
-        latency_p95_ms=p95,
-        throughput=1000 * setup.batch / p50,
-        rounds=len(seconds),
-        setup=setup,
-        hardware=hardware_info(),
-        versions=library_versions(),
-        measured=measured,
-    )
+    return {
+        "latency_p50_ms": p50,
+        "latency_p95_ms": p95,
+        "throughput": 1000 * batch / p50,
+        "rounds": len(seconds),
+    }
 
 
 def time_interleaved(

@@ -217,9 +217,11 @@ def evaluate_subnets(
                 name: runtime_logits(load(subnet), examples, batch_size=batch_size, after_batch=after_batch)
                 for name, subnet in subnets.items()
             }
-        for name in subnets:
-            metrics[name] |= _prefixed_metrics(task, logits[name], examples, set_name, eval_datasets)
-            errors[name] += _calibration(task, logits[name] / temperatures[name], logits[name], examples)
+        prefix = "" if len(eval_datasets) == 1 else f"{set_name}/"
+        for name, raw in logits.items():
+            found, calibration = _score(task, raw / temperatures[name], raw, examples, prefix=prefix)
+            metrics[name] |= found
+            errors[name] += calibration
     lengths, rows_per_text = _lengths(eval_datasets)
     return [
         SubnetResult(
@@ -275,13 +277,14 @@ def evaluate_policy(
     after_batch = batch_counter(eval_datasets.values(), batch_size=batch_size, progress=progress)
     engine.run(next(inference_batches(next(iter(eval_datasets.values())), batch_size=batch_size, device=device))[1])
     metrics: dict[str, float] = {}
-    outputs, errors = [], []
+    outputs, errors = [], list[Calibration]()
     for set_name, examples in eval_datasets.items():
         output = run_policy(engine, examples, batch_size=batch_size, device=device, after_batch=after_batch)
-        metrics |= _prefixed_metrics(task, output.logits, examples, set_name, eval_datasets)
+        raw, prefix = output.logits * output.temperatures[:, None], "" if len(eval_datasets) == 1 else f"{set_name}/"
+        found, calibration = _score(task, output.logits, raw, examples, prefix=prefix)
         outputs.append(output)
-        raw_logits = output.logits * output.temperatures[:, None]
-        errors += _calibration(task, output.logits, raw_logits, examples)
+        metrics |= found
+        errors += calibration
     lengths, rows_per_text = _lengths(eval_datasets)
     widths = np.concatenate([output.widths for output in outputs])
     layers_run = np.concatenate([output.layers_run for output in outputs])
@@ -297,17 +300,17 @@ def evaluate_policy(
     )
 
 
-def _calibration(
-    task: Task, logits: np.ndarray, raw_logits: np.ndarray, examples: TokenizedExamples
-) -> list[Calibration]:
-    """The calibration of logits with and without temperatures; nothing for tasks without probabilities."""
+def _score(
+    task: Task, logits: np.ndarray, raw_logits: np.ndarray, examples: TokenizedExamples, *, prefix: str
+) -> tuple[dict[str, float], list[Calibration]]:
+    """Metrics by prefixed name, and the calibration of both logits; none for tasks without probabilities."""
+    per_text, texts = average_windows(task, logits, examples)
+    metrics = {prefix + metric: value for metric, value in compute_task_metrics(task, per_text, texts).items()}
     if task.task_type not in CALIBRATED_TASK_TYPES:
-        return []
-    errors = []
-    for values in (logits, raw_logits):
-        per_text, texts = average_windows(task, values, examples)
-        errors.append(calibration_error(per_text, _labels(texts), task_type=task.task_type))
-    return [Calibration(*errors)]
+        return metrics, []
+    both = (per_text, average_windows(task, raw_logits, examples)[0])
+    errors = (calibration_error(values, _labels(texts), task_type=task.task_type) for values in both)
+    return metrics, [Calibration(*errors)]
 
 
 def _mean_calibration(parts: Sequence[Calibration], temperature: float | None) -> Calibration | None:
@@ -321,13 +324,6 @@ def _labels(examples: TokenizedExamples) -> np.ndarray:
     if examples.labels is None:
         raise ConfigError("the examples have no labels to compare predictions with")
     return examples.labels.numpy()
-
-
-def primary_metric(task: Task, logits: np.ndarray, examples: TokenizedExamples) -> float:
-    """The task's primary metric."""
-    if examples.labels is None:
-        raise ConfigError("the examples have no labels to compute a metric from")
-    return compute_task_metrics(task, logits, examples)[task.primary_metric]
 
 
 def count_parameters(model: ElasticModel, subnet: Subnet) -> int:
@@ -357,15 +353,6 @@ def policy_row(
         "threads": torch.get_num_threads(),
         "versions": library_versions(),
     }
-
-
-def _prefixed_metrics(
-    task: Task, logits: np.ndarray, examples: TokenizedExamples, set_name: str, eval_datasets: Mapping[str, object]
-) -> dict[str, float]:
-    """Metrics by name, with several datasets by ``SET/METRIC``."""
-    prefix = "" if len(eval_datasets) == 1 else f"{set_name}/"
-    metrics = compute_task_metrics(task, *average_windows(task, logits, examples))
-    return {prefix + metric: value for metric, value in metrics.items()}
 
 
 def _lengths(eval_datasets: Mapping[str, TokenizedExamples]) -> tuple[np.ndarray, float]:

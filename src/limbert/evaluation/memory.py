@@ -7,11 +7,12 @@ imported the libraries (``python -m limbert.evaluation.memory``). Loading is inc
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -89,22 +90,6 @@ def peak_memory_bytes(
     return peaks
 
 
-def _measure(source: Path, warmup: Path, config: PretrainedConfig, setup: ProfileSetup) -> int:
-    """Peak bytes of a sub-network, measured in a forked process."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writer, str(_peak_of_this_process(source, warmup, config, setup)).encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        measured = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if status != 0:  # an exception has been printed by the process itself
-        sys.exit(f"{source.name}: killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else 1)
-    return int(measured)
-
-
 def _peak_of_this_process(source: Path, warmup: Path, config: PretrainedConfig, setup: ProfileSetup) -> int:
     """Run the warm-up network, then the sub-network: by how many bytes the second raises the memory in use."""
     import resource  # not on every system, and only needed here
@@ -133,10 +118,13 @@ def _load_and_run(source: Path, config: PretrainedConfig, setup: ProfileSetup) -
 
 def main() -> None:
     """Read a job from standard input, measure each source in a forked process, and write the bytes as JSON."""
-    job = json.load(sys.stdin)
+    job, peaks = json.load(sys.stdin), list[int]()
     warmup, *sources = map(Path, job["sources"])
     setup, config = ProfileSetup(**job["setup"]), AutoConfig.from_pretrained(job["config"])
-    sys.stdout.write(json.dumps([_measure(source, warmup, config, setup) for source in sources]))
+    for source in sources:
+        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+            peaks.append(pool.submit(_peak_of_this_process, source, warmup, config, setup).result())
+    sys.stdout.write(json.dumps(peaks))
 
 
 if __name__ == "__main__":

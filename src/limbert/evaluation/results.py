@@ -167,12 +167,12 @@ def read_results(run: str | Path) -> list[SubnetResult]:
     needed: dict[str, type] = {"subnet": str, "params": float, "flops": float, "metrics": dict}
     rows = read_json_lines(Path(run) / RESULTS_NAME, required_keys=needed)
     return [
-        SubnetResult(row["subnet"], row["params"], row["flops"], row["metrics"], _read_calibration(row)) for row in rows
+        SubnetResult(
+            **{name: row[name] for name in needed},
+            calibration=row.get("calibration") and Calibration(**row["calibration"]),
+        )
+        for row in rows
     ]
-
-
-def _read_calibration(row: Mapping[str, Any]) -> Calibration | None:
-    return Calibration(**row["calibration"]) if "calibration" in row else None
 
 
 def read_profile(path: str | Path) -> list[ProfileRow]:

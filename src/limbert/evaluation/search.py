@@ -7,8 +7,7 @@ import hashlib
 import logging
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,12 +19,13 @@ from limbert.core.config import DataConfig, require
 from limbert.core.pareto import pareto_front
 from limbert.core.subnet import Subnet
 from limbert.data.load import load_evaluation_data
+from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tasks import Task
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import CheckpointError, ConfigError, StorageError, import_optional
 from limbert.evaluation.benchmark import time_interleaved
 from limbert.evaluation.encoding import SubnetEncoding
-from limbert.evaluation.evaluate import Progress, evaluate_subnets, fit_temperatures, no_progress, primary_metric
+from limbert.evaluation.evaluate import Progress, evaluate_subnets, fit_temperatures, no_progress
 from limbert.evaluation.results import RESULTS_NAME, SubnetResult, replace_json_lines, require_writable_run
 from limbert.files import locked
 from limbert.inference.load import LoadedCheckpoint, load_checkpoint, load_validation_split, override_data_config
@@ -125,14 +125,7 @@ def search(
     load_evaluation_data(config, task)  # refuses data without a development set before the work
     validation = checkpoint.tokenize(load_validation_split(checkpoint, config))
     evaluator = SubnetEvaluator(
-        model,
-        validation,
-        task=task,
-        objective=objective,
-        batch_size=batch_size,
-        latency_batch=latency_batch,
-        latency_tokens=latency_tokens,
-        latency_runtime=latency_runtime,
+        model, validation, task, objective, batch_size, latency_batch, latency_tokens, latency_runtime
     )
     results = search_subnets(
         SubnetEncoding(model),
@@ -165,17 +158,13 @@ def _save_front(
     names = {trial.subnet: grid.get(trial.subnet) or searched_subnet_name(trial.subnet) for trial in trials}
     front = pareto_front(trials, cost=lambda trial: trial.relative_cost, value=lambda trial: trial.metric_value)
     new = [trial for trial in front if trial.subnet not in grid]
+    subnets = {names[trial.subnet]: trial.subnet for trial in new}
     save_searched_subnets(run, new, metric=task.primary_metric, objective=objective)
-    splits = load_evaluation_data(config, task)
-    eval_datasets = {name: checkpoint.tokenize(examples) for name, examples in splits.items()}
-    _save_temperatures(run, model, {names[trial.subnet]: trial.subnet for trial in new}, validation, task=task)
-    results = evaluate_subnets(
-        model,
-        eval_datasets,
-        task=task,
-        subnets={names[trial.subnet]: trial.subnet for trial in new} | model.subnets(),
-        progress=partial(progress, "evaluating on dev"),
-    )
+    _save_temperatures(run, model, subnets, validation, task=task)
+    eval_datasets = {name: checkpoint.tokenize(part) for name, part in load_evaluation_data(config, task).items()}
+    progress_on_dev = partial(progress, "evaluating on dev")
+    subnets |= model.subnets()
+    results = evaluate_subnets(model, eval_datasets, task=task, subnets=subnets, progress=progress_on_dev)
     by_name = {result.subnet: result for result in results}
     save_searched_results(run, [by_name[names[trial.subnet]] for trial in new])
     dev = {name: result.mean_metric(task.primary_metric) for name, result in by_name.items()}
@@ -199,8 +188,7 @@ def _save_temperatures(
     run: str, model: ElasticModel, subnets: Mapping[str, Subnet], validation: TokenizedExamples, *, task: Task
 ) -> None:
     """Fit the temperatures of new sub-networks, and save them in the run in place of those of earlier searches."""
-    saved = read_record(run)
-    model.record[SEARCHED_SUBNETS_KEY] = saved.get(SEARCHED_SUBNETS_KEY, {})
+    model.record[SEARCHED_SUBNETS_KEY] = read_record(run).get(SEARCHED_SUBNETS_KEY, {})
     if subnets:
         fit_temperatures(model, validation, task=task, subnets=subnets)
     known = model.subnets().keys() | model.record[SEARCHED_SUBNETS_KEY].keys()
@@ -227,8 +215,9 @@ def search_subnets(
     """
     optuna = import_optional("optuna", extra="search")
     generation = max(_MIN_POPULATION, 2 * len({*grid, *encoding.uniform_subnets}))
-    with quiet_loggers("optuna"), _exclusive(journal):
-        try:
+    lock = journal.with_name(f".{journal.name}.running")  # the system releases it when a process is killed
+    try:
+        with quiet_loggers("optuna"), locked(lock):
             saved = _open_study(journal, study_name)
             finished: dict[Subnet, TrialResult] = {}
             for old in saved.get_trials():
@@ -259,24 +248,12 @@ def search_subnets(
                 repeated = 0
                 finished[subnet] = evaluate(subnet)
                 saved.add_trial(study.tell(trial, [finished[subnet].metric_value, finished[subnet].relative_cost]))
-        except OSError as error:
-            raise StorageError(f"cannot write {journal}: {error.strerror or error}") from error
+    except BlockingIOError as error:
+        raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {journal}: {error.strerror or error}") from error
     progress(len(finished), len(finished))
     return list(finished.values())
-
-
-@contextmanager
-def _exclusive(journal: Path) -> Iterator[None]:
-    """Refuse a second search with the same journal; the system releases the lock when a process is killed."""
-    lock = journal.with_name(f".{journal.name}.running")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(lock))
-        except BlockingIOError as error:
-            raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
-        except OSError as error:
-            raise StorageError(f"cannot write {lock}: {error.strerror or error}") from error
-        yield
 
 
 def _open_study(journal: Path, name: str) -> "optuna.Study":
@@ -296,6 +273,7 @@ def _open_study(journal: Path, name: str) -> "optuna.Study":
         raise CheckpointError(f"{journal} cannot be read; delete it to start the search anew") from error
 
 
+@dataclass
 class SubnetEvaluator:
     """Evaluates sub-networks of one model on a labelled validation split.
 
@@ -304,68 +282,63 @@ class SubnetEvaluator:
     pass has ``latency_batch`` examples of ``latency_tokens`` tokens (None: the examples' median length), in fp32.
     """
 
-    def __init__(
-        self,
-        model: ElasticModel,
-        examples: TokenizedExamples,
-        *,
-        task: Task,
-        objective: Objective,
-        batch_size: int = 64,
-        latency_batch: int = 1,
-        latency_tokens: int | None = None,
-        latency_runtime: str = "torch",
-        rounds: int = 30,
-    ) -> None:
-        require(objective in OBJECTIVES, "objective", objective, "one of " + ", ".join(OBJECTIVES))
-        check_runtime(latency_runtime)
-        self._model, self._examples, self._task = model, examples, task
-        self._objective, self._batch_size, self._rounds = objective, batch_size, rounds
-        self._cost_model = CostModel(model)
-        self._full_flops = self._cost_model.mean_flops(model.full, examples.lengths)
-        tokens = latency_tokens or int(sorted(examples.lengths)[len(examples) // 2])
-        longest = model.max_input_length
-        require(2 <= tokens <= longest, "tokens", tokens, f"from 2 to {longest}, the model's longest input")
-        self._latency_batch, self._latency_tokens, self._runtime = latency_batch, tokens, latency_runtime
+    model: ElasticModel
+    examples: TokenizedExamples
+    task: Task
+    objective: Objective
+    batch_size: int = 64
+    latency_batch: int = 1
+    latency_tokens: int | None = None
+    latency_runtime: str = "torch"
+    rounds: int = 30
+
+    def __post_init__(self) -> None:
+        require(self.objective in OBJECTIVES, "objective", self.objective, "one of " + ", ".join(OBJECTIVES))
+        check_runtime(self.latency_runtime)
+        longest, tokens = self.model.max_input_length, self.latency_tokens
+        self._tokens = tokens or int(sorted(self.examples.lengths)[len(self.examples) // 2])
+        require(2 <= self._tokens <= longest, "tokens", self._tokens, f"from 2 to {longest}, the model's longest input")
+        self._cost_model = CostModel(self.model)
 
     @property
     def study_name(self) -> str:
         """A name made of all that a result depends on besides the sub-network."""
-        tokens, labels = self._examples.tokens, self._examples.labels
+        tokens, labels = self.examples.tokens, self.examples.labels
         parts = [tokens.ids, tokens.offsets] + ([] if labels is None else [labels.numpy()])
         examples = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:12]
-        name = f"{self._objective}, {self._task.primary_metric}, examples {examples}"
-        if self._objective == "flops":
+        name = f"{self.objective}, {self.task.primary_metric}, examples {examples}"
+        if self.objective == "flops":
             return name
-        name += f", {self._latency_batch}x{self._latency_tokens} tokens, {torch.get_num_threads()} threads"
-        return name + f", {self._runtime}" * (self._runtime != "torch")
+        name += f", {self.latency_batch}x{self._tokens} tokens, {torch.get_num_threads()} threads"
+        return name + f", {self.latency_runtime}" * (self.latency_runtime != "torch")
 
     def __call__(self, subnet: Subnet) -> TrialResult:
         """Evaluate one sub-network."""
-        logits = predict_subnet_logits(self._model, self._examples, subnets={"": subnet}, batch_size=self._batch_size)
-        value = primary_metric(self._task, logits[""], self._examples)
-        if self._objective == "flops":
-            cost = self._cost_model.mean_flops(subnet, self._examples.lengths) / self._full_flops
-        else:
-            cost = self._relative_latency(subnet)
+        logits = predict_subnet_logits(self.model, self.examples, subnets={"": subnet}, batch_size=self.batch_size)
+        value = compute_task_metrics(self.task, logits[""], self.examples)[self.task.primary_metric]
+        cost = self._relative_flops(subnet) if self.objective == "flops" else self._relative_latency(subnet)
         return TrialResult(subnet, value, cost)
 
+    def _relative_flops(self, subnet: Subnet) -> float:
+        flops, full = (self._cost_model.mean_flops(one, self.examples.lengths) for one in (subnet, self.model.full))
+        return flops / full
+
     def _relative_latency(self, subnet: Subnet) -> float:
-        if subnet == self._model.full:
+        if subnet == self.model.full:
             return 1.0
-        ids = torch.ones(self._latency_batch, self._latency_tokens, dtype=torch.long, device=self._model.network.device)
+        ids = torch.ones(self.latency_batch, self._tokens, dtype=torch.long, device=self.model.network.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         runtimes = {"full": self._full_runtime, "subnet": self._load(subnet)}
         functions = {name: partial(runtime, inputs) for name, runtime in runtimes.items()}
-        seconds = time_interleaved(functions, rounds=self._rounds)
+        seconds = time_interleaved(functions, rounds=self.rounds)
         return statistics.median(seconds["subnet"]) / statistics.median(seconds["full"])
 
     @cached_property
     def _full_runtime(self) -> Runtime:
-        return self._load(self._model.full)
+        return self._load(self.model.full)
 
     def _load(self, subnet: Subnet) -> Runtime:
-        return load_runtime(self._runtime, self._model.view(subnet), threads=torch.get_num_threads())
+        return load_runtime(self.latency_runtime, self.model.view(subnet), threads=torch.get_num_threads())
 
 
 def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, metric: str, objective: Objective) -> None:
@@ -398,9 +371,5 @@ def save_searched_results(run: str | Path, results: Sequence[SubnetResult]) -> N
     def is_current(row: Mapping[str, Any]) -> bool:
         return not row["subnet"].startswith("found-") or row["subnet"] in saved
 
-    replace_json_lines(
-        Path(run) / RESULTS_NAME,
-        [result.to_dict() | context for result in results],
-        key=lambda row: row["subnet"],
-        keep=is_current,
-    )
+    rows = [result.to_dict() | context for result in results]
+    replace_json_lines(Path(run) / RESULTS_NAME, rows, key=lambda row: row["subnet"], keep=is_current)

@@ -37,7 +37,9 @@ class ExportConfig:
         if self.int8 and EXPORTERS[self.format].quantize is None:
             others = ", ".join(name for name, exporter in EXPORTERS.items() if exporter.quantize is not None)
             raise ConfigError(f"format {self.format!r} has no int8; formats that have: {others}")
-        require(self.characters in CHARACTERS, "characters", self.characters, f"one of {', '.join(CHARACTERS)}")
+        allowed = CHARACTERS if self.vocabulary else CHARACTERS[:1]
+        options = f"one of {', '.join(CHARACTERS)} (texts with --vocabulary)"
+        require(self.characters in allowed, "characters", self.characters, options)
         require(0 <= self.max_drop <= 100, "max drop", self.max_drop, "between 0 and 100 points")
         if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
             return

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from limbert.core.config import DataConfig, require
+from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data
 from limbert.data.readers import Examples, read_examples
 from limbert.data.sources import find_sources
+from limbert.data.table import file_format
 from limbert.data.task_files import load_texts, open_texts, row_parser
 from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tokenize import TokenizedExamples, check_tokenizer, tokenize_texts
@@ -100,7 +101,6 @@ def reduce_vocabulary(
         DataError: for texts that cannot be read.
         ExportError: if tokens or logits on the texts differ.
     """
-    require(characters in CHARACTERS, "characters", characters, f"one of {', '.join(CHARACTERS)}")
     tokenizer = checkpoint.tokenizer
     check_tokenizer(tokenizer)
     if network.get_output_embeddings() is not None:
@@ -126,7 +126,7 @@ def _read_texts(source: str, checkpoint: LoadedCheckpoint, config: DataConfig) -
     path, task_type = Path(source).expanduser(), checkpoint.task.task_type if checkpoint.task else None
     config = replace(config, data=None, train=None, dev=None)
     if path.is_file():
-        config = replace(config, skip_bad_rows=config.skip_bad_rows or path.suffix == ".txt")  # blank lines
+        config = replace(config, skip_bad_rows=config.skip_bad_rows or file_format(path) == ".txt")  # blank lines
         examples = load_texts(path, config, task_type=task_type)
     else:
         tables = find_sources(replace(config, data=source), config.task, task_type)
@@ -163,11 +163,11 @@ def _kept_ids(
             needed.add(token)
     if model["type"] == "BPE":
         needed |= _merge_parts(needed, model["merges"])
-    if model["type"] == "Unigram":  # the score of unknown characters follows from the lowest one
-        needed.add(min(model["vocab"], key=lambda entry: entry[1])[0])
+    needed |= {model.get("unk_token")} & tokens.keys()
     kept = {*added, *(tokens[token] for token in needed)} | {*_special_ids(network).values()}
-    if (unknown := model.get("unk_id")) is not None:
-        kept.add(unknown)
+    if model["type"] == "Unigram":  # the score of unknown characters follows from the lowest one
+        scores = [score for _, score in model["vocab"]]
+        kept |= {scores.index(min(scores)), *([] if model["unk_id"] is None else [model["unk_id"]])}
     if FAMILIES[network.config.model_type].positions_follow_padding:
         kept |= {*range(network.config.pad_token_id)}  # positions start behind this id, so it must not change
     return np.array(sorted(kept))

@@ -128,7 +128,8 @@ def _describe_file(storage: Storage, path: str) -> tuple[pyarrow.Schema, int, in
     for row in table.rows():
         rows += 1
         names |= dict.fromkeys(row.cells)  # the last object of JSON may bring a new key
-    return pyarrow.schema([(name, pyarrow.string()) for name in names]), rows, 2 * storage.filesystem.size(path)
+    columns = [*table.columns, *(name for name in names if name not in table.columns)]  # CSV may have some twice
+    return pyarrow.schema([(name, pyarrow.string()) for name in columns]), rows, 2 * storage.filesystem.size(path)
 
 
 class ShardReader:

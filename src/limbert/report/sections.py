@@ -126,13 +126,10 @@ def point_results(data: RunData) -> list[PointResult]:
         if dev is not None and data.is_comparable(dev):
             cheap = [row for row in data.results if row["flops"] <= dev["flops_mean"]]
             good = [row for row in data.results if data.metric_value(row) >= data.metric_value(dev)]
-        best, fewest = max(cheap, key=data.metric_value, default=None), min(good, key=_flops, default=None)
+        best = max(cheap, key=data.metric_value, default=None)
+        fewest = min(good, key=lambda row: float(row["flops"]), default=None)
         found.append(PointResult(name, point, dev, best, fewest))
     return found
-
-
-def _flops(row: Row) -> float:
-    return float(row["flops"])
 
 
 def search_picture(candidates: list[Row], points: Mapping[str, Row], metric: str, num_examples: int | None) -> Picture:

@@ -76,7 +76,9 @@ async def _handle_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         error = validation_error(error.errors())
     elif isinstance(error, HTTPException):  # Starlette's 404 and 405, FastAPI's 400 for a body that is not UTF-8
-        error = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        unreadable = "the body cannot be read; it must be JSON in UTF-8, not nested deeply"
+        detail = unreadable if error.status_code == 400 else str(error.detail)
+        error = ApiError(error.status_code, detail, headers=error.headers)
     elif not isinstance(error, ServeError):
         error = ServeError("internal error; see the server's log")
     return error_response(error)

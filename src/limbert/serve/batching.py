@@ -95,6 +95,9 @@ def first_batch(
     while lengths[starts[end]] > own_length:
         end = starts[end]
     together = sorted(text for length in lengths[starts[end] : end] for text in by_length[length])  # by deadline
-    texts = together[: max(1, int(min(len(together), limit // lengths[end - 1])))]
+    count = max(1, int(min(len(together), limit // lengths[end - 1])))
+    if model.token_multiple > 1:  # kernels for each new shape take milliseconds and megabytes: 1, 2, 3, 4, 6, 8, 12, 16
+        count -= count % (1 << max(0, count.bit_length() - 2))
+    texts = together[:count]
     tokens = len(texts) * max(model.padded(text.tokens) for text in texts)
     return PlannedBatch(variant, texts, tokens, model.seconds(tokens))

@@ -12,22 +12,41 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from limbert.errors import ConfigError, import_optional
+import uvicorn
+import uvicorn.supervisors
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from limbert.errors import ConfigError
+from limbert.serve.app import create_app
+from limbert.serve.errors import UnavailableError
+from limbert.serve.schemas import error_response
 from limbert.serve.service import Service
 from limbert.serve.settings import ServeSettings
 
-if TYPE_CHECKING:
-    from multiprocessing.synchronize import Event
-
-    from fastapi import FastAPI
-
 _WORKER_START_TIMEOUT = 120  # seconds that a worker may take to load
-_LOADING = b'{"error":"not ready yet: the server is loading the model","error_type":"Unhealthy"}'
-_BACKLOG = 2048
+_QUIET: dict[str, Any] = {"log_level": logging.WARNING, "access_log": False, "server_header": False, "ws": "none"}
+
+
+class _Supervisor(uvicorn.supervisors.Multiprocess):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._outlives_terminal = signal.getsignal(getattr(signal, "SIGHUP", signal.SIGTERM)) is signal.SIG_IGN
+        super().__init__(*args, **options)  # handles signals from here on
+
+    def keep_subprocess_alive(self) -> None:
+        """Close the workers' ends of the pipes, so that a health check ends when its worker is killed."""
+        for worker in self.processes:
+            worker.child_conn.close()
+        super().keep_subprocess_alive()
+
+    def handle_hup(self) -> None:
+        """Stop when the terminal is closed, as one process does, unless ``nohup`` started the server."""
+        if not self._outlives_terminal:
+            self.handle_term()
 
 
 def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[str], None]) -> None:
@@ -36,9 +55,8 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
     While the model loads, requests get 503; ``on_ready`` is called with the address once they are accepted.
 
     Raises:
-        LimbertError: if a library is missing, the model cannot be loaded, or the port cannot be used.
+        LimbertError: if the model cannot be loaded, or the port cannot be used.
     """
-    uvicorn = import_uvicorn()
     with bind_socket(settings) as listener, ExitStack() as loading:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -48,8 +66,7 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             loading.close()
             on_ready(address)
 
-        quiet: dict[str, Any] = {"log_level": logging.WARNING, "access_log": False, "server_header": False}
-        common = quiet | {"ws": "none", "lifespan": "on", "timeout_graceful_shutdown": math.ceil(settings.drain)}
+        common = _QUIET | {"lifespan": "on", "timeout_graceful_shutdown": math.ceil(settings.drain)}
         service = Service(run_dir, settings)  # before any worker, so that errors are raised here
         if settings.workers == 1:
             service.start()
@@ -73,24 +90,10 @@ def serve(run_dir: str | Path, settings: ServeSettings, *, on_ready: Callable[[s
             **common,
         )
 
-        outlives_terminal = signal.getsignal(getattr(signal, "SIGHUP", signal.SIGTERM)) is signal.SIG_IGN
-
-        class Supervisor(uvicorn.supervisors.Multiprocess):  # type: ignore[misc, name-defined] # imported here
-            def keep_subprocess_alive(self) -> None:
-                """Close the workers' ends of the pipes, so that a health check ends when its worker is killed."""
-                for worker in self.processes:
-                    worker.child_conn.close()
-                super().keep_subprocess_alive()
-
-            def handle_hup(self) -> None:
-                """Stop when the terminal is closed, as one process does, unless ``nohup`` started the server."""
-                if not outlives_terminal:
-                    self.handle_term()
-
-        Supervisor(config, sockets=[listener]).run()
+        _Supervisor(config, sockets=[listener]).run()
 
 
-def _worker_app(run_dir: str, settings: ServeSettings, started: "Event") -> "FastAPI":
+def _worker_app(run_dir: str, settings: ServeSettings, started: Event) -> FastAPI:
     """The application of one of several processes, in that process."""
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     if hasattr(signal, "SIGHUP"):
@@ -106,12 +109,11 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def create_serving_app(service: Service, on_started: Callable[[], None]) -> "FastAPI":
+def create_serving_app(service: Service, on_started: Callable[[], None]) -> FastAPI:
     """The application that starts its service with itself and drains it at shutdown."""
-    from limbert.serve.app import create_app
 
     @asynccontextmanager
-    async def lifespan(_: "FastAPI") -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.start)
         on_started()
         yield
@@ -124,43 +126,16 @@ def create_serving_app(service: Service, on_started: Callable[[], None]) -> "Fas
 
 @contextmanager
 def refuse_while_loading(listener: socket.socket) -> Iterator[None]:
-    """Respond with 503 to every request on a listening socket, in a thread, inside the context."""
-
-    class Refuse(BaseHTTPRequestHandler):
-        timeout = 2  # seconds that a client may take to send its request
-
-        def do_GET(self) -> None:
-            length = self.headers.get("content-length", "0")
-            if length.isdecimal():  # else the client may miss the response
-                self.rfile.read(min(int(length), 2**20))
-            self.send_response(503)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(_LOADING)))
-            self.send_header("retry-after", "1")
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(_LOADING)
-
-        do_POST = do_HEAD = do_GET
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, *args: Any) -> None:
-            pass  # a client that disconnects
-
-    server = Server(("", 0), Refuse, bind_and_activate=False)
-    server.socket.close()
-    server.socket = listener.dup()  # closed with the server
-    listener.listen(_BACKLOG)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    """Respond with 503 to every request on a bound socket, in a thread, inside the context."""
+    response: Response = error_response(UnavailableError("not ready yet: the server is loading the model"))
+    response.headers["retry-after"] = "1"
+    server = uvicorn.Server(uvicorn.Config(response, lifespan="off", timeout_graceful_shutdown=1, **_QUIET))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener.dup()]}, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        server.shutdown()
-        server.server_close()
+        server.should_exit = True
         thread.join()
 
 
@@ -176,10 +151,3 @@ def bind_socket(settings: ServeSettings) -> socket.socket:
         raise ConfigError(f"cannot listen on {settings.host} port {settings.port}: {reason}") from error
     listener.set_inheritable(True)
     return listener
-
-
-def import_uvicorn() -> Any:
-    """The uvicorn library with its supervisors; `ConfigError` if a library of the extra ``serve`` is missing."""
-    for name in ("fastapi", "prometheus_client", "uvicorn.supervisors"):
-        import_optional(name, extra="serve")
-    return import_optional("uvicorn", extra="serve")

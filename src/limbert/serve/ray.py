@@ -7,20 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from fastapi import FastAPI
 
 from limbert.core.config import require
 from limbert.errors import ConfigError, import_optional
 from limbert.evaluation.results import POLICIES_NAME, RESULTS_NAME
 from limbert.inference.ray import pack_checkpoint, ray_session, unpack_checkpoint
-from limbert.serve.process import bind_socket, create_serving_app, import_uvicorn
+from limbert.serve.process import bind_socket, create_serving_app
 from limbert.serve.service import Service
 from limbert.serve.settings import ServeSettings
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 _HEALTH_CHECK_PERIOD = 5.0  # seconds
 _UPSCALE_DELAY, _DOWNSCALE_DELAY = 5.0, 120.0  # seconds for which the load must last
@@ -62,7 +60,6 @@ def serve_on_ray(
     Raises:
         LimbertError: if a library is missing, the model cannot be loaded, or the port cannot be used.
     """
-    import_uvicorn()
     import_optional("ray", extra="scale")
     threads = settings.threads or 1
     settings = replace(settings, threads=threads, workers=replicas.max_replicas)  # which divide the memory
@@ -106,7 +103,7 @@ def _deployment(settings: ServeSettings, replicas: ReplicaConfig, packed_run_ref
     """The application as a deployment; each replica builds its own service."""
     from ray import serve
 
-    def build() -> "FastAPI":
+    def build() -> FastAPI:
         import ray
 
         service = Service(unpack_checkpoint(ray.get(packed_run_ref)), settings)
@@ -115,7 +112,7 @@ def _deployment(settings: ServeSettings, replicas: ReplicaConfig, packed_run_ref
         return app
 
     class Limbert:
-        app: "FastAPI"  # set by Ray Serve
+        app: FastAPI  # set by Ray Serve
 
         def check_health(self) -> None:
             if not self.app.state.service.healthy:

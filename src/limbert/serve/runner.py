@@ -77,13 +77,10 @@ class ModelRunner:
         self._device, self._model = model.network.device, model
         self._runtimes = runtimes
         self._engines = {
-            variant.name: Engine(
-                model,
-                variant.policy,
-                task_type=task_type,
-                precision="fp32" if variant.name in runtimes else variant.precision,
+            one.name: Engine(
+                model, one.policy, task_type=task_type, precision="fp32" if one.name in runtimes else one.precision
             )
-            for variant in variants.variants
+            for one in variants.variants
         }
         self._static_subnets = {  # layers and widths of the variants that run the same sub-network for every text
             variant.name: _static_layers(self._engines[variant.name], variant.policy.subnet, model.shape.layers)

@@ -1,6 +1,7 @@
 """Base of the request models, the error response, and what the OpenAPI document says about all paths."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -100,6 +101,7 @@ def validation_error(errors: Sequence[Any]) -> ServeError:
         elif part != "body" and not part.startswith(_TAG):
             path += f".{part}" if path else part
     message = error["msg"].replace("Input should be", "must be").replace("Field required", "is missing")
+    message = re.sub(r"List should have (.*) after validation.*", r"must have \1", message)
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be an object"
     given = "" if error["type"] == "missing" or message.startswith("has ") else f"; got {_describe(error['input'])}"

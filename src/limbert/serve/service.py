@@ -136,8 +136,8 @@ class Service:
         queue = RequestQueue(Scheduler(names, tracker.latency_model, config))
         thread = InferenceThread(queue, self._runner, tracker)
         self._counts, self._started_at = ServerCounts(), time.monotonic()
+        thread.start()  # first: a request that finds the service started may use the queue
         self._started = _Started(selector, queue, thread, ThreadPoolExecutor(_TOKENIZER_THREADS, "limbert-tokenize"))
-        thread.start()
 
     async def predict(
         self, texts: Sequence[TextInput], *, options: RequestOptions = _DEFAULT_OPTIONS, truncate: bool = True

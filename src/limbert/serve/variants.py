@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from limbert.core.config import RuntimePrecision, TaskType
+from limbert.core.config import RuntimePrecision
 from limbert.core.pareto import pareto_front
 from limbert.core.space import is_width_depth_name, parse_width_depth, width_depth_name
 from limbert.data.tasks import Task
@@ -57,13 +57,15 @@ class ModelVariants:
         """
         cost, variants, qualities = CostModel(model), [], _subnet_qualities(Path(run_dir), task)
         for name, subnet in {**model.subnets(), **model.searched_subnets()}.items():
-            quality = qualities.get(name)
-            split: EvalSplit | None = None if quality is None else "development"
+            split: EvalSplit | None = "development" if name in qualities else None
             flops = cost.flops(subnet, FLOPS_SEQUENCE_LENGTH)
-            variants.append(Variant(name, "subnet", Policy(subnet=name), quality, task.primary_metric, split, flops))
+            policy, metric = Policy(subnet=name), task.primary_metric
+            variants.append(Variant(name, "subnet", policy, qualities.get(name), metric, split, flops))
         full_flops = cost.flops(model.full, FLOPS_SEQUENCE_LENGTH)
         for name, point in operating_points(model.record).items():
-            if not _can_run(point.policy, model, task_type=task.task_type):
+            try:
+                resolve_policy(point.policy, model, task_type=task.task_type)
+            except LimbertError:  # its gates may have been removed since
                 continue
             quality, metric, split = point.value, point.metric, "validation"
             if (measured := _policy_quality(Path(run_dir), name, point.policy, task)) is not None:
@@ -108,32 +110,21 @@ class ModelVariants:
 
 def _subnet_qualities(run_dir: Path, task: Task) -> dict[str, float]:
     """The primary metric by sub-network, from the run's results."""
-    if not (run_dir / RESULTS_NAME).is_file():
-        return {}
-    return {
-        result.subnet: result.mean_metric(task.primary_metric)
-        for result in read_results(run_dir)
-        if any(name.rpartition("/")[2] == task.primary_metric for name in result.metrics)
-    }
+    results = read_results(run_dir) if (run_dir / RESULTS_NAME).is_file() else []
+    measured = {result.subnet: _primary_metric(result.metrics, task) for result in results}
+    return {name: value for name, value in measured.items() if value is not None}
 
 
 def _policy_quality(run_dir: Path, name: str, policy: Policy, task: Task) -> float | None:
     """The primary metric of an operating point on the development set, with its present settings."""
-    path = run_dir / POLICIES_NAME
+    path, wanted = run_dir / POLICIES_NAME, (name, "development", policy.to_dict())
     keys: dict[str, type] = {"name": str, "data": str, "settings": dict, "metrics": dict}
-    rows: list[dict[str, Any]] = read_json_lines(path, required_keys=keys) if path.is_file() else []
-    for row in rows:
-        if (row["name"], row["data"], row["settings"]) == (name, "development", policy.to_dict()):
-            values = [value for key, value in row["metrics"].items() if key.rpartition("/")[2] == task.primary_metric]
-            if values:
-                return sum(values) / len(values)
-    return None
+    rows = read_json_lines(path, required_keys=keys) if path.is_file() else []
+    measured = (row["metrics"] for row in rows if (row["name"], row["data"], row["settings"]) == wanted)
+    return next((value for metrics in measured if (value := _primary_metric(metrics, task)) is not None), None)
 
 
-def _can_run(policy: Policy, model: ElasticModel, *, task_type: TaskType) -> bool:
-    """Whether the model can run a saved operating point: its gates may have been removed since."""
-    try:
-        resolve_policy(policy, model, task_type=task_type)
-    except LimbertError:
-        return False
-    return True
+def _primary_metric(metrics: Mapping[str, float], task: Task) -> float | None:
+    """Its mean over the development sets; None if it was not measured."""
+    values = [value for name, value in metrics.items() if name.rpartition("/")[2] == task.primary_metric]
+    return sum(values) / len(values) if values else None

@@ -27,7 +27,7 @@ from limbert.model.elastic import ElasticModel
 from limbert.train import distributed
 from limbert.train.arguments import ElasticTrainingArguments
 from limbert.train.gates import train_gates
-from limbert.train.phases import ConfiguredPhase, log_plan, plan_phase
+from limbert.train.phases import PHASES, ConfiguredPhase, log_plan, plan_phase
 from limbert.train.run_folder import is_run_finished, run_folder
 from limbert.train.subnet_trainer import result_record, subnets_of_rank
 from limbert.train.trainer import ElasticTrainer
@@ -180,7 +180,7 @@ def train_phases(
         TrainingInterrupted, DivergedError, StorageError, ProcessError: as `ElasticTrainer.train`.
     """
     root, names = args.path, [phase.name for phase, _ in phases]
-    is_rewired = "width" in model.record.get("phases", ())
+    is_rewired = any(name in PHASES and PHASES[name].rewires for name in model.record.get("phases", ()))
     done = max((number for number, name in enumerate(names, start=1) if (root / name / FINAL).is_dir()), default=0)
     distributed.check_equal(done, description=f"in {root} as the number of finished phases")
     if done:

@@ -84,6 +84,14 @@ _PHASES = (
         defaults={"logit_weight": 1.0, "hidden_weight": 1.0, "teacher_width": "matched"},
         supervision=_LABELS_OR_TEXT,
     ),
+    Phase(
+        "joint",
+        "rewire once, then all widths at all depths at once, taught by the model as it was",
+        uses_teacher=True,
+        rewires=True,
+        defaults={"logit_weight": 1.0, "hidden_weight": 1.0},
+        supervision=_LABELS_OR_TEXT,
+    ),
     Phase("final", "all widths at all depths on the true labels, without a teacher", supervision=_LABELS_OR_TEXT),
     Phase("gates", "gates that choose each input's widths, with the encoder frozen", trains_gates=True, defaults={}),
     Phase(
@@ -130,13 +138,13 @@ def warn_about_phases(phases: Iterable[str], *, completed: Iterable[str], is_fin
 
     ``completed`` are the phases that trained the base model, which may be fine-tuned on the task.
     """
-    widths_trained = bool({"width", "depth", "final"} & {*completed})
+    widths_trained = bool({"width", "depth", "joint", "final"} & {*completed})
     for name in phases:
         if name == "gates" and not widths_trained:
             logger.warning("phase %s chooses among widths that no phase has trained; run phase width before it", name)
-        if name in ("width", "depth") and not is_finetuned:
+        if name in ("width", "depth", "joint") and not is_finetuned:
             logger.warning("phase %s has a teacher that is not fine-tuned; run phase finetune before it", name)
-        widths_trained |= name in ("width", "depth", "final")
+        widths_trained |= name in ("width", "depth", "joint", "final")
         is_finetuned |= name in ("finetune", "final")
 
 

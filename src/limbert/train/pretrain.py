@@ -15,14 +15,13 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from limbert.core.config import CorpusConfig, Precision, TrainConfig, configs_from_options
 from limbert.core.space import Space
 from limbert.core.subnet import Subnet
-from limbert.data.mlm.corpus import corpus_files
+from limbert.data.mlm.corpus import corpus_files, pack_corpus
 from limbert.data.mlm.masking import (
     CounterMaskingCollator,
     MaskedSequences,
     sample_sequences,
     split_validation_sequences,
 )
-from limbert.data.mlm.packing import pack_corpus
 from limbert.errors import DataError
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.evaluation.results import SubnetResult

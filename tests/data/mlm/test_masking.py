@@ -11,13 +11,13 @@ from tests.factories.corpora import make_lines, make_sequences, pack_tokens
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig
+from limbert.data.mlm.corpus import pack_corpus
 from limbert.data.mlm.masking import (
     MaskedSequences,
     draw_numbers,
     sample_sequences,
     split_validation_sequences,
 )
-from limbert.data.mlm.packing import pack_corpus
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.factories.corpora import make_lines
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig
-from limbert.data.mlm.packing import pack_corpus
+from limbert.data.mlm.corpus import pack_corpus
 from limbert.errors import ConfigError, DataError
 
 

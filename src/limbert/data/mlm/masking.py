@@ -42,7 +42,7 @@ class CounterMaskingCollator(DataCollatorForLanguageModeling):
         self._unmaskable_ids = sorted(special - {self.tokenizer.unk_token_id})  # an unknown word is a word
 
     def torch_call(self, examples: list[Any]) -> dict[str, Tensor]:
-        """Collate rows of `packing.pack_corpus`, each perhaps with its ``epoch``.
+        """Collate rows of `corpus.pack_corpus`, each perhaps with its ``epoch``.
 
         Returns:
             ``input_ids`` with masks, ``attention_mask``, and ``labels`` with -100 at tokens that are not masked; each
@@ -97,7 +97,7 @@ class CounterMaskingCollator(DataCollatorForLanguageModeling):
 class MaskedSequences:
     """Packed sequences with the collator that masks them; it makes its own batches."""
 
-    dataset: Dataset  # from `packing.pack_corpus`, or a part of it
+    dataset: Dataset  # from `corpus.pack_corpus`, or a part of it
     collator: CounterMaskingCollator
 
     def __len__(self) -> int:

@@ -18,7 +18,6 @@ from limbert.serve.responses import (
     json_response,
     label_names,
     scores_by_label,
-    to_json,
     usage_headers,
     variant_names,
 )
@@ -209,12 +208,11 @@ async def _infer(service: Service, body: bytes, json_length: str | None) -> Resp
     stages = {f"{stage}_ms": round(value, 3) for stage, value in output.timing.milliseconds().items()}
     used = {"size": variant_names(output), **stages}
     response = InferResponse(model_name=service.model_name, id=content.id, parameters=used, outputs=tensors)
-    head = response.model_dump(exclude_none=True)
+    answer = json_response(response.model_dump(exclude_none=True), output)
     if not blobs:
-        return json_response(head, output)
-    json_part = to_json(head)
-    headers = {**usage_headers(output), _JSON_LENGTH: str(len(json_part))}
-    return Response(b"".join([json_part, *blobs]), headers=headers, media_type="application/octet-stream")
+        return answer
+    headers = {**usage_headers(output), _JSON_LENGTH: str(len(answer.body))}
+    return Response(b"".join([answer.body, *blobs]), headers=headers, media_type="application/octet-stream")
 
 
 def _read_texts(inputs: Sequence[InputTensor], binary: memoryview, *, max_texts: int) -> list[TextInput]:
