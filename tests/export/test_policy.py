@@ -13,7 +13,7 @@ from tests.factories.labelled_runs import make_labelled_run
 from tests.factories.runs import call, needs_encoder
 from tests.factories.servers import LABELS
 
-from limbert import export_model, pipeline
+from limbert import evaluate, export_model, pipeline
 from limbert.data.readers import Examples
 from limbert.errors import ExportError
 from limbert.export import formats
@@ -90,6 +90,9 @@ def test_pipeline_runs_a_policy_in_a_runtime(run: Path) -> None:
     for ours, theirs in zip(actual, expected, strict=True):
         assert (ours.label, ours.cost_to_dict()) == (theirs.label, theirs.cost_to_dict())
         assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+    (on_torch,), (on_onnx,) = (evaluate(run, policy="balanced", runtime=name) for name in ("torch", "onnxruntime"))
+    for value in ("metrics", "flops_mean", "exit_shares", "width_shares"):
+        assert getattr(on_onnx, value) == getattr(on_torch, value)
 
 
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
