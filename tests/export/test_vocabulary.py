@@ -110,6 +110,16 @@ def test_other_texts_are_split_further(checkpoint: LoadedCheckpoint, chosen_file
         assert new.tokenize(text) == old.tokenize(text)
 
 
+def test_one_text_is_enough(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path, "roberta", trained("BPE", TEXTS))
+    (tmp_path / "one.txt").write_text(CHOSEN[0])
+    reduced, _, result = reduce_vocabulary(
+        checkpoint, full_network(checkpoint), str(tmp_path / "one.txt"), DataConfig()
+    )
+    assert result.texts == 1
+    assert reduced.tokenizer.tokenize(CHOSEN[0]) == checkpoint.tokenizer.tokenize(CHOSEN[0])
+
+
 def test_letters_of_other_scripts_may_go(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, chosen_file: str) -> None:
     checkpoint = make_checkpoint(tmp_path, "bert", tokenizer)
     network = full_network(checkpoint)

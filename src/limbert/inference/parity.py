@@ -138,11 +138,11 @@ def parity_batches(examples: TokenizedExamples, *, multiple_choice: bool = False
     """The examples as a server might receive them: one alone, then padded batches of mixed lengths.
 
     Args:
-        examples: at least two.
+        examples: at least one, or one question.
         multiple_choice: whether two examples form one question, ``(batch, 2, tokens)``.
     """
-    indices = list(range(len(examples) - len(examples) % 2))
     first = 2 if multiple_choice else 1
+    indices = list(range(len(examples) - len(examples) % first))
     starts = range(first, len(indices), _PARITY_BATCH_SIZE)
     for group in (indices[:first], *(indices[start : start + _PARITY_BATCH_SIZE] for start in starts)):
         batch = inference_inputs(examples, group)
