@@ -178,47 +178,6 @@ def test_early_stopping_ends_and_continues_its_count(tmp_path: Path) -> None:
     assert second.state.best_global_step == 2
 
 
-def test_averaged_weights_are_evaluated_and_resumed(tmp_path: Path) -> None:
-    settings = {"ema_decay": 0.3, "max_steps": 6, "learning_rate": 1e-2, "eval_strategy": "steps", "eval_steps": 2,
-                "save_strategy": "best", "metric_for_best_model": "m", "load_best_model_at_end": True}  # fmt: skip
-    trained, evaluated = [], []
-
-    class Weights(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            trained.append(vector(model))
-
-    def vector(model: Any) -> torch.Tensor:
-        return torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-
-    def run(folder: Path, scores: list[float], *callbacks: TrainerCallback) -> torch.Tensor:
-        left = iter(scores)
-
-        def score(model: ElasticModel, subnets: dict[str, Subnet]) -> dict[str, dict[str, float]]:
-            evaluated.append(vector(model.network))
-            value = next(left)
-            return {name: {"m": value} for name in subnets}
-
-        trainer = make_trainer(folder, evaluate_subnets=score, callbacks=[*callbacks], **settings)
-        trainer.train(resume_from_checkpoint=True)
-        return vector(trainer.model)
-
-    average = vector(make_model().network)
-    best = run(tmp_path / "whole", [0.9, 0.2, 0.1], Weights())
-    for step, weights in enumerate(trained, start=1):
-        average = torch.lerp(average, weights, 1 - min(0.3, (1 + step) / (10 + step)))
-        if step % 2 == 0:
-            torch.testing.assert_close(evaluated[step // 2 - 1], average)
-            assert not torch.allclose(average, weights, atol=1e-4)
-    assert torch.equal(best, evaluated[0])
-    run(tmp_path / "half", [0.2, 0.9], StopAt(4))
-    assert torch.equal(run(tmp_path / "half", [0.95]), evaluated[2])
-    settings |= {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 3, "load_best_model_at_end": False}
-    whole = run(tmp_path / "last", [])
-    run(tmp_path / "stopped", [], StopAt(4))
-    assert torch.equal(run(tmp_path / "stopped", []), whole)
-    torch.testing.assert_close(whole, average)
-
-
 class RequestStop(TrainerCallback):
     """Asks for a graceful stop after a step."""
 

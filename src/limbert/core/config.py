@@ -147,9 +147,6 @@ class PhaseConfig:
     )
     full_weight: float = config_field(1.0, "weight of the largest sub-network's loss relative to the others")
     sampled: int = config_field(0, "sub-networks per step, always with the largest and the smallest; 0 trains all")
-    ema_decay: float | None = config_field(
-        None, "evaluate and keep an exponential moving average of the weights, with this decay per step, such as 0.999"
-    )
     evaluations: int = config_field(1, "validations per epoch; the weights with the best validation result are kept")
     grafts: int = config_field(0, "neural graftings per epoch, except in the last epoch; 0 for none")
     graft_rate: float = config_field(0.1, "weight of the stronger head or neuron when it is blended into the weaker")
@@ -168,7 +165,6 @@ class PhaseConfig:
             require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         require(self.teacher_width in ("full", "matched"), "teacher width", self.teacher_width, "full or matched")
         require(self.sampled == 0 or self.sampled >= 2, "sampled", self.sampled, "0 (all) or at least 2")
-        require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema decay", self.ema_decay, "between 0 and 1")
         require(self.evaluations > 0, "evaluations", self.evaluations, "at least 1")
         require(self.grafts >= 0, "grafts", self.grafts, "0 or more per epoch")
         require(0 < self.graft_rate < 1, "graft rate", self.graft_rate, "between 0 and 1")

@@ -35,9 +35,6 @@ class ElasticTrainingArguments(TrainingArguments):
     grafts_per_epoch: int = config_field(0, "neural graftings per epoch, until the last epoch; 0 for none")
     graft_rate: float = config_field(0.1, "fraction of the stronger head or neuron blended into the weaker")
     graft_fraction: float = config_field(0.5, "fraction of the heads and neurons that counts as the weaker ones")
-    ema_decay: float | None = config_field(
-        None, "evaluate and save an exponential moving average of the weights, with this decay per step"
-    )
     class_weights: Sequence[float] | str | None = config_field(
         None, "weight of each class in the label loss, or 'balanced': inversely proportional to its frequency"
     )
@@ -93,7 +90,6 @@ class ElasticTrainingArguments(TrainingArguments):
             "task_type": (self.task_type in (None, *TASK_TYPES), ", ".join(TASK_TYPES)),
             "teacher_width": (self.teacher_width in ("full", "matched"), "full or matched"),
             "sampled_subnets": (self.sampled_subnets == 0 or self.sampled_subnets >= 2, "0 or at least 2"),
-            "ema_decay": (self.ema_decay is None or 0 < self.ema_decay < 1, "None or between 0 and 1"),
             "graft_rate": (0 < self.graft_rate < 1, "between 0 and 1"),
             "graft_fraction": (0 < self.graft_fraction <= 0.5, "above 0 and at most 0.5"),
         }

@@ -1,17 +1,15 @@
-"""Callbacks of elastic training: graceful stop, saving by time, divergence, grafting, averaged weights."""
+"""Callbacks of elastic training: graceful stop, saving by time, divergence, grafting."""
 
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback
 
 from limbert.errors import DivergedError
@@ -19,7 +17,6 @@ from limbert.method.grafting import graft
 from limbert.method.importance import importance_from_micro_batches
 from limbert.train.distributed import broadcast_weights, world_size
 
-_TRAINED = "trained.safetensors"
 _stop_requested = threading.Event()  # by SIGINT or SIGTERM, of this process
 _handled = threading.Event()  # whether the two signals set it
 
@@ -127,53 +124,6 @@ class Grafting(TrainerCallback):
             scores = importance_from_micro_batches(model, self._trainer.importance_batches())
             graft(model, scores, rate=args.graft_rate, weak_fraction=args.graft_fraction)
             broadcast_weights(model.network)
-
-
-class WeightAverage(TrainerCallback):
-    """An exponential moving average of the weights, with which a model is evaluated and saved.
-
-    Args:
-        parameters: of the model.
-        decay: weight of the average in a step; in early steps (1 + step) / (10 + step), if that is less.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self._parameters, self._decay, self._average = [*parameters], decay, list[Tensor]()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._average = self._average or [parameter.detach().clone() for parameter in self._parameters]
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        decay = min(self._decay, (1 + state.global_step) / (10 + state.global_step))
-        torch._foreach_lerp_(self._average, [parameter.detach() for parameter in self._parameters], 1 - decay)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not (args.load_best_model_at_end and state.best_model_checkpoint):  # which has the average already
-            self._swap()
-        self._average = []
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights; without effect outside a training."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for parameter, average in zip(self._parameters, self._average, strict=False):
-            parameter.data, average.data = average.data, parameter.data
-
-    def save(self, folder: Path) -> None:
-        """Write the weights that are trained on; the checkpoint itself has the averaged ones, which are `applied`."""
-        save_file({str(index): tensor.contiguous() for index, tensor in enumerate(self._average)}, folder / _TRAINED)
-
-    def load(self, folder: Path) -> None:
-        """Continue after `save`, when the model has been loaded from the checkpoint."""
-        self._average = [parameter.detach().clone() for parameter in self._parameters]
-        for index, tensor in load_file(folder / _TRAINED).items():
-            self._parameters[int(index)].data.copy_(tensor)
 
 
 def grafting_steps(grafts_per_epoch: int, *, steps_per_epoch: int, max_steps: int) -> frozenset[int]:

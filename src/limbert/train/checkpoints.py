@@ -61,8 +61,8 @@ def save_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, folder / _TENSORS)
 
 
-def load_optimizer(folder: Path, optimizer: Any, scheduler: Any, *, average: Any = None) -> None:
-    """Restore what `save_optimizer`, and a `WeightAverage` if there is one, wrote.
+def load_optimizer(folder: Path, optimizer: Any, scheduler: Any) -> None:
+    """Restore what `save_optimizer` wrote.
 
     Raises:
         CheckpointError: if the files cannot be read or are of another optimizer.
@@ -77,8 +77,6 @@ def load_optimizer(folder: Path, optimizer: Any, scheduler: Any, *, average: Any
             state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict(values | {"state": state})
         scheduler.load_state_dict(json.loads((folder / _SCHEDULER).read_text(encoding="utf-8")))
-        if average is not None:
-            average.load(folder)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{folder} cannot be read; delete it to resume from the one before: {error}") from error
 

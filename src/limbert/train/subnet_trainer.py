@@ -5,7 +5,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from limbert.model.flops import CostModel
 from limbert.model.shared_forward import SubnetOutput, plan_shared_forwards, run_shared_forward
 from limbert.model.width_gates import GATES_FILENAME
 from limbert.train.arguments import ElasticTrainingArguments
-from limbert.train.callbacks import WeightAverage
 from limbert.train.checkpoints import STATE_NAME, checkpoint_path, load_optimizer, save_optimizer, write_into
 from limbert.train.data import Batch, Indices, pop_labels
 from limbert.train.distributed import gather_dict, rank, world_size
@@ -90,7 +88,6 @@ class SubnetTrainer(Trainer):
         if args.disable_tqdm:
             self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # True counts the labels of every step in all processes
-        self.average = None if args.ema_decay is None else WeightAverage(model.parameters(), args.ema_decay)
         self.examples_seen, self.speed_since = 0, time.monotonic()
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -122,10 +119,6 @@ class SubnetTrainer(Trainer):
     def create_model_card(self, *args: Any, **options: Any) -> None:
         """Nothing: every saved elastic model has its card."""
 
-    def averaged_weights(self) -> AbstractContextManager[None]:
-        """Inside, the model has the weights that it is evaluated and saved with."""
-        return nullcontext() if self.average is None else self.average.applied()
-
     # -- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -146,8 +139,7 @@ class SubnetTrainer(Trainer):
             callbacks: list[Any] = [*self.callback_handler.callbacks, self.control]
             exportable = [callback for callback in callbacks if isinstance(callback, ExportableState)]
             state.stateful_callbacks = TrainerState(stateful_callbacks=exportable).stateful_callbacks  # type: ignore[arg-type]
-            with self.averaged_weights():
-                self._save_elastic(folder, self._add_training_state)
+            self._save_elastic(folder, self._add_training_state)
             rotate_checkpoints(str(output_dir), self.args.save_total_limit, state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()  # others may load the best one next
         if self.args.push_to_hub:
@@ -157,13 +149,11 @@ class SubnetTrainer(Trainer):
     def _add_training_state(self, folder: Path) -> None:
         if not self.args.save_only_model:
             save_optimizer(folder, self.optimizer, self.lr_scheduler)
-            if self.average is not None:
-                self.average.save(folder)
         self.state.save_to_json(str(folder / STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler, average=self.average)
+            load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler)
             if self.state.best_global_step:  # beside this one, wherever the folder was when it was saved
                 best = checkpoint_path(Path(checkpoint).parent, self.state.best_global_step)
                 self.state.best_model_checkpoint = str(best)
@@ -227,14 +217,13 @@ class SubnetTrainer(Trainer):
     ) -> dict[str, float]:
         """Metrics of every sub-network, ``eval_0.5x0.75/accuracy``, and their means, ``eval_accuracy``."""
         started = time.monotonic()
-        with self.averaged_weights():
-            if self.evaluate_subnets is None or eval_dataset is not None:
-                metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            else:
-                found = gather_dict(self.evaluate_subnets(self.elastic, subnets_of_rank(self.subnets)))
-                metrics = {f"{metric_key_prefix}_{key}": value for key, value in self._with_means(found).items()}
-                self.log(metrics)
-                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.evaluate_subnets is None or eval_dataset is not None:
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        else:
+            found = gather_dict(self.evaluate_subnets(self.elastic, subnets_of_rank(self.subnets)))
+            metrics = {f"{metric_key_prefix}_{key}": value for key, value in self._with_means(found).items()}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.speed_since += time.monotonic() - started
         return metrics
 

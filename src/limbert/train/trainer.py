@@ -127,8 +127,7 @@ class ElasticTrainer(SubnetTrainer):
         if teacher is not None:
             teacher.network.to(args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self.stop = GracefulStop()
-        average = () if self.average is None else (self.average,)
-        for callback in (LogLastStep(), StopOnDivergence(), Grafting(self), *average, self.stop):
+        for callback in (LogLastStep(), StopOnDivergence(), Grafting(self), self.stop):
             self.add_callback(callback)
         self._trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._part = 0  # of the running step, under gradient accumulation
