@@ -50,7 +50,7 @@ def main() -> None:
     arguments = _parse_arguments()
     torch.set_num_threads(arguments.threads)
     try:
-        pipes = {name: pipeline(arguments.run, policy=name, device="cpu") for name in arguments.policy}
+        pipes = {name: _open(name, arguments) for name in arguments.policy}
         pipe = pipes[arguments.policy[0]]
         texts, pairs = _load_texts(pipe, arguments)
         columns = {"text_column": "text", "pair_column": None if pairs is None else "pair"}
@@ -88,6 +88,8 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--rates", action="store_true", help="measure CPU seconds per row and stage")
+    parser.add_argument("--runtime", default="torch", help="with --rates")
+    parser.add_argument("--precision", default="fp32", help="with --rates")
     parser.add_argument("--price", type=float, default=0.04, help="with --rates: $ per core-hour (default: 0.04)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -95,6 +97,11 @@ def _parse_arguments() -> argparse.Namespace:
     arguments.rows = arguments.rows or (2_000 if arguments.rates else 100_000)
     arguments.shard_rows = arguments.shard_rows or (1_000 if arguments.rates else 5_000)
     return arguments
+
+
+def _open(policy: str, arguments: argparse.Namespace) -> Pipeline:
+    options = {"runtime": arguments.runtime, "precision": arguments.precision, "threads": arguments.threads}
+    return pipeline(arguments.run, policy=policy, device="cpu", **options)
 
 
 def _load_texts(pipe: Pipeline, arguments: argparse.Namespace) -> tuple[list[str], list[str] | None]:
@@ -212,7 +219,7 @@ def _measure_rates(folder: Path, pipes: dict[str, Pipeline], arguments: argparse
             times.append(time.process_time())
             tokens = checkpoint.tokenize(examples, cache=False)
             times.append(time.process_time())
-            predictions = predict(checkpoint.model, tokens, task=pipe.task, policy=pipe.policy)
+            predictions = predict(checkpoint.model, tokens, task=pipe.task, policy=pipe.policy, runtime=pipe.network)
             times.append(time.process_time())
             values = [prediction.to_dict() | prediction.cost_to_dict() for prediction in predictions]
             content = to_parquet(kept, indices, values, schema)
