@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from limbert.cli import train as train_verb
 from limbert.cli.main import app
+from limbert.core.config import DataConfig
 from limbert.errors import ConfigError, LimbertError
 from limbert.report.commands import train_command
 from limbert.report.page import Report
@@ -294,9 +295,9 @@ def test_train_command_has_the_settings_of_the_run(
 ) -> None:
     caught: list[dict[str, object]] = []
 
-    def catch(config, data_config, overrides, **_):  # type: ignore[no-untyped-def]
-        recipe = override_recipe(load_recipe(config.recipe), **overrides)
-        caught.append(run_settings(config, recipe.to_dict(), data_config))
+    def catch(config, data, overrides, **_):  # type: ignore[no-untyped-def]
+        recipe = override_recipe(load_recipe(config.recipe), **{"phases": config.phases} | overrides)
+        caught.append(run_settings(config, recipe.to_dict(), DataConfig(**data)))
 
     monkeypatch.setattr(train_verb, "_train", catch)
     assert CliRunner().invoke(app, ["train", *words, "--output", "first"]).exception is None

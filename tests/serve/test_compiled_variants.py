@@ -89,8 +89,8 @@ def test_quality_counts_the_loss_of_precision(run: Path, monkeypatch: pytest.Mon
     losses = {1: 0.5, 2: 0.004}  # by layers
     original = SubnetCompiler._cached
 
-    def lossy(self: SubnetCompiler, subnet: Any) -> CompiledSubnet:
-        return CompiledSubnet(original(self, subnet).path, losses[len(subnet.layers)])
+    def lossy(self: SubnetCompiler, files: Any) -> CompiledSubnet:
+        return CompiledSubnet(original(self, files).path, losses[len(files.identity["layers"])])
 
     monkeypatch.setattr(SubnetCompiler, "_cached", lossy)
     with opened(run, runtime="onnxruntime", policy="adaptive") as service:
