@@ -69,7 +69,7 @@ def _draw(fronts: dict[str, dict[str, list[MeasuredSubnet]]], figure: "Figure", 
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left")
 
 
 if __name__ == "__main__":
