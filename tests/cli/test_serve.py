@@ -133,7 +133,16 @@ def test_sigterm_at_any_moment_leaves_nothing(run: Path, options: list[str], mom
         assert not accepts(int(port))
 
 
+@pytest.fixture
+def default_hangup() -> Iterator[None]:
+    """SIGHUP as a terminal has it, also where the tests run under ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.parametrize("options", [[], ["--workers", "2"]])
 def test_closed_terminal_stops_the_server(run: Path, options: list[str]) -> None:
     with serving(run, "--threads", "1", *options) as (process, url):
