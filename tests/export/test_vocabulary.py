@@ -150,6 +150,8 @@ def test_bad_input_is_refused(tmp_path: Path, chosen_file: str) -> None:
     network = full_network(checkpoint)
     with pytest.raises(DataError, match="nowhere"):
         reduce_vocabulary(checkpoint, network, "./nowhere", DataConfig())
+    with pytest.raises(DataError, match="no such file"):
+        reduce_vocabulary(checkpoint, network, "nowhere.csv", DataConfig())
     with pytest.raises(DataError, match=r"note"):
         reduce_vocabulary(checkpoint, network, str(DEMO_DATA / "train.csv"), DataConfig(text_column="note"))
     with pytest.raises(ConfigError, match="MaskedLM"):

@@ -113,8 +113,7 @@ def export_model(
     labelled = None
     if int8:  # before the work, because it may refuse
         labelled = labelled_examples(checkpoint, data_config, use_dev_set=data_given)
-    multiple_choice = type(network).__name__.endswith("ForMultipleChoice")
-    batches = list(parity_batches(trial.examples, multiple_choice=multiple_choice))
+    batches = list(parity_batches(trial.examples, network))
     checkpoint.tokenizer.model_max_length = checkpoint.max_length  # the length the model was trained with
     given_names = {*batches[0]} & {*checkpoint.tokenizer.model_input_names}
     with atomic_folder(config.output) as folder:

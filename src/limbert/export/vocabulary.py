@@ -1,7 +1,7 @@
 """A smaller vocabulary for an export: the tokens that given texts need, tokenizer and embedding table rebuilt.
 
-Nothing changes on these texts. A word is split by its longest tokens (WordPiece), the merges of lowest rank (BPE) or
-the path of highest score (Unigram), and each of these is still the best one after others have gone.
+Nothing changes on these texts. A word is split into its longest tokens (WordPiece), by the merges of lowest rank
+(BPE) or along the path of highest score (Unigram), and each of these stays the best when other tokens are removed.
 """
 
 import copy
@@ -24,7 +24,7 @@ from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data
 from limbert.data.readers import Examples, read_examples
 from limbert.data.sources import find_sources
-from limbert.data.table import file_format
+from limbert.data.table import FORMATS, file_format
 from limbert.data.task_files import load_texts, open_texts, row_parser
 from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tokenize import TokenizedExamples, check_tokenizer, tokenize_texts
@@ -47,7 +47,7 @@ class VocabularyReduction:
     """What a smaller vocabulary saves, and what it costs on texts that did not choose it."""
 
     source: str  # the texts that chose it
-    texts: int  # their number; on all of them tokens and logits are unchanged
+    texts: int  # their number; tokens are the same on all of them, logits on some
     tokens_before: int  # rows of the embedding table
     tokens_after: int
     bytes_saved: int  # of the table, in fp32
@@ -58,7 +58,8 @@ class VocabularyReduction:
     def __str__(self) -> str:
         text = (
             f"Vocabulary: {self.tokens_after:,} of {self.tokens_before:,} tokens ({self.bytes_saved / 1e6:.1f} MB of "
-            f"fp32 saved); tokens and logits are unchanged on all {self.texts:,} texts of {self.source}."
+            f"fp32 saved); tokens are the same on all {self.texts:,} texts of {self.source}, logits on "
+            f"{min(self.texts, _PARITY_EXAMPLES)} of them."
         )
         if self.metrics_before is None or self.metrics_after is None or self.dropped_share is None:
             return text
@@ -125,7 +126,7 @@ def reduce_vocabulary(
 def _read_texts(source: str, checkpoint: LoadedCheckpoint, config: DataConfig) -> Examples:
     path, task_type = Path(source).expanduser(), checkpoint.task.task_type if checkpoint.task else None
     config = replace(config, data=None, train=None, dev=None)
-    if path.is_file():
+    if path.is_file() or file_format(path) in (*FORMATS, ".txt"):
         config = replace(config, skip_bad_rows=config.skip_bad_rows or file_format(path) == ".txt")  # blank lines
         examples = load_texts(path, config, task_type=task_type)
     else:
@@ -265,9 +266,7 @@ def _require_equal_logits(
     def run(inputs: Mapping[str, Tensor]) -> Outputs:
         return reduced.run({**inputs, "input_ids": new_ids[inputs["input_ids"]]})
 
-    multiple_choice = type(network).__name__.endswith("ForMultipleChoice")
-    batches = parity_batches(examples, multiple_choice=multiple_choice)
-    require_parity(compare_outputs(source, Runtime(reduced.input_names, run), batches))
+    require_parity(compare_outputs(source, Runtime(reduced.input_names, run), parity_batches(examples, network)))
 
 
 def _held_out_cost(

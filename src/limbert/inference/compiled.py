@@ -228,8 +228,7 @@ class SubnetCompiler:
     @cached_property
     def _parity_batches(self) -> list[dict[str, Tensor]]:
         examples = parity_examples(self._checkpoint, self._checkpoint.data_config, required=False).examples
-        multiple_choice = type(self._checkpoint.model.network).__name__.endswith("ForMultipleChoice")
-        return list(parity_batches(examples, multiple_choice=multiple_choice))
+        return list(parity_batches(examples, self._checkpoint.model.network))
 
     def _calibration_batches(self) -> list[dict[str, Tensor]]:
         with self._data_needed():

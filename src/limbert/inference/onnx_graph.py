@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from limbert.errors import StorageError, UnsupportedModelError, import_optional
 from limbert.model.families import FAMILIES, unsupported_family_error
+from limbert.model.outputs import is_multiple_choice
 
 OPSET = 20  # the first with Gelu as one operator; newer ones add nothing that runtimes execute faster
 _MAX_BYTES = 2**31 - 2**20  # a protobuf file is limited to 2 GiB, and the graph needs some of it
@@ -49,7 +50,7 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
     example = _example_inputs(network, names)
     with torch.inference_mode():
         outputs = wrapped.network(**dict(zip(names, example, strict=True)))
-    axes = {0: "batch", 1: "choices", 2: "tokens"} if _is_multiple_choice(network) else {0: "batch", 1: "tokens"}
+    axes = {0: "batch", 1: "choices", 2: "tokens"} if is_multiple_choice(network) else {0: "batch", 1: "tokens"}
     with quiet_loggers(*_NOISY_LOGGERS), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -106,7 +107,7 @@ def _prepare_for_export(network: PreTrainedModel) -> PreTrainedModel:
 
 def _example_inputs(network: PreTrainedModel, names: Sequence[str]) -> tuple[Tensor, ...]:
     """A padded batch to trace, with sizes that no other dimension of a model has."""
-    choices = (3,) if _is_multiple_choice(network) else ()
+    choices = (3,) if is_multiple_choice(network) else ()
     ids = torch.full((2, *choices, 7), 5, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[1, ..., 5:] = 0
@@ -115,10 +116,6 @@ def _example_inputs(network: PreTrainedModel, names: Sequence[str]) -> tuple[Ten
     if "state" in names:
         given["state"] = torch.zeros(*ids.shape, network.config.hidden_size)
     return tuple(given.get(name, torch.zeros_like(ids)) for name in names)
-
-
-def _is_multiple_choice(network: nn.Module) -> bool:
-    return type(network).__name__.endswith("ForMultipleChoice")
 
 
 def _plain_mask(

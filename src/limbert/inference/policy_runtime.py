@@ -33,7 +33,7 @@ class PolicyRuntime:
     Args:
         folder: with ``policy.json`` and the segments.
         threads: of the runtime; None: its default.
-        precision: ``bf16`` if OpenVINO shall compute in it.
+        precision: ``fp32``, or with OpenVINO ``bf16``.
 
     Attributes:
         policy: the content of ``policy.json``; without ``exits`` every example runs to the end.

@@ -70,9 +70,10 @@ def first_batch(
 ) -> PlannedBatch:
     """The first text of a queue with texts of its variant and of similar length.
 
-    The texts at the front of the queue, sorted by length, are divided into the batches that take the least time
-    together: padding costs against the fixed cost of a batch. This is the batch of the first text. Where deadlines wait
-    (``max_seconds``) few texts are considered, because those left out are delayed. A text over a limit runs alone.
+    The texts at the front of the queue, sorted by length, are divided into the batches that take the least time in
+    total: fewer batches save fixed costs, more save padding. This is the batch of the first text. With ``max_seconds``
+    (requests with deadlines wait) few texts are considered, because those left out are delayed. A text over a limit
+    runs alone.
     """
     variant = queue[0].request.variants_by_level[level]
     by_length: dict[int, list[QueuedText]] = {}

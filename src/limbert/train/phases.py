@@ -117,6 +117,7 @@ _PHASES = (
     ),
 )
 PHASES: dict[str, Phase] = {phase.name: phase for phase in _PHASES}
+_TRAIN_WIDTHS = frozenset({"width", "depth", "joint", "final"})
 
 
 def select_only(phase: Phase, subnet: str) -> Phase:
@@ -138,13 +139,13 @@ def warn_about_phases(phases: Iterable[str], *, completed: Iterable[str], is_fin
 
     ``completed`` are the phases that trained the base model, which may be fine-tuned on the task.
     """
-    widths_trained = bool({"width", "depth", "joint", "final"} & {*completed})
+    widths_trained = bool(_TRAIN_WIDTHS & {*completed})
     for name in phases:
         if name == "gates" and not widths_trained:
             logger.warning("phase %s chooses among widths that no phase has trained; run phase width before it", name)
-        if name in ("width", "depth", "joint") and not is_finetuned:
+        if PHASES[name].uses_teacher and not is_finetuned:
             logger.warning("phase %s has a teacher that is not fine-tuned; run phase finetune before it", name)
-        widths_trained |= name in ("width", "depth", "joint", "final")
+        widths_trained |= name in _TRAIN_WIDTHS
         is_finetuned |= name in ("finetune", "final")
 
 
