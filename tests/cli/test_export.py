@@ -199,7 +199,7 @@ BAD_LINES = [
     (["trained", "--int8", "--output", "x"], "onnx, openvino"),
     (["trained", "--format", "onnx", "--int8", "--max-drop", "-1", "--output", "x"], "max drop is -1"),
     (["trained", "--output", "small"], "small exists"),
-    (["trained", "--vocabulary", "absent.txt", "--output", "x"], "./absent.txt"),
+    (["trained", "--vocabulary", "absent.txt", "--output", "x"], "absent.txt: no such file"),
     (["trained", "--vocabulary", "small/config.json", "--output", "x"], "column"),
     (["trained", "--vocabulary", "small", "--output", "x"], "train.*"),
     (["trained", "--characters", "latin", "--output", "x"], "latin"),
