@@ -12,7 +12,7 @@ from limbert.data import tokenize as tokens
 from limbert.data.readers import Examples
 from limbert.data.tokenize import default_cache_dir, tokenization_fingerprint, tokenize_texts
 
-EXAMPLES = Examples(("one two three", "four"), ("a pair", "another pair"), (0, 1))
+EXAMPLES = Examples(("one two three", "four") * 150, ("a pair", "another pair") * 150, (0, 1) * 150)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_second_run_reads_the_cache(tokenizer, tmp_path, monkeypatch):
 
 def test_labels_are_not_cached(tokenizer, tmp_path):
     tokenize_texts(EXAMPLES, tokenizer, max_length=32)
-    other = tokenize_texts(Examples(EXAMPLES.texts, EXAMPLES.pairs, (1, 0)), tokenizer, max_length=32)
+    other = tokenize_texts(Examples(EXAMPLES.texts, EXAMPLES.pairs, (1, 0) * 150), tokenizer, max_length=32)
     assert other.collate([0, 1])["labels"].tolist() == [1, 0]
     assert len(cached_files(tmp_path)) == 1
 
@@ -105,7 +105,7 @@ def test_full_disk_leaves_nothing_behind(tokenizer, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ArrowWriter, "write_batch", full)
-    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32)) == 2
+    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32)) == len(EXAMPLES)
     assert cached_files(tmp_path) == []
 
 
@@ -130,4 +130,4 @@ def test_missing_home_disables_the_cache(monkeypatch, tokenizer):
 
     monkeypatch.delenv("LIMBERT_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32)) == 2
+    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32)) == len(EXAMPLES)
