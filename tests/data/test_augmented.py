@@ -44,13 +44,6 @@ def source_ids(*texts: str) -> tuple[str, ...]:
     return tuple(compute_source_id(text.split("|")) for text in texts)
 
 
-def test_source_ids_depend_on_texts_alone() -> None:
-    assert compute_source_id(("a", "b")) == compute_source_id(["a", "b"])
-    assert (
-        len({compute_source_id(texts) for texts in (("a", "b"), ("b", "a"), ("ab", ""), ("ab",), ("a", "b", ""))}) == 5
-    )
-
-
 def test_source_ids_and_logits_are_read(write: Write) -> None:
     source_id = compute_source_id(("A man ran .", "He ran ."))
     row = f"1\t10\t11\tA dog ran .\tIt ran .\t{source_id}\t2.5 -1e-1"
@@ -113,25 +106,22 @@ def test_released_mnli_logits_are_reordered(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "expected_ids", "labels"),
+    ("rows", "expected_ids", "labels"),
     [
-        (
-            "gj\t-1 2\t\tHe ran .\ngj\t-1 2\t\tHe sat .\ngj\t3 2\t*\tRan he .",
-            source_ids("He ran .", "He ran .", "Ran he ."),
-            (1, 1, 0),
-        ),
-        ("gj\t1\t\tHe sat .\tabc\t1 2", ("abc",), (1,)),
-        ("gj\t1\t\tHe sat .\tabc", ("abc",), (1,)),
+        (["-1 2\t\tHe ran .", "-1 2\t\tHe sat .", "3 2\t*\tRan he ."], ("He ran .", "He ran .", "Ran he ."), (1, 1, 0)),
+        (["1\t\tHe sat .\tabc\t1 2"], ("abc",), (1,)),
+        (["1\t\tHe sat .\tabc"], ("abc",), (1,)),
     ],
 )
 def test_files_without_header(
-    write: Write, content: str, expected_ids: tuple[str, ...], labels: tuple[int, ...]
+    write: Write, rows: list[str], expected_ids: tuple[str, ...], labels: tuple[int, ...]
 ) -> None:
     for name in ("train", "dev"):
         write(f"c/{name}.tsv", "gj\t1\t\tHe ran .\ngj\t0\t*\tRan he .")
-    path = write("aug.tsv", content)
+    path = write("aug.tsv", "".join(f"gj\t{row}\n" for row in rows))
     augmented = load(task="cola", data=str(path.parent / "c"), augmented=str(path))
-    assert (augmented.source_ids, augmented.examples.labels) == (expected_ids, labels)
+    assert augmented.source_ids == (source_ids(*expected_ids) if len(rows) > 1 else expected_ids)
+    assert augmented.examples.labels == labels
     write("aug.tsv", "gj\t1\t\tHe sat .\tabc\t1 2\tmore")
     with pytest.raises(DataError, match="7 columns"):
         load(task="cola", data=str(path.parent / "c"), augmented=str(path))
