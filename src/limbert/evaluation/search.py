@@ -248,7 +248,7 @@ def search_subnets(
                 repeated = 0
                 finished[subnet] = evaluate(subnet)
                 saved.add_trial(study.tell(trial, [finished[subnet].metric_value, finished[subnet].relative_cost]))
-    except BlockingIOError as error:
+    except TimeoutError as error:
         raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
     except OSError as error:
         raise StorageError(f"cannot write {journal}: {error.strerror or error}") from error

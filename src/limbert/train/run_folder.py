@@ -1,19 +1,18 @@
 """The folder of an unfinished run: its settings, which another run must not have, and its lock."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
 from limbert.errors import ConfigError, StorageError
-from limbert.files import try_lock
+from limbert.files import locked
 from limbert.model.checkpoint import read_record, write_json
-from limbert.train.distributed import all_gather_object, rank, run_on_main
+from limbert.train.distributed import all_gather_object, run_on_main
 
 _SETTINGS_NAME = "settings.json"
 _IGNORED = ("output", "checkpoint_every", "tensorboard", "device")  # settings that do not change the result
@@ -95,16 +94,13 @@ def run_folder(path: Path, settings: Mapping[str, Any], *, overwrite: bool = Fal
                 f"process {index} has other settings or data than process 0 ({changed}); "
                 "start all processes of a run with the same command and the same data"
             )
-    lock = path.with_name(path.name + ".lock")  # beside the folder, which comes and goes
-    descriptor = run_on_main(lambda: _open(path, lock, settings, overwrite=overwrite))
-    try:
+    with ExitStack() as stack:
+        run_on_main(lambda: _open(path, settings, stack, overwrite=overwrite))
         yield
-    finally:
-        if rank() == 0:
-            _close(path, lock, descriptor)
 
 
-def _open(path: Path, lock: Path, settings: Mapping[str, Any], *, overwrite: bool) -> int | None:
+def _open(path: Path, settings: Mapping[str, Any], stack: ExitStack, *, overwrite: bool) -> None:
+    """Prepare the folder and lock it until the stack ends."""
     file = path / _SETTINGS_NAME
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
@@ -114,8 +110,9 @@ def _open(path: Path, lock: Path, settings: Mapping[str, Any], *, overwrite: boo
                 f"{path} holds an unfinished run with other settings ({changed}); finish it with its own "
                 "command and data, delete the folder, choose another output, or use --overwrite"
             )
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = try_lock(lock)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(path.with_name(path.name + ".lock")))  # beside the folder, which comes and goes
+        stack.callback(_delete_without_results, path)
         if changed:
             shutil.rmtree(path, ignore_errors=True)
         path.mkdir(exist_ok=True)
@@ -124,19 +121,14 @@ def _open(path: Path, lock: Path, settings: Mapping[str, Any], *, overwrite: boo
         if not file.exists():
             write_json(file.with_suffix(".new"), settings)
             file.with_suffix(".new").rename(file)
-    except BlockingIOError:
+    except TimeoutError:
         raise ConfigError(f"another run is writing to {path}; wait until it ends, or choose another") from None
     except json.JSONDecodeError as error:
         raise StorageError(f"cannot read {file}: {error}") from error
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
-    return descriptor
 
 
-def _close(path: Path, lock: Path, descriptor: int | None) -> None:
+def _delete_without_results(path: Path) -> None:
     if path.is_dir() and [entry.name for entry in path.iterdir()] == [_SETTINGS_NAME]:
         shutil.rmtree(path, ignore_errors=True)
-    if descriptor is not None:
-        with suppress(OSError):  # a file that stays is locked by no process
-            lock.unlink()
-        os.close(descriptor)
