@@ -24,7 +24,7 @@ from limbert.errors import CheckpointError, ConfigError
 from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.evaluation.hardware import hardware_info
-from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes, save_for_measuring
+from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes
 from limbert.evaluation.policy_passes import dynamic_points, passes_per_round, policy_passes
 from limbert.evaluation.results import (
     PROFILE_NAME,
@@ -285,7 +285,7 @@ class Profiler:
             progress("saving" if on_torch else f"compiling for {setup.backend}", done, len(names) + 1)
             subnet = self.subnets.get(name, _WARMUP_SUBNET)
             if (on_torch or name == _WARMUP) and not self._path(name).exists():
-                save_for_measuring(self.model, subnet, self._path(name))
+                self.model.extract(subnet).save_pretrained(self._path(name))
             if name in self._runtimes or name == _WARMUP:
                 continue
             if self._compiler is None:
