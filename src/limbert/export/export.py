@@ -113,7 +113,7 @@ def export_model(
     labelled = None
     if int8:  # before the work, because it may refuse
         labelled = labelled_examples(checkpoint, data_config, use_dev_set=data_given)
-    batches = list(parity_batches(trial.examples, network))
+    batches = list(parity_batches(trial.examples))
     checkpoint.tokenizer.model_max_length = checkpoint.max_length  # the length the model was trained with
     given_names = {*batches[0]} & {*checkpoint.tokenizer.model_input_names}
     with atomic_folder(config.output) as folder:

@@ -266,7 +266,7 @@ def _require_equal_logits(
     def run(inputs: Mapping[str, Tensor]) -> Outputs:
         return reduced.run({**inputs, "input_ids": new_ids[inputs["input_ids"]]})
 
-    require_parity(compare_outputs(source, Runtime(reduced.input_names, run), parity_batches(examples, network)))
+    require_parity(compare_outputs(source, Runtime(reduced.input_names, run), parity_batches(examples)))
 
 
 def _held_out_cost(

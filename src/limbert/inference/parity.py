@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data, load_task_data
@@ -17,7 +17,6 @@ from limbert.errors import ConfigError, DataError, ExportError
 from limbert.inference.load import LoadedCheckpoint, load_validation_split
 from limbert.inference.predict import inference_inputs
 from limbert.inference.runtimes import Runtime
-from limbert.model.outputs import is_multiple_choice
 
 TOLERANCE = 1e-4  # of the largest output; another order of summation differs by about 1e-6, errors by far more
 _TOKEN_OUTPUTS = ("start_logits", "end_logits")
@@ -135,17 +134,9 @@ def spread_examples(examples: Examples, count: int) -> Examples:
     return examples.select(np.unique(np.linspace(0, len(examples) - 1, count).astype(int)).tolist())
 
 
-def parity_batches(examples: TokenizedExamples, network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The examples as a server might receive them: one alone, then padded batches of mixed lengths.
-
-    Args:
-        examples: at least one; two of them form one question of multiple choice, ``(batch, 2, tokens)``.
-        network: that takes the batches.
-    """
-    has_choices = is_multiple_choice(network)
-    first = 2 if has_choices else 1
-    indices = list(range(len(examples) - len(examples) % first))
-    starts = range(first, len(indices), _PARITY_BATCH_SIZE)
-    for group in (indices[:first], *(indices[start : start + _PARITY_BATCH_SIZE] for start in starts)):
-        batch = inference_inputs(examples, group)
-        yield {name: tensor.unflatten(0, (-1, 2)) for name, tensor in batch.items()} if has_choices else batch
+def parity_batches(examples: TokenizedExamples) -> Iterator[dict[str, Tensor]]:
+    """At least one example as a server might receive them: one alone, then padded batches of mixed lengths."""
+    indices = list(range(len(examples)))
+    starts = range(1, len(indices), _PARITY_BATCH_SIZE)
+    for group in (indices[:1], *(indices[start : start + _PARITY_BATCH_SIZE] for start in starts)):
+        yield inference_inputs(examples, group)

@@ -16,7 +16,6 @@ _PIPELINE_TAGS = {
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
-    "ForMultipleChoice": "multiple-choice",
 }
 
 

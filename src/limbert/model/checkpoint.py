@@ -27,7 +27,6 @@ TASK_HEADS = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "masked-lm": "AutoModelForMaskedLM",
-    "multiple-choice": "AutoModelForMultipleChoice",
     "none": "AutoModel",
 }
 
