@@ -54,7 +54,7 @@ class TaskBaseCheckpoint:
 
     def map_augmented_labels(self, augmented: AugmentedExamples, task: Task) -> AugmentedExamples:
         """Augmented examples of ``task`` with the model's label ids."""
-        return augmented.with_label_order(self.map_labels(augmented.examples, task), task, self.task)
+        return replace(augmented, examples=self.map_labels(augmented.examples, task))
 
 
 def load_base_checkpoint(config: TrainConfig, task: Task) -> TaskBaseCheckpoint:
