@@ -98,12 +98,11 @@ def test_latency_grows_with_the_work() -> None:
 
 def test_benchmark_saves_and_reports_each_setup(tmp_path: Path) -> None:
     ElasticModel(make_network("bert")).save_pretrained(tmp_path / "run")
-    previews, setups = [], []
+    setups = []
     options = {"subnets": NAMES, "batch_sizes": (1, 2), "lengths": (8,), "rounds": 5, "max_seconds": 1}
-    rows = limbert.benchmark(tmp_path / "run", **options, on_preview=previews.append, on_setup=setups.append)
+    rows = limbert.benchmark(tmp_path / "run", **options, on_setup=setups.append)
     assert [(row.subnet, row.setup.batch) for row in rows] == [(name, batch) for batch in (1, 2) for name in NAMES]
     assert read_profile(tmp_path / "run" / "profile.jsonl") == rows
-    assert [len(preview) for preview in previews] == [2]
     assert setups == [rows[:2], rows[2:]]
 
 
