@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from limbert.errors import CheckpointError, DataError, StorageError, first_line
 
+
 @contextmanager
 def atomic_folder(directory: str | Path) -> Iterator[Path]:
     """Yield an empty folder to fill; when the block succeeds, it replaces ``directory``.
@@ -201,6 +202,26 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
 def json_fingerprint(value: object) -> str:
     """Digest of a value as JSON; parts that JSON has no type for count as their ``str``."""
     return hashlib.blake2b(json.dumps(value, default=str).encode(), digest_size=16).hexdigest()
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that differ between two JSON objects, by their path: ``{"train.seed": "train.seed 1 -> 2"}``.
+
+    One that an object lacks is null.
+    """
+    before, after = (
+        {path: json.dumps(value, sort_keys=True) for path, value in _flat(values)} for values in (old, new)
+    )
+    changed = [path for path in before | after if before.get(path, "null") != after.get(path, "null")]
+    return {path: f"{path} {before.get(path, 'null')} -> {after.get(path, 'null')}" for path in changed}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name != "fingerprints":
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def files_fingerprint(path: str) -> str:

@@ -13,7 +13,7 @@ from limbert.data.sources import TrainTable
 from limbert.data.table import file_format
 from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, StorageError
-from limbert.files import atomic_file, files_fingerprint, json_fingerprint
+from limbert.files import atomic_file, changed_settings, files_fingerprint, json_fingerprint
 from limbert.model.checkpoint import library_versions, to_json
 
 OUTPUT_NAME, RECORD_NAME = "train_aug", "train_aug.json"  # of settings, counts and versions
@@ -84,8 +84,8 @@ class AugmentedFile:
         """
         for path in (self.work / "settings.json", self.folder / RECORD_NAME):
             record = _read_json_object(path)
-            if record is not None and record.get("settings") != self.settings:
-                difference = _first_difference(record.get("settings"), self.settings)
+            if record is not None and (changed := changed_settings(record.get("settings", {}), self.settings)):
+                difference = next(iter(changed.values()))
                 raise ConfigError(f"{path} has other settings ({difference}); choose another folder or use --overwrite")
         if not self.path.exists():
             return None
@@ -151,10 +151,3 @@ def _read_json_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise StorageError(f"{path} holds {type(value).__name__}, not an object; delete it or choose another folder")
     return value
-
-
-def _first_difference(old: Any, new: Any, path: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
-        return _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-    return f"{path} {json.dumps(old)} -> {json.dumps(new)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
 from limbert.errors import ConfigError, StorageError
-from limbert.files import locked
+from limbert.files import changed_settings, locked
 from limbert.model.checkpoint import read_record, write_json
 from limbert.train.distributed import all_gather_object, run_on_main
 
@@ -40,23 +40,13 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Where both fingerprints of the data are known they count instead of its location; the name of a recipe with equal
     values does not count. A setting that one of them lacks is None.
     """
-    before, after = _flat(old), _flat(new)
-    known = (before.pop("content.data", None), after.pop("content.data", None))
-    skipped = {"train.recipe"} if old.get("recipe") == new.get("recipe") else set()
+    changed, content = changed_settings(old, new), "content.data"
+    known = [settings.get("content", {}).get("data") for settings in (old, new)]
+    skipped = {content, *(["train.recipe"] if old.get("recipe") == new.get("recipe") else [])}
     if None not in known:
         skipped |= {f"{part}.{name}" for part in ("data", "corpus") for name in _LOCATIONS}
-    names = [name for name in before | after if name not in skipped and before.get(name) != after.get(name)]
-    if not names and known[0] != known[1] and None not in known:
-        return "other data"
-    return ", ".join(f"{name} {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}" for name in names)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = isinstance(value, Mapping) and name != "fingerprints"
-        found |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
+    shown = [text for name, text in changed.items() if name not in skipped]
+    return ", ".join(shown or ["other data"] * (content in changed and None not in known))
 
 
 def is_run_finished(output: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
