@@ -17,15 +17,9 @@ from limbert.export.export_result import ExportResult
 from limbert.export.formats import EXPORTERS
 from limbert.files import read_json_lines
 from limbert.inference.load import LoadedCheckpoint
-from limbert.model.card import training_facts
+from limbert.model.card import pipeline_tag, training_facts
 from limbert.model.standalone import auto_class_of, is_stock
 
-_PIPELINE_TAGS = {
-    "SequenceClassification": "text-classification",
-    "TokenClassification": "token-classification",
-    "QuestionAnswering": "question-answering",
-    "MaskedLM": "fill-mask",
-}
 _HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "matthews": "matthews_correlation"}
 _EXAMPLE_TEXTS = {True: '["It rained."], ["Rain fell."]', False: '["It rained all day.", "What a day!"]'}
 _EXAMPLE_ARGUMENTS = {True: "$'It rained.\\tRain fell.'", False: '"It rained all day." "What a day!"'}
@@ -52,11 +46,10 @@ def export_card(
 
 def _metadata(result: ExportResult, checkpoint: LoadedCheckpoint, network: PreTrainedModel) -> ModelCardData:
     config, task = result.config, checkpoint.task
-    name = type(network).__name__
     return ModelCardData(
         license=config.licence or licence_of(config.run),
         library_name="transformers" if config.format == "hf" else config.format,
-        pipeline_tag=next((tag for head, tag in _PIPELINE_TAGS.items() if name.endswith(head)), None),
+        pipeline_tag=pipeline_tag(type(network).__name__),
         base_model=base_model(checkpoint.model.record),
         tags=["limbert", config.format, *(["int8"] if result.benchmarks else [])],
         metrics=[_HUB_METRICS.get(name, name) for name in task.metrics] if task else None,
@@ -77,7 +70,7 @@ def _summary(result: ExportResult, checkpoint: LoadedCheckpoint, *, takes_pairs:
         what, details = "Policy", "as segments: each input leaves as soon as its prediction is final"
     return (
         f"# {config.output.absolute().name}\n\n{what} `{result.title}` of the elastic model "
-        f"`{Path(config.run).name}`, exported for {EXPORTERS[config.format].runtime_title}"
+        f"`{Path(config.run).name}`, exported for {EXPORTERS[config.format].library.title}"
         f"{' in int8' if result.benchmarks else ''}: {details}.{text}"
     )
 
@@ -135,7 +128,7 @@ def _int8_section(result: ExportResult) -> str:
         f"| texts per second, batches of 16 | {before.throughput:.0f} | {after.throughput:.0f} |",
         f"| MB | {before.file_bytes / 1e6:.1f} | {after.file_bytes / 1e6:.1f} |",
     ]
-    title = f"In {EXPORTERS[result.config.format].runtime_title} on {describe_this_machine(result.config.threads)}"
+    title = f"In {EXPORTERS[result.config.format].library.title} on {describe_this_machine(result.config.threads)}"
     return f"## int8\n\n{title}:\n\n| | fp32 | int8 |\n|---|---:|---:|\n" + "\n".join(rows)
 
 

@@ -97,7 +97,7 @@ def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, require
                 raise
         else:
             selected = spread_examples(examples, _PARITY_EXAMPLES)
-            tokenized = checkpoint.tokenize(selected, cache=False)
+            tokenized = checkpoint.tokenize(selected)
             return ParityExamples(tokenized, "examples of the development set", selected.pairs is not None)
     task_type = task.task_type if task is not None else "classification"
     takes_pairs = task.has_pairs if task is not None else None
@@ -105,7 +105,7 @@ def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, require
         takes_pairs = checkpoint.data_config.pair_column is not None or task_type == "question-answering"
     sentences = Path(__file__).with_name("sentences.txt").read_text(encoding="utf-8").splitlines()
     built_in = TASK_HANDLERS[task_type].make_examples(sentences, sentences[::-1] if takes_pairs else None)
-    return ParityExamples(checkpoint.tokenize(built_in, cache=False), "built-in sentences", takes_pairs)
+    return ParityExamples(checkpoint.tokenize(built_in), "built-in sentences", takes_pairs)
 
 
 def labelled_examples(
@@ -119,13 +119,13 @@ def labelled_examples(
         examples = next(iter(load_evaluation_data(config, checkpoint.task).values()))
     else:
         examples = load_validation_split(checkpoint, config)
-    return checkpoint.tokenize(spread_examples(examples, limit) if limit else examples, cache=False)
+    return checkpoint.tokenize(spread_examples(examples, limit) if limit else examples)
 
 
 def calibration_batches(checkpoint: LoadedCheckpoint, config: DataConfig) -> list[dict[str, Tensor]]:
     """Single training examples, spread evenly over the training set, to calibrate the range of activations."""
     selected = spread_examples(load_task_data(replace(config, augmented=None), seed=0).train, _CALIBRATION_EXAMPLES)
-    tokens = checkpoint.tokenize(selected, cache=False)
+    tokens = checkpoint.tokenize(selected)
     return [inference_inputs(tokens, [index]) for index in range(len(tokens))]
 
 
