@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from limbert.core.config import DataConfig, require
 from limbert.core.pareto import pareto_front
+from limbert.core.space import is_width_depth_name
 from limbert.core.subnet import Subnet
 from limbert.core.verb_config import Objective, SearchConfig, take_config
 from limbert.data.load import load_evaluation_data
@@ -151,8 +153,11 @@ def _save_front(
     front = pareto_front(trials, cost=lambda trial: trial.relative_cost, value=lambda trial: trial.metric_value)
     new = [trial for trial in front if trial.subnet not in grid]
     subnets = {names[trial.subnet]: trial.subnet for trial in new}
-    save_searched_subnets(run, new, metric=task.primary_metric, objective=objective)
-    _save_temperatures(run, model, subnets, validation, task=task)
+    if subnets:
+        fit_temperatures(model, validation, task=task, subnets=subnets)
+    temperatures = model.record.get(TEMPERATURES_KEY, {})
+    save_searched_subnets(run, new, metric=task.primary_metric, objective=objective, temperatures=temperatures)
+    model.record |= read_record(run)
     eval_datasets = {name: checkpoint.tokenize(part) for name, part in load_evaluation_data(config, task).items()}
     progress_on_dev = partial(progress, "evaluating on dev")
     subnets |= model.subnets()
@@ -174,19 +179,6 @@ def _save_front(
         for trial in front
     ]
     return SearchResult(len(trials), objective, task.primary_metric, rows)
-
-
-def _save_temperatures(
-    run: str, model: ElasticModel, subnets: Mapping[str, Subnet], validation: TokenizedExamples, *, task: Task
-) -> None:
-    """Fit the temperatures of new sub-networks, and save them in the run in place of those of earlier searches."""
-    model.record[SEARCHED_SUBNETS_KEY] = read_record(run).get(SEARCHED_SUBNETS_KEY, {})
-    if subnets:
-        fit_temperatures(model, validation, task=task, subnets=subnets)
-    known = model.subnets().keys() | model.record[SEARCHED_SUBNETS_KEY].keys()
-    kept = {name: value for name, value in model.record.get(TEMPERATURES_KEY, {}).items() if name in known}
-    model.record[TEMPERATURES_KEY] = kept
-    update_record(run, lambda record: record.update({TEMPERATURES_KEY: kept}))
 
 
 def search_subnets(
@@ -329,8 +321,18 @@ class SubnetEvaluator:
         return load_runtime(self.config.latency_runtime, self.model.view(subnet), threads=torch.get_num_threads())
 
 
-def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, metric: str, objective: Objective) -> None:
-    """Write sub-networks into the run's ``limbert.json`` in place of those of an earlier search for this objective."""
+def save_searched_subnets(
+    run: str | Path,
+    trials: Sequence[TrialResult],
+    *,
+    metric: str,
+    objective: Objective,
+    temperatures: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Write sub-networks into the run's ``limbert.json`` in place of those of an earlier search for this objective.
+
+    So are ``temperatures`` by name, while those of sub-networks that are gone are deleted.
+    """
     new = {
         searched_subnet_name(trial.subnet): trial.subnet.to_dict()
         | {"validation": {metric: trial.metric_value}, "objective": objective, "cost_share": trial.relative_cost}
@@ -340,7 +342,10 @@ def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, met
     def update(record: dict[str, Any]) -> None:
         saved = record.get(SEARCHED_SUBNETS_KEY, {})
         others = [name for name in saved if saved[name].get("objective") != objective and name not in new]
-        record[SEARCHED_SUBNETS_KEY] = new | {name: saved[name] for name in others}
+        record[SEARCHED_SUBNETS_KEY] = searched = new | {name: saved[name] for name in others}
+        known = (record.get(TEMPERATURES_KEY, {}) | dict(temperatures)).items()
+        kept = {name: value for name, value in known if is_width_depth_name(name) or name in searched}
+        record[TEMPERATURES_KEY] = kept
 
     update_record(run, update)
 

@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 from limbert.core.subnet import Shape, Subnet
 from limbert.data.tasks import Task
 from limbert.evaluation.hardware import describe_hardware, describe_this_machine
-from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME
+from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME, read_profile, read_results
 from limbert.export.export_result import ExportResult
 from limbert.export.formats import EXPORTERS
-from limbert.files import read_json_lines
 from limbert.inference.load import LoadedCheckpoint
 from limbert.model.card import pipeline_tag, training_facts
 from limbert.model.standalone import auto_class_of, is_stock
@@ -97,19 +96,14 @@ def _metrics_section(result: ExportResult) -> str:
 
 def _profile_section(result: ExportResult) -> str:
     """The rows of the run's ``profile.jsonl`` for this sub-network."""
-    rows = []
-    for row in _subnet_rows(result.config.run, PROFILE_NAME, result.config.subnet):
-        if "latency_p50_ms" in row:
-            machine = describe_hardware(row["hardware"], device=row["device"]) if "hardware" in row else ""
-            setup = [
-                machine,
-                *(
-                    str(row.get(name, "fp32"))
-                    for name in ("backend", "precision", "device", "threads", "batch", "tokens")
-                ),
-            ]
-            times = [f"{row['latency_p50_ms']:.2f}", f"{row['latency_p95_ms']:.2f}", f"{row['throughput']:.0f}"]
-            rows.append(f"| {' | '.join(setup + times)} |")
+    path, rows = Path(result.config.run) / PROFILE_NAME, list[str]()
+    for row in read_profile(path) if path.is_file() else ():
+        setup = row.setup
+        cells = [describe_hardware(row.hardware, device=setup.device), setup.backend, setup.precision, setup.device]
+        cells += [str(setup.threads), str(setup.batch), str(setup.tokens)]
+        cells += [f"{row.latency_p50_ms:.2f}", f"{row.latency_p95_ms:.2f}", f"{row.throughput:.0f}"]
+        if row.subnet == result.config.subnet:
+            rows.append(f"| {' | '.join(cells)} |")
     head = (
         "## Measured\n\n"
         "| machine | runtime | precision | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
@@ -181,14 +175,8 @@ def _format_labels(labels: Sequence[str]) -> str:
 
 def dev_metrics(run: str, record: Mapping[str, Any], subnet: str) -> dict[str, float]:
     """Metrics of a sub-network on the development set, from ``results.jsonl`` or the record; empty if unknown."""
-    rows = [row for row in _subnet_rows(run, RESULTS_NAME, subnet) if "metrics" in row]
-    return dict(rows[-1]["metrics"] if rows else record.get("metrics", {}).get(subnet, {}))
-
-
-def _subnet_rows(run: str, name: str, subnet: str) -> list[dict[str, Any]]:
-    path = Path(run) / name
-    rows = read_json_lines(path, required_keys={}) if path.is_file() else []
-    return [row for row in rows if row.get("subnet") == subnet]
+    measured = {row.subnet: row.metrics for row in read_results(run)} if (Path(run) / RESULTS_NAME).is_file() else {}
+    return dict(measured.get(subnet) or record.get("metrics", {}).get(subnet, {}))
 
 
 def licence_of(run: str) -> str:
