@@ -102,7 +102,6 @@ def _predict_here(pipe: "Pipeline", options: PredictOptions) -> "tuple[InputRows
         predictions = pipe.predict(
             inputs.examples,
             top_k=len(pipe.task.labels) if options.scores else options.top_k,
-            cache=options.input is not None,
             source=None if options.input is None else inputs.source,
             progress=progress,
         )

@@ -228,7 +228,7 @@ class SubnetCompiler:
     @cached_property
     def _parity_batches(self) -> list[dict[str, Tensor]]:
         examples = parity_examples(self._checkpoint, self._checkpoint.data_config, required=False).examples
-        return list(parity_batches(examples, self._checkpoint.model.network))
+        return list(parity_batches(examples))
 
     def _calibration_batches(self) -> list[dict[str, Tensor]]:
         with self._data_needed():

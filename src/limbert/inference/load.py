@@ -87,9 +87,11 @@ class LoadedCheckpoint:
         return self.task
 
     def tokenize(
-        self, examples: Examples, *, task: Task | None = None, cache: bool = True, long_texts: LongTexts = "truncate"
+        self, examples: Examples, *, task: Task | None = None, long_texts: LongTexts = "truncate"
     ) -> TokenizedExamples:
-        """Tokenise examples with the settings of the training; a stock checkpoint does not record its task.
+        """Tokenise examples with the settings of the training, without the token cache.
+
+        A stock checkpoint does not record its task.
 
         Raises:
             DataError: for a text with a token that the model has no embedding for.
@@ -100,11 +102,11 @@ class LoadedCheckpoint:
         if task is not None:
             task.check_inputs(has_pairs=examples.pairs is not None)
         if task is None:
-            tokens = tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
+            tokens = tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=False)
         elif long_texts == "windows":
             tokens = tokenize_in_windows(examples, task, self.tokenizer, **lengths)
         else:
-            tokens = tokenize_for_task(examples, task, self.tokenizer, use_cache=cache, **lengths)
+            tokens = tokenize_for_task(examples, task, self.tokenizer, use_cache=False, **lengths)
         highest, vocab_size = int(tokens.tokens.ids.max(initial=0)), self.model.config.vocab_size
         if highest >= vocab_size:
             token = self.tokenizer.convert_ids_to_tokens(highest)
