@@ -1,8 +1,9 @@
 """Do dynamic policies pay, and does the guaranteed operating point hold? Forward passes once, then everything in numpy.
 
-Budgets: for each share of the full model's FLOPs the best static sub-network and the best policy (cascade, exits, gates)
-of no more FLOPs are chosen on the validation split, and both are measured on the development set. No loss: likewise the
-cheapest policy that reaches the full model on the validation split.
+Budgets: for each share of the full model's FLOPs the best static sub-network and the best policy (cascade, exits,
+gates) of no more FLOPs are chosen on a random half of the development set and measured on the other half; means over
+the splits. Nothing that was trained has seen either half, while a validation split chose the checkpoint and a teacher
+may have been trained on it. No loss: likewise the cheapest policy that reaches the full model.
 
 Guarantee: the development set is the population. Again and again some of its examples are drawn, tune's `guaranteed`
 point is chosen on them, and its drop is measured on all; it may exceed the allowed drop in 1 - confidence of the draws.
@@ -31,7 +32,7 @@ from limbert.evaluation.tune import (
     evaluate_candidates,
     guaranteed_point,
 )
-from limbert.inference.load import LoadedCheckpoint, load_checkpoint, load_validation_split, override_data_config
+from limbert.inference.load import LoadedCheckpoint, load_checkpoint, override_data_config
 from limbert.inference.policy import Policy, default_exit_rule
 
 BUDGETS = [percent / 100 for percent in range(20, 65, 5)]
@@ -41,7 +42,8 @@ THRESHOLDS = 12
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="trained elastic models")
-    parser.add_argument("--data", help="folder with train.* and dev.* (default: the training's)")
+    parser.add_argument("--data", help="folder with dev.* (default: the training's)")
+    parser.add_argument("--splits", type=int, default=20, help="halvings of the development set")
     parser.add_argument("--resamplings", type=int, default=0, help="draws of the guarantee")
     parser.add_argument("--examples", type=int, default=1000, help="validation examples of each draw")
     parser.add_argument("--max-drop", type=float, default=1.0, help="points")
@@ -50,28 +52,22 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for run in arguments.runs:
-        validation, dev = _records(load_checkpoint(run), arguments.data)
-        rows = _budgets(validation, dev)
-        row = {"run": Path(run).name, "examples": [len(validation.examples), len(dev.examples)]} | rows
+        records = _records(load_checkpoint(run), arguments.data)
+        row = {"run": Path(run).name, "examples": len(records.examples)} | _budgets(records, arguments.splits)
         if arguments.resamplings:
-            row["guarantee"] = _guarantee(dev, arguments)
+            row["guarantee"] = _guarantee(records, arguments)
         print(json.dumps(row), flush=True)
 
 
-def _records(checkpoint: LoadedCheckpoint, data: str | None) -> tuple[PolicyRecords, PolicyRecords]:
+def _records(checkpoint: LoadedCheckpoint, data: str | None) -> PolicyRecords:
     config, task = override_data_config(checkpoint.data_config, data=data), checkpoint.trained_task
-    dev = next(iter(load_evaluation_data(config, task).values()))
-    validation, dev = (
-        PolicyRecords(
-            checkpoint.model,
-            checkpoint.tokenize(examples),
-            task=task,
-            widths=checkpoint.model.space.widths,
-            exit_rule=default_exit_rule(task.task_type),
-        )
-        for examples in (load_validation_split(checkpoint, config), dev)
+    return PolicyRecords(
+        checkpoint.model,
+        checkpoint.tokenize(next(iter(load_evaluation_data(config, task).values()))),
+        task=task,
+        widths=checkpoint.model.space.widths,
+        exit_rule=default_exit_rule(task.task_type),
     )
-    return validation, dev
 
 
 def _measure(records: PolicyRecords, policy: Policy) -> tuple[float, float]:
@@ -81,22 +77,27 @@ def _measure(records: PolicyRecords, policy: Policy) -> tuple[float, float]:
     return 100 * value, 100 * float(flops.mean(dtype=np.float64)) / records.full_flops
 
 
-def _budgets(validation: PolicyRecords, dev: PolicyRecords) -> dict[str, object]:
-    candidates = evaluate_candidates(validation, num_thresholds=THRESHOLDS)
-    static = [candidate for candidate in candidates if candidate.policy.subnet]
-    rows = []
-    for budget in BUDGETS:
-        chosen = [_best(part, budget) for part in (static, candidates)]
-        measured = [(str(policy), *_measure(dev, policy)) for policy in chosen]
-        rows.append({"budget": budget, "static": measured[0], "policy": measured[1]})
-    gains = [row["policy"][1] - row["static"][1] for row in rows]
-    point = choose_operating_points(candidates, metric="", max_drops={"accurate": 0.0})["accurate"]
-    return {
-        "full": _measure(dev, candidates[0].policy)[0],
-        "gain": statistics.mean(gains),
-        "no_loss": (str(point.policy), *_measure(dev, point.policy)),
-        "budgets": rows,
-    }
+def _budgets(records: PolicyRecords, splits: int) -> dict[str, object]:
+    outcomes: dict[str, list[tuple[float, float]]] = {}
+    for seed in range(splits):
+        order = np.random.default_rng(seed).permutation(len(records.examples))
+        choosing, measuring = (_draw(records, half) for half in np.array_split(order, 2))
+        candidates = evaluate_candidates(choosing, num_thresholds=THRESHOLDS)
+        static = [candidate for candidate in candidates if candidate.policy.subnet]
+        no_loss = choose_operating_points(candidates, metric="", max_drops={"accurate": 0.0})["accurate"]
+        policies = {"full": candidates[0].policy, "no loss": no_loss.policy}
+        for budget in BUDGETS:
+            policies |= {f"static {budget}": _best(static, budget), f"policy {budget}": _best(candidates, budget)}
+        for name, policy in policies.items():
+            outcomes.setdefault(name, []).append(_measure(measuring, policy))
+    means = {name: tuple(np.round(np.mean(measured, axis=0), 2).tolist()) for name, measured in outcomes.items()}
+    gains = np.array(
+        [
+            [outcomes[f"policy {budget}"][split][0] - outcomes[f"static {budget}"][split][0] for budget in BUDGETS]
+            for split in range(splits)
+        ]
+    ).mean(axis=1)
+    return {"gain": round(float(gains.mean()), 2), "spread": round(float(gains.std(ddof=1)), 2)} | means
 
 
 def _best(candidates: list[PolicyCandidate], budget: float) -> Policy:
