@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Subnet:
-    subnet: str = config_field("1x1", "WIDTHxDEPTH, a searched or a measured name (default: 1x1)")
+    subnet: str = config_field("1x1", "WIDTHxDEPTH, or a searched name (default: 1x1)")
 
 
 @config_options(
@@ -71,12 +71,9 @@ def predict(
         _print_predictions(*predict_on_server(server, options, columns, **subnet | policy), options, as_json=as_json)
         return
     opt.prepare_libraries(threads)
-    from limbert.evaluation.choose import resolve_measured_names
     from limbert.inference.pipeline import pipeline
 
-    settings: dict[str, Any] = {"batch_size": batch_size, "long_texts": long_texts} | policy | vars(runtime)
-    if subnet:
-        (settings["subnet"],) = resolve_measured_names(run, [*subnet.values()])
+    settings: dict[str, Any] = {"batch_size": batch_size, "long_texts": long_texts} | subnet | policy | vars(runtime)
     pipe = pipeline(run, device="cpu" if ray.is_used else device, threads=threads, **settings)
     pipe = replace(pipe, checkpoint=pipe.checkpoint.with_data_config(**columns))
     if ray.is_used:

@@ -22,7 +22,6 @@ from limbert.core.config import RuntimePrecision, configs_from_options, require
 from limbert.core.subnet import Subnet
 from limbert.core.verb_config import BenchmarkConfig
 from limbert.errors import CheckpointError, ConfigError
-from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.evaluation.hardware import hardware_info
 from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes
@@ -73,8 +72,8 @@ def benchmark(
         run: elastic model.
         on_setup: called with the rows of each setup.
         progress: called with what runs, steps done and steps in all.
-        options: the fields of `BenchmarkConfig`; ``subnets`` are named ``WIDTHxDEPTH``, as found by a search or as
-            measured (``3.1ms-91.4``), or like operating points.
+        options: the fields of `BenchmarkConfig`; ``subnets`` are named ``WIDTHxDEPTH``, as found by a search, or
+            like operating points.
 
     Raises:
         LimbertError: for a run, setup or sub-network that cannot be measured or saved; refused before the work.
@@ -99,7 +98,7 @@ def benchmark(
     )
     for setup in distinct:
         check_setup(setup, model)
-    names = resolve_measured_names(run, [name for name in subnets if name not in points])
+    names = [name for name in subnets if name not in points]
     selected = {name: model.subnet(name) for name in names} if subnets else model.subnets() | model.searched_subnets()
     for subnet in selected.values():
         model.check(subnet)
