@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from limbert.core.config import RuntimePrecision, configs_from_options, require
 from limbert.core.subnet import Subnet
@@ -323,23 +322,3 @@ def time_interleaved(
         number += 1
         progress(number + _WARMUP_ROUNDS, rounds + _WARMUP_ROUNDS)
     return times
-
-
-@torch.inference_mode()
-def median_latency(
-    networks: Mapping[str, nn.Module],
-    inputs: dict[str, Tensor],
-    *,
-    rounds: int = 20,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, float]:
-    """Median seconds of one forward pass of each network on the same inputs, the networks taking turns."""
-
-    def run(network: nn.Module) -> None:
-        network(**inputs)
-        if inputs["input_ids"].is_cuda:
-            torch.cuda.synchronize()
-
-    functions = {name: partial(run, network) for name, network in networks.items()}
-    times = time_interleaved(functions, rounds=rounds, progress=progress)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
