@@ -72,6 +72,20 @@ def test_folder_follows_a_link(tmp_path: Path) -> None:
     assert [path.name for path in real.parent.iterdir()] == ["model"]
 
 
+def test_file_is_whole_or_as_before(tmp_path: Path) -> None:
+    target = tmp_path / "predictions.jsonl"
+    with atomic_file(target) as file:
+        file.write("good")
+    with pytest.raises(ZeroDivisionError), atomic_file(target) as file:
+        file.write("half")
+        raise ZeroDivisionError
+    assert target.read_text() == "good"
+    assert [*tmp_path.iterdir()] == [target]
+    for path in (tmp_path / "absent" / "x", tmp_path):
+        with pytest.raises(StorageError), atomic_file(path):
+            pass
+
+
 @pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_umask_decides_the_mode_of_weights(tmp_path: Path, umask: int, expected: int) -> None:
     before = os.umask(umask)
@@ -81,20 +95,6 @@ def test_umask_decides_the_mode_of_weights(tmp_path: Path, umask: int, expected:
     finally:
         os.umask(before)
     assert mode(tmp_path / "model" / "model.safetensors") == expected
-
-
-def test_file_is_whole_or_as_before(tmp_path: Path) -> None:
-    target = tmp_path / "predictions.jsonl"
-    with atomic_file(target) as file:
-        file.write("good")
-    with pytest.raises(ZeroDivisionError), atomic_file(target) as file:
-        file.write("half")
-        raise ZeroDivisionError
-    assert target.read_text() == "good"
-    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
-    for path in (tmp_path / "absent" / "x", tmp_path):
-        with pytest.raises(StorageError), atomic_file(path):
-            pass
 
 
 def test_file_follows_a_link_and_keeps_the_mode(tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def test_no_folder_holds_more_than_a_fifth() -> None:
     assert lines[largest] <= sum(lines.values()) / 5, f"{largest} holds {lines[largest]} lines"
 
 
+def test_every_file_has_a_docstring() -> None:
+    for path in FILES:
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
 def test_core_is_standard_library_only() -> None:
     for path in (SOURCE / "core").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -117,21 +122,7 @@ def test_public_names_are_what_they_say() -> None:
         limbert.Elastic  # noqa: B018
 
 
-def test_every_file_has_a_docstring() -> None:
-    for path in FILES:
-        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        assert docstring, path
-
-
 def test_importing_loads_nothing_else() -> None:
     code = "import sys; before = {*sys.modules}; import limbert; print(sorted({*sys.modules} - before))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"torch", "transformers", "numpy", "typer"} & set(ast.literal_eval(loaded))
-
-
-def test_the_library_does_not_print() -> None:
-    for path in SOURCE.rglob("*.py"):
-        if "cli" in path.parts:
-            continue
-        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-        assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], path

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.factories.networks import make_network
 from tests.factories.tokenizers import byte_level
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -19,6 +20,7 @@ from limbert.data.load import load_task_data
 from limbert.data.table import open_table
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
+from limbert.method.losses import label_loss, logit_loss
 from limbert.train.recipes import load_recipe, override_recipe
 from limbert.train.run import train_task
 from limbert.train.task_examples import load_run_data
@@ -142,6 +144,8 @@ def test_bad_input_writes_nothing(folder: Path) -> None:
     augmented = augment(folder, "twice").path
     with pytest.raises(DataError, match="augmented already"):
         augment(folder, "bad", train=str(augmented))
+    with pytest.raises(ConfigError, match="no, yes"):
+        augment(folder, "bad", with_logits=str(folder / "lm"))
     with pytest.raises(LimbertError, match="no-vectors"):
         augment(folder, "bad", neighbours=str(folder / "no-vectors"))
     with pytest.raises(ConfigError, match="'copy'"):
@@ -149,10 +153,35 @@ def test_bad_input_writes_nothing(folder: Path) -> None:
     assert not [*(folder / "bad").glob("*")]
 
 
-def test_no_augmented_validation_example_trains(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@torch.no_grad()
+def test_logits_are_the_teachers(folder: Path) -> None:
+    path = augment(folder, "logits", with_logits=str(folder / "teacher")).path
+    loaded = load_task_data(DataConfig(data=str(folder), augmented=str(path)), seed=0)
+    augmented = loaded.augmented
+    assert augmented is not None
+    assert augmented.logits is not None
+    plain = augment(folder, "plain").path
+    without = load_task_data(DataConfig(data=str(folder), augmented=str(plain)), seed=0).augmented
+    assert without is not None
+    assert (without.examples, without.source_ids) == (augmented.examples, augmented.source_ids)
+    teacher = AutoModelForSequenceClassification.from_pretrained(folder / "teacher").eval()
+    tokenizer = byte_level(trim=True)
+    assert loaded.task.labels == ("no", "yes")
+    for row in (0, 7, 239):
+        text, pair = augmented.examples.texts[row], (augmented.examples.pairs or ())[row]
+        yes, no = teacher(**tokenizer(text, pair, return_tensors="pt")).logits[0]
+        expected = torch.stack([no, yes])
+        torch.testing.assert_close(torch.from_numpy(augmented.logits[row]), expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("with_logits", [False, True])
+def test_no_augmented_validation_example_trains(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_logits: bool
+) -> None:
     """Augmented examples train in the phases that distil, and only those of training examples."""
     teacher = str(folder / "teacher")
-    data_config = DataConfig(data=str(folder), augmented=str(augment(folder, "one").path), max_length=60)
+    name, options = ("logits", {"with_logits": teacher}) if with_logits else ("one", {})
+    data_config = DataConfig(data=str(folder), augmented=str(augment(folder, name, **options).path), max_length=60)
     trained: dict[str, Any] = {}
     train = ElasticTrainer.train
 
@@ -168,6 +197,7 @@ def test_no_augmented_validation_example_trains(folder: Path, tmp_path: Path, mo
     recipe = override_recipe(
         load_recipe("dynabert"),
         every_phase={"max_steps": 1},
+        one_phase=["width.label_weight=1.0"],
         phases=config.phases,
     )
     data = load_task_data(data_config, seed=config.seed)
@@ -179,6 +209,20 @@ def test_no_augmented_validation_example_trains(folder: Path, tmp_path: Path, mo
     numbers = {_number(ids) for ids in _input_ids(eval_dataset)}
     assert len(numbers) == 16
     assert not numbers & {_number(ids) for ids in _input_ids(trained["width"])}
+    labels, original = trained["width"].labels, trained["finetune"].labels
+    assert labels is not None
+    assert original is not None
+    if not with_logits:
+        assert labels.dtype == torch.long
+        return
+    assert labels.shape == (256, 2)
+    torch.testing.assert_close(labels[:64].argmax(dim=-1), original)
+    torch.testing.assert_close(labels.sum(dim=-1), torch.ones(256))
+    assert data.augmented is not None
+    assert data.augmented.logits is not None
+    in_models_order = torch.from_numpy(data.augmented.logits).flip(-1).softmax(dim=-1)
+    soft, known = ({tuple(row) for row in part.round(decimals=5).tolist()} for part in (labels[64:], in_models_order))
+    assert soft <= known
 
 
 def _input_ids(examples: TokenizedExamples) -> list[list[int]]:
@@ -188,6 +232,12 @@ def _input_ids(examples: TokenizedExamples) -> list[list[int]]:
 def _number(ids: list[int]) -> str:
     """The number that ends the first text; augmentation does not change it."""
     return byte_level(trim=True).decode(ids, skip_special_tokens=False).split("</s>")[0].split()[-1]
+
+
+def test_soft_labels_give_the_distillation_loss() -> None:
+    student, teacher = torch.randn(5, 3), torch.randn(5, 3)
+    soft = label_loss(student, teacher.softmax(dim=-1), task_type="classification")
+    torch.testing.assert_close(soft, logit_loss(student, teacher, task_type="classification"))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])

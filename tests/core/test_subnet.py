@@ -59,22 +59,15 @@ def test_errors_name_value_and_allowed_values() -> None:
         Subnet.uniform(BERT_BASE, depth=1.5)
     with pytest.raises(SubnetError, match="unknown layer rule 'last'; allowed: first, spread"):
         Subnet.uniform(BERT_BASE, layers="last")
-    for broken in [
+    for broken in (
         ((), (), ()),
         ((1, 0), (1, 1), (1, 1)),
         ((0,), (0,), (1,)),
         ((0,), (1, 1), (1,)),
         ((-1,), (1,), (1,)),
-    ]:
+    ):
         with pytest.raises(SubnetError):
             Subnet(*broken)
-
-
-def test_equal_subnetworks_are_interchangeable() -> None:
-    first, second = Subnet((0, 2), (3, 4), (5, 6)), Subnet((0, 2), (3, 4), (5, 6))
-    assert first == second
-    assert {first: "value"}[second] == "value"
-    assert first.layer_widths() == {0: (3, 5), 2: (4, 6)}
 
 
 def test_name_is_width_x_depth() -> None:

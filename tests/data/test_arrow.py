@@ -26,18 +26,6 @@ def reviews(labels):
     )
 
 
-def test_class_ids_become_names(tmp_path):
-    reviews([1, 0, -1, 1]).to_parquet(tmp_path / "a.parquet")
-    table = parquet_table(tmp_path / "a.parquet")
-    assert table.class_names == {"label": ("neg", "pos")}
-    assert [(row.line_number, row.cells["label"]) for row in table.rows()] == [
-        (1, "pos"),
-        (2, "neg"),
-        (3, None),
-        (4, "pos"),
-    ]
-
-
 @pytest.mark.parametrize("kind", [datasets.Sequence, datasets.List, lambda feature: [feature]])
 def test_lists_of_class_ids_become_names(tmp_path, kind):
     names = datasets.ClassLabel(names=["zeal", "anger", "joy"])
@@ -49,42 +37,32 @@ def test_lists_of_class_ids_become_names(tmp_path, kind):
     assert data.train.labels == ((0, 2), (), (1,))
 
 
-def test_hub_data_set_keeps_class_order(tmp_path):
+def test_class_ids_become_names(tmp_path):
     folder = tmp_path / "reviews"
     folder.mkdir()
-    reviews([1, 1, 0, 1]).to_parquet(folder / "train.parquet")
+    reviews([1, 0, -1, 1]).to_parquet(folder / "train.parquet")
     reviews([0, 1]).to_parquet(folder / "validation.parquet")
     tables = dataset_tables(str(folder))
     assert set(tables) == {"train", "validation"}
-    assert [row.cells for row in tables["train"].rows()][2] == {"text": "review number 2", "label": "neg"}
-    assert tables["train"].class_names == {"label": ("neg", "pos")}
-    assert [list(row) for row in tables["train"].rows()] == [list(row) for row in tables["train"].rows()]
-
-
-def test_row_numbers_continue_over_batches(tmp_path, monkeypatch):
-    reviews([0, 1] * 5).to_parquet(tmp_path / "a.parquet")
-    monkeypatch.setattr(arrow, "_BATCH_ROWS", 3)
-    assert [row.line_number for row in parquet_table(tmp_path / "a.parquet").rows()] == list(range(1, 11))
+    for table in (tables["train"], parquet_table(folder / "train.parquet")):
+        assert table.class_names == {"label": ("neg", "pos")}
+        assert [row.cells["label"] for row in table.rows()] == ["pos", "neg", None, "pos"]
+        assert [row.cells["text"] for row in table.rows()] == [f"review number {index}" for index in range(4)]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="nor a Hub data set"):
+        dataset_tables(str(tmp_path / "empty"))
 
 
 def test_glue_from_the_hub(tmp_path, monkeypatch):
     """A local copy of the Hub's layout stands in for the Hub: same columns, splits and class names."""
     names = ["entailment", "neutral", "contradiction"]
-    features = datasets.Features(
-        {
-            "premise": datasets.Value("string"),
-            "hypothesis": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=names),
-        }
-    )
-    (tmp_path / "hub").mkdir()
+    features = datasets.Features(dict.fromkeys(("premise", "hypothesis"), datasets.Value("string")))
+    features["label"] = datasets.ClassLabel(names=names)
+    files = {}
     for split, labels in (("train", [0, 1, 2, 0]), ("validation_matched", [2, 1]), ("validation_mismatched", [0])):
         rows = {"premise": ["one thing"] * len(labels), "hypothesis": ["another"] * len(labels), "label": labels}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "hub" / f"{split}.parquet")
-    files = {
-        split: str(tmp_path / "hub" / f"{split}.parquet")
-        for split in ("train", "validation_matched", "validation_mismatched")
-    }
+        files[split] = str(tmp_path / f"{split}.parquet")
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(files[split])
     asked = []
 
     def local(name, configuration=None):
@@ -100,21 +78,14 @@ def test_glue_from_the_hub(tmp_path, monkeypatch):
     assert {part: examples.labels for part, examples in data.dev.items()} == {"matched": (2, 1), "mismatched": (0,)}
 
 
-def test_invalid_utf8_is_named_with_its_row(tmp_path):
+def test_invalid_utf8_is_named_with_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrow, "_BATCH_ROWS", 1)  # row numbers continue over batches
     texts = pyarrow.array([b"fine", b"caf\xe9", b"fine too"]).cast(pyarrow.binary())
     column = pyarrow.StringArray.from_buffers(3, *texts.buffers()[1:])
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
     rows = [*parquet_table(tmp_path / "a.parquet").rows()]
-    assert [(row.line_number, row.cells.get("text"), row.problem is None) for row in rows] == [
-        (1, "fine", True),
-        (2, None, False),
-        (3, "fine too", True),
-    ]
+    found = [(row.line_number, row.cells.get("text"), row.problem is None) for row in rows]
+    assert found == [(1, "fine", True), (2, None, False), (3, "fine too", True)]
     with pytest.raises(DataError, match=r"a.parquet:2: the bytes are not UTF-8"):
         load_texts(tmp_path / "a.parquet", DataConfig())
     assert load_texts(tmp_path / "a.parquet", DataConfig(skip_bad_rows=True)).texts == ("fine", "fine too")
-
-
-def test_folder_without_data_is_refused(tmp_path):
-    with pytest.raises(DataError, match="nor a Hub data set"):
-        dataset_tables(str(tmp_path))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from limbert.core.config import DataConfig
@@ -43,20 +44,28 @@ def source_ids(*texts: str) -> tuple[str, ...]:
     return tuple(compute_source_id(text.split("|")) for text in texts)
 
 
-def test_source_ids_depend_on_texts_alone() -> None:
-    assert compute_source_id(("a", "b")) == compute_source_id(["a", "b"])
-    assert (
-        len({compute_source_id(texts) for texts in (("a", "b"), ("b", "a"), ("ab", ""), ("ab",), ("a", "b", ""))}) == 5
-    )
-
-
-def test_source_ids_are_read(write: Write) -> None:
+def test_source_ids_and_logits_are_read(write: Write) -> None:
     source_id = compute_source_id(("A man ran .", "He ran ."))
-    row = f"1\t10\t11\tA dog ran .\tIt ran .\t{source_id}"
-    augmented = load_mrpc(write, f"HEADER\taugmented_from\n{row}\n")
+    row = f"1\t10\t11\tA dog ran .\tIt ran .\t{source_id}\t2.5 -1e-1"
+    augmented = load_mrpc(write, f"HEADER\taugmented_from\tteacher_logits\n{row}\n")
     assert augmented.examples.texts == ("A dog ran .",)
     assert augmented.examples.labels == (1,)
     assert augmented.source_ids == (source_id,)
+    np.testing.assert_allclose(augmented.logits, [[2.5, -0.1]])
+
+
+def test_released_examples_are_matched_by_cells(write: Write) -> None:
+    """In any order of the rows: the ids of the sentences tell the training example."""
+    lines = [
+        "-1.5 2\t14\t15\tHe ate .\tHe dined .",
+        "0.4 0.3\t10\t11\tA dog ran .\tHe ran .",
+        "1 -2\t14\t15\tWe ate .\tHe dined .",
+    ]
+    augmented = load_mrpc(write, "\n".join(["HEADER", *lines]))
+    assert augmented.examples.labels == (1, 0, 0)  # the most likely, compared as numbers
+    assert augmented.source_ids == source_ids("He ate .|He dined .", "A man ran .|He ran .", "He ate .|He dined .")
+    assert augmented.logits is not None
+    assert augmented.logits.shape == (3, 2)
 
 
 def test_released_examples_are_matched_by_order(write: Write) -> None:
@@ -84,7 +93,7 @@ def test_unknown_training_examples_are_refused(write: Write) -> None:
         load_mrpc(write, "HEADER\n1 2\t99\t98\tSome text .\tMore .\n")
 
 
-def test_released_mnli_labels_follow_the_logits(write: Write) -> None:
+def test_released_mnli_logits_are_reordered(write: Write) -> None:
     header = "index\tsentence1\tsentence2\tgold_label"
     rows = ["0\tA .\tB .\tneutral", "1\tC .\tD .\tentailment", "2\tE .\tF .\tcontradiction"]
     for name in ("train", "dev_matched"):
@@ -93,27 +102,26 @@ def test_released_mnli_labels_follow_the_logits(write: Write) -> None:
     path = write("aug.tsv", "\n".join([header, *lines]))
     augmented = load(task="mnli", data=str(path.parent / "m"), augmented=str(path))
     assert augmented.examples.labels == (1, 2, 0, 2)  # entailment, neutral, contradiction
+    np.testing.assert_allclose(augmented.logits, [[1, 3, -1], [1, 2, 5], [8, 3, -1], [-8, -3, 1]])
 
 
 @pytest.mark.parametrize(
-    ("content", "expected_ids", "labels"),
+    ("rows", "expected_ids", "labels"),
     [
-        (
-            "gj\t-1 2\t\tHe ran .\ngj\t-1 2\t\tHe sat .\ngj\t3 2\t*\tRan he .",
-            source_ids("He ran .", "He ran .", "Ran he ."),
-            (1, 1, 0),
-        ),
-        ("gj\t1\t\tHe sat .\tabc", ("abc",), (1,)),
+        (["-1 2\t\tHe ran .", "-1 2\t\tHe sat .", "3 2\t*\tRan he ."], ("He ran .", "He ran .", "Ran he ."), (1, 1, 0)),
+        (["1\t\tHe sat .\tabc\t1 2"], ("abc",), (1,)),
+        (["1\t\tHe sat .\tabc"], ("abc",), (1,)),
     ],
 )
 def test_files_without_header(
-    write: Write, content: str, expected_ids: tuple[str, ...], labels: tuple[int, ...]
+    write: Write, rows: list[str], expected_ids: tuple[str, ...], labels: tuple[int, ...]
 ) -> None:
     for name in ("train", "dev"):
         write(f"c/{name}.tsv", "gj\t1\t\tHe ran .\ngj\t0\t*\tRan he .")
-    path = write("aug.tsv", content)
+    path = write("aug.tsv", "".join(f"gj\t{row}\n" for row in rows))
     augmented = load(task="cola", data=str(path.parent / "c"), augmented=str(path))
-    assert (augmented.source_ids, augmented.examples.labels) == (expected_ids, labels)
+    assert augmented.source_ids == (source_ids(*expected_ids) if len(rows) > 1 else expected_ids)
+    assert augmented.examples.labels == labels
     write("aug.tsv", "gj\t1\t\tHe sat .\tabc\t1 2\tmore")
     with pytest.raises(DataError, match="7 columns"):
         load(task="cola", data=str(path.parent / "c"), augmented=str(path))
@@ -128,6 +136,7 @@ def test_trainable_examples_exclude_validation(write: Write) -> None:
     augmented = data.augmented
     assert augmented is not None
     assert augmented.examples.labels == data.train.labels
+    assert augmented.logits is None
     usable = augmented.trainable_indices(train=data.train.select([0, 1, 3]), validation=data.train.select([2, 3]))
     assert usable.tolist() == [0, 1]
     with pytest.raises(DataError, match="none of 4"):
@@ -138,9 +147,11 @@ def test_trainable_examples_exclude_validation(write: Write) -> None:
     ("content", "named"),
     [
         ("HEADER\taugmented_from\n2\t1\t1\ta\tb\tx\n", r"aug.tsv:2: .*'2'"),
+        ("HEADER\taugmented_from\tteacher_logits\n1\t1\t1\ta\tb\tx\t1 2 3\n", r"aug.tsv:2: .*'1 2 3'"),
         ("HEADER\n1 nan\t1\t1\ta\tb\n", r"aug.tsv:2: .*'1 nan'"),
         ("HEADER\taugmented_from\n1\t1\t1\t \tb\tx\n", r"aug.tsv:2: no text"),
         ("Quality\tone\n1\ta\n", "'#1 String'"),
+        ("HEADER\n1 2\t10\t11\tA man ran .\tHe ran .\n1\t10\t11\tA man sat .\tHe ran .\n", "1 rows have no logits"),
     ],
 )
 def test_bad_rows_are_named(write: Write, content: str, named: str) -> None:
@@ -148,4 +159,5 @@ def test_bad_rows_are_named(write: Write, content: str, named: str) -> None:
         load_mrpc(write, content)
     if "augmented_from" in content:
         good = f"1\t1\t1\ta\tb\t{compute_source_id(('A man ran .', 'He ran .'))}"
-        assert len(load_mrpc(write, content + good + "\n", skip=True)) == 1
+        more = "\t1 2\n" if "teacher_logits" in content else "\n"
+        assert len(load_mrpc(write, content + good + more, skip=True)) == 1

@@ -101,13 +101,6 @@ def test_bad_sentence_is_named_with_its_line(write, text, message):
         read_tagged(half)
 
 
-def test_only_tabs_and_spaces_separate_columns(write):
-    path = write("train.conll", "New\u00a0York  B-place\nnow O\n")
-    _, examples = read_tagged(path)
-    assert examples.texts == ("New\u00a0York now",)
-    assert [len(words) for words in examples.word_spans] == [2]
-
-
 def test_labels_are_at_first_tokens_of_words(tokenizer):
     text = "Unbelievably, O'Neill met @paulwalk in 東京 \U0001f600 !"
     examples = word_examples([text, "Hi"], None)
@@ -122,17 +115,11 @@ def test_labels_are_at_first_tokens_of_words(tokenizer):
     assert batch["labels"].shape == batch["input_ids"].shape
     assert batch["labels"][0, 1:].tolist() == [3] + [IGNORE_INDEX] * (batch["labels"].shape[1] - 2)
     assert [label for label in batch["labels"][1].tolist() if label != IGNORE_INDEX] == list(labels[0])
-    for token, (start, end) in enumerate(zip(tokens.alignment.char_starts, tokens.alignment.char_ends, strict=True)):
-        if start < 0:
-            continue
-        piece = tokenizer.convert_ids_to_tokens(int(tokens.tokens.ids[token]))
-        whole = (text if token < tokens.lengths[0] else "Hi")[start:end].lower()
-        assert whole.startswith(piece) or piece == "[UNK]"
 
 
 def test_truncated_words_count_as_missed(tokenizer):
     words = [f"word{number}" for number in range(30)]
-    tags = tuple(1 for _ in words)
+    tags = (1,) * 30
     text, spans = join_words(words)
     task = custom_task("token-classification", TAGS)
     source = Examples((text,), None, (tags,), word_spans=(spans,))
@@ -141,9 +128,8 @@ def test_truncated_words_count_as_missed(tokenizer):
     found = compute_task_metrics(task, logits_for(cut, task, [tags]), cut)
     read = sum(cut.alignment.char_starts >= 0)
     assert 0 < read < 30
-    assert found == pytest.approx(
-        {"entity_precision": 1.0, "entity_recall": read / 30, "entity_f1": 2 * read / (30 + read)}
-    )
+    expected = {"entity_precision": 1.0, "entity_recall": read / 30, "entity_f1": 2 * read / (30 + read)}
+    assert found == pytest.approx(expected)
     (row,) = decode_predictions(task, logits_for(cut, task, [tags]), cut)
     assert row["words_not_read"] == 30 - read
     for one in row["entities"]:
@@ -216,20 +202,16 @@ def test_comments_are_no_words(write, separator):
         (["Bo"], ["O"]),
     ]
     assert [row.line_number for row in conll_table(path).rows()] == [6, 10, 16]
-    lone = write("lone.conll", f"#{separator}O\n\n#{separator}O\n")
-    assert [row.cells["tokens"] for row in conll_table(lone).rows()] == [["#"], ["#"]]
-    columns = "# NN I-NP O\nAnn NN I-NP O\n".replace(" ", separator)
+    columns = "# NN I-NP O\nNew\u00a0York NN I-NP O\n".replace(" ", separator)  # a space within the word
     four = write("four.conll", f"# sent_id = 1\n{columns}")
-    assert [tuple(row.cells.values()) for row in conll_table(four).rows()] == [(["#", "Ann"], ["O", "O"])]
+    assert [tuple(row.cells.values()) for row in conll_table(four).rows()] == [(["#", "New\u00a0York"], ["O", "O"])]
 
 
 def test_unlabelled_texts_are_read(write):
     plain = write("texts.txt", "Ann sings.\nOslo\n")
     assert read_untagged(plain).word_spans == (((0, 3), (4, 9), (9, 10)), ((0, 4),))
-    split = load_texts(
-        write("texts.jsonl", '{"tokens": ["Ann", "sings."]}\n'), DataConfig(), task_type="token-classification"
-    )
-    assert split.word_spans == (((0, 3), (4, 10)),)
+    split = write("texts.jsonl", '{"tokens": ["Ann", "sings."]}\n')
+    assert read_untagged(split).word_spans == (((0, 3), (4, 10)),)
     with pytest.raises(DataError, match=r"blank.txt:2: no text"):
         read_untagged(write("blank.txt", "Ann sings.\n\nOslo\n"))
     for name, empty in (("blank.txt", "\n\n"), ("none.conll", "-DOCSTART-\tO\n")):

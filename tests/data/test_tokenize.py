@@ -40,13 +40,6 @@ def test_batches_equal_padding_by_the_tokenizer(tokenizer, pairs, monkeypatch):
             assert batch[name].dtype == torch.long
 
 
-def test_batches_are_as_long_as_their_longest(tokenizer):
-    data = tokenize_texts(Examples(TEXTS, None, None), tokenizer, max_length=128)
-    assert data.lengths.max() == 128
-    assert data.collate([0, 2])["input_ids"].shape == (2, data.lengths[[0, 2]].max())
-    assert len(data) == 4
-
-
 @pytest.mark.parametrize(("labels", "dtype"), [((2, 0, 1, 1), torch.long), ((0.5, 5.0, 1.0, 2.0), torch.float32)])
 def test_labels_follow_their_examples(tokenizer, labels, dtype):
     data = tokenize_texts(Examples(TEXTS, None, labels), tokenizer, max_length=16)
@@ -73,15 +66,14 @@ def test_training_batches_hold_every_example_once(examples):
     assert sum(len(batch) < 32 for batch in found) == (examples % 32 > 0)
 
 
-def test_training_batches_differ_by_epoch_and_seed_only():
-    lengths = np.random.default_rng(0).integers(3, 128, size=500)
-    orders = {
-        (seed, epoch): training_batches(lengths, batch_size=8, seed=seed, epoch=epoch)
-        for seed, epoch in [(1, 0), (1, 1), (2, 0)]
-    }
-    assert orders[1, 0] == training_batches(lengths.tolist(), batch_size=8, seed=1, epoch=0)
-    assert orders[1, 0] != orders[1, 1]
-    assert orders[1, 0] != orders[2, 0]
+def test_training_batches_follow_seed_and_epoch():
+    lengths = np.random.default_rng(0).integers(3, 128, size=4000)
+    first, again, second, other = (
+        {frozenset(batch) for batch in training_batches(lengths, batch_size=8, seed=seed, epoch=epoch)}
+        for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))
+    )
+    assert first == again
+    assert max(len(first & second), len(first & other)) < len(first) / 10
 
 
 def test_training_batches_have_little_padding():
@@ -92,14 +84,6 @@ def test_training_batches_have_little_padding():
     one_pool = training_batches(lengths[:1600], batch_size=32, seed=0, epoch=0)
     longest = np.array([lengths[batch].max() for batch in one_pool])
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.5
-
-
-def test_batches_mix_anew_in_every_epoch():
-    lengths = np.arange(3, 5003)
-    first, second = (
-        {frozenset(batch) for batch in training_batches(lengths, batch_size=8, seed=0, epoch=epoch)} for epoch in (0, 1)
-    )
-    assert len(first & second) < len(first) / 10
 
 
 def test_evaluation_batches_start_with_the_longest():

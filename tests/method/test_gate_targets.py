@@ -38,9 +38,8 @@ def test_multi_label_needs_all_classes_correct() -> None:
     assert correct[:, 1].all()
     assert correct[:, 0].tolist() == [bool(((first > 0) == (second > 0)).all()) for first, second in LOGITS[:, :2]]
     agreement = LOGITS[:, 1].sigmoid()  # the lowest loss is that of the width itself
-    assert {
-        *lowest_cost(LOGITS, agreement, task_type="multi-label", cost=0.0, relative_flops=RELATIVE_FLOPS).tolist()
-    } == {1}
+    targets = lowest_cost(LOGITS, agreement, task_type="multi-label", cost=0.0, relative_flops=RELATIVE_FLOPS)
+    assert (targets == 1).all()
 
 
 @pytest.mark.parametrize("cost", [0.0, 0.3, 100.0])
@@ -66,13 +65,9 @@ def test_agreement_targets_the_full_models_probabilities() -> None:
 
 def test_regression_cost_does_not_depend_on_the_unit() -> None:
     logits, labels = LOGITS[..., :1], LABELS.float()
-    for scale in (1.0, 1000.0):
-        targets = lowest_cost(
-            logits * scale, labels * scale, task_type="regression", cost=0.2, relative_flops=RELATIVE_FLOPS
-        )
-        assert torch.equal(
-            targets, lowest_cost(logits, labels, task_type="regression", cost=0.2, relative_flops=RELATIVE_FLOPS)
-        )
+    options = {"task_type": "regression", "cost": 0.2, "relative_flops": RELATIVE_FLOPS}
+    scaled = lowest_cost(logits * 1000, labels * 1000, **options)
+    assert torch.equal(scaled, lowest_cost(logits, labels, **options))
 
 
 def test_class_weights_balance_the_occurring_choices() -> None:
@@ -96,16 +91,9 @@ def test_noise_follows_the_gumbel_distribution() -> None:
     chosen = torch.zeros(3)
     for choice in range(3):
         # at a low temperature the loss of a target is 0 if its noisy logit is the largest, else large
-        loss = [
-            gate_loss(
-                logits[start : start + 1],
-                torch.tensor([choice]),
-                weights=torch.ones(3),
-                temperature=1e-3,
-                generator=torch.Generator().manual_seed(start),
-            )
-            for start in range(2000)
-        ]
+        options = {"weights": torch.ones(3), "temperature": 1e-3}
+        loss = [gate_loss(logits[:1], torch.tensor([choice]), generator=torch.Generator().manual_seed(seed), **options)
+                for seed in range(2000)]  # fmt: skip
         chosen[choice] = (torch.stack(loss) < 0.5).float().mean()
     torch.testing.assert_close(chosen, torch.tensor([1.0, 0.0, -1.0]).softmax(dim=0), atol=0.04, rtol=0)
 
@@ -118,27 +106,6 @@ def test_gates_divide_the_layers() -> None:
     for widths in ((1.0,), (0.5, 0.25), (0.5, 0.5)):
         with pytest.raises(ConfigError, match="increasing"):
             WidthGates(num_gates=2, hidden_size=4, widths=widths)
-
-
-def test_all_gates_equal_each_gate_alone() -> None:
-    gates = WidthGates(num_gates=3, hidden_size=6, widths=(0.5, 1.0))
-    first_tokens = torch.randn(5, 3, 6)
-    outputs = gates(first_tokens)
-    assert outputs.shape == (5, 3, 2)
-    for index, gate in enumerate(gates.gate):
-        expected = gate.dense_out(F.relu(gate.dense_in(first_tokens[:, index])))
-        torch.testing.assert_close(outputs[:, index], expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("count", 0, "gates is 0; it must be at least 1"),
-        ("target", "luck", "gate target is 'luck'; it must be label or agreement"),
-        ("cost", -1.0, "gate cost is -1.0"),
-        ("end_temperature", 0.0, "end_temperature is 0.0"),
-    ],
-)
-def test_invalid_settings_are_refused(name: str, value: object, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        GatesConfig(**{name: value})
+    for settings in ({"count": 0}, {"cost": -1.0}, {"end_temperature": 0.0}):
+        with pytest.raises(ConfigError, match=next(iter(settings)).replace("count", "gates")):
+            GatesConfig(**settings)

@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.factories.networks import CONFIGS, LAYERS, make_network, most_different
+from tests.factories.networks import CONFIGS, LAYERS, most_different
 from tests.factories.phases import WIDTHS, make_examples, make_model, make_trainer, train_phase
 from transformers import TrainerCallback
 
-from limbert import ElasticModel, Space, Subnet
+from limbert import ElasticModel, Subnet
 from limbert.core.config import GatesConfig
 from limbert.data.tokenize import TokenizedExamples
-from limbert.errors import ConfigError
 from limbert.model.width_gates import WidthGates
-from limbert.train.gates import GateExamples, GateFeatures, cached_features, check_gates, fit_gates
+from limbert.train.gates import GateExamples, GateFeatures, cached_features, fit_gates
 
 
 def features(model: ElasticModel, examples: TokenizedExamples, folder: Path, **options: Any) -> GateFeatures:
@@ -78,10 +77,8 @@ def test_interrupted_gates_end_as_uninterrupted_ones(tmp_path: Path) -> None:
 
 def test_gates_learn_which_width_each_example_needs(tmp_path: Path) -> None:
     """Labels such that the narrowest width is wrong exactly where the first word is another."""
-    model, data = (
-        make_model(),
-        {"train_dataset": make_examples(1500, seed=1), "eval_dataset": make_examples(60, seed=2)},
-    )
+    model = make_model()
+    data = {"train_dataset": make_examples(1500, seed=1), "eval_dataset": make_examples(60, seed=2)}
 
     def compute(examples: TokenizedExamples, part: str) -> GateFeatures:
         examples.tokens.ids[examples.tokens.offsets[:-1]] = 6 + np.arange(len(examples)) % 2  # two first words
@@ -107,32 +104,6 @@ def test_the_encoder_stays_as_it_is(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items())
 
 
-def test_impossible_gates_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gates is 3"):
-        check_gates(make_model(), GatesConfig(count=3))
-    narrow = ElasticModel(make_network("bert"), space=Space(widths=(1.0,)))
-    with pytest.raises(ConfigError, match="two or more"):
-        train_phase("gates", GatesConfig(), tmp_path, narrow)
-    assert not (tmp_path / "gates").exists()
-
-
-class Logs(TrainerCallback):
-    """What a tracker such as TensorBoard is told."""
-
-    def __init__(self) -> None:
-        self.seen: list[dict[str, float]] = []
-        self.events: list[str] = []
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.events.append("begin")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        self.seen.append(logs)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.events.append("end")
-
-
 def test_a_gate_learns_from_every_width_below(tmp_path: Path) -> None:
     """Each width leaves its hint in another channel; a gate must know them all."""
     targets = torch.arange(600) % 2
@@ -142,12 +113,24 @@ def test_a_gate_learns_from_every_width_below(tmp_path: Path) -> None:
     data = GateExamples(first_tokens, targets)
     torch.manual_seed(0)
     gates = WidthGates(num_gates=1, hidden_size=8, widths=(0.5, 1.0))
-    logs = Logs()
-    trainer = make_trainer(tmp_path, callbacks=[logs], phase="gates")
+    seen: list[dict[str, float]] = []
+    events: list[str] = []
+
+    class Logs(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            events.append("begin")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            seen.append(logs)
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            events.append("end")
+
+    trainer = make_trainer(tmp_path, callbacks=[Logs()], phase="gates")
     fit_gates(trainer, gates, GatesConfig(epochs=10, learning_rate=1e-2), data, data)
-    losses = [values["eval_loss"] for values in logs.seen if "eval_loss" in values]
+    losses = [values["eval_loss"] for values in seen if "eval_loss" in values]
     assert losses[-1] < losses[0]
-    assert {"loss", "learning_rate", "examples_per_second", "epoch"} <= {*logs.seen[0]}
-    assert logs.events == ["begin", "end"]
+    assert {"loss", "learning_rate", "examples_per_second", "epoch"} <= {*seen[0]}
+    assert events == ["begin", "end"]
     for width in range(2):
         assert torch.equal(gates(first_tokens[:, width])[:, 0].argmax(dim=-1), targets)

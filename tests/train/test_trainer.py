@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from limbert import ElasticModel, ElasticTrainer, LimbertError, Subnet
-from limbert.errors import ConfigError, DivergedError
+from limbert.errors import ConfigError
 from limbert.train.data import resolve_class_weights
 
 
@@ -31,13 +31,8 @@ def rows_of(count: int, *, seed: int) -> datasets.Dataset:
     """Tokenised random texts."""
     rng = np.random.default_rng(seed)
     ids = [rng.integers(5, 90, size=int(rng.integers(3, 12))).tolist() for _ in range(count)]
-    return datasets.Dataset.from_dict(
-        {
-            "input_ids": ids,
-            "attention_mask": [[1] * len(row) for row in ids],
-            "label": rng.integers(3, size=count).tolist(),
-        }
-    )
+    columns = {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+    return datasets.Dataset.from_dict(columns | {"label": rng.integers(3, size=count).tolist()})
 
 
 class Padding:
@@ -54,45 +49,6 @@ class Padding:
 
 def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
-def test_evaluate_reports_every_subnetwork(tmp_path: Path) -> None:
-    rows = rows_of(30, seed=2)
-    trainer = make_trainer(tmp_path, train_dataset=rows_of(8, seed=1), eval_dataset=rows, data_collator=Padding(),
-                           compute_metrics=accuracy)  # fmt: skip
-    metrics = trainer.evaluate()
-    batch = Padding()([*rows])
-    found = []
-    for name, subnet in trainer.elastic.subnets().items():
-        with torch.no_grad():
-            inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-            right = trainer.elastic.view(subnet)(**inputs).logits.argmax(-1) == batch["labels"]
-        found.append(float(right.float().mean()))
-        assert metrics[f"eval_{name}/accuracy"] == pytest.approx(found[-1])
-    assert metrics["eval_accuracy"] == pytest.approx(np.mean(found))
-    assert metrics["eval_loss"] > 0
-
-
-def test_predict_keeps_the_order_of_examples(tmp_path: Path) -> None:
-    rows = rows_of(30, seed=2)
-    trainer = make_trainer(tmp_path, data_collator=Padding())
-    logits = trainer.predict(rows).predictions
-    for index in (0, 7, 29):
-        inputs = {key: torch.tensor([rows[index][key]]) for key in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            expected = trainer.elastic.view(trainer.elastic.full)(**inputs).logits[0]
-        torch.testing.assert_close(torch.from_numpy(logits[0][index]), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_metrics_see_the_order_of_the_dataset(tmp_path: Path) -> None:
-    rows, seen = rows_of(20, seed=2), []
-
-    def compute_metrics(prediction):
-        seen.append(prediction.label_ids)
-        return {"a": 0.0}
-
-    make_trainer(tmp_path, eval_dataset=rows, data_collator=Padding(), compute_metrics=compute_metrics).evaluate()
-    assert all(labels.tolist() == rows["label"][:] for labels in seen)
 
 
 def test_text_columns_are_tokenised(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -133,6 +89,28 @@ def test_gradients_accumulate_to_those_of_one_batch(tmp_path: Path) -> None:
             torch.testing.assert_close(other[name], tensor, atol=1e-8, rtol=0, msg=name)
 
 
+def test_every_subnetwork_is_evaluated_in_order(tmp_path: Path) -> None:
+    rows = rows_of(30, seed=2)
+
+    def in_order(prediction: Any) -> dict[str, float]:
+        assert prediction.label_ids.tolist() == rows["label"][:]
+        return accuracy(prediction)
+
+    trainer = make_trainer(tmp_path, train_dataset=rows_of(8, seed=1), eval_dataset=rows, data_collator=Padding(),
+                           compute_metrics=in_order)  # fmt: skip
+    metrics, logits = trainer.evaluate(), trainer.predict(rows).predictions[0]
+    batch = Padding()([*rows])
+    labels, found = batch.pop("labels"), []
+    for name, subnet in trainer.elastic.subnets().items():
+        expected = trainer.elastic.view(subnet)(**batch).logits.detach()
+        found.append(float((expected.argmax(-1) == labels).float().mean()))
+        assert metrics[f"eval_{name}/accuracy"] == pytest.approx(found[-1])
+        if name == "1x1":
+            torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-5)
+    assert metrics["eval_accuracy"] == pytest.approx(np.mean(found))
+    assert metrics["eval_loss"] > 0
+
+
 @pytest.mark.parametrize("optim", ["sgd", "adafactor", "adamw_torch", "rmsprop"])
 def test_other_optimizers_resume_with_equal_weights(optim: str, tmp_path: Path) -> None:
     settings = {"optim": optim, "max_steps": 6, "save_steps": 2, "lr_scheduler_type": "cosine", "learning_rate": 1e-4}
@@ -168,7 +146,6 @@ def test_early_stopping_ends_and_continues_its_count(tmp_path: Path) -> None:
         return {name: {"m": score} for name in subnets}
 
     first = make_trainer(tmp_path, evaluate_subnets=falling, callbacks=[EarlyStoppingCallback(3)], **settings)
-    first.stop.requested = False
     first.add_callback(RequestStop(first, 5))
     with pytest.raises(Exception, match="Interrupted"):
         first.train()
@@ -229,23 +206,6 @@ def test_class_weights_and_smoothing_reach_the_loss(tmp_path: Path) -> None:
         resolve_class_weights("balanced", torch.tensor([0.5, 0.1]), num_labels=1, task_type="regression")
 
 
-def test_tensorboard_shows_every_subnetwork(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    settings = {
-        "report_to": "tensorboard",
-        "max_steps": 2,
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "logging_steps": 1,
-    }
-    make_trainer(tmp_path, **settings, save_strategy="no").train()
-    (log,) = tmp_path.rglob("*tfevents*")
-    events = EventAccumulator(str(log))
-    events.Reload()
-    assert {"train/loss", "eval/accuracy", "eval/0.5x0.75/accuracy"} <= {*events.Tags()["scalars"]}
-
-
 def test_trackers_get_settings_and_every_subnetwork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the boundary that the callbacks of W&B and MLflow use: they send the settings and every log."""
     settings: list[str] = []
@@ -266,12 +226,15 @@ def test_trackers_get_settings_and_every_subnetwork(tmp_path: Path, monkeypatch:
     assert {"loss", "eval_accuracy", "eval_0.5x0.75/accuracy"} <= {*seen}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["wandb", "mlflow"])
 def test_offline_trackers_write_a_run(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name, value in {"WANDB_MODE": "offline", "MLFLOW_ALLOW_FILE_STORE": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # version 3 asks for a database otherwise
     make_trainer(tmp_path / "run", report_to=library, max_steps=2, logging_steps=1, save_strategy="no").train()
     assert [*tmp_path.glob({"wandb": "wandb/offline-run-*", "mlflow": "mlruns/*/*/metrics/*"}[library])]
 
@@ -314,13 +277,6 @@ def test_wrong_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="IterableDataset"):
         rows = rows_of(8, seed=1).to_iterable_dataset()
         make_trainer(tmp_path, train_dataset=rows, max_steps=1).train()
-
-
-def test_a_loss_that_is_no_number_ends_training(tmp_path: Path) -> None:
-    model = make_model()
-    torch.nn.init.constant_(model.network.classifier.weight, float("nan"))
-    with pytest.raises(DivergedError, match="nan"):
-        make_trainer(tmp_path, model, max_steps=3, logging_steps=1, save_strategy="no").train()
 
 
 @pytest.mark.parametrize("case", most_different(CONFIGS))
@@ -368,9 +324,8 @@ def test_tags_and_answers_train_from_datasets(tmp_path: Path, tokenizer: PreTrai
         def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             batch = super().__call__([row | {"label": 0} for row in rows])
             del batch["labels"]
-            return batch | {
-                name: torch.ones(len(rows), dtype=torch.long) for name in ("start_positions", "end_positions")
-            }
+            ones = torch.ones(len(rows), dtype=torch.long)
+            return batch | {"start_positions": ones, "end_positions": ones}
 
     model = ElasticModel(make_network("bert", AutoModelForQuestionAnswering, num_labels=2))
     trainer = make_trainer(tmp_path, model, train_dataset=tags, eval_dataset=tags, data_collator=Spans(), max_steps=2,

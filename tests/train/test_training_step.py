@@ -9,9 +9,7 @@ import torch
 from tests.factories.networks import make_inputs, make_network
 from tests.factories.phases import make_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (
-    TrainerCallback,
-)
+from transformers import TrainerCallback
 
 from limbert import ElasticModel, ElasticTrainer, Space, Subnet
 from limbert.method.losses import hidden_loss, label_loss, logit_loss, matched_states
@@ -69,9 +67,7 @@ def test_gradients_equal_the_textbook_loop(rule: str, teacher_width: str, tmp_pa
 class HostReads(TorchDispatchMode):
     """Counts what makes a program wait for the device: values of tensors that Python looks at."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
@@ -82,10 +78,10 @@ class ReadsPerStep(TrainerCallback):
     """Counts host reads between the ends of two steps."""
 
     def __init__(self) -> None:
-        self.mode, self.counts = HostReads(), []
+        self.counts: list[int] = []
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.mode.count = 0
+        self.mode = HostReads()
         self.mode.__enter__()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:

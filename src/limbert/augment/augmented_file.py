@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbert.core.config import AugmentConfig, DataConfig
-from limbert.data.augmented import SOURCE_ID_COLUMN
+from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN
 from limbert.data.sources import TrainTable
 from limbert.data.table import file_format
 from limbert.data.text_rows import format_csv_row
@@ -43,7 +43,7 @@ class AugmentedFile:
     folder: Path
     path: Path  # of the file; Parquet files and Hub data sets become JSON lines
     work: Path  # folder of finished shards, with the settings in ``settings.json``
-    columns: tuple[str, ...]  # the training file's, and the id of the training example
+    columns: tuple[str, ...]  # the training file's, the id of the training example, perhaps logits
     text_columns: tuple[str, ...]
     has_header: bool
     settings: dict[str, Any]
@@ -56,6 +56,7 @@ class AugmentedFile:
         folder, columns, source = Path(config.output), training.columns, Path(training.table.name)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"output {folder} is a file; choose a folder, new or existing")
+        extra = (SOURCE_ID_COLUMN,) if config.with_logits is None else (SOURCE_ID_COLUMN, LOGITS_COLUMN)
         settings = asdict(config) | {"copies": config.augmented_per_example(len(rows))}
         del settings["output"]
         values = {  # all that decides the output
@@ -68,7 +69,7 @@ class AugmentedFile:
             folder,
             folder / f"{OUTPUT_NAME}{suffix}",
             folder / f"{OUTPUT_NAME}.work",
-            (*training.table.columns, SOURCE_ID_COLUMN),
+            (*training.table.columns, *extra),
             tuple(name for name in (columns.text, columns.pair) if name is not None),
             not columns.are_positions,
             json.loads(json.dumps(values)),  # tuples become lists, as when read back
@@ -111,9 +112,13 @@ class AugmentedFile:
         """The one or two texts of a training row."""
         return tuple(str(row[name]) for name in self.text_columns)
 
-    def format_row(self, row: Mapping[str, Any], texts: Sequence[str], source_id: str) -> str:
-        """One line of the file: a training row with other texts, and its ``source_id``."""
+    def format_row(
+        self, row: Mapping[str, Any], texts: Sequence[str], source_id: str, logits: Sequence[float] | None
+    ) -> str:
+        """One line of the file: a training row with other texts, its ``source_id`` and a teacher's logits."""
         cells = {**row, **dict(zip(self.text_columns, texts, strict=True)), SOURCE_ID_COLUMN: source_id}
+        if logits is not None:
+            cells[LOGITS_COLUMN] = " ".join(f"{value:.4f}" for value in logits)
         if self.path.suffix == ".jsonl":
             known = {name: cell for name, cell in cells.items() if cell is not None}
             return json.dumps(known, ensure_ascii=False, default=str) + "\n"

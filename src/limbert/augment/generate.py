@@ -18,11 +18,17 @@ from limbert.augment.augmented_file import AugmentationResult, AugmentedFile
 from limbert.augment.candidates import WordCandidateGenerator, load_masked_lm, read_word_vectors
 from limbert.augment.resumable_map import ShardFunction, map_shards
 from limbert.augment.words import FUNCTION_WORDS, read_stop_words, sample_augmented_texts
-from limbert.core.config import AugmentConfig, DataConfig, configs_from_options
-from limbert.data.augmented import SOURCE_ID_COLUMN, compute_source_id
+from limbert.core.config import AugmentConfig, DataConfig, TrainConfig, configs_from_options
+from limbert.core.space import Space
+from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN, compute_source_id
 from limbert.data.load import read_train_table
+from limbert.data.readers import Examples
 from limbert.data.sources import TrainTable
-from limbert.errors import DataError
+from limbert.data.tasks import Task
+from limbert.data.tokenize import tokenize_texts
+from limbert.errors import ConfigError, DataError
+from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
+from limbert.inference.predict import predict_subnet_logits
 
 EXAMPLES_PER_SHARD = 128  # part of the result: texts of a shard share model calls
 
@@ -50,7 +56,7 @@ def augment(
     Raises:
         ConfigError: unknown or contradictory options, or the output holds a result with other settings.
         DataError: a missing or unusable file, column or row.
-        CheckpointError: for the language model.
+        CheckpointError: for the language model or the teacher.
         StorageError: if the output cannot be written.
     """
     config, data = configs_from_options(options, AugmentConfig, DataConfig)
@@ -58,12 +64,12 @@ def augment(
     output = AugmentedFile.open(config, data, training, rows=rows)
     if not overwrite and (result := output.finished_result()) is not None:
         return result
-    _check_inputs(config)
+    _check_inputs(config, training.task)
     output.create_work_folder(overwrite=overwrite)
     items, starts = [*enumerate(rows)], range(0, len(rows), EXAMPLES_PER_SHARD)
     shards = {output.work / f"{start:08d}.json": items[start : start + EXAMPLES_PER_SHARD] for start in starts}
     old, started = {path for path in shards if path.exists()}, time.monotonic()
-    load = functools.partial(_load_augmenter, config, output, num_rows=len(rows))
+    load = functools.partial(_load_augmenter, config, data, training.task, output, num_rows=len(rows))
     map_shards(load, shards, workers=workers, progress=functools.partial(progress, "augmenting"))
     minutes = (time.monotonic() - started) / 60
     counts = {path: json.loads(path.read_text(encoding="utf-8"))["counts"] for path in shards}  # augmented, masked
@@ -83,24 +89,28 @@ def _read_labelled_rows(data: DataConfig) -> tuple[TrainTable, list[dict[str, An
     training = read_train_table(data)
     table = training.table
     rows = table.rows_at(training.parsed.rows)
-    if SOURCE_ID_COLUMN in table.columns or any(SOURCE_ID_COLUMN in row for row in rows):
-        raise DataError(f"{table.name}: it has a column {SOURCE_ID_COLUMN!r}; it is augmented already")
+    for name in {SOURCE_ID_COLUMN, LOGITS_COLUMN} & {*table.columns, *(name for row in rows for name in row)}:
+        raise DataError(f"{table.name}: it has a column {name!r}; it is augmented already")
     if len({*table.columns}) < len(table.columns):
         columns = ", ".join(table.columns)
         raise DataError(f"{table.name}: two columns have one name; expected different names: {columns}")
     return training, rows
 
 
-def _check_inputs(config: AugmentConfig) -> None:
+def _check_inputs(config: AugmentConfig, task: Task) -> None:
     """Refuse unusable models and files before anything is written."""
     load_masked_lm(config.lm)
     if config.neighbours != "embeddings":
         read_word_vectors(config.neighbours, max_words=100)
     if config.stop_words is not None:
         read_stop_words(config.stop_words)
+    if config.with_logits is not None:
+        _load_teacher(config.with_logits, task)
 
 
-def _load_augmenter(config: AugmentConfig, output: AugmentedFile, *, num_rows: int) -> ShardFunction:
+def _load_augmenter(
+    config: AugmentConfig, data: DataConfig, task: Task, output: AugmentedFile, *, num_rows: int
+) -> ShardFunction:
     """A function from numbered training rows to the lines of their augmented examples, with counts."""
     network, tokenizer = load_masked_lm(config.lm)
     generator = WordCandidateGenerator(
@@ -112,6 +122,7 @@ def _load_augmenter(config: AugmentConfig, output: AugmentedFile, *, num_rows: i
         max_tokens=config.context,
         precision=config.precision,
     )
+    predict_logits = None if config.with_logits is None else _logits_function(config, data, task)
     options: dict[str, Any] = {"count": config.augmented_per_example(num_rows), "probability": config.probability}
 
     def augment_rows(rows: list[Any]) -> dict[str, Any]:
@@ -119,12 +130,42 @@ def _load_augmenter(config: AugmentConfig, output: AugmentedFile, *, num_rows: i
         unique = [*dict.fromkeys(itertools.chain.from_iterable(texts))]
         words, masked = generator.generate(unique)
         words_of = dict(zip(unique, words, strict=True))
-        lines = []
+        augmented = []
         for (number, row), original in zip(rows, texts, strict=True):
             options["generator"] = np.random.default_rng([config.seed, number])
             variants = sample_augmented_texts(original, [words_of[text] for text in original], **options)
-            source_id = compute_source_id(original)
-            lines += [output.format_row(row, variant, source_id) for variant in variants]
+            augmented += [(row, variant, compute_source_id(original)) for variant in variants]
+        logits: Any = [None] * len(augmented)
+        if predict_logits is not None and augmented:
+            logits = predict_logits([variant for _, variant, _ in augmented])
+        lines = [output.format_row(*example, values) for example, values in zip(augmented, logits, strict=True)]
         return {"counts": [len(lines), sum(masked)], "lines": lines}
 
     return augment_rows
+
+
+def _load_teacher(path: str, task: Task) -> TaskBaseCheckpoint:
+    teacher = load_base_checkpoint(TrainConfig(model=path, output="-", phases=()), task)  # it is fine-tuned
+    if not teacher.is_finetuned:
+        outputs = ", ".join(task.labels) or "one score"
+        raise ConfigError(f"teacher {path} is not fine-tuned for this task; it must predict {outputs}")
+    return teacher
+
+
+def _logits_function(
+    config: AugmentConfig, data: DataConfig, task: Task
+) -> Callable[[list[tuple[str, ...]]], np.ndarray]:
+    """A function that returns the teacher's logits ``(examples, outputs)`` in the order of the task's labels."""
+    teacher = _load_teacher(str(config.with_logits), task)
+    model, max_length = teacher.load_model(Space()), min(data.max_length, teacher.max_length)
+    order = [teacher.task.labels.index(name) for name in task.labels] or [0]
+
+    def predict(texts: list[tuple[str, ...]]) -> np.ndarray:
+        firsts, *pairs = zip(*texts, strict=True)
+        examples = Examples(firsts, pairs[0] if pairs else None, None)
+        tokens = tokenize_texts(examples, teacher.tokenizer, max_length=max_length, use_cache=False)
+        subnets = {"full": model.full}
+        logits = predict_subnet_logits(model, tokens, subnets=subnets, batch_size=64, precision=config.precision)
+        return logits["full"][:, order]
+
+    return predict

@@ -9,7 +9,7 @@ from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.core.config import AugmentConfig, DataConfig, config_field
 
 _DATA_FIELDS = ("task", "data", "train", "text_column", "pair_column", "label_column", "task_type", "label_names",
-                "label_separator", "skip_bad_rows")  # fmt: skip
+                "label_separator", "skip_bad_rows", "max_length")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class _Process:
 
 
 @config_options(
-    data=ConfigOptions(DataConfig, "Data", only=_DATA_FIELDS),
+    data=ConfigOptions(
+        DataConfig, "Data", only=_DATA_FIELDS, helps={"max_length": "longest input of the teacher in tokens"}
+    ),
     config=ConfigOptions(AugmentConfig, "Augmentation"),
     process=ConfigOptions(_Process, "Augmentation"),
 )

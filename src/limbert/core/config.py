@@ -351,6 +351,7 @@ class AugmentConfig:
         None, "file of words that are never replaced, one per line (default: English function words)"
     )
     context: int = config_field(128, "tokens of context around a word for the language model, including special tokens")
+    with_logits: str | None = config_field(None, "fine-tuned model whose logits are added to each augmented example")
     seed: int = config_field(42, "random seed")
     precision: Precision = config_field("fp32", "fp32, or bf16 autocast")
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from limbert.core.config import TrainConfig
 from limbert.core.space import Space
 from limbert.core.task_types import TASK_TYPE_SPECS
+from limbert.data.augmented import AugmentedExamples
 from limbert.data.readers import Examples
 from limbert.data.split import reorder_labels
 from limbert.data.tasks import Task
@@ -50,6 +51,10 @@ class TaskBaseCheckpoint:
     def map_labels(self, examples: Examples, task: Task) -> Examples:
         """Examples of ``task`` with the model's label ids."""
         return reorder_labels(examples, task, self.task)
+
+    def map_augmented_labels(self, augmented: AugmentedExamples, task: Task) -> AugmentedExamples:
+        """Augmented examples of ``task`` with the model's label ids."""
+        return augmented.with_label_order(self.map_labels(augmented.examples, task), task, self.task)
 
 
 def load_base_checkpoint(config: TrainConfig, task: Task) -> TaskBaseCheckpoint:

@@ -169,7 +169,7 @@ def train_task(
         data_config: where the data is.
         data: the examples that it names, if they are read already.
         subnet: name of the only sub-network that is trained and evaluated.
-        options: ``callbacks``, ``progress``, ``overwrite`` and ``command`` of `run_phases`.
+        options: ``callbacks``, ``progress`` and ``overwrite`` of `run_phases`.
 
     Raises:
         LimbertError: see `run_phases`.
@@ -191,7 +191,8 @@ def task_fingerprint(data: TaskData) -> str:
     """Fingerprint of the task and its examples; file paths and column names do not change it."""
     augmented, content = data.augmented, None
     if augmented is not None:
-        content = [augmented.examples.texts, augmented.examples.pairs, augmented.source_ids]
+        logits = None if augmented.logits is None else augmented.logits.tolist()
+        content = [augmented.examples.texts, augmented.examples.pairs, augmented.source_ids, logits]
     return json_fingerprint([data.config.fingerprints, content])
 
 

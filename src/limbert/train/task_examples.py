@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from limbert.core.config import Precision, TrainConfig
@@ -54,9 +55,9 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
     train_part, validation_part = train_validation_split(examples, task, config)
     train, validation, distill = tokenize(train_part), tokenize(validation_part), None
     if data.augmented is not None:
-        tokens = tokenize(base.map_labels(data.augmented.examples, data.task))
+        augmented = base.map_augmented_labels(data.augmented, data.task)
         parts = {"train_examples": train_part, "validation_examples": validation_part}
-        distill = with_augmented(train, data.augmented, tokens, **parts)
+        distill = with_augmented(train, augmented, tokenize(augmented.examples), **parts)
     dev = {name: tokenize(base.map_labels(part, data.task)) for name, part in data.dev.items()}
     phases = _phases(config, recipe, base, train.labels)
     baselines: dict[str, dict[str, float]] = {}
@@ -184,10 +185,21 @@ def with_augmented(
 ) -> TokenizedExamples:
     """The training examples, then their augmented ones; those made of validation examples are left out.
 
-    ``tokens`` are those of ``augmented``. DataError if no augmented example is left.
+    A teacher's logits that come with them take the place of their labels: the label loss of a phase, if it has a
+    weight, is then taken to the softmax (with several labels the sigmoid, in a regression the value). ``tokens`` are
+    those of ``augmented``, which has the class ids of the model. DataError if no augmented example is left.
     """
     indices = augmented.trainable_indices(train=train_examples, validation=validation_examples)
     left_out = len(augmented) - len(indices)
     note = f"; {left_out} left out: made of validation examples or unknown ones" if left_out else ""
     logger.info("%d augmented examples in the phases with a teacher%s", len(indices), note)
-    return train.concatenate(tokens.select(indices))
+    chosen, labels = tokens.select(indices), train.labels
+    if augmented.logits is None or labels is None:
+        return train.concatenate(chosen)
+    logits = torch.from_numpy(augmented.logits[indices])  # (examples, outputs)
+    if labels.ndim > 1:  # several labels
+        return train.concatenate(chosen.with_labels(logits.sigmoid()))
+    if labels.is_floating_point():
+        return train.concatenate(chosen.with_labels(logits[:, 0]))
+    certain = train.with_labels(F.one_hot(labels, logits.shape[-1]).float())
+    return certain.concatenate(chosen.with_labels(logits.softmax(dim=-1)))

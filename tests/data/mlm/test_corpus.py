@@ -1,6 +1,5 @@
 """Corpora are streamed as documents in bounded pieces."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +12,6 @@ from limbert.errors import ConfigError, DataError
 CONFIG = CorpusConfig(corpus=("-",))
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.parquet"])
-def test_empty_file_has_no_documents(write: Callable, name: str) -> None:
-    assert [*stream_text(write(name, ""), CONFIG)] == []
-
-
 def test_documents_are_lines_or_paragraphs(write: Callable) -> None:
     path = write("text.raw", " \n = Title = \n one .\r\n two .\n\n \nthree\n")
     assert [piece for piece in stream_text(path, CONFIG) if piece] == ["= Title =", "one .", "two .", "three"]
@@ -25,20 +19,13 @@ def test_documents_are_lines_or_paragraphs(write: Callable) -> None:
     assert paragraphs == [None, "= Title =", "one .", "two .", None, None, "three", None]
 
 
-@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
-@pytest.mark.parametrize("max_chars", [97, 1 << 16])
-def test_long_texts_are_split_between_words(
-    suffix: str, max_chars: int, write: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = ["\u00e9lan  unquestionably \u6771\u4eac \U0001f600 " * 40, " short one ", "word " * 300]
-    lines += [line + " " * 200 + line for line in [*lines, "\u6771" * 300]]
-    rows = "".join(json.dumps({"text": line}) + "\n" for line in lines)
-    path = write(f"text.{suffix}", "\ufeff" + "\r\n".join(lines) if suffix == "txt" else rows)
-    monkeypatch.setattr("limbert.data.mlm.corpus._MAX_PIECE_CHARS", max_chars)
-    pieces = list(stream_text(path, CONFIG))
-    assert max(len(piece or "") for piece in pieces) <= max_chars
-    documents = "".join("\n" if piece is None else piece for piece in pieces).strip("\n").split("\n")
-    assert documents == [line.strip() for line in lines]
+def test_text_column_of_a_table(write: Callable) -> None:
+    path = write("x.csv", "id,body\n1,one text\n2,two\n")
+    pieces = [*stream_text(path, CorpusConfig(corpus=("-",), text_column="body"))]
+    assert pieces == ["one text", None, "two", None, None]
+    with pytest.raises(DataError, match=r"'text' not found .*; columns: id, body"):
+        [*stream_text(path, CorpusConfig(corpus=("-",), text_column="text"))]
+    assert [*stream_text(write("empty.csv", ""), CONFIG)] == []
 
 
 def test_invalid_utf8_in_a_long_line(write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,25 +35,6 @@ def test_invalid_utf8_in_a_long_line(write: Callable, monkeypatch: pytest.Monkey
         list(stream_text(path, CONFIG))
     pieces = list(stream_text(path, CorpusConfig(corpus=("-",), skip_bad_rows=True)))
     assert [piece for piece in pieces if piece] == ["fine", "fine again"]
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_text_column_of_a_table(suffix: str, tmp_path: Path, write: Callable) -> None:
-    if suffix == "parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2], "body": ["one text", "two"]}), tmp_path / "x.parquet")
-    elif suffix == "jsonl":
-        write("x.jsonl", "".join(json.dumps({"id": 1, "body": text}) + "\n" for text in ("one text", "two")))
-    else:
-        write("x.csv", "id,body\n1,one text\n2,two\n")
-    path = tmp_path / f"x.{suffix}"
-    assert list(stream_text(path, CorpusConfig(corpus=("-",), text_column="body"))) == [
-        "one text", None, "two", None, None
-    ]  # fmt: skip
-    with pytest.raises(DataError, match=r"'text' not found .*; columns: id, body"):
-        list(stream_text(path, CorpusConfig(corpus=("-",), text_column="text")))
 
 
 def test_files_folders_and_globs(write: Callable, tmp_path: Path) -> None:

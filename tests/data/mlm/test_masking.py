@@ -12,12 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig
 from limbert.data.mlm.corpus import pack_corpus
-from limbert.data.mlm.masking import (
-    MaskedSequences,
-    draw_numbers,
-    sample_sequences,
-    split_validation_sequences,
-)
+from limbert.data.mlm.masking import MaskedSequences, draw_numbers, sample_sequences, split_validation_sequences
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A corpus becomes full sequences without losing a token, cached on disk."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from tests.factories.corpora import make_lines
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig
-from limbert.data.mlm.corpus import pack_corpus
+from limbert.data.mlm.corpus import pack_corpus, stream_text
 from limbert.errors import ConfigError, DataError
 
 
@@ -51,13 +52,22 @@ def test_packing_loses_no_token(tokenizer: PreTrainedTokenizerBase, write: Calla
     assert starts[~uncut].all()
 
 
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 @pytest.mark.parametrize("max_chars", [97, 1 << 16])
 def test_split_texts_have_the_same_tokens(
-    max_chars: int, tokenizer: PreTrainedTokenizerBase, write: Callable, monkeypatch: pytest.MonkeyPatch
+    max_chars: int, suffix: str, tokenizer: PreTrainedTokenizerBase, write: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("limbert.data.mlm.corpus._MAX_PIECE_CHARS", max_chars)
-    lines = ["élan  unquestionably 東京 😀 " * 40, " ".join(make_lines(30))]
-    packed = pack(write("text.txt", "\n".join(lines)), tokenizer)
+    lines = [
+        "élan  unquestionably 東京 😀 " * 40,
+        " ".join(make_lines(30)),
+        "word" + " " * 200 + "word " * 300,
+        "東" * 300,
+    ]
+    rows = [json.dumps({"text": line}) for line in lines]
+    path = write(f"text.{suffix}", "\n".join(rows) if suffix == "jsonl" else "\ufeff" + "\r\n".join(lines))
+    assert max(len(piece or "") for piece in stream_text(path, CorpusConfig(corpus=("-",)))) <= max_chars
+    packed = pack(path, tokenizer)
     text = tokenizer.sep_token.join(line.strip() for line in lines)
     assert tokens_of(packed) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
