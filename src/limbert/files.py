@@ -1,4 +1,4 @@
-"""Folders and files that are written completely or not at all, JSON lines, digests of files, and a lock."""
+"""Folders and files that are written completely or not at all, JSON lines, digests, and a lock."""
 
 import codecs
 import errno
@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
-from limbert.errors import CheckpointError, DataError, StorageError, first_line
+from limbert.errors import CheckpointError, StorageError, first_line
 
 
 @contextmanager
@@ -222,24 +222,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def files_fingerprint(path: str) -> str:
-    """Digest of a file, or of the weights, configs and tokenizer in a folder; empty if there are none.
-
-    Raises:
-        DataError: if a file cannot be read.
-    """
-    root = Path(path)
-    files = [root] if root.is_file() else sorted([*root.glob("*.safetensors"), *root.glob("*.json")])
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        for file in files:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "blake2b").digest())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    return digest.hexdigest() if files else ""
 
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)

@@ -16,7 +16,7 @@ import limbert
 from limbert import ElasticModel, LimbertError, Subnet
 from limbert.errors import ConfigError
 from limbert.evaluation import benchmark
-from limbert.evaluation.benchmark import MIN_ROUNDS, Profiler, check_setup, median_latency, time_interleaved
+from limbert.evaluation.benchmark import MIN_ROUNDS, Profiler, check_setup, time_interleaved
 from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED, peak_memory_bytes
 from limbert.evaluation.results import read_profile
 from limbert.inference.engine import Engine
@@ -80,20 +80,6 @@ def test_functions_take_turns_within_the_time() -> None:
     assert [len(seconds) for seconds in times.values()] == [7, 7]
     assert len(time_interleaved(functions, rounds=7, max_seconds=0)["a"]) == MIN_ROUNDS
     assert len(time_interleaved(functions, rounds=7, max_seconds=100)["a"]) == 7
-
-
-def test_latency_grows_with_the_work() -> None:
-    class Product(torch.nn.Module):
-        def __init__(self, size: int) -> None:
-            super().__init__()
-            self.size = size
-
-        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            return torch.ones(self.size, self.size) @ torch.ones(self.size, self.size)
-
-    ids = torch.ones(1, 2, dtype=torch.long)
-    seconds = median_latency({"small": Product(8), "large": Product(700)}, {"input_ids": ids}, rounds=9)
-    assert 0 < seconds["small"] < seconds["large"]
 
 
 def test_benchmark_saves_and_reports_each_setup(tmp_path: Path) -> None:

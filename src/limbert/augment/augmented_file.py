@@ -13,11 +13,10 @@ from limbert.data.sources import TrainTable
 from limbert.data.table import file_format
 from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, StorageError
-from limbert.files import atomic_file, changed_settings, files_fingerprint, json_fingerprint
+from limbert.files import atomic_file, changed_settings, json_fingerprint
 from limbert.model.checkpoint import library_versions, to_json
 
 OUTPUT_NAME, RECORD_NAME = "train_aug", "train_aug.json"  # of settings, counts and versions
-_FILE_SETTINGS = ("lm", "with_logits", "neighbours", "stop_words")  # settings that name files
 _SUFFIXES = {".csv": ".csv", ".tsv": ".tsv", ".txt": ".tsv", "": ".tsv"}  # all others become .jsonl
 
 
@@ -64,7 +63,6 @@ class AugmentedFile:
             "augment": settings,
             "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
             "rows": json_fingerprint([[*row.values()] for row in rows]),
-            "content": {name: files_fingerprint(settings[name]) for name in _FILE_SETTINGS if settings[name]},
         }
         suffix = _SUFFIXES.get(file_format(source), ".jsonl") if source.is_file() else ".jsonl"
         return cls(

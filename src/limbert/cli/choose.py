@@ -59,7 +59,7 @@ def choose(
         console.say(f"      limbert serve {run} --policy {subnet}")
         return
     if setup.backend not in _EXPORT_FORMATS:
-        console.say(f"Next: limbert predict {run} --subnet {best.measured_name} --text ...")
+        console.say(f"Next: limbert predict {run} --subnet {subnet} --text ...")
         return
     runtime = f"--runtime {setup.backend} --precision {setup.precision}"  # that its latency is of
     console.say(f"Next: limbert predict {run} --subnet {subnet} {runtime} --text ...")

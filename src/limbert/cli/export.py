@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class _Target:
     output: str = config_field("", "folder to make", required=True)
-    subnet: str | None = config_field(None, "WIDTHxDEPTH, a searched or a measured name (3.1ms-91.4) (default: 1x1)")
+    subnet: str | None = config_field(None, "WIDTHxDEPTH, or a searched name (default: 1x1)")
 
 
 @config_options(

@@ -74,7 +74,7 @@ def _print_constraint_checks(constraints: "Sequence[Constraint]", rows: "Sequenc
 
 
 def _print_profile(run: str, rows: "Sequence[ProfileRow]") -> None:
-    """Print the table of one setup, with measured names if the run has results."""
+    """Print the table of one setup, with the metric on dev if the run has results."""
     from limbert.cli.console import say
     from limbert.evaluation.choose import measured_subnets
     from limbert.evaluation.hardware import describe_hardware
@@ -88,20 +88,20 @@ def _print_profile(run: str, rows: "Sequence[ProfileRow]") -> None:
 def print_profile_table(
     rows: "Sequence[ProfileRow]", measured: "Sequence[MeasuredSubnet]", *, bold: Collection[int] = ()
 ) -> None:
-    """Print measured costs in the given order, and the measured names of ``measured``, the rows with a known metric."""
+    """Print measured costs in the given order, and the metric of ``measured``, the rows that have one, in percent."""
     from limbert.cli.console import print_table
 
-    names = {id(subnet.profile): subnet.measured_name for subnet in measured}
+    metrics = {id(subnet.profile): f"{100 * subnet.metric_value:.1f}" for subnet in measured}
     several = len({(row.setup.backend, row.setup.precision) for row in rows}) > 1
     header = ["sub-network", *["runtime"] * several]
-    header += ["params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "name"]
+    header += ["params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "metric"]
     cells: list[list[str]] = []
     for row in rows:
         memory: Any = None if row.peak_memory_bytes is None else row.peak_memory_bytes / 1e6
         costs = (row.params / 1e6, row.flops / 1e9, row.file_bytes / 1e6, memory)
         numbers = map(_format_number, (*costs, row.latency_p50_ms, row.latency_p95_ms, row.throughput))
         runtime = [f"{row.setup.backend} {row.setup.precision}"] * several
-        cells.append([row.subnet, *runtime, *numbers, names.get(id(row), "")])
+        cells.append([row.subnet, *runtime, *numbers, metrics.get(id(row), "")])
     print_table(header, cells, bold=bold, compact=True, text_columns=1 + several)
 
 

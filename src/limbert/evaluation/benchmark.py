@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +15,12 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from limbert.core.config import RuntimePrecision, configs_from_options, require
 from limbert.core.subnet import Subnet
 from limbert.core.verb_config import BenchmarkConfig
 from limbert.errors import CheckpointError, ConfigError
-from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.evaluation.hardware import hardware_info
 from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes
@@ -73,8 +71,8 @@ def benchmark(
         run: elastic model.
         on_setup: called with the rows of each setup.
         progress: called with what runs, steps done and steps in all.
-        options: the fields of `BenchmarkConfig`; ``subnets`` are named ``WIDTHxDEPTH``, as found by a search or as
-            measured (``3.1ms-91.4``), or like operating points.
+        options: the fields of `BenchmarkConfig`; ``subnets`` are named ``WIDTHxDEPTH``, as found by a search, or
+            like operating points.
 
     Raises:
         LimbertError: for a run, setup or sub-network that cannot be measured or saved; refused before the work.
@@ -99,7 +97,7 @@ def benchmark(
     )
     for setup in distinct:
         check_setup(setup, model)
-    names = resolve_measured_names(run, [name for name in subnets if name not in points])
+    names = [name for name in subnets if name not in points]
     selected = {name: model.subnet(name) for name in names} if subnets else model.subnets() | model.searched_subnets()
     for subnet in selected.values():
         model.check(subnet)
@@ -324,23 +322,3 @@ def time_interleaved(
         number += 1
         progress(number + _WARMUP_ROUNDS, rounds + _WARMUP_ROUNDS)
     return times
-
-
-@torch.inference_mode()
-def median_latency(
-    networks: Mapping[str, nn.Module],
-    inputs: dict[str, Tensor],
-    *,
-    rounds: int = 20,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, float]:
-    """Median seconds of one forward pass of each network on the same inputs, the networks taking turns."""
-
-    def run(network: nn.Module) -> None:
-        network(**inputs)
-        if inputs["input_ids"].is_cuda:
-            torch.cuda.synchronize()
-
-    functions = {name: partial(run, network) for name, network in networks.items()}
-    times = time_interleaved(functions, rounds=rounds, progress=progress)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}

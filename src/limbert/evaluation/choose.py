@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from limbert.core.config import configs_from_options
 from limbert.core.pareto import pareto_front
 from limbert.core.units import QuantityType, format_quantity, parse_quantity
 from limbert.core.verb_config import BudgetConfig, MeasurementConfig
-from limbert.errors import CheckpointError, ConfigError, SubnetError
+from limbert.errors import CheckpointError, ConfigError
 from limbert.evaluation.hardware import describe_hardware, hardware_info
 from limbert.evaluation.results import (
     POLICIES_NAME,
@@ -205,31 +204,6 @@ def describe_unmet_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequen
     )
     missed = [limit.describe_excess(nearest) for limit in constraints if limit.excess(nearest) > 0]
     return f"cannot be met; nearest is {nearest.profile.subnet} ({nearest.measured_name}): {'; '.join(missed)}"
-
-
-_MEASURED_NAME = re.compile(r"\d+(\.\d+)?ms--?\d+(\.\d+)?")
-
-
-def resolve_measured_names(run: str | Path, names: Sequence[str]) -> list[str]:
-    """The names, with measured names like ``3.1ms-91.4`` replaced by the sub-network that was measured so."""
-    return [_resolve_measured_name(run, name) if _MEASURED_NAME.fullmatch(name) else name for name in names]
-
-
-def _resolve_measured_name(run: str | Path, name: str) -> str:
-    measured = measured_subnets(run, _read_run_profile(run))
-    matching = sorted({subnet.profile.subnet for subnet in measured if subnet.measured_name == name})
-    if len(matching) == 1 and any(subnet.is_policy for subnet in measured if subnet.profile.subnet == matching[0]):
-        raise SubnetError(f"{name} is an operating point; use --policy {matching[0]} (Python: policy={matching[0]!r})")
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise SubnetError(f"{name} could be {' or '.join(matching)}, which were measured alike; name one of them")
-
-    def latency_distance(other: str) -> float:
-        return abs(float(other.partition("ms")[0]) - float(name.partition("ms")[0]))
-
-    near = sorted({subnet.measured_name for subnet in measured}, key=latency_distance)[:5]
-    raise SubnetError(f"no sub-network of {run} was measured as {name}; near it: {', '.join(near)}")
 
 
 def measured_subnets(run: str | Path, rows: Sequence[ProfileRow]) -> list[MeasuredSubnet]:

@@ -14,7 +14,6 @@ from limbert.core.config import DataConfig
 from limbert.core.verb_config import ExportOptions, take_config
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, ExportError, import_optional
-from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.export.export_result import EXPORT_RECORD_NAME, ExportConfig, ExportResult
 from limbert.export.formats import EXPORTERS, Exporter, policy_exporter
@@ -57,7 +56,7 @@ def export_model(
     Args:
         run: folder or Hub id of the elastic model.
         output: the folder to make.
-        subnet: ``WIDTHxDEPTH``, a name found by a search, or a measured name; default: the full model.
+        subnet: ``WIDTHxDEPTH``, or a name found by a search; default: the full model.
         policy: instead of a sub-network: a policy, or the name of a policy or operating point such as ``balanced``.
         widths: of a policy given by name; this and the next two: see `named_policy`.
         exit_threshold: likewise.
@@ -76,7 +75,7 @@ def export_model(
     if subnet is not None and policy is not None:
         raise ConfigError("provide either a sub-network or a policy")
     run = os.path.expanduser(run)
-    (name,) = resolve_measured_names(run, [subnet or "1x1"]) if policy is None else [str(policy)]
+    name = (subnet or "1x1") if policy is None else str(policy)
     form, data = take_config(options, ExportOptions), options
     config = check_export(run, output, subnet=name, threads=threads, **vars(form))
     checkpoint = load_checkpoint(run, head="as-saved")

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig, TrainConfig, require
-from limbert.core.space import Space
 from limbert.data.load import load_task_data
 from limbert.data.long_texts import LongTexts, count_truncated, tokenize_in_windows
 from limbert.data.readers import Examples
@@ -124,17 +123,15 @@ class LoadedCheckpoint:
         _logger.info("%s: %d example%s%s", source, len(examples), "s" * (len(examples) != 1), note)
 
 
-def load_checkpoint(
-    path: str | Path, *, space: Space | None = None, head: str | None = None, device: str = "cpu"
-) -> LoadedCheckpoint:
+def load_checkpoint(path: str | Path, *, head: str | None = None, device: str = "cpu") -> LoadedCheckpoint:
     """Load an elastic checkpoint, or a stock one with a sequence classification head, from a folder or the Hub.
 
-    ``space`` replaces the checkpoint's own; for ``head`` see ``ElasticModel.from_pretrained``.
+    For ``head`` see ``ElasticModel.from_pretrained``.
     """
     path = os.path.expanduser(path)
     torch_device = resolve_device(device)
     try:
-        model = ElasticModel.from_pretrained(path, space=space, head=head)
+        model = ElasticModel.from_pretrained(path, head=head)
     except CheckpointError as error:
         if Path(path).is_dir() and not read_record(path):
             raise CheckpointError(f"{path} has no limbert.json; train it with limbert train first ({error})") from error

@@ -55,9 +55,9 @@ def load_run_data(config: TrainConfig, recipe: Recipe, data: TaskData, *, subnet
     train_part, validation_part = train_validation_split(examples, task, config)
     train, validation, distill = tokenize(train_part), tokenize(validation_part), None
     if data.augmented is not None:
-        tokens = tokenize(base.map_labels(data.augmented.examples, data.task))
+        augmented = base.map_augmented_labels(data.augmented, data.task)
         parts = {"train_examples": train_part, "validation_examples": validation_part}
-        distill = with_augmented(train, data.augmented, tokens, **parts)
+        distill = with_augmented(train, augmented, tokenize(augmented.examples), **parts)
     dev = {name: tokenize(base.map_labels(part, data.task)) for name, part in data.dev.items()}
     phases = _phases(config, recipe, base, train.labels)
     baselines: dict[str, dict[str, float]] = {}
