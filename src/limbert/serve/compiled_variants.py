@@ -97,7 +97,7 @@ def _opened(compiler: SubnetCompiler, compiled: CompiledSubnet) -> Compiled:
 
 
 def _by_importance(variants: ModelVariants, first: Variant) -> list[Variant]:
-    """``first``, the smallest, the Pareto front's others from the middle of the largest gap, other operating points."""
+    """``first``, the Pareto front's others (those far from all before in FLOPs first), the other operating points."""
     distinct = ModelVariants(tuple(one for one in variants.variants if one.name == (one.policy.subnet or one.name)))
     front = distinct.pareto_front({variant.name: float(variant.flops) for variant in distinct.variants})
     others, ordered = [variant for variant in front if variant is not first], [first]
