@@ -270,7 +270,7 @@ class Profiler:
                 self._runtimes[name] = load_runtime("torch", self.model.view(subnet), threads=setup.threads)
             else:
                 self._compiled[name] = self._compiler.compile(subnet)
-                self._runtimes[name] = self._compiler.open(self._compiled[name])
+                self._runtimes[name] = self._compiler.load(subnet)
 
     def _warmup_file(self, backend: str) -> Path | None:
         """The tiny network in a file of the runtime."""
