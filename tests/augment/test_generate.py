@@ -20,7 +20,6 @@ from limbert.data.load import load_task_data
 from limbert.data.table import open_table
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError
-from limbert.method.losses import label_loss, logit_loss
 from limbert.train.recipes import load_recipe, override_recipe
 from limbert.train.run import train_task
 from limbert.train.task_examples import load_run_data
@@ -96,16 +95,11 @@ def test_late_json_keys_are_repeated(folder: Path) -> None:
     assert not any("source" in row for row in augmented if not row["text"].endswith("101"))
 
 
-def test_finished_result_is_returned(folder: Path) -> None:
-    result = augment(folder, "again")
-    modified = result.path.stat().st_mtime_ns
-    assert augment(folder, "again") == result
-    assert result.path.stat().st_mtime_ns == modified
-
-
-def test_other_settings_are_refused(folder: Path) -> None:
+def test_other_settings_and_results_are_refused(folder: Path) -> None:
     result = augment(folder, "settings")
     modified = result.path.stat().st_mtime_ns
+    assert augment(folder, "settings") == result  # finished
+    assert result.path.stat().st_mtime_ns == modified
     with pytest.raises(ConfigError, match=r"augment.probability 0.4 -> 0.9"):
         augment(folder, "settings", probability=0.9)
     other = augment(folder, "settings", probability=0.9, overwrite=True)
@@ -118,23 +112,17 @@ def test_other_settings_are_refused(folder: Path) -> None:
         augment(folder, "unfinished", progress=stop)
     with pytest.raises(ConfigError, match=r"augment.probability 0.4 -> 0.9"):
         augment(folder, "unfinished", probability=0.9)
-
-
-def test_changed_or_broken_results_are_refused(folder: Path) -> None:
-    result = augment(folder, "changed")
-    record = folder / "changed" / "train_aug.json"
-    content = record.read_text()
-    record.write_text("[1]")
-    with pytest.raises(StorageError, match=r"train_aug.json"):
-        augment(folder, "changed")
-    record.write_text(content)
     with result.path.open("a") as file:
         file.write("edited")
     with pytest.raises(ConfigError, match="--overwrite"):
-        augment(folder, "changed")
+        augment(folder, "settings", probability=0.9)
+    record = result.path.with_suffix(".json")
+    record.write_text("[1]")
+    with pytest.raises(StorageError, match=r"train_aug.json"):
+        augment(folder, "settings")
     record.unlink()
     with pytest.raises(ConfigError, match="not made by"):
-        augment(folder, "changed")
+        augment(folder, "settings")
 
 
 def test_bad_input_writes_nothing(folder: Path) -> None:
@@ -232,12 +220,6 @@ def _input_ids(examples: TokenizedExamples) -> list[list[int]]:
 def _number(ids: list[int]) -> str:
     """The number that ends the first text; augmentation does not change it."""
     return byte_level(trim=True).decode(ids, skip_special_tokens=False).split("</s>")[0].split()[-1]
-
-
-def test_soft_labels_give_the_distillation_loss() -> None:
-    student, teacher = torch.randn(5, 3), torch.randn(5, 3)
-    soft = label_loss(student, teacher.softmax(dim=-1), task_type="classification")
-    torch.testing.assert_close(soft, logit_loss(student, teacher, task_type="classification"))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])

@@ -16,12 +16,11 @@ import limbert
 from limbert import ElasticModel, LimbertError, Subnet
 from limbert.errors import ConfigError
 from limbert.evaluation import benchmark
-from limbert.evaluation.benchmark import MIN_ROUNDS, Profiler, check_setup, time_interleaved
+from limbert.evaluation.benchmark import MIN_ROUNDS, Profiler, time_interleaved
 from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED, peak_memory_bytes
 from limbert.evaluation.results import read_profile
 from limbert.inference.engine import Engine
 from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
-from limbert.inference.runtimes import check_runtime
 from limbert.method.early_exit import ExitRule
 from limbert.model.checkpoint import update_record
 from limbert.model.flops import CostModel
@@ -29,6 +28,13 @@ from limbert.model.flops import CostModel
 NAMES = ("1x1", "0.5x0.5")
 
 
+@pytest.fixture
+def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peak memory takes a process for each sub-network, and has a test of its own."""
+    monkeypatch.setattr(benchmark, "peak_memory_bytes", lambda sources, *given, **named: [None] * len(sources))
+
+
+@pytest.mark.usefixtures("without_memory")
 def test_rows_describe_what_was_measured(tmp_path: Path) -> None:
     model = ElasticModel(make_network("bert"))
     subnets = {name: model.subnet(name) for name in NAMES}
@@ -75,13 +81,12 @@ def test_peak_memory_follows_layers_and_activations(tmp_path: Path) -> None:
 def test_functions_take_turns_within_the_time() -> None:
     calls: list[str] = []
     functions = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
-    times = time_interleaved(functions, rounds=7)
+    assert [len(seconds) for seconds in time_interleaved(functions, rounds=7, max_seconds=100).values()] == [7, 7]
     assert calls == ["a", "b"] * 10  # three of them to warm up
-    assert [len(seconds) for seconds in times.values()] == [7, 7]
     assert len(time_interleaved(functions, rounds=7, max_seconds=0)["a"]) == MIN_ROUNDS
-    assert len(time_interleaved(functions, rounds=7, max_seconds=100)["a"]) == 7
 
 
+@pytest.mark.usefixtures("without_memory")
 def test_benchmark_saves_and_reports_each_setup(tmp_path: Path) -> None:
     ElasticModel(make_network("bert")).save_pretrained(tmp_path / "run")
     setups = []
@@ -90,9 +95,12 @@ def test_benchmark_saves_and_reports_each_setup(tmp_path: Path) -> None:
     assert [(row.subnet, row.setup.batch) for row in rows] == [(name, batch) for batch in (1, 2) for name in NAMES]
     assert read_profile(tmp_path / "run" / "profile.jsonl") == rows
     assert setups == [rows[:2], rows[2:]]
+    with pytest.raises(ConfigError, match="tpu"):
+        limbert.benchmark(tmp_path / "run", **options | {"device": "tpu"})
 
 
 @needs_encoder
+@pytest.mark.usefixtures("without_memory")
 def test_operating_points_are_measured_on_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_labelled_run(tmp_path)
     cascade = Policy(cascade=("0.5x1", "1x1"), exits=ExitRule("entropy", 0.3))
@@ -103,7 +111,6 @@ def test_operating_points_are_measured_on_texts(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(
         Engine, "run", lambda self, inputs: shapes.update([inputs["input_ids"].shape]) or run_engine(self, inputs)
     )
-    monkeypatch.setattr(benchmark, "peak_memory_bytes", lambda sources, *given, **named: [None] * len(sources))
     options = {"lengths": (7,), "rounds": 5, "max_seconds": 0}
     names = [*ElasticModel.from_pretrained(run).subnets(), "balanced"]
     rows = limbert.benchmark(run, batch_sizes=(1, 3), **options)
@@ -120,30 +127,3 @@ def test_operating_points_are_measured_on_texts(tmp_path: Path, monkeypatch: pyt
     update_record(run, lambda record: record["settings"].update(train={}))
     limbert.tune(run)
     assert "balanced" not in {row.subnet for row in read_profile(run / "profile.jsonl")}  # it has another meaning now
-
-
-@needs_encoder
-def test_all_means_what_works_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime")
-    run = make_labelled_run(tmp_path)
-
-    def check(name: str, precision: str = "fp32") -> None:
-        if name == "openvino":
-            raise ConfigError("not installed")
-        check_runtime(name, precision)
-
-    monkeypatch.setattr(benchmark, "check_runtime", check)
-    options = {"subnets": ("1x1",), "lengths": (8,), "rounds": 5, "max_seconds": 0}
-    rows = limbert.benchmark(run, backends=("all",), precisions=("all",), **options)
-    pairs = [(row.setup.backend, row.setup.precision) for row in rows]
-    assert pairs == [("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")]
-    assert len(limbert.benchmark(run, backends=("all",), **options)) == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "value"),
-    [({"backend": "tensorrt"}, "tensorrt"), ({"device": "tpu"}, "tpu"), ({"tokens": 65}, "65"), ({"batch": 0}, "0")],
-)
-def test_impossible_setups_are_refused(change: dict[str, object], value: str) -> None:
-    with pytest.raises(ConfigError, match=value):
-        check_setup(replace(SETUP, **change), ElasticModel(make_network("bert")))

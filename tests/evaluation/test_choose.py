@@ -8,7 +8,7 @@ import pytest
 from tests.factories.profiles import ROW, SETUP
 
 import limbert
-from limbert.errors import CheckpointError, ConfigError
+from limbert.errors import ConfigError
 from limbert.evaluation.choose import comparable_rows
 from limbert.evaluation.hardware import hardware_info
 from limbert.evaluation.results import (
@@ -16,7 +16,6 @@ from limbert.evaluation.results import (
     PROFILE_NAME,
     RESULTS_NAME,
     ProfileRow,
-    SubnetResult,
     profile_row_key,
     replace_json_lines,
 )
@@ -64,12 +63,8 @@ def test_highest_metric_within_limits_wins(folder: Path) -> None:
     assert chosen(folder, max_size="25MB")[0] == "0.5x0.5"
     assert chosen(folder, min_metric="90%", max_latency="0.1s") == ["1x1", "0.5x0.5", "0.5x1"]
     assert chosen(folder, max_latency="6ms") == ["0.5x0.5", "0.25x0.5"]  # a limit may be reached
-
-
-def test_minimal_metric_alone_chooses_the_fastest(folder: Path) -> None:
-    assert chosen(folder, min_metric="0.90") == ["0.5x0.5", "0.5x1", "1x1"]
-    choice = limbert.choose(folder, min_metric="0.90")
-    assert (choice.best.profile.subnet, choice.num_measured) == ("0.5x0.5", 4)
+    assert chosen(folder, min_metric="0.90") == ["0.5x0.5", "0.5x1", "1x1"]  # a minimal metric alone: the fastest
+    assert limbert.choose(folder, min_metric="0.90").num_measured == 4
 
 
 def test_drop_is_counted_from_the_full_sub_network(folder: Path) -> None:
@@ -130,8 +125,6 @@ def test_unmet_budget_names_the_nearest(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"metric 90\.5, 4\.5 points under --min-metric 95\.0") as caught:
         limbert.choose(folder, min_metric="0.95", max_size="30MB")
     assert "0.5x0.5" in str(caught.value)
-    with pytest.raises(ConfigError, match="--max-latency"):
-        limbert.choose(folder)
 
 
 def test_rows_of_different_setups_never_mix(tmp_path: Path) -> None:
@@ -151,8 +144,6 @@ def test_rows_of_different_setups_never_mix(tmp_path: Path) -> None:
     assert {row.setup.batch for row in comparable_rows(folder, batch=8)} == {8}
     with pytest.raises(ConfigError, match=r"batch 3.*1, 8"):
         comparable_rows(folder, batch=3)
-    with pytest.raises(ConfigError, match="tensorrt"):
-        comparable_rows(folder, backend="tensorrt")
 
 
 def test_other_machines_need_their_profile_named(tmp_path: Path) -> None:
@@ -161,11 +152,3 @@ def test_other_machines_need_their_profile_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="phone, 4 cores"):
         comparable_rows(folder)
     assert comparable_rows(folder, profile_path=folder / "profile.jsonl") == rows
-    (folder / "profile.jsonl").unlink()
-    with pytest.raises(CheckpointError, match="limbert profile"):
-        comparable_rows(folder)
-
-
-def test_metric_is_mean_over_development_sets() -> None:
-    metrics = {"matched/accuracy": 0.5, "mismatched/accuracy": 0.7, "matched/f1": 0.1}
-    assert SubnetResult("1x1", 1, 1.0, metrics).mean_metric("accuracy") == pytest.approx(0.6)

@@ -50,25 +50,19 @@ def test_results_hold_metric_flops_and_parameters() -> None:
     assert two.metrics == {f"{name}/accuracy": full.metrics["accuracy"] for name in ("one", "two")}
 
 
-def test_predictions_hold_the_best_class_and_probability() -> None:
-    model, examples = make_model(), make_examples()
-    predictions = predict(model, examples, task=TASK, policy=Policy(subnet="0.5x0.5"), batch_size=2)
-    logits = predict_subnet_logits(model, examples, subnets={"": model.subnet("0.5x0.5")}, batch_size=5)[""]
-    best = torch.from_numpy(logits).softmax(-1).max(-1)
-    assert [prediction.label for prediction in predictions] == [TASK.labels[index] for index in best.indices]
-    np.testing.assert_allclose([prediction.score for prediction in predictions], best.values, atol=1e-6)
-
-
 def test_temperatures_change_scores_and_no_label() -> None:
     model, examples = make_model(), make_examples()
     subnets = {name: model.subnet(name) for name in ("1x1", "0.5x0.5")}
-    raw = predict(model, examples, task=TASK, policy=Policy(subnet="0.5x0.5"))
+    raw = predict(model, examples, task=TASK, policy=Policy(subnet="0.5x0.5"), batch_size=2)
+    logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=5)["0.5x0.5"]
+    best = torch.from_numpy(logits).softmax(-1).max(-1)
+    assert [one.label for one in raw] == [TASK.labels[index] for index in best.indices]
+    np.testing.assert_allclose([one.score for one in raw], best.values, atol=1e-6)
     fit_temperatures(model, examples, task=TASK, subnets=subnets)
     temperature = model.record["temperatures"]["0.5x0.5"]
     assert temperature != model.record["temperatures"]["1x1"] != 1.0
     calibrated = predict(model, examples, task=TASK, policy=Policy(subnet="0.5x0.5"))
     assert [one.label for one in calibrated] == [one.label for one in raw]
-    logits = predict_subnet_logits(model, examples, subnets=subnets, batch_size=5)["0.5x0.5"]
     scores = torch.from_numpy(logits / temperature).softmax(-1).amax(-1)
     np.testing.assert_allclose([one.score for one in calibrated], scores, atol=1e-6)
     result = evaluate_subnets(model, {"dev": examples}, task=TASK, subnets=subnets)[1]
@@ -84,7 +78,5 @@ def test_temperatures_change_scores_and_no_label() -> None:
 def test_unsure_predictions_abstain() -> None:
     assert abstain({"label": "a", "score": 0.6}, 0.7) == {"label": None, "score": 0.6, "abstain": True}
     assert abstain({"label": "a", "score": 0.7}, 0.7) == {"label": "a", "score": 0.7, "abstain": False}
-    with pytest.raises(ConfigError, match="probability"):
-        abstain({"label": "a", "score": 0.6}, 70)
     with pytest.raises(ConfigError, match="classification"):
         abstain({"score": 0.6}, 0.7)

@@ -10,15 +10,7 @@ from tests.factories.profiles import ROW, SETUP
 import limbert
 from limbert import ElasticModel
 from limbert.errors import CheckpointError, StorageError
-from limbert.evaluation.results import (
-    POLICIES_NAME,
-    PROFILE_NAME,
-    policy_row_key,
-    profile_row_key,
-    read_profile,
-    replace_json_lines,
-)
-from limbert.files import read_json_lines, write_json_lines
+from limbert.evaluation.results import PROFILE_NAME, profile_row_key, read_profile, replace_json_lines
 
 
 def test_profile_replaces_only_the_same_setup(tmp_path: Path) -> None:
@@ -42,19 +34,6 @@ def test_profile_replaces_only_the_same_setup(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=r"\.jsonl"):
             read()
-
-
-def test_a_point_has_one_row_per_split(tmp_path: Path) -> None:
-    path = tmp_path / POLICIES_NAME
-    write_json_lines(path, [{"name": "fast", "data": "validation", "n": 1}])
-    for name, n in (("fast", 2), ("balanced", 3), ("fast", 4)):
-        replace_json_lines(path, [{"name": name, "data": "development", "n": n}], key=policy_row_key)
-    rows = read_json_lines(path, required_keys={})
-    assert [(row["name"], row["data"], row["n"]) for row in rows] == [
-        ("fast", "validation", 1),
-        ("fast", "development", 4),
-        ("balanced", "development", 3),
-    ]
 
 
 def test_unwritable_runs_are_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from tests.factories.networks import CONFIGS, make_inputs, make_network
 from tests.factories.runs import needs_encoder
 
 from limbert import ElasticModel, Engine, Policy, Space, Subnet
-from limbert.core.pareto import pareto_front
 from limbert.core.verb_config import SearchConfig
 from limbert.errors import CheckpointError, ConfigError, SubnetError
 from limbert.evaluation.encoding import SubnetEncoding
@@ -69,14 +68,6 @@ def test_encodings_are_sub_networks_the_model_runs(case: str) -> None:
     assert len(encoding.decode(dict.fromkeys(encoding.cardinalities, 0)).layers) == 2
 
 
-def test_search_evaluates_different_sub_networks_grid_first(tmp_path: Path) -> None:
-    evaluator = FakeEvaluator()
-    results = run_search(tmp_path / "journal", evaluator, trials=60)
-    assert len({result.subnet for result in results}) == 60
-    assert [result.subnet for result in results] == evaluator.evaluated
-    assert evaluator.evaluated[:4] == list(model_of("bert").subnets().values())
-
-
 def test_interrupted_search_resumes_from_finished_trials(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     evaluated: list[Subnet] = []
@@ -90,19 +81,18 @@ def test_interrupted_search_resumes_from_finished_trials(tmp_path: Path) -> None
             (tmp_path / "journal.lock").symlink_to("journal")
         evaluated += evaluator.evaluated
     assert len(evaluated) == len({*evaluated}) == 60  # none of them twice
+    assert evaluated[:4] == [*model_of("bert").subnets().values()]  # the grid first
     assert {result.subnet for result in results} == {*evaluated}
     evaluator = FakeEvaluator()
     assert len(run_search(journal, evaluator, trials=70)) == 70  # a longer search continues
     assert len(evaluator.evaluated) == 10
     evaluator = FakeEvaluator()
-    assert run_search(journal, evaluator, trials=60, study_name="other")
-    assert len(evaluator.evaluated) == 60  # other conditions, other results
-
-
-def test_broken_journals_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "journal").write_text("broken\nbroken\n")
-    with pytest.raises(CheckpointError, match="journal"):
-        run_search(tmp_path / "journal", FakeEvaluator(), trials=5)
+    assert run_search(journal, evaluator, trials=9, study_name="other")
+    assert len(evaluator.evaluated) == 9  # other conditions, other results
+    model = ElasticModel(make_network("bert"), space=Space(widths=(1.0,), depths=(0.75, 1.0)))
+    results = run_search(tmp_path / "few", FakeEvaluator(), model=model, trials=100)
+    layers = {(0, 1, 2, 3), (0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)}
+    assert {result.subnet.layers for result in results} == layers  # it ends when nothing is left
 
 
 def test_two_searches_share_no_journal(tmp_path: Path) -> None:
@@ -112,13 +102,9 @@ def test_two_searches_share_no_journal(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="another search"):
         run_search(tmp_path / "journal", search_again, trials=5)
-
-
-def test_search_ends_when_nothing_is_left(tmp_path: Path) -> None:
-    model = ElasticModel(make_network("bert"), space=Space(widths=(1.0,), depths=(0.75, 1.0)))
-    results = run_search(tmp_path / "journal", FakeEvaluator(), model=model, trials=100)
-    layers = {(0, 1, 2, 3), (0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)}
-    assert {result.subnet.layers for result in results} == layers
+    (tmp_path / "journal").write_text("broken\nbroken\n")
+    with pytest.raises(CheckpointError, match="journal"):
+        run_search(tmp_path / "journal", FakeEvaluator(), trials=5)
 
 
 @needs_encoder
@@ -186,9 +172,3 @@ def test_a_later_search_replaces_its_objective(tmp_path: Path) -> None:
     save_searched_results(run, [SubnetResult(searched_subnet_name(second), 10, 20.0, {"accuracy": 0.7})])
     rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert [row["subnet"] for row in rows] == [searched_subnet_name(second)]
-
-
-def test_pareto_front_has_no_dominated_points() -> None:
-    points = [(1.0, 0.9), (0.5, 0.8), (0.5, 0.7), (0.6, 0.8), (0.2, 0.3), (0.3, 0.2)]
-    front = pareto_front(points, cost=lambda point: point[0], value=lambda point: point[1])
-    assert front == [(0.2, 0.3), (0.5, 0.8), (1.0, 0.9)]

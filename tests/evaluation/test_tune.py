@@ -1,8 +1,11 @@
-"""Tuning: every candidate's metric and FLOPs equal those of running its policy."""
+"""Tuning: candidates equal running their policy; a guaranteed limit is rarely exceeded over many draws."""
+
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multinomial
 from tests.factories.examples import TASK, make_examples
 from tests.factories.gated_models import make_model
 from tests.factories.runs import ENCODER, needs_encoder
@@ -13,6 +16,7 @@ from limbert.data.readers import Examples
 from limbert.data.tasks import Task
 from limbert.data.tokenize import tokenize_texts
 from limbert.evaluation.evaluate import evaluate_policy
+from limbert.evaluation.guarantee import drop_p_value, examples_needed, last_passing
 from limbert.evaluation.policy_records import PolicyRecords
 from limbert.evaluation.tune import (
     PolicyCandidate,
@@ -68,21 +72,17 @@ def test_without_gates_and_exits_nothing_leaves_early() -> None:
     assert {one.policy.name.partition(":")[0] for one in tuned(model, TASK, "entropy")} <= {"static", "cascade"}
 
 
-def candidate(value: float, flops: float) -> PolicyCandidate:
-    return PolicyCandidate(Policy(subnet=f"{flops:g}x{value:g}"), value, flops)
-
-
 def test_front_and_operating_points() -> None:
-    full = candidate(0.90, 1.0)
-    values_and_flops = [(0.90, 0.8), (0.91, 0.9), (0.89, 0.5), (0.87, 0.3), (0.7, 0.4)]
-    others = [candidate(value, flops) for value, flops in values_and_flops]
-    best = [one.flops_share for one in pareto_policies([full, *others])]
-    assert best == [0.3, 0.5, 0.8, 0.9]
+    def candidate(value: float, flops: float) -> PolicyCandidate:
+        return PolicyCandidate(Policy(subnet=f"{flops:g}x{value:g}"), value, flops)
+
+    values_and_flops = [(0.90, 1.0), (0.90, 0.8), (0.91, 0.9), (0.89, 0.5), (0.87, 0.3), (0.7, 0.4)]
+    candidates = [candidate(*values) for values in values_and_flops]  # the first is the full model
+    assert [one.flops_share for one in pareto_policies(candidates)] == [0.3, 0.5, 0.8, 0.9]
     drops = {"fast": 0.03, "balanced": 0.01, "accurate": 0.0}
-    points = choose_operating_points([full, *others], metric="accuracy", max_drops=drops)
-    flops = {name: point.flops_share for name, point in points.items()}
-    assert flops == {"fast": 0.3, "balanced": 0.5, "accurate": 0.8}
-    assert points["fast"].value == 0.87
+    points = choose_operating_points(candidates, metric="accuracy", max_drops=drops)
+    shares = {name: (point.flops_share, point.value) for name, point in points.items()}
+    assert shares == {"fast": (0.3, 0.87), "balanced": (0.5, 0.89), "accurate": (0.8, 0.90)}
 
 
 def random_records() -> PolicyRecords:
@@ -97,17 +97,54 @@ def random_records() -> PolicyRecords:
     return PolicyRecords(model, examples.with_labels(labels), task=TASK, widths=(0.5, 1.0), exit_rule="entropy")
 
 
-def test_standard_error_is_that_of_a_proportion() -> None:
-    records = random_records()
-    error = standard_error(records, Policy(subnet="1x1"))
-    assert error == pytest.approx((0.8 * 0.2 / 300) ** 0.5, rel=0.15)
-
-
 def test_guaranteed_point_needs_examples(caplog: pytest.LogCaptureFixture) -> None:
     records = random_records()
     point = guaranteed_point(records, max_drop=0.3, confidence=0.9, num_thresholds=3)["guaranteed"]
     full = evaluate_candidates(records, num_thresholds=3)[0]
+    error = standard_error(records, full.policy)
+    assert error == pytest.approx((0.8 * 0.2 / 300) ** 0.5, rel=0.15)  # of a proportion
     assert point.flops_share < 1
     assert point.value >= full.metric_value - 0.3
     assert guaranteed_point(records, max_drop=0.01, confidence=0.9, num_thresholds=3) == {}
     assert "401" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.9])
+def test_small_p_values_are_rare(share: float) -> None:
+    """All outcomes of 30 examples whose drop is exactly the limit."""
+    count, limit, level = 30, 0.1, 0.1
+    chances = [(share + limit) / 2, (share - limit) / 2, 1 - share]
+    outcomes = [(lost, gained) for lost, gained in product(range(count + 1), repeat=2) if lost + gained <= count]
+    rejected = sum(
+        multinomial.pmf([lost, gained, count - lost - gained], count, chances)
+        for lost, gained in outcomes
+        if (lost - gained) / count < limit and drop_p_value(lost, gained, count, max_drop=limit) <= level
+    )
+    assert 0 < rejected <= level
+    needed = examples_needed(max_drop=limit, confidence=1 - level)  # just enough
+    assert drop_p_value(0, 0, needed, max_drop=limit) <= level < drop_p_value(0, 0, needed - 1, max_drop=limit)
+
+
+def test_sequence_ends_at_the_first_failure() -> None:
+    full = np.ones(400, dtype=bool)
+    worse = np.arange(400) >= 40
+    assert last_passing(full, [full, full, worse, full], max_drop=0.02, confidence=0.9) == 1
+    assert last_passing(full, [worse, full], max_drop=0.02, confidence=0.9) is None
+
+
+def test_limit_is_rarely_exceeded() -> None:
+    """100 draws of examples; ten candidates, each a little worse than the one before."""
+    rng, limit, confidence = np.random.default_rng(0), 0.03, 0.9
+    drops = np.linspace(0, 0.06, 10)
+    exceeded, used = 0, 0
+    for _ in range(100):
+        hardness = rng.random(800)  # what one candidate gets wrong, all worse ones do
+        flips = rng.random((10, 800)) < 0.005
+        full = rng.random(800) < 0.9
+        candidates = [(full & (hardness >= drop)) ^ flip for drop, flip in zip(drops / 0.9, flips, strict=True)]
+        passed = last_passing(full, candidates, max_drop=limit, confidence=confidence)
+        used += passed or 0
+        accuracy = 0.9 - drops[passed or 0]
+        exceeded += passed is not None and 0.9 - (0.995 * accuracy + 0.005 * (1 - accuracy)) > limit
+    assert exceeded <= 10
+    assert used > 100

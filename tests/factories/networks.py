@@ -7,78 +7,38 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from limbert.core.subnet import Subnet
 from limbert.model.families import FAMILIES, layer_parts, set_stack, stack_of
 
 HIDDEN, HEADS, NEURONS, LAYERS, VOCABULARY = 48, 6, 60, 4, 90
 
-_BERT_SIZES = {
-    "hidden_size": HIDDEN,
-    "num_attention_heads": HEADS,
-    "intermediate_size": NEURONS,
-    "num_hidden_layers": LAYERS,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+_SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
+_BERT_SIZES = _SIZES | {
+    "hidden_size": HIDDEN, "num_attention_heads": HEADS, "intermediate_size": NEURONS, "num_hidden_layers": LAYERS,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, object]] = {
-    "bert": _BERT_SIZES,
-    "roberta": _BERT_SIZES,
-    "xlm-roberta": _BERT_SIZES,
-    "camembert": _BERT_SIZES,
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT_SIZES),
     "electra": _BERT_SIZES | {"embedding_size": 20, "summary_last_dropout": 0.0},
-    "distilbert": {
-        "dim": HIDDEN,
-        "n_heads": HEADS,
-        "hidden_dim": NEURONS,
-        "n_layers": LAYERS,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 64,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "seq_classif_dropout": 0.0,
+    "distilbert": _SIZES | {
+        "dim": HIDDEN, "n_heads": HEADS, "hidden_dim": NEURONS, "n_layers": LAYERS,
+        "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0,
     },
-    "modernbert": {
-        "hidden_size": HIDDEN,
-        "num_attention_heads": HEADS,
-        "intermediate_size": NEURONS,
-        "num_hidden_layers": LAYERS,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "cls_token_id": 1,
-        "sep_token_id": 2,
-        "local_attention": 8,
-        "global_attn_every_n_layers": 3,
+    "modernbert": _SIZES | {
+        "hidden_size": HIDDEN, "num_attention_heads": HEADS, "intermediate_size": NEURONS, "num_hidden_layers": LAYERS,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+        "local_attention": 8, "global_attn_every_n_layers": 3,
     },
-    "deberta-v2": _BERT_SIZES
-    | {
-        "relative_attention": True,
-        "pos_att_type": ["c2p", "p2c"],
-        "position_buckets": 8,
-        "max_relative_positions": -1,
-        "share_att_key": False,
-        "norm_rel_ebd": "layer_norm",
-        "position_biased_input": False,
-        "type_vocab_size": 0,
+    "deberta-v2": _BERT_SIZES | {
+        "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "max_relative_positions": -1,
+        "share_att_key": False, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0,
         "pooler_dropout": 0.0,
     },
-    # as published (deberta-v3): content and positions have the same projections
-    "deberta-v2:share_att_key": {},
-}
+}  # fmt: skip
+# as published (deberta-v3): content and positions have the same projections
 CONFIGS["deberta-v2:share_att_key"] = CONFIGS["deberta-v2"] | {"share_att_key": True}
-
-
 MOST_DIFFERENT = ("bert", "distilbert", "modernbert", "deberta-v2")
 
 

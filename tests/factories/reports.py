@@ -2,12 +2,17 @@
 
 import json
 import random
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tests.factories.profiles import ROW
+
 from limbert.core.config import DataConfig, TrainConfig
 from limbert.core.space import Space
+from limbert.evaluation.results import ProfileSetup
 from limbert.inference.policy import Policy
 from limbert.train.recipes import load_recipe, override_recipe
 from limbert.train.run_folder import run_settings
@@ -27,73 +32,37 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 def result_rows(seed: int = 0) -> list[dict[str, Any]]:
     """One row per sub-network of the grid."""
     rng = random.Random(seed)
-    return [
-        {
-            "subnet": f"{width:g}x{depth:g}",
-            "width": width,
-            "depth": depth,
-            "params": round(1e7 * (1 + width * depth)),
-            "flops": round(1e9 * width * depth),
-            "metrics": {"accuracy": 0.7 + 0.2 * width * depth * rng.uniform(0.9, 1.1), "f1": rng.random()},
-            "seed": 42,
-            "device": "cpu",
-            "threads": 1,
-            "versions": {"torch": "2.13.0"},
-        }
-        for depth in DEPTHS[::-1]
-        for width in WIDTHS[::-1]
-    ]
+    common = {"seed": 42, "device": "cpu", "threads": 1, "versions": {"torch": "2.13.0"}}
+    rows = []
+    for depth, width in product(DEPTHS[::-1], WIDTHS[::-1]):
+        sizes = {"params": round(1e7 * (1 + width * depth)), "flops": round(1e9 * width * depth)}
+        metrics = {"accuracy": 0.7 + 0.2 * width * depth * rng.uniform(0.9, 1.1), "f1": rng.random()}
+        name = {"subnet": f"{width:g}x{depth:g}", "width": width, "depth": depth}
+        rows.append(name | sizes | {"metrics": metrics} | common)
+    return rows
 
 
 def profile_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All sub-networks in two backends at two batch sizes."""
-    return [
-        {
-            "subnet": row["subnet"],
-            "params": row["params"],
-            "flops": row["flops"],
-            "file_bytes": 4 * row["params"],
-            "peak_memory_bytes": None if backend == "torch" else 5 * row["params"],
-            "rounds": 10,
-            "latency_p50_ms": slow * (1 + row["flops"] / 1e8),
-            "latency_p95_ms": slow * (2 + row["flops"] / 1e8),
-            "throughput": batch / slow,
-            "backend": backend,
-            "precision": "fp32",
-            "device": "cpu",
-            "threads": 2,
-            "batch": batch,
-            "tokens": 32,
-            "hardware": {"cpu": "A CPU", "cores": 2, "gpu": None},
-            "versions": {"torch": "2.13.0"},
-            "measured": "2026-01-01T00:00:00+00:00",
-        }
-        for backend, slow in (("torch", 1.0), ("onnxruntime", 0.7))
-        for batch in (1, 32)
-        for row in results
-    ]
+    rows = []
+    for (backend, slow), batch, row in product((("torch", 1.0), ("onnxruntime", 0.7)), (1, 32), results):
+        setup = ProfileSetup(backend, "cpu", 2, batch, 32)
+        millis, size = slow * (1 + row["flops"] / 1e8), row["params"]
+        costs = {"params": size, "flops": row["flops"], "file_bytes": 4 * size, "throughput": batch / slow,
+                 "peak_memory_bytes": None if backend == "torch" else 5 * size, "rounds": 10,
+                 "latency_p50_ms": millis, "latency_p95_ms": millis + slow}  # fmt: skip
+        hardware = {"cpu": "A CPU", "cores": 2, "gpu": None}
+        rows.append(replace(ROW, subnet=row["subnet"], setup=setup, hardware=hardware, **costs).to_dict())
+    return rows
 
 
 def policy_rows() -> list[dict[str, Any]]:
     """The operating points on the development set."""
-    widths = [{"0.5": 0.6, "0.75": 0.4}, {"0.5": 1.0}, {"0": 0.3, "0.5": 0.7}, {"0": 0.3, "0.75": 0.7}]
-    return [
-        {
-            "name": name,
-            "data": "development",
-            "source": "data",
-            "examples": 100,
-            "settings": Policy.from_dict(values).to_dict(),
-            "metrics": {"accuracy": 0.8, "f1": 0.5},
-            "flops_mean": 4e8,
-            "flops_full": 1e9,
-            "time_per_example": 0.002,
-            "widths": widths,
-            "exits": {"2": 0.3, "4": 0.7},
-            "batch_size": 32,
-        }
-        for name, values in POINTS.items()
-    ]
+    row = {"data": "development", "source": "data", "examples": 100, "metrics": {"accuracy": 0.8, "f1": 0.5},
+           "flops_mean": 4e8, "flops_full": 1e9, "time_per_example": 0.002, "batch_size": 32,
+           "widths": [{"0.5": 0.6, "0.75": 0.4}, {"0.5": 1.0}, {"0": 0.3, "0.5": 0.7}, {"0": 0.3, "0.75": 0.7}],
+           "exits": {"2": 0.3, "4": 0.7}}  # fmt: skip
+    return [{"name": name, "settings": Policy.from_dict(values).to_dict()} | row for name, values in POINTS.items()]
 
 
 def log_rows() -> list[dict[str, Any]]:
@@ -125,16 +94,9 @@ def make_run(folder: Path, *, full: bool = True) -> Path:
         write_lines(folder / "profile.jsonl", profile_rows(results))
         write_lines(folder / "policies.jsonl", policy_rows())
         write_lines(folder / "log.jsonl", log_rows())
-        static = [
-            {
-                "policy": f"static:{row['subnet']}",
-                "widths": None,
-                "exits": None,
-                "value": row["metrics"]["accuracy"],
-                "flops_share": row["flops"] / 1e9,
-            }
-            for row in results
-        ]
+        static = [{"policy": f"static:{row['subnet']}", "widths": None, "exits": None,
+                   "flops_share": row["flops"] / 1e9, "value": row["metrics"]["accuracy"]}
+                  for row in results]  # fmt: skip
         write_lines(folder / "tune.jsonl", [*static, POINTS["balanced"] | {"value": 0.95, "flops_share": 0.4}])
     (folder / "limbert.json").write_text(json.dumps(record), encoding="utf-8")
     return folder

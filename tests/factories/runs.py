@@ -23,18 +23,14 @@ DEMO_DATA = Path(limbert.__file__).parent / "cli" / "demo_data"
 DATA_OPTIONS = ["--data", str(DEMO_DATA), "--label-column", "category", "--text-column", "text"]
 
 
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 30522,
+         "max_position_embeddings": 64}  # fmt: skip
+
+
 def make_small_encoder(folder: Path) -> Path:
     """A random BERT of three small layers with the real encoder's tokenizer."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "bert",
-        hidden_size=32,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        vocab_size=30522,
-        max_position_embeddings=64,
-    )
+    config = AutoConfig.for_model("bert", **SMALL, num_hidden_layers=3)
     AutoModel.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder)
     return folder
@@ -46,19 +42,22 @@ def command(*arguments: str | Path, **options: object) -> list[str]:
 
 def environment(folder: Path) -> dict[str, str]:
     """One thread, no network, and a token cache of the test's own."""
-    return os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "LIMBERT_CACHE": str(folder / "cache"),
-        "COLUMNS": "200",
-        "HF_HUB_OFFLINE": "1",
-    }
+    own = {"OMP_NUM_THREADS": "1", "LIMBERT_CACHE": str(folder / "cache"), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+    return os.environ | own
+
+
+def finish(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
 
 
 def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command to its end, in ``folder``."""
-    return subprocess.run(
-        command(*arguments), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
-    )
+    return finish(folder, command(*arguments))
+
+
+def run_python(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """A program to its end, in ``folder``."""
+    return finish(folder, [sys.executable, "-c", text])
 
 
 def call(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

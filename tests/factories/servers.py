@@ -9,7 +9,7 @@ from time import sleep
 
 import torch
 import uvicorn
-from tests.factories.runs import ENCODER
+from tests.factories.runs import ENCODER, SMALL
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from limbert.core.config import TaskType
@@ -41,12 +41,8 @@ def random_bert(num_layers: int, task: Task) -> torch.nn.Module:
     names = dict(enumerate(task.labels)) or {0: "score"}
     config = AutoConfig.for_model(
         "bert",
-        hidden_size=32,
-        num_attention_heads=4,
-        intermediate_size=64,
+        **SMALL,
         num_hidden_layers=num_layers,
-        vocab_size=30522,
-        max_position_embeddings=64,
         problem_type=PROBLEM_TYPES[task.task_type],
         id2label=names,
         label2id={name: index for index, name in names.items()},

@@ -1,6 +1,7 @@
 """Small tokenizers other than WordPiece: byte-level BPE and SentencePiece."""
 
 from collections.abc import Sequence
+from string import ascii_lowercase
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -29,19 +30,7 @@ def byte_level(*, trim: bool) -> PreTrainedTokenizerFast:
 
 
 def sentence_piece() -> PreTrainedTokenizerFast:
-    pieces = [
-        "<s>",
-        "</s>",
-        "<pad>",
-        "<mask>",
-        "<unk>",
-        "▁cat",
-        "▁dog",
-        "ness",
-        "▁",
-        ",",
-        *"abcdefghijklmnopqrstuvwxyz",
-    ]
+    pieces = ["<s>", "</s>", "<pad>", "<mask>", "<unk>", "▁cat", "▁dog", "ness", "▁", ",", *ascii_lowercase]
     backend = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=4))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()

@@ -1,4 +1,4 @@
-"""Devices, CPU cores, and missing or broken files when a checkpoint is loaded."""
+"""Devices, cores, broken files and fine-tuned base models when a checkpoint is loaded."""
 
 import json
 import os
@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.factories.runs import needs_encoder
+from tests.factories.runs import ENCODER, needs_encoder
 from tests.factories.servers import make_run
+from transformers import AutoConfig, AutoTokenizer
 
 import limbert
-from limbert.core.config import DataConfig
+from limbert.core.config import DataConfig, TrainConfig
+from limbert.data.tasks import custom_task
 from limbert.errors import CheckpointError, ConfigError
+from limbert.inference.base_model import TaskBaseCheckpoint, load_base_checkpoint
 from limbert.inference.load import load_checkpoint, override_data_config, resolve_device, usable_cores
+
+pytestmark = needs_encoder
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
@@ -29,7 +34,7 @@ def test_only_existing_devices_resolve(gpus: int, monkeypatch: pytest.MonkeyPatc
                 resolve_device(name)
         else:
             assert resolve_device(name) == torch.device(name)
-    for name in ("gpu", "cuda:", "cuda:x", "", "mps"):
+    for name in ("gpu", "cuda:x", ""):
         with pytest.raises(ConfigError, match="cuda:NUMBER"):
             resolve_device(name)
 
@@ -56,7 +61,6 @@ def test_given_files_replace_the_trainings_files() -> None:
         override_data_config(saved, txt_column="body")
 
 
-@needs_encoder
 @pytest.mark.parametrize(
     ("key", "value"), [("settings", []), ("task", "x"), ("space", 1), ("settings", {"data": 1}), ("task", ["a", "b"])]
 )
@@ -70,7 +74,6 @@ def test_broken_records_are_named(key: str, value: Any, tmp_path: Path) -> None:
         load_checkpoint(path.parent)
 
 
-@needs_encoder
 def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     weights = load_file(run / "model.safetensors")
@@ -78,3 +81,43 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     for options in ({}, {"policy": "cascade:0.5x0.5,1x1", "exit_threshold": 0.1}):
         with pytest.raises(CheckpointError, match="NaN"):
             limbert.pipeline(run, device="cpu", **options)("a text")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (("us", "US"), ("US", "us"), ("us", "US")),  # names that differ in case only
+        (("B", "A"), ("a", "b"), ("b", "a")),  # the task's spelling in the model's order
+        (("us", "Us"), ("US", "us"), None),  # ambiguous
+        (("a", "A", "b"), ("a", "b", "B"), None),
+        (("a", "b"), ("a", "c"), None),
+        (("LABEL_0", "LABEL_1"), ("yes", "no"), None),  # they say nothing
+    ],
+)
+def test_labels_take_the_order_of_the_model(
+    tmp_path: Path, names: tuple[str, ...], labels: tuple[str, ...], expected: tuple[str, ...] | None
+) -> None:
+    base = load_base(tmp_path, names, labels)
+    assert base.is_finetuned == (expected is not None)
+    assert base.task.labels == (expected or labels)
+
+
+def load_base(
+    folder: Path, names: tuple[str, ...], labels: tuple[str, ...], *, phases: tuple[str, ...] | None = None
+) -> TaskBaseCheckpoint:
+    config = AutoConfig.for_model("bert", num_hidden_layers=2, id2label=dict(enumerate(names)))
+    config.architectures = ["BertForSequenceClassification"]
+    config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder)
+    task = custom_task("classification" if labels else "regression", labels)
+    return load_base_checkpoint(TrainConfig(model=str(folder), output="unused", phases=phases), task)
+
+
+@pytest.mark.parametrize("phases", [None, ("width", "depth"), ("finetune", "width")])
+def test_numbered_labels_count_where_phases_say_so(tmp_path: Path, phases: tuple[str, ...] | None) -> None:
+    base = load_base(tmp_path, ("LABEL_0", "LABEL_1"), ("yes", "no"), phases=phases)
+    assert base.is_finetuned == (phases == ("width", "depth"))
+    assert base.task.labels == ("yes", "no")
+    score = load_base(tmp_path, ("LABEL_0",), (), phases=phases)
+    assert score.is_finetuned == (phases == ("width", "depth"))
+    assert load_base(tmp_path, ("score",), ()).is_finetuned

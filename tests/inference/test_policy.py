@@ -19,6 +19,7 @@ POLICIES = [
     Policy(exits=ExitRule("patience", 1.0), widths=(0.5,)),
     Policy(gates=True, widths=(0.5, 1.0), exits=ExitRule("confidence", 0.9)),
     Policy(cascade=("0.25x0.5", "1x1"), exits=ENTROPY),
+    Policy(gates=True, exits=ENTROPY, temperatures=(2.0, 1.5)),
 ]
 
 
@@ -26,18 +27,12 @@ POLICIES = [
 def test_saved_policies_are_read_back(policy: Policy) -> None:
     values = json.loads(json.dumps(policy.to_dict()))
     assert Policy.from_dict(values) == policy
-    assert Policy.from_name(policy.name, widths=policy.widths, exits=policy.exits) == policy
+    named = Policy.from_name(policy.name, widths=policy.widths, exits=policy.exits)
+    assert replace(named, temperatures=policy.temperatures) == policy
     point = OperatingPoint(policy, "accuracy", 0.91, 0.4)
     record = {"operating_points": {"fast": json.loads(json.dumps(point.to_dict()))}}
     assert operating_points(record) == {"fast": point}
     assert named_policy("fast", record) == policy
-
-
-def test_temperatures_are_read_back() -> None:
-    policy = Policy(gates=True, exits=ENTROPY, temperatures=(2.0, 1.5))
-    assert Policy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
-    with pytest.raises(ConfigError, match="temperatures"):
-        replace(policy, temperatures=(0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +44,7 @@ def test_temperatures_are_read_back() -> None:
         {"exits": None},
         {"exits": ExitRule("patience", 1.0)},
         {"temperatures": (1.0,)},
+        {"temperatures": (0.0, 1.0)},
         {"cascade": ("small", "1x1")},
     ],
     ids=str,
@@ -56,29 +52,6 @@ def test_temperatures_are_read_back() -> None:
 def test_impossible_cascades_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         replace(Policy(cascade=("0.25x0.5", "1x1"), exits=ENTROPY), **wrong)
-
-
-def test_policies_have_readable_names() -> None:
-    names = ["static:0.5x0.75", "width", "width", "depth", "depth", "width+depth", "cascade:0.25x0.5,1x1"]
-    assert [policy.name for policy in POLICIES] == names
-    assert str(POLICIES[2]) == "width; widths 0.5, 0.55, 0.75, 0.75"
-    assert str(POLICIES[3]) == "depth; entropy 0.15"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"name": "both"}, "both"),
-        ({"name": "depth"}, "exit threshold"),
-        ({"name": "width", "exits": ENTROPY}, "no exits"),
-        ({"name": "static:1x1", "widths": (0.5,)}, "static:1x1"),
-    ],
-)
-def test_meaningless_policies_are_refused(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Policy.from_name(**arguments)
-    with pytest.raises(ConfigError, match="needs"):
-        Policy()
 
 
 @pytest.mark.parametrize(
@@ -91,14 +64,16 @@ def test_broken_records_are_refused(values: dict[str, object]) -> None:
         operating_points({"operating_points": {"fast": values}})
 
 
-def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match="limbert tune"):
-        named_policy("fast", {})
+def test_settings_belong_to_dynamic_policies() -> None:
+    with pytest.raises(ConfigError, match="needs"):
+        Policy()
     with pytest.raises(ConfigError, match="balanced"):
         Policy(subnet="balanced")
-
-
-def test_settings_belong_to_dynamic_policies() -> None:
+    with pytest.raises(ConfigError, match="limbert tune"):
+        named_policy("fast", {})
+    for arguments in ({"name": "width", "exits": ENTROPY}, {"name": "static:1x1", "widths": (0.5,)}):
+        with pytest.raises(ConfigError, match=arguments["name"]):
+            Policy.from_name(**arguments)
     assert named_policy("depth", {}, task_type="regression", exit_threshold=1.0).exits == ExitRule("patience", 1.0)
     record = {"operating_points": {"fast": OperatingPoint(POLICIES[0], "accuracy", 0.9, 0.4).to_dict()}}
     for settings in ({"widths": (0.5,)}, {"exit_threshold": 0.1}, {"exit_rule": "entropy"}):

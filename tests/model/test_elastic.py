@@ -88,12 +88,9 @@ def test_gradients_equal_those_of_the_zeroed_copy(case: str) -> None:
 
     assert actual.keys() == expected.keys()
     head_size = stock.config.hidden_size // HEADS
-    for (heads, neurons), old, new in zip(
-        UNEVEN.layer_widths().values(),
-        stack_of(reference, model.family),
-        [model.layers()[index] for index in UNEVEN.layers],
-        strict=True,
-    ):  # the zeroed copy also has gradients for its zeroed columns
+    layers = zip(stack_of(reference, model.family), [model.layers()[index] for index in UNEVEN.layers], strict=True)
+    for (heads, neurons), (old, new) in zip(UNEVEN.layer_widths().values(), layers, strict=True):
+        # the zeroed copy also has gradients for its zeroed columns
         old_parts, new_parts = layer_parts(old, model.family), layer_parts(new, model.family)
         for old_linear, new_linear, kept in (
             (old_parts.attention_out, new_parts.attention_out, heads * head_size),
@@ -305,6 +302,10 @@ def test_unsupported_families_are_refused_by_name(tmp_path) -> None:
     network.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="'mpnet'"):
         ElasticModel.from_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="conv_kernel_size=3"):
+        ElasticModel(make_network("deberta-v2", conv_kernel_size=3))
+    with pytest.raises(UnsupportedModelError, match="decoder"):
+        ElasticModel(make_network("bert", is_decoder=True))
 
 
 def test_too_large_subnetworks_are_refused() -> None:
@@ -359,10 +360,3 @@ def test_views_of_an_accelerate_model_run_the_subnetwork() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     assert "forward" in vars(prepared.network)
     close(prepared.view(UNEVEN)(**make_inputs()).logits, expected)
-
-
-def test_convolution_and_decoder_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="conv_kernel_size=3"):
-        ElasticModel(make_network("deberta-v2", conv_kernel_size=3))
-    with pytest.raises(UnsupportedModelError, match="decoder"):
-        ElasticModel(make_network("bert", is_decoder=True))

@@ -1,10 +1,13 @@
-"""The cost model equals PyTorch's FLOP counter."""
+"""The cost model equals PyTorch's FLOP counter; views share all weights and need little memory."""
+
+import gc
+import tracemalloc
 
 import pytest
 import torch
 from tests.factories.networks import CONFIGS, HEADS, LAYERS, NEURONS, make_inputs, make_network
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from limbert import ElasticModel, Subnet
 from limbert.model.flops import CostModel
@@ -29,7 +32,28 @@ def test_flops_equal_the_counter_of_pytorch(case: str, auto_class: type) -> None
             assert cost.flops(subnet, tokens) == counter.get_total_flops()
 
 
-def test_mean_flops_uses_the_length_of_each_example() -> None:
-    cost = CostModel(ElasticModel(make_network("bert")))
-    flops = [cost.flops(SUBNETS[1], tokens) for tokens in (3, 9, 9)]
-    assert cost.mean_flops(SUBNETS[1], [3, 9, 9]) == sum(flops) / 3
+SIZES = {
+    "all-MiniLM-L6": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+    "BERT-base": {},
+}
+
+
+@pytest.mark.parametrize(("size", "limit"), [("all-MiniLM-L6", 0.02), ("BERT-base", 0.01)])
+def test_twelve_views_share_all_weights(size: str, limit: float) -> None:
+    model = ElasticModel(AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **SIZES[size])))
+    tensors = [*model.network.parameters(), *model.network.buffers()]
+    weights = sum(tensor.nbytes for tensor in tensors)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    gc.collect()
+    tracemalloc.start()
+    try:
+        views = [model.view(subnet) for subnet in model.subnets().values()]
+        gc.collect()
+        objects, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(views) == 12
+    for view in views:
+        for tensor in (*view.parameters(), *view.buffers()):
+            assert tensor.untyped_storage().data_ptr() in storages
+    assert objects < limit * weights, f"{objects / weights:.2%}"

@@ -1,4 +1,4 @@
-"""Shared passes give the outputs and gradients of separate passes."""
+"""Shared passes give the outputs and gradients of separate passes; a mask expanded once changes no logits."""
 
 import weakref
 
@@ -8,6 +8,8 @@ from tests.factories.networks import CONFIGS, make_inputs, make_network
 
 from limbert import ElasticModel, Space, Subnet
 from limbert.method.losses import hidden_loss, matched_states
+from limbert.model.families import family_of
+from limbert.model.layerwise import with_expanded_mask
 from limbert.model.shared_forward import (
     SharedEmbedding,
     SharedForward,
@@ -36,9 +38,8 @@ def gradients(model: ElasticModel, subnets: list[Subnet], *, share: bool) -> dic
         embedding = SharedEmbedding.from_inputs(model, inputs)
         for shared in plan_shared_forwards(subnets):
             with model.at(shared.merged_subnet):
-                train_shared_forward(
-                    model, shared, inputs, shared_embedding=embedding, loss_fn=loss, backward=torch.Tensor.backward
-                )
+                options = {"shared_embedding": embedding, "backward": torch.Tensor.backward}
+                train_shared_forward(model, shared, inputs, loss_fn=loss, **options)
         embedding.backward()
     return {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
 
@@ -67,17 +68,6 @@ def test_outputs_equal_those_of_the_views(case: str, rule: str) -> None:
             outputs = run_shared_forward(model, shared, inputs)
         for subnet, output in outputs.items():
             torch.testing.assert_close(output.logits, model.view(subnet)(**inputs).logits, atol=2e-5, rtol=2e-5)
-
-
-def test_first_rule_gives_one_group_per_width() -> None:
-    model = ElasticModel(make_network("bert"), space=Space(layers="first"))
-    groups = plan_shared_forwards(model.subnets().values())
-    assert [len(group.subnets) for group in groups] == [3, 3, 3, 3]
-
-
-def test_different_widths_of_a_layer_are_not_grouped() -> None:
-    first, second = Subnet((0, 1), (2, 2), (3, 3)), Subnet((0, 1), (2, 1), (3, 3))
-    assert len(plan_shared_forwards([first, second])) == 2
 
 
 class SavedBytes:
@@ -112,20 +102,33 @@ def test_peak_memory_is_that_of_the_largest(rule: str) -> None:
         saved = SavedBytes()
         inputs = make_inputs()
         embedding = SharedEmbedding.from_inputs(model, inputs)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda box: box[0]),
-            model.at(group.merged_subnet),
-        ):
+        with torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda box: box[0]), model.at(group.merged_subnet):
+            options = {"shared_embedding": embedding, "backward": torch.Tensor.backward}
             train_shared_forward(
-                model,
-                group,
-                inputs,
-                shared_embedding=embedding,
-                loss_fn=lambda subnet, output: output.logits.square().mean(),
-                backward=torch.Tensor.backward,
+                model, group, inputs, loss_fn=lambda _, output: output.logits.square().mean(), **options
             )
         return saved.peak
 
     alone = peak_bytes(SharedForward((model.full,)))
     assert alone > 0
     assert peak_bytes(shared) <= 1.05 * alone
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+@torch.no_grad()
+def test_expanded_mask_changes_no_logits(case: str) -> None:
+    network, inputs = make_network(case), make_inputs()
+    assert not inputs["attention_mask"].all()
+    family = family_of(network)
+    expanded = with_expanded_mask(inputs, network, family)
+    assert expanded["attention_mask"].ndim == (4 if family.fast_path is not None else 2)
+    torch.testing.assert_close(network(**expanded).logits, network(**inputs).logits, atol=2e-5, rtol=2e-5)
+    everything = inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])}
+    assert not torch.allclose(network(**everything).logits, network(**inputs).logits, atol=1e-4)
+
+
+@torch.no_grad()
+def test_additive_attention_keeps_its_mask() -> None:
+    network, inputs = make_network("bert"), make_inputs()
+    network.set_attn_implementation("eager")
+    assert with_expanded_mask(inputs, network, family_of(network)) is inputs

@@ -1,6 +1,7 @@
 """The report shows what the run's files say, needs nothing but its page, and treats every text in them as text."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -8,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 from tests.factories.reports import POINTS, Page, make_run, profile_rows, result_rows, write_lines
 from typer.testing import CliRunner
 
 from limbert.cli.main import app
 from limbert.errors import ConfigError, LimbertError
+from limbert.report.noise import is_within_noise, metric_interval
 from limbert.report.page import Report
 from limbert.report.read import read_run
 
@@ -57,15 +60,11 @@ def test_page_is_self_contained_and_accessible(run: Path) -> None:
             assert attributes["aria-label"]
     identifiers = page.attributes("id")
     assert len(identifiers) == len({*identifiers})
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        assert "var(--" in svg  # colours of the theme alone
+        assert not re.findall(r"(?:fill|stroke): ?#\w+", svg)
     used, defined = {*re.findall(r"var\(--([\w-]+)\)", text)}, {*re.findall(r"--([\w-]+):#", text)}
     assert used <= defined
-
-
-def test_pictures_use_only_colours_of_the_theme(run: Path) -> None:
-    text = (run / "report.html").read_text(encoding="utf-8")
-    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
-        assert "var(--" in svg
-        assert not re.findall(r"(?:fill|stroke): ?#\w+", svg)
 
 
 def test_numbers_are_those_of_the_files(run: Path) -> None:
@@ -105,13 +104,6 @@ def test_choice_gives_loss_and_noise(copy: Path) -> None:
     assert "[88.0, 91.7]" in text  # Wilson interval of 900 of 1000
     assert "Majority-class baseline 80.0" in text
     assert text.count("not above baseline") == 1
-
-
-def test_no_interval_without_number_of_examples(copy: Path) -> None:
-    (copy / "policies.jsonl").unlink()
-    text = page_text(copy)
-    assert "number of development examples was not recorded" in text
-    assert "within noise" not in text
 
 
 def test_points_are_compared_with_static_subnetworks(copy: Path) -> None:
@@ -174,11 +166,14 @@ def test_results_of_changed_operating_points_are_ignored(copy: Path) -> None:
     assert f"limbert evaluate {copy} --policy fast" in page_text(copy)
 
 
-def test_validation_figures_are_called_so(copy: Path) -> None:
+def test_missing_figures_are_called_so(copy: Path) -> None:
     rows = [json.loads(line) | {"data": "validation"} for line in (copy / "policies.jsonl").read_text().splitlines()]
     write_lines(copy / "policies.jsonl", rows)
+    assert page_text(copy).count("validation split (not yet evaluated on the development set)") == 2
+    (copy / "policies.jsonl").unlink()
     text = page_text(copy)
-    assert text.count("validation split (not yet evaluated on the development set)") == 2
+    assert "number of development examples was not recorded" in text
+    assert "within noise" not in text
 
 
 def test_searched_subnetworks_are_shown(copy: Path) -> None:
@@ -216,20 +211,18 @@ def test_markup_in_files_is_escaped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["results", "profile", "policies", "log", "tune"])
 def test_broken_line_is_named(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path / "run")
+    record = json.loads((run / "limbert.json").read_text())
+    for point in ([], {"policy": "depth"}, {"policy": "width", "widths": "x", "flops_share": 1}):
+        (run / "limbert.json").write_text(json.dumps(record | {"operating_points": {"fast": point}}))
+        with pytest.raises(LimbertError, match=r"limbert.json"):
+            read_run(str(run))
+    (run / "limbert.json").write_text(json.dumps(record))
     with (run / f"{name}.jsonl").open("a") as file:
         file.write('{"half": ')
     with pytest.raises(LimbertError) as raised:
         read_run(str(run))
     assert f"{name}.jsonl" in str(raised.value)
     assert f"line {len((run / f'{name}.jsonl').read_text().splitlines())}" in str(raised.value)
-
-
-@pytest.mark.parametrize("point", [[], {"policy": "depth"}, {"policy": "width", "widths": "x", "flops_share": 1}])
-def test_broken_operating_point_is_refused(copy: Path, point: object) -> None:
-    record = json.loads((copy / "limbert.json").read_text())
-    (copy / "limbert.json").write_text(json.dumps(record | {"operating_points": {"fast": point}}))
-    with pytest.raises(LimbertError, match=r"limbert.json"):
-        read_run(str(copy))
 
 
 def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
@@ -255,17 +248,6 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
     assert not (run / "report-pictures").exists()
 
 
-def test_command_writes_page_and_pictures(copy: Path, tmp_path: Path) -> None:
-    for name in ("profile", "tune", "log"):
-        (copy / f"{name}.jsonl").unlink()
-    done = CliRunner().invoke(app, ["report", str(copy), "--output", str(tmp_path / "one.html"), "--json"])
-    assert done.exit_code == 0
-    (line,) = done.stdout.splitlines()
-    paths = json.loads(line)
-    assert paths["page"] == str(tmp_path / "one.html")
-    assert all(Path(path).parent == tmp_path / "one-pictures" and Path(path).is_file() for path in paths["pictures"])
-
-
 def test_report_imports_neither_torch_nor_trainer(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", full=False)
     program = (
@@ -276,3 +258,27 @@ def test_report_imports_neither_torch_nor_trainer(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 50), (45, 50), (765, 872), (872, 872)])
+def test_wilson_interval_is_that_of_scipy(correct: int, count: int) -> None:
+    expected = binomtest(correct, count).proportion_ci(method="wilson")
+    found = metric_interval("accuracy", correct / count, count)
+    assert found == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+def test_equal_models_are_beyond_noise_rarely() -> None:
+    rng = random.Random(1)
+    count, trials = 400, 500
+    values = [[sum(rng.random() < 0.85 for _ in range(count)) / count for _ in range(2)] for _ in range(trials)]
+    beyond = sum(not is_within_noise("accuracy", first, second, count) for first, second in values)
+    assert 0.02 < beyond / trials < 0.08
+
+
+def test_correlation_interval_contains_the_value() -> None:
+    for value in (-0.17, 0.0, 0.8, 1.0):
+        low, high = metric_interval("pearson", value, 1500) or (0, 0)
+        assert -1 <= low <= value <= high + 1e-9 <= 1 + 1e-9
+    assert is_within_noise("pearson", 0.80, 0.81, 1500)
+    assert is_within_noise("f1", 0.5, 0.6, 100) is metric_interval("accuracy", 0.5, None) is None  # unknown
+    assert not is_within_noise("pearson", 0.70, 0.81, 1500)
