@@ -24,8 +24,6 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 Model = Callable[[Arrays], Arrays]
 POLICY_NAME = "policy.json"
-_LENGTH_STEP = 8  # tokens; lengths in one step are similar
-_GROUP_ROWS = 8  # more rows at once take hardly less time each
 _OPENVINO_TOKEN_MULTIPLE = 8  # it compiles kernels for each new shape of a batch
 
 
@@ -106,23 +104,16 @@ class PolicyRuntime:
         return np.concatenate([logits for _, logits in finished])[order], path
 
     def _run_segment(self, segment: dict[str, Any], options: np.ndarray, values: Arrays) -> Arrays:
-        """The outputs in the order of the examples; those with one option and of similar length run together."""
+        """The outputs in the order of the examples; those with one option run together."""
         merged: Arrays = {}
-        lengths = values["attention_mask"].sum(axis=1)
-        groups = [
-            group for option in np.unique(options) for group in _by_length(np.flatnonzero(options == option), lengths)
-        ]
-        for group in groups:
-            tokens = lengths[group].max()
-            model = self.models[segment["files"][options[group[0]]]]
-            outputs = self._call(model, {name: values[name][group, :tokens] for name in segment["inputs"]})
-            for name, output in outputs.items():
-                shape = (len(options), *(values["attention_mask"].shape[1:] if name == "next_state" else ()))
-                whole = merged.setdefault(name, np.zeros((*shape, output.shape[-1]), output.dtype))
-                if name == "next_state":
-                    whole[group, :tokens] = output
-                else:
-                    whole[group] = output
+        for option in np.unique(options):
+            members = options == option
+            model = self.models[segment["files"][option]]
+            if members.all():
+                return self._call(model, {name: values[name] for name in segment["inputs"]})
+            part = self._call(model, {name: values[name][members] for name in segment["inputs"]})
+            for name, output in part.items():
+                merged.setdefault(name, np.empty((len(options), *output.shape[1:]), output.dtype))[members] = output
         return merged
 
     def _call(self, model: Model, values: Arrays) -> Arrays:
@@ -173,16 +164,6 @@ class PolicyRuntime:
         order = np.argsort(-scores, kind="stable")
         best = [(labels[index], float(scores[index])) for index in order]
         return [(label, score) for label, score in best if score > 0.5] if task_type == "multi-label" else best[0]
-
-
-def _by_length(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """The rows, shortest first, in groups: each of one length, or of several to have enough rows."""
-    rows = rows[lengths[rows].argsort(kind="stable")]
-    cuts: list[int] = []
-    for index in (np.flatnonzero(np.diff(lengths[rows] + -lengths[rows] % _LENGTH_STEP)) + 1).tolist():
-        if index - (cuts[-1] if cuts else 0) >= _GROUP_ROWS:
-            cuts.append(index)
-    return np.split(rows, cuts)
 
 
 def is_final(logits: Sequence[np.ndarray], *, task_type: str, rule: str, threshold: float) -> np.ndarray:

@@ -145,14 +145,7 @@ class ModelRunner:
         for variant in self._networks.keys() - models.keys():
             ratio = self._nominal_shares[variant] / self._nominal_shares[first]
             models[variant] = LatencyModel(model.fixed, model.per_token * ratio)
-        return {
-            name: replace(
-                model,
-                token_multiple=self._token_multiples[name],
-                mixes_lengths=isinstance(self._networks[name], CompiledPolicy),
-            )
-            for name, model in models.items()
-        }
+        return {name: replace(model, token_multiple=self._token_multiples[name]) for name, model in models.items()}
 
     def _flops_share(self, outputs: Sequence[TextOutput]) -> float:
         """FLOPs of outputs as a fraction of the full model's."""

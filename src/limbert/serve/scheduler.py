@@ -117,12 +117,10 @@ class Scheduler:
         """Note that the running batch has ended."""
         self._busy_until = None
 
-    def cancel(self, request: PendingRequest) -> int:
-        """Remove a request; returns the number of its texts that were still queued."""
-        before = len(self._queue)
+    def cancel(self, request: PendingRequest) -> None:
+        """Remove the texts of a request that are still queued."""
         self._queue = [text for text in self._queue if text.request is not request]
         self._num_with_deadline = sum(text.request.has_deadline for text in self._queue)
-        return before - len(self._queue)
 
     def expire(self, now: float) -> list[PendingRequest]:
         """Remove and return the requests that can no longer meet their deadline."""
