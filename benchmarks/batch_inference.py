@@ -217,7 +217,7 @@ def _measure_rates(folder: Path, pipes: dict[str, Pipeline], arguments: argparse
             times = [time.process_time()]
             kept, indices, examples = reader.read(shard)
             times.append(time.process_time())
-            tokens = checkpoint.tokenize(examples, cache=False)
+            tokens = checkpoint.tokenize(examples)
             times.append(time.process_time())
             predictions = predict(checkpoint.model, tokens, task=pipe.task, policy=pipe.policy, runtime=pipe.network)
             times.append(time.process_time())

@@ -143,7 +143,7 @@ async def run(task: dict[str, Any]) -> dict[str, Any]:
         await asyncio.sleep(0.05)
     for sent in all_sent:
         sent.due -= begin
-    return {"cpu": cpu, "rows": [astuple(sent) for sent in all_sent]}
+    return {"cpu": cpu, "begin": begin, "rows": [astuple(sent) for sent in all_sent]}
 
 
 def _request_bytes(host: str, body: str) -> bytes:

@@ -76,7 +76,7 @@ def print_table(
     contenders: dict[str, Contender], checkpoint: LoadedCheckpoint, examples: Examples, *, rounds: int
 ) -> None:
     """Measure all contenders in turns."""
-    tokens, task = checkpoint.tokenize(examples, cache=False), checkpoint.trained_task
+    tokens, task = checkpoint.tokenize(examples), checkpoint.trained_task
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     metrics: dict[str, float] = {}
     for _ in range(rounds):

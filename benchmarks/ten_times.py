@@ -1,13 +1,14 @@
 """Texts a second of ``limbert serve``, compared with the stock model in eager PyTorch on the same cores.
 
 The stock fine-tuned model runs in eager PyTorch and in ONNX Runtime, both in fp32 with all cores, on batches of 32 of
-similar length, tokenisation included. Against it run real servers: clients in this process send requests of 16 texts,
-and of one, in the order of the file, over HTTP on loopback. All predict the same development set; contenders take
-turns, and the medians of the repetitions are printed, with the processor time of model or server beside the texts a
-second (the clients' is not in it), because other programs on the machine change it less. Labels of the stock model must
-be in the order of the run's.
+similar length, tokenisation included. Against it run real servers, each with one sub-network or operating point:
+clients in this process send requests of 16 texts, and of one, in the order of the file, over HTTP on loopback, and ask
+for the best label. All predict the same development set; contenders take turns, and the medians of the repetitions are
+printed, with the processor time of model or server beside the texts a second (the clients' is not in it), because other
+programs on the machine change it less. Labels of the stock model must be in the order of the run's.
 
 Example: python benchmarks/ten_times.py runs/sst2 --stock runs/sst2-finetuned --serve 0.5x0.75:openvino:int8
+         python benchmarks/ten_times.py runs/banking --stock runs/banking-finetuned --serve accurate:openvino:int8
 """
 
 import argparse
@@ -96,7 +97,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("run", help="elastic model that classifies single texts")
     parser.add_argument("--stock", required=True, help="folder of the stock fine-tuned model")
     parser.add_argument("--data", help="folder with the development set (default: the run's)")
-    parser.add_argument("--serve", nargs="+", required=True, help="SUBNET:RUNTIME:PRECISION, one server each")
+    parser.add_argument("--serve", nargs="+", required=True, help="VARIANT:RUNTIME:PRECISION, one server each")
     parser.add_argument("--threads", type=int, default=default_threads(1), help="of each server's model")
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--texts", type=int, help="first N of the development set (default: all)")
@@ -136,9 +137,9 @@ def _batched(order: Sequence[int]) -> Iterator[Sequence[int]]:
 
 @contextlib.contextmanager
 def _server(arguments: argparse.Namespace, setting: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Address and process of a server with one sub-network."""
-    subnet, runtime, precision = setting.split(":")
-    options = ["--policy", f"static:{subnet}", "--runtime", runtime, "--precision", precision, "--variants", "1"]
+    """Address and process of a server with one sub-network or operating point."""
+    variant, runtime, precision = setting.split(":")
+    options = ["--policy", variant, "--runtime", runtime, "--precision", precision, "--variants", "1"]
     options += ["--threads", str(arguments.threads), "--max-queue", "4096", "--port", "0", "--json"]
     command = [sys.executable, "-m", "limbert", "serve", arguments.run, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -157,20 +158,20 @@ def _asking(address: str, names: Sequence[str], count: int, connections: int) ->
     label_ids = {name: index for index, name in enumerate(names)}
 
     def ask(texts: Sequence[str]) -> list[int]:
-        bodies = [json.dumps({"inputs": [[t] for t in texts[i : i + count]]}) for i in range(0, len(texts), count)]
+        starts, best = range(0, len(texts), count), {"top_k": 1}
+        bodies = [json.dumps({"inputs": texts[start : start + count], "parameters": best}) for start in starts]
         answers: list[list[int]] = [[] for _ in bodies]
         waiting = iter(range(len(bodies)))  # `next` is one operation of the interpreter
 
         def ask_on(_: int) -> None:
             connection = http.client.HTTPConnection(address, timeout=600)
             for index in waiting:
-                connection.request("POST", "/predict", bodies[index], {"content-type": "application/json"})
+                connection.request("POST", "/", bodies[index], {"content-type": "application/json"})
                 answer = connection.getresponse()
                 content = answer.read()
                 if answer.status != 200:
                     raise SystemExit(f"benchmark: error: {answer.status} {content.decode()}")
-                rows = json.loads(content)
-                answers[index] = [label_ids[max(row, key=lambda item: item["score"])["label"]] for row in rows]
+                answers[index] = [label_ids[row[0]["label"]] for row in json.loads(content)]
             connection.close()
 
         with ThreadPoolExecutor(connections) as pool:

@@ -51,7 +51,7 @@ def test_checkpoint_predicts_as_on_the_cpu(tmp_path: Path, policy: Policy) -> No
     for device in ("cpu", "auto"):
         opened = load_checkpoint(tmp_path / "model", device=device)
         assert opened.model.network.device.type == ("cpu" if device == "cpu" else "cuda")
-        tokens = opened.tokenize(Examples(tuple(make_texts(40)), None, None), cache=False)
+        tokens = opened.tokenize(Examples(tuple(make_texts(40)), None, None))
         rows[device] = predict(opened.model, tokens, task=opened.task, policy=policy, batch_size=8)
     for here, there in zip(rows["cpu"], rows["auto"], strict=True):
         assert here.to_dict()["label"] == there.to_dict()["label"]

@@ -36,20 +36,6 @@ def test_current_folder_is_filled_in_place(tmp_path: Path, monkeypatch: pytest.M
     assert os.path.samefile(tmp_path, ".")
 
 
-def test_cache_keeps_what_another_process_wrote(tmp_path: Path) -> None:
-    target = tmp_path / "cache"
-    with (
-        atomic_folder(target, keep_existing=True) as mine,
-        atomic_folder(target.with_name("other"), keep_existing=True) as other,
-    ):
-        (mine / "ids").write_text("mine")
-        (other / "ids").write_text("other")
-        other.rename(target)
-        other.mkdir()  # the second block renames it when it ends
-    assert (target / "ids").read_text() == "other"
-    assert {path.name for path in tmp_path.iterdir()} == {"cache", "other"}
-
-
 def test_failure_leaves_only_the_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "model"
     with atomic_folder(target) as folder:

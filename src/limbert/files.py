@@ -1,4 +1,4 @@
-"""Folders and files that are written completely or not at all, JSON lines, digests of files, and a lock."""
+"""Folders and files that are written completely or not at all, JSON lines, digests, and a lock."""
 
 import codecs
 import errno
@@ -9,34 +9,23 @@ import os
 import platform
 import shutil
 import stat
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
-from limbert.errors import CheckpointError, DataError, StorageError, first_line
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from limbert.errors import CheckpointError, StorageError, first_line
 
 
 @contextmanager
-def atomic_folder(directory: str | Path, *, keep_existing: bool = False) -> Iterator[Path]:
+def atomic_folder(directory: str | Path) -> Iterator[Path]:
     """Yield an empty folder to fill; when the block succeeds, it replaces ``directory``.
 
     If the block fails, the new folder is deleted and ``directory`` is unchanged. Files are flushed to disk before the
     rename, so after a power cut either the old or the new folder exists. A symbolic link is followed, the mode of an
     existing folder is kept, and the umask decides who may read the files.
-
-    Args:
-        directory: the folder to create or replace.
-        keep_existing: if ``directory`` is not empty when the block ends, leave it as it is. For caches that several
-            processes may write with the same content.
 
     Raises:
         StorageError: if the disk is full, or ``directory`` cannot be written or is not a folder.
@@ -54,7 +43,7 @@ def atomic_folder(directory: str | Path, *, keep_existing: bool = False) -> Iter
         if target.is_dir():
             shutil.copymode(target, new)
         _fsync_folder(new)
-        _replace_folder(new, target, keep_existing=keep_existing)
+        _replace_folder(new, target)
     except (OSError, SafetensorError) as error:
         if isinstance(error, SafetensorError) and "os error" not in str(error).lower():
             raise
@@ -80,7 +69,7 @@ def _fsync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _replace_folder(new: Path, target: Path, *, keep_existing: bool) -> None:
+def _replace_folder(new: Path, target: Path) -> None:
     if target.is_dir() and os.path.samefile(target, os.curdir) and not any(target.iterdir()):
         for path in new.iterdir():  # replaced as a whole, the current folder would no longer be in its place
             path.rename(target / path.name)
@@ -91,8 +80,6 @@ def _replace_folder(new: Path, target: Path, *, keep_existing: bool) -> None:
     except OSError:
         if not target.exists():
             raise
-        if keep_existing:
-            return
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     target.rename(old)
     try:
@@ -217,90 +204,49 @@ def json_fingerprint(value: object) -> str:
     return hashlib.blake2b(json.dumps(value, default=str).encode(), digest_size=16).hexdigest()
 
 
-def files_fingerprint(path: str, *, exclude: Collection[str] = (), algorithm: str = "blake2b") -> str:
-    """Digest of a file, or of the weights, configs and tokenizer in a folder; empty if there are none.
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that differ between two JSON objects, by their path: ``{"train.seed": "train.seed 1 -> 2"}``.
 
-    Args:
-        path: the file or folder.
-        exclude: names of files to leave out.
-        algorithm: for the content of each file; sha256 is fastest on processors with SHA instructions.
-
-    Raises:
-        DataError: if a file cannot be read.
+    One that an object lacks is null.
     """
-    root = Path(path)
-    candidates = [root] if root.is_file() else sorted([*root.glob("*.safetensors"), *root.glob("*.json")])
-    files = [file for file in candidates if file.name not in exclude]
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        for file in files:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, algorithm).digest())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    return digest.hexdigest() if files else ""
+    before, after = (
+        {path: json.dumps(value, sort_keys=True) for path, value in _flat(values)} for values in (old, new)
+    )
+    changed = [path for path in before | after if before.get(path, "null") != after.get(path, "null")]
+    return {path: f"{path} {before.get(path, 'null')} -> {after.get(path, 'null')}" for path in changed}
 
 
-_UNSUPPORTED_ERRORS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name != "fingerprints":
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
-def try_lock(path: Path) -> int | None:
-    """Create a file and lock it without waiting. The system releases the lock when the process ends, also if killed.
-
-    (The ``filelock`` library leaves the file behind, and where the file system has no locks it either fails or leaves a
-    lock that outlives a killed process.)
-
-    Returns:
-        The file's descriptor; to unlock, delete the file, then close the descriptor. None if the system or the file
-        system does not support locks.
-
-    Raises:
-        BlockingIOError: if another process holds the lock.
-        OSError: if the file cannot be created.
-    """
-    if fcntl is None:
-        return None
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # network file systems lock only writable files
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_same_file(descriptor, path):
-                return descriptor
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in _UNSUPPORTED_ERRORS:
-                path.unlink(missing_ok=True)
-                return None
-            raise
-        os.close(descriptor)  # its owner deleted the file between open and flock
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of `try_lock` inside the context; where there are no locks, nothing is locked.
+    """Hold a lock file inside the context; the system releases it when the process ends, also if killed.
+
+    Where the file system has no locks, nothing is locked.
 
     Raises:
-        BlockingIOError: if another process holds the lock, unless ``wait``.
+        TimeoutError: if another process holds it, unless ``wait``.
         OSError: if the file cannot be created.
     """
-    while True:
-        try:
-            descriptor = try_lock(path)
-            break
-        except BlockingIOError:
-            if not wait:
-                raise
-            time.sleep(0.1)
+    from filelock import FileLock
+
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     try:
         yield
     finally:
-        if descriptor is not None:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+        path.unlink(missing_ok=True)
+        lock.release()

@@ -53,7 +53,7 @@ def threshold_between_texts(run: Path, widths: tuple[float, ...]) -> float:
     opened = load_checkpoint(run)
     with open(DEMO_DATA / "dev.csv", encoding="utf-8", newline="") as file:
         texts = tuple(row["text"] for row in csv.DictReader(file))
-    tokens = opened.tokenize(Examples(texts, None, None), cache=False)
+    tokens = opened.tokenize(Examples(texts, None, None))
     policy = Policy(gates=True, widths=widths, exits=ExitRule("entropy", 1.0))
     logits, _ = Engine(opened.model, policy, task_type="classification").run_all_exits(
         tokens.collate([*range(len(texts))])

@@ -12,7 +12,7 @@ from limbert.data import tokenize as tokens
 from limbert.data.readers import Examples
 from limbert.data.tokenize import default_cache_dir, tokenization_fingerprint, tokenize_texts
 
-EXAMPLES = Examples(("one two three", "four"), ("a pair", "another pair"), (0, 1))
+EXAMPLES = Examples(("one two three", "four") * 150, ("a pair", "another pair") * 150, (0, 1) * 150)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_second_run_reads_the_cache(tokenizer, tmp_path, monkeypatch):
     tokenizer("some text", truncation=True, max_length=5, padding="max_length")  # changes the tokenizer's state
     monkeypatch.setattr(tokens, "_encode", lambda *args, **settings: pytest.fail("tokenised again"))
     assert same(first, tokenize_texts(EXAMPLES, tokenizer, max_length=32))
-    other = tokenize_texts(Examples(EXAMPLES.texts, EXAMPLES.pairs, (1, 0)), tokenizer, max_length=32)
+    other = tokenize_texts(Examples(EXAMPLES.texts, EXAMPLES.pairs, (1, 0) * 150), tokenizer, max_length=32)
     assert other.collate([0, 1])["labels"].tolist() == [1, 0]  # labels are not cached
 
 
@@ -101,7 +101,7 @@ def test_full_disk_leaves_nothing_behind(tokenizer, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ArrowWriter, "write_batch", full)
-    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32)) == 2
+    assert len(tokenize_texts(EXAMPLES, tokenizer, max_length=32)) == len(EXAMPLES)
     assert cached_files(tmp_path) == []
 
 

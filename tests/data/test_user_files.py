@@ -164,5 +164,4 @@ def test_datasets_are_read_like_files(write, tmp_path):
     write("files/train.csv", csv_text(ROWS))
     write("files/dev.csv", csv_text(ROWS[:6]))
     expected = load_task_data(DataConfig(data=str(tmp_path / "files")), seed=0)
-    assert load_task_data(DataConfig(), seed=0, splits=splits) == expected
     assert load_task_data(DataConfig(data=str(tmp_path / "saved")), seed=0) == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.factories.labelled_runs import make_labelled_run
-from tests.factories.networks import CONFIGS, make_inputs, make_network
+from tests.factories.networks import make_network
 from tests.factories.profiles import SETUP
 from tests.factories.runs import needs_encoder
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -17,7 +17,7 @@ from limbert import ElasticModel, LimbertError, Subnet
 from limbert.errors import ConfigError
 from limbert.evaluation import benchmark
 from limbert.evaluation.benchmark import MIN_ROUNDS, Profiler, time_interleaved
-from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED, load_for_measuring, peak_memory_bytes, save_for_measuring
+from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED, peak_memory_bytes
 from limbert.evaluation.results import read_profile
 from limbert.inference.engine import Engine
 from limbert.inference.policy import OperatingPoint, Policy, save_operating_points
@@ -32,18 +32,6 @@ NAMES = ("1x1", "0.5x0.5")
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peak memory takes a process for each sub-network, and has a test of its own."""
     monkeypatch.setattr(benchmark, "peak_memory_bytes", lambda sources, *given, **named: [None] * len(sources))
-
-
-@pytest.mark.parametrize("case", CONFIGS)
-def test_standalone_sub_network_equals_its_view(case: str, tmp_path: Path) -> None:
-    model = ElasticModel(make_network(case))
-    subnet = Subnet((0, 2), (3, 6), (30, 17))
-    save_for_measuring(model, subnet, tmp_path / "alone")
-    alone = load_for_measuring(tmp_path / "alone")
-    assert not any(tensor.is_meta for tensor in [*alone.parameters(), *alone.buffers()])
-    with torch.no_grad():
-        logits, expected = alone(**make_inputs()).logits, model.view(subnet)(**make_inputs()).logits
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("without_memory")
@@ -75,7 +63,7 @@ def test_peak_memory_follows_layers_and_activations(tmp_path: Path) -> None:
         str(layers): Subnet(tuple(range(layers)), (8,) * layers, (2048,) * layers) for layers in (1, 4)
     }
     for name, subnet in sizes.items():
-        save_for_measuring(model, subnet, tmp_path / name)
+        model.extract(subnet).save_pretrained(tmp_path / name)
 
     def peaks(*names: str, **changes: int) -> list[int]:
         folders = [tmp_path / name for name in names]
@@ -101,12 +89,12 @@ def test_functions_take_turns_within_the_time() -> None:
 @pytest.mark.usefixtures("without_memory")
 def test_benchmark_saves_and_reports_each_setup(tmp_path: Path) -> None:
     ElasticModel(make_network("bert")).save_pretrained(tmp_path / "run")
-    previews, setups = [], []
+    setups = []
     options = {"subnets": NAMES, "batch_sizes": (1, 2), "lengths": (8,), "rounds": 5, "max_seconds": 1}
-    rows = limbert.benchmark(tmp_path / "run", **options, on_preview=previews.append, on_setup=setups.append)
+    rows = limbert.benchmark(tmp_path / "run", **options, on_setup=setups.append)
     assert [(row.subnet, row.setup.batch) for row in rows] == [(name, batch) for batch in (1, 2) for name in NAMES]
     assert read_profile(tmp_path / "run" / "profile.jsonl") == rows
-    assert (len(previews[0]), setups) == (2, [rows[:2], rows[2:]])
+    assert setups == [rows[:2], rows[2:]]
     with pytest.raises(ConfigError, match="tpu"):
         limbert.benchmark(tmp_path / "run", **options | {"device": "tpu"})
 

@@ -8,8 +8,8 @@ import pytest
 from tests.factories.profiles import ROW, SETUP
 
 import limbert
-from limbert.errors import ConfigError, SubnetError
-from limbert.evaluation.choose import comparable_rows, measured_subnets, resolve_measured_names
+from limbert.errors import ConfigError
+from limbert.evaluation.choose import comparable_rows
 from limbert.evaluation.hardware import hardware_info
 from limbert.evaluation.results import (
     POLICIES_NAME,
@@ -115,8 +115,6 @@ def test_evaluated_operating_points_compete(tmp_path: Path) -> None:
     assert choice.best.to_dict()["policy"] == choice.best.profile.subnet == "balanced"
     assert [one.profile.subnet for one in choice.front] == ["0.25x0.5", "balanced", "0.5x0.5", "1x1"]
     assert chosen(folder, max_drop="0.5")[0] == "0.5x0.5"
-    with pytest.raises(SubnetError, match="--policy balanced"):
-        resolve_measured_names(folder, ["5.0ms-90.4"])
 
 
 def test_unmet_budget_names_the_nearest(folder: Path) -> None:
@@ -154,16 +152,3 @@ def test_other_machines_need_their_profile_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="phone, 4 cores"):
         comparable_rows(folder)
     assert comparable_rows(folder, profile_path=folder / "profile.jsonl") == rows
-
-
-def test_measured_names_resolve_to_sub_networks(folder: Path) -> None:
-    assert measured_subnets(folder, comparable_rows(folder))[3].measured_name == "3.1ms-80.0"
-    resolved = resolve_measured_names(folder, ["3.1ms-80.0", "0.5x1", "found-12345"])
-    assert resolved == ["0.25x0.5", "0.5x1", "found-12345"]
-    with pytest.raises(SubnetError, match=r"3\.2ms-80\.0; near it: 3\.1ms-80\.0"):
-        resolve_measured_names(folder, ["3.2ms-80.0"])
-    save_rows(folder, [make_row("0.5x1", latency_ms=3.1, backend="openvino")])
-    assert resolve_measured_names(folder, ["3.1ms-90.0"]) == ["0.5x1"]
-    (folder / RESULTS_NAME).write_text((folder / RESULTS_NAME).read_text().replace("0.9}", "0.8}"))
-    with pytest.raises(SubnetError, match=r"0\.25x0\.5 or 0\.5x1"):
-        resolve_measured_names(folder, ["3.1ms-80.0"])

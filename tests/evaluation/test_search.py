@@ -1,6 +1,7 @@
 """Search: encodings the model can run, resumption from finished trials, and results saved by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.factories.networks import CONFIGS, make_inputs, make_network
 from tests.factories.runs import needs_encoder
 
 from limbert import ElasticModel, Engine, Policy, Space, Subnet
+from limbert.core.verb_config import SearchConfig
 from limbert.errors import CheckpointError, ConfigError, SubnetError
 from limbert.evaluation.encoding import SubnetEncoding
 from limbert.evaluation.evaluate import evaluate_subnets
@@ -109,20 +111,20 @@ def test_two_searches_share_no_journal(tmp_path: Path) -> None:
 def test_trials_equal_an_evaluation() -> None:
     model, examples = make_model("bert", vocab_size=30522), make_examples()
     subnet = Subnet((0, 2, 3), (6, 2, 3), (30, 60, 20))
-    trial = SubnetEvaluator(model, examples, task=TASK, objective="flops")(subnet)
+    trial = SubnetEvaluator(model, examples, task=TASK, config=SearchConfig())(subnet)
     subnets = {"found-x": subnet, "1x1": model.full}
     one, full = evaluate_subnets(model, {"dev": examples}, task=TASK, subnets=subnets)
     assert trial.metric_value == one.metrics["accuracy"]
     assert trial.relative_cost == pytest.approx(one.flops / full.flops)
     assert one.to_dict()["width"] is None
-    latency = SubnetEvaluator(model, examples, task=TASK, objective="latency", rounds=7)
+    latency = SubnetEvaluator(model, examples, task=TASK, config=SearchConfig(objective="latency"), rounds=7)
     assert latency(model.full).relative_cost == 1.0
     assert 0 < latency(Subnet((0,), (1,), (1,))).relative_cost < 1
     assert f"1x{sorted(examples.lengths)[2]} tokens" in latency.study_name
     with pytest.raises(ConfigError, match="speed"):
-        SubnetEvaluator(model, examples, task=TASK, objective="speed")  # type: ignore[arg-type]
+        SearchConfig(objective="speed")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="9999"):
-        SubnetEvaluator(model, examples, task=TASK, objective="latency", latency_tokens=9999)
+        SubnetEvaluator(model, examples, task=TASK, config=SearchConfig(objective="latency", latency_tokens=9999))
 
 
 @needs_encoder
@@ -130,12 +132,12 @@ def test_latency_is_timed_in_another_runtime() -> None:
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library)
     model, examples = make_model("bert", vocab_size=30522), make_examples()
-    options = {"task": TASK, "objective": "latency", "rounds": 5}
-    evaluator = SubnetEvaluator(model, examples, latency_runtime="onnxruntime", **options)
+    config = SearchConfig(objective="latency", latency_runtime="onnxruntime")
+    evaluator = SubnetEvaluator(model, examples, task=TASK, config=config, rounds=5)
     assert evaluator(Subnet((0,), (1,), (1,))).relative_cost > 0
     assert evaluator.study_name.endswith("onnxruntime")  # not continued by a search in torch
     with pytest.raises(ConfigError, match="tensorrt"):
-        SubnetEvaluator(model, examples, latency_runtime="tensorrt", **options)
+        SubnetEvaluator(model, examples, task=TASK, config=replace(config, latency_runtime="tensorrt"))
 
 
 def test_searched_sub_networks_are_saved_by_name(tmp_path: Path) -> None:

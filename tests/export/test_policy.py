@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with operating points: at ``balanced`` half of the texts exit."""
     folder = make_labelled_run(tmp_path_factory.mktemp("policy"))
     checkpoint = load_checkpoint(folder)
-    tokens = checkpoint.tokenize(Examples(tuple(TEXTS), None, None), cache=False)
+    tokens = checkpoint.tokenize(Examples(tuple(TEXTS), None, None))
     engine = Engine(checkpoint.model, Policy(exits=ExitRule("entropy", 0.0), widths=(0.5,)))
     logits, _ = engine.run_all_exits(tokens.collate(range(len(TEXTS))))
     threshold = round(float(exit_score(logits[0], "entropy", task_type="classification").median()), 4) + 1e-4

@@ -17,7 +17,7 @@ def make_labelled_run(folder: Path, *, count: int = 60) -> Path:
     run, data = make_run(folder / "run"), folder / "data"
     checkpoint = load_checkpoint(run)
     model, texts = checkpoint.model, make_texts(count)
-    tokens = checkpoint.tokenize(Examples(tuple(texts), None, None), cache=False)
+    tokens = checkpoint.tokenize(Examples(tuple(texts), None, None))
     logits = predict_subnet_logits(model, tokens, subnets={"": model.full}, batch_size=32)[""]
     center = logits.mean(axis=0)
     with torch.no_grad():

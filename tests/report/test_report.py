@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,16 +13,11 @@ from scipy.stats import binomtest
 from tests.factories.reports import POINTS, Page, make_run, profile_rows, result_rows, write_lines
 from typer.testing import CliRunner
 
-from limbert.cli import train as train_verb
 from limbert.cli.main import app
-from limbert.core.config import DataConfig
 from limbert.errors import ConfigError, LimbertError
-from limbert.report.commands import train_command
 from limbert.report.noise import is_within_noise, metric_interval
 from limbert.report.page import Report
 from limbert.report.read import read_run
-from limbert.train.recipes import load_recipe, override_recipe
-from limbert.train.run_folder import run_settings
 
 MINUS = "\u2212"
 
@@ -158,6 +152,12 @@ def test_page_names_commands_for_missing_measurements(tmp_path: Path) -> None:
     assert {path.stem for path in (run / "report-pictures").iterdir()} == {"cost-flops", "cost-parameters", "heatmap"}
 
 
+def test_page_shows_the_training_command(copy: Path) -> None:
+    record = json.loads((copy / "limbert.json").read_text())
+    (copy / "limbert.json").write_text(json.dumps(record | {"command": "limbert train --data 'a <b'"}))
+    assert "limbert train --data 'a <b'" in page_text(copy)
+
+
 def test_results_of_changed_operating_points_are_ignored(copy: Path) -> None:
     record = json.loads((copy / "limbert.json").read_text())
     record["operating_points"]["fast"]["exits"]["threshold"] = 0.7
@@ -258,40 +258,6 @@ def test_report_imports_neither_torch_nor_trainer(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-TRAININGS = [
-    ["--task", "mrpc", "--data", "glue/MRPC", "--model", "bert"],
-    ["--data", "a b", "--label-column", "la'bel", "--model", "bert", "--recipe", "flexible-bert", "--seed", "7"],
-    ["--data", "d", "--model", "m", "--phases", "width,gates", "--gates", "2", "--gate-cost", "0.1",
-     "--widths", "0.5,1"],
-    ["--data", "d", "--model", "m", "--layers", "first", "--set", "width.hidden_weight=0.5", "--max-steps", "3"],
-    ["--train", "t.csv", "--dev", "d.csv", "--model", "m", "--label-names", "x,y", "--skip-bad-rows", "--max-length",
-     "64", "--precision", "bf16", "--validation", "0.2", "--set", "depth.teacher_width=matched"],
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("words", TRAININGS, ids=lambda words: words[-1])
-def test_train_command_has_the_settings_of_the_run(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caught: list[dict[str, object]] = []
-
-    def catch(config, data, overrides, **_):  # type: ignore[no-untyped-def]
-        recipe = override_recipe(load_recipe(config.recipe), **{"phases": config.phases} | overrides)
-        caught.append(run_settings(config, recipe.to_dict(), DataConfig(**data)))
-
-    monkeypatch.setattr(train_verb, "_train", catch)
-    assert CliRunner().invoke(app, ["train", *words, "--output", "first"]).exception is None
-    run = make_run(tmp_path / "run")
-    record = json.loads((run / "limbert.json").read_text())
-    (run / "limbert.json").write_text(json.dumps(record | {"settings": caught[0]}))
-    command = train_command(read_run(str(run)))
-    assert command is not None
-    _, verb, *rest = shlex.split(command)
-    assert CliRunner().invoke(app, [verb, *rest]).exception is None
-    assert caught[0] == caught[1]
-    assert str(run) in rest
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 50), (45, 50), (765, 872), (872, 872)])

@@ -180,7 +180,7 @@ async def test_expired_requests_do_not_run(run: Path, gate: Gate, monkeypatch: p
 def test_latencies_of_a_busy_start_are_corrected(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limbert.serve.queue._PROBE_INTERVAL", 0.0)
     monkeypatch.setattr(
-        ModelRunner, "calibrate", lambda self, **_: dict.fromkeys(self._engines, LatencyModel(60.0, 0.001))
+        ModelRunner, "calibrate", lambda self, **_: dict.fromkeys(self._networks, LatencyModel(60.0, 0.001))
     )
     with opened(run) as service:
 

@@ -167,6 +167,15 @@ def test_texts_of_one_padded_length_run_together() -> None:
     assert [[text.tokens for text in batch.texts] for batch in batches if batch] == [[17, 24, 20], [30, 32], [8]]
 
 
+def test_policies_run_all_lengths_together() -> None:
+    model = LatencyModel(1e-3, 1e-4, token_multiple=8, mixes_lengths=True)
+    scheduler = Scheduler(("early",), lambda name: model, replace(CONFIG, max_batch_tokens=80))
+    assert scheduler.admit(PendingRequest([17, 30, 24, 8, 20, 90], ("early",), 0.0), 0.0) is None
+    batches = [batch for batch in (scheduler.next_batch(0.0) for _ in range(3)) if batch]
+    assert [[text.tokens for text in batch.texts] for batch in batches] == [[17, 30, 24], [8, 20], [90]]
+    assert [batch.tokens for batch in batches] == [24 + 32 + 24, 8 + 24, 96]
+
+
 @pytest.mark.parametrize(("token_multiple", "sizes"), [(8, [12, 1]), (1, [13])])
 def test_padded_batches_have_few_shapes(token_multiple: int, sizes: list[int]) -> None:
     scheduler = Scheduler(("1x1",), lambda name: LatencyModel(1e-3, 1e-4, token_multiple), CONFIG)

@@ -13,11 +13,10 @@ from limbert.data.sources import TrainTable
 from limbert.data.table import file_format
 from limbert.data.text_rows import format_csv_row
 from limbert.errors import ConfigError, StorageError
-from limbert.files import atomic_file, files_fingerprint, json_fingerprint
+from limbert.files import atomic_file, changed_settings, json_fingerprint
 from limbert.model.checkpoint import library_versions, to_json
 
 OUTPUT_NAME, RECORD_NAME = "train_aug", "train_aug.json"  # of settings, counts and versions
-_FILE_SETTINGS = ("lm", "with_logits", "neighbours", "stop_words")  # settings that name files
 _SUFFIXES = {".csv": ".csv", ".tsv": ".tsv", ".txt": ".tsv", "": ".tsv"}  # all others become .jsonl
 
 
@@ -64,7 +63,6 @@ class AugmentedFile:
             "augment": settings,
             "data": {name: value for name, value in asdict(data).items() if value not in (None, False)},
             "rows": json_fingerprint([[*row.values()] for row in rows]),
-            "content": {name: files_fingerprint(settings[name]) for name in _FILE_SETTINGS if settings[name]},
         }
         suffix = _SUFFIXES.get(file_format(source), ".jsonl") if source.is_file() else ".jsonl"
         return cls(
@@ -85,8 +83,8 @@ class AugmentedFile:
         """
         for path in (self.work / "settings.json", self.folder / RECORD_NAME):
             record = _read_json_object(path)
-            if record is not None and record.get("settings") != self.settings:
-                difference = _first_difference(record.get("settings"), self.settings)
+            if record is not None and (changed := changed_settings(record.get("settings", {}), self.settings)):
+                difference = next(iter(changed.values()))
                 raise ConfigError(f"{path} has other settings ({difference}); choose another folder or use --overwrite")
         if not self.path.exists():
             return None
@@ -156,10 +154,3 @@ def _read_json_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise StorageError(f"{path} holds {type(value).__name__}, not an object; delete it or choose another folder")
     return value
-
-
-def _first_difference(old: Any, new: Any, path: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
-        return _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-    return f"{path} {json.dumps(old)} -> {json.dumps(new)}"

@@ -1,6 +1,5 @@
 """``limbert choose``: the best sub-network or operating point, runtime and precision within a budget."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -8,29 +7,16 @@ import typer
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.cli.profile import print_profile_table
-from limbert.core.config import config_field
+from limbert.core.verb_config import MeasurementConfig
 
 _EXPORT_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 
-@dataclass(frozen=True)
-class _Measurements:
-    batch: int | None = config_field(None, "batch size that was measured (default: 1, or the smallest)")
-    tokens: int | None = config_field(None, "tokens per example that were measured (default: the most)")
-    backend: str | None = config_field(None, "runtime that was measured (default: all)", option="runtime")
-    precision: str | None = config_field(None, "precision that was measured (default: all)")
-    profile_path: str | None = config_field(
-        None,
-        "profile.jsonl from the machine to choose for (default: the run's own, this machine)",
-        option="device_profile",
-    )
-
-
-@config_options(limits=opt.BUDGET, measurements=ConfigOptions(_Measurements))
+@config_options(limits=opt.BUDGET, measurements=ConfigOptions(MeasurementConfig))
 def choose(
     run: Annotated[str, typer.Argument(help="elastic model with a profile", metavar="RUN")],
     limits: dict[str, Any],
-    measurements: _Measurements,
+    measurements: MeasurementConfig,
     runners_up: Annotated[int, typer.Option(help="how many others are shown", min=0, metavar="N")] = 4,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -73,7 +59,7 @@ def choose(
         console.say(f"      limbert serve {run} --policy {subnet}")
         return
     if setup.backend not in _EXPORT_FORMATS:
-        console.say(f"Next: limbert predict {run} --subnet {best.measured_name} --text ...")
+        console.say(f"Next: limbert predict {run} --subnet {subnet} --text ...")
         return
     runtime = f"--runtime {setup.backend} --precision {setup.precision}"  # that its latency is of
     console.say(f"Next: limbert predict {run} --subnet {subnet} {runtime} --text ...")

@@ -2,8 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -178,10 +177,3 @@ class ProgressBar:
     def pause(self) -> None:
         """Remove the bar until the next call, so that results can be printed."""
         self._progress.stop()
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Any]:
-    """A `ProgressBar` with one title; yields ``advance(done, total)``."""
-    with ProgressBar() as bar:
-        yield lambda done, total: bar(title, done, total)

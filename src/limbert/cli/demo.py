@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import typer
@@ -73,19 +74,22 @@ def _print_results(output: str, data_config: DataConfig) -> None:
     """The measured table, the predictions of three sub-networks, and the next commands."""
     from limbert.cli import console
     from limbert.data.load import load_evaluation_data
-    from limbert.evaluation.benchmark import median_latency
+    from limbert.evaluation.benchmark import time_interleaved
     from limbert.evaluation.results import read_results
     from limbert.inference.load import load_checkpoint
     from limbert.inference.pipeline import Pipeline
     from limbert.inference.policy import Policy
+    from limbert.inference.runtimes import load_runtime
 
     checkpoint = load_checkpoint(output)
     model, task = checkpoint.model, checkpoint.trained_task
     count = sum(len(examples) for examples in load_evaluation_data(data_config, task).values())
     inputs = dict(checkpoint.tokenizer(EXAMPLE_TEXTS[0], return_tensors="pt"))
-    with console.progress_bar("measuring") as advance:
-        networks = {name: model.view(subnet) for name, subnet in model.subnets().items()}
-        latency = median_latency(networks, inputs, progress=advance)
+    with console.ProgressBar() as bar:
+        runtimes = {name: load_runtime("torch", model.view(subnet)) for name, subnet in model.subnets().items()}
+        functions = {name: partial(runtime, inputs) for name, runtime in runtimes.items()}
+        seconds = time_interleaved(functions, rounds=20, progress=partial(bar, "measuring"))
+    latency = {name: median(values) for name, values in seconds.items()}
     console.say(
         f"\nTwelve sub-networks of one model, on {count} held-out questions in {len(task.labels)} classes. "
         "Latency: one question, median, on this machine."

@@ -22,7 +22,7 @@ def evaluate(
     subnet: Annotated[
         list[str] | None,
         typer.Option(
-            help="WIDTHxDEPTH, a searched or a measured name; may be repeated (default: all)",
+            help="WIDTHxDEPTH, or a searched name; may be repeated (default: all)",
             rich_help_panel="Sub-network or policy",
         ),
     ] = None,

@@ -6,37 +6,27 @@ from typing import TYPE_CHECKING, Any
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
 from limbert.core.config import config_field
+from limbert.core.verb_config import ExportOptions
 
 if TYPE_CHECKING:
     from limbert.export.export_result import ExportResult
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """Options with the names of the parameters of `limbert.export_model`."""
-
+class _Target:
     output: str = config_field("", "folder to make", required=True)
-    subnet: str | None = config_field(None, "WIDTHxDEPTH, a searched or a measured name (3.1ms-91.4) (default: 1x1)")
-    format: str = config_field("hf", "hf (Transformers), onnx or openvino")
-    int8: bool = config_field(False, "quantise to int8, and measure the loss")
-    max_drop: float = config_field(1.0, "with --int8: largest loss of the metric, in points of 100")
-    overwrite: bool = config_field(False, "replace an earlier export in the folder")
-    vocabulary: str | None = config_field(
-        None, "keep only the tokens of these texts: a file, or data as for training (its training texts)"
-    )
-    characters: str = config_field(
-        "all", "with --vocabulary: all single characters, or those of scripts in the texts (texts)"
-    )
-    licence: str | None = config_field(None, "for the model card (default: that of RUN's own card)")
+    subnet: str | None = config_field(None, "WIDTHxDEPTH, or a searched name (default: 1x1)")
 
 
 @config_options(
+    target=ConfigOptions(_Target),
     options=ConfigOptions(ExportOptions),
     policy=opt.POLICY,
     data=opt.data_options("task", "data", "dev", "text_column", "pair_column", "label_column"),
 )
 def export(
     run: opt.Run,
+    target: _Target,
     options: ExportOptions,
     policy: dict[str, Any],
     data: dict[str, Any],
@@ -55,16 +45,16 @@ def export(
     Example: limbert export runs/mrpc --subnet 0.5x0.75 --format onnx --int8 --max-drop 0.5 --output mrpc-int8
     Example: limbert export runs/mrpc --policy balanced --format openvino --output mrpc-balanced
     """
-    opt.check_policy_options(policy, options.subnet)
+    opt.check_policy_options(policy, target.subnet)
     opt.prepare_libraries(threads)
     from limbert.cli import console
     from limbert.export.export import export_model
 
-    settings: dict[str, Any] = vars(options) | policy | data
+    settings: dict[str, Any] = vars(target) | vars(options) | policy | data
     with console.ProgressBar() as progress:
         result = export_model(run, threads=threads, progress=progress, **settings)
     if as_json:
-        console.print_json(result.to_dict() | {"output": options.output})
+        console.print_json(result.to_dict() | {"output": target.output})
     else:
         _print_result(result)
 

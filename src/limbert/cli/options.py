@@ -12,6 +12,7 @@ from limbert.cli.config_options import ConfigOptions
 from limbert.cli.console import log_handler
 from limbert.cli.interrupt import quiet_interrupt
 from limbert.core.config import DataConfig, PhaseConfig, RuntimeConfig, config_field
+from limbert.core.verb_config import BudgetConfig
 from limbert.errors import ConfigError
 
 Run = Annotated[str, typer.Argument(help="elastic model", metavar="RUN")]
@@ -61,16 +62,6 @@ class _Policy:
     )
 
 
-@dataclass(frozen=True)
-class _Budget:
-    max_latency: str | None = config_field(None, "longest median latency of a pass, such as 5ms")
-    max_params: str | None = config_field(None, "most parameters, such as 12M")
-    max_flops: str | None = config_field(None, "most FLOPs per example, such as 1G")
-    max_size: str | None = config_field(None, "largest file, such as 20MB")
-    min_metric: str | None = config_field(None, "lowest metric on dev, such as 0.90, 90 or 90%")
-    max_drop: str | None = config_field(None, "most points of the metric on dev below the full model, such as 1")
-
-
 def data_options(*fields: str) -> ConfigOptions:
     """Options of `DataConfig` that replace a run's own settings."""
     return ConfigOptions(DataConfig, "Data", only=fields, as_overrides=True)
@@ -83,9 +74,11 @@ TRAINING = {
     "run": ConfigOptions(TrainingRun, _TRAINING),
 }
 POLICY = ConfigOptions(_Policy, "Sub-network or policy", as_overrides=True)
-COSTS = ConfigOptions(_Budget, "Budget", only=("max_latency", "max_params", "max_flops", "max_size"), as_overrides=True)
+COSTS = ConfigOptions(
+    BudgetConfig, "Budget", only=("max_latency", "max_params", "max_flops", "max_size"), as_overrides=True
+)
 RUNTIME = ConfigOptions(RuntimeConfig, "Runtime")
-BUDGET = ConfigOptions(_Budget, "Budget", as_overrides=True)
+BUDGET = ConfigOptions(BudgetConfig, "Budget", as_overrides=True)
 
 
 def check_policy_options(policy: dict[str, object], subnets: object) -> None:

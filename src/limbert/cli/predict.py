@@ -11,8 +11,8 @@ import typer
 
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
-from limbert.cli.predict_options import PredictOptions, RayOptions, ServerOptions
-from limbert.cli.predict_server import check_server_options, predict_on_server
+from limbert.cli.predict_options import PredictOptions, RayOptions, ServerOptions, check_engine
+from limbert.cli.predict_server import predict_on_server
 from limbert.core.config import DataConfig, RuntimeConfig, config_field
 from limbert.errors import import_optional
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Subnet:
-    subnet: str = config_field("1x1", "WIDTHxDEPTH, a searched or a measured name (default: 1x1)")
+    subnet: str = config_field("1x1", "WIDTHxDEPTH, or a searched name (default: 1x1)")
 
 
 @config_options(
@@ -62,31 +62,28 @@ def predict(
     """
     from limbert.inference.prediction_files import check_output
 
-    check_server_options(context)
-    ray.check(options, device=device, long_texts=long_texts)
+    check_engine(context)
+    on_ray = ray.engine == "ray"
     opt.check_policy_options({} if run is None else policy, subnet)
-    if options.output is not None and not ray.is_used:
+    if options.output is not None and not on_ray:
         options = replace(options, output=check_output(options.output, options.input))
     if run is None:
         _print_predictions(*predict_on_server(server, options, columns, **subnet | policy), options, as_json=as_json)
         return
     opt.prepare_libraries(threads)
-    from limbert.evaluation.choose import resolve_measured_names
     from limbert.inference.pipeline import pipeline
 
-    settings: dict[str, Any] = {"batch_size": batch_size, "long_texts": long_texts} | policy | vars(runtime)
-    if subnet:
-        (settings["subnet"],) = resolve_measured_names(run, [*subnet.values()])
-    pipe = pipeline(run, device="cpu" if ray.is_used else device, threads=threads, **settings)
+    settings: dict[str, Any] = {"batch_size": batch_size, "long_texts": long_texts} | subnet | policy | vars(runtime)
+    pipe = pipeline(run, device="cpu" if on_ray else device, threads=threads, **settings)
     pipe = replace(pipe, checkpoint=pipe.checkpoint.with_data_config(**columns))
-    if ray.is_used:
+    if on_ray:
         _predict_on_ray(pipe, options, ray, threads=threads, as_json=as_json)
     else:
         _print_predictions(*_predict_here(pipe, options), options, as_json=as_json)
 
 
 def _predict_here(pipe: "Pipeline", options: PredictOptions) -> "tuple[InputRows, list[dict[str, Any]]]":
-    from limbert.cli.console import progress_bar
+    from limbert.cli.console import ProgressBar
     from limbert.core.task_types import TASK_TYPE_SPECS
     from limbert.data.task_files import load_texts
     from limbert.data.task_registry import TASK_HANDLERS
@@ -98,13 +95,12 @@ def _predict_here(pipe: "Pipeline", options: PredictOptions) -> "tuple[InputRows
     else:
         reader = partial(load_texts, task_type=task_type) if TASK_TYPE_SPECS[task_type].token_level else None
         inputs = options.read_input(pipe.checkpoint.data_config, read_examples=reader)
-    with progress_bar("predicting") as progress:
+    with ProgressBar() as bar:
         predictions = pipe.predict(
             inputs.examples,
             top_k=len(pipe.task.labels) if options.scores else options.top_k,
-            cache=options.input is not None,
             source=None if options.input is None else inputs.source,
-            progress=progress,
+            progress=partial(bar, "predicting"),
         )
     is_dynamic = pipe.policy.subnet is None
     return inputs, [row.to_dict() | (row.cost_to_dict() if is_dynamic else {}) for row in predictions]

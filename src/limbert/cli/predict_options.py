@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from limbert.core.config import DataConfig, config_field, require
 from limbert.errors import ConfigError
 
@@ -55,29 +57,6 @@ class RayOptions:
     workers: int | None = config_field(None, "workers (default: one for each --threads cores)", minimum=1)
     shard_rows: int | None = config_field(None, "most rows in an output file (default: 5000)", minimum=1)
 
-    @property
-    def is_used(self) -> bool:
-        """Whether the predictions are made on Ray."""
-        return self.engine == "ray"
-
-    def check(self, options: PredictOptions, *, device: str, long_texts: str) -> None:
-        """Refuse an unknown engine, and options of the other engine, before a model is loaded.
-
-        Raises:
-            ConfigError: naming the option.
-        """
-        require(self.engine in (None, "plain", "ray"), "engine", self.engine, "plain or ray")
-        given: dict[str, Any] = {name: getattr(self, name) for name in ("workers", "shard_rows")}
-        if self.is_used:
-            if not options.input or not options.output:
-                raise ConfigError("--engine ray reads files and writes a folder: provide --input and --output")
-            given = {name: getattr(options, name) or None for name in ("scores", "top_k", "abstain_below")}
-            given |= {"long_texts": None if long_texts == "truncate" else long_texts}
-            given |= {f"device {device}": None if device in ("auto", "cpu") else device}
-        for name, value in given.items():
-            if value is not None:
-                raise ConfigError(f"--{name.replace('_', '-')} is for --engine {'plain' if self.is_used else 'ray'}")
-
 
 @dataclass(frozen=True)
 class ServerOptions:
@@ -85,3 +64,38 @@ class ServerOptions:
 
     server: str | None = config_field(None, "URL of a running limbert serve, instead of RUN")
     api_key: str | None = config_field(None, "API key of the server", envvar="LIMBERT_API_KEY")
+
+
+_ON_SERVER = {
+    *("server", "api_key", "subnet", "policy", "as_json", "abstain_below", "text", "pair", "input", "output"),
+    *("text_column", "pair_column", "keep", "skip_bad_rows", "top_k", "scores"),
+}
+_ON_RAY_ALONE, _NOT_ON_RAY = {"workers", "shard_rows"}, {"scores", "top_k", "abstain_below", "long_texts"}
+
+
+def check_engine(context: typer.Context) -> None:
+    """Require either RUN or ``--server``, and refuse options that the engine does not have, before a model is loaded.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    if ("run" in given) == ("server" in given):
+        both = "not both" if "run" in given else "none is given"
+        raise ConfigError(f"provide either RUN, a model on this machine, or --server URL; {both}")
+    engine, device = context.params["engine"] or "plain", context.params["device"]
+    require(engine in ("plain", "ray"), "engine", engine, "plain or ray")
+    where, refused = f"--engine {'plain' if engine == 'ray' else 'ray'}", _ON_RAY_ALONE
+    if "server" in given:
+        where, refused = "a model on this machine; the server has its own", given - _ON_SERVER
+    elif "api_key" in given:
+        where, refused = "--server; a model on this machine needs none", {"api_key"}
+    elif engine == "ray":
+        refused = _NOT_ON_RAY
+        if not context.params["input"] or not context.params["output"]:
+            raise ConfigError("--engine ray reads files and writes a folder: provide --input and --output")
+        if device not in ("auto", "cpu"):
+            raise ConfigError(f"--device {device} is for {where}")
+    for name in sorted(given & refused):
+        raise ConfigError(f"--{name.replace('_', '-')} is for {where}")

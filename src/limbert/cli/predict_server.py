@@ -2,39 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from limbert.cli.predict_options import PredictOptions, ServerOptions
 from limbert.core.config import DataConfig, require
 from limbert.core.task_types import MULTI_LABEL_THRESHOLD
-from limbert.errors import ConfigError
 
 if TYPE_CHECKING:
     from limbert.client import ServerPrediction
     from limbert.inference.prediction_files import InputRows
-
-_SERVER_OPTIONS = {
-    *("server", "api_key", "subnet", "policy", "as_json", "abstain_below"),
-    *("text", "pair", "input", "output", "text_column", "pair_column", "keep", "skip_bad_rows", "top_k", "scores"),
-}
-
-
-def check_server_options(context: typer.Context) -> None:
-    """Require either RUN or ``--server``, and refuse options of the other.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    if ("run" in given) == ("server" in given):
-        both = "not both" if "run" in given else "none is given"
-        raise ConfigError(f"provide either RUN, a model on this machine, or --server URL; {both}")
-    if "run" in given and "api_key" in given:
-        raise ConfigError("--api-key is for --server; a model on this machine needs none")
-    for name in given if "server" in given else ():
-        if name not in _SERVER_OPTIONS:
-            raise ConfigError(f"--{name.replace('_', '-')} is for a model on this machine; the server has its own")
 
 
 def predict_on_server(
@@ -49,7 +23,7 @@ def predict_on_server(
         DataError: for a file that cannot be read.
         RemoteError: if the server cannot be reached or refuses.
     """
-    from limbert.cli.console import progress_bar
+    from limbert.cli.console import ProgressBar
     from limbert.client import Client
     from limbert.data.readers import Examples
     from limbert.inference.prediction_files import given_rows
@@ -60,7 +34,7 @@ def predict_on_server(
     else:
         inputs = options.read_input(DataConfig(**columns))
     examples, rows = inputs.examples, list[dict[str, Any]]()
-    with progress_bar("predicting") as advance, client:
+    with ProgressBar() as bar, client:
         chunk_size, task_type = 16 * client.max_batch_size, client.task_type
         has_scores = options.scores or options.top_k is not None
         require(not has_scores or task_type != "regression", "top k", options.top_k, "left out: a regression has none")
@@ -68,7 +42,7 @@ def predict_on_server(
             chunk = examples.select(range(start, min(start + chunk_size, len(examples))))
             predictions = client.predict(chunk.texts, pairs=chunk.pairs, **variant)
             rows += [_prediction_json(prediction, task_type, options) for prediction in predictions]
-            advance(len(rows), len(examples))
+            bar("predicting", len(rows), len(examples))
     return inputs, rows
 
 

@@ -1,56 +1,30 @@
 """``limbert profile``: measured costs of every sub-network on this machine, saved in the run."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
-from limbert.core.config import config_field
+from limbert.core.verb_config import BenchmarkConfig
 
 if TYPE_CHECKING:
     from limbert.evaluation.choose import Constraint, MeasuredSubnet
     from limbert.evaluation.results import ProfileRow
 
 
-@dataclass(frozen=True)
-class _Measurements:
-    """Options with the names of the parameters of `limbert.benchmark`."""
-
-    batch_sizes: tuple[int, ...] = config_field((1,), "batch sizes, such as 1,32", option="batch")
-    lengths: tuple[int, ...] = config_field(
-        (), "tokens per example, such as 32,128 (default: 128, or the model's longest)", option="tokens"
-    )
-    backends: tuple[str, ...] = config_field(
-        ("torch",), "any of torch,onnxruntime,openvino; or all that are installed", option="runtime"
-    )
-    precisions: tuple[str, ...] = config_field(
-        ("fp32",), "any of fp32,bf16,int8, in the runtimes that have them (torch: fp32); or all", option="precision"
-    )
-    device: str = config_field("cpu", "cpu, or cuda for torch")
-    subnets: tuple[str, ...] = config_field(("all",), "all, or names such as 1x1,0.5x0.75,balanced")
-    rounds: int = config_field(50, "forward passes of each sub-network", minimum=5)
-    max_seconds: float = config_field(
-        20.0,
-        "time limit per runtime, precision, batch size and length; at least 5 rounds",
-        option="seconds",
-        minimum=0,
-    )
-
-
-@config_options(options=ConfigOptions(_Measurements), limits=opt.COSTS)
+@config_options(config=ConfigOptions(BenchmarkConfig), limits=opt.COSTS)
 def profile(
     run: opt.Run,
-    options: _Measurements,
+    config: BenchmarkConfig,
     limits: dict[str, str],
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """Measure parameters, FLOPs, file size, peak memory, latency and throughput of every sub-network on this machine.
 
-    First the smallest, a middle and the largest, which shows whether a budget can be met at all; then all, taking
-    turns. The rows are saved in the run (profile.jsonl), in place of earlier ones of the same setup on this machine.
+    They take turns. The rows are saved in the run (profile.jsonl), in place of earlier ones of the same setup on this
+    machine.
     Files of onnxruntime and openvino are verified against torch, and what bf16 and int8 cost is measured on dev.
     Operating points with gates, exits or cascades are measured on torch, on real texts of the given length.
 
@@ -66,29 +40,19 @@ def profile(
     from limbert.evaluation.results import PROFILE_NAME
 
     constraints = parse_constraints({f"--{name.replace('_', '-')}": limit for name, limit in limits.items()})
-    settings: dict[str, Any] = vars(options) | {"subnets": () if options.subnets == ("all",) else options.subnets}
     bar = console.ProgressBar()
-
-    def print_preview(rows: "list[ProfileRow]") -> None:
-        bar.pause()
-        console.say("Preview: the smallest, a middle and the largest sub-network")
-        _print_profile(run, rows)
-        _print_constraint_checks(constraints, rows)
 
     def print_setup(rows: "list[ProfileRow]") -> None:
         bar.pause()
         if not as_json:
             _print_profile(run, rows)
+            _print_constraint_checks(constraints, rows)
 
-    has_preview = not as_json and (bool(limits) or not 0 < len(settings["subnets"]) <= 3)
     with bar:
-        preview = print_preview if has_preview else None
-        rows = benchmark(run, **settings, on_preview=preview, on_setup=print_setup, progress=bar)
+        rows = benchmark(run, **vars(config), on_setup=print_setup, progress=bar)
     if as_json:
         console.print_json([row.to_dict() for row in rows])
         return
-    if len({row.setup for row in rows}) > 1:
-        _print_constraint_checks(constraints, rows)
     console.say(f"Saved {len(rows)} rows in {run}/{PROFILE_NAME}. Next: limbert choose {run} --max-latency ...")
 
 
@@ -110,7 +74,7 @@ def _print_constraint_checks(constraints: "Sequence[Constraint]", rows: "Sequenc
 
 
 def _print_profile(run: str, rows: "Sequence[ProfileRow]") -> None:
-    """Print the table of one setup, with measured names if the run has results."""
+    """Print the table of one setup, with the metric on dev if the run has results."""
     from limbert.cli.console import say
     from limbert.evaluation.choose import measured_subnets
     from limbert.evaluation.hardware import describe_hardware
@@ -124,20 +88,20 @@ def _print_profile(run: str, rows: "Sequence[ProfileRow]") -> None:
 def print_profile_table(
     rows: "Sequence[ProfileRow]", measured: "Sequence[MeasuredSubnet]", *, bold: Collection[int] = ()
 ) -> None:
-    """Print measured costs in the given order, and the measured names of ``measured``, the rows with a known metric."""
+    """Print measured costs in the given order, and the metric of ``measured``, the rows that have one, in percent."""
     from limbert.cli.console import print_table
 
-    names = {id(subnet.profile): subnet.measured_name for subnet in measured}
+    metrics = {id(subnet.profile): f"{100 * subnet.metric_value:.1f}" for subnet in measured}
     several = len({(row.setup.backend, row.setup.precision) for row in rows}) > 1
     header = ["sub-network", *["runtime"] * several]
-    header += ["params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "name"]
+    header += ["params M", "GFLOPs", "file MB", "memory MB", "p50 ms", "p95 ms", "per s", "metric"]
     cells: list[list[str]] = []
     for row in rows:
         memory: Any = None if row.peak_memory_bytes is None else row.peak_memory_bytes / 1e6
         costs = (row.params / 1e6, row.flops / 1e9, row.file_bytes / 1e6, memory)
         numbers = map(_format_number, (*costs, row.latency_p50_ms, row.latency_p95_ms, row.throughput))
         runtime = [f"{row.setup.backend} {row.setup.precision}"] * several
-        cells.append([row.subnet, *runtime, *numbers, names.get(id(row), "")])
+        cells.append([row.subnet, *runtime, *numbers, metrics.get(id(row), "")])
     print_table(header, cells, bold=bold, compact=True, text_columns=1 + several)
 
 

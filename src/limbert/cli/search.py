@@ -2,38 +2,21 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
-from limbert.core.config import config_field
+from limbert.core.verb_config import SearchConfig
 
 if TYPE_CHECKING:
     from limbert.evaluation.search import SearchResult
 
 
-@dataclass(frozen=True)
-class SearchOptions:
-    """Options with the names of the parameters of `limbert.search`."""
-
-    objective: str = config_field("flops", "the cost to weigh the metric against: flops or latency")
-    trials: int = config_field(200, "different sub-networks to evaluate, the grid included", minimum=1)
-    seed: int = config_field(42, "seed of the optimiser")
-    latency_batch: int = config_field(1, "latency: texts per forward pass", option="batch", minimum=1)
-    latency_tokens: int | None = config_field(
-        None, "latency: tokens per text (default: the median of the data)", option="tokens"
-    )
-    latency_runtime: str = config_field(
-        "torch", "latency: timed in torch, onnxruntime or openvino (exports each sub-network)", option="runtime"
-    )
-
-
-@config_options(data=opt.data_options("data", "train", "dev"), options=ConfigOptions(SearchOptions))
+@config_options(data=opt.data_options("data", "train", "dev"), config=ConfigOptions(SearchConfig))
 def search(
     run: opt.Run,
     data: dict[str, Any],
-    options: SearchOptions,
+    config: SearchConfig,
     batch_size: opt.BatchSize = 64,
     threads: opt.Threads = None,
     as_json: opt.AsJson = False,
@@ -51,7 +34,7 @@ def search(
     from limbert.cli import console
     from limbert.evaluation import search as searching
 
-    settings: dict[str, Any] = vars(options) | data
+    settings: dict[str, Any] = vars(config) | data
     with console.ProgressBar() as progress:
         result = searching.search(run, batch_size=batch_size, progress=progress, **settings)
     if as_json:
@@ -64,7 +47,7 @@ def search(
     if gains:
         console.say(
             f"On dev {sum(gain > 1e-9 for gain in gains)} of {len(gains)} new sub-networks beat every sub-network of "
-            f"the grid at no more cost ({options.objective}); mean difference: "
+            f"the grid at no more cost ({config.objective}); mean difference: "
             f"{100 * sum(gains) / len(gains):+.1f} points."
         )
     else:

@@ -56,6 +56,8 @@ def serve(run: opt.Run, settings: ServeSettings, mode: _ServeMode, as_json: opt.
         return
     # OpenMP threads that spin while they wait take the cores that the network needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The tokenizers library would wake threads for every request.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # By default oneDNN caches 1024 primitives, one for each batch shape: 180 MB after 2,100 batches of all shapes. 64
     # of them take 20 to 40 MB and are as fast.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -1,5 +1,7 @@
 """``limbert train``: from a pretrained encoder and labelled data to an elastic model."""
 
+import shlex
+import sys
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -83,6 +85,7 @@ def _train(
 
     def start(progress: Any) -> Any:
         options = {"callbacks": [progress], "progress": progress.prepare, "overwrite": overwrite}
+        options["command"] = shlex.join(["limbert", *sys.argv[1:]])
         if subnet is not None:
             return run.specialise(config, subnet, data, recipe=recipe, format=format or "hf", **options)
         if seeds:

@@ -1,6 +1,5 @@
 """What ``train`` and ``pretrain`` share: the progress of a training in the terminal."""
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,8 @@ from transformers import TrainerCallback
 
 from limbert.cli.console import note, stderr
 from limbert.errors import TrainingInterrupted
+from limbert.evaluation.results import RESULTS_NAME
+from limbert.files import read_json_lines
 
 Result = TypeVar("Result")
 
@@ -20,11 +21,9 @@ _LINES_EVERY = 100  # steps, if the output is no terminal
 
 def baseline_of(run: str) -> dict[str, float] | None:
     """The metrics of the best constant prediction, from the results of a run; None where there are none."""
-    path = Path(run) / "results.jsonl"
-    if not path.exists():
-        return None
-    baseline: dict[str, float] | None = json.loads(path.read_text(encoding="utf-8").partition("\n")[0]).get("baseline")
-    return baseline
+    path = Path(run) / RESULTS_NAME
+    rows = read_json_lines(path, required_keys={}) if path.exists() else [{}]
+    return rows[0].get("baseline")
 
 
 def run_in_terminal(run: "Callable[[TerminalProgress], Result]") -> "Result":

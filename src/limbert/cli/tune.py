@@ -1,6 +1,5 @@
 """``limbert tune``: search the gates' widths and the exits' thresholds, and save operating points."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +7,7 @@ import typer
 
 from limbert.cli import options as opt
 from limbert.cli.config_options import ConfigOptions, config_options
-from limbert.core.config import config_field
+from limbert.core.verb_config import TuneConfig
 from limbert.errors import import_optional
 
 if TYPE_CHECKING:
@@ -17,28 +16,7 @@ if TYPE_CHECKING:
 TUNE_PLOT_NAME = "tune.png"
 
 
-@dataclass(frozen=True)
-class TuneOptions:
-    """Options with the names of the parameters of `limbert.tune`."""
-
-    widths: tuple[float, ...] = config_field(
-        (), "widths that gates' choices may run at, such as 0.25,0.5,1 (default: the model's)"
-    )
-    exit_rule: str | None = config_field(
-        None, "entropy, confidence or patience (default: entropy; for regression patience)"
-    )
-    num_thresholds: int = config_field(
-        12, "exit thresholds tried for each choice of widths", option="thresholds", minimum=1
-    )
-    balanced_drop: float = config_field(1.0, "points of the metric that 'balanced' may lose to the full model")
-    fast_drop: float = config_field(3.0, "points of the metric that 'fast' may lose to the full model")
-    max_drop: float | None = config_field(
-        None, "add 'guaranteed', which loses at most this many points of accuracy on new data, with --confidence"
-    )
-    confidence: float = config_field(0.9, "probability that 'guaranteed' loses no more than --max-drop")
-
-
-@config_options(data=opt.data_options("data", "train", "dev"), options=ConfigOptions(TuneOptions))
+@config_options(data=opt.data_options("data", "train", "dev"), config=ConfigOptions(TuneConfig))
 def tune(
     run: Annotated[
         str,
@@ -48,7 +26,7 @@ def tune(
         ),
     ],
     data: dict[str, Any],
-    options: TuneOptions,
+    config: TuneConfig,
     batch_size: opt.BatchSize = 64,
     threads: opt.Threads = None,
     device: opt.Device = "auto",
@@ -71,7 +49,7 @@ def tune(
     from limbert.report.sections import search_picture
 
     import_optional("matplotlib", extra="report")  # before the long work
-    settings: dict[str, Any] = vars(options) | data
+    settings: dict[str, Any] = vars(config) | data
     with console.ProgressBar() as progress:
         result = tuning.tune(run, batch_size=batch_size, device=device, progress=progress, **settings)
     folder = Path(run).expanduser()
@@ -92,8 +70,8 @@ def tune(
     console.print_table(header, rows, text_columns=2, bold=named, compact=True)
     if tuning.GUARANTEED in points:
         console.say(
-            f"guaranteed: with probability {options.confidence:g} its accuracy on new data from the same "
-            f"distribution is at most {options.max_drop:g} points below the full model's."
+            f"guaranteed: with probability {config.confidence:g} its accuracy on new data from the same "
+            f"distribution is at most {config.max_drop:g} points below the full model's."
         )
     console.say(
         f"Saved the operating points in {run}/limbert.json and the plot in {run}/{TUNE_PLOT_NAME}.\n"

@@ -37,7 +37,7 @@ class AugmentedExamples:
 
     examples: Examples  # labelled as their training examples (in files with logits only: the most likely class)
     source_ids: tuple[str | None, ...]  # of their training examples; None if unknown
-    logits: np.ndarray | None  # ``(examples, outputs)`` of a teacher, in the order of the task's labels
+    logits: np.ndarray | None = None  # ``(examples, outputs)`` of a teacher, in the order of the task's labels
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -34,16 +34,11 @@ class TaskData:
     description: tuple[str, ...] = field(default=(), compare=False)  # files, columns, task type and why, class counts
 
 
-def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] | None = None) -> TaskData:
+def load_task_data(config: DataConfig, *, seed: int) -> TaskData:
     """Load the training and development examples that the settings point to.
 
     The task and the label names are GLUE's, or follow from *all* training examples (see `infer_task`), before
-    ``train_limit`` of them are chosen.
-
-    Args:
-        config: where the data is and how to read it.
-        seed: chooses the examples under ``train_limit``.
-        splits: ``datasets.Dataset`` by split name, in place of the files that the config names.
+    ``train_limit`` of them are chosen with the seed.
 
     Raises:
         ConfigError: settings that contradict each other, or an unknown task.
@@ -52,7 +47,7 @@ def load_task_data(config: DataConfig, *, seed: int, splits: Mapping[str, Any] |
     task_type = requested_task_type(config)
     if config.augmented is not None and task_type in TASK_COLUMNS:
         raise ConfigError(f"augmented examples are given; {task_type} cannot use them")
-    source = find_sources(config, config.task, task_type, splits=splits)
+    source = find_sources(config, config.task, task_type)
     training = source.read_train_table()
     task, train = training.task, training.parsed.examples
     labels = train.labels or ()

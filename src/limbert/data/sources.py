@@ -11,7 +11,7 @@ from limbert.data.columns import choose_columns, select_columns
 from limbert.data.labels import infer_task, label_parser
 from limbert.data.readers import Examples, TableExamples, read_examples
 from limbert.data.split import split_by_group
-from limbert.data.table import FORMATS, Table, dataset_table, dataset_tables, file_format
+from limbert.data.table import FORMATS, Table, dataset_tables, file_format
 from limbert.data.task_files import TAGGED_FORMATS, open_file, row_parser
 from limbert.data.tasks import GLUE_HUB_NAME, Columns, GlueTask, Task, column_layouts, find_glue_task
 from limbert.errors import ConfigError, DataError
@@ -98,19 +98,16 @@ class DataSource:
         return rest, {"dev": dev}
 
 
-def find_sources(
-    config: DataConfig, task_name: str | None, task_type: TaskType | None, *, splits: Mapping[str, Any] | None = None
-) -> DataSource:
+def find_sources(config: DataConfig, task_name: str | None, task_type: TaskType | None) -> DataSource:
     """Find what ``train`` and ``dev``, or ``data``, or the GLUE task alone (then from the Hub) point to.
 
     A folder holds ``train.*`` and ``dev.*`` (or ``validation.*``, ``valid.*``, ``val.*``) with one of the suffixes of
     the task type, gzipped or not. Without such a development file, ``test.*`` is used and must have labels. MNLI's two
     parts are ``dev_matched`` and ``dev_mismatched``; one is enough. The same holds for the splits of a Hub data set,
     ``NAME`` or ``NAME:CONFIGURATION``, and of a folder that ``DatasetDict.save_to_disk`` wrote.
-    ``splits``, each a ``datasets.Dataset``, take the place of all this.
     """
     glue = find_glue_task(task_name, task_type)
-    name, tables = _find_tables(config, glue, task_type, splits)
+    name, tables = _find_tables(config, glue, task_type)
     parts = glue.dev_files if glue else ()
     stems = {part: (stem.replace("dev", "validation"), stem) for part, stem in parts}  # Hub, files
     dev = {part: tables[stem] for part, both in stems.items() for stem in both if stem in tables}
@@ -120,12 +117,8 @@ def find_sources(
     return DataSource(config, task_type, glue, tables.get("train"), dev or ({"dev": tables[other]} if other else {}))
 
 
-def _find_tables(
-    config: DataConfig, glue: GlueTask | None, task_type: TaskType | None, splits: Mapping[str, Any] | None
-) -> tuple[str, dict[str, Table]]:
+def _find_tables(config: DataConfig, glue: GlueTask | None, task_type: TaskType | None) -> tuple[str, dict[str, Table]]:
     """The name of the data, and the tables by split or stem of the file."""
-    if splits is not None:
-        return "datasets", {name: dataset_table(name, split) for name, split in splits.items()}
     if config.train is not None or config.dev is not None:
         if config.data is not None:
             raise ConfigError(f"data is {config.data!r} beside train or dev; it must be one or the other")

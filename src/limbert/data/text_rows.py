@@ -25,21 +25,19 @@ _UNDECODED = re.compile("[\udc80-\udcff]")  # what surrogateescape leaves of byt
 RawRow = tuple[int, Any, str | None]  # line, content (empty on a blank line), what is wrong with it
 
 
-def decode_lines(path: Path, *, max_chars: int = -1) -> Iterator[tuple[int, str | None, bool]]:
-    """Lines, or parts of at most ``max_chars``: the line number, the text, and whether the line ends here.
+def decode_lines(path: Path) -> Iterator[tuple[int, str | None]]:
+    """The number and the text of each line, None if the bytes are not UTF-8.
 
-    The text is None if the bytes are not UTF-8. LF ends a line, or CR in a file without any LF.
+    LF ends a line, or CR in a file without any LF.
     """
-    encoding, number = "", 1
+    encoding = ""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb", buffering=0) as raw:
             buffered = io.BufferedReader(raw, _SNIFFED_BYTES)  # type: ignore[type-var]
             encoding, newline = _detect_encoding(buffered.peek(_SNIFFED_BYTES))
             file = io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline=newline)
-            while text := file.readline(max_chars):
-                ends = text.endswith(newline)
-                yield number, None if _UNDECODED.search(text) else text, ends
-                number += ends
+            for number, text in enumerate(file, start=1):
+                yield number, None if _UNDECODED.search(text) else text
     except UnicodeDecodeError:
         raise DataError(f"{path}: the bytes are not {encoding.upper()}; save the file as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -74,7 +72,7 @@ def read_lines(path: Path) -> Iterator[RawRow]:
     """The text of each line, ``""`` where it holds spaces only; no blank lines at the end."""
 
     def rows() -> Iterator[RawRow]:
-        for number, text, _ in decode_lines(path):
+        for number, text in decode_lines(path):
             line = (text or "").removesuffix("\n").removesuffix("\r")
             yield number, line if line.strip(" ") else "", INVALID_UNICODE if text is None else None
 
@@ -95,9 +93,9 @@ def read_csv(path: Path, *, delimiter: str = ",") -> Iterator[RawRow]:
     return _drop_trailing_blanks(_read_records(decode_lines(path), delimiter))
 
 
-def _read_records(source: Iterator[tuple[int, str | None, bool]], delimiter: str) -> Iterator[RawRow]:
+def _read_records(source: Iterator[tuple[int, str | None]], delimiter: str) -> Iterator[RawRow]:
     csv.field_size_limit(_MAX_CELL_CHARS)
-    pending, taken = deque[tuple[int, str | None, bool]](), list[tuple[int, str | None, bool]]()
+    pending, taken = deque[tuple[int, str | None]](), list[tuple[int, str | None]]()
 
     def lines() -> Iterator[str]:
         taken.clear()
@@ -123,7 +121,7 @@ def _read_records(source: Iterator[tuple[int, str | None, bool]], delimiter: str
                 quotes += line.count('"')
                 if quotes % 2 == 0:
                     break
-        undecoded = next((number for number, text, _ in taken if text is None), None)
+        undecoded = next((number for number, text in taken if text is None), None)
         yield (taken[0][0], cells, problem) if undecoded is None else (undecoded, [], INVALID_UNICODE)
 
 

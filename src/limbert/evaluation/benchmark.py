@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +15,15 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from limbert.core.config import RuntimePrecision, require
+from limbert.core.config import RuntimePrecision, configs_from_options, require
 from limbert.core.subnet import Subnet
+from limbert.core.verb_config import BenchmarkConfig
 from limbert.errors import CheckpointError, ConfigError
-from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.evaluation.hardware import hardware_info
-from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes, save_for_measuring
+from limbert.evaluation.memory import WEIGHTS_NAME, example_batch, peak_memory_bytes
 from limbert.evaluation.policy_passes import dynamic_points, passes_per_round, policy_passes
 from limbert.evaluation.results import (
     PROFILE_NAME,
@@ -55,17 +54,9 @@ RowsCallback = Callable[[list[ProfileRow]], None]
 def benchmark(
     run: str | Path,
     *,
-    subnets: Sequence[str] = (),
-    backends: Sequence[str] = ("torch",),
-    precisions: Sequence[str] = ("fp32",),
-    batch_sizes: Sequence[int] = (1,),
-    lengths: Sequence[int] = (),
-    device: str = "cpu",
-    rounds: int = 50,
-    max_seconds: float = 20.0,
-    on_preview: RowsCallback | None = None,
     on_setup: RowsCallback = lambda rows: None,
     progress: Progress = no_progress,
+    **options: Any,
 ) -> list[ProfileRow]:
     """Measure parameters, FLOPs, file size, peak memory, latency and throughput of sub-networks on this machine.
 
@@ -78,25 +69,16 @@ def benchmark(
 
     Args:
         run: elastic model.
-        subnets: names: ``WIDTHxDEPTH``, found by a search, or measured (``3.1ms-91.4``), or of operating points;
-            default: all.
-        backends: ``torch``, ``onnxruntime``, ``openvino``; or ``all`` that are installed.
-        precisions: ``fp32``, ``bf16``, ``int8``; each is measured in the backends that have it, fp32 alone in torch;
-            or ``all`` that they have here.
-        batch_sizes: examples per forward pass.
-        lengths: tokens per example; default: 128, or the model's longest input.
-        device: ``cpu``, or ``cuda`` with torch.
-        rounds: forward passes of each sub-network in a setup, at least 5.
-        max_seconds: roughly, for all passes of a setup, with at least 5 rounds.
-        on_preview: if given, called with rows of the smallest, a middle and the largest sub-network in the first
-            setup, before everything is measured.
         on_setup: called with the rows of each setup.
         progress: called with what runs, steps done and steps in all.
+        options: the fields of `BenchmarkConfig`; ``subnets`` are named ``WIDTHxDEPTH``, as found by a search, or
+            like operating points.
 
     Raises:
         LimbertError: for a run, setup or sub-network that cannot be measured or saved; refused before the work.
     """
-    run = os.path.expanduser(run)
+    (config,) = configs_from_options(options, BenchmarkConfig)
+    run, subnets, device = os.path.expanduser(run), config.names, config.device
     if not Path(run).is_dir() or not read_record(run):
         raise CheckpointError(f"{run} is no model trained by Limbert; give the output folder of limbert train")
     require_writable_run(run)
@@ -104,18 +86,18 @@ def benchmark(
         read_profile(Path(run) / PROFILE_NAME)  # refuses a broken one before the work
     points = dynamic_points(read_record(run))
     points = {name: point for name, point in points.items() if not subnets or name in subnets}
-    pairs = list(_backend_precisions(backends, precisions))
+    pairs = list(_backend_precisions(config.backends, config.precisions))
     checkpoint = load_checkpoint(run) if points or any(backend != "torch" for backend, _ in pairs) else None
     model = ElasticModel.from_pretrained(run) if checkpoint is None else checkpoint.model
     distinct = dict.fromkeys(
         ProfileSetup(backend, device, torch.get_num_threads(), batch, tokens, precision)
         for backend, precision in pairs
-        for batch in batch_sizes
-        for tokens in lengths or (min(_DEFAULT_TOKENS, model.max_input_length),)
+        for batch in config.batch_sizes
+        for tokens in config.lengths or (min(_DEFAULT_TOKENS, model.max_input_length),)
     )
     for setup in distinct:
         check_setup(setup, model)
-    names = resolve_measured_names(run, [name for name in subnets if name not in points])
+    names = [name for name in subnets if name not in points]
     selected = {name: model.subnet(name) for name in names} if subnets else model.subnets() | model.searched_subnets()
     for subnet in selected.values():
         model.check(subnet)
@@ -125,12 +107,8 @@ def benchmark(
     rows: list[ProfileRow] = []
     with tempfile.TemporaryDirectory(prefix="limbert-") as folder:
         profiler = Profiler(
-            model, selected, Path(folder), rounds=rounds, max_seconds=max_seconds, checkpoint=checkpoint
+            model, selected, Path(folder), rounds=config.rounds, max_seconds=config.max_seconds, checkpoint=checkpoint
         )
-        if on_preview is not None and selected:
-            by_size = sorted(selected, key=lambda name: sum(selected[name].heads) + sum(selected[name].neurons))
-            three = list(dict.fromkeys((by_size[0], by_size[len(by_size) // 2], by_size[-1])))
-            on_preview(profiler.measure(setups[0], three, progress=progress))
         for setup in setups:
             own_points = points if setup.backend == "torch" else {}
             measured = profiler.measure(setup, list(selected), points=own_points, progress=progress)
@@ -285,14 +263,14 @@ class Profiler:
             progress("saving" if on_torch else f"compiling for {setup.backend}", done, len(names) + 1)
             subnet = self.subnets.get(name, _WARMUP_SUBNET)
             if (on_torch or name == _WARMUP) and not self._path(name).exists():
-                save_for_measuring(self.model, subnet, self._path(name))
+                self.model.extract(subnet).save_pretrained(self._path(name))
             if name in self._runtimes or name == _WARMUP:
                 continue
             if self._compiler is None:
                 self._runtimes[name] = load_runtime("torch", self.model.view(subnet), threads=setup.threads)
             else:
                 self._compiled[name] = self._compiler.compile(subnet)
-                self._runtimes[name] = self._compiler.open(self._compiled[name])
+                self._runtimes[name] = self._compiler.load(subnet)
 
     def _warmup_file(self, backend: str) -> Path | None:
         """The tiny network in a file of the runtime."""
@@ -344,23 +322,3 @@ def time_interleaved(
         number += 1
         progress(number + _WARMUP_ROUNDS, rounds + _WARMUP_ROUNDS)
     return times
-
-
-@torch.inference_mode()
-def median_latency(
-    networks: Mapping[str, nn.Module],
-    inputs: dict[str, Tensor],
-    *,
-    rounds: int = 20,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, float]:
-    """Median seconds of one forward pass of each network on the same inputs, the networks taking turns."""
-
-    def run(network: nn.Module) -> None:
-        network(**inputs)
-        if inputs["input_ids"].is_cuda:
-            torch.cuda.synchronize()
-
-    functions = {name: partial(run, network) for name, network in networks.items()}
-    times = time_interleaved(functions, rounds=rounds, progress=progress)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}

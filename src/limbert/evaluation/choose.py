@@ -2,15 +2,16 @@
 
 import logging
 import os
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limbert.core.config import configs_from_options
 from limbert.core.pareto import pareto_front
 from limbert.core.units import QuantityType, format_quantity, parse_quantity
-from limbert.errors import CheckpointError, ConfigError, SubnetError
+from limbert.core.verb_config import BudgetConfig, MeasurementConfig
+from limbert.errors import CheckpointError, ConfigError
 from limbert.evaluation.hardware import describe_hardware, hardware_info
 from limbert.evaluation.results import (
     POLICIES_NAME,
@@ -134,21 +135,7 @@ class Choice:
         return self.ranked[0]
 
 
-def choose(
-    run: str | Path,
-    *,
-    max_latency: str | None = None,
-    max_params: str | None = None,
-    max_flops: str | None = None,
-    max_size: str | None = None,
-    min_metric: str | None = None,
-    max_drop: str | None = None,
-    backend: str | None = None,
-    precision: str | None = None,
-    batch: int | None = None,
-    tokens: int | None = None,
-    profile_path: str | Path | None = None,
-) -> Choice:
+def choose(run: str | Path, **options: Any) -> Choice:
     """Choose the highest metric within a budget; with limits of the metric alone the fastest sub-network.
 
     Every runtime and precision that was measured takes part, and operating points that were evaluated. Nothing is run:
@@ -157,38 +144,21 @@ def choose(
 
     Args:
         run: elastic model with a profile.
-        max_latency: longest median latency, such as ``5ms``.
-        max_params: most parameters, such as ``12M``.
-        max_flops: most FLOPs per example, such as ``1G``.
-        max_size: largest file, such as ``20MB``.
-        min_metric: lowest metric, such as ``0.90``, ``90`` or ``90%``.
-        max_drop: most points of the metric below the full sub-network in fp32, such as ``1``.
-        backend: runtime of the measurements to use; this and the next four: see `comparable_rows`.
-        precision: of the measurements to use.
-        batch: examples per forward pass of the measurements.
-        tokens: per example of the measurements.
-        profile_path: a profile from another machine instead of the run's own.
+        options: the fields of `BudgetConfig`, at least one, and of `MeasurementConfig`, see `comparable_rows`.
 
     Raises:
         CheckpointError: if the run has no profile or no results.
         ConfigError: without a limit, or if none can be met; the message then names the nearest sub-network.
     """
     run = os.path.expanduser(run)
-    limits = {
-        "--max-latency": max_latency,
-        "--max-params": max_params,
-        "--max-flops": max_flops,
-        "--max-size": max_size,
-        "--min-metric": min_metric,
-        "--max-drop": max_drop,
-    }
+    budget, measurements = configs_from_options(options, BudgetConfig, MeasurementConfig)
+    limits = {f"--{name.replace('_', '-')}": limit for name, limit in vars(budget).items()}
     constraints = parse_constraints(limits)
     if not constraints:
         raise ConfigError(f"give at least one limit: {', '.join(limits)}")
     if not Path(run).is_dir():
         raise CheckpointError(f"there is no folder {run}; give the output folder of limbert train")
-    wanted = {"backend": backend, "precision": precision, "batch": batch, "tokens": tokens}
-    rows = comparable_rows(run, profile_path=profile_path, **wanted)
+    rows = comparable_rows(run, **vars(measurements))
     measured = measured_subnets(run, rows)
     for name in {row.subnet for row in rows} & {*operating_points(read_record(run))}:
         if name not in {subnet.profile.subnet for subnet in measured}:
@@ -234,31 +204,6 @@ def describe_unmet_budget(subnets: Sequence[MeasuredSubnet], constraints: Sequen
     )
     missed = [limit.describe_excess(nearest) for limit in constraints if limit.excess(nearest) > 0]
     return f"cannot be met; nearest is {nearest.profile.subnet} ({nearest.measured_name}): {'; '.join(missed)}"
-
-
-_MEASURED_NAME = re.compile(r"\d+(\.\d+)?ms--?\d+(\.\d+)?")
-
-
-def resolve_measured_names(run: str | Path, names: Sequence[str]) -> list[str]:
-    """The names, with measured names like ``3.1ms-91.4`` replaced by the sub-network that was measured so."""
-    return [_resolve_measured_name(run, name) if _MEASURED_NAME.fullmatch(name) else name for name in names]
-
-
-def _resolve_measured_name(run: str | Path, name: str) -> str:
-    measured = measured_subnets(run, _read_run_profile(run))
-    matching = sorted({subnet.profile.subnet for subnet in measured if subnet.measured_name == name})
-    if len(matching) == 1 and any(subnet.is_policy for subnet in measured if subnet.profile.subnet == matching[0]):
-        raise SubnetError(f"{name} is an operating point; use --policy {matching[0]} (Python: policy={matching[0]!r})")
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise SubnetError(f"{name} could be {' or '.join(matching)}, which were measured alike; name one of them")
-
-    def latency_distance(other: str) -> float:
-        return abs(float(other.partition("ms")[0]) - float(name.partition("ms")[0]))
-
-    near = sorted({subnet.measured_name for subnet in measured}, key=latency_distance)[:5]
-    raise SubnetError(f"no sub-network of {run} was measured as {name}; near it: {', '.join(near)}")
 
 
 def measured_subnets(run: str | Path, rows: Sequence[ProfileRow]) -> list[MeasuredSubnet]:

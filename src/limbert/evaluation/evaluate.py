@@ -21,7 +21,6 @@ from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tasks import Task, requested_task_type
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError
-from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.results import (
     POLICIES_NAME,
     Calibration,
@@ -85,7 +84,7 @@ def evaluate(
 
     Args:
         run: elastic model, or a stock model fine-tuned on the task (then ``data=`` or ``task=`` says on what).
-        subnets: names: ``WIDTHxDEPTH``, found by a search, or measured (``3.1ms-91.4``); default: all.
+        subnets: names: ``WIDTHxDEPTH``, or found by a search; default: all.
         policy: a policy, or the name of a policy or operating point, instead of sub-networks.
         widths: of a policy given by name; this and the next two: see `named_policy`.
         exit_threshold: likewise.
@@ -114,7 +113,7 @@ def evaluate(
     if layers is not None:
         model.space = replace(model.space, layers=layers)  # type: ignore[arg-type]  # checked by the dataclass
         model.record.pop(TEMPERATURES_KEY, None)  # names mean other sub-networks now
-    named = {name: model.subnet(name) for name in resolve_measured_names(run, subnets)}
+    named = {name: model.subnet(name) for name in subnets}
     data_config = override_data_config(checkpoint.data_config, **data)
     if checkpoint.task is not None:
         task, splits = checkpoint.task, load_evaluation_data(data_config, checkpoint.task)

@@ -17,45 +17,16 @@ from pathlib import Path
 
 import psutil
 import torch
-import transformers
-from accelerate import init_empty_weights
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
-from limbert.core.subnet import Subnet
 from limbert.errors import LimbertError
 from limbert.evaluation.results import ProfileSetup
 from limbert.inference.runtimes import load_runtime
-from limbert.model.checkpoint import write_json
-from limbert.model.elastic import ElasticModel
-from limbert.model.families import family_of, stack_of
-from limbert.model.views import ViewFactory
+from limbert.model.standalone import load_standalone
 
 WEIGHTS_NAME = "model.safetensors"
-_SUBNET_NAME = "subnet.json"
 PEAK_MEMORY_SUPPORTED = sys.platform == "linux"  # elsewhere ru_maxrss has other units, and forking is unsafe
-
-
-def save_for_measuring(model: ElasticModel, subnet: Subnet, folder: Path) -> None:
-    """Write a sub-network's weights and config into a new folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.network.config.save_pretrained(folder)
-    write_json(folder / _SUBNET_NAME, subnet.to_dict() | {"class": type(model.network).__name__})
-    weights = {name: tensor.contiguous().clone() for name, tensor in model.view(subnet).state_dict().items()}
-    save_file(weights, folder / WEIGHTS_NAME)
-
-
-def load_for_measuring(folder: Path) -> PreTrainedModel:
-    """The network that `save_for_measuring` wrote, in evaluation mode; the full model's weights are never allocated."""
-    values = json.loads((folder / _SUBNET_NAME).read_text(encoding="utf-8"))
-    network_class = getattr(transformers, values["class"])
-    with init_empty_weights(include_buffers=False):
-        empty = network_class(AutoConfig.from_pretrained(folder))
-    family = family_of(empty)
-    network = ViewFactory(empty, list(stack_of(empty, family)), family).build(Subnet.from_dict(values))
-    network.load_state_dict(load_file(folder / WEIGHTS_NAME), assign=True)
-    return network.requires_grad_(False).eval()
 
 
 def example_batch(network_config: PretrainedConfig, *, batch: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -73,7 +44,7 @@ def peak_memory_bytes(
 ) -> list[int | None]:
     """Peak memory of each sub-network, loaded alone in a process of its own; None on systems other than Linux.
 
-    The sources are folders of `save_for_measuring` for torch, and files for the other runtimes. The warm-up, a tiny
+    The sources are saved sub-networks for torch, and files for the other runtimes. The warm-up, a tiny
     sub-network, runs first, so that the libraries are initialised: its folder, and for other runtimes also its file.
     """
     if not PEAK_MEMORY_SUPPORTED:
@@ -108,7 +79,7 @@ def _peak_of_this_process(source: Path, warmup: Path, config: PretrainedConfig, 
 
 
 def _load_and_run(source: Path, config: PretrainedConfig, setup: ProfileSetup) -> None:
-    loaded = load_for_measuring(source) if setup.backend == "torch" else source
+    loaded = load_standalone(source) if setup.backend == "torch" else source
     if setup.device == "cuda":
         assert isinstance(loaded, nn.Module)
         nn.Module.cuda(loaded)

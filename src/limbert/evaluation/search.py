@@ -11,13 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from limbert.core.config import DataConfig, require
 from limbert.core.pareto import pareto_front
+from limbert.core.space import is_width_depth_name
 from limbert.core.subnet import Subnet
+from limbert.core.verb_config import Objective, SearchConfig, take_config
 from limbert.data.load import load_evaluation_data
 from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tasks import Task
@@ -46,8 +49,6 @@ from limbert.model.flops import CostModel
 if TYPE_CHECKING:
     import optuna
 
-Objective = Literal["flops", "latency"]
-OBJECTIVES: tuple[Objective, ...] = ("flops", "latency")
 JOURNAL_NAME = "search-journal.jsonl"  # optuna's journal storage
 _DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")  # metric, cost
 _MIN_POPULATION = 24  # sub-networks per generation; twice the number of uniform ones if that is more
@@ -84,15 +85,9 @@ class SearchResult:
 def search(
     run: str | Path,
     *,
-    objective: Objective = "flops",
-    trials: int = 200,
-    seed: int = 42,
-    latency_batch: int = 1,
-    latency_tokens: int | None = None,
-    latency_runtime: str = "torch",
     batch_size: int = 64,
     progress: Progress = no_progress,
-    **data: Any,
+    **options: Any,
 ) -> SearchResult:
     """Search sub-networks off the grid of widths and depths, weighing the metric against a cost.
 
@@ -102,43 +97,42 @@ def search(
 
     Args:
         run: elastic model.
-        objective: the cost: ``flops`` or ``latency``.
-        trials: different sub-networks to evaluate, those of the grid included.
-        seed: of the optimiser.
-        latency_batch: examples in the forward pass that is timed.
-        latency_tokens: tokens of each of them; default: the median length of the validation split.
-        latency_runtime: runtime that it is timed in: ``torch``, ``onnxruntime`` or ``openvino``, in fp32.
         batch_size: examples per batch; the results do not depend on it.
         progress: called with what runs, steps done and steps in all.
-        data: settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the training's.
+        options: the fields of `SearchConfig`; settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the
+            training's.
 
     Raises:
         LimbertError: for a setting out of range, a run that cannot be searched or written, or without optuna.
     """
-    require(objective in OBJECTIVES, "objective", objective, "one of " + ", ".join(OBJECTIVES))
+    config, data = take_config(options, SearchConfig), options
     run = os.path.expanduser(run)
     require_writable_run(run)
     import_optional("optuna", extra="search")
     checkpoint = load_checkpoint(run)
     task, model = checkpoint.trained_task, checkpoint.model
-    config = override_data_config(checkpoint.data_config, **data)
-    load_evaluation_data(config, task)  # refuses data without a development set before the work
-    validation = checkpoint.tokenize(load_validation_split(checkpoint, config))
-    evaluator = SubnetEvaluator(
-        model, validation, task, objective, batch_size, latency_batch, latency_tokens, latency_runtime
-    )
+    data_config = override_data_config(checkpoint.data_config, **data)
+    load_evaluation_data(data_config, task)  # refuses data without a development set before the work
+    validation = checkpoint.tokenize(load_validation_split(checkpoint, data_config))
+    evaluator = SubnetEvaluator(model, validation, task, config, batch_size)
     results = search_subnets(
         SubnetEncoding(model),
         list(model.subnets().values()),
         evaluate=evaluator,
         journal=Path(run) / JOURNAL_NAME,
         study_name=evaluator.study_name,
-        trials=trials,
-        seed=seed,
+        trials=config.trials,
+        seed=config.seed,
         progress=partial(progress, "searching"),
     )
     return _save_front(
-        run, checkpoint, results, config=config, objective=objective, validation=validation, progress=progress
+        run,
+        checkpoint,
+        results,
+        config=data_config,
+        objective=config.objective,
+        validation=validation,
+        progress=progress,
     )
 
 
@@ -159,8 +153,11 @@ def _save_front(
     front = pareto_front(trials, cost=lambda trial: trial.relative_cost, value=lambda trial: trial.metric_value)
     new = [trial for trial in front if trial.subnet not in grid]
     subnets = {names[trial.subnet]: trial.subnet for trial in new}
-    save_searched_subnets(run, new, metric=task.primary_metric, objective=objective)
-    _save_temperatures(run, model, subnets, validation, task=task)
+    if subnets:
+        fit_temperatures(model, validation, task=task, subnets=subnets)
+    temperatures = model.record.get(TEMPERATURES_KEY, {})
+    save_searched_subnets(run, new, metric=task.primary_metric, objective=objective, temperatures=temperatures)
+    model.record |= read_record(run)
     eval_datasets = {name: checkpoint.tokenize(part) for name, part in load_evaluation_data(config, task).items()}
     progress_on_dev = partial(progress, "evaluating on dev")
     subnets |= model.subnets()
@@ -182,19 +179,6 @@ def _save_front(
         for trial in front
     ]
     return SearchResult(len(trials), objective, task.primary_metric, rows)
-
-
-def _save_temperatures(
-    run: str, model: ElasticModel, subnets: Mapping[str, Subnet], validation: TokenizedExamples, *, task: Task
-) -> None:
-    """Fit the temperatures of new sub-networks, and save them in the run in place of those of earlier searches."""
-    model.record[SEARCHED_SUBNETS_KEY] = read_record(run).get(SEARCHED_SUBNETS_KEY, {})
-    if subnets:
-        fit_temperatures(model, validation, task=task, subnets=subnets)
-    known = model.subnets().keys() | model.record[SEARCHED_SUBNETS_KEY].keys()
-    kept = {name: value for name, value in model.record.get(TEMPERATURES_KEY, {}).items() if name in known}
-    model.record[TEMPERATURES_KEY] = kept
-    update_record(run, lambda record: record.update({TEMPERATURES_KEY: kept}))
 
 
 def search_subnets(
@@ -248,7 +232,7 @@ def search_subnets(
                 repeated = 0
                 finished[subnet] = evaluate(subnet)
                 saved.add_trial(study.tell(trial, [finished[subnet].metric_value, finished[subnet].relative_cost]))
-    except BlockingIOError as error:
+    except TimeoutError as error:
         raise ConfigError(f"another search is running in {journal.parent}; wait until it has ended") from error
     except OSError as error:
         raise StorageError(f"cannot write {journal}: {error.strerror or error}") from error
@@ -279,24 +263,20 @@ class SubnetEvaluator:
 
     Costs are fractions of the full model's: FLOPs at the examples' own lengths, or the median time of ``rounds``
     forward passes beside the full model's, the two taking turns, so that a slow phase of the machine affects both. A
-    pass has ``latency_batch`` examples of ``latency_tokens`` tokens (None: the examples' median length), in fp32.
+    pass has ``latency_batch`` examples of ``latency_tokens`` tokens, in fp32.
     """
 
     model: ElasticModel
     examples: TokenizedExamples
     task: Task
-    objective: Objective
+    config: SearchConfig
     batch_size: int = 64
-    latency_batch: int = 1
-    latency_tokens: int | None = None
-    latency_runtime: str = "torch"
     rounds: int = 30
 
     def __post_init__(self) -> None:
-        require(self.objective in OBJECTIVES, "objective", self.objective, "one of " + ", ".join(OBJECTIVES))
-        check_runtime(self.latency_runtime)
-        longest, tokens = self.model.max_input_length, self.latency_tokens
-        self._tokens = tokens or int(sorted(self.examples.lengths)[len(self.examples) // 2])
+        check_runtime(self.config.latency_runtime)
+        longest = self.model.max_input_length
+        self._tokens = self.config.latency_tokens or int(sorted(self.examples.lengths)[len(self.examples) // 2])
         require(2 <= self._tokens <= longest, "tokens", self._tokens, f"from 2 to {longest}, the model's longest input")
         self._cost_model = CostModel(self.model)
 
@@ -306,17 +286,17 @@ class SubnetEvaluator:
         tokens, labels = self.examples.tokens, self.examples.labels
         parts = [tokens.ids, tokens.offsets] + ([] if labels is None else [labels.numpy()])
         examples = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:12]
-        name = f"{self.objective}, {self.task.primary_metric}, examples {examples}"
-        if self.objective == "flops":
+        name = f"{self.config.objective}, {self.task.primary_metric}, examples {examples}"
+        if self.config.objective == "flops":
             return name
-        name += f", {self.latency_batch}x{self._tokens} tokens, {torch.get_num_threads()} threads"
-        return name + f", {self.latency_runtime}" * (self.latency_runtime != "torch")
+        name += f", {self.config.latency_batch}x{self._tokens} tokens, {torch.get_num_threads()} threads"
+        return name + f", {self.config.latency_runtime}" * (self.config.latency_runtime != "torch")
 
     def __call__(self, subnet: Subnet) -> TrialResult:
         """Evaluate one sub-network."""
         logits = predict_subnet_logits(self.model, self.examples, subnets={"": subnet}, batch_size=self.batch_size)
         value = compute_task_metrics(self.task, logits[""], self.examples)[self.task.primary_metric]
-        cost = self._relative_flops(subnet) if self.objective == "flops" else self._relative_latency(subnet)
+        cost = self._relative_flops(subnet) if self.config.objective == "flops" else self._relative_latency(subnet)
         return TrialResult(subnet, value, cost)
 
     def _relative_flops(self, subnet: Subnet) -> float:
@@ -326,7 +306,7 @@ class SubnetEvaluator:
     def _relative_latency(self, subnet: Subnet) -> float:
         if subnet == self.model.full:
             return 1.0
-        ids = torch.ones(self.latency_batch, self._tokens, dtype=torch.long, device=self.model.network.device)
+        ids = torch.ones(self.config.latency_batch, self._tokens, dtype=torch.long, device=self.model.network.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         runtimes = {"full": self._full_runtime, "subnet": self._load(subnet)}
         functions = {name: partial(runtime, inputs) for name, runtime in runtimes.items()}
@@ -338,11 +318,21 @@ class SubnetEvaluator:
         return self._load(self.model.full)
 
     def _load(self, subnet: Subnet) -> Runtime:
-        return load_runtime(self.latency_runtime, self.model.view(subnet), threads=torch.get_num_threads())
+        return load_runtime(self.config.latency_runtime, self.model.view(subnet), threads=torch.get_num_threads())
 
 
-def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, metric: str, objective: Objective) -> None:
-    """Write sub-networks into the run's ``limbert.json`` in place of those of an earlier search for this objective."""
+def save_searched_subnets(
+    run: str | Path,
+    trials: Sequence[TrialResult],
+    *,
+    metric: str,
+    objective: Objective,
+    temperatures: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Write sub-networks into the run's ``limbert.json`` in place of those of an earlier search for this objective.
+
+    So are ``temperatures`` by name, while those of sub-networks that are gone are deleted.
+    """
     new = {
         searched_subnet_name(trial.subnet): trial.subnet.to_dict()
         | {"validation": {metric: trial.metric_value}, "objective": objective, "cost_share": trial.relative_cost}
@@ -352,7 +342,10 @@ def save_searched_subnets(run: str | Path, trials: Sequence[TrialResult], *, met
     def update(record: dict[str, Any]) -> None:
         saved = record.get(SEARCHED_SUBNETS_KEY, {})
         others = [name for name in saved if saved[name].get("objective") != objective and name not in new]
-        record[SEARCHED_SUBNETS_KEY] = new | {name: saved[name] for name in others}
+        record[SEARCHED_SUBNETS_KEY] = searched = new | {name: saved[name] for name in others}
+        known = (record.get(TEMPERATURES_KEY, {}) | dict(temperatures)).items()
+        kept = {name: value for name, value in known if is_width_depth_name(name) or name in searched}
+        record[TEMPERATURES_KEY] = kept
 
     update_record(run, update)
 

@@ -13,6 +13,7 @@ import numpy as np
 from limbert.core.config import require
 from limbert.core.pareto import pareto_front
 from limbert.core.subnet import Subnet
+from limbert.core.verb_config import TuneConfig, take_config
 from limbert.data.metrics import compute_metrics, predictions
 from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import Progress, evaluate_policy, no_progress, policy_row, record_temperatures
@@ -37,7 +38,7 @@ from limbert.inference.policy import (
     save_operating_points,
 )
 from limbert.method.calibration import TEMPERATURES_KEY
-from limbert.method.early_exit import EXIT_RULES, ExitRuleName
+from limbert.method.early_exit import EXIT_RULES
 from limbert.model.checkpoint import update_record
 
 GUARANTEED = "guaranteed"  # name of the operating point with a guarantee
@@ -76,17 +77,10 @@ class TuneResult:
 def tune(
     run: str | Path,
     *,
-    widths: Sequence[float] = (),
-    exit_rule: ExitRuleName | None = None,
-    num_thresholds: int = 12,
-    balanced_drop: float = 1.0,
-    fast_drop: float = 3.0,
-    max_drop: float | None = None,
-    confidence: float = 0.9,
     batch_size: int = 64,
     device: str = "auto",
     progress: Progress = no_progress,
-    **data: Any,
+    **options: Any,
 ) -> TuneResult:
     """Search policies on the validation split of the training data, and save operating points in the run.
 
@@ -101,57 +95,49 @@ def tune(
 
     Args:
         run: elastic model; without gates and exits only static sub-networks and cascades are tried.
-        widths: widths that the gates' choices may run at; default: the model's.
-        exit_rule: ``entropy``, ``confidence`` or ``patience``; default: entropy, for regression patience.
-        num_thresholds: exit thresholds tried for each choice of widths.
-        balanced_drop: how much of the metric ``balanced`` may lose to the full model, in points of 100.
-        fast_drop: likewise for ``fast``.
-        max_drop: what ``guaranteed`` may lose, in points of accuracy (with several labels, of exact matches).
-        confidence: probability that it loses no more.
         batch_size: examples per batch; the results do not depend on it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         progress: called with what runs, steps done and steps in all.
-        data: settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the training's.
+        options: the fields of `TuneConfig`; settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the
+            training's.
 
     Raises:
         LimbertError: for a setting out of range, a token-level task, or a run that cannot be tuned or written.
     """
-    require(0 <= balanced_drop <= 100, "balanced drop", balanced_drop, "between 0 and 100 points")
-    require(0 <= fast_drop <= 100, "fast drop", fast_drop, "between 0 and 100 points")
-    require(max_drop is None or 0 < max_drop < 100, "max drop", max_drop, "above 0 and below 100 points")
-    require(0.5 <= confidence <= 0.998, "confidence", confidence, "from 0.5 to 0.998")
+    config, data = take_config(options, TuneConfig), options
     run = os.path.expanduser(run)
     require_writable_run(run)
     checkpoint = load_checkpoint(run, device=device)
     task, model = checkpoint.trained_task, checkpoint.model
     reject_token_level_task(task.task_type, "tune")
-    if max_drop is not None and task.task_type == "regression":
+    if config.max_drop is not None and task.task_type == "regression":
         raise ConfigError("--max-drop guarantees a share of correct predictions; a regression has none, leave it out")
-    rule = exit_rule or default_exit_rule(task.task_type)
+    rule: Any = config.exit_rule or default_exit_rule(task.task_type)
     require(rule in EXIT_RULES, "exit rule", rule, "one of " + ", ".join(EXIT_RULES))
-    for width in widths:
+    for width in config.widths:
         Subnet.uniform(model.shape, width=width)  # refuses one that keeps no head
-    config = override_data_config(checkpoint.data_config, **data)
-    validation, source = load_validation_split(checkpoint, config), config.train or config.data or task.name
+    data_config = override_data_config(checkpoint.data_config, **data)
+    validation = load_validation_split(checkpoint, data_config)
+    source = data_config.train or data_config.data or task.name
     examples = checkpoint.tokenize(validation)
     checkpoint.log_inputs(f"validation split of {source}", validation, examples)
     records = PolicyRecords(
         model,
         examples,
         task=task,
-        widths=widths or model.space.widths,
+        widths=config.widths or model.space.widths,
         exit_rule=rule,
         batch_size=batch_size,
         progress=partial(progress, "searching"),
     )
     if task.task_type != "regression":
         record_temperatures(model.record, records.subnet_logits, examples, task=task)
-    candidates = evaluate_candidates(records, num_thresholds=num_thresholds)
-    drops = {"fast": fast_drop / 100, "balanced": balanced_drop / 100, "accurate": 0.0}
+    candidates = evaluate_candidates(records, num_thresholds=config.num_thresholds)
+    drops = {"fast": config.fast_drop / 100, "balanced": config.balanced_drop / 100, "accurate": 0.0}
     points = choose_operating_points(candidates, metric=task.primary_metric, max_drops=drops)
-    if max_drop is not None:
-        limits = {"max_drop": max_drop / 100, "confidence": confidence}
-        points |= guaranteed_point(records, num_thresholds=num_thresholds, **limits)
+    if config.max_drop is not None:
+        limits = {"max_drop": config.max_drop / 100, "confidence": config.confidence}
+        points |= guaranteed_point(records, num_thresholds=config.num_thresholds, **limits)
     rows = [
         policy_row(
             name,

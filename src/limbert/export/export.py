@@ -11,9 +11,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from limbert.core.config import DataConfig
+from limbert.core.verb_config import ExportOptions, take_config
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, ExportError, import_optional
-from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
 from limbert.export.export_result import EXPORT_RECORD_NAME, ExportConfig, ExportResult
 from limbert.export.formats import EXPORTERS, Exporter, policy_exporter
@@ -46,39 +46,26 @@ def export_model(
     widths: Sequence[float] | None = None,
     exit_threshold: float | None = None,
     exit_rule: str | None = None,
-    format: str = "hf",
-    int8: bool = False,
-    max_drop: float = 1.0,
-    overwrite: bool = False,
-    licence: str | None = None,
     threads: int | None = None,
-    vocabulary: str | Path | None = None,
-    characters: str = "all",
     extra_files: Sequence[Path] = (),
     progress: Progress = no_progress,
-    **data: Any,
+    **options: Any,
 ) -> ExportResult:
     """Export a sub-network or a policy as a standalone folder, verified against its source, whole or not at all.
 
     Args:
         run: folder or Hub id of the elastic model.
         output: the folder to make.
-        subnet: ``WIDTHxDEPTH``, a name found by a search, or a measured name; default: the full model.
+        subnet: ``WIDTHxDEPTH``, or a name found by a search; default: the full model.
         policy: instead of a sub-network: a policy, or the name of a policy or operating point such as ``balanced``.
         widths: of a policy given by name; this and the next two: see `named_policy`.
         exit_threshold: likewise.
         exit_rule: likewise.
-        format: ``hf`` (Transformers), ``onnx`` or ``openvino``.
-        int8: whether to quantise; needs labelled examples to measure the loss.
-        max_drop: with int8: largest loss of the primary metric, in points of 100.
-        overwrite: whether to replace an earlier export in ``output``.
-        licence: for the model card; default: that of the run's own card.
         threads: of the runtime; None: its default.
-        vocabulary: texts, a file or data as for training, whose tokens are kept; see `reduce_vocabulary`.
-        characters: with it, the single characters that are kept: ``all``, or ``texts``.
         extra_files: copied into the folder.
         progress: called with what runs, steps done and steps in all.
-        data: settings of `DataConfig` (``data=``, ``dev=`` ...) instead of the training's.
+        options: the fields of `ExportOptions`; for ``vocabulary`` and ``characters`` see `reduce_vocabulary`. Settings
+            of `DataConfig` (``data=``, ``dev=`` ...) instead of the training's.
 
     Raises:
         SubnetError: for a sub-network that the model cannot run.
@@ -88,10 +75,9 @@ def export_model(
     if subnet is not None and policy is not None:
         raise ConfigError("provide either a sub-network or a policy")
     run = os.path.expanduser(run)
-    (name,) = resolve_measured_names(run, [subnet or "1x1"]) if policy is None else [str(policy)]
-    settings: dict[str, Any] = {"int8": int8, "max_drop": max_drop, "licence": licence, "threads": threads}
-    settings |= {"vocabulary": None if vocabulary is None else str(vocabulary), "characters": characters}
-    config = check_export(run, output, subnet=name, format=format, overwrite=overwrite, **settings)
+    name = (subnet or "1x1") if policy is None else str(policy)
+    form, data = take_config(options, ExportOptions), options
+    config = check_export(run, output, subnet=name, threads=threads, **vars(form))
     checkpoint = load_checkpoint(run, head="as-saved")
     if isinstance(policy, str):
         given: dict[str, Any] = {"widths": widths, "exit_threshold": exit_threshold, "exit_rule": exit_rule}
@@ -105,15 +91,15 @@ def export_model(
         if policy is not None:
             raise ConfigError("--vocabulary goes with one sub-network; export a policy without it, or name a --subnet")
         checkpoint, network, reduction = reduce_vocabulary(
-            checkpoint, network, config.vocabulary, data_config, characters=characters
+            checkpoint, network, str(config.vocabulary), data_config, characters=config.characters
         )
         source, params = load_runtime("torch", network, threads=threads), network.num_parameters()
     data_given = bool(data.get("data") or data.get("dev"))
     trial = parity_examples(checkpoint, data_config, required=data_given)
     labelled = None
-    if int8:  # before the work, because it may refuse
+    if config.int8:  # before the work, because it may refuse
         labelled = labelled_examples(checkpoint, data_config, use_dev_set=data_given)
-    batches = list(parity_batches(trial.examples, network))
+    batches = list(parity_batches(trial.examples))
     checkpoint.tokenizer.model_max_length = checkpoint.max_length  # the length the model was trained with
     given_names = {*batches[0]} & {*checkpoint.tokenizer.model_input_names}
     with atomic_folder(config.output) as folder:
@@ -163,18 +149,14 @@ def _sources(
     return policy_exporter(exporter, segmented), model.network, segmented.source, None
 
 
-def check_export(
-    run: str, output: str | Path, *, subnet: str, format: str, overwrite: bool, **settings: Any
-) -> ExportConfig:
+def check_export(run: str, output: str | Path, **settings: Any) -> ExportConfig:
     """The settings of an export, before any work.
 
     Raises:
         ConfigError: for a setting out of range, an output that exists, or a missing library.
     """
-    defaults: dict[str, Any] = {"int8": False, "max_drop": 1.0, "licence": None, "threads": None}
-    path = Path(output).expanduser()
-    config = ExportConfig(run, path, subnet, format, overwrite=overwrite, **defaults | settings)
-    for library in EXPORTERS[config.format].libraries:
+    config = ExportConfig(run=run, output=Path(output).expanduser(), **settings)
+    for library in EXPORTERS[config.format].library.libraries:
         import_optional(library, extra="export")
     return config
 

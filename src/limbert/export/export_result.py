@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from limbert.core.config import require
+from limbert.core.verb_config import ExportOptions
 from limbert.errors import ConfigError
 from limbert.export.formats import EXPORTERS
 from limbert.export.verify import RuntimeBenchmark
@@ -16,21 +17,14 @@ from limbert.inference.policy import Policy
 EXPORT_RECORD_NAME = "export.json"  # marks a folder as an export
 
 
-@dataclass(frozen=True)
-class ExportConfig:
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(ExportOptions):
     """Settings of an export, see `export_model`."""
 
     run: str
     output: Path
     subnet: str  # its name, or that of the policy
-    format: str
-    int8: bool
-    max_drop: float
-    overwrite: bool
-    licence: str | None
-    threads: int | None
-    vocabulary: str | None = None
-    characters: str = "all"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         require(self.format in EXPORTERS, "format", self.format, f"one of {', '.join(EXPORTERS)}")

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from limbert.inference import policy_runtime
 from limbert.inference.quantize import CalibrationLoader
-from limbert.inference.runtimes import RUNTIMES, Runtime, load_runtime
+from limbert.inference.runtimes import RUNTIMES, Runtime, RuntimeLibrary, load_runtime
 from limbert.inference.segments import SegmentedPolicy
 from limbert.model.standalone import load_standalone, stock_config
 
@@ -18,14 +18,17 @@ from limbert.model.standalone import load_standalone, stock_config
 class Exporter:
     """One format."""
 
-    runtime_title: str  # name of the runtime for readers
-    runtime: str  # its key in ``RUNTIMES``
-    weights_name: str  # the file with the weights; of a policy a pattern for all of them
+    runtime: str  # key of ``RUNTIMES``
     write: Callable[[PreTrainedModel, Path, tuple[str, ...]], None]  # into a folder, with these inputs
     load: Callable[[Path, int | None], Runtime]  # the folder, with so many threads
+    weights_name: str  # the file with the weights; of a policy a pattern for all of them
     model_name: str = ""  # the file that the runtime loads; empty if it is the folder
-    libraries: tuple[str, ...] = ()  # libraries of the extra ``export`` that it needs
     quantize: Callable[[Path, CalibrationLoader], None] | None = None  # the model file to int8, in place
+
+    @property
+    def library(self) -> RuntimeLibrary:
+        """The runtime."""
+        return RUNTIMES[self.runtime]
 
     def file_bytes(self, folder: Path) -> int:
         """Size of the files with the weights."""
@@ -35,23 +38,16 @@ class Exporter:
 def _runtime_exporter(name: str) -> Exporter:
     """The files that a runtime loads, and the stock config."""
     library = RUNTIMES[name]
-    assert library.write is not None
-    write_files = library.write
 
     def write(network: PreTrainedModel, folder: Path, inputs: tuple[str, ...]) -> None:
-        write_files(network, folder, inputs)
+        assert library.write is not None
+        library.write(network, folder, inputs)
         stock_config(network).save_pretrained(folder)
 
-    return Exporter(
-        library.title,
-        name,
-        library.weights_name,
-        write,
-        lambda folder, threads: load_runtime(name, folder / library.model_name, threads=threads),
-        library.model_name,
-        library.libraries,
-        library.quantize,
-    )
+    def load(folder: Path, threads: int | None) -> Runtime:
+        return load_runtime(name, folder / library.model_name, threads=threads)
+
+    return Exporter(name, write, load, library.weights_name, library.model_name, library.quantize)
 
 
 def policy_exporter(exporter: Exporter, policy: SegmentedPolicy) -> Exporter:
@@ -73,11 +69,10 @@ def policy_exporter(exporter: Exporter, policy: SegmentedPolicy) -> Exporter:
 
 EXPORTERS: dict[str, Exporter] = {
     "hf": Exporter(
-        "PyTorch with Transformers",
         "torch",
-        "model.safetensors",
         lambda network, folder, inputs: network.save_pretrained(folder),
         lambda folder, threads: load_runtime("torch", load_standalone(folder), threads=threads),
+        "model.safetensors",
     ),
     "onnx": _runtime_exporter("onnxruntime"),
     "openvino": _runtime_exporter("openvino"),

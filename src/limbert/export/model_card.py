@@ -12,21 +12,13 @@ from transformers import PreTrainedModel
 from limbert.core.subnet import Shape, Subnet
 from limbert.data.tasks import Task
 from limbert.evaluation.hardware import describe_hardware, describe_this_machine
-from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME
+from limbert.evaluation.results import PROFILE_NAME, RESULTS_NAME, read_profile, read_results
 from limbert.export.export_result import ExportResult
 from limbert.export.formats import EXPORTERS
-from limbert.files import read_json_lines
 from limbert.inference.load import LoadedCheckpoint
-from limbert.model.card import training_facts
+from limbert.model.card import pipeline_tag, training_facts
 from limbert.model.standalone import auto_class_of, is_stock
 
-_PIPELINE_TAGS = {
-    "SequenceClassification": "text-classification",
-    "TokenClassification": "token-classification",
-    "QuestionAnswering": "question-answering",
-    "MaskedLM": "fill-mask",
-    "MultipleChoice": "multiple-choice",
-}
 _HUB_METRICS = {"pearson": "pearsonr", "spearman": "spearmanr", "matthews": "matthews_correlation"}
 _EXAMPLE_TEXTS = {True: '["It rained."], ["Rain fell."]', False: '["It rained all day.", "What a day!"]'}
 _EXAMPLE_ARGUMENTS = {True: "$'It rained.\\tRain fell.'", False: '"It rained all day." "What a day!"'}
@@ -53,11 +45,10 @@ def export_card(
 
 def _metadata(result: ExportResult, checkpoint: LoadedCheckpoint, network: PreTrainedModel) -> ModelCardData:
     config, task = result.config, checkpoint.task
-    name = type(network).__name__
     return ModelCardData(
         license=config.licence or licence_of(config.run),
         library_name="transformers" if config.format == "hf" else config.format,
-        pipeline_tag=next((tag for head, tag in _PIPELINE_TAGS.items() if name.endswith(head)), None),
+        pipeline_tag=pipeline_tag(type(network).__name__),
         base_model=base_model(checkpoint.model.record),
         tags=["limbert", config.format, *(["int8"] if result.benchmarks else [])],
         metrics=[_HUB_METRICS.get(name, name) for name in task.metrics] if task else None,
@@ -78,7 +69,7 @@ def _summary(result: ExportResult, checkpoint: LoadedCheckpoint, *, takes_pairs:
         what, details = "Policy", "as segments: each input leaves as soon as its prediction is final"
     return (
         f"# {config.output.absolute().name}\n\n{what} `{result.title}` of the elastic model "
-        f"`{Path(config.run).name}`, exported for {EXPORTERS[config.format].runtime_title}"
+        f"`{Path(config.run).name}`, exported for {EXPORTERS[config.format].library.title}"
         f"{' in int8' if result.benchmarks else ''}: {details}.{text}"
     )
 
@@ -105,19 +96,14 @@ def _metrics_section(result: ExportResult) -> str:
 
 def _profile_section(result: ExportResult) -> str:
     """The rows of the run's ``profile.jsonl`` for this sub-network."""
-    rows = []
-    for row in _subnet_rows(result.config.run, PROFILE_NAME, result.config.subnet):
-        if "latency_p50_ms" in row:
-            machine = describe_hardware(row["hardware"], device=row["device"]) if "hardware" in row else ""
-            setup = [
-                machine,
-                *(
-                    str(row.get(name, "fp32"))
-                    for name in ("backend", "precision", "device", "threads", "batch", "tokens")
-                ),
-            ]
-            times = [f"{row['latency_p50_ms']:.2f}", f"{row['latency_p95_ms']:.2f}", f"{row['throughput']:.0f}"]
-            rows.append(f"| {' | '.join(setup + times)} |")
+    path, rows = Path(result.config.run) / PROFILE_NAME, list[str]()
+    for row in read_profile(path) if path.is_file() else ():
+        setup = row.setup
+        cells = [describe_hardware(row.hardware, device=setup.device), setup.backend, setup.precision, setup.device]
+        cells += [str(setup.threads), str(setup.batch), str(setup.tokens)]
+        cells += [f"{row.latency_p50_ms:.2f}", f"{row.latency_p95_ms:.2f}", f"{row.throughput:.0f}"]
+        if row.subnet == result.config.subnet:
+            rows.append(f"| {' | '.join(cells)} |")
     head = (
         "## Measured\n\n"
         "| machine | runtime | precision | device | threads | batch | tokens | p50 ms | p95 ms | examples/s |\n"
@@ -136,7 +122,7 @@ def _int8_section(result: ExportResult) -> str:
         f"| texts per second, batches of 16 | {before.throughput:.0f} | {after.throughput:.0f} |",
         f"| MB | {before.file_bytes / 1e6:.1f} | {after.file_bytes / 1e6:.1f} |",
     ]
-    title = f"In {EXPORTERS[result.config.format].runtime_title} on {describe_this_machine(result.config.threads)}"
+    title = f"In {EXPORTERS[result.config.format].library.title} on {describe_this_machine(result.config.threads)}"
     return f"## int8\n\n{title}:\n\n| | fp32 | int8 |\n|---|---:|---:|\n" + "\n".join(rows)
 
 
@@ -189,14 +175,8 @@ def _format_labels(labels: Sequence[str]) -> str:
 
 def dev_metrics(run: str, record: Mapping[str, Any], subnet: str) -> dict[str, float]:
     """Metrics of a sub-network on the development set, from ``results.jsonl`` or the record; empty if unknown."""
-    rows = [row for row in _subnet_rows(run, RESULTS_NAME, subnet) if "metrics" in row]
-    return dict(rows[-1]["metrics"] if rows else record.get("metrics", {}).get(subnet, {}))
-
-
-def _subnet_rows(run: str, name: str, subnet: str) -> list[dict[str, Any]]:
-    path = Path(run) / name
-    rows = read_json_lines(path, required_keys={}) if path.is_file() else []
-    return [row for row in rows if row.get("subnet") == subnet]
+    measured = {row.subnet: row.metrics for row in read_results(run)} if (Path(run) / RESULTS_NAME).is_file() else {}
+    return dict(measured.get(subnet) or record.get("metrics", {}).get(subnet, {}))
 
 
 def licence_of(run: str) -> str:

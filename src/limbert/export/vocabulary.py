@@ -143,7 +143,7 @@ def _tokenize(checkpoint: LoadedCheckpoint, examples: Examples) -> TokenizedExam
     task = checkpoint.task
     if task is not None and task.has_pairs and examples.pairs is None:
         return tokenize_texts(examples, checkpoint.tokenizer, max_length=checkpoint.max_length, use_cache=False)
-    return checkpoint.tokenize(examples, cache=False)
+    return checkpoint.tokenize(examples)
 
 
 def _kept_ids(
@@ -266,7 +266,7 @@ def _require_equal_logits(
     def run(inputs: Mapping[str, Tensor]) -> Outputs:
         return reduced.run({**inputs, "input_ids": new_ids[inputs["input_ids"]]})
 
-    require_parity(compare_outputs(source, Runtime(reduced.input_names, run), parity_batches(examples, network)))
+    require_parity(compare_outputs(source, Runtime(reduced.input_names, run), parity_batches(examples)))
 
 
 def _held_out_cost(
@@ -289,7 +289,7 @@ def _held_out_cost(
         logits = runtime_logits(load_runtime("torch", own), tokens, batch_size=_BATCH_SIZE)
         return compute_task_metrics(task, logits, tokens)
 
-    before, after = checkpoint.tokenize(examples, cache=False), reduced.tokenize(examples, cache=False)
+    before, after = checkpoint.tokenize(examples), reduced.tokenize(examples)
     known = {*reduced.tokenizer.get_vocab()}
     counts = np.bincount(before.tokens.ids)
     ids = np.flatnonzero(counts)

@@ -52,26 +52,13 @@ _AUTO_ROUNDS = 4  # the fastest counts
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CompiledSubnet:
-    """A sub-network or policy in the files of a runtime."""
-
-    path: Path  # the file that the runtime loads, of a policy ``policy.json``
-    metric_loss: float  # of the primary metric against torch in fp32, as a fraction; 0.0 for fp32
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of all its files."""
-        return sum(file.stat().st_size for file in _files(self.path.parent))
-
-
 class _SubnetFiles:
     """A sub-network to be compiled; attributes and methods are those of `SegmentedPolicy`."""
 
     def __init__(self, checkpoint: LoadedCheckpoint, subnet: Subnet, runtime: str, threads: int) -> None:
         self._network, self._runtime, self._library = checkpoint.model.view(subnet), runtime, RUNTIMES[runtime]
         self.source = load_runtime("torch", self._network, threads=threads)
-        self.identity, self.file_name = subnet.to_dict(), self._library.model_name
+        self.identity, self.file_name, self.title = subnet.to_dict(), self._library.model_name, "a sub-network"
         self.networks: tuple[PreTrainedModel, *tuple[nn.Module, ...]] = (self._network,)
 
     def write(self, folder: Path) -> None:
@@ -81,9 +68,25 @@ class _SubnetFiles:
     def open(self, folder: Path, threads: int | None, precision: RuntimePrecision = "fp32") -> Runtime:
         return load_runtime(self._runtime, folder / self.file_name, threads=threads, precision=precision)
 
+    load = open
+
     def quantize(self, folder: Path, load_batches: CalibrationLoader) -> None:
         assert self._library.quantize is not None
         self._library.quantize(folder / self.file_name, load_batches)
+
+
+@dataclass(frozen=True)
+class CompiledSubnet:
+    """A sub-network or policy in the files of a runtime."""
+
+    path: Path  # the file that the runtime loads, of a policy ``policy.json``
+    metric_loss: float  # of the primary metric against torch in fp32, as a fraction; 0.0 for fp32
+    files: _SubnetFiles | SegmentedPolicy  # what they were written from
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(file.stat().st_size for file in _files(self.path.parent))
 
 
 class SubnetCompiler:
@@ -126,24 +129,28 @@ class SubnetCompiler:
                 the run that cannot be read.
             ExportError: if the outputs of the fp32 graph differ from torch's.
         """
-        return self.open(self.compile(subnet, max_drop=max_drop))
+        network = self.open(self.compile(subnet, max_drop=max_drop))
+        assert isinstance(network, Runtime)
+        return network
 
     def load_policy(self, policy: Policy, *, max_drop: float = 100.0) -> CompiledPolicy:
         """A dynamic policy in the runtime, compiled unless it is in the cache. Errors: as `load`."""
-        files = SegmentedPolicy(self._checkpoint, policy, self._runtime)
-        compiled = self._within(max_drop, self._cached(files))
-        return files.load(compiled.path.parent, threads=self._threads, precision=self._precision)
+        network = self.open(self.compile(policy, max_drop=max_drop))
+        assert isinstance(network, CompiledPolicy)
+        return network
 
-    def open(self, compiled: CompiledSubnet) -> Runtime:
+    def open(self, compiled: CompiledSubnet) -> Runtime | CompiledPolicy:
         """The compiled files in the runtime."""
-        return load_runtime(self._runtime, compiled.path, threads=self._threads, precision=self._precision)
+        return compiled.files.load(compiled.path.parent, threads=self._threads, precision=self._precision)
 
-    def compile(self, subnet: Subnet, *, max_drop: float = 100.0) -> CompiledSubnet:
-        """The sub-network's files; while another process compiles the same, this one waits. Errors: as `load`."""
-        files = _SubnetFiles(self._checkpoint, subnet, self._runtime, self._threads)
-        return self._within(max_drop, self._cached(files))
-
-    def _within(self, max_drop: float, compiled: CompiledSubnet) -> CompiledSubnet:
+    def compile(self, network: Subnet | Policy, *, max_drop: float = 100.0) -> CompiledSubnet:
+        """The files of a sub-network or policy; while another process compiles them, this one waits. Errors: `load`."""
+        if isinstance(network, Policy) and network.subnet is not None:
+            network = self._checkpoint.model.subnet(network.subnet)
+        if isinstance(network, Policy):
+            compiled = self._cached(SegmentedPolicy(self._checkpoint, network, self._runtime))
+        else:
+            compiled = self._cached(_SubnetFiles(self._checkpoint, network, self._runtime, self._threads))
         if 100 * compiled.metric_loss > max_drop + 1e-9:
             raise ConfigError(
                 f"{self._precision} on {self._runtime} costs {100 * compiled.metric_loss:.2f} points of the metric; "
@@ -154,17 +161,17 @@ class SubnetCompiler:
     def _cached(self, files: _SubnetFiles | SegmentedPolicy) -> CompiledSubnet:
         key = self._key(files)
         name = f"{self._runtime}-{self._precision}-{json_fingerprint([files.identity, _cpu_flags()])[:12]}"
-        compiled = self._read(self._cache_dir / name, key, files.file_name)
+        compiled = self._read(self._cache_dir / name, key, files)
         if compiled is not None:
             return compiled
         folder = self._writable_dir / name
         with locked(folder.with_name(f".{name}.lock"), wait=True):
-            compiled = self._read(folder, key, files.file_name)
+            compiled = self._read(folder, key, files)
             if compiled is None:
                 again = "; the earlier one is broken, or of other weights or libraries" if folder.exists() else ""
                 for half_written in folder.parent.glob(f".{name}.new-*"):  # by a process that was killed
                     shutil.rmtree(half_written, ignore_errors=True)
-                logger.warning("compiling a sub-network for %s, %s%s", self._runtime, self._precision, again)
+                logger.warning("compiling %s for %s, %s%s", files.title, self._runtime, self._precision, again)
                 compiled = self._build(folder, key, files)
         return compiled
 
@@ -200,14 +207,14 @@ class SubnetCompiler:
         digest.update(json_fingerprint([config, versions, self._precision, _cpu_flags()]).encode())
         return digest.hexdigest()
 
-    def _read(self, folder: Path, key: str, file_name: str) -> CompiledSubnet | None:
+    def _read(self, folder: Path, key: str, files: _SubnetFiles | SegmentedPolicy) -> CompiledSubnet | None:
         """The files in a folder; None unless they are whole and have this key."""
         try:
             record = json.loads((folder / _RECORD_NAME).read_text(encoding="utf-8"))
-            files = {name: _file_digest(folder / name) for name in record["files"]}
-            if record["key"] != key or record["files"] != files or file_name not in files:
+            digests = {name: _file_digest(folder / name) for name in record["files"]}
+            if record["key"] != key or record["files"] != digests or files.file_name not in digests:
                 return None
-            return CompiledSubnet(folder / file_name, float(record["metric_loss"]))
+            return CompiledSubnet(folder / files.file_name, float(record["metric_loss"]), files)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -223,12 +230,12 @@ class SubnetCompiler:
                 loss = self._metric(files.source) - self._metric(compiled)
             digests = {path.relative_to(new).as_posix(): _file_digest(path) for path in _files(new)}
             write_json(new / _RECORD_NAME, {"key": key, "files": digests, "metric_loss": loss})
-        return CompiledSubnet(folder / files.file_name, loss)
+        return CompiledSubnet(folder / files.file_name, loss, files)
 
     @cached_property
     def _parity_batches(self) -> list[dict[str, Tensor]]:
         examples = parity_examples(self._checkpoint, self._checkpoint.data_config, required=False).examples
-        return list(parity_batches(examples, self._checkpoint.model.network))
+        return list(parity_batches(examples))
 
     def _calibration_batches(self) -> list[dict[str, Tensor]]:
         with self._data_needed():

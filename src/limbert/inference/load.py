@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import DataConfig, TrainConfig, require
-from limbert.core.space import Space
 from limbert.data.load import load_task_data
 from limbert.data.long_texts import LongTexts, count_truncated, tokenize_in_windows
 from limbert.data.readers import Examples
@@ -87,9 +86,11 @@ class LoadedCheckpoint:
         return self.task
 
     def tokenize(
-        self, examples: Examples, *, task: Task | None = None, cache: bool = True, long_texts: LongTexts = "truncate"
+        self, examples: Examples, *, task: Task | None = None, long_texts: LongTexts = "truncate"
     ) -> TokenizedExamples:
-        """Tokenise examples with the settings of the training; a stock checkpoint does not record its task.
+        """Tokenise examples with the settings of the training, without the token cache.
+
+        A stock checkpoint does not record its task.
 
         Raises:
             DataError: for a text with a token that the model has no embedding for.
@@ -100,11 +101,11 @@ class LoadedCheckpoint:
         if task is not None:
             task.check_inputs(has_pairs=examples.pairs is not None)
         if task is None:
-            tokens = tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=cache)
+            tokens = tokenize_texts(examples, self.tokenizer, max_length=self.max_length, use_cache=False)
         elif long_texts == "windows":
             tokens = tokenize_in_windows(examples, task, self.tokenizer, **lengths)
         else:
-            tokens = tokenize_for_task(examples, task, self.tokenizer, use_cache=cache, **lengths)
+            tokens = tokenize_for_task(examples, task, self.tokenizer, use_cache=False, **lengths)
         highest, vocab_size = int(tokens.tokens.ids.max(initial=0)), self.model.config.vocab_size
         if highest >= vocab_size:
             token = self.tokenizer.convert_ids_to_tokens(highest)
@@ -122,17 +123,15 @@ class LoadedCheckpoint:
         _logger.info("%s: %d example%s%s", source, len(examples), "s" * (len(examples) != 1), note)
 
 
-def load_checkpoint(
-    path: str | Path, *, space: Space | None = None, head: str | None = None, device: str = "cpu"
-) -> LoadedCheckpoint:
+def load_checkpoint(path: str | Path, *, head: str | None = None, device: str = "cpu") -> LoadedCheckpoint:
     """Load an elastic checkpoint, or a stock one with a sequence classification head, from a folder or the Hub.
 
-    ``space`` replaces the checkpoint's own; for ``head`` see ``ElasticModel.from_pretrained``.
+    For ``head`` see ``ElasticModel.from_pretrained``.
     """
     path = os.path.expanduser(path)
     torch_device = resolve_device(device)
     try:
-        model = ElasticModel.from_pretrained(path, space=space, head=head)
+        model = ElasticModel.from_pretrained(path, head=head)
     except CheckpointError as error:
         if Path(path).is_dir() and not read_record(path):
             raise CheckpointError(f"{path} has no limbert.json; train it with limbert train first ({error})") from error

@@ -22,7 +22,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from limbert.errors import StorageError, UnsupportedModelError, import_optional
 from limbert.model.families import FAMILIES, unsupported_family_error
-from limbert.model.outputs import is_multiple_choice
 
 OPSET = 20  # the first with Gelu as one operator; newer ones add nothing that runtimes execute faster
 _MAX_BYTES = 2**31 - 2**20  # a protobuf file is limited to 2 GiB, and the graph needs some of it
@@ -33,10 +32,9 @@ _NOISY_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript.opt
 def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | None = None) -> None:
     """Write a network with its weights, in place, as one ONNX file that computes in fp32; the network is not changed.
 
-    The file's inputs, by default `input_names`, are int64 ``(batch, tokens)``, or ``(batch, choices, tokens)`` for
-    multiple choice, with dynamic sizes, and for a segment of a policy also ``state`` ``(batch, tokens, hidden)``; its
-    outputs are the tensors that the network returns, by their names:
-    ``logits`` ``(batch, outputs)``, or those of other heads (``start_logits``, ``end_logits``, ``last_hidden_state``).
+    The file's inputs, by default `input_names`, are int64 ``(batch, tokens)`` with dynamic sizes, and for a segment of
+    a policy also ``state`` ``(batch, tokens, hidden)``; its outputs are the tensors that the network returns, by their
+    names: ``logits`` ``(batch, outputs)``, or those of other heads (``start_logits``, ``end_logits`` ...).
     """
     if network.config.model_type not in FAMILIES:
         raise unsupported_family_error(network.config.model_type)
@@ -50,7 +48,6 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
     example = _example_inputs(network, names)
     with torch.inference_mode():
         outputs = wrapped.network(**dict(zip(names, example, strict=True)))
-    axes = {0: "batch", 1: "choices", 2: "tokens"} if is_multiple_choice(network) else {0: "batch", 1: "tokens"}
     with quiet_loggers(*_NOISY_LOGGERS), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -60,7 +57,7 @@ def write_onnx(network: PreTrainedModel, path: Path, *, inputs: Sequence[str] | 
             opset_version=OPSET,
             input_names=list(names),
             output_names=[name for name, value in outputs.items() if isinstance(value, Tensor)],
-            dynamic_shapes=((axes,) * len(names),),
+            dynamic_shapes=(({0: "batch", 1: "tokens"},) * len(names),),
             verbose=False,
         )
     assert program is not None
@@ -107,10 +104,9 @@ def _prepare_for_export(network: PreTrainedModel) -> PreTrainedModel:
 
 def _example_inputs(network: PreTrainedModel, names: Sequence[str]) -> tuple[Tensor, ...]:
     """A padded batch to trace, with sizes that no other dimension of a model has."""
-    choices = (3,) if is_multiple_choice(network) else ()
-    ids = torch.full((2, *choices, 7), 5, dtype=torch.long)
+    ids = torch.full((2, 7), 5, dtype=torch.long)
     mask = torch.ones_like(ids)
-    mask[1, ..., 5:] = 0
+    mask[1, 5:] = 0
     ids[mask == 0] = network.config.pad_token_id or 0
     given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
     if "state" in names:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbert.core.config import DataConfig
 from limbert.data.load import load_evaluation_data, load_task_data
@@ -17,7 +17,6 @@ from limbert.errors import ConfigError, DataError, ExportError
 from limbert.inference.load import LoadedCheckpoint, load_validation_split
 from limbert.inference.predict import inference_inputs
 from limbert.inference.runtimes import Runtime
-from limbert.model.outputs import is_multiple_choice
 
 TOLERANCE = 1e-4  # of the largest output; another order of summation differs by about 1e-6, errors by far more
 _TOKEN_OUTPUTS = ("start_logits", "end_logits")
@@ -98,7 +97,7 @@ def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, require
                 raise
         else:
             selected = spread_examples(examples, _PARITY_EXAMPLES)
-            tokenized = checkpoint.tokenize(selected, cache=False)
+            tokenized = checkpoint.tokenize(selected)
             return ParityExamples(tokenized, "examples of the development set", selected.pairs is not None)
     task_type = task.task_type if task is not None else "classification"
     takes_pairs = task.has_pairs if task is not None else None
@@ -106,7 +105,7 @@ def parity_examples(checkpoint: LoadedCheckpoint, config: DataConfig, *, require
         takes_pairs = checkpoint.data_config.pair_column is not None or task_type == "question-answering"
     sentences = Path(__file__).with_name("sentences.txt").read_text(encoding="utf-8").splitlines()
     built_in = TASK_HANDLERS[task_type].make_examples(sentences, sentences[::-1] if takes_pairs else None)
-    return ParityExamples(checkpoint.tokenize(built_in, cache=False), "built-in sentences", takes_pairs)
+    return ParityExamples(checkpoint.tokenize(built_in), "built-in sentences", takes_pairs)
 
 
 def labelled_examples(
@@ -120,13 +119,13 @@ def labelled_examples(
         examples = next(iter(load_evaluation_data(config, checkpoint.task).values()))
     else:
         examples = load_validation_split(checkpoint, config)
-    return checkpoint.tokenize(spread_examples(examples, limit) if limit else examples, cache=False)
+    return checkpoint.tokenize(spread_examples(examples, limit) if limit else examples)
 
 
 def calibration_batches(checkpoint: LoadedCheckpoint, config: DataConfig) -> list[dict[str, Tensor]]:
     """Single training examples, spread evenly over the training set, to calibrate the range of activations."""
     selected = spread_examples(load_task_data(replace(config, augmented=None), seed=0).train, _CALIBRATION_EXAMPLES)
-    tokens = checkpoint.tokenize(selected, cache=False)
+    tokens = checkpoint.tokenize(selected)
     return [inference_inputs(tokens, [index]) for index in range(len(tokens))]
 
 
@@ -135,17 +134,9 @@ def spread_examples(examples: Examples, count: int) -> Examples:
     return examples.select(np.unique(np.linspace(0, len(examples) - 1, count).astype(int)).tolist())
 
 
-def parity_batches(examples: TokenizedExamples, network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The examples as a server might receive them: one alone, then padded batches of mixed lengths.
-
-    Args:
-        examples: at least one; two of them form one question of multiple choice, ``(batch, 2, tokens)``.
-        network: that takes the batches.
-    """
-    has_choices = is_multiple_choice(network)
-    first = 2 if has_choices else 1
-    indices = list(range(len(examples) - len(examples) % first))
-    starts = range(first, len(indices), _PARITY_BATCH_SIZE)
-    for group in (indices[:first], *(indices[start : start + _PARITY_BATCH_SIZE] for start in starts)):
-        batch = inference_inputs(examples, group)
-        yield {name: tensor.unflatten(0, (-1, 2)) for name, tensor in batch.items()} if has_choices else batch
+def parity_batches(examples: TokenizedExamples) -> Iterator[dict[str, Tensor]]:
+    """At least one example as a server might receive them: one alone, then padded batches of mixed lengths."""
+    indices = list(range(len(examples)))
+    starts = range(1, len(indices), _PARITY_BATCH_SIZE)
+    for group in (indices[:1], *(indices[start : start + _PARITY_BATCH_SIZE] for start in starts)):
+        yield inference_inputs(examples, group)

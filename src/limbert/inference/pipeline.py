@@ -77,7 +77,6 @@ class Pipeline:
         examples: Examples,
         *,
         top_k: int | None = None,
-        cache: bool = False,
         source: str | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Prediction]:
@@ -86,13 +85,12 @@ class Pipeline:
         Args:
             examples: texts, or pairs of texts.
             top_k: number of best labels in ``scores``.
-            cache: keep the tokens in the token cache.
             source: where the examples are from; logged with their number and how many are truncated.
             progress: called with the batches done and in all.
         """
         if top_k is not None:
             check_top_k(self.task, top_k)
-        tokens = self.checkpoint.tokenize(examples, cache=cache, long_texts=self.long_texts)
+        tokens = self.checkpoint.tokenize(examples, long_texts=self.long_texts)
         if source is not None:
             self.checkpoint.log_inputs(source, examples, tokens)
         return predict(

@@ -24,7 +24,9 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 Model = Callable[[Arrays], Arrays]
 POLICY_NAME = "policy.json"
-_TOKEN_MULTIPLE = 8
+_LENGTH_STEP = 8  # tokens; lengths in one step are similar
+_GROUP_ROWS = 8  # more rows at once take hardly less time each
+_OPENVINO_TOKEN_MULTIPLE = 8  # it compiles kernels for each new shape of a batch
 
 
 class PolicyRuntime:
@@ -38,12 +40,15 @@ class PolicyRuntime:
     Attributes:
         policy: the content of ``policy.json``; without ``exits`` every example runs to the end.
         models: by path in the folder, a function from a segment's inputs to its outputs.
+        token_multiple: batches are padded to a multiple of so many tokens.
     """
 
     def __init__(self, folder: str | Path, *, threads: int | None = None, precision: str = "fp32") -> None:
         self._folder = Path(folder)
         self.policy: dict[str, Any] = json.loads((self._folder / POLICY_NAME).read_text(encoding="utf-8"))
-        load = _load_openvino if self.policy["runtime"] == "openvino" else _load_onnxruntime
+        is_openvino = self.policy["runtime"] == "openvino"
+        load = _load_openvino if is_openvino else _load_onnxruntime
+        self.token_multiple = _OPENVINO_TOKEN_MULTIPLE if is_openvino else 1
         files = [file for segment in self.policy["segments"] for file in segment["files"] if file is not None]
         self.models = {file: load(self._folder / file, threads, precision) for file in files}
 
@@ -101,30 +106,41 @@ class PolicyRuntime:
         return np.concatenate([logits for _, logits in finished])[order], path
 
     def _run_segment(self, segment: dict[str, Any], options: np.ndarray, values: Arrays) -> Arrays:
-        """The outputs in the order of the examples; those with one option run together."""
+        """The outputs in the order of the examples; those with one option and of similar length run together."""
         merged: Arrays = {}
-        for option in np.unique(options):
-            members = options == option
-            model = self.models[segment["files"][option]]
-            if members.all():
-                return self._call(model, {name: values[name] for name in segment["inputs"]})
-            part = self._call(model, {name: values[name][members] for name in segment["inputs"]})
-            for name, output in part.items():
-                merged.setdefault(name, np.empty((len(options), *output.shape[1:]), output.dtype))[members] = output
+        lengths = values["attention_mask"].sum(axis=1)
+        groups = [
+            group for option in np.unique(options) for group in _by_length(np.flatnonzero(options == option), lengths)
+        ]
+        for group in groups:
+            tokens = lengths[group].max()
+            model = self.models[segment["files"][options[group[0]]]]
+            outputs = self._call(model, {name: values[name][group, :tokens] for name in segment["inputs"]})
+            for name, output in outputs.items():
+                shape = (len(options), *(values["attention_mask"].shape[1:] if name == "next_state" else ()))
+                whole = merged.setdefault(name, np.zeros((*shape, output.shape[-1]), output.dtype))
+                if name == "next_state":
+                    whole[group, :tokens] = output
+                else:
+                    whole[group] = output
         return merged
 
     def _call(self, model: Model, values: Arrays) -> Arrays:
-        """The model's outputs, for OpenVINO with more padding: it compiles kernels for each new shape."""
-        tokens = values["attention_mask"].shape[1]
-        multiple = _TOKEN_MULTIPLE if self.policy["runtime"] == "openvino" else 1
-        missing = min(-tokens % multiple, self.policy["max_positions"] - tokens)
-        if missing > 0:
-            padding, pad = [(0, 0), (0, missing), (0, 0)], self.policy["pad_token_id"]
+        """The model's outputs, for OpenVINO with padding that leaves few shapes: 1, 2, 3, 4, 6, 8, 12, 16 ... rows."""
+        if self.token_multiple == 1:
+            return model(values)
+        rows, tokens = values["attention_mask"].shape
+        step = 1 << max(0, rows.bit_length() - 2)
+        missing_tokens = min(-tokens % self.token_multiple, max(0, self.policy["max_positions"] - tokens))
+        if -rows % step or missing_tokens:
+            pad = self.policy["pad_token_id"]
+            padding = [(0, 0), (0, missing_tokens), (0, 0)]
+            copied = np.minimum(np.arange(rows + -rows % step), rows - 1)  # the last row again
             values = {
-                name: np.pad(value, padding[: value.ndim], constant_values=pad if name == "input_ids" else 0)
+                name: np.pad(value[copied], padding[: value.ndim], constant_values=pad if name == "input_ids" else 0)
                 for name, value in values.items()
             }
-        outputs = model(values)
+        outputs = {name: value[:rows] for name, value in model(values).items()}
         return {name: value[:, :tokens] if name == "next_state" else value for name, value in outputs.items()}
 
     @cached_property
@@ -157,6 +173,16 @@ class PolicyRuntime:
         order = np.argsort(-scores, kind="stable")
         best = [(labels[index], float(scores[index])) for index in order]
         return [(label, score) for label, score in best if score > 0.5] if task_type == "multi-label" else best[0]
+
+
+def _by_length(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """The rows, shortest first, in groups: each of one length, or of several to have enough rows."""
+    rows = rows[lengths[rows].argsort(kind="stable")]
+    cuts: list[int] = []
+    for index in (np.flatnonzero(np.diff(lengths[rows] + -lengths[rows] % _LENGTH_STEP)) + 1).tolist():
+        if index - (cuts[-1] if cuts else 0) >= _GROUP_ROWS:
+            cuts.append(index)
+    return np.split(rows, cuts)
 
 
 def is_final(logits: Sequence[np.ndarray], *, task_type: str, rule: str, threshold: float) -> np.ndarray:

@@ -37,6 +37,7 @@ class CompiledPolicy:
         self._driver, self._input_names, self._plans = driver, segmented.input_names, segmented.plans
         model = segmented.checkpoint.model
         self._num_layers, self._cost_model = model.shape.layers, CostModel(model)
+        self.token_multiple = driver.token_multiple  # as of a `Runtime`
 
     def run(self, inputs: Mapping[str, Tensor]) -> EngineOutput:
         """Run a batch on the CPU: `Engine.run`."""
@@ -78,6 +79,7 @@ class SegmentedPolicy:
         identity: everything that decides the files except weights, for JSON.
         networks: those with the weights.
         file_name: of the policy in its folder.
+        title: of the policy for readers.
 
     Raises:
         ConfigError: if the policy does not fit the model or the task.
@@ -98,7 +100,7 @@ class SegmentedPolicy:
         self.identity = [policy.to_dict(), str(self.plans)]
         gates = () if model.gates is None else (model.gates,)
         self.networks: tuple[PreTrainedModel, *tuple[nn.Module, ...]] = (model.network, *gates)
-        self.file_name = POLICY_NAME
+        self.file_name, self.title = POLICY_NAME, f"policy {policy}"
 
     def write(self, folder: Path) -> None:
         """Write the segments, each into a folder of its own, and ``policy.json``."""

@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import ArrowException, fs
 
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError, first_line
-from limbert.files import atomic_file
+from limbert.files import atomic_file, changed_settings
 
 SETTINGS_NAME = "_limbert.json"  # in an output folder; readers of Parquet folders skip names with an underscore
 INPUT_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
@@ -150,11 +150,7 @@ def open_output(output: Storage, settings: dict[str, Any]) -> set[str]:
         old, new = dict(json.loads(output.read(SETTINGS_NAME))), json.loads(text)  # lists instead of tuples
     except (ValueError, TypeError):
         raise ConfigError(f"{output.path}/{SETTINGS_NAME} is no JSON object; choose another folder") from None
-    changes = [
-        f"{name} {json.dumps(old.get(name))} -> {json.dumps(new.get(name))}"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    ]
+    changes = [*changed_settings(old, new).values()]
     if changes:
         more = f" and {len(changes) - 3} more" * (len(changes) > 3)
         raise ConfigError(

@@ -16,7 +16,6 @@ _PIPELINE_TAGS = {
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
-    "ForMultipleChoice": "multiple-choice",
 }
 
 
@@ -44,7 +43,7 @@ def model_card(
     base_model = _base_model(record)
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=next((tag for suffix, tag in _PIPELINE_TAGS.items() if class_name.endswith(suffix)), None),
+        pipeline_tag=pipeline_tag(class_name),
         base_model=base_model if _is_hub_name(base_model) else None,
         license=record.get("license"),
         tags=["limbert", "elastic"],
@@ -65,6 +64,11 @@ def model_card(
         f"## Use\n\n{_usage(name, class_name, subnets)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def pipeline_tag(class_name: str) -> str | None:
+    """The Hub's name of what a stock class does; None for other heads."""
+    return next((tag for suffix, tag in _PIPELINE_TAGS.items() if class_name.endswith(suffix)), None)
 
 
 def _base_model(record: Mapping[str, Any]) -> str:

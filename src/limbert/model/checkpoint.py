@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from transformers.utils.hub import cached_file
 from limbert.core.subnet import Subnet
 from limbert.core.task_types import head_for_record
 from limbert.errors import CheckpointError, ConfigError, LimbertError, first_line
-from limbert.files import atomic_file, atomic_folder
+from limbert.files import atomic_file
 from limbert.model.families import FAMILIES, unsupported_family_error
 
 RECORD_FILENAME = "limbert.json"
@@ -27,7 +26,6 @@ TASK_HEADS = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "masked-lm": "AutoModelForMaskedLM",
-    "multiple-choice": "AutoModelForMultipleChoice",
     "none": "AutoModel",
 }
 
@@ -184,26 +182,6 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-@contextmanager
-def save_checkpoint(
-    directory: str | Path, *, network: PreTrainedModel, tokenizer: Any, record: dict[str, Any]
-) -> Iterator[Path]:
-    """Write the network, its tokenizer and the record as one folder, completely or not at all.
-
-    Yields:
-        The new folder before it replaces ``directory``, to add more files.
-
-    Raises:
-        StorageError: if the disk is full or the folder cannot be written.
-    """
-    with atomic_folder(directory) as folder:
-        network.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        write_json(folder / RECORD_FILENAME, record | {"versions": library_versions()})
-        yield folder
-
-
 def read_record(path_or_hub_id: str | Path) -> dict[str, Any]:
     """Content of ``limbert.json``; empty if there is none. Models on the Hub are read through Transformers' cache.
 
@@ -294,15 +272,3 @@ def searched_subnet_name(subnet: Subnet) -> str:
     """Name of a searched sub-network, such as ``found-3fa2c``: a digest, so equal sub-networks have equal names."""
     text = json.dumps(subnet.to_dict(), sort_keys=True)
     return "found-" + hashlib.sha256(text.encode()).hexdigest()[:5]
-
-
-def searched_subnets(record: Mapping[str, Any]) -> dict[str, Subnet]:
-    """The searched sub-networks of a checkpoint by name, in the order they were saved.
-
-    Args:
-        record: content of ``limbert.json``.
-
-    Raises:
-        SubnetError: if an entry is invalid.
-    """
-    return {name: Subnet.from_dict(values) for name, values in record.get(SEARCHED_SUBNETS_KEY, {}).items()}

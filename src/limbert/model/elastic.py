@@ -17,6 +17,7 @@ from limbert.core.space import Space, is_width_depth_name
 from limbert.core.subnet import Shape, Subnet
 from limbert.deprecation import RenamedAttribute
 from limbert.errors import SubnetError
+from limbert.files import atomic_folder
 from limbert.model import card, checkpoint
 from limbert.model.families import (
     Family,
@@ -137,23 +138,24 @@ class ElasticModel:
         Raises:
             StorageError: if the disk is full or the folder cannot be written; an existing folder is unchanged.
         """
-        with self.at(self.full):
-            record = {"space": self.space.to_dict()} | self.record
-            with checkpoint.save_checkpoint(
-                directory, network=self.network, tokenizer=tokenizer, record=record
-            ) as folder:
-                if self.gates is not None:
-                    save_gates(self.gates, folder)
-                text = card.model_card(
-                    Path(directory).name,
-                    network=self.network,
-                    shape=self.shape,
-                    subnets=self.space.named_subnets(self.shape),
-                    record=self.record,
-                    has_gates=self.gates is not None,
-                )
-                (folder / "README.md").write_text(text, encoding="utf-8")
-                add_files(folder)
+        with self.at(self.full), atomic_folder(directory) as folder:
+            self.network.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            record = {"space": self.space.to_dict()} | self.record | {"versions": checkpoint.library_versions()}
+            checkpoint.write_json(folder / checkpoint.RECORD_FILENAME, record)
+            if self.gates is not None:
+                save_gates(self.gates, folder)
+            text = card.model_card(
+                Path(directory).name,
+                network=self.network,
+                shape=self.shape,
+                subnets=self.space.named_subnets(self.shape),
+                record=self.record,
+                has_gates=self.gates is not None,
+            )
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            add_files(folder)
 
     def push_to_hub(
         self,
@@ -283,8 +285,13 @@ class ElasticModel:
         return {item.name: item.subnet for item in self.space.named_subnets(self.shape)}
 
     def searched_subnets(self) -> dict[str, Subnet]:
-        """The sub-networks outside the space that ``limbert search`` saved with the model, by name."""
-        return checkpoint.searched_subnets(self.record)
+        """The sub-networks outside the space that ``limbert search`` saved with the model, by name.
+
+        Raises:
+            SubnetError: if an entry of the record is invalid.
+        """
+        saved: dict[str, Any] = self.record.get(checkpoint.SEARCHED_SUBNETS_KEY, {})
+        return {name: Subnet.from_dict(values) for name, values in saved.items()}
 
     @contextmanager
     def at(self, subnet: Subnet) -> Iterator[PreTrainedModel]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbert.core.config import TaskType
 
@@ -20,11 +20,6 @@ def logits_of(output: Mapping[str, Any]) -> Tensor:
         return torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
     logits: Tensor = output["logits"]
     return logits
-
-
-def is_multiple_choice(network: nn.Module) -> bool:
-    """Whether a network takes several choices for each example, ``(batch, choices, tokens)``."""
-    return type(network).__name__.endswith("ForMultipleChoice")
 
 
 def label_inputs(labels: Tensor, *, task_type: TaskType) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from limbert.core.palette import palette_colours
 from limbert.errors import ConfigError, import_optional
 from limbert.files import atomic_file, atomic_folder
 from limbert.report import sections
-from limbert.report.commands import train_command
 from limbert.report.noise import interval_method
 from limbert.report.picture import Picture
 from limbert.report.read import RunData, describe_policy, group_by_setting
@@ -116,6 +115,6 @@ class Report:
             "earlier_phases": phases[: max(len(phases) - len(own), 0)],
             "base_model": settings.get("train", {}).get("model"),
             "phase_settings": own,
-            "train_command": train_command(data),
+            "train_command": data.record.get("command"),
             "exact": {"results": data.results, "operating_points": data.operating_points},
         }

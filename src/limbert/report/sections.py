@@ -75,7 +75,7 @@ def choices(data: RunData) -> dict[str, list[Choice]]:
     """One choice for each setting of each cost, by the cost's name; latency first if it was measured."""
     found: dict[str, list[Choice]] = {}
     for cost in _costs(data):
-        found.setdefault(cost.name, []).append(Choice(cost, _cost_picture(data, cost), _front_rows(data, cost)))
+        found.setdefault(cost.name, []).append(Choice(cost, cost_picture(data, cost), _front_rows(data, cost)))
     return found
 
 
@@ -263,7 +263,7 @@ def _front_rows(data: RunData, cost: Cost) -> list[dict[str, Any]]:
     return rows
 
 
-def _cost_picture(data: RunData, cost: Cost) -> Picture:
+def cost_picture(data: RunData, cost: Cost) -> Picture:
     """The metric of all sub-networks against a cost; against FLOPs, operating points too."""
     points = [_subnet_point(data, row, cost) for row in data.results if row["subnet"] in cost.values]
     for name in data.operating_points if cost.name == "FLOPs" else ():

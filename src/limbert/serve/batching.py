@@ -1,7 +1,9 @@
 """A request while it waits, and the batch of queued texts that runs next."""
 
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import ceil, inf
 from typing import TYPE_CHECKING
 
@@ -73,15 +75,20 @@ def first_batch(
     The texts at the front of the queue, sorted by length, are divided into the batches that take the least time in
     total: fewer batches save fixed costs, more save padding. This is the batch of the first text. With ``max_seconds``
     (requests with deadlines wait) few texts are considered, because those left out are delayed. A text over a limit
-    runs alone.
+    runs alone. Where lengths mix, the batch is the texts at the front.
     """
     variant = queue[0].request.variants_by_level[level]
-    by_length: dict[int, list[QueuedText]] = {}
-    for text in queue[: _WINDOW if max_seconds == inf else _URGENT_WINDOW]:
-        if text.request.variants_by_level[level] == variant:
-            by_length.setdefault(model.padded(text.tokens), []).append(text)
-    own_length, lengths = next(iter(by_length)), sorted(by_length)
     limit = min(max_tokens, (max_seconds - model.fixed) / model.per_token)
+    window = queue[: _WINDOW if max_seconds == inf else _URGENT_WINDOW]
+    candidates = [text for text in window if text.request.variants_by_level[level] == variant]
+    if model.mixes_lengths:
+        totals = list(accumulate(model.padded(text.tokens) for text in candidates))
+        count = max(1, bisect(totals, limit))
+        return PlannedBatch(variant, candidates[:count], totals[count - 1], model.seconds(totals[count - 1]))
+    by_length: dict[int, list[QueuedText]] = {}
+    for text in candidates:
+        by_length.setdefault(model.padded(text.tokens), []).append(text)
+    own_length, lengths = next(iter(by_length)), sorted(by_length)
     best, starts = [0.0], [0]  # of the texts up to a length: the least seconds, where their last batch begins
     for end, longest in enumerate(lengths, 1):
         options, count, at_once = [], 0, max(1, limit // longest)

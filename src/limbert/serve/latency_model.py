@@ -21,6 +21,7 @@ class LatencyModel:
     fixed: float
     per_token: float
     token_multiple: int = 1  # texts are padded to a multiple of so many tokens
+    mixes_lengths: bool = False  # texts of all lengths run in one batch, without padding to the longest
 
     def __post_init__(self) -> None:
         if self.fixed < 0 or self.per_token <= 0:

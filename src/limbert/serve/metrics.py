@@ -5,6 +5,7 @@ Each worker process counts for itself and a scrape reaches one of them, named by
 """
 
 import os
+from collections import Counter as Counts
 from collections.abc import Iterator
 from functools import partial
 
@@ -49,9 +50,9 @@ class ServerMetrics(Collector):
         """Count a completed request."""
         for stage, histogram in self._stages.items():
             histogram.observe(getattr(output.timing, stage))
-        for text in output.outputs:
-            self._texts.labels(text.variant).inc()
-            self._truncated.inc(text.truncated)
+        for variant, count in Counts(text.variant for text in output.outputs).items():
+            self._texts.labels(variant).inc(count)
+        self._truncated.inc(sum(text.truncated for text in output.outputs))
         self._tokens.inc(sum(text.tokens for text in output.outputs))
         self._flops.inc(sum(text.flops for text in output.outputs))
 

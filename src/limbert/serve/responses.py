@@ -1,11 +1,11 @@
-"""Logits to labels with scores, and JSON responses with headers about their cost (plain floats beat arrays here)."""
+"""Logits to labels with scores, and JSON responses with headers about their cost."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from starlette.responses import Response
 
 from limbert.core.task_types import MULTI_LABEL_THRESHOLD
@@ -14,21 +14,19 @@ from limbert.errors import UnsupportedModelError
 from limbert.serve.errors import InferenceError
 from limbert.serve.runner import RequestOutput
 
-ScoreFunction = Callable[[Sequence[float]], list[float]]
+ScoreFunction = Callable[[np.ndarray], np.ndarray]  # both ``(texts, outputs)``
 
 
-def _softmax(logits: Sequence[float]) -> list[float]:
-    highest = max(logits)
-    weights = [math.exp(value - highest) for value in logits]
-    total = sum(weights)
-    return [weight / total for weight in weights]
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
-def _sigmoid(logits: Sequence[float]) -> list[float]:
-    return [1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value)) for value in logits]
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -logits))
 
 
-_SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"softmax": _softmax, "sigmoid": _sigmoid, "none": list}
+_SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"softmax": _softmax, "sigmoid": _sigmoid, "none": np.asarray}
 _BY_TASK_TYPE = {"classification": "softmax", "multi-label": "sigmoid", "regression": "none"}
 
 
@@ -48,13 +46,17 @@ def label_names(task: Task) -> tuple[str, ...]:
     return task.labels or ("score",)
 
 
-def scores_by_label(
-    task: Task, logits: Sequence[float], *, function_name: str | None = None
-) -> list[tuple[str, float]]:
-    """Label and score of each output, highest score first; outputs that are not finite are an `InferenceError`."""
-    if not all(map(math.isfinite, logits)):
+def score_matrix(task: Task, logits: Sequence[Sequence[float]], *, function_name: str | None = None) -> np.ndarray:
+    """The score of each output, ``(texts, outputs)``; outputs that are not finite are an `InferenceError`."""
+    values = np.array(logits)
+    if not np.isfinite(values).all():
         raise InferenceError("the model's outputs for this text are not finite")
-    scores = score_function(task, function_name)(logits)
+    return score_function(task, function_name)(values)
+
+
+def scores_by_label(task: Task, logits: Sequence[float]) -> list[tuple[str, float]]:
+    """Label and score of each output of one text, highest score first."""
+    scores = score_matrix(task, [logits])[0].tolist()
     return sorted(zip(label_names(task), scores, strict=True), key=lambda pair: -pair[1])
 
 
@@ -78,18 +80,24 @@ def ranked_scores(
 
     Texts whose best probability is below ``abstain_below`` get one entry, with that score and no label.
     """
-    ranked = []
-    for text in output.outputs:
-        pairs: list[tuple[str | None, float]] = [*scores_by_label(task, text.logits, function_name=function_name)]
-        if abstains(text.logits, task, abstain_below):
-            pairs = [(None, pairs[0][1])]
-        ranked.append([{"label": label, "score": score} for label, score in pairs[:top_k]])
+    logits, labels = [text.logits for text in output.outputs], label_names(task)
+    scores = score_matrix(task, logits, function_name=function_name)
+    order = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
+    best = zip(order.tolist(), np.take_along_axis(scores, order, axis=-1).tolist(), strict=True)
+    ranked: list[list[dict[str, str | float | None]]] = [
+        [{"label": labels[index], "score": score} for index, score in zip(*row, strict=True)] for row in best
+    ]
+    for row, silent in zip(ranked, abstaining(task, logits, abstain_below), strict=True):
+        if silent:
+            row[:] = [row[0] | {"label": None}]
     return ranked
 
 
-def abstains(logits: Sequence[float], task: Task, abstain_below: float | None) -> bool:
-    """Whether the best probability is below the threshold."""
-    return abstain_below is not None and max(score_function(task)(logits)) < abstain_below
+def abstaining(task: Task, logits: Sequence[Sequence[float]], abstain_below: float | None) -> list[bool]:
+    """Of each text, whether its best probability is below the threshold."""
+    if abstain_below is None:
+        return [False] * len(logits)
+    return (score_matrix(task, logits).max(axis=-1) < abstain_below).tolist()  # type: ignore[no-any-return]
 
 
 def to_json(value: Any) -> bytes:

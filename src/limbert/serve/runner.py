@@ -3,19 +3,23 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from limbert.core.config import TaskType
+from limbert.core.subnet import Subnet
 from limbert.inference.engine import Engine
+from limbert.inference.policy import ExecutionPlan, resolve_policy
 from limbert.inference.runtimes import Runtime
+from limbert.inference.segments import CompiledPolicy
 from limbert.model.elastic import ElasticModel
 from limbert.model.flops import CostModel
 from limbert.serve.latency_model import LatencyModel
 from limbert.serve.tokenizer import FastTokenizer, TokenizedText
-from limbert.serve.variants import ModelVariants
+from limbert.serve.variants import FLOPS_SEQUENCE_LENGTH, ModelVariants
 
 _SMALL_BATCH, _LARGE_BATCH = (1, 16), (8, 32)  # (texts, tokens) measured at start
 _CALIBRATION_ROUNDS = 4
@@ -56,9 +60,9 @@ class RequestOutput:
 
 
 class ModelRunner:
-    """An engine for each variant, all on the weights of one model in evaluation mode; the tokenizer says how to pad.
+    """What computes each variant: an engine, all on the weights of one model in evaluation mode, or its runtime.
 
-    ``runtimes`` holds, by name, the networks of variants that are computed outside the engine.
+    The tokenizer says how to pad; ``runtimes`` holds, by name, the variants that are computed outside the engine.
 
     Raises:
         UnsupportedModelError: if the task head is not one for sequence classification.
@@ -71,41 +75,39 @@ class ModelRunner:
         tokenizer: FastTokenizer,
         *,
         task_type: TaskType,
-        runtimes: Mapping[str, Runtime] = MappingProxyType({}),
+        runtimes: Mapping[str, Runtime | CompiledPolicy] = MappingProxyType({}),
     ) -> None:
         self._tokenizer, self._cost = tokenizer, CostModel(model)
         self._device, self._model = model.network.device, model
-        self._runtimes = runtimes
-        self._engines = {
-            one.name: Engine(
-                model, one.policy, task_type=task_type, precision="fp32" if one.name in runtimes else one.precision
-            )
+        self._networks = {
+            one.name: runtimes.get(one.name) or Engine(model, one.policy, task_type=task_type, precision=one.precision)
             for one in variants.variants
         }
-        self._static_subnets = {  # layers and widths of the variants that run the same sub-network for every text
-            variant.name: _static_layers(self._engines[variant.name], variant.policy.subnet, model.shape.layers)
-            for variant in variants.variants
-            if variant.policy.subnet is not None
+        self._token_multiples = {
+            name: 1 if isinstance(network, Engine) else network.token_multiple
+            for name, network in self._networks.items()
         }
-        self._nominal_flops = {variant.name: variant.flops for variant in variants.variants}
-        self._flops: dict[tuple[str, int], int] = {}  # by sub-network and tokens
+        self._static: dict[str, _StaticCost] = {}
+        for name, policy in ((one.name, one.policy) for one in variants.variants):
+            if policy.subnet is not None:
+                plan, subnet = resolve_policy(policy, model, task_type=task_type), model.subnet(policy.subnet)
+                self._static[name] = _StaticCost(plan, subnet, self._cost, num_layers=model.shape.layers)
+        full_flops = self._cost.flops(model.full, FLOPS_SEQUENCE_LENGTH)
+        self._nominal_shares = {variant.name: variant.flops / full_flops for variant in variants.variants}
 
     def run(self, variant: str, texts: Sequence[TokenizedText]) -> list[TextOutput]:
         """The outputs of a batch, in order; each text gets what it gets alone."""
-        engine, runtime = self._engines[variant], self._runtimes.get(variant)
-        if runtime is None:
-            output = engine.run(self._collate(texts))
+        network, static = self._networks[variant], self._static.get(variant)
+        batch = self._collate(texts, multiple=self._token_multiples[variant])
+        if isinstance(network, Runtime):
+            assert static is not None
+            logits = (network(batch) / static.temperature).tolist()
+        else:
+            output = network.run(batch)
             logits, trace = output.logits.tolist(), output.trace  # waits for the device
-        else:
-            (temperature,) = engine.plan.temperatures.values()
-            outputs = runtime(self._collate(texts, multiple=runtime.token_multiple))
-            logits, trace = (outputs / temperature).tolist(), None
-        static = self._static_subnets.get(variant)
         if static is not None:
-            subnet, layers, widths = static
-            costs = [(self._subnet_flops(subnet, len(text.input_ids)), layers, widths) for text in texts]
+            costs = [(static.flops(len(text.input_ids)), static.layers, static.widths) for text in texts]
         else:
-            assert trace is not None
             columns = zip(trace.flops.tolist(), trace.layers_run.tolist(), trace.widths.tolist(), strict=True)
             costs = [(int(flops), layers, tuple(widths)) for flops, layers, widths in columns]
         return [
@@ -115,31 +117,47 @@ class ModelRunner:
 
     def check(self) -> None:
         """Run a small batch of the first variant: raises what the model or the device raises."""
-        self.run(next(iter(self._engines)), self._random_batch(*_SMALL_BATCH, max_length=_SMALL_BATCH[1]))
+        self.run(next(iter(self._networks)), self._random_batch(*_SMALL_BATCH, max_length=_SMALL_BATCH[1]))
 
     def calibrate(self, *, max_length: int, time_budget: float) -> dict[str, LatencyModel]:
         """Measure the latency of all variants within ``time_budget`` seconds, on inputs up to ``max_length`` tokens.
 
         Variants take turns and the fastest round counts, since slow ones are due to other programs. Variants that do
-        not fit into the time get the latency of the first, scaled by their FLOPs.
+        not fit into the time get the latency of the first, scaled by their FLOPs. The inputs are random tokens: of a
+        dynamic policy, for which these are easier or harder than texts, the latency is scaled by its FLOPs, too.
         """
         end = time.perf_counter() + time_budget
         batches = [self._random_batch(*shape, max_length=max_length) for shape in (_SMALL_BATCH, _LARGE_BATCH)]
         best: dict[str, list[float]] = {}
         for _ in range(_CALIBRATION_ROUNDS):
-            for variant in self._engines:
+            for variant in self._networks:
                 if best and time.perf_counter() > end:
                     break
                 measured = [self._measure(variant, batch) for batch in batches]
                 best[variant] = [min(pair) for pair in zip(best.get(variant, measured), measured, strict=True)]
         few, many = (sum(len(text.input_ids) for text in batch) for batch in batches)
         models = {variant: LatencyModel.fit((few, short), (many, long)) for variant, (short, long) in best.items()}
+        for variant in models.keys() - self._static.keys():
+            share = self._flops_share(self.run(variant, batches[-1]))
+            ratio = self._nominal_shares[variant] / share
+            models[variant] = replace(models[variant], per_token=ratio * models[variant].per_token)
         first, model = next(iter(models.items()))
-        for variant in self._engines.keys() - models.keys():
-            ratio = self._nominal_flops[variant] / self._nominal_flops[first]
+        for variant in self._networks.keys() - models.keys():
+            ratio = self._nominal_shares[variant] / self._nominal_shares[first]
             models[variant] = LatencyModel(model.fixed, model.per_token * ratio)
-        multiples = {variant: runtime.token_multiple for variant, runtime in self._runtimes.items()}
-        return {name: replace(model, token_multiple=multiples.get(name, 1)) for name, model in models.items()}
+        return {
+            name: replace(
+                model,
+                token_multiple=self._token_multiples[name],
+                mixes_lengths=isinstance(self._networks[name], CompiledPolicy),
+            )
+            for name, model in models.items()
+        }
+
+    def _flops_share(self, outputs: Sequence[TextOutput]) -> float:
+        """FLOPs of outputs as a fraction of the full model's."""
+        full = (self._cost.flops(self._model.full, output.tokens) for output in outputs)
+        return sum(output.flops for output in outputs) / sum(full)
 
     def _measure(self, variant: str, batch: Sequence[TokenizedText]) -> float:
         """Seconds of a batch; its processor time where that is less: other programs took the rest."""
@@ -167,20 +185,15 @@ class ModelRunner:
             batch["token_type_ids"] = _pad(types, mask, fill=self._tokenizer.pad_token_type_id)
         return {name: torch.from_numpy(array).to(self._device) for name, array in batch.items()}
 
-    def _subnet_flops(self, subnet: str, tokens: int) -> int:
-        key = (subnet, tokens)
-        if key not in self._flops:
-            self._flops[key] = self._cost.flops(self._model.subnet(subnet), tokens)
-        return self._flops[key]
 
+class _StaticCost:
+    """Temperature and costs of a variant that runs the same sub-network for every text."""
 
-def _static_layers(engine: Engine, subnet: str, num_layers: int) -> tuple[str, int, tuple[float, ...]]:
-    plan = engine.plan
-    widths = (
-        float(plan.options[plan.static_options[layer]].width) if layer in plan.static_options else 0.0
-        for layer in range(num_layers)
-    )
-    return subnet, len(plan.layers), tuple(widths)
+    def __init__(self, plan: ExecutionPlan, subnet: Subnet, cost: CostModel, *, num_layers: int) -> None:
+        (self.temperature,) = plan.temperatures.values()
+        widths = {layer: float(plan.options[index].width) for layer, index in plan.static_options.items()}
+        self.layers, self.widths = len(widths), tuple(widths.get(layer, 0.0) for layer in range(num_layers))
+        self.flops = cache(partial(cost.flops, subnet))  # of a number of tokens
 
 
 def _pad(sequences: Sequence[np.ndarray], mask: np.ndarray, *, fill: int) -> np.ndarray:

@@ -80,8 +80,8 @@ class ModelVariants:
 
     @property
     def full(self) -> Variant:
-        """The sub-network with the most FLOPs."""
-        return next(variant for variant in self.variants if variant.kind == "subnet")
+        """The sub-network with the most FLOPs; where only operating points are loaded the first of these."""
+        return next((variant for variant in self.variants if variant.kind == "subnet"), self.variants[0])
 
     def find(self, name: str) -> Variant | None:
         """A variant by name in any spelling: ``0.5x1.0`` and ``static:0.5x1`` are ``0.5x1``."""

@@ -87,6 +87,7 @@ def run_phases(
     callbacks: Sequence[TrainerCallback] = (),
     progress: Progress = no_progress,
     overwrite: bool = False,
+    command: str | None = None,
 ) -> list[SubnetResult]:
     """Train what is left to train, write the output folder, and return the results on held-out data.
 
@@ -98,6 +99,7 @@ def run_phases(
         callbacks: of the Trainer, in the main process.
         progress: called with a description, the steps done, and in all.
         overwrite: replace a model or an unfinished run with other settings.
+        command: the command line, for the record.
 
     Raises:
         TrainingInterrupted: after a signal; the same call resumes.
@@ -112,12 +114,13 @@ def run_phases(
         with PartialState().local_main_process_first():
             data = load_data()
         completed, args = [*data.model.record.get("phases", ())], make_arguments(path)
+        start = {"command": command} if command else {}
         model = train_phases(
             data.model,
             data.phases,
             args=args,
             callbacks=callbacks if distributed.rank() == 0 else (),
-            make_record=lambda done: data.record | {"phases": completed + done, "settings": settings},
+            make_record=lambda done: data.record | start | {"phases": completed + done, "settings": settings},
             progress=progress,
             **data.training,
         )

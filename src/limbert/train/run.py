@@ -19,7 +19,6 @@ from limbert.data.metrics import compute_metrics as compute_task_metrics
 from limbert.data.readers import Examples
 from limbert.data.tasks import Task
 from limbert.errors import ConfigError
-from limbert.evaluation.choose import resolve_measured_names
 from limbert.evaluation.results import LOG_NAME, RESULTS_NAME, Calibration, SubnetResult
 from limbert.export.export import check_export, export_model
 from limbert.files import json_fingerprint, write_json_lines
@@ -126,7 +125,7 @@ def specialise(
 
     Args:
         config: the run is its ``model``; ``output`` becomes the exported folder, with the results in ``results.jsonl``.
-        subnet: ``WIDTHxDEPTH``, or a name found by a search or a measurement.
+        subnet: ``WIDTHxDEPTH``, or a name found by a search.
         data: settings of `DataConfig` that replace the run's own.
         recipe: with the one phase ``specialise``.
         format: of the export.
@@ -137,15 +136,16 @@ def specialise(
         ConfigError: if the output exists, or the model is not an elastic run on this data.
     """
     output, work = Path(config.output), f"{config.output}.elastic"
-    (name,) = resolve_measured_names(config.model, [subnet])
-    check_export(work, output, subnet=name, format=format, overwrite=overwrite)  # before the training
+    check_export(work, output, subnet=subnet, format=format, overwrite=overwrite)  # before the training
     data_config = override_data_config(saved_data_config(read_record(config.model)), **data)
     recipe = with_trained_space(recipe or recipe_for(config, phases=["specialise"]), config.model)
-    results = train_task(replace(config, output=work), recipe, data_config, subnet=name, overwrite=overwrite, **options)
+    results = train_task(
+        replace(config, output=work), recipe, data_config, subnet=subnet, overwrite=overwrite, **options
+    )
 
     def export() -> None:
         files = [Path(work) / name for name in (RESULTS_NAME, LOG_NAME)]
-        export_model(work, output, subnet=name, format=format, overwrite=overwrite, extra_files=files)
+        export_model(work, output, subnet=subnet, format=format, overwrite=overwrite, extra_files=files)
         shutil.rmtree(work)
 
     run_on_main(export)

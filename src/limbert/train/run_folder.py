@@ -1,19 +1,18 @@
 """The folder of an unfinished run: its settings, which another run must not have, and its lock."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from limbert.core.config import CorpusConfig, DataConfig, TrainConfig
 from limbert.errors import ConfigError, StorageError
-from limbert.files import try_lock
+from limbert.files import changed_settings, locked
 from limbert.model.checkpoint import read_record, write_json
-from limbert.train.distributed import all_gather_object, rank, run_on_main
+from limbert.train.distributed import all_gather_object, run_on_main
 
 _SETTINGS_NAME = "settings.json"
 _IGNORED = ("output", "checkpoint_every", "tensorboard", "device")  # settings that do not change the result
@@ -41,23 +40,13 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Where both fingerprints of the data are known they count instead of its location; the name of a recipe with equal
     values does not count. A setting that one of them lacks is None.
     """
-    before, after = _flat(old), _flat(new)
-    known = (before.pop("content.data", None), after.pop("content.data", None))
-    skipped = {"train.recipe"} if old.get("recipe") == new.get("recipe") else set()
+    changed, content = changed_settings(old, new), "content.data"
+    known = [settings.get("content", {}).get("data") for settings in (old, new)]
+    skipped = {content, *(["train.recipe"] if old.get("recipe") == new.get("recipe") else [])}
     if None not in known:
         skipped |= {f"{part}.{name}" for part in ("data", "corpus") for name in _LOCATIONS}
-    names = [name for name in before | after if name not in skipped and before.get(name) != after.get(name)]
-    if not names and known[0] != known[1] and None not in known:
-        return "other data"
-    return ", ".join(f"{name} {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}" for name in names)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = isinstance(value, Mapping) and name != "fingerprints"
-        found |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
+    shown = [text for name, text in changed.items() if name not in skipped]
+    return ", ".join(shown or ["other data"] * (content in changed and None not in known))
 
 
 def is_run_finished(output: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> bool:
@@ -95,16 +84,13 @@ def run_folder(path: Path, settings: Mapping[str, Any], *, overwrite: bool = Fal
                 f"process {index} has other settings or data than process 0 ({changed}); "
                 "start all processes of a run with the same command and the same data"
             )
-    lock = path.with_name(path.name + ".lock")  # beside the folder, which comes and goes
-    descriptor = run_on_main(lambda: _open(path, lock, settings, overwrite=overwrite))
-    try:
+    with ExitStack() as stack:
+        run_on_main(lambda: _open(path, settings, stack, overwrite=overwrite))
         yield
-    finally:
-        if rank() == 0:
-            _close(path, lock, descriptor)
 
 
-def _open(path: Path, lock: Path, settings: Mapping[str, Any], *, overwrite: bool) -> int | None:
+def _open(path: Path, settings: Mapping[str, Any], stack: ExitStack, *, overwrite: bool) -> None:
+    """Prepare the folder and lock it until the stack ends."""
     file = path / _SETTINGS_NAME
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else settings
@@ -114,8 +100,9 @@ def _open(path: Path, lock: Path, settings: Mapping[str, Any], *, overwrite: boo
                 f"{path} holds an unfinished run with other settings ({changed}); finish it with its own "
                 "command and data, delete the folder, choose another output, or use --overwrite"
             )
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = try_lock(lock)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(path.with_name(path.name + ".lock")))  # beside the folder, which comes and goes
+        stack.callback(_delete_without_results, path)
         if changed:
             shutil.rmtree(path, ignore_errors=True)
         path.mkdir(exist_ok=True)
@@ -124,19 +111,14 @@ def _open(path: Path, lock: Path, settings: Mapping[str, Any], *, overwrite: boo
         if not file.exists():
             write_json(file.with_suffix(".new"), settings)
             file.with_suffix(".new").rename(file)
-    except BlockingIOError:
+    except TimeoutError:
         raise ConfigError(f"another run is writing to {path}; wait until it ends, or choose another") from None
     except json.JSONDecodeError as error:
         raise StorageError(f"cannot read {file}: {error}") from error
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
-    return descriptor
 
 
-def _close(path: Path, lock: Path, descriptor: int | None) -> None:
+def _delete_without_results(path: Path) -> None:
     if path.is_dir() and [entry.name for entry in path.iterdir()] == [_SETTINGS_NAME]:
         shutil.rmtree(path, ignore_errors=True)
-    if descriptor is not None:
-        with suppress(OSError):  # a file that stays is locked by no process
-            lock.unlink()
-        os.close(descriptor)

@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from limbert.core.config import CorpusConfig, DataConfig
 from limbert.data.columns import choose_columns
-from limbert.data.table import FORMATS, check_readable, file_format, open_table
-from limbert.data.text_rows import INVALID_UNICODE, decode_lines
+from limbert.data.table import FORMATS, file_format, lines_table, open_table
 from limbert.data.tokenize import check_tokenizer, default_cache_dir, hidden_progress_bars, tokenization_fingerprint
 from limbert.errors import ConfigError, DataError, LimbertError, StorageError, first_line
 
@@ -64,43 +63,25 @@ def stream_text(path: Path, config: CorpusConfig) -> Iterator[str | None]:
     """
     if path.exists() and not path.stat().st_size:
         return
-    yield from _stream_rows(path, config) if file_format(path) in FORMATS else _stream_lines(path, config)
-    yield None
-
-
-def _stream_rows(path: Path, config: CorpusConfig) -> Iterator[str | None]:
-    table, columns = choose_columns(open_table(path), DataConfig(text_column=config.text_column), labelled=False)
+    is_table = file_format(path) in FORMATS
+    table, column = (open_table if is_table else lines_table)(path), "text"
+    if is_table:
+        table, columns = choose_columns(table, DataConfig(text_column=config.text_column), labelled=False)
+        column = str(columns.text)
     for row in table.rows():
-        text = row.cells.get(str(columns.text))
-        if isinstance(text, str) and text.strip():
-            yield from _split_pieces(text.strip())
+        cell = row.cells.get(column)
+        text, problem = cell.strip() if isinstance(cell, str) else "", row.problem
+        if is_table and not text:
+            problem = problem or f"no text in column {column!r}, expected some"
+        if problem is not None:
+            if not config.skip_bad_rows:
+                raise DataError(f"{table.name}:{row.line_number}: {problem}")
+            continue
+        if text:
+            yield from _split_pieces(text)
+        if is_table or not text or config.documents == "line":
             yield None
-        elif not config.skip_bad_rows:
-            problem = row.problem or f"no text in column {columns.text!r}, expected some"
-            raise DataError(f"{table.name}:{row.line_number}: {problem}")
-
-
-def _stream_lines(path: Path, config: CorpusConfig) -> Iterator[str | None]:
-    """Lines without surrounding white space; of a long line only one piece is in memory."""
-    rest, has_text, is_bad = "", False, False  # of the current line
-    for number, text, ends in decode_lines(check_readable(path), max_chars=_MAX_PIECE_CHARS):
-        if text is None and not config.skip_bad_rows:
-            raise DataError(f"{path}:{number}: {INVALID_UNICODE}")
-        is_bad = is_bad or text is None
-        rest += text or ""
-        *pieces, rest = _split_pieces(rest.rstrip() if ends else rest)
-        for piece in [*pieces, rest] if ends else pieces:
-            stripped = piece if has_text else piece.lstrip()
-            if stripped:
-                yield stripped
-                has_text = True
-        if ends:
-            is_blank = not (has_text or is_bad)
-            if is_blank or (has_text and config.documents == "line"):
-                yield None
-            rest, has_text, is_bad = "", False, False
-    if rest := rest.rstrip() if has_text else rest.strip():
-        yield rest
+    yield None
 
 
 def _split_pieces(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from limbert.data.tasks import Task
 from limbert.errors import LimbertError
 from limbert.serve.errors import ApiError
 from limbert.serve.protocols.health import VariantInfo
-from limbert.serve.responses import abstains, predicted_labels, scores_by_label, to_json
+from limbert.serve.responses import abstaining, predicted_labels, scores_by_label, to_json
 from limbert.serve.runner import RequestOutput
 from limbert.serve.schemas import RequestModel
 from limbert.serve.selection import RequestOptions
@@ -145,7 +145,7 @@ def prediction_json(task: Task, output: RequestOutput, abstain_below: float | No
     """The prediction for one text: labels or value, all scores (highest first), what ran, and milliseconds by stage."""
     (text,) = output.outputs
     is_regression, scores = task.task_type == "regression", scores_by_label(task, text.logits)
-    abstained = abstains(text.logits, task, abstain_below)
+    (abstained,) = abstaining(task, [text.logits], abstain_below)
     return {
         "variant": text.variant,
         "labels": [] if abstained else predicted_labels(task, text.logits),

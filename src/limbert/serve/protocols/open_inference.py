@@ -6,6 +6,7 @@ from importlib.metadata import version
 from itertools import chain
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 from starlette.requests import Request
@@ -14,10 +15,10 @@ from starlette.responses import Response
 from limbert.data.tasks import Task
 from limbert.serve.errors import ApiError, InvalidRequestError, RequestTooLargeError, UnavailableError
 from limbert.serve.responses import (
-    abstains,
+    abstaining,
     json_response,
     label_names,
-    scores_by_label,
+    score_matrix,
     usage_headers,
     variant_names,
 )
@@ -284,18 +285,18 @@ def _output_tensor(
     task: Task, output: RequestOutput, item: RequestedOutput, abstain_below: float | None
 ) -> OutputTensor:
     labels, top = label_names(task), item.parameters.classification or 0
-    function_name = "none" if item.name == "LOGITS" else None
-    ranked = [scores_by_label(task, text.logits, function_name=function_name) for text in output.outputs]
+    logits = [text.logits for text in output.outputs]
+    scores = score_matrix(task, logits, function_name="none" if item.name == "LOGITS" else None)
     data: list[str] | list[float]
     if item.name == "LABEL":
-        silent = [abstains(text.logits, task, abstain_below) for text in output.outputs]
-        best_labels = ["" if none else pairs[0][0] for none, pairs in zip(silent, ranked, strict=True)]
-        shape, data = [len(ranked)], best_labels
+        silent = abstaining(task, logits, abstain_below)
+        best_labels = ["" if none else labels[best] for none, best in zip(silent, scores.argmax(axis=-1), strict=True)]
+        shape, data = [len(scores)], best_labels
     elif top:  # as the classification extension writes it
-        best = ((label, score) for pairs in ranked for label, score in pairs[:top])
-        shape, data = [len(ranked), top], [f"{score:.6f}:{labels.index(label)}:{label}" for label, score in best]
+        best = np.argsort(-scores, axis=-1, kind="stable")[:, :top]
+        pairs = ((row[index], index) for row, indices in zip(scores, best, strict=True) for index in indices)
+        shape, data = [*best.shape], [f"{score:.6f}:{index}:{labels[index]}" for score, index in pairs]
     else:
-        by_label = [dict(pairs) for pairs in ranked]
-        shape, data = [len(ranked), len(labels)], [scores[label] for scores in by_label for label in labels]
+        shape, data = [*scores.shape], scores.ravel().tolist()
     datatype = "BYTES" if item.name == "LABEL" or top else "FP32"
     return OutputTensor(name=item.name, datatype=datatype, shape=shape, data=data)
