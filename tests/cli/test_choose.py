@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.factories.runs import DATA_OPTIONS, call, command, environment, make_small_encoder, needs_encoder
 
+from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED
+
 pytestmark = needs_encoder
 
 
@@ -20,12 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("choosing")
     make_small_encoder(folder / "small")
     options = ["--model", "small", "--output", "trained", "--max-steps", "2", "--layers", "first"]
-    for done in (
-        call(folder, "train", *DATA_OPTIONS, *options, "--widths", "0.5,1", "--depths", "0.67,1"),
-        call(folder, "search", "trained", "--trials", "9", "--threads", "1"),
-        call(folder, "profile", "trained", *PROFILE, "--batch", "1,4"),
-    ):
-        assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:  # peak memory takes a process for each sub-network
+        patch.setattr("limbert.evaluation.benchmark.peak_memory_bytes", lambda sources, *_, **__: [None] * len(sources))
+        for done in (
+            call(folder, "train", *DATA_OPTIONS, *options, "--widths", "0.5,1", "--depths", "0.67,1"),
+            call(folder, "search", "trained", "--trials", "9", "--threads", "1"),
+            call(folder, "profile", "trained", *PROFILE, "--batch", "1,4"),
+        ):
+            assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -102,7 +106,8 @@ def test_profile_says_whether_budgets_can_be_met(folder: Path) -> None:
     assert "--max-latency 10.00 s can be met" in done.stdout
     assert "--max-size 1.00 kB cannot be met on " in done.stdout
     assert "tokens: 0.5x0.67 has file size" in done.stdout
-    assert len([row for row in lines(folder / "trained" / "profile.jsonl") if row["backend"] == "onnxruntime"]) == 1
+    (row,) = [row for row in lines(folder / "trained" / "profile.jsonl") if row["backend"] == "onnxruntime"]
+    assert row["peak_memory_bytes"] > 0 or not PEAK_MEMORY_SUPPORTED
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,13 @@ def test_killed_again_and_again_it_ends_the_same(folder: Path) -> None:
     while not (folder / "killed").exists():
         process = start(folder, "--output", "killed")
         seen |= wait_for_state(work, process, beside=seen)
-        if kills < 4 and process.poll() is None:
+        if kills < 3 and process.poll() is None:
             time.sleep(0.03 * kills)  # sometimes within the next step, sometimes within a write
             process.send_signal(signal.SIGKILL)
             kills += 1
         _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
-    assert kills > 1  # four where this machine lets the test look in time
+    assert kills > 1  # three where this machine lets the test look in time
     assert weights(folder / "killed") == weights(folder / "whole")
     logs = [(folder / name / "log.jsonl").read_text().splitlines() for name in ("killed", "whole")]
     assert len(logs[0]) == len(logs[1])

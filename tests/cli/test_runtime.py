@@ -60,6 +60,7 @@ def test_profile_and_choose_compare_runtimes(folder: Path, monkeypatch: pytest.M
         check_runtime(name, precision)
 
     monkeypatch.setattr(benchmark, "check_runtime", check)
+    monkeypatch.setattr(benchmark, "peak_memory_bytes", lambda sources, *given, **named: [None] * len(sources))
     options = ["--subnets", "1x1", "--tokens", "8", "--rounds", "5", "--seconds", "0.1", "--threads", "1"]
     profiled = call(folder, "profile", "run", *options, "--runtime", "all", "--precision", "all", "--json")
     assert profiled.returncode == 0, profiled.stderr
