@@ -13,6 +13,7 @@ from tests.factories.runs import (
     DATA_OPTIONS,
     DEMO_DATA,
     ENCODER,
+    SMALL,
     call,
     command,
     environment,
@@ -30,8 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random masked language model, and 400 questions to augment."""
     folder = tmp_path_factory.mktemp("augment")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
-    config = AutoConfig.for_model("bert", vocab_size=30522, max_position_embeddings=64, **sizes)
+    config = AutoConfig.for_model("bert", **SMALL, num_hidden_layers=2)
     AutoModelForMaskedLM.from_config(config).save_pretrained(folder / "lm")
     AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder / "lm")
     for name in ("train", "dev"):
@@ -81,13 +81,8 @@ def test_killed_run_ends_byte_for_byte_the_same(folder: Path) -> None:
     work = folder / "killed" / "train_aug.work"
     for kill, number in enumerate((signal.SIGKILL, signal.SIGTERM)):
         before = {*work.glob("[0-9]*.json")}
-        process = subprocess.Popen(
-            command(*arguments, "--output", "killed", "--workers", "2"),
-            cwd=folder,
-            env=environment(folder),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        words = command(*arguments, "--output", "killed", "--workers", "2")
+        process = subprocess.Popen(words, cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True)
         children: list[psutil.Process] = []
         while process.poll() is None and not {*work.glob("[0-9]*.json")} - before:
             children = psutil.Process(process.pid).children(recursive=True)

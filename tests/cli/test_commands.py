@@ -6,14 +6,12 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.factories.runs import DATA_OPTIONS, DEMO_DATA, call, environment, make_small_encoder, needs_encoder, run
+from tests.factories.runs import DATA_OPTIONS, DEMO_DATA, call, make_small_encoder, needs_encoder, run
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 from limbert import Engine, ExitRule, Policy
@@ -21,7 +19,9 @@ from limbert.data.readers import Examples
 from limbert.inference.load import load_checkpoint
 
 pytestmark = needs_encoder
-GATES = [*DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "flexible-bert"]
+TRAIN = ["train", *DATA_OPTIONS, "--model", "small", "--output", "x"]
+GATES = [*TRAIN, "--recipe", "flexible-bert"]
+RAY = ["predict", "trained", "--input", "texts.txt", "--engine", "ray", "--output", "x"]
 
 
 @pytest.fixture(scope="module")
@@ -94,24 +94,6 @@ def test_evaluate_named_subnetworks_on_another_folder(folder: Path) -> None:
     assert "accuracy" in table
 
 
-def test_predictions_are_in_order(folder: Path) -> None:
-    texts = ["Where is my card?", "Why was I charged twice? " * 4, "hello"]
-    (folder / "texts.txt").write_text("\n".join(texts) + "\n")
-    one_by_one = [
-        json.loads(call(folder, "predict", "trained", "--subnet", "0.5x1", "--text", text, "--json").stdout)[0]
-        for text in texts
-    ]
-    done = call(
-        folder, "predict", "trained", "--subnet", "0.5x1", "--input", "texts.txt", "--output", "predictions.jsonl"
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    assert [row["text"] for row in rows] == texts
-    for row, alone in zip(rows, one_by_one, strict=True):
-        assert row["label"] == alone["label"]
-        assert row["score"] == pytest.approx(alone["score"], abs=1e-5)
-
-
 def test_plain_transformers_loads_the_result(folder: Path) -> None:
     network = AutoModelForSequenceClassification.from_pretrained(folder / "trained")
     assert "card_arrival" in network.config.label2id
@@ -153,30 +135,15 @@ def test_a_finetuned_model_skips_phase_finetune(folder: Path) -> None:
 
 
 def test_policies_of_a_model_with_gates(folder: Path) -> None:
-    record = json.loads((folder / "dynamic" / "limbert.json").read_text())
-    assert record["phases"] == ["finetune", "width", "depth", "gates"]
-    for name in ("tune.jsonl", "tune.png", "policies.jsonl", "gates.safetensors"):
-        assert (folder / "dynamic" / name).stat().st_size > 0
-    assert (folder / "dynamic" / "tune.png").read_bytes().startswith(b"\x89PNG")
-    points = record["operating_points"]
-    assert [*points] == ["fast", "balanced", "accurate"]
-    assert points["fast"]["flops_share"] <= points["balanced"]["flops_share"] <= points["accurate"]["flops_share"] <= 1
-    tried = [json.loads(line) for line in (folder / "dynamic" / "tune.jsonl").read_text().splitlines()]
-    names = {row["policy"].partition(":")[0] for row in tried}
-    assert names - {"cascade"} == {"static", "width", "depth", "width+depth"}
-
     threshold = threshold_between_texts(folder / "dynamic", (0.25, 0.5, 0.5, 1.0))
     policy = ["--policy", "width+depth", "--widths", "0.25,0.5,0.5,1", "--exit-threshold", f"{threshold:.7f}"]
     first, second = (
         json.loads(call(folder, "evaluate", "dynamic", *policy, "--json", "--batch-size", size).stdout)
         for size in ("1", "50")
     )
-    assert {"policy", "metrics", "flops_mean", "flops_full", "time_per_example", "widths", "exits"} <= {*first}
     assert first["policy"] == "width+depth"
-    assert len(first["widths"]) == 3
-    for layer in first["widths"]:
-        assert sum(layer.values()) == pytest.approx(1.0)
-        assert {*layer} <= {"0", "0.25", "0.5", "1"}
+    assert [sum(layer.values()) for layer in first["widths"]] == pytest.approx([1.0] * 3)
+    assert {*first["widths"][0]} <= {"0", "0.25", "0.5", "1"}
     assert sum(first["exits"].values()) == pytest.approx(1.0)
     assert sum(share > 0.2 for share in first["exits"].values()) > 1  # texts exit at different layers
     assert first["flops_mean"] < first["flops_full"]
@@ -186,7 +153,6 @@ def test_policies_of_a_model_with_gates(folder: Path) -> None:
     table = call(folder, "evaluate", "dynamic", "--policy", "balanced").stdout
     assert "accuracy" in table
     assert "layers run" in table
-
     texts = ["Where is my card?", "Why was I charged twice? " * 4, "hello"]
     (folder / "some.txt").write_text("\n".join(texts) + "\n")
     rows = json.loads(call(folder, "predict", "dynamic", *policy, "--input", "some.txt", "--json").stdout)
@@ -201,31 +167,41 @@ def test_policies_of_a_model_with_gates(folder: Path) -> None:
 def test_operating_points_are_saved_and_reported(folder: Path) -> None:
     """tune saves the metrics of its points on the validation split, evaluate those on the development set."""
     record = json.loads((folder / "dynamic" / "limbert.json").read_text())
-    rows = [json.loads(line) for line in (folder / "dynamic" / "policies.jsonl").read_text().splitlines()]
-    of_validation = {row["name"]: row for row in rows if row["data"] == "validation"}
-    assert [*of_validation] == [*record["operating_points"]]
-    for name, point in record["operating_points"].items():
-        row = of_validation[name]
-        assert row["metrics"]["accuracy"] == pytest.approx(point["validation"]["accuracy"])
-        assert row["flops_mean"] / row["flops_full"] == pytest.approx(point["flops_share"], rel=1e-6)
-        assert row["settings"].items() <= point.items()
+    assert record["phases"] == ["finetune", "width", "depth", "gates"]
+    points = record["operating_points"]
+    assert [*points] == ["fast", "balanced", "accurate"]
+    shares = [point["flops_share"] for point in points.values()]
+    assert shares == sorted(shares)
+    assert shares[-1] <= 1
+    assert (folder / "dynamic" / "tune.png").read_bytes().startswith(b"\x89PNG")
+    tried = [json.loads(line) for line in (folder / "dynamic" / "tune.jsonl").read_text().splitlines()]
+    names = {row["policy"].partition(":")[0] for row in tried}
+    assert names - {"cascade"} == {"static", "width", "depth", "width+depth"}
+
+    def saved(split: str) -> dict[str, dict[str, object]]:
+        rows = map(json.loads, (folder / "dynamic" / "policies.jsonl").read_text().splitlines())
+        return {row["name"]: row for row in rows if row["data"] == split}
+
+    assert [*saved("validation")] == [*points]
+    for name, row in saved("validation").items():
+        assert row["metrics"]["accuracy"] == pytest.approx(points[name]["validation"]["accuracy"])
+        assert row["flops_mean"] / row["flops_full"] == pytest.approx(points[name]["flops_share"], rel=1e-6)
+        assert row["settings"].items() <= points[name].items()
     evaluated = json.loads(call(folder, "evaluate", "dynamic", "--policy", "fast", "--json").stdout)
     call(folder, "evaluate", "dynamic", "--policy", "width", "--json")  # no operating point: not saved
-    rows = [json.loads(line) for line in (folder / "dynamic" / "policies.jsonl").read_text().splitlines()]
-    assert {row["name"] for row in rows} <= {*record["operating_points"]}
-    (row,) = (row for row in rows if row["data"] == "development" and row["name"] == "fast")
+    assert {*saved("development")} <= {*points}
+    row = saved("development")["fast"]
     assert evaluated.items() <= row.items()
-    assert (row["name"], row["examples"], row["batch_size"]) == ("fast", 960, 64)
+    assert (row["examples"], row["batch_size"]) == (960, 64)
 
     done = call(folder, "report", "dynamic", "--output", "page.html", "--json")
     assert done.returncode == 0, done.stderr
     text = (folder / "page.html").read_text(encoding="utf-8")
-    assert "development set, 960 examples" in text or record["operating_points"]["fast"]["widths"] is None
+    assert "development set, 960 examples" in text or points["fast"]["widths"] is None
     assert len(list((folder / "page-pictures").glob("*.png"))) == len(json.loads(done.stdout)["pictures"])
     lines = [re.sub("<.*?>", "", line) for line in re.findall(r"<pre>(.*?)</pre>", text)]
     words = shlex.split(html.unescape(next(line for line in lines if line.startswith("limbert train "))))
-    again = call(folder, *words[1:])
-    assert "finished already, with these settings" in again.stderr
+    assert "finished already, with these settings" in call(folder, *words[1:]).stderr
 
 
 def test_gates_use_the_space_of_the_base_model(folder: Path) -> None:
@@ -244,26 +220,6 @@ def test_gates_use_the_space_of_the_base_model(folder: Path) -> None:
     assert json.loads((folder / "other" / "limbert.json").read_text())["space"]["widths"] == [0.5, 1.0]
 
 
-def test_dynamic_benchmark_measures_time_and_flops(folder: Path) -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / "dynamic.py"
-    options = ["dynamic", "--policy", "width", "--policy", "fast", "--quick", "--json", "--batch-size", "8"]
-    done = subprocess.run(
-        [sys.executable, str(script), *options],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (batch,) = json.loads(done.stdout)["batches"]
-    for row in batch["policies"].values():
-        assert row["time_share"] > 0
-        assert row["ratio"] == pytest.approx(row["time_share"] / row["flops_share"])
-    assert batch["policies"]["width"]["flops_share"] < 1.1
-    assert batch["policies"]["engine, full size"]["flops_share"] == 1.0
-
-
 def test_retraining_the_encoder_drops_its_gates(folder: Path) -> None:
     options = ["--model", "dynamic", "--phases", "final", "--output", "further", "--max-steps", "1"]
     done = call(folder, "train", *DATA_OPTIONS, *options)
@@ -276,28 +232,19 @@ BAD_LINES = [
     (["evaluate", "nowhere/model"], "there is no folder nowhere/model, nor a model of this name on the Hub"),
     (["predict", "small/nope", "--text", "a"], "limbert: error: no checkpoint folder at small/nope\n"),
     (["evaluate", "trained", "--subnet", "0.01x1"], "width 0.01 of 4 heads keeps no head"),
-    (["evaluate", "trained", "--data", "nowhere"], "nowhere"),
     (["evaluate", "trained", "--precision", "fp8"], "precision is 'fp8'; it must be one of fp32, bf16, int8"),
     (["evaluate", "trained", "--dev", "texts.txt"], "texts.txt"),
     (["train", "trained", "--subnet", "0.5x1", "--seeds", "1,2", "--output", "x"], "--seeds"),
     (["train", "trained", "--subnet", "0.5x1", "--phases", "width", "--output", "x"], "--phases"),
     (["train", "trained", "--subnet", "0.5x1", "--format", "onxx", "--output", "x"], "format is 'onxx'"),
-    (["train", "trained", "--subnet", "0.01x1", "--output", "x"], "keeps no head"),
     (["train", *DATA_OPTIONS, "--model", "small", "--format", "onnx", "--output", "x"], "--format is for --subnet"),
     (["predict", "trained", "--text", "a", "--abstain-below", "2"], "abstain below is 2"),
-    (
-        ["predict", "trained", "--input", "texts.txt", "--output", "x", "--engine", "ray", "--top-k", "2"],
-        "--top-k is for --engine plain",
-    ),
+    ([*RAY, "--top-k", "2"], "--top-k is for --engine plain"),
     (["predict", "trained"], "--text or --input"),
-    (["predict", "trained", "--text", "a", "--input", "b"], "--text or --input"),
     (["predict", "trained", "--text", "a", "--pair", "b", "--pair", "c"], "2 --pair for 1 --text"),
     (["predict", "trained", "--text", "a", "--pair", "b"], "trained on single texts; a second text is given"),
     (["predict", "paired", "--text", "a"], "trained on pairs of texts; the second text is missing"),
-    (
-        ["predict", "paired", "--input", "texts.jsonl", "--engine", "ray", "--output", "x"],
-        "trained on pairs of texts; the second text is missing",
-    ),
+    ([*RAY[:1], "paired", *RAY[2:]], "trained on pairs of texts; the second text is missing"),
     (["predict", "trained", "--input", "nowhere.csv"], "nowhere.csv"),
     (["predict", "trained", "--input", "empty.csv"], "empty.csv"),
     (["predict", "trained", "--text", "a", "--output", "nowhere/x.jsonl"], "the folder of output nowhere/x.jsonl"),
@@ -305,56 +252,41 @@ BAD_LINES = [
     (["predict", "wordless", "--text", "a"], "wordless has no tokenizer"),
     (["predict", "trained", "--text", "caf\udce9"], "UTF-8"),
     (["predict", "trained", "--input", "texts.txt", "--output", "./texts.txt"], "output ./texts.txt is the input"),
-    (["predict", "trained", "--input", "texts.txt", "--engine", "ray", "--output", "x", "--keep", ""], "--keep is ''"),
+    ([*RAY, "--keep", ""], "--keep is ''"),
     (["predict", "lenient", "--input", "gap.jsonl"], "gap.jsonl:2: no text in column 'text', expected some"),
     (["predict", "trained", "--input", "texts.txt", "--output", "small"], "output small is a folder"),
     (["predict", "trained", "--text", "a", "--device", "gpu"], "device is 'gpu'; it must be auto, cpu, cuda or cuda:"),
     (["evaluate", "trained", "--device", "cuda:9"], "device is 'cuda:9'; torch finds"),
     (["serve", "trained", "--device", "cuda", "--ray"], "--device cuda is for one machine"),
-    (
-        ["predict", "trained", "--input", "texts.txt", "--engine", "ray", "--output", "x", "--device", "cuda"],
-        "--device cuda is for --engine plain",
-    ),
-    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5,wide"], "--widths '0.5,wide'"),
-    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--widths", "0.5"], "include 1.0, got 0.5"),
-    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--layers", "odd"], "unknown layer rule 'odd'"),
-    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--phases", "polish"], "unknown phase 'polish'"),
-    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--recipe", "best"], "no recipe 'best'"),
-    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--set", "width.a=1"], "unknown setting width.a"),
-    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--batch-size", "0"], "batch size is 0"),
-    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--max-length", "0"], "maximum length is 0"),
-    (["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--seed", "-1"], "seed is -1; it must be from 0"),
-    (["train", *DATA_OPTIONS, "--model", "wordless", "--output", "x"], "wordless has no tokenizer"),
+    ([*RAY, "--device", "cuda"], "--device cuda is for --engine plain"),
+    ([*TRAIN, "--widths", "0.5,wide"], "--widths '0.5,wide'"),
+    ([*TRAIN, "--widths", "0.5"], "include 1.0, got 0.5"),
+    ([*TRAIN, "--layers", "odd"], "unknown layer rule 'odd'"),
+    ([*TRAIN, "--phases", "polish"], "unknown phase 'polish'"),
+    ([*TRAIN, "--phases", "mlm"], "mlm"),
+    ([*TRAIN, "--recipe", "best"], "no recipe 'best'"),
+    ([*TRAIN, "--set", "width.a=1"], "unknown setting width.a"),
+    ([*TRAIN, "--batch-size", "0"], "batch size is 0"),
+    ([*TRAIN, "--max-length", "0"], "maximum length is 0"),
+    ([*TRAIN, "--seed", "-1"], "seed is -1; it must be from 0"),
     (["pretrain", "--corpus", "", "--model", "small", "--output", "x"], "corpus is ''"),
     (["augment", *DATA_OPTIONS, "--lm", "small", "--output", "texts.txt"], "texts.txt is a file"),
     (["train", *DATA_OPTIONS, "--model", "./absent", "--output", "x"], "no checkpoint folder at ./absent"),
     (["train", *DATA_OPTIONS, "--model", "small", "--output", "small"], "is not a model trained by Limbert"),
-    (["train", *GATES, "--gates", "2"], "number of gates is 2; it must be a divisor of the 3 layers: 1, 3"),
-    (["train", *GATES, "--gate-target", "luck"], "gate target is 'luck'; it must be label or agreement"),
-    (["train", *GATES, "--widths", "1.0"], "gates choose among widths, and this model has 1"),
-    (
-        ["train", *DATA_OPTIONS, "--model", "small", "--output", "x", "--gates", "3"],
-        "gate settings (count) need a phase that trains gates",
-    ),
+    ([*GATES, "--gates", "2"], "number of gates is 2; it must be a divisor of the 3 layers: 1, 3"),
+    ([*GATES, "--gate-target", "luck"], "gate target is 'luck'; it must be label or agreement"),
+    ([*GATES, "--widths", "1.0"], "gates choose among widths, and this model has 1"),
+    ([*TRAIN, "--gates", "3"], "gate settings (count) need a phase that trains gates"),
     (["evaluate", "trained", "--policy", "width"], "this model has no width gates"),
     (["evaluate", "trained", "--policy", "fly"], "unknown policy 'fly'; write static:WIDTHxDEPTH, width, depth"),
     (["evaluate", "trained", "--policy", "depth"], "policy 'depth' needs an exit threshold"),
     (["evaluate", "trained", "--policy", "depth", "--exit-threshold", "0.1"], "trained with layers 'spread'"),
-    (["evaluate", "dynamic", "--policy", "width", "--exit-threshold", "1"], "policy 'width' has no exits"),
     (["evaluate", "dynamic", "--policy", "width", "--widths", "0.5"], "the gates have 4 choices"),
-    (
-        ["evaluate", "dynamic", "--policy", "depth", "--exit-threshold", "1", "--exit-rule", "luck"],
-        "exit rule is 'luck'",
-    ),
-    (["evaluate", "dynamic", "--policy", "static:0.5x1", "--widths", "0.5"], "static:0.5x1"),
+    (["evaluate", "dynamic", "--policy", "depth", "--exit-threshold", "1", "--exit-rule", "luck"], "rule is 'luck'"),
     (["evaluate", "dynamic", "--policy", "width", "--subnet", "1x1"], "either --subnet or --policy"),
     (["evaluate", "dynamic", "--widths", "0.5"], "need a --policy"),
     (["predict", "dynamic", "--policy", "swift", "--text", "a"], "an operating point of this model: fast, balanced"),
-    (
-        ["predict", "dynamic", "--policy", "fast", "--widths", "0.5", "--text", "a"],
-        "'fast' has its own widths",
-    ),
-    (["tune", "nowhere"], "no folder nowhere"),
+    (["predict", "dynamic", "--policy", "fast", "--widths", "0.5", "--text", "a"], "'fast' has its own widths"),
     (["tune", "small"], "small has no limbert.json"),
     (["tune", "dynamic", "--fast-drop", "-1"], "fast drop is -1.0"),
     (["train", "--task", "glue", "--data", DEMO_DATA, "--model", "small", "--output", "x"], "glue"),

@@ -27,6 +27,7 @@ from limbert.export.formats import EXPORTERS
 from limbert.export.verify import RuntimeBenchmark
 from limbert.inference.load import load_checkpoint
 from limbert.method.calibration import calibrated_network
+from limbert.model.checkpoint import update_record
 
 pytestmark = needs_encoder
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
@@ -123,14 +124,8 @@ def test_a_smaller_vocabulary_predicts_the_same(folder: Path, format: str) -> No
 
 
 def test_without_data_built_in_sentences_verify(folder: Path) -> None:
-    record = json.loads((folder / "trained" / "limbert.json").read_text())
-    record["settings"]["data"]["data"] = "moved/away"
-    copy = folder / "moved"
-    copy.mkdir()
-    for path in (folder / "trained").iterdir():
-        if path.is_file():
-            (copy / path.name).write_bytes(path.read_bytes())
-    (copy / "limbert.json").write_text(json.dumps(record))
+    copy = Path(shutil.copytree(folder / "trained", folder / "moved"))
+    update_record(copy, lambda record: record["settings"]["data"].update(data="moved/away"))
     (copy / "README.md").write_text("---\ntags:\n- a\nlicense: mit\n---\n")
     assert exported("moved", "--output", "from-moved")["compared"]["on"] == "built-in sentences"
     assert ModelCard((folder / "from-moved" / "README.md").read_text()).data.license == "mit"

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import time
@@ -10,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from tests.factories.runs import DATA_OPTIONS, DEMO_DATA, call, command, environment, make_small_encoder, needs_encoder
+from tests.factories.runs import DATA_OPTIONS, call, command, environment, make_small_encoder, needs_encoder
 
 from limbert import ElasticModel
 
+pytestmark = needs_encoder
 TRAIN = ["train", *DATA_OPTIONS, "--model", "small", "--recipe", "flexible-bert", "--max-steps", "30",
          "--batch-size", "8", "--learning-rate", "1e-3", "--train-limit", "300", "--validation", "0.2",
          "--checkpoint-every", "0.05", "--threads", "1"]  # fmt: skip
@@ -37,15 +37,8 @@ def start(folder: Path, *arguments: str, limit_bytes: int | None = None) -> subp
         if limit_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
-    return subprocess.Popen(
-        command(*TRAIN, *arguments),
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=limit,
-    )
+    return subprocess.Popen(command(*TRAIN, *arguments), cwd=folder, env=environment(folder), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, preexec_fn=limit)  # fmt: skip
 
 
 def saved(work: Path) -> set[str]:
@@ -63,26 +56,24 @@ def wait_for_state(work: Path, process: subprocess.Popen[str], *, beside: set[st
     return set()
 
 
-@needs_encoder
 def test_killed_again_and_again_it_ends_the_same(folder: Path) -> None:
     work, seen, kills = folder / "killed.training", set(), 0
     while not (folder / "killed").exists():
         process = start(folder, "--output", "killed")
         seen |= wait_for_state(work, process, beside=seen)
-        if kills < 4 and process.poll() is None:
+        if kills < 3 and process.poll() is None:
             time.sleep(0.03 * kills)  # sometimes within the next step, sometimes within a write
             process.send_signal(signal.SIGKILL)
             kills += 1
         _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
-    assert kills > 1  # four where this machine lets the test look in time
+    assert kills > 1  # three where this machine lets the test look in time
     assert weights(folder / "killed") == weights(folder / "whole")
     logs = [(folder / name / "log.jsonl").read_text().splitlines() for name in ("killed", "whole")]
     assert len(logs[0]) == len(logs[1])
     assert not work.exists()
 
 
-@needs_encoder
 def test_interrupted_or_on_a_full_disk_it_resumes(folder: Path) -> None:
     """A limit on the size of files stands for the full disk: writing fails half-way, in the middle of a file."""
     work = folder / "stopped.training"
@@ -112,7 +103,6 @@ def test_interrupted_or_on_a_full_disk_it_resumes(folder: Path) -> None:
     assert weights(folder / "stopped") == weights(folder / "whole")
 
 
-@needs_encoder
 def test_the_result_is_a_finished_checkpoint(folder: Path) -> None:
     again = call(folder, *TRAIN, "--output", "whole", "--json")
     assert again.returncode == 0
@@ -130,24 +120,3 @@ def test_the_result_is_a_finished_checkpoint(folder: Path) -> None:
         closed = call(folder, *TRAIN, "--output", "closed/run")
         assert closed.returncode == 1
         assert "cannot write" in closed.stderr
-
-
-@needs_encoder
-def test_a_run_is_finished_for_its_own_data(folder: Path) -> None:
-    (folder / "rows").mkdir()
-    for name in ("train.csv", "dev.csv"):
-        shutil.copy(DEMO_DATA / name, folder / "rows")
-    options = ["train", "--data", "rows", "--model", "small", "--phases", "finetune", "--max-steps", "1", "--output",
-               "of-rows", "--json"]  # fmt: skip
-    assert call(folder, *options).returncode == 0
-    (folder / "rows").rename(folder / "moved")
-    options[2] = "moved"
-    again = call(folder, *options)
-    assert again.returncode == 0
-    assert "finished already" in again.stderr
-    text = (folder / "moved/train.csv").read_text()
-    (folder / "moved/train.csv").write_text(text.replace(" my card ", " his card ", 1))
-    refused = call(folder, *options)
-    assert refused.returncode == 1
-    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("limbert: error")]
-    assert "other data" in line

@@ -7,6 +7,10 @@ import pytest
 from tests.factories.labelled_runs import make_labelled_run
 from tests.factories.runs import call, needs_encoder
 
+from limbert.errors import ConfigError
+from limbert.evaluation import benchmark
+from limbert.inference.runtimes import check_runtime
+
 pytestmark = needs_encoder
 for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library)
@@ -49,11 +53,16 @@ def test_impossible_settings_are_one_line(folder: Path, arguments: list[str], me
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_profile_and_choose_compare_runtimes(folder: Path) -> None:
+def test_profile_and_choose_compare_runtimes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(name: str, precision: str = "fp32") -> None:
+        if name == "openvino":
+            raise ConfigError("not installed")
+        check_runtime(name, precision)
+
+    monkeypatch.setattr(benchmark, "check_runtime", check)
+    monkeypatch.setattr(benchmark, "peak_memory_bytes", lambda sources, *given, **named: [None] * len(sources))
     options = ["--subnets", "1x1", "--tokens", "8", "--rounds", "5", "--seconds", "0.1", "--threads", "1"]
-    profiled = call(
-        folder, "profile", "run", *options, "--runtime", "torch,onnxruntime", "--precision", "fp32,int8", "--json"
-    )
+    profiled = call(folder, "profile", "run", *options, "--runtime", "all", "--precision", "all", "--json")
     assert profiled.returncode == 0, profiled.stderr
     rows = json.loads(profiled.stdout)
     pairs = {(row["backend"], row["precision"]) for row in rows}

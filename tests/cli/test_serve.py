@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 from tests.factories.ports import free_port
-from tests.factories.runs import command, environment, needs_encoder
+from tests.factories.runs import call, command, environment, needs_encoder
 from tests.factories.servers import make_run
 
 from limbert.cli.main import app
@@ -202,13 +202,7 @@ def test_bad_settings_are_one_line(run: Path) -> None:
             (["--slo", "50"], "--slo"),
             (["--port", str(taken.getsockname()[1])], "Address already in use"),
         ):
-            done = subprocess.run(
-                command("serve", run, *options),
-                env=environment(run.parent),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = call(run.parent, "serve", run, *options)
             assert done.returncode == 1
             assert message in done.stderr
             assert done.stderr.count("\n") == 1

@@ -154,10 +154,6 @@ def test_stock_transformers_predicts_the_same(limbert, trained):
     ("arguments", "message"),
     [
         (["tune", "RUN"], "tune chooses"),
-        (
-            ["evaluate", "RUN", "--policy", "depth", "--exit-threshold", "0.1"],
-            "policy depth chooses",
-        ),
         (["evaluate", "RUN", "--policy", "static:1x1"], "--subnet WIDTHxDEPTH"),
         (["predict", "RUN", "--policy", "width"], "policy width chooses"),
         (["train", "DATA", "--model", "RUN", "--phases", "gates", "--output", "x"], "phase gates"),
@@ -201,12 +197,3 @@ def test_export_with_a_head_predicts_the_same(limbert, trained, task_type):
     assert result["compared"]["on"] == "examples of the development set"
     assert result["compared"]["difference"] < 1e-5
     assert "pipeline_tag: " in (Path(f"{task_type}-out") / "README.md").read_text()
-
-
-@pytest.mark.slow
-def test_single_label_model_is_no_multi_label_base(limbert, trained, folder):
-    trained("multi-label")
-    limbert("train", *DATA["multi-label"], *SHORT, "--model", "multi-label", "--output", "second", "--phases", "width")
-    record = json.loads((folder / "second" / "limbert.json").read_text())
-    assert record["phases"] == ["finetune", "width", "depth", "width"]
-    torch.manual_seed(0)

@@ -164,24 +164,6 @@ def test_articles_are_held_out_whole(write):
         split_by_group(dev.select([0]), fraction=0.5, seed=0)
 
 
-def test_whole_groups_are_held_out_while_they_fit():
-    random = np.random.default_rng(0)
-    for seed in range(200):
-        sizes = [1000, *random.integers(5, 15, size=20).tolist()]
-        groups = tuple(str(group) for group, size in enumerate(sizes) for _ in range(size))
-        examples = Examples(tuple(map(str, range(len(groups)))), None, None, groups=groups)
-        fraction = float(random.choice([0.001, 0.05, 0.3, 0.9]))
-        rest, aside = split_by_group(examples, fraction=fraction, seed=seed)
-        assert split_by_group(examples, fraction=fraction, seed=seed) == (rest, aside)
-        assert not {*rest.groups} & {*aside.groups}
-        missing = fraction * len(examples) - len(aside)
-        others = [sizes[int(group)] for group in {*rest.groups}]
-        if fraction == 0.001:
-            assert len(aside) == min(sizes)
-        else:
-            assert 0 <= missing < min(others)
-
-
 def test_real_questions_find_their_answers(real_data, tokenizer):
     path = real_data("SQuAD") / "dev-v1.1.reconstructed.json"
     data = load_task_data(DataConfig(task="squad", train=str(path), held_out=0.15, train_limit=150), seed=0)

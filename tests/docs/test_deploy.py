@@ -13,7 +13,7 @@ from urllib.request import urlopen
 import pytest
 from tests.factories.code_blocks import BLOCK, commands
 from tests.factories.ports import free_port
-from tests.factories.runs import DATA_OPTIONS, call, environment, make_small_encoder, needs_encoder
+from tests.factories.runs import DATA_OPTIONS, call, environment, make_small_encoder, needs_encoder, run_python
 
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(library)
@@ -39,14 +39,6 @@ def serving(folder: Path) -> Iterator[None]:
             server.kill()
 
 
-def run_python(text: str, folder: Path) -> str:
-    process = subprocess.run(
-        [sys.executable, "-c", text], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
 @needs_encoder
 def test_deploy_page_blocks_run(tmp_path: Path) -> None:
     make_small_encoder(tmp_path / "small")
@@ -60,16 +52,11 @@ def test_deploy_page_blocks_run(tmp_path: Path) -> None:
             (tmp_path / "serve.py").write_text(text, encoding="utf-8")
         elif language == "python" and "urlopen" in text:
             with serving(tmp_path):
-                printed.append(run_python(text, tmp_path))
-                status = run_python(
-                    "from urllib.request import urlopen\nfrom urllib.error import HTTPError\n"
-                    f"try:\n    urlopen('http://127.0.0.1:{PORT}', data=b'[]')\n"
-                    "except HTTPError as error:\n    print(error.code)",
-                    tmp_path,
-                )
-                assert status.strip() == "400"
+                printed.append(run_python(tmp_path, text).stdout)
+                with pytest.raises(HTTPError, match="400"):
+                    urlopen(f"http://127.0.0.1:{PORT}", data=b"[]")
         elif language == "python":
-            printed.append(run_python(text, tmp_path))
+            printed.append(run_python(tmp_path, text).stdout)
         for line in commands(text) if language == "console" else []:
             if line == "python serve.py &":
                 continue  # started for the client's block

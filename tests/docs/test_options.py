@@ -29,4 +29,18 @@ def test_documented_options_exist(name: str) -> None:
 
 def test_documents_type_options() -> None:
     assert ("choose", "--max-drop") in typed_options(TEXTS["choosing.md"])
+    for verb in (
+        "demo",
+        "train",
+        "evaluate",
+        "tune",
+        "profile",
+        "choose",
+        "search",
+        "predict",
+        "serve",
+        "export",
+        "report",
+    ):
+        assert re.search(rf"^\$ limbert {verb}\b", TEXTS["README.md"], re.MULTILINE), verb
     assert ("profile", "--runtime") in typed_options(TEXTS["help of profile"])

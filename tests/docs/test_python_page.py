@@ -1,13 +1,11 @@
 """Runs the Python blocks of docs/python.md, in order, in one process, with two steps per phase."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.factories.code_blocks import BLOCK
-from tests.factories.runs import DEMO_DATA, environment, make_small_encoder, needs_encoder
+from tests.factories.runs import DEMO_DATA, make_small_encoder, needs_encoder, run_python
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
 BLOCKS = [
@@ -22,14 +20,7 @@ BLOCKS = [
 def test_python_page_blocks_run(tmp_path: Path) -> None:
     make_small_encoder(tmp_path / "path" / "to" / "encoder")
     shutil.copy(DEMO_DATA / "train.csv", tmp_path / "tickets.csv")
-    process = subprocess.run(
-        [sys.executable, "-c", "\n".join(BLOCKS)],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = run_python(tmp_path, "\n".join(BLOCKS))
     assert process.returncode == 0, process.stderr
     for name in ("1x1", "0.5x1", "1x0.5", "0.5x0.5"):
         assert f"\n{name} " in f"\n{process.stdout}"

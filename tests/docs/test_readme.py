@@ -4,7 +4,6 @@ import csv
 import shlex
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -12,12 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import typer
 from tests.factories.code_blocks import BLOCK, commands
 from tests.factories.ports import free_port
-from tests.factories.runs import DEMO_DATA, ENCODER, command, environment, needs_encoder, run
-
-from limbert.cli.main import app
+from tests.factories.runs import DEMO_DATA, ENCODER, command, environment, needs_encoder, run, run_python
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SHORTENED = {
@@ -30,28 +26,10 @@ SHORTENED = {
 PORT = "8765"  # the README's
 
 
-def blocks() -> list[tuple[str, str]]:
-    """``(language, text)`` of all code blocks."""
-    return BLOCK.findall(README)
-
-
-def run_blocks(folder: Path) -> list[str]:
-    """Run every Python block and ``limbert`` command, ``--background`` ones beside the others; returns what was run."""
-    done: list[str] = []
-    port = str(free_port())
-    with ExitStack() as beside:
-        for language, text in blocks():
-            _run_block(language, text.replace(PORT, port), folder, done, beside)
-    return done
-
-
 def _run_block(language: str, text: str, folder: Path, done: list[str], beside: ExitStack) -> None:
     if language == "python":
         text = text.replace("seed=42)", "seed=42, max_steps=2)")
-        process = [sys.executable, "-c", text]
-        finished = subprocess.run(
-            process, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
-        )
+        finished = run_python(folder, text)
         assert finished.returncode == 0, finished.stderr
         done.append(text)
     for line in commands(text) if language == "console" else []:
@@ -65,9 +43,7 @@ def _run_block(language: str, text: str, folder: Path, done: list[str], beside: 
             done.append(line)
             continue
         words += changes
-        finished = subprocess.run(
-            command(*words[1:]), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
-        )
+        finished = run(folder, *words[1:])
         assert finished.returncode == 0, (line, finished.stderr)
         done.append(line)
 
@@ -93,6 +69,16 @@ def serving(folder: Path, words: list[str]) -> Iterator[None]:
             process.kill()
 
 
+def run_blocks(folder: Path) -> list[str]:
+    """Run every Python block and ``limbert`` command, ``--background`` ones beside the others; returns what was run."""
+    done: list[str] = []
+    port = str(free_port())
+    with ExitStack() as beside:
+        for language, text in BLOCK.findall(README):
+            _run_block(language, text.replace(PORT, port), folder, done, beside)
+    return done
+
+
 def lay_out(folder: Path) -> None:
     """What the README supposes to be there: the reader's own data (some rows of the demo's) and an encoder."""
     (folder / "tickets").mkdir()
@@ -107,24 +93,11 @@ def lay_out(folder: Path) -> None:
     (folder / "path" / "to" / "encoder").symlink_to(ENCODER)
 
 
-def test_every_limbert_command_of_the_readme_exists() -> None:
-    lines = [line for language, text in blocks() if language == "console" for line in commands(text)]
-    typed = [shlex.split(line.removesuffix("&")) for line in lines if line.startswith("limbert ")]
-    group = typer.main.get_command(app)
-    for _, verb, *options in typed:  # an option that there is not is refused here
-        group.commands[verb].make_context(verb, options)
-    verbs = {words[1] for words in typed}
-    assert {"demo", "train", "evaluate", "tune", "profile", "choose", "search"} <= verbs
-    assert {"predict", "serve", "export", "report"} <= verbs
-
-
 @pytest.mark.slow
 @needs_encoder
 def test_demo_tells_the_whole_story_in_five_minutes(tmp_path: Path) -> None:
-    finished = subprocess.run(
-        command("demo"), cwd=tmp_path, env=environment(tmp_path) | {"OMP_NUM_THREADS": "2"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    env = environment(tmp_path) | {"OMP_NUM_THREADS": "2"}
+    finished = subprocess.run(command("demo"), cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     for name in ("1x1", "0.5x0.75", "0.25x0.5"):
         assert name in finished.stdout

@@ -56,9 +56,10 @@ SHAPE = ElasticModel(make_network("bert")).shape
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
-@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("case", [*CONFIGS, "modernbert, mean of all tokens"])
 def test_batch_equals_each_example_alone(case: str, policy: Policy) -> None:
-    model = make_model(case)
+    name, _, pooling = case.partition(", ")
+    model = make_model(name, **{"classifier_pooling": "mean"} if pooling else {})
     engine = Engine(model, fitted(model, policy), task_type="classification")
     together = engine.run(INPUTS)
     trace = together.trace
@@ -96,17 +97,6 @@ def test_gates_read_the_state_and_exits_come_first(case: str) -> None:
                 logits = model.view(cut)(**single_example(row)).logits
                 exits = policy.exits.should_exit([logits], task_type="classification")
                 assert exits.item() == (layers == trace.layers_run[row])
-
-
-def test_mean_pooling_reads_every_token() -> None:
-    model = make_model("modernbert", classifier_pooling="mean")
-    policy = fitted(model, Policy(exits=ExitRule("entropy", 0.6)))
-    output = Engine(model, policy, task_type="classification").run(INPUTS)
-    assert len({*output.trace.layers_run.tolist()}) > 1
-    for row in range(BATCH):
-        with torch.no_grad():
-            stock = model.view(subnet_of(output.trace.widths[row]))(**single_example(row)).logits[0]
-        torch.testing.assert_close(stock, output.logits[row], atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["static", "both by confidence", "width, two choices alike", "depth by entropy"])
@@ -156,7 +146,7 @@ def test_regression_exits_by_patience() -> None:
     engine = Engine(model, Policy(gates=True, exits=ExitRule("patience", 0.7)), task_type="regression")
     output = engine.run(INPUTS)
     assert {2} < {*output.trace.layers_run.tolist()} <= {2, 3, LAYERS}  # at the first there is nothing to compare
-    for row in range(BATCH):
+    for row in range(0, BATCH, 5):
         torch.testing.assert_close(engine.run(single_example(row)).logits[0], output.logits[row], atol=1e-5, rtol=1e-5)
 
 
@@ -170,40 +160,26 @@ def test_bf16_runs_and_stays_close() -> None:
     assert (whole - rounded).abs().max() < 0.1 * whole.abs().max()
 
 
-@pytest.mark.parametrize(
-    ("policy", "message"),
-    [
-        (Policy(gates=True, widths=(0.5, 1.0)), "4 choices"),
-        (Policy(gates=True, widths=(0.01, 1.0, 1.0, 1.0)), "width 0.01"),
-        (Policy(exits=ExitRule("entropy", 0.1), widths=(0.5, 1.0)), "one width"),
-        (Policy(subnet="0.01x1"), "width 0.01"),
-    ],
-)
-def test_policies_that_do_not_fit_are_refused(policy: Policy, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Engine(make_model("bert"), policy, task_type="classification")
-
-
 def test_missing_gates_and_exits_are_named() -> None:
     model = make_model("bert")
     exits = Policy(exits=ExitRule("entropy", 0.1))
+    for policy, message in (
+        (Policy(gates=True, widths=(0.01, 1.0, 1.0, 1.0)), "width 0.01"),
+        (Policy(exits=ExitRule("entropy", 0.1), widths=(0.5, 1.0)), "one width"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Engine(model, policy, task_type="classification")
     with pytest.raises(ConfigError, match="patience"):
         Engine(model, exits, task_type="regression")
-    model.space = Space(widths=WIDTHS, layers="spread")
-    with pytest.raises(ConfigError, match="--layers first"):
-        Engine(model, exits, task_type="classification")
     model.space = Space(widths=WIDTHS, depths=(1.0,), layers="first")
     with pytest.raises(ConfigError, match="full depth"):
         Engine(model, exits, task_type="classification")
-    model.gates = None
-    with pytest.raises(ConfigError, match="--phases gates"):
-        Engine(model, Policy(gates=True), task_type="classification")
     tokens = ElasticModel(make_network("bert", AutoModelForTokenClassification), space=Space(layers="first"))
     with pytest.raises(UnsupportedModelError, match="TokenClassification"):
         Engine(tokens, exits, task_type="classification")
 
 
-def test_gates_are_saved_with_the_model(tmp_path: Path) -> None:
+def test_gates_and_operating_points_are_saved(tmp_path: Path) -> None:
     model = make_model("bert")
     model.save_pretrained(tmp_path / "run")
     again = ElasticModel.from_pretrained(tmp_path / "run")
@@ -214,24 +190,18 @@ def test_gates_are_saved_with_the_model(tmp_path: Path) -> None:
     ours, theirs = (Engine(one, policy, task_type="classification").run(INPUTS) for one in (model, again))
     assert torch.equal(ours.logits, theirs.logits)
     assert torch.equal(ours.trace.option_indices, theirs.trace.option_indices)
+    point = OperatingPoint(policy, "accuracy", 0.9, 0.4)
+    again.record |= {"task": {"kind": "classification"}, "operating_points": {"balanced": point.to_dict()}}
+    assert torch.equal(Engine(again, "balanced").run(INPUTS).logits, ours.logits)
+    with pytest.raises(ConfigError, match="balanced"):
+        Engine(again, "blanced")
+    del again.record["task"]
+    with pytest.raises(ConfigError, match="task_type"):
+        Engine(again, "balanced")
     whole = (tmp_path / "run" / GATES_FILENAME).read_bytes()
     (tmp_path / "run" / GATES_FILENAME).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"gates\.safetensors"):
         ElasticModel.from_pretrained(tmp_path / "run")
-
-
-def test_operating_points_run_by_name() -> None:
-    model = make_model("bert")
-    policy = POLICIES["both by confidence"]
-    point = OperatingPoint(policy, "accuracy", 0.9, 0.4)
-    model.record |= {"task": {"kind": "classification"}, "operating_points": {"balanced": point.to_dict()}}
-    named, given = Engine(model, "balanced"), Engine(model, policy, task_type="classification")
-    assert torch.equal(named.run(INPUTS).logits, given.run(INPUTS).logits)
-    with pytest.raises(ConfigError, match="balanced"):
-        Engine(model, "blanced")
-    del model.record["task"]
-    with pytest.raises(ConfigError, match="task_type"):
-        Engine(model, "balanced")
 
 
 def test_exits_and_logits_are_calibrated() -> None:

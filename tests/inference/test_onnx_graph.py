@@ -1,5 +1,7 @@
 """The ONNX file computes the sub-network's outputs: every family and head, any batch size and length, with padding."""
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from limbert import ElasticModel, Subnet
-from limbert.errors import CheckpointError, ConfigError, UnsupportedModelError
+from limbert.errors import CheckpointError, ConfigError, ExportError, UnsupportedModelError
 from limbert.inference.onnx_graph import input_names, write_onnx
-from limbert.inference.runtimes import load_runtime
+from limbert.inference.parity import compare_outputs, require_parity
+from limbert.inference.runtimes import Runtime, load_runtime
 from limbert.model.checkpoint import TASK_HEADS
 
 onnx = pytest.importorskip("onnx")
@@ -91,20 +94,11 @@ def test_graph_has_standard_operators_and_no_metadata(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_half_precision_weights_become_fp32(tmp_path: Path) -> None:
-    network = small("bert").bfloat16()
-    write_onnx(network, tmp_path / "model.onnx")
-    pytest.importorskip("onnxruntime")
-    inputs = inputs_for(network, batch=3, tokens=9)
-    found = load_runtime("onnxruntime", tmp_path / "model.onnx")(inputs)
-    torch.testing.assert_close(found, load_runtime("torch", network.float())(inputs), rtol=1e-4, atol=1e-5)
-
-
 def test_networks_are_exported_and_threads_restored() -> None:
-    network = small("distilbert")
+    network = small("distilbert").bfloat16()  # whose weights become fp32
     inputs = inputs_for(network, batch=2, tokens=9) | {"token_type_ids": torch.zeros(2, 9, dtype=torch.long)}
     before = torch.get_num_threads()
-    expected = load_runtime("torch", network, threads=before + 1)(inputs)
+    expected = load_runtime("torch", copy.deepcopy(network).float(), threads=before + 1)(inputs)
     assert torch.get_num_threads() == before
     for name in RUNTIMES:
         pytest.importorskip(name)
@@ -126,3 +120,42 @@ def test_refusals_name_the_value(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="mpnet"):
         write_onnx(network, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+MASK = torch.tensor([[1, 1, 1], [1, 0, 0]])
+BATCHES = [{"input_ids": torch.tensor([[5, 6, 7], [8, 0, 0]]), "attention_mask": MASK}]
+LOGITS = torch.tensor([[1.0, -2.0], [0.5, 4.0]])
+
+
+def runtime_with(**outputs: Tensor) -> Runtime:
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return outputs
+
+    return Runtime(("input_ids", "attention_mask"), run)
+
+
+def test_largest_difference_is_found() -> None:
+    source = runtime_with(logits=LOGITS)
+    comparison = compare_outputs(source, runtime_with(logits=LOGITS), BATCHES)
+    assert (comparison.examples, comparison.max_relative_difference, comparison.agreement) == (2, 0.0, 1.0)
+    require_parity(comparison)
+    other = LOGITS.clone()
+    other[1, 0] += 0.4
+    comparison = compare_outputs(source, runtime_with(logits=other), BATCHES)
+    assert comparison.max_relative_difference == pytest.approx(0.1)
+    with pytest.raises(ExportError, match=r"0\.1 of the largest"):
+        require_parity(comparison)
+    assert compare_outputs(source, runtime_with(logits=LOGITS.flip(1)), BATCHES).agreement == 0
+    with pytest.raises(ExportError, match="not finite"):
+        compare_outputs(source, runtime_with(logits=LOGITS * float("nan")), BATCHES)
+
+
+@pytest.mark.parametrize(("name", "trailing"), [("logits", (2,)), ("start_logits", ())])
+def test_padding_is_not_compared(name: str, trailing: tuple[int, ...]) -> None:
+    outputs = torch.randn(2, 3, *trailing, generator=torch.Generator().manual_seed(1))
+    other = outputs.clone()
+    runtimes = runtime_with(**{name: outputs}), runtime_with(**{name: other})
+    other[1, 2] += 5
+    assert compare_outputs(*runtimes, BATCHES).max_relative_difference == 0
+    other[1, 0] += 5
+    assert compare_outputs(*runtimes, BATCHES).max_relative_difference > 1

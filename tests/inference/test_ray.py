@@ -31,7 +31,6 @@ from limbert.inference.ray import (
     unpack_checkpoint,
 )
 from limbert.inference.shards import Shard
-from limbert.inference.storage import Storage, open_output
 
 pytest.importorskip("ray")
 pytestmark = needs_encoder
@@ -141,11 +140,6 @@ def test_other_runtimes_predict_the_same(folder: Path) -> None:
     assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in expected], abs=1e-4)
     with pytest.raises(ConfigError, match="runtime"):
         predict_folder(folder, torch_pipe, "onnx", shard_rows=400, keep_columns=("id",))
-
-
-def test_token_level_tasks_are_refused() -> None:
-    with pytest.raises(ConfigError, match="question-answering"):
-        prediction_schema(custom_task("question-answering", ()))
 
 
 def kill_a_worker(driver: int) -> None:
@@ -264,20 +258,16 @@ def test_other_settings_or_input_are_refused(folder: Path, pipe: Pipeline) -> No
         predict_folder(folder, pipe, "settled", shard_rows=90)
     with pytest.raises(ConfigError, match="is not empty"):
         predict_folder(folder, pipe, "in")
+    with pytest.raises(ConfigError, match="question-answering"):
+        prediction_schema(custom_task("question-answering", ()))
     status = (folder / "in" / "texts-1.parquet").stat()
     os.utime(folder / "in" / "texts-1.parquet", (1, 1))
     with pytest.raises(ConfigError, match=r"input .*texts-1\.parquet \["):
         predict_folder(folder, pipe, "settled", shard_rows=100)
     os.utime(folder / "in" / "texts-1.parquet", ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def test_a_broken_settings_file_is_refused(tmp_path: Path) -> None:
-    output = Storage.from_uri(str(tmp_path / "out"))
-    assert open_output(output, {"policy": "a"}) == set()
-    assert open_output(output, {"policy": "a"}) == {"_limbert.json"}
-    (tmp_path / "out" / "_limbert.json").write_text("[]")
+    (folder / "settled" / "_limbert.json").write_text("[]")
     with pytest.raises(ConfigError, match="choose another folder"):
-        open_output(output, {"policy": "a"})
+        predict_folder(folder, pipe, "settled", shard_rows=100)
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -332,17 +322,10 @@ def test_rows_without_text_stop_or_stay_empty(folder: Path, pipe: Pipeline) -> N
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(1, 251)) * 40, "vocab.txt": b""}
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: None,
-        lambda path: path.unlink(),
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(path.read_bytes()[:-1]),
-        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\0"),
-    ],
-    ids=["none", "missing", "empty", "short", "last byte"],
-)
+@pytest.mark.parametrize("damage", [
+    lambda path: None, lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\0"),
+], ids=["none", "missing", "short", "last byte"])  # fmt: skip
 def test_unpacked_checkpoint_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object]
 ) -> None:
@@ -353,10 +336,6 @@ def test_unpacked_checkpoint_is_complete(
     assert unpack_checkpoint(FILES) == folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
     assert (folder / "config.json").stat().st_mtime_ns == before.st_mtime_ns, "complete files are used again"
-
-
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIMBERT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").write_text("a file instead of a folder")
-    with pytest.raises(StorageError, match="cache/checkpoints/"):
+    monkeypatch.setenv("LIMBERT_CACHE", str(folder / "config.json"))
+    with pytest.raises(StorageError, match="checkpoints/"):
         unpack_checkpoint(FILES)

@@ -114,23 +114,14 @@ def test_a_gate_learns_from_every_width_below(tmp_path: Path) -> None:
     torch.manual_seed(0)
     gates = WidthGates(num_gates=1, hidden_size=8, widths=(0.5, 1.0))
     seen: list[dict[str, float]] = []
-    events: list[str] = []
 
     class Logs(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            events.append("begin")
-
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             seen.append(logs)
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            events.append("end")
 
     trainer = make_trainer(tmp_path, callbacks=[Logs()], phase="gates")
     fit_gates(trainer, gates, GatesConfig(epochs=10, learning_rate=1e-2), data, data)
     losses = [values["eval_loss"] for values in seen if "eval_loss" in values]
     assert losses[-1] < losses[0]
-    assert {"loss", "learning_rate", "examples_per_second", "epoch"} <= {*seen[0]}
-    assert events == ["begin", "end"]
     for width in range(2):
         assert torch.equal(gates(first_tokens[:, width])[:, 0].argmax(dim=-1), targets)

@@ -108,19 +108,6 @@ def test_words_of_all_lengths_are_masked_equally(
     assert (np.ptp(per_sequence) > 0) == whole_words
 
 
-def test_at_least_one_word_is_masked(sequences: MaskedSequences, tokenizer: PreTrainedTokenizerBase) -> None:
-    collator = make_sequences(sequences.dataset, tokenizer, whole_words=True).collator
-    ids = np.tile([101, 2007, 2008, 2009, 2010, 2007, 2008, 2009, 102], (1000, 1))
-    starts = np.tile(np.asarray([1, 1, 0, 0, 0, 1, 0, 0, 1], dtype=bool), (1000, 1))
-    numbers = np.random.default_rng(0).random((1000, 19))
-    masked, shown = collator.mask_tokens(ids, starts, np.ones_like(starts), numbers=numbers)
-    first, second = masked[:, 1:5], masked[:, 5:8]
-    assert (first.all(axis=1) ^ second.all(axis=1)).all()
-    assert (first.any(axis=1) ^ second.any(axis=1)).all()
-    assert 0.45 < first[:, 0].mean() < 0.55
-    assert (shown == ids)[~masked].all()
-
-
 def test_counter_based_numbers_are_uniform_and_independent() -> None:
     numbers = np.stack([draw_numbers(3, row, 5, 500) for row in range(400)])
     counts, _ = np.histogram(numbers, bins=20, range=(0, 1))
