@@ -5,13 +5,15 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.factories.runs import DATA_OPTIONS, make_small_encoder, needs_encoder
+from tests.factories.runs import DATA_OPTIONS, command, environment, make_small_encoder, needs_encoder, run
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 import limbert
@@ -169,3 +171,40 @@ def test_bad_input_is_named_and_writes_nothing(changes: list[str], named: str) -
         app(["pretrain", *changes, *options, "--output", "bad"], standalone_mode=False)
     assert not Path("bad").exists()
     assert not Path("bad.training").exists()
+
+
+COMMAND = ["pretrain", "--corpus", "texts/*.txt", "--max-length", "32", "--max-steps", "8", "--batch-size", "8",
+           "--widths", "0.5,1.0", "--depths", "0.67,1.0", "--threads", "1", "--model", "small",
+           "--checkpoint-every", "0.05"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_run_ends_bit_for_bit_the_same(folder: Path) -> None:
+    finished = run(folder, *COMMAND, "--output", "unkilled")
+    assert finished.returncode == 0, finished.stderr
+    assert "masked-token" in finished.stdout
+    work, seen, kills = folder / "killed.training", set(), 0
+    while not (folder / "killed").exists():
+        process = subprocess.Popen(
+            command(*COMMAND, "--output", "killed"),
+            cwd=folder,
+            env=environment(folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while kills < 3 and process.poll() is None:
+            found = {str(path) for path in work.glob("*/checkpoint-*")}
+            if found - seen:
+                seen |= found
+                time.sleep(0.03 * kills)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.01)
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+    assert kills > 1  # three where this machine lets the test look in time
+    assert (folder / "killed/model.safetensors").read_bytes() == (folder / "unkilled/model.safetensors").read_bytes()
+    results = [(folder / name / "results.jsonl").read_text() for name in ("killed", "unkilled")]
+    assert results[0] == results[1]
