@@ -53,18 +53,21 @@ class Contender:
 
     name: str
     predict: Callable[[Sequence[str]], list[int]]
-    process: psutil.Process  # whose processor time counts
+    processes: Sequence[psutil.Process]  # whose processor time counts
     wall: list[float] = field(default_factory=list)  # seconds per text, by repetition
     cpu: list[float] = field(default_factory=list)
     accuracy: float = 0.0
 
     def run(self, texts: Sequence[str], labels: Sequence[int]) -> None:
         """Predict all texts once."""
-        before, start = sum(self.process.cpu_times()[:2]), time.perf_counter()
+        before, start = self._cpu_seconds(), time.perf_counter()
         predicted = self.predict(texts)
         self.wall.append((time.perf_counter() - start) / len(texts))
-        self.cpu.append((sum(self.process.cpu_times()[:2]) - before) / len(texts))
+        self.cpu.append((self._cpu_seconds() - before) / len(texts))
         self.accuracy = sum(map(int.__eq__, predicted, labels)) / len(labels)
+
+    def _cpu_seconds(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self.processes)
 
 
 def main() -> None:
@@ -78,10 +81,10 @@ def main() -> None:
         with contextlib.ExitStack() as stack:
             contenders = _stock(arguments.stock, run.max_length)
             for setting in arguments.serve:
-                address, process = stack.enter_context(_server(arguments, setting))
+                address, processes = stack.enter_context(_server(arguments, setting))
                 for count in PER_REQUEST:
                     ask = _asking(address, run.trained_task.labels, count, arguments.connections)
-                    contenders.append(Contender(f"limbert serve {setting}, {count} a request", ask, process))
+                    contenders.append(Contender(f"limbert serve {setting}, {count} a request", ask, processes))
             for contender in contenders:
                 contender.predict(texts[:256])  # warm up
             for _ in range(arguments.repetitions):
@@ -99,6 +102,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="folder with the development set (default: the run's)")
     parser.add_argument("--serve", nargs="+", required=True, help="VARIANT:RUNTIME:PRECISION, one server each")
     parser.add_argument("--threads", type=int, default=default_threads(1), help="of each server's model")
+    parser.add_argument("--workers", type=int, default=1, help="processes of each server")
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--texts", type=int, help="first N of the development set (default: all)")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -126,7 +130,7 @@ def _stock(folder: str, max_length: int) -> list[Contender]:
 
     this = psutil.Process()
     return [
-        Contender(f"stock model, {name} fp32", lambda texts, runtime=runtime: predict_with(runtime, texts), this)
+        Contender(f"stock model, {name} fp32", lambda texts, runtime=runtime: predict_with(runtime, texts), [this])
         for name, runtime in runtimes.items()
     ]
 
@@ -136,11 +140,12 @@ def _batched(order: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 @contextlib.contextmanager
-def _server(arguments: argparse.Namespace, setting: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Address and process of a server with one sub-network or operating point."""
+def _server(arguments: argparse.Namespace, setting: str) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """Address and processes of a server with one sub-network or operating point."""
     variant, runtime, precision = setting.split(":")
     options = ["--policy", variant, "--runtime", runtime, "--precision", precision, "--variants", "1"]
-    options += ["--threads", str(arguments.threads), "--max-queue", "4096", "--port", "0", "--json"]
+    options += ["--threads", str(arguments.threads), "--workers", str(arguments.workers), "--max-queue", "4096"]
+    options += ["--port", "0", "--json"]
     command = [sys.executable, "-m", "limbert", "serve", arguments.run, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -148,7 +153,8 @@ def _server(arguments: argparse.Namespace, setting: str) -> Iterator[tuple[str, 
             line = server.stdout.readline()
             if not line:
                 sys.exit(f"benchmark: error: the server for {setting} did not start")
-            yield urlsplit(json.loads(line)["url"]).netloc, psutil.Process(server.pid)
+            process = psutil.Process(server.pid)
+            yield urlsplit(json.loads(line)["url"]).netloc, [process, *process.children(recursive=True)]
         finally:
             server.send_signal(signal.SIGTERM)
 
@@ -200,7 +206,8 @@ def _print(contenders: Sequence[Contender], num_texts: int, arguments: argparse.
         return
     print(f"{describe_this_machine()}, {' '.join(flags)}, load {os.getloadavg()[0]:.1f}; {num_texts} texts,")
     print(
-        f"{arguments.repetitions} repetitions, {arguments.connections} connections, {arguments.threads} model threads\n"
+        f"{arguments.repetitions} repetitions, {arguments.connections} connections, {arguments.workers} workers, "
+        f"{arguments.threads} model threads\n"
     )
     print("| | texts/s | x eager | core-ms a text | x eager | accuracy |")
     print("|---|---:|---:|---:|---:|---:|")
