@@ -103,7 +103,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--serve", nargs="+", required=True, help="VARIANT:RUNTIME:PRECISION, one server each")
     parser.add_argument("--threads", type=int, default=default_threads(1), help="of each server's model")
     parser.add_argument("--workers", type=int, default=1, help="processes of each server")
-    parser.add_argument("--streams", type=int, default=1, help="of each server")
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--texts", type=int, help="first N of the development set (default: all)")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -146,7 +145,7 @@ def _server(arguments: argparse.Namespace, setting: str) -> Iterator[tuple[str, 
     variant, runtime, precision = setting.split(":")
     options = ["--policy", variant, "--runtime", runtime, "--precision", precision, "--variants", "1"]
     options += ["--threads", str(arguments.threads), "--workers", str(arguments.workers), "--max-queue", "4096"]
-    options += ["--streams", str(arguments.streams), "--port", "0", "--json"]
+    options += ["--port", "0", "--json"]
     command = [sys.executable, "-m", "limbert", "serve", arguments.run, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -208,7 +207,7 @@ def _print(contenders: Sequence[Contender], num_texts: int, arguments: argparse.
     print(f"{describe_this_machine()}, {' '.join(flags)}, load {os.getloadavg()[0]:.1f}; {num_texts} texts,")
     print(
         f"{arguments.repetitions} repetitions, {arguments.connections} connections, {arguments.workers} workers, "
-        f"{arguments.threads} model threads, {arguments.streams} streams\n"
+        f"{arguments.threads} model threads\n"
     )
     print("| | texts/s | x eager | core-ms a text | x eager | accuracy |")
     print("|---|---:|---:|---:|---:|---:|")

@@ -47,10 +47,10 @@ def rows(service: Service, **options: Any) -> list[Any]:
     return [*asyncio.run(asyncio.wait_for(request, 60)).outputs]
 
 
-@pytest.fixture(scope="module", params=[1, 3])
-def service(run: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
-    """The operating point ``early``, which has exits, and two sub-networks in ONNX Runtime, also with streams."""
-    with opened(run, runtime="onnxruntime", policy="early", variants=3, streams=request.param) as service:
+@pytest.fixture(scope="module")
+def service(run: Path) -> Iterator[Service]:
+    """The operating point ``early``, which has exits, and two sub-networks in ONNX Runtime."""
+    with opened(run, runtime="onnxruntime", policy="early", variants=3) as service:
         yield service
 
 
@@ -94,22 +94,6 @@ def test_mixed_requests_equal_predictions(run: Path, service: Service, runtime: 
                 assert (row.variant, row.layers, row.flops) == (name, prediction.layers_run, prediction.flops)
                 layers |= {row.layers} if name == "early" else set()
     assert layers == {1, 2}
-
-
-def test_streams_need_a_compiled_runtime(run: Path) -> None:
-    with pytest.raises(ConfigError, match="streams is 2"), opened(run, streams=2):
-        pass
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_parts_of_a_batch_equal_the_whole(run: Path, runtime: str) -> None:
-    pytest.importorskip(runtime)
-    served = []
-    for streams in (1, 2):
-        with opened(run, runtime=runtime, policy="early", variants=2, threads=2, streams=streams) as service:
-            outputs = [asyncio.run(service.predict(PAIRS)).outputs for _ in range(3)]
-        served.append([(row.layers, *row.logits) for output in outputs for row in output])
-    torch.testing.assert_close(torch.tensor(served[0]), torch.tensor(served[1]), atol=1e-4, rtol=1e-4)
 
 
 def test_closing_ends_waiting_requests(run: Path) -> None:

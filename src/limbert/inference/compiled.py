@@ -65,11 +65,8 @@ class _SubnetFiles:
         assert self._library.write is not None
         self._library.write(self._network, folder, self.source.input_names)
 
-    def open(
-        self, folder: Path, threads: int | None, precision: RuntimePrecision = "fp32", streams: int = 1
-    ) -> Runtime:
-        path = folder / self.file_name
-        return load_runtime(self._runtime, path, threads=threads, precision=precision, streams=streams)
+    def open(self, folder: Path, threads: int | None, precision: RuntimePrecision = "fp32") -> Runtime:
+        return load_runtime(self._runtime, folder / self.file_name, threads=threads, precision=precision)
 
     load = open
 
@@ -101,7 +98,6 @@ class SubnetCompiler:
         runtime: ``onnxruntime`` or ``openvino``.
         precision: one that the runtime has.
         threads: of the runtime; None: as many as torch.
-        streams: batches that may run at once; they divide the threads.
         cache_dir: default: ``compiled`` in the run directory; a temporary folder if that cannot be written, and for a
             stock model.
 
@@ -116,7 +112,6 @@ class SubnetCompiler:
         runtime: str,
         precision: RuntimePrecision = "fp32",
         threads: int | None = None,
-        streams: int = 1,
         cache_dir: Path | None = None,
     ) -> None:
         check_runtime(runtime, precision)
@@ -124,7 +119,6 @@ class SubnetCompiler:
             raise ConfigError(f"runtime {runtime} computes on the CPU; use --device cpu, or --runtime torch")
         self._checkpoint, self._runtime, self._precision = checkpoint, runtime, precision
         self._library, self._threads = RUNTIMES[runtime], threads or torch.get_num_threads()
-        self._streams = streams
         self._cache_dir = cache_dir or Path(checkpoint.path) / COMPILED_FOLDER
 
     def load(self, subnet: Subnet, *, max_drop: float = 100.0) -> Runtime:
@@ -147,8 +141,7 @@ class SubnetCompiler:
 
     def open(self, compiled: CompiledSubnet) -> Runtime | CompiledPolicy:
         """The compiled files in the runtime."""
-        folder, threads = compiled.path.parent, self._threads
-        return compiled.files.load(folder, threads=threads, precision=self._precision, streams=self._streams)
+        return compiled.files.load(compiled.path.parent, threads=self._threads, precision=self._precision)
 
     def compile(self, network: Subnet | Policy, *, max_drop: float = 100.0) -> CompiledSubnet:
         """The files of a sub-network or policy; while another process compiles them, this one waits. Errors: `load`."""

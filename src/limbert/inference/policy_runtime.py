@@ -14,7 +14,6 @@ chooses the width at which each of the others runs the next segment. ``policy.js
 
 import json
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -29,13 +28,12 @@ _OPENVINO_TOKEN_MULTIPLE = 8  # it compiles kernels for each new shape of a batc
 
 
 class PolicyRuntime:
-    """A policy on its segments; must not be called from more threads at once than it has streams.
+    """A policy on its segments; must not be called from two threads at once.
 
     Args:
         folder: with ``policy.json`` and the segments.
         threads: of the runtime; None: its default.
         precision: ``fp32``, or with OpenVINO ``bf16``.
-        streams: batches that may run at once; they divide the threads.
 
     Attributes:
         policy: the content of ``policy.json``; without ``exits`` every example runs to the end.
@@ -43,16 +41,14 @@ class PolicyRuntime:
         token_multiple: batches are padded to a multiple of so many tokens.
     """
 
-    def __init__(
-        self, folder: str | Path, *, threads: int | None = None, precision: str = "fp32", streams: int = 1
-    ) -> None:
+    def __init__(self, folder: str | Path, *, threads: int | None = None, precision: str = "fp32") -> None:
         self._folder = Path(folder)
         self.policy: dict[str, Any] = json.loads((self._folder / POLICY_NAME).read_text(encoding="utf-8"))
         is_openvino = self.policy["runtime"] == "openvino"
         load = _load_openvino if is_openvino else _load_onnxruntime
         self.token_multiple = _OPENVINO_TOKEN_MULTIPLE if is_openvino else 1
         files = [file for segment in self.policy["segments"] for file in segment["files"] if file is not None]
-        self.models = {file: load(self._folder / file, threads, precision, streams) for file in files}
+        self.models = {file: load(self._folder / file, threads, precision) for file in files}
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 32) -> list[Any]:
         """``(label, score)`` for each text, or pair of texts; the score is the label's probability.
@@ -198,35 +194,28 @@ def _probabilities(logits: np.ndarray, *, task_type: str) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _load_onnxruntime(file: Path, threads: int | None, precision: str, streams: int) -> Model:
+def _load_onnxruntime(file: Path, threads: int | None, precision: str) -> Model:
     """A session whose threads do not spin between calls: those of the next segment need the cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = max(1, threads // streams) if threads else 0
+    options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda values: dict(zip(names, session.run(None, values), strict=True))
 
 
-def _load_openvino(file: Path, threads: int | None, precision: str, streams: int) -> Model:
+def _load_openvino(file: Path, threads: int | None, precision: str) -> Model:
     import openvino
 
-    settings: dict[str, Any] = {"NUM_STREAMS": streams}
-    settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
+    settings: dict[str, Any] = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     model = core.compile_model(core.read_model(str(file)), "CPU", settings)
-    names, own = [output.get_any_name() for output in model.outputs], threading.local()
-
-    def run(values: Arrays) -> Arrays:
-        if not hasattr(own, "request"):
-            own.request = model.create_infer_request()
-        return dict(zip(names, own.request.infer(values).to_tuple(), strict=True))
-
-    return run
+    names = [output.get_any_name() for output in model.outputs]
+    return lambda values: dict(zip(names, model(values).to_tuple(), strict=True))
 
 
 @cache

@@ -1,10 +1,9 @@
 """Runtimes that compute a network's outputs behind one interface: torch, ONNX Runtime and OpenVINO.
 
-A loaded network must not be called from more threads at once than it has streams.
+A loaded network must not be called from two threads at once.
 """
 
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,7 @@ class RuntimeLibrary:
     """How a runtime loads networks and, if it loads files, how these are written."""
 
     title: str  # its name for readers
-    load: Callable[[PreTrainedModel | Path, int | None, RuntimePrecision, int], Runtime]
+    load: Callable[[PreTrainedModel | Path, int | None, RuntimePrecision], Runtime]
     precisions: tuple[RuntimePrecision, ...]
     libraries: tuple[str, ...] = ()  # of the extra ``export``
     model_name: str = ""  # the file that it loads; empty: it runs the network itself
@@ -58,12 +57,7 @@ class RuntimeLibrary:
 
 
 def load_runtime(
-    name: str,
-    source: PreTrainedModel | Path,
-    *,
-    threads: int | None = None,
-    precision: RuntimePrecision = "fp32",
-    streams: int = 1,
+    name: str, source: PreTrainedModel | Path, *, threads: int | None = None, precision: RuntimePrecision = "fp32"
 ) -> Runtime:
     """Load a network in one of the runtimes in `RUNTIMES`.
 
@@ -73,18 +67,17 @@ def load_runtime(
             (``.onnx``, for OpenVINO also ``.xml``).
         threads: within one operator; None: the runtime's default.
         precision: see `check_runtime`; ``int8`` needs a quantised file.
-        streams: batches that may run at once, not on torch; they divide the threads.
     """
     check_runtime(name, precision)
     library = RUNTIMES[name]
     if isinstance(source, Path) or library.write is None:
-        return library.load(source, threads, precision, streams)
+        return library.load(source, threads, precision)
     if precision == "int8":
         raise ConfigError("a network has no int8 weights; load a quantised file")
     with tempfile.TemporaryDirectory(prefix="limbert-") as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(source, path)
-        return library.load(path, threads, precision, streams)
+        return library.load(path, threads, precision)
 
 
 def check_runtime(name: str, precision: str = "fp32") -> None:
@@ -103,7 +96,7 @@ def check_runtime(name: str, precision: str = "fp32") -> None:
         raise ConfigError("this CPU does not compute in bf16; use precision fp32 or int8")
 
 
-def _load_torch(source: PreTrainedModel | Path, threads: int | None, precision: RuntimePrecision, _: int) -> Runtime:
+def _load_torch(source: PreTrainedModel | Path, threads: int | None, precision: RuntimePrecision) -> Runtime:
     if isinstance(source, Path):
         raise ConfigError(f"runtime torch runs a network, not the file {source}")
     network = source
@@ -124,13 +117,11 @@ def _load_torch(source: PreTrainedModel | Path, threads: int | None, precision: 
     return Runtime(input_names(network), run)
 
 
-def _load_onnxruntime(
-    source: PreTrainedModel | Path, threads: int | None, precision: RuntimePrecision, streams: int
-) -> Runtime:
+def _load_onnxruntime(source: PreTrainedModel | Path, threads: int | None, precision: RuntimePrecision) -> Runtime:
     """A session on the CPU whose threads do not spin between calls, so that they take no time from other processes."""
     onnxruntime = import_optional("onnxruntime", extra="export")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = max(1, threads // streams) if threads else 0
+    options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -147,12 +138,10 @@ def _load_onnxruntime(
     return Runtime(tuple(node.name for node in session.get_inputs()), run)
 
 
-def _load_openvino(
-    source: PreTrainedModel | Path, threads: int | None, precision: RuntimePrecision, streams: int
-) -> Runtime:
+def _load_openvino(source: PreTrainedModel | Path, threads: int | None, precision: RuntimePrecision) -> Runtime:
+    """A model compiled for low latency on the CPU: one stream."""
     openvino = import_optional("openvino", extra="export")
-    settings: dict[str, Any] = {"NUM_STREAMS": streams}
-    settings["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
+    settings: dict[str, Any] = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
@@ -160,12 +149,10 @@ def _load_openvino(
         compiled = core.compile_model(core.read_model(str(source)), "CPU", settings)
     except Exception as error:  # RuntimeError, or what a plug-in raises
         raise CheckpointError(f"OpenVINO cannot load {source}: {first_line(error)}") from error
-    names, own = tuple(output.get_any_name() for output in compiled.outputs), threading.local()
+    names = tuple(output.get_any_name() for output in compiled.outputs)
 
     def run(inputs: Mapping[str, Tensor]) -> Outputs:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
-        arrays = own.request.infer({name: tensor.numpy() for name, tensor in inputs.items()})
+        arrays = compiled({name: tensor.numpy() for name, tensor in inputs.items()})
         return {name: torch.from_numpy(arrays[index].copy()).float() for index, name in enumerate(names)}
 
     return Runtime(tuple(node.get_any_name() for node in compiled.inputs), run, _OPENVINO_TOKEN_MULTIPLE)

@@ -31,7 +31,7 @@ from limbert.model.layerwise import recorded_states
 
 
 class CompiledPolicy:
-    """A policy on its segments; `run` is that of `Engine`. At most as many threads as streams may call it at once."""
+    """A policy on its segments; `run` is that of `Engine`. Must not be called from two threads at once."""
 
     def __init__(self, segmented: "SegmentedPolicy", driver: PolicyRuntime) -> None:
         self._driver, self._input_names, self._plans = driver, segmented.input_names, segmented.plans
@@ -162,16 +162,9 @@ class SegmentedPolicy:
         library.write(cast(PreTrainedModel, graph), folder, inputs)  # it has a config, and outputs by name
         return library.model_name
 
-    def load(
-        self,
-        folder: Path,
-        *,
-        threads: int | None = None,
-        precision: RuntimePrecision = "fp32",
-        streams: int = 1,
-    ) -> CompiledPolicy:
+    def load(self, folder: Path, *, threads: int | None = None, precision: RuntimePrecision = "fp32") -> CompiledPolicy:
         """The policy on the segments in a folder."""
-        return CompiledPolicy(self, PolicyRuntime(folder, threads=threads, precision=precision, streams=streams))
+        return CompiledPolicy(self, PolicyRuntime(folder, threads=threads, precision=precision))
 
     def open(self, folder: Path, threads: int | None, precision: RuntimePrecision = "fp32") -> Runtime:
         """The same as a runtime, to be compared with `source`."""

@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 import torch
 
-from limbert.core.config import require
 from limbert.errors import ConfigError
 from limbert.inference.compiled import CompiledSubnet, SubnetCompiler, resolve_runtime
 from limbert.inference.load import LoadedCheckpoint
@@ -40,16 +39,13 @@ def compile_variants(
     largest = model.subnet(first.policy.subnet or variants.full.name)
     name = resolve_runtime(checkpoint, largest, settings, threads=threads)
     if name == "torch":
-        require(settings.streams == 1, "streams", settings.streams, "1 on torch; use --runtime onnxruntime or openvino")
         weights = sum(parameter.nbytes for parameter in model.network.parameters())
         on_torch = (
             replace(one, precision=settings.precision, memory_bytes=weights if one is variants.full else 0)
             for one in variants.variants
         )
         return ModelVariants(tuple(on_torch)), {}, name
-    compiler = SubnetCompiler(
-        checkpoint, runtime=name, precision=settings.precision, threads=threads, streams=settings.streams
-    )
+    compiler = SubnetCompiler(checkpoint, runtime=name, precision=settings.precision, threads=threads)
     budget = psutil.virtual_memory().available / 2 / settings.workers
     loaded: dict[str, tuple[Compiled, float]] = {}  # with the loss of metric, by sub-network or operating point
     runtimes: dict[str, Compiled] = {}

@@ -2,10 +2,8 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import chain
 from types import MappingProxyType
 
 import numpy as np
@@ -64,8 +62,7 @@ class RequestOutput:
 class ModelRunner:
     """What computes each variant: an engine, all on the weights of one model in evaluation mode, or its runtime.
 
-    The tokenizer says how to pad; ``runtimes`` holds, by name, the variants that are computed outside the engine. Of
-    their batches ``streams`` parts run at once.
+    The tokenizer says how to pad; ``runtimes`` holds, by name, the variants that are computed outside the engine.
 
     Raises:
         UnsupportedModelError: if the task head is not one for sequence classification.
@@ -79,12 +76,9 @@ class ModelRunner:
         *,
         task_type: TaskType,
         runtimes: Mapping[str, Runtime | CompiledPolicy] = MappingProxyType({}),
-        streams: int = 1,
     ) -> None:
         self._tokenizer, self._cost = tokenizer, CostModel(model)
         self._device, self._model = model.network.device, model
-        self._streams = streams
-        self._pool = ThreadPoolExecutor(streams, "limbert-stream")
         self._networks = {
             one.name: runtimes.get(one.name) or Engine(model, one.policy, task_type=task_type, precision=one.precision)
             for one in variants.variants
@@ -103,16 +97,6 @@ class ModelRunner:
 
     def run(self, variant: str, texts: Sequence[TokenizedText]) -> list[TextOutput]:
         """The outputs of a batch, in order; each text gets what it gets alone."""
-        parts = min(self._streams, len(texts))
-        if parts == 1 or isinstance(self._networks[variant], Engine):
-            return self._run_part(variant, texts)
-        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index].input_ids))
-        members = np.array_split(by_length, parts)
-        results = self._pool.map(lambda part: self._run_part(variant, [texts[index] for index in part]), members)
-        outputs = dict(zip(by_length, chain.from_iterable(results), strict=True))
-        return [outputs[index] for index in range(len(texts))]
-
-    def _run_part(self, variant: str, texts: Sequence[TokenizedText]) -> list[TextOutput]:
         network, static = self._networks[variant], self._static.get(variant)
         batch = self._collate(texts, multiple=self._token_multiples[variant])
         if isinstance(network, Runtime):

@@ -116,14 +116,7 @@ class Service:
         self.variants, runtimes, self.runtime_name = compile_variants(
             checkpoint, variants, settings, threads=torch.get_num_threads()
         )
-        self._runner = ModelRunner(
-            model,
-            self.variants,
-            self._tokenizer,
-            task_type=task.task_type,
-            runtimes=runtimes,
-            streams=settings.streams,
-        )
+        self._runner = ModelRunner(model, self.variants, self._tokenizer, task_type=task.task_type, runtimes=runtimes)
         self._counts, self._started_at = ServerCounts(), time.monotonic()
         self._latencies: deque[tuple[float, float]] = deque(maxlen=_MAX_LATENCIES)  # when and seconds, by request
         self._started: _Started | None = None

@@ -32,10 +32,6 @@ class ServeSettings(RuntimeConfig):
     threads: int | None = config_field(
         None, "CPU threads of a process's model (default: all cores but one, divided by the workers)"
     )
-    streams: int = config_field(
-        1,
-        "parts of a batch that run at once, outside torch; they divide the threads (single texts get slower)",
-    )
     device: str = config_field("auto", "auto (a GPU if there is one), cpu, cuda or cuda:1: where the model runs")
     shadow: float = config_field(
         0.0, "fraction of texts to run at full size too while nothing is queued, to measure how often labels agree"
@@ -54,7 +50,7 @@ class ServeSettings(RuntimeConfig):
         require(0 <= self.port < 65536, "port", self.port, "from 0 to 65535")
         require(0 < self.slo <= 3600, "slo", self.slo, "more than 0 and at most an hour, in seconds")
         require(bool(self.policy), "policy", self.policy, "adaptive, static:WIDTHxDEPTH or an operating point")
-        for name in ("max_batch_tokens", "max_queue", "max_texts", "workers", "streams"):
+        for name in ("max_batch_tokens", "max_queue", "max_texts", "workers"):
             require(getattr(self, name) > 0, name.replace("_", " "), getattr(self, name), "at least 1")
         require(self.max_length is None or self.max_length >= 4, "maximum length", self.max_length, "at least 4 tokens")
         require(self.threads is None or self.threads > 0, "threads", self.threads, "at least 1")
