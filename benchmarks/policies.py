@@ -13,10 +13,8 @@ Example: python benchmarks/policies.py runs/sst2 runs/banking --resamplings 200 
 """
 
 import argparse
-import copy
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +79,7 @@ def _budgets(records: PolicyRecords, splits: int) -> dict[str, object]:
     outcomes: dict[str, list[tuple[float, float]]] = {}
     for seed in range(splits):
         order = np.random.default_rng(seed).permutation(len(records.examples))
-        choosing, measuring = (_draw(records, half) for half in np.array_split(order, 2))
+        choosing, measuring = (records.select(half) for half in np.array_split(order, 2))
         candidates = evaluate_candidates(choosing, num_thresholds=THRESHOLDS)
         static = [candidate for candidate in candidates if candidate.policy.subnet]
         no_loss = choose_operating_points(candidates, metric="", max_drops={"accurate": 0.0})["accurate"]
@@ -109,7 +107,8 @@ def _guarantee(records: PolicyRecords, arguments: argparse.Namespace) -> dict[st
     full = _measure(records, Policy(subnet="1x1"))[0]
     outcomes: dict[str, list[tuple[float, float]]] = {GUARANTEED: [], "cheapest": []}
     for seed in range(arguments.resamplings):
-        drawn = _draw(records, np.random.default_rng(seed).permutation(len(records.examples))[: arguments.examples])
+        order = np.random.default_rng(seed).permutation(len(records.examples))
+        drawn = records.select(order[: arguments.examples])
         limit = arguments.max_drop / 100
         points = guaranteed_point(
             drawn, max_drop=limit, confidence=arguments.confidence, num_thresholds=THRESHOLDS
@@ -126,23 +125,6 @@ def _guarantee(records: PolicyRecords, arguments: argparse.Namespace) -> dict[st
             ("flops", statistics.mean(flops for _, flops in measured)),
         )
     }
-
-
-def _draw(records: PolicyRecords, indices: np.ndarray) -> PolicyRecords:
-    """The records of some of the examples, without running them again."""
-    drawn = copy.copy(records)
-    drawn.examples, drawn.labels = records.examples.select(indices), records.labels[indices]
-    drawn.subnet_logits = {name: logits[indices] for name, logits in records.subnet_logits.items()}
-    drawn._records = {
-        key: replace(
-            record,
-            logits=record.logits[:, indices],
-            flops=record.flops[:, indices],
-            flops_without_exits=record.flops_without_exits[indices],
-        )
-        for key, record in records._records.items()
-    }
-    return drawn
 
 
 if __name__ == "__main__":

@@ -1,13 +1,22 @@
-"""Choice within a budget, from comparable measurements, and names of measured sub-networks."""
+"""Choice within a budget, from comparable measurements; the options of the public functions."""
 
+import inspect
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from tests.factories.profiles import ROW, SETUP
 
 import limbert
+from limbert.core.verb_config import (
+    BenchmarkConfig,
+    BudgetConfig,
+    ExportOptions,
+    MeasurementConfig,
+    SearchConfig,
+    TuneConfig,
+)
 from limbert.errors import ConfigError
 from limbert.evaluation.choose import comparable_rows
 from limbert.evaluation.hardware import hardware_info
@@ -152,3 +161,19 @@ def test_other_machines_need_their_profile_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="phone, 4 cores"):
         comparable_rows(folder)
     assert comparable_rows(folder, profile_path=folder / "profile.jsonl") == rows
+
+
+@pytest.mark.parametrize("verb", ["benchmark", "choose", "export_model", "search", "tune"])
+def test_help_shows_every_option(verb: str) -> None:
+    configs = {
+        "benchmark": [BenchmarkConfig],
+        "choose": [BudgetConfig, MeasurementConfig],
+        "export_model": [ExportOptions],
+        "search": [SearchConfig],
+        "tune": [TuneConfig],
+    }
+    function = getattr(limbert, verb)
+    shown = inspect.signature(function).parameters
+    for item in [item for config in configs[verb] for item in fields(config)]:
+        assert shown[item.name].default == item.default
+        assert f"{item.name}: {item.metadata['help']}" in inspect.getdoc(function)

@@ -18,7 +18,7 @@ from limbert.augment.augmented_file import AugmentationResult, AugmentedFile
 from limbert.augment.candidates import WordCandidateGenerator, load_masked_lm, read_word_vectors
 from limbert.augment.resumable_map import ShardFunction, map_shards
 from limbert.augment.words import FUNCTION_WORDS, read_stop_words, sample_augmented_texts
-from limbert.core.config import AugmentConfig, DataConfig, TrainConfig, configs_from_options
+from limbert.core.config import AugmentConfig, DataConfig, TrainConfig, configs_from_options, shows_options
 from limbert.core.space import Space
 from limbert.data.augmented import LOGITS_COLUMN, SOURCE_ID_COLUMN, compute_source_id
 from limbert.data.load import read_train_table
@@ -35,6 +35,7 @@ EXAMPLES_PER_SHARD = 128  # part of the result: texts of a shard share model cal
 ProgressCallback = Callable[[str, int, int], None]
 
 
+@shows_options(AugmentConfig, DataConfig)
 def augment(
     *,
     workers: int = 1,
@@ -51,7 +52,7 @@ def augment(
             so a script needs the usual ``if __name__ == "__main__"``.
         overwrite: replace a result with other settings, finished or not.
         progress: called with the current step, and its finished shards and all its shards.
-        options: the fields of `AugmentConfig` (``lm`` and ``output`` are required) and of `DataConfig`.
+        options: those below; ``lm`` and ``output`` are required.
 
     Raises:
         ConfigError: unknown or contradictory options, or the output holds a result with other settings.

@@ -1,11 +1,12 @@
 """Settings of a run as frozen dataclasses, one per concern; the ``help`` of a field is the text of ``--help``."""
 
+import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from limbert.errors import ConfigError
 
@@ -13,6 +14,8 @@ TaskType = Literal["classification", "regression", "multi-label", "token-classif
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 Precision = Literal["fp32", "bf16"]
 RuntimePrecision = Literal["fp32", "bf16", "int8"]
+_Config = TypeVar("_Config")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def config_field(default: Any, help: str, **option: Any) -> Any:
@@ -41,6 +44,32 @@ def configs_from_options(options: Mapping[str, Any], *classes: type) -> tuple[An
         config(**{name: value for name, value in options.items() if name in own})
         for config, own in zip(classes, names, strict=True)
     )
+
+
+def take_config(config_class: type[_Config], options: Mapping[str, Any]) -> tuple[_Config, dict[str, Any]]:
+    """A config from the options that are its fields, and the other options."""
+    names = {item.name for item in fields(config_class)}  # type: ignore[arg-type]  # a dataclass
+    own = {name: value for name, value in options.items() if name in names}
+    return config_class(**own), {name: value for name, value in options.items() if name not in names}
+
+
+def shows_options(*classes: type) -> Callable[[_Function], _Function]:
+    """Let ``help()`` and completion show the fields of configs that a function takes as ``**options``."""
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        *own, rest = signature.parameters.values()
+        shown = [item for config in classes for item in fields(config)]
+        options = [
+            inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=item.type)
+            for item in shown
+        ]
+        lines = "\n".join(f"        {item.name}: {item.metadata['help']}." for item in shown)
+        function.__signature__ = signature.replace(parameters=[*own, *options, rest])  # type: ignore[attr-defined]
+        function.__doc__ = f"{function.__doc__}\n    Options:\n{lines}\n    "
+        return function
+
+    return decorate
 
 
 def require_seed(seed: int) -> None:

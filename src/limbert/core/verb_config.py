@@ -1,18 +1,11 @@
 """Settings of the verbs that measure, search, choose and export; the ``help`` of a field is the text of ``--help``."""
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from limbert.core.config import config_field, require
 
-_Config = TypeVar("_Config")
 Objective = Literal["flops", "latency"]
-
-
-def take_config(options: dict[str, Any], config_class: type[_Config]) -> _Config:
-    """A config from the options that are its fields; they are taken out."""
-    names = [item.name for item in fields(config_class) if item.name in options]  # type: ignore[arg-type]  # a dataclass
-    return config_class(**{name: options.pop(name) for name in names})
 
 
 @dataclass(frozen=True)

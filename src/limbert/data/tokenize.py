@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 _CHUNK, _ALIGNED_CHUNK = 2048, 256  # examples given to the tokenizer at a time; with the characters of their tokens
 _POOL_BATCHES = 50  # batches of similar length are cut from a pool of this many
 _TOKEN_COLUMNS = ("input_ids", "token_type_ids")  # of the tokenizer's outputs
-_CACHED_FROM = 256  # fewer examples are tokenised faster than `datasets` is imported
 _CACHE_VERSION = "2"  # raise it when the meaning of the cached arrays changes
 
 
@@ -164,14 +163,12 @@ def tokenize_texts(
     """Tokenise texts or pairs, or read the tokens that an earlier run cached for the same texts and tokenizer.
 
     Inputs have at most ``max_length`` tokens, special ones included: of a pair the longer text is truncated. The cache
-    is in `default_cache_dir`; a few hundred examples are not cached.
+    is in `default_cache_dir`.
     """
     check_tokenizer(tokenizer)
     if not len(examples):
         raise DataError("no examples to tokenise; expected at least one")
-    tokens = None
-    if use_cache and len(examples) >= _CACHED_FROM:
-        tokens = _cached_tokens(examples, tokenizer, max_length=max_length)
+    tokens = _cached_tokens(examples, tokenizer, max_length=max_length) if use_cache else None
     if tokens is None:
         chunks = [encoded for _, encoded in _encode_chunks(examples, tokenizer, _CHUNK, max_length=max_length)]
         tokens = RaggedTokens.from_chunks(chunks)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from limbert.core.config import RuntimePrecision, configs_from_options, require
+from limbert.core.config import RuntimePrecision, configs_from_options, require, shows_options
 from limbert.core.subnet import Subnet
 from limbert.core.verb_config import BenchmarkConfig
 from limbert.errors import CheckpointError, ConfigError
@@ -51,6 +51,7 @@ _DEFAULT_TOKENS = 128
 RowsCallback = Callable[[list[ProfileRow]], None]
 
 
+@shows_options(BenchmarkConfig)
 def benchmark(
     run: str | Path,
     *,
@@ -71,8 +72,7 @@ def benchmark(
         run: elastic model.
         on_setup: called with the rows of each setup.
         progress: called with what runs, steps done and steps in all.
-        options: the fields of `BenchmarkConfig`; ``subnets`` are named ``WIDTHxDEPTH``, as found by a search, or
-            like operating points.
+        options: those below; ``subnets`` are named ``WIDTHxDEPTH``, as found by a search, or like operating points.
 
     Raises:
         LimbertError: for a run, setup or sub-network that cannot be measured or saved; refused before the work.
@@ -269,8 +269,10 @@ class Profiler:
             if self._compiler is None:
                 self._runtimes[name] = load_runtime("torch", self.model.view(subnet), threads=setup.threads)
             else:
-                self._compiled[name] = self._compiler.compile(subnet)
-                self._runtimes[name] = self._compiler.load(subnet)
+                self._compiled[name] = compiled = self._compiler.compile(subnet)
+                runtime = self._compiler.open(compiled)
+                assert isinstance(runtime, Runtime)
+                self._runtimes[name] = runtime
 
     def _warmup_file(self, backend: str) -> Path | None:
         """The tiny network in a file of the runtime."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbert.core.config import configs_from_options
+from limbert.core.config import configs_from_options, shows_options
 from limbert.core.pareto import pareto_front
 from limbert.core.units import QuantityType, format_quantity, parse_quantity
 from limbert.core.verb_config import BudgetConfig, MeasurementConfig
@@ -135,6 +135,7 @@ class Choice:
         return self.ranked[0]
 
 
+@shows_options(BudgetConfig, MeasurementConfig)
 def choose(run: str | Path, **options: Any) -> Choice:
     """Choose the highest metric within a budget; with limits of the metric alone the fastest sub-network.
 
@@ -144,7 +145,7 @@ def choose(run: str | Path, **options: Any) -> Choice:
 
     Args:
         run: elastic model with a profile.
-        options: the fields of `BudgetConfig`, at least one, and of `MeasurementConfig`, see `comparable_rows`.
+        options: those below, at least one limit; for those of measurements see `comparable_rows`.
 
     Raises:
         CheckpointError: if the run has no profile or no results.

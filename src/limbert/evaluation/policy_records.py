@@ -4,6 +4,7 @@ An example's exit changes nothing for the others, nor anything before it. So eac
 and the logits at every exit are recorded.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, combinations_with_replacement
@@ -30,6 +31,11 @@ class _Record:
     logits: np.ndarray  # without temperatures, ``(stops, examples, outputs)``
     flops: np.ndarray  # of an example that stops there, ``(stops, examples)``
     flops_without_exits: np.ndarray  # of all layers without any exit classifier, ``(examples,)``
+
+    def select(self, indices: np.ndarray) -> "_Record":
+        """The record of some of the examples."""
+        flops = self.flops_without_exits[indices]
+        return _Record(self.policy, self.logits[:, indices], self.flops[:, indices], flops)
 
 
 class PolicyRecords:
@@ -75,11 +81,19 @@ class PolicyRecords:
             self._add(_run_all_exits(engine, policy, examples, batch_size=batch_size, device=model.network.device))
         progress(len(policies), len(policies))
 
+    def select(self, indices: np.ndarray) -> "PolicyRecords":
+        """The records of some of the examples."""
+        selected = copy.copy(self)
+        selected.examples, selected.labels = self.examples.select(indices), self.labels[indices]
+        selected.subnet_logits = {name: logits[indices] for name, logits in self.subnet_logits.items()}
+        selected._records = {key: record.select(indices) for key, record in self._records.items()}
+        return selected
+
     def _add(self, record: _Record) -> None:
         self._records[_key(record.policy)] = record
 
-    def policies(self, indices: np.ndarray, *, num_thresholds: int) -> Iterator[Policy]:
-        """The policies to try, the full model first: temperatures and thresholds are chosen on these examples.
+    def policies(self, *, num_thresholds: int) -> Iterator[Policy]:
+        """The policies to try, the full model first: temperatures and thresholds are chosen on the examples.
 
         Thresholds are at even quantiles of the examples' scores.
         """
@@ -90,24 +104,23 @@ class PolicyRecords:
                 continue
             temperatures: tuple[float, ...] | None = None
             if self.task.task_type != "regression":
-                labels, task_type = self.labels[indices], self.task.task_type
                 temperatures = tuple(
-                    fit_temperature(logits[indices], labels, task_type=task_type) for logits in record.logits
+                    fit_temperature(logits, self.labels, task_type=self.task.task_type) for logits in record.logits
                 )
             if policy.gates:
                 yield replace(policy, exits=None, temperatures=temperatures and temperatures[-1:])
             if exits is not None:
-                logits = _calibrated(record.logits[:, indices], temperatures)
+                logits = _calibrated(record.logits, temperatures)
                 for rule in _candidate_rules(logits[:-1], exits.name, self.task, count=num_thresholds):
                     yield replace(policy, exits=rule, temperatures=temperatures)
 
-    def cascades(self, names: Sequence[str], indices: np.ndarray, *, num_thresholds: int) -> Iterator[Policy]:
+    def cascades(self, names: Sequence[str], *, num_thresholds: int) -> Iterator[Policy]:
         """Cascades of two of these sub-networks, cheapest first; none for a regression. Otherwise as `policies`."""
         rule, task_type = self._cascade_rule, self.task.task_type
         if task_type == "regression":
             return
-        logits = {name: self.subnet_logits[name][indices] for name in names}
-        fitted = {name: fit_temperature(own, self.labels[indices], task_type=task_type) for name, own in logits.items()}
+        logits = {name: self.subnet_logits[name] for name in names}
+        fitted = {name: fit_temperature(own, self.labels, task_type=task_type) for name, own in logits.items()}
         for first, last in combinations(names, 2):
             calibrated = logits[first][None] / fitted[first]
             for exits in _candidate_rules(calibrated, rule, self.task, count=num_thresholds):

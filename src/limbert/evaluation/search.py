@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from limbert.core.config import DataConfig, require
+from limbert.core.config import DataConfig, require, shows_options, take_config
 from limbert.core.pareto import pareto_front
 from limbert.core.space import is_width_depth_name
 from limbert.core.subnet import Subnet
-from limbert.core.verb_config import Objective, SearchConfig, take_config
+from limbert.core.verb_config import Objective, SearchConfig
 from limbert.data.load import load_evaluation_data
 from limbert.data.task_registry import compute_task_metrics
 from limbert.data.tasks import Task
@@ -82,6 +82,7 @@ class SearchResult:
     front: list[dict[str, Any]]  # the Pareto front, cheapest first
 
 
+@shows_options(SearchConfig)
 def search(
     run: str | Path,
     *,
@@ -99,13 +100,12 @@ def search(
         run: elastic model.
         batch_size: examples per batch; the results do not depend on it.
         progress: called with what runs, steps done and steps in all.
-        options: the fields of `SearchConfig`; settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the
-            training's.
+        options: those below; settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the training's.
 
     Raises:
         LimbertError: for a setting out of range, a run that cannot be searched or written, or without optuna.
     """
-    config, data = take_config(options, SearchConfig), options
+    config, data = take_config(SearchConfig, options)
     run = os.path.expanduser(run)
     require_writable_run(run)
     import_optional("optuna", extra="search")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from limbert.core.config import require
+from limbert.core.config import require, shows_options, take_config
 from limbert.core.pareto import pareto_front
 from limbert.core.subnet import Subnet
-from limbert.core.verb_config import TuneConfig, take_config
+from limbert.core.verb_config import TuneConfig
 from limbert.data.metrics import compute_metrics, predictions
 from limbert.errors import ConfigError
 from limbert.evaluation.evaluate import Progress, evaluate_policy, no_progress, policy_row, record_temperatures
@@ -74,6 +74,7 @@ class TuneResult:
     standard_errors: dict[str, float] = field(default_factory=dict)  # of the metric, by operating point
 
 
+@shows_options(TuneConfig)
 def tune(
     run: str | Path,
     *,
@@ -98,13 +99,12 @@ def tune(
         batch_size: examples per batch; the results do not depend on it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         progress: called with what runs, steps done and steps in all.
-        options: the fields of `TuneConfig`; settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the
-            training's.
+        options: those below; settings of `DataConfig` (``data=``, ``train=``, ``dev=``) instead of the training's.
 
     Raises:
         LimbertError: for a setting out of range, a token-level task, or a run that cannot be tuned or written.
     """
-    config, data = take_config(options, TuneConfig), options
+    config, data = take_config(TuneConfig, options)
     run = os.path.expanduser(run)
     require_writable_run(run)
     checkpoint = load_checkpoint(run, device=device)
@@ -170,27 +170,23 @@ def tune(
     return TuneResult(candidates, points, task.primary_metric, len(examples), errors)
 
 
-def evaluate_candidates(
-    records: PolicyRecords, *, num_thresholds: int, indices: np.ndarray | None = None
-) -> list[PolicyCandidate]:
-    """The metric and FLOPs of all policies on these examples (default: all), the full model first.
+def evaluate_candidates(records: PolicyRecords, *, num_thresholds: int) -> list[PolicyCandidate]:
+    """The metric and FLOPs of all policies, the full model first.
 
     Every non-decreasing mapping of the gates' choices to widths, each with ``num_thresholds`` exit thresholds; then
     cascades of two sub-networks of the Pareto front. A model without gates and exits has only these and sub-networks.
     """
-    if indices is None:
-        indices = np.arange(len(records.examples))
     task = records.task
 
     def evaluate(policy: Policy) -> PolicyCandidate:
-        logits, flops = (values[indices] for values in records.outputs(policy))
-        value = compute_metrics(task, logits, records.labels[indices])[task.primary_metric]
+        logits, flops = records.outputs(policy)
+        value = compute_metrics(task, logits, records.labels)[task.primary_metric]
         return PolicyCandidate(policy, value, float(flops.mean(dtype=np.float64)) / records.full_flops)
 
-    candidates = [evaluate(policy) for policy in records.policies(indices, num_thresholds=num_thresholds)]
+    candidates = [evaluate(policy) for policy in records.policies(num_thresholds=num_thresholds)]
     best = pareto_policies([candidate for candidate in candidates if candidate.policy.subnet is not None])
     names = [str(candidate.policy.subnet) for candidate in best]
-    cascades = records.cascades(names, indices, num_thresholds=num_thresholds)
+    cascades = records.cascades(names, num_thresholds=num_thresholds)
     return candidates + [evaluate(policy) for policy in cascades]
 
 
@@ -220,22 +216,23 @@ def guaranteed_point(
 ) -> dict[str, OperatingPoint]:
     """The operating point ``guaranteed``; empty, with a warning, if there are too few examples for it."""
     task, order = records.task, np.random.default_rng(0).permutation(len(records.examples))
-    choosing, testing = order[::_CHOOSING_PART], np.delete(order, np.s_[::_CHOOSING_PART])
+    choosing = records.select(order[::_CHOOSING_PART])
+    testing = records.select(np.delete(order, np.s_[::_CHOOSING_PART]))
     needed = examples_needed(max_drop=max_drop, confidence=confidence)
-    if len(testing) < needed:
+    if len(testing.examples) < needed:
         _logger.warning(
             "%d validation examples are too few to guarantee a drop of at most %g points with confidence %g; it needs "
             "%d: validate on more data (train --validation), or allow a larger --max-drop",
             len(order), 100 * max_drop, confidence, _CHOOSING_PART * needed // (_CHOOSING_PART - 1) + 1,
         )  # fmt: skip
         return {}
-    candidates = evaluate_candidates(records, num_thresholds=num_thresholds, indices=choosing)
+    candidates = evaluate_candidates(choosing, num_thresholds=num_thresholds)
     policies = [candidates[0].policy, *(candidate.policy for candidate in reversed(pareto_policies(candidates)))]
 
     def is_right(policy: Policy) -> np.ndarray:
-        same = predictions(task, records.outputs(policy)[0]) == records.labels
+        same = predictions(task, testing.outputs(policy)[0]) == testing.labels
         right: np.ndarray = same if same.ndim == 1 else same.all(axis=1)
-        return right[testing]
+        return right
 
     full = is_right(policies[0])
     passed = last_passing(full, map(is_right, policies), max_drop=max_drop, confidence=confidence)

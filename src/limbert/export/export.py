@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from limbert.core.config import DataConfig
-from limbert.core.verb_config import ExportOptions, take_config
+from limbert.core.config import DataConfig, shows_options, take_config
+from limbert.core.verb_config import ExportOptions
 from limbert.data.tokenize import TokenizedExamples
 from limbert.errors import ConfigError, ExportError, import_optional
 from limbert.evaluation.evaluate import Progress, count_parameters, no_progress
@@ -37,6 +37,7 @@ from limbert.method.calibration import calibrated_network
 from limbert.model.checkpoint import library_versions, write_json
 
 
+@shows_options(ExportOptions)
 def export_model(
     run: str | Path,
     output: str | Path,
@@ -64,8 +65,8 @@ def export_model(
         threads: of the runtime; None: its default.
         extra_files: copied into the folder.
         progress: called with what runs, steps done and steps in all.
-        options: the fields of `ExportOptions`; for ``vocabulary`` and ``characters`` see `reduce_vocabulary`. Settings
-            of `DataConfig` (``data=``, ``dev=`` ...) instead of the training's.
+        options: those below; for ``vocabulary`` and ``characters`` see `reduce_vocabulary`. Settings of `DataConfig`
+            (``data=``, ``dev=`` ...) instead of the training's.
 
     Raises:
         SubnetError: for a sub-network that the model cannot run.
@@ -76,7 +77,7 @@ def export_model(
         raise ConfigError("provide either a sub-network or a policy")
     run = os.path.expanduser(run)
     name = (subnet or "1x1") if policy is None else str(policy)
-    form, data = take_config(options, ExportOptions), options
+    form, data = take_config(ExportOptions, options)
     config = check_export(run, output, subnet=name, threads=threads, **vars(form))
     checkpoint = load_checkpoint(run, head="as-saved")
     if isinstance(policy, str):
